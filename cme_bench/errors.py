@@ -1,0 +1,30 @@
+"""Errors that users see: one line on stderr and a defined exit code, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CmeError(Exception):
+    """Anything a user can act on. ``exit_code`` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class UsageError(CmeError):
+    """Bad input: a wrong name, a broken file, an impossible setting. Raised before work is lost."""
+
+    exit_code = 2
+
+
+class InterruptedRun(CmeError):
+    """The run stopped early on a signal; the same command resumes it."""
+
+    exit_code = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known name, or an empty string if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
