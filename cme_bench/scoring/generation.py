@@ -1,0 +1,65 @@
+"""Scoring one generated response: extract the answer, then compare it with the gold answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from cme_bench.scoring import metrics
+from cme_bench.scoring.extraction import (
+    Extraction,
+    extract_label,
+    extract_letter,
+    extract_short_answer,
+    extract_text,
+)
+
+AnswerType: TypeAlias = Literal["label", "letter", "short", "summary"]
+ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldAnswer:
+    """What a right answer is.
+
+    ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right one,
+    ``options`` the texts behind the letters. ``short`` and ``summary``: ``references`` are the accepted texts.
+    """
+
+    type: AnswerType
+    choices: Sequence[str] = ()
+    gold: int = -1
+    options: Sequence[str] = ()
+    references: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    scores: dict[str, float]
+    answer: Extraction
+
+
+def score_text(response: str, gold: GoldAnswer) -> ScoredText:
+    """Metrics by answer type: ``label``/``letter`` acc; ``short`` em, f1; ``summary`` rouge_1, _2, _l.
+
+    ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
+    """
+    match gold.type:
+        case "label":
+            answer = extract_label(response, gold.choices)
+            scores = {"acc": float(answer.choice == gold.gold)}
+        case "letter":
+            answer = extract_letter(response, gold.choices, gold.options)
+            scores = {"acc": float(answer.choice == gold.gold)}
+        case "short":
+            answer = extract_short_answer(response)
+            scores = {
+                "em": metrics.exact_match(answer.text, gold.references),
+                "f1": metrics.token_f1(answer.text, gold.references),
+            }
+        case "summary":
+            answer = extract_text(response)
+            scores = metrics.rouge(answer.text, gold.references[0])
+    scores["answered"] = float(answer.rule != "none")
+    return ScoredText(scores, answer)

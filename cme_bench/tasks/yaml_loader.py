@@ -1,0 +1,100 @@
+"""Reading task files: lm-eval's YAML with a safe loader, includes, and the line of every key.
+
+``!function module.name`` becomes a :class:`FunctionRef` and is not imported here; whether it may be is
+decided when the task is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cme_bench.errors import UsageError
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRef:
+    """A ``!function`` tag: the qualified name and the file that holds it."""
+
+    name: str
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"!function {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedYaml:
+    """``values`` with includes merged (local keys win); ``where`` names file and line of each top-level
+    key and, dotted, of each key of a mapping below it."""
+
+    values: dict[str, Any]
+    where: dict[str, str]
+
+
+class _Loader(_Base):  # type: ignore[misc]  # the C loader has no stubs
+    source: Path = Path()
+
+
+def _function(loader: _Loader, node: yaml.ScalarNode) -> FunctionRef:
+    return FunctionRef(str(node.value), loader.source, node.start_mark.line + 1)
+
+
+_Loader.add_constructor("!function", _function)
+
+
+def load_yaml(path: Path, *, root: Path) -> LoadedYaml:
+    """Load one task file; ``include`` files must lie under ``root``.
+
+    Raises UsageError with file and line for broken YAML, include cycles and includes outside ``root``.
+    """
+    return _load(path.resolve(), root.resolve(), ())
+
+
+def _load(path: Path, root: Path, seen: tuple[Path, ...]) -> LoadedYaml:
+    if path in seen:
+        raise UsageError(f"{path}: include cycle")
+    if not path.is_relative_to(root):
+        raise UsageError(f"{seen[-1] if seen else path}: include {path} lies outside {root}")
+    values, where = _parse(path)
+    includes = values.pop("include", [])
+    merged: dict[str, Any] = {}
+    merged_where: dict[str, str] = {}
+    for name in includes if isinstance(includes, list) else [includes]:
+        included = _load((path.parent / str(name)).resolve(), root, (*seen, path))
+        merged.update(included.values)
+        merged_where.update(included.where)
+    return LoadedYaml(merged | values, merged_where | where)
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path}: cannot be read ({err})") from err
+    loader = _Loader(text)
+    loader.source = path
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError(f"{path}:1: a task file is a mapping of keys to values")
+        where = {}
+        for key, value in node.value:
+            where[str(key.value)] = f"{path}:{key.start_mark.line + 1}"
+            if isinstance(value, yaml.MappingNode):
+                for sub, _ in value.value:
+                    where[f"{key.value}.{sub.value}"] = f"{path}:{sub.start_mark.line + 1}"
+        return loader.construct_document(node), where
+    except yaml.MarkedYAMLError as err:
+        line = err.problem_mark.line + 1 if err.problem_mark else 1
+        raise UsageError(f"{path}:{line}: {err.problem or 'broken YAML'}") from err
+    except (yaml.YAMLError, ValueError) as err:
+        raise UsageError(f"{path}: {err}") from err
+    finally:
+        loader.dispose()
