@@ -1,0 +1,131 @@
+"""Batches under a token budget that shrinks when memory runs out."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from cme_bench.errors import CmeError
+
+CPU_TOKENS_PER_BATCH = 4096
+_CUDA_TOKENS_PER_BATCH = (4096, 65536)  # least and most that the default takes
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
+
+
+class Row(Protocol):
+    """Anything that takes one row of a batch."""
+
+    @property
+    def n_input(self) -> int:
+        """Tokens that the prefill feeds."""
+
+    @property
+    def n_new(self) -> int:
+        """Most tokens that follow, one forward each; 0 when rows are only scored."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(slots=True)
+class TokenBudget:
+    """Most positions (rows x padded length, new tokens included) of a batch; only shrinks."""
+
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"a batch must hold at least one token, not {self.tokens}")
+
+
+def width(rows: Sequence[Row]) -> int:
+    """Padded length of a batch of ``rows``, room for new tokens included."""
+    return max(row.n_input for row in rows) + max(row.n_new for row in rows)
+
+
+def take_batch(rows: Sequence[RowT], start: int, tokens: int) -> Sequence[RowT]:
+    """The longest run of rows from ``start`` whose padded size fits in ``tokens``; at least one row."""
+    n_input = n_new = 0
+    stop = start
+    while stop < len(rows):
+        n_input = max(n_input, rows[stop].n_input)
+        n_new = max(n_new, rows[stop].n_new)
+        if stop > start and (stop + 1 - start) * (n_input + n_new) > tokens:
+            break
+        stop += 1
+    return rows[start:stop]
+
+
+def run_batches(
+    rows: Sequence[RowT],
+    budget: TokenBudget,
+    compute: Callable[[Sequence[RowT]], Sequence[ResultT]],
+) -> Iterator[tuple[RowT, ResultT]]:
+    """``(row, result)`` of every row in the order given, one batch in memory at a time.
+
+    A batch that runs out of memory is halved, and ``budget`` keeps the smaller size for all that follows.
+    """
+    start = 0
+    while start < len(rows):
+        batch = take_batch(rows, start, budget.tokens)
+        results = _try_compute(compute, batch)
+        if results is None:
+            if len(batch) == 1:
+                raise CmeError(
+                    f"out of memory on a single row of {width(batch)} tokens: use fewer shots or a smaller "
+                    "max_length, a smaller dtype or model, or free memory on the device"
+                )
+            budget.tokens = (len(batch) // 2) * width(batch[: len(batch) // 2])
+            continue
+        yield from zip(batch, results, strict=True)
+        start += len(batch)
+
+
+def _try_compute(
+    compute: Callable[[Sequence[RowT]], Sequence[ResultT]], batch: Sequence[RowT]
+) -> Sequence[ResultT] | None:
+    """None when memory ran out. The traceback, which holds the batch's tensors, is gone by then."""
+    try:
+        return compute(batch)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether ``error`` is an allocator's, on CUDA or CPU (which has no class of its own)."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        text in str(error) for text in _OUT_OF_MEMORY
+    )
+
+
+def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) -> int:
+    """Token budget for a model of ``config``: fixed on CPU, half of the free memory on CUDA.
+
+    A token is taken to need its keys and values in every layer, one layer's activations, and its logits
+    in float32 (one position in eight is scored).
+    """
+    if device.type != "cuda":
+        return CPU_TOKENS_PER_BATCH
+    text = config.get_text_config(decoder=True)
+    hidden = int(text.hidden_size)
+    layers = int(text.num_hidden_layers)
+    heads = int(getattr(text, "num_attention_heads", None) or 1)
+    head_dim = int(getattr(text, "head_dim", None) or hidden // heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    cache = 2 * layers * kv_heads * head_dim * bytes_per_value
+    activations = (12 * hidden + 4 * inner) * bytes_per_value
+    logits = int(text.vocab_size) * (bytes_per_value + 4) // 8
+    free, _total = torch.cuda.mem_get_info(device)
+    least, most = _CUDA_TOKENS_PER_BATCH
+    return max(least, min(most, free // 2 // (cache + activations + logits)))

@@ -1,0 +1,145 @@
+"""The transformers engine: any causal LM that transformers can load, with or without a PEFT adapter."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+)
+from cme_bench.engines.hf import generate as generation
+from cme_bench.engines.hf import loglikelihood as scoring
+from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, run_batches
+from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HFEngine(Engine):
+    """Computes with a loaded transformers model.
+
+    ``model`` is a causal LM or a PeftModel around one; it is set to eval mode, and moved when ``device`` is
+    given. ``max_length`` (tokens) defaults to what the model's config allows. ``tokens_per_batch`` bounds
+    rows x padded length of a batch; by default 4096 on CPU, and chosen from the free memory on CUDA.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None = None,
+        tokens_per_batch: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.model = model.eval() if device is None else model.eval().to(device)
+        self.tokenizer = tokenizer
+        base = base_model(model)
+        self.device: torch.device = base.get_input_embeddings().weight.device
+        self.dtype: torch.dtype = base.dtype
+        self.max_length = max_positions(base.config) if max_length is None else max_length
+        if tokens_per_batch is None:
+            tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
+        self.budget = TokenBudget(tokens_per_batch)
+        self.stats = EngineStats()
+        self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
+        self._forward = CausalForward(model, self.device)
+        self._decoder = generation.GreedyDecoder(
+            self._forward, tokenizer, generation.end_token_ids(base, tokenizer)
+        )
+
+    def loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        """Responses in the order in which batches finish, longest requests first.
+
+        Raises ValueError for a row longer than ``max_length``, before anything is computed; CmeError when
+        one row alone exceeds the memory, or logits are NaN.
+        """
+        scoring.check_requests(requests, self.max_length)
+        return self._loglikelihood(requests)
+
+    def _loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        scored = run_batches(scoring.plan_rows(requests), self.budget, self._score)
+        for index, response in scoring.collect_responses(requests, scored):
+            self.stats.requests += 1
+            self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in requests[index].rows if t)
+            yield index, response
+
+    def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
+        started = time.perf_counter()
+        try:
+            scores = scoring.score_rows(self._forward, rows)
+        finally:
+            self._note_time_and_memory(started)
+        computed = sum(row.n_input for row in rows)
+        self.stats.tokens_computed += computed
+        self.stats.tokens_padding += len(rows) * max(row.n_input for row in rows) - computed
+        return scores
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        """Responses in the order in which batches finish, longest requests first.
+
+        Raises ValueError when prompt and new tokens exceed ``max_length``, before anything is computed;
+        CmeError as ``loglikelihood`` does.
+        """
+        generation.check_requests(requests, self.max_length)
+        return self._generate(requests)
+
+    def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        for row, response in run_batches(generation.plan_generation(requests), self.budget, self._decode):
+            self.stats.requests += 1
+            self.stats.tokens_generated += response.n_tokens
+            self.stats.tokens_rowwise += row.n_input + response.n_tokens - 1
+            yield row.index, response
+
+    def _decode(self, rows: Sequence[generation.GenerationRow]) -> list[GenerateResponse]:
+        started = time.perf_counter()
+        positions = generation.Positions()
+        try:
+            responses = self._decoder.decode_batch(rows, positions)
+        finally:
+            self._note_time_and_memory(started)
+            self.stats.tokens_computed += positions.computed
+            self.stats.tokens_padding += positions.padding
+        return responses
+
+    def describe(self) -> dict[str, str]:
+        """Engine, dtype, device, attention implementation and the versions that compute."""
+        import transformers
+
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device = f"{device} ({torch.cuda.get_device_name(self.device)})"
+        return {
+            "engine": "hf",
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": device,
+            "attention": self._attention,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def _note_time_and_memory(self, started: float) -> None:
+        """Results are on the host by now, so the clock has waited for the device."""
+        self.stats.model_seconds += time.perf_counter() - started
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, peak)

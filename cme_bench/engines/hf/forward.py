@@ -1,0 +1,72 @@
+"""One forward of any causal LM on left padded rows, with logits only where they are needed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_DEFAULT_MAX_LENGTH = 2048
+_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+
+
+def base_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The transformers model below a PeftModel, or ``model`` itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap is not None else model
+
+
+def max_positions(config: Any) -> int:
+    """Most positions that ``config`` allows; 2048 when it does not say."""
+    text = config.get_text_config(decoder=True)
+    for field in _LENGTH_FIELDS:
+        value = getattr(text, field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return _DEFAULT_MAX_LENGTH
+
+
+def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """``(ids, mask)``, both int64 [rows, longest] on CPU; padding is id 0 under mask 0, on the left."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+class CausalForward:
+    """Calls ``model`` with the arguments that its own forward takes.
+
+    The model's forward computes the logits, so scaling and soft-capping stay as the model defines them.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        accepted = inspect.signature(base_model(model).forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_keep = "logits_to_keep" in accepted
+
+    def __call__(
+        self, ids: Tensor, mask: Tensor, *, keep: int, cache: Any = None, use_cache: bool = False
+    ) -> tuple[Tensor, Any]:
+        """``(logits, cache)``: logits [rows, keep, vocab] of the last ``keep`` places of ``ids`` [rows, n].
+
+        ``mask`` [rows, cached + n] is 0 on padding; positions count from each row's first real token.
+        """
+        arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": use_cache}
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        if self._takes_positions:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            arguments["position_ids"] = positions[:, -ids.shape[1] :]
+        if self._takes_keep:
+            arguments["logits_to_keep"] = keep
+        output = self.model(**arguments)
+        return output.logits[:, -keep:], output.past_key_values if use_cache else None

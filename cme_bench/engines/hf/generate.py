@@ -1,0 +1,191 @@
+"""Greedy decoding of a batch, rows leaving it as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
+from cme_bench.engines.hf.forward import CausalForward, left_pad
+from cme_bench.errors import CmeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_UTF8_LONGEST = 4
+
+
+@dataclass(slots=True)
+class GenerationRow:
+    """Request ``index`` and what has been generated for it so far."""
+
+    index: int
+    request: GenerateRequest
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+    @property
+    def n_input(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def n_new(self) -> int:
+        return self.request.max_new_tokens
+
+
+@dataclass(slots=True)
+class Positions:
+    """Positions that went through the network: of rows at work, and of padding and finished rows."""
+
+    computed: int = 0
+    padding: int = 0
+
+
+def check_requests(requests: Sequence[GenerateRequest], max_length: int) -> None:
+    """ValueError for the first request that cannot be run, named by its index."""
+    for index, request in enumerate(requests):
+        if not request.prompt:
+            raise ValueError(f"request {index}: the prompt is empty")
+        if request.max_new_tokens < 1:
+            raise ValueError(
+                f"request {index}: max_new_tokens must be positive, not {request.max_new_tokens}"
+            )
+        if len(request.prompt) + request.max_new_tokens > max_length:
+            raise ValueError(
+                f"request {index}: {len(request.prompt)} + {request.max_new_tokens} new tokens exceed "
+                f"max_length {max_length}"
+            )
+
+
+def plan_generation(requests: Sequence[GenerateRequest]) -> list[GenerationRow]:
+    """One row a request, longest first."""
+    rows = [GenerationRow(index, request) for index, request in enumerate(requests)]
+    return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """End-of-sequence ids of the model's generation config (one or several) and of the tokenizer."""
+    config = getattr(model, "generation_config", None)
+    ids = getattr(config, "eos_token_id", None)
+    several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str | None:
+    """``text`` before the first stop string in it, None when there is none; an empty string never stops."""
+    found = [text.find(s) for s in stop if s]
+    found = [place for place in found if place >= 0]
+    return text[: min(found)] if found else None
+
+
+class GreedyDecoder:
+    """Argmax decoding; logits processors of a generation config (a repetition penalty) do not apply."""
+
+    def __init__(
+        self, forward: CausalForward, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
+    ) -> None:
+        self._forward = forward
+        self._tokenizer = tokenizer
+        self._end_ids = end_ids
+
+    @torch.inference_mode()
+    def decode_batch(self, rows: Sequence[GenerationRow], positions: Positions) -> list[GenerateResponse]:
+        """Responses of ``rows``, in their order; adds what was computed to ``positions``.
+
+        Raises CmeError when a row's logits are NaN.
+        """
+        for row in rows:  # a batch that ran out of memory begins again
+            row.tokens.clear()
+            row.finish = None
+        ids, mask = left_pad([row.request.prompt for row in rows])
+        most_new = max(row.n_new for row in rows)
+        mask = torch.nn.functional.pad(mask, (0, most_new), value=1).to(self._forward.device)
+        n_fed = ids.shape[1]
+        computed = sum(row.n_input for row in rows)
+        positions.computed += computed
+        positions.padding += ids.numel() - computed
+
+        batch = list(rows)
+        logits, cache = self._forward(ids.to(self._forward.device), mask[:, :n_fed], keep=1, use_cache=True)
+        while True:
+            token = _argmax_or_nan(logits[:, -1])  # [rows]
+            for row, choice in zip(batch, token.tolist(), strict=True):
+                if row.finish is None:
+                    self._append(row, choice)
+            at_work = [place for place, row in enumerate(batch) if row.finish is None]
+            if not at_work:
+                return [self._respond(row) for row in rows]
+            if len(at_work) < len(batch) and _can_select(cache):
+                kept = torch.tensor(at_work, device=token.device)
+                cache.batch_select_indices(kept)
+                token, mask = token[kept], mask[kept.to(mask.device)]
+                batch = [batch[place] for place in at_work]
+            positions.computed += len(at_work)
+            positions.padding += len(batch) - len(at_work)
+            n_fed += 1
+            logits, cache = self._forward(
+                token.clamp(min=0)[:, None].to(self._forward.device),
+                mask[:, :n_fed],
+                keep=1,
+                cache=cache,
+                use_cache=True,
+            )
+
+    def _append(self, row: GenerationRow, token: int) -> None:
+        """Add ``token`` to ``row`` and decide whether that ends it."""
+        if token < 0:
+            raise CmeError(
+                f"request {row.index}: the model's logits are NaN after {len(row.tokens)} new tokens; check "
+                "the weights, or use float32 or bfloat16 in place of float16"
+            )
+        row.tokens.append(token)
+        if token in self._end_ids:
+            row.finish = "eos"
+        elif self._has_stopped(row):
+            row.finish = "stop"
+        elif len(row.tokens) == row.request.max_new_tokens:
+            row.finish = "length"
+
+    def _has_stopped(self, row: GenerationRow) -> bool:
+        """Whether the text holds a stop string. Only the tail is decoded until one shows up there: every
+        token is at least a byte, and a first character may be cut."""
+        stop = row.request.stop
+        longest = max((len(s.encode()) for s in stop), default=0)
+        if longest == 0:
+            return False
+        tail = row.tokens[-(longest + _UTF8_LONGEST) :]
+        return (
+            cut_at_stop(self._text(tail), stop) is not None
+            and cut_at_stop(self._text(row.tokens), stop) is not None
+        )
+
+    def _respond(self, row: GenerationRow) -> GenerateResponse:
+        assert row.finish is not None
+        tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
+        text = self._text(tokens)
+        before_stop = cut_at_stop(text, row.request.stop)
+        if before_stop is not None:
+            return GenerateResponse(before_stop, len(row.tokens), "stop")
+        return GenerateResponse(text, len(row.tokens), row.finish)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _argmax_or_nan(logits: Tensor) -> Tensor:
+    """Token [rows] of the highest of ``logits`` [rows, vocab]; -1 where one of them is NaN."""
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
+
+
+def _can_select(cache: Any) -> bool:
+    """Whether rows can be dropped from ``cache``: all its state must be keys and values by row."""
+    from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+    return hasattr(cache, "batch_select_indices") and all(
+        isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
+        for layer in getattr(cache, "layers", [None])
+    )

@@ -1,0 +1,54 @@
+"""What every test may use: a tiny random model and a toy tokenizer, both made here, offline."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 300
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level: 256 ids for bytes, six merges, unused ids, then <s> 270, </s> 271, <pad> 272."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate(alphabet)}
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("i", "n"), ("Ġ", "the"), ("e", "r")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    while len(vocab) < 270:
+        vocab[f"<unused{len(vocab)}>"] = len(vocab)
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template="{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(toy_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """Two random layers, float32, 64 positions; its weights must not be changed by a test."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=toy_tokenizer.bos_token_id,
+        eos_token_id=toy_tokenizer.eos_token_id,
+        pad_token_id=toy_tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
