@@ -1,0 +1,163 @@
+"""Greedy decoding in batches against ``model.generate`` of one prompt at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.engines import GenerateRequest, GenerateResponse, TokenIds
+from cme_bench.engines.hf import HFEngine, generate
+from cme_bench.errors import CmeError
+
+
+def generate_all(engine: HFEngine, requests: Sequence[GenerateRequest]) -> list[GenerateResponse]:
+    found = list(engine.generate(requests))
+    assert sorted(index for index, _ in found) == list(range(len(requests)))
+    return [response for _, response in sorted(found, key=lambda pair: pair[0])]
+
+
+def tokens_alone(model: Any, request: GenerateRequest) -> list[int]:
+    """New tokens by ``model.generate``, the end token included."""
+    prompt = torch.tensor([request.prompt])
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=request.max_new_tokens,
+        do_sample=False,
+    )
+    return list(output[0, prompt.shape[1] :].tolist())
+
+
+@pytest.fixture
+def prompts(make_ids: Callable[[int], TokenIds]) -> list[GenerateRequest]:
+    shapes = [(1, 12), (30, 3), (17, 20), (5, 1), (40, 24), (17, 9), (2, 30), (25, 16)]
+    return [GenerateRequest(make_ids(length), new) for length, new in shapes]
+
+
+def ends_often(model: Any, request: GenerateRequest) -> tuple[Any, int]:
+    """A copy of ``model`` whose end token is the fourth that it generates for ``request``."""
+    model = copy.deepcopy(model)
+    end = tokens_alone(model, request)[3]
+    model.generation_config.eos_token_id = [end, 271]
+    return model, end
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 130, 100_000])
+def test_every_family_equals_one_prompt_at_a_time(
+    family_model: Any,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    prompts: list[GenerateRequest],
+    tokens_per_batch: int,
+) -> None:
+    model, end = ends_often(family_model, prompts[2])
+    engine = HFEngine(model, toy_tokenizer, tokens_per_batch=tokens_per_batch)
+    for request, found in zip(prompts, generate_all(engine, prompts), strict=True):
+        expected = tokens_alone(model, request)
+        assert found.n_tokens == len(expected)
+        ended = expected[-1] in (end, 271)
+        assert found.finish == ("eos" if ended else "length")
+        text = toy_tokenizer.decode(expected[:-1] if ended else expected, skip_special_tokens=True)
+        assert found.text == text
+
+
+def test_finished_rows_leave_the_batch(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, prompts: list[GenerateRequest]
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer, tokens_per_batch=100_000)
+    responses = generate_all(engine, prompts)
+    fed = sum(len(p.prompt) + r.n_tokens - 1 for p, r in zip(prompts, responses, strict=True))
+    assert engine.stats.tokens_computed == engine.stats.tokens_rowwise == fed
+    assert engine.stats.tokens_padding == sum(40 - len(p.prompt) for p in prompts)
+    assert engine.stats.tokens_generated == sum(r.n_tokens for r in responses)
+
+
+def test_rows_stay_when_the_cache_cannot_drop_them(
+    tiny_model: LlamaForCausalLM,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    prompts: list[GenerateRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = generate_all(HFEngine(tiny_model, toy_tokenizer), prompts)
+    monkeypatch.setattr(generate, "_can_select", lambda cache: False)
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    assert generate_all(engine, prompts) == expected
+    assert engine.stats.tokens_computed == engine.stats.tokens_rowwise
+    assert engine.stats.tokens_padding > sum(40 - len(p.prompt) for p in prompts)
+
+
+def test_text_ends_before_the_first_stop_string(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, prompts: list[GenerateRequest]
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    plain = prompts[6]
+    whole = generate_all(engine, [plain])[0]
+    late, early = whole.text[9:12], whole.text[5:7]
+    stops = ("", "not in the text", late, early)
+    request = GenerateRequest(plain.prompt, plain.max_new_tokens, stops)
+    unstopped, found = generate_all(engine, [plain, request])
+    assert unstopped == whole
+    assert found.finish == "stop"
+    assert found.text == whole.text[: min(whole.text.find(late), whole.text.find(early))]
+    assert found.n_tokens < whole.n_tokens
+
+
+def test_a_stop_string_longer_than_any_token_is_found_in_the_tail(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, prompts: list[GenerateRequest]
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    whole = generate_all(engine, [prompts[6]])[0].text
+    request = GenerateRequest(prompts[6].prompt, 30, (whole[2:15],))
+    assert generate_all(engine, [request])[0].text == whole[:2]
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        ("one two", ("two", "one"), ""),
+        ("one two", (" two",), "one"),
+        ("one two", ("three", ""), None),
+        ("", ("x",), None),
+    ],
+)
+def test_cut_at_stop(text: str, stop: tuple[str, ...], expected: str | None) -> None:
+    assert generate.cut_at_stop(text, stop) == expected
+
+
+def test_the_tokenizers_end_token_stops_a_model_that_names_none(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    model.generation_config.eos_token_id = None
+    assert generate.end_token_ids(model, toy_tokenizer) == {271}
+    model.generation_config.eos_token_id = 5
+    assert generate.end_token_ids(model, toy_tokenizer) == {5, 271}
+
+
+def test_requests_past_the_limit_are_named(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    at_limit = GenerateRequest(make_ids(60), 4)
+    assert generate_all(engine, [at_limit])[0].n_tokens <= 4
+    with pytest.raises(ValueError, match=r"request 1: 60 \+ 5 new tokens exceed max_length 64"):
+        engine.generate([at_limit, GenerateRequest(make_ids(60), 5)])
+    with pytest.raises(ValueError, match="request 0: the prompt is empty"):
+        engine.generate([GenerateRequest((), 5)])
+    with pytest.raises(ValueError, match="request 0: max_new_tokens must be positive"):
+        engine.generate([GenerateRequest((1,), 0)])
+
+
+def test_nan_logits_name_the_request(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
+) -> None:
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[299] = float("nan")
+    requests = [GenerateRequest(make_ids(5), 3), GenerateRequest((1, 299), 3)]
+    with pytest.raises(CmeError, match="request 1: the model's logits are NaN after 0 new tokens"):
+        generate_all(HFEngine(model, toy_tokenizer), requests)
