@@ -53,14 +53,16 @@ def extract_label(response: str, labels: Sequence[str]) -> Extraction:
     for i in by_length:
         if bare == labels[i].casefold():
             return found(i, "exact")
-    if (i := _label_at(text, 0, labels, by_length)) is not None:
-        return found(i, "start")
-    claims = {_label_at(text, _skip_quotes(text, m.end()), labels, by_length) for m in _ANSWER_IS.finditer(text)}
-    claims.discard(None)
-    if len(claims) == 1:
-        return found(next(i for i in claims if i is not None), "answer_is")
-    if (i := _only_mention(text, labels, by_length)) is not None:
-        return found(i, "only")
+    if (first := _label_at(text, 0, labels, by_length)) is not None:
+        return found(first, "start")
+    claims = {
+        _label_at(text, _skip_quotes(text, m.end()), labels, by_length) for m in _ANSWER_IS.finditer(text)
+    }
+    named = [i for i in claims if i is not None]
+    if len(named) == 1:
+        return found(named[0], "answer_is")
+    if (only := _only_mention(text, labels, by_length)) is not None:
+        return found(only, "only")
     return NOTHING
 
 

@@ -18,13 +18,22 @@ from cme_bench.scoring.extraction import (
 AnswerType: TypeAlias = Literal["label", "letter", "short", "summary"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
+METRICS: dict[str, tuple[str, ...]] = {
+    "label": ("acc",),
+    "letter": ("acc",),
+    "short": ("em", "f1"),
+    "summary": ("rouge_l", "rouge_1", "rouge_2"),
+}
+"""Metrics of each answer type; the first stands for the task unless it declares another."""
+
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
     """What a right answer is.
 
-    ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right one,
-    ``options`` the texts behind the letters. ``short`` and ``summary``: ``references`` are the accepted texts.
+    ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
+    one, ``options`` the texts behind the letters. ``short`` and ``summary``: ``references`` are the accepted
+    texts.
     """
 
     type: AnswerType

@@ -20,7 +20,7 @@ LM_EVAL_ALIASES = {"acc_norm": "acc_char", "acc_bytes": "acc_byte", "exact_match
 
 
 def normalize_answer(text: str) -> str:
-    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces."""
+    """SQuAD's normalisation (Rajpurkar et al. 2016): lower case, no punctuation or articles."""
     text = "".join(c for c in text.lower() if c not in _PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", text).split())
 

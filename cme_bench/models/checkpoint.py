@@ -1,0 +1,124 @@
+"""Who answers: a model named on the command line, found on disk, and identified by its contents."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.paths import cache_folder
+
+_WEIGHTS = (".safetensors",)
+_IDENTITY = (*_WEIGHTS, "config.json", "adapter_config.json")
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model folder. ``hash``: sha256 over its weight and config files; ``revision``: the hub's commit."""
+
+    name: str
+    path: Path
+    hash: str
+    revision: str | None = None
+
+
+def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = None) -> Checkpoint:
+    """The checkpoint that MODEL names: ``smollm2``, a folder, or a hub id (fetched at its locked commit).
+
+    Raises UsageError if there is no such folder, no config.json in it, or no safetensors weights.
+    """
+    if name == "smollm2":
+        from cme_bench.models.smollm2 import ensure
+
+        path = ensure(offline=offline)
+        return Checkpoint(name, path, hash_checkpoint(path))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_model_folder(path)
+        return Checkpoint(path.resolve().name, path.resolve(), hash_checkpoint(path))
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise UsageError(f"model {name!r}: no such folder, and not a hub id ('owner/name') or 'smollm2'")
+    folder, revision = _fetch(name, offline, lock_file or default_lock_file())
+    check_model_folder(folder)
+    return Checkpoint(name.split("/")[1], folder, hash_checkpoint(folder), revision)
+
+
+def check_model_folder(path: Path) -> None:
+    """UsageError unless ``path`` has a readable config.json and safetensors weights."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise UsageError(f"{path}: no config.json, so this is not a model folder")
+    try:
+        orjson.loads(config.read_bytes())
+    except orjson.JSONDecodeError as err:
+        raise UsageError(f"{config}: broken JSON ({err})") from err
+    if not any(path.glob("*.safetensors")):
+        raise UsageError(f"{path}: no .safetensors weights (pickled .bin files are not loaded)")
+
+
+def _fetch(name: str, offline: bool, lock_file: Path) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    commit = read_lock(lock_file).get(f"models/{name}")
+    try:
+        if commit is None:
+            if offline:
+                raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
+            commit = write_lock(lock_file, f"models/{name}", str(HfApi().model_info(name).sha))
+        folder = snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES, local_files_only=offline)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise CmeError(f"model {name}: the hub did not deliver it ({reason})") from err
+    return Path(folder), commit
+
+
+def hash_checkpoint(folder: Path) -> str:
+    """sha256 over the names and contents of the weight and config files of a model or adapter folder.
+
+    Contents are hashed once per file state (size and modification time) and remembered in the user cache.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.name.endswith(_IDENTITY)):
+        digest.update(f"{file.name}:{hash_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def hash_file(file: Path) -> str:
+    """sha256 of a file's contents, remembered by path, size, inode and modification time."""
+    real = file.resolve()
+    stat = real.stat()
+    key = f"{real}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}"
+    memory = cache_folder() / "file-hashes.json"
+    if known := _remembered(memory).get(key):
+        return known
+    with real.open("rb") as stream:
+        value = hashlib.file_digest(stream, "sha256").hexdigest()
+    _remember(memory, key, value)
+    return value
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        known = orjson.loads(memory.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}  # only a cache: a missing or broken one costs a hash, nothing else
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, key: str, value: str) -> None:
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with memory.with_suffix(".flock").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            scratch = memory.with_suffix(".tmp")
+            scratch.write_bytes(orjson.dumps(_remembered(memory) | {key: value}))
+            scratch.replace(memory)
+    except OSError:
+        return  # a read-only home: hash again next time

@@ -1,0 +1,70 @@
+"""Prompt formats: how messages become one text, and how that text is cut into tokens.
+
+A format is explicit: it is named on the command line or saved beside the adapter, and recorded in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from cme_bench.errors import UsageError, did_you_mean
+
+Policy: TypeAlias = Literal["joint", "separate"]
+"""``joint``: context and continuation are tokenised as one text and split (lm-eval's way). ``separate``:
+each is tokenised alone, as TeamLoRA's training does."""
+
+Message: TypeAlias = Mapping[str, str]
+FORMATS = ("auto", "chat", "plain", "teamlora")
+TEAMLORA_SEPARATOR = "</s>"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """``render(messages, add_generation_prompt)`` gives the text before the answer; None joins plain text
+    as lm-eval does."""
+
+    name: str
+    policy: Policy
+    render: Callable[..., str] | None
+
+
+def resolve_format(name: str, tokenizer: Any, *, saved: str | None = None, generated: bool) -> PromptFormat:
+    """The format called ``name`` for this tokenizer.
+
+    ``auto`` is the format saved with the adapter (``saved``) if there is one; else ``chat`` for generated
+    tasks of a model with a chat template; else ``plain``. Raises UsageError for unknown names and for
+    ``chat`` without a template.
+    """
+    if name not in FORMATS:
+        raise UsageError(f"unknown prompt format {name!r}{did_you_mean(name, FORMATS)}")
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if name == "auto":
+        name = saved or ("chat" if generated and has_template else "plain")
+    if name == "plain":
+        return PromptFormat("plain", "joint", None)
+    if name == "teamlora":
+        return PromptFormat("teamlora", "separate", render_teamlora)
+    if not has_template:
+        raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")
+
+    def render_chat(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    return PromptFormat("chat", "joint", render_chat)
+
+
+def render_teamlora(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """``instruction[\\ninput]</s>``, then the answer: the authors' training prompt (their data loader,
+    2024-08). Exemplars come before as further ``instruction</s>answer</s>`` pairs."""
+    parts = [message["content"] for message in messages]
+    text = TEAMLORA_SEPARATOR.join(parts)
+    return text + TEAMLORA_SEPARATOR if add_generation_prompt else text

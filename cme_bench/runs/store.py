@@ -1,0 +1,170 @@
+"""The run folder: append-only records of items, atomic JSON files, one writer.
+
+After a crash at any moment: every complete line of ``samples/*.jsonl`` is a finished item; a torn last line
+(at most one a file) is cut off when the file is next opened for writing; ``run.json`` and ``results.json``
+are either the old or the new version, never a mixture. The last record of an item is the one that counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import orjson
+
+from cme_bench.errors import CmeError, UsageError
+
+SYNC_SECONDS = 5.0
+_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+
+Record = dict[str, Any]
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Replace ``file`` by ``value`` in one step: readers see the old or the new contents."""
+    _guarded(file, lambda: _replace(file, orjson.dumps(value, option=_JSON)))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace ``file`` by ``text`` in one step."""
+    _guarded(file, lambda: _replace(file, text.encode()))
+
+
+def _replace(file: Path, content: bytes) -> None:
+    scratch = file.with_name(f".{file.name}.tmp")
+    with scratch.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(file)
+
+
+def _guarded(file: Path, act: Any) -> Any:
+    try:
+        return act()
+    except OSError as err:
+        raise CmeError(
+            f"cannot write {file} ({err.strerror or err}); what was stored before is intact: make room or "
+            "mend the folder, then run the same command again"
+        ) from err
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. UsageError if the file is absent or broken."""
+    try:
+        value = orjson.loads(file.read_bytes())
+    except FileNotFoundError as err:
+        raise UsageError(f"{file}: no such file; is {file.parent} a run folder?") from err
+    except orjson.JSONDecodeError as err:
+        raise UsageError(f"{file}: broken JSON ({err})") from err
+    if not isinstance(value, dict):
+        raise UsageError(f"{file}: not a JSON object")
+    return value
+
+
+def read_records(file: Path) -> Iterator[Record]:
+    """Complete records of a samples file in the order they were written; none if there is no file.
+
+    A torn last line is skipped; a broken line before it is a UsageError with its number.
+    """
+    if not file.exists():
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError as err:
+                raise UsageError(f"{file}:{number}: broken record ({err})") from err
+
+
+class RunWriter:
+    """The one process that writes a run folder. Use as a context manager.
+
+    Raises UsageError if the folder cannot be made or written, or if another process is writing it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._streams: dict[Path, IO[bytes]] = {}
+        self._synced = time.monotonic()
+        try:
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("a+")
+        except OSError as err:
+            raise UsageError(f"--out {folder}: cannot be written ({err.strerror or err})") from err
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise UsageError(f"{folder} is being written by another run (process {owner})") from err
+        self._lock.truncate(0)
+        self._lock.write(str(os.getpid()))
+        self._lock.flush()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def samples_file(self, task: str) -> Path:
+        return samples_file(self.folder, task)
+
+    def append(self, task: str, records: Iterable[Record]) -> None:
+        """Write records in one go and hand them to the operating system: they survive this process."""
+        file = self.samples_file(task)
+        lines = b"".join(orjson.dumps(r, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for r in records)
+        _guarded(file, lambda: self._write(file, lines))
+
+    def _write(self, file: Path, lines: bytes) -> None:
+        if file not in self._streams:
+            cut_torn_line(file)
+            self._streams[file] = file.open("ab", buffering=0)
+        stream = self._streams[file]
+        while lines:
+            lines = lines[stream.write(lines) :]
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(stream.fileno())
+            self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Flush to disk and release the folder."""
+        for file, stream in self._streams.items():
+            _guarded(file, lambda stream=stream: os.fsync(stream.fileno()))
+            stream.close()
+        self._streams.clear()
+        self._lock.close()
+
+
+def samples_file(folder: Path, task: str) -> Path:
+    return folder / "samples" / f"{task}.jsonl"
+
+
+def cut_torn_line(file: Path) -> None:
+    """Remove what follows the last newline: the trace of a writer that was killed in the middle of a line."""
+    if not file.exists():
+        return
+    with file.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        position = end
+        while position > 0:
+            start = max(0, position - 65536)
+            stream.seek(start)
+            found = stream.read(position - start).rfind(b"\n")
+            if found >= 0:
+                position = start + found + 1
+                break
+            position = start
+        if position != end:
+            stream.truncate(position)

@@ -1,0 +1,129 @@
+"""From a task file and rows to a task that can be asked: lm-eval's object, its rows and its hash."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from lm_eval.api.task import ConfigurableTask
+
+from cme_bench.errors import UsageError
+from cme_bench.tasks.cme_task import CmeTask
+from cme_bench.tasks.sources import DataSource, Rows
+from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
+from cme_bench.tasks.suite import Suite
+from cme_bench.tasks.yaml_loader import FunctionRef
+
+_NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline"})
+_FALLBACK_SHOTS_KEYS = ("fewshot_split", "fewshot_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task with its rows. ``hash``: sha256 over everything that decides its scores except the model and
+    the prompt format: templates, shots, delimiters, filters, metrics and the rows themselves."""
+
+    spec: TaskSpec
+    lm_eval: ConfigurableTask
+    rows: Rows
+    shots: int
+    hash: str
+    revision: str | None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def docs(self) -> Any:
+        """The rows that are scored, in order; an item's id is its index here."""
+        return self.lm_eval.task_docs
+
+    def place(self, index: int) -> str:
+        """Where row ``index`` stands, for messages."""
+        kept_all = len(self.docs) == len(self.rows.table)
+        return self.rows.place(index) if kept_all else f"{self.rows.origin} (row {index} after filtering)"
+
+    def seed_fewshot(self, seed: int, index: int) -> None:
+        """Make the exemplars of item ``index`` depend on (seed, task, index) only, so that they are the same
+        for any limit, order or number of workers."""
+        if hasattr(self.lm_eval, "sampler"):
+            digest = hashlib.sha256(f"{seed}:{self.name}:{index}".encode()).digest()
+            self.lm_eval.sampler.rnd = random.Random(int.from_bytes(digest[:8], "big"))
+
+
+def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int | None = None) -> Task:
+    """Load the rows ``spec`` needs and make lm-eval's task from them.
+
+    ``shots`` overrides the file's ``num_fewshot``. Raises UsageError for missing splits, templates that do
+    not fit the rows, and ``!function`` from a folder that is not trusted.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    shots = spec.num_fewshot if shots is None else shots
+    eval_rows = source.rows(spec, spec.eval_split)
+    splits = {spec.eval_split: eval_rows.table}
+    digest = hashlib.sha256(_canonical(spec.config))
+    digest.update(f"shots={shots};rows={eval_rows.fingerprint()}".encode())
+    config = {k: v for k, v in spec.config.items() if k not in LOADER_KEYS | {"tag"}}
+    if shots:
+        if spec.fewshot_split is None:
+            raise UsageError(f"{spec.path}: {shots} shots asked for, but the task names no fewshot_split")
+        shot_rows = source.rows(spec, spec.fewshot_split)
+        splits[spec.fewshot_split] = shot_rows.table
+        digest.update(shot_rows.fingerprint().encode())
+    else:
+        config = {k: v for k, v in config.items() if k not in _FALLBACK_SHOTS_KEYS}
+    config = _resolve_functions(copy.deepcopy(config), spec, suite)
+    config |= {"num_fewshot": shots, "custom_dataset": lambda **_: splits}
+    make = _resolve_functions(spec.config.get("class"), spec, suite) or CmeTask
+    try:
+        task = make(config=config)
+    except UsageError:
+        raise
+    except Exception as err:  # lm-eval and Jinja raise anything when a template does not fit the rows
+        raise UsageError(f"{spec.path}: the task does not fit {eval_rows.origin} ({_one_line(err)})") from err
+    return Task(spec, task, eval_rows, shots, digest.hexdigest(), source.revision(spec))
+
+
+def _canonical(config: Mapping[str, Any]) -> bytes:
+    """The hashed part of a task file as bytes: sorted keys, functions by name, prose left out."""
+    kept = {k: v for k, v in config.items() if k != "metadata"}
+    kept["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k not in _NOT_HASHED}
+    return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS, default=str)
+
+
+def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
+    """``value`` with every FunctionRef in it imported."""
+    if isinstance(value, FunctionRef):
+        return _import(value, spec, suite)
+    if isinstance(value, dict):
+        return {k: _resolve_functions(v, spec, suite) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolve_functions(v, spec, suite) for v in value]
+    return value
+
+
+def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
+    if not suite.trusts(spec):
+        raise UsageError(f"{ref.file}:{ref.line}: {ref} is Python code; it runs only with --allow-code")
+    module, _, name = ref.name.rpartition(".")
+    try:
+        if (ref.file.parent / f"{module.replace('.', '/')}.py").is_file():
+            from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+            return _import_func_in_yml(ref.name, ref.file.parent)
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as err:
+        raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({err})") from err
+
+
+def _one_line(err: BaseException) -> str:
+    text = str(err).strip().splitlines()
+    return f"{type(err).__name__}: {text[0]}" if text else type(err).__name__

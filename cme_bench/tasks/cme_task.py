@@ -1,0 +1,72 @@
+"""CME's task class for lm-eval: prompts and few-shot are lm-eval's, generated answers are scored by us.
+
+The built-in YAML files name this class (``class: !function cme_bench.tasks.cme_task.CmeTask``), so that stock
+``lm_eval --include_path tasks`` scores exactly as ``cme-bench run`` does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.task import ConfigurableTask
+
+from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
+
+
+class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+    """A ConfigurableTask with two additions, both declared in ``metadata``:
+
+    ``answer: {type: label|letter|short|summary, options: TEMPLATE}``: how a generated response is read and
+    scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's own metrics apply.
+    ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
+    """
+
+    def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        config = {key: value for key, value in (config or {}).items() if key != "class"}
+        metadata: dict[str, Any] = config.get("metadata") or {}
+        self.answer: dict[str, Any] | None = metadata.get("answer")
+        if self.answer is not None:
+            # lm-eval looks up no metric by name where process_results is set; ours is the method below
+            config["process_results"] = "cme_bench"
+            config["metric_list"] = [
+                {"metric": name, "aggregation": "mean", "higher_is_better": True}
+                for name in (*METRICS[self.answer["type"]], "answered")
+            ]
+        super().__init__(config=config, **kwargs)
+        self._group_field: str | None = metadata.get("fewshot_group")
+        self._groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        if self._group_field and hasattr(self, "sampler"):
+            for row in self.sampler.fewshot_docs():
+                self._groups[row[self._group_field]].append(row)
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        if self._group_field and num_fewshot:
+            self.sampler.replace_df(self._groups[doc[self._group_field]])
+        return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+
+    def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:
+        """The right answer of one row, as ``metadata.answer`` declares it."""
+        assert self.answer is not None
+        kind = self.answer["type"]
+        target = self.doc_to_target(doc)
+        if kind in ("label", "letter"):
+            choices = self.doc_to_choice(doc)
+            options: Sequence[str] = ()
+            if template := self.answer.get("options"):
+                options = [str(o) for o in ast.literal_eval(utils.apply_template(template, doc))]
+            return GoldAnswer(kind, choices, int(target), options)
+        references = [str(t) for t in target] if isinstance(target, list) else [str(target)]
+        return GoldAnswer(kind, references=references)
+
+    def score_text(self, doc: dict[str, Any], response: str) -> ScoredText:
+        """Extraction and metrics of one generated response."""
+        return score_text(response, self.gold_answer(doc))
+
+    def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        if self.answer is None:
+            return dict(super().process_results(doc, results))
+        return self.score_text(doc, results[0]).scores
