@@ -32,7 +32,8 @@ class HFEngine(Engine):
 
     ``model`` is a causal LM or a PeftModel around one; it is set to eval mode, and moved when ``device`` is
     given. ``max_length`` (tokens) defaults to what the model's config allows. ``tokens_per_batch`` bounds
-    rows x padded length of a batch; by default 4096 on CPU, and chosen from the free memory on CUDA.
+    rows x padded length of a batch; by default 4096 on CPU, and chosen from the free memory on CUDA. A batch
+    that ran out of memory counts in ``stats.model_seconds`` only.
     """
 
     def __init__(
@@ -114,8 +115,8 @@ class HFEngine(Engine):
             responses = self._decoder.decode_batch(rows, positions)
         finally:
             self._note_time_and_memory(started)
-            self.stats.tokens_computed += positions.computed
-            self.stats.tokens_padding += positions.padding
+        self.stats.tokens_computed += positions.computed
+        self.stats.tokens_padding += positions.padding
         return responses
 
     def describe(self) -> dict[str, str]:
