@@ -1,0 +1,38 @@
+"""The command line. Each command imports its work when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from cme_bench.errors import CmeError
+
+app = typer.Typer(
+    name="cme-bench",
+    help="Evaluate multi-task adapters (LoRA ... TeamLoRA) on CME: 22 datasets in 11 domains.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Entry point: errors a user can act on become one line on stderr and their exit code."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # one live display, ours
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        app()
+    except CmeError as err:
+        print(f"cme-bench: {err}", file=sys.stderr)
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        print("cme-bench: interrupted", file=sys.stderr)
+        sys.exit(3)
+
+
+from cme_bench.cli import doctor, run, table, tasks  # noqa: E402 - commands register themselves on `app`
+
+__all__ = ["app", "doctor", "main", "run", "table", "tasks"]

@@ -15,11 +15,14 @@ from cme_bench.prompts.formats import PromptFormat
 class AskableTask(Protocol):
     """What this module needs of a task (:class:`cme_bench.tasks.build.Task`)."""
 
-    name: str
-    shots: int
-    lm_eval: Any
-    docs: Any
-
+    @property
+    def name(self) -> str: ...
+    @property
+    def shots(self) -> int: ...
+    @property
+    def lm_eval(self) -> Any: ...
+    @property
+    def docs(self) -> Any: ...
     def place(self, index: int) -> str: ...
     def seed_fewshot(self, seed: int, index: int) -> None: ...
 

@@ -1,0 +1,108 @@
+"""``cme-bench run``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cme_bench.cli import app
+
+_EPILOG = (
+    "Examples:  cme-bench run smollm2 --data mini   |   cme-bench run ./llama --tasks nli,cme_rte_ll "
+    "--data ./data --limit 200   |   the same command again resumes.   "
+    "Exit codes: 0 done, 2 bad input, 3 interrupted and resumable, 1 anything else."
+)
+
+
+@app.command(epilog=_EPILOG)
+def run(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a hub id, or 'smollm2' (the embedded default).")
+    ],
+    tasks: Annotated[
+        str, typer.Option(help="Comma-separated tasks, domains and suites: cme, cme_ll, nli, cme_rte_ll, ...")
+    ] = "cme",
+    adapter: Annotated[Optional[str], typer.Option(help="A PEFT adapter folder.")] = None,  # noqa: UP045
+    engine: Annotated[str, typer.Option(help="What computes: hf.")] = "hf",
+    data: Annotated[
+        str,
+        typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl."),
+    ] = "hub",
+    limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N items of each task.")] = None,  # noqa: UP045
+    shots: Annotated[
+        Optional[int], typer.Option(min=0, help="Few-shot exemplars; default: the task's own.")
+    ] = None,  # noqa: UP045
+    seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    prompt_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, chat, plain or teamlora. auto: the adapter's, else chat where the "
+            "model has a template and the task generates, else plain.",
+        ),
+    ] = "auto",
+    out: Annotated[Optional[Path], typer.Option(help="Run folder; default: runs/MODEL-HASH.")] = None,  # noqa: UP045
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    include: Annotated[Optional[list[Path]], typer.Option(help="Folder of your own task files.")] = None,  # noqa: UP045
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run !function code of --include files.")
+    ] = False,
+    max_truncated: Annotated[
+        Optional[int], typer.Option(min=0, help="Fail if more prompts than this must be cut to fit.")  # noqa: UP045
+    ] = None,
+    set_: Annotated[
+        Optional[list[str]],
+        typer.Option("--set", metavar="KEY=VALUE", help="Engine setting, e.g. tokens_per_batch=2048."),  # noqa: UP045
+    ] = None,
+) -> None:
+    """Evaluate a checkpoint: per-item records, results.json and summary.csv in a run folder.
+
+    Killed at any moment, the same command goes on where it stopped.
+    """
+    from cme_bench.cli.progress import show_progress
+    from cme_bench.errors import UsageError, did_you_mean
+    from cme_bench.runs.options import ENGINES, RunOptions, parse_settings
+
+    if engine not in ENGINES:
+        raise UsageError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
+    options = RunOptions(
+        model=model,
+        tasks=tasks,
+        adapter=adapter,
+        engine=engine,
+        data=data,
+        limit=limit,
+        shots=shots,
+        seed=seed,
+        dtype=dtype,
+        out=out,
+        offline=offline,
+        prompt_format=prompt_format,
+        include=tuple(include or ()),
+        allow_code=allow_code,
+        max_truncated=max_truncated,
+        settings=parse_settings(set_ or []),
+        command=tuple(sys.argv),
+    )
+    from cme_bench.runs.runner import run as evaluate
+
+    with show_progress() as listener:
+        listener.note(f"cme-bench run {model}: preparing")
+        folder = evaluate(options, listener)
+    _print_summary(folder)
+
+
+def _print_summary(folder: Path) -> None:
+    from rich.console import Console
+
+    from cme_bench.reports.run_summary import summary_table, warnings
+
+    console = Console()
+    console.print(summary_table(folder))
+    for warning in warnings(folder):
+        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
+    console.print(f"Results are in {folder}", soft_wrap=True, highlight=False)

@@ -1,0 +1,75 @@
+"""Loading what a checkpoint holds: tokenizer, config facts, weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.errors import CmeError, UsageError, did_you_mean
+from cme_bench.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. UsageError if the folder has none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise UsageError(f"{checkpoint.path}: the tokenizer cannot be loaded ({_first_line(err)})") from err
+
+
+def load_config(checkpoint: Checkpoint) -> Any:
+    """The transformers config. UsageError if its architecture is unknown or needs remote code."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise UsageError(f"{checkpoint.path / 'config.json'}: {_first_line(err)}") from err
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError) as err:
+        raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({_first_line(err)})") from err
+    return model.to(device).eval()
+
+
+def choose_device() -> torch.device:
+    """CUDA if there is any, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """``auto``: float32 on a CPU, the checkpoint's own type (bfloat16 if it names none) on an accelerator."""
+    import torch
+
+    if name not in DTYPES:
+        raise UsageError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}")
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.type == "cpu":
+        return torch.float32
+    stored = getattr(config, "dtype", None)
+    return stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def _first_line(err: BaseException) -> str:
+    text = str(err).strip().splitlines()
+    return text[0] if text else type(err).__name__

@@ -1,0 +1,53 @@
+"""The table and the warnings that stand at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from cme_bench.runs.store import read_json
+
+WARN_SHARE = 0.01
+
+
+def summary_table(folder: Path) -> Table:
+    """Every task, every domain and the average of a run folder."""
+    results = read_json(folder / "results.json")["cme"]
+    table = Table(title=str(folder), show_edge=False)
+    for name, justify in (("domain", "left"), ("task", "left"), ("metric", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for name in ("score", "± SE", "n"):
+        table.add_column(name, justify="right")
+    for task, result in results["tasks"].items():
+        estimate = result["metrics"][result["primary"]]
+        table.add_row(result["domain"], task, result["primary"], *_cells(estimate))
+    table.add_section()
+    for domain, estimate in results["domains"].items():
+        table.add_row(domain, "", "macro", *_cells(estimate))
+    table.add_section()
+    table.add_row("[bold]average[/bold]", "", "macro", *_cells(results["average"]))
+    return table
+
+
+def _cells(estimate: dict[str, float | None]) -> tuple[str, str, str]:
+    value, stderr = estimate["value"], estimate["stderr"]
+    return (
+        "-" if value is None else f"{100 * value:.2f}",
+        "-" if stderr is None else f"{100 * stderr:.2f}",
+        str(estimate["n"]),
+    )
+
+
+def warnings(folder: Path) -> Iterator[str]:
+    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts."""
+    words = {
+        "empty": "answers in which no rule found an answer",
+        "hit_length": "generations that hit the length limit",
+        "truncated": "prompts cut to fit the context",
+    }
+    for task, result in read_json(folder / "results.json")["cme"]["tasks"].items():
+        for kind, share in result["quality"].items():
+            if share > WARN_SHARE:
+                yield f"{task}: {100 * share:.1f} % {words[kind]}"

@@ -1,0 +1,53 @@
+"""What a user asks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cme_bench.errors import UsageError, did_you_mean
+
+ENGINES = ("hf",)
+SETTINGS = {
+    "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
+    "max_length": "most tokens of a row; default: what the model's config allows",
+}
+"""Keys of ``--set KEY=VALUE`` and what they mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The arguments of ``cme-bench run``; see its help for their meaning."""
+
+    model: str
+    tasks: str = "cme"
+    adapter: str | None = None
+    engine: str = "hf"
+    data: str = "hub"
+    limit: int | None = None
+    shots: int | None = None
+    seed: int = 0
+    dtype: str = "auto"
+    out: Path | None = None
+    offline: bool = False
+    prompt_format: str = "auto"
+    include: tuple[Path, ...] = ()
+    allow_code: bool = False
+    max_truncated: int | None = None
+    settings: Mapping[str, int] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+
+
+def parse_settings(pairs: list[str]) -> dict[str, int]:
+    """``["tokens_per_batch=2048"]`` as a mapping. UsageError for unknown keys and values that are no
+    positive whole numbers."""
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in SETTINGS:
+            raise UsageError(f"--set {pair}: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")
+        if not value.isdigit() or int(value) == 0:
+            raise UsageError(f"--set {pair}: {key} takes a positive whole number")
+        settings[key] = int(value)
+    return settings

@@ -1,0 +1,95 @@
+"""``results.json`` (lm-eval's shape, so that its tools read it) and ``summary.csv`` (tidy) of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cme_bench.runs.manifest import Manifest
+from cme_bench.runs.store import write_json, write_text
+from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
+from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.stats.estimates import Estimate
+
+AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the average over the domains"
+_TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
+
+
+def write_results(folder: Path, manifest: Manifest, results: Sequence[TaskResult]) -> None:
+    """Write both files for the tasks finished so far."""
+    summary = summarize(results)
+    write_json(folder / "results.json", results_json(manifest, results, summary))
+    write_text(folder / "summary.csv", summary_csv(results, summary))
+
+
+def results_json(manifest: Manifest, results: Sequence[TaskResult], summary: Summary) -> dict[str, Any]:
+    """lm-eval's keys at the top; ours, with formula names and the macro means, under ``cme``."""
+    content = manifest.content
+    planned = content["tasks"]
+    return {
+        "results": {
+            r.task: {"alias": r.task} | {k: v for n, e in r.metrics.items() for k, v in _lm_eval_pair(n, e)}
+            for r in results
+        },
+        "configs": {r.task: {"task": r.task, "metadata": planned[r.task]} for r in results},
+        "versions": {r.task: planned[r.task]["hash"][:8] for r in results},
+        "n-shot": {r.task: planned[r.task]["shots"] for r in results},
+        "n-samples": {
+            r.task: {"original": planned[r.task]["rows"], "effective": planned[r.task]["n"]} for r in results
+        },
+        "config": {"model": content["identity"]["engine"], "model_args": content["model"]["path"]},
+        "model_name": content["model"]["name"],
+        "task_hashes": {r.task: planned[r.task]["hash"] for r in results},
+        "cme": {
+            "average": _plain(summary.average),
+            "average_is": AVERAGE,
+            "domains": {name: _plain(e) for name, e in summary.domains.items()},
+            "datasets": {name: _plain(e) for name, e in summary.datasets.items()},
+            "tasks": {
+                r.task: {
+                    "domain": r.domain,
+                    "dataset": r.dataset,
+                    "primary": r.primary,
+                    "metrics": {name: _plain(e) for name, e in r.metrics.items()},
+                    "quality": r.quality,
+                    "hash": planned[r.task]["hash"],
+                }
+                for r in results
+            },
+        },
+    }
+
+
+def _lm_eval_pair(name: str, estimate: Estimate) -> list[tuple[str, Any]]:
+    bare, _, pipeline = name.partition("@")
+    original, pipeline = _TO_LM_EVAL.get(bare, bare), pipeline or "none"
+    stderr = "N/A" if math.isnan(estimate.stderr) else estimate.stderr
+    return [(f"{original},{pipeline}", estimate.value), (f"{original}_stderr,{pipeline}", stderr)]
+
+
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    stderr = None if math.isnan(estimate.stderr) else estimate.stderr
+    return {"value": estimate.value, "stderr": stderr, "n": estimate.n}
+
+
+def summary_csv(results: Sequence[TaskResult], summary: Summary) -> str:
+    """Columns task, domain, metric, value, stderr, n; domains and the average follow the tasks."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(["task", "domain", "metric", "value", "stderr", "n"])
+
+    def row(task: str, domain: str, metric: str, e: Estimate) -> None:
+        stderr = "" if math.isnan(e.stderr) else repr(e.stderr)
+        table.writerow([task, domain, metric, repr(e.value), stderr, e.n])
+
+    for result in results:
+        for metric, estimate in result.metrics.items():
+            row(result.task, result.domain, metric, estimate)
+    for domain, estimate in summary.domains.items():
+        row(f"domain:{domain}", domain, "macro", estimate)
+    row("average", "all", "macro", summary.average)
+    return out.getvalue()

@@ -1,0 +1,266 @@
+"""A run: tasks -> requests -> engine -> responses -> scores -> store, resumable at any moment.
+
+Everything that can be wrong with the input is found before weights are loaded: tasks, rows, labels, model
+folder, output folder. Then each task's stored responses are reused by key, the rest is computed, and every
+finished window of items is appended to the store at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.items import Item, build_items
+from cme_bench.runs.identity import response_key
+from cme_bench.runs.manifest import Manifest, PlannedTask, default_folder
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.progress import Silent
+from cme_bench.runs.responder import Responder
+from cme_bench.runs.results import write_results
+from cme_bench.runs.store import Record, RunWriter, read_records, samples_file
+from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.items import response_record, score_record
+from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.suite import load_suite
+
+WINDOW_ITEMS = 16
+WINDOW_SECONDS = 1.0
+"""A flush window: finished items are stored once there are this many or they are this old."""
+
+
+def run(options: RunOptions, listener: Silent | None = None) -> Path:
+    """Evaluate one checkpoint; the run folder's path.
+
+    Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
+    everything finished so far stored.
+    """
+    listener = listener or Silent()
+    suite = load_suite(options.include, allow_code=options.allow_code)
+    specs = suite.select(options.tasks)
+    source = open_source(options.data, offline=options.offline)
+    responder = Responder(options)
+    folder = options.out or default_folder(options, responder.checkpoint.name, responder.identity)
+    with RunWriter(folder) as writer, _interruptible() as stopping:
+        manifest = Manifest.open(folder, options, responder)
+        tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+        encoder = Encoder(responder.tokenizer)
+        plans = [_plan(task, options, responder, encoder) for task in tasks]
+        _check_truncation(plans, options.max_truncated)
+        manifest.plan({plan.task.name: plan.describe(source.name) for plan in plans})
+        session = _Session(responder, writer, manifest, listener, stopping)
+        results: list[TaskResult] = []
+        try:
+            for plan in plans:
+                records = session.run_task(plan)
+                if stopping.is_set():
+                    raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
+                results.append(task_result(plan.task.spec, plan.task.lm_eval, records))
+                write_results(folder, manifest, results)
+                listener.finish(plan.task.name, _outcome(results[-1]))
+            manifest.finish()
+        finally:
+            manifest.save(responder.loaded)
+            responder.close()
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One task of a run, asked: its items and the keys of their responses."""
+
+    task: Task
+    items: Sequence[Item]
+    keys: Sequence[str]
+    format_name: str
+    policy: str
+    limit: int | None
+
+    def describe(self, source: str) -> PlannedTask:
+        return PlannedTask(
+            domain=self.task.spec.domain,
+            dataset=self.task.spec.dataset,
+            primary=self.task.spec.primary,
+            output_type=self.task.spec.output_type,
+            hash=task_hash(self.task, self.format_name, self.policy),
+            n=len(self.items),
+            rows=len(self.task.docs),
+            limit=self.limit,
+            shots=self.task.shots,
+            prompt_format=self.format_name,
+            policy=self.policy,
+            source=source,
+            origin=self.task.rows.origin,
+            revision=self.task.revision,
+            truncated=sum(item.truncated > 0 for item in self.items),
+        )
+
+
+def task_hash(task: Task, format_name: str, policy: str) -> str:
+    """sha256 of everything that decides a task's scores except the model: the task's own hash, the prompt
+    format and the tokenisation policy."""
+    import hashlib
+
+    return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
+
+
+def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder) -> _Plan:
+    prompt_format = resolve_format(
+        options.prompt_format,
+        responder.tokenizer,
+        generated=task.spec.output_type == "generate_until",
+    )
+    items = build_items(
+        task,
+        encoder,
+        prompt_format,
+        max_length=responder.max_length,
+        limit=options.limit,
+        seed=options.seed,
+    )
+    identity = responder.identity
+    keys = [response_key(identity, item.request) for item in items]
+    return _Plan(task, items, keys, prompt_format.name, prompt_format.policy, options.limit)
+
+
+def _check_truncation(plans: Sequence[_Plan], allowed: int | None) -> None:
+    cut = {plan.task.name: sum(item.truncated > 0 for item in plan.items) for plan in plans}
+    if allowed is not None and sum(cut.values()) > allowed:
+        worst = max(cut, key=lambda name: cut[name])
+        raise UsageError(
+            f"{sum(cut.values())} prompts do not fit the model's context (most in {worst}: {cut[worst]}), "
+            f"but --max-truncated is {allowed}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One start of a run: what its tasks share."""
+
+    responder: Responder
+    writer: RunWriter
+    manifest: Manifest
+    listener: Silent
+    stopping: threading.Event
+
+    def run_task(self, plan: _Plan) -> list[Record]:
+        """Records of a task's items in order: stored ones reused, the others computed and stored.
+
+        Fewer than all of them if the run was asked to stop.
+        """
+        name = plan.task.name
+        hash_ = self.manifest.tasks[name].hash
+        records = _stored(plan, self.writer, hash_)
+        pending = [i for i, item in enumerate(plan.items) if item.id not in records]
+        self.listener.start(name, total=len(plan.items), done=len(plan.items) - len(pending))
+        window: list[Record] = []
+        opened = time.monotonic()
+        for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
+            item = plan.items[pending[position]]
+            record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
+            records[item.id] = record
+            window.append(record)
+            if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
+                self._flush(name, window)
+                opened = time.monotonic()
+                if self.stopping.is_set():
+                    break
+        self._flush(name, window)
+        return [records[item.id] for item in plan.items if item.id in records]
+
+    def _flush(self, name: str, window: list[Record]) -> None:
+        self.writer.append(name, window)
+        self.manifest.count(len(window), self.responder.loaded)
+        self.listener.advance(len(window))
+        window.clear()
+
+
+def _ask(responder: Responder, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    if not requests:
+        return iter(())
+    if isinstance(requests[0], GenerateRequest):
+        return responder.engine.generate(requests)
+    assert isinstance(requests[0], LoglikelihoodRequest)
+    return responder.engine.loglikelihood(requests)
+
+
+def _stored(plan: _Plan, writer: RunWriter, hash_: str) -> dict[int, Record]:
+    """Records of this plan's items that are already in the store, by item id.
+
+    A response counts if its key is the item's; where it was scored under another version of the task, or
+    lies behind a later record of the same item, it is scored again and appended, so that the last record of
+    every item is the current one.
+    """
+    wanted = set(plan.keys)
+    by_item: dict[tuple[int, str], Record] = {}
+    by_key: dict[str, Record] = {}
+    last: dict[int, str] = {}
+    for record in read_records(samples_file(writer.folder, plan.task.name)):
+        last[record["id"]] = record["key"]
+        if record["key"] in wanted:
+            by_item[record["id"], record["key"]] = by_key[record["key"]] = record
+    records: dict[int, Record] = {}
+    renewed: list[Record] = []
+    for key, item in zip(plan.keys, plan.items, strict=True):
+        found = by_item.get((item.id, key)) or by_key.get(key)
+        if found is None:
+            continue
+        if found["id"] != item.id or found["task"] != hash_ or last.get(item.id) != key:
+            found = _record(plan, item, key, hash_, found["response"])
+            renewed.append(found)
+        records[item.id] = found
+    if renewed:
+        writer.append(plan.task.name, renewed)
+    return records
+
+
+def _record(plan: _Plan, item: Item, key: str, hash_: str, response: dict[str, Any]) -> Record:
+    scored = score_record(plan.task.lm_eval, item.doc, item.instances, response)
+    return {
+        "id": item.id,
+        "key": key,
+        "task": hash_,
+        **scored,
+        "response": response,
+        "target": item.target,
+        "truncated": item.truncated,
+        "prompt": item.prompt,
+        "choices": list(item.choices),
+        "doc": item.doc,
+    }
+
+
+def _outcome(result: TaskResult) -> str:
+    score = result.score
+    return f"{result.primary} {100 * score.value:.1f} ± {100 * score.stderr:.1f} (n={score.n})"
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Set on the first SIGINT or SIGTERM, so that the current window is stored; the second one kills."""
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopping
+    finally:
+        for s, handler in previous.items():
+            signal.signal(s, handler)
