@@ -1,0 +1,134 @@
+"""What an adapter is: method, rank, experts, targets, and its size relative to the base model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoConfig, PretrainedConfig
+
+from cme_bench.adapters.blueprint import adapted, bare_model, base_parameters, saved_shapes
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
+
+
+@dataclass(frozen=True)
+class AdapterDescription:
+    """An adapter in numbers.
+
+    Attributes:
+        method: Name of the method in lower case, as "teamlora".
+        rank: Rank; of one expert where there are experts. None if the method has none.
+        experts: Number of experts, or None.
+        targets: Names of the adapted layers, or one regular expression.
+        trainable_parameters: Numbers in the adapter, router included.
+        base_parameters: Numbers in the base model; None if the base model is unknown.
+        percent_of_base: 100 trainable / base; None if the base model is unknown.
+        settings: The fields of the method that decide what it computes.
+    """
+
+    method: str
+    rank: int | None
+    experts: int | None
+    targets: tuple[str, ...]
+    trainable_parameters: int
+    base_parameters: int | None
+    percent_of_base: float | None
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as plain JSON values."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+
+def describe(
+    source: PeftModel | PeftConfig | str | Path, base: PretrainedConfig | str | Path | None = None
+) -> AdapterDescription:
+    """Describes an adapted model, an adapter folder, or an adapter's config; no weight is ever loaded.
+
+    Args:
+        source: A ``PeftModel`` (its active adapter), a folder, or a config.
+        base: Config of the base model, or a local folder that has one. Needed with a config; with a folder it
+            defaults to the recorded base model, if that is a local folder; without it the percentage is
+            unknown.
+
+    Raises AdapterError if the folder is no adapter, or the config does not fit the base model.
+    """
+    if isinstance(source, PeftModel):
+        return _describe_model(source)
+    if isinstance(source, PeftConfig):
+        if base is None:
+            raise AdapterError("describing an adapter config needs the base model's config")
+        try:
+            return _describe_model(adapted(bare_model(_base_config(base)), source))
+        except AdapterError:
+            raise
+        except ValueError as error:
+            raise AdapterError(str(error)) from None
+    folder = Path(source)
+    config = read_config(folder)
+    trainable = sum(map(prod, tensor_shapes(weights_file(folder)).values()))
+    if base is None and config.base_model_name_or_path:
+        recorded = Path(config.base_model_name_or_path)
+        base = recorded if (recorded / "config.json").is_file() else None
+    total = None
+    if base is not None:
+        total = sum(p.numel() for p in bare_model(_base_config(base)).parameters())
+    return _describe(config, trainable, total)
+
+
+def _describe_model(model: PeftModel) -> AdapterDescription:
+    name = model.active_adapter
+    if not isinstance(name, str):
+        raise AdapterError(f"{len(name)} adapters are active; activate one with set_adapter to describe it")
+    # Counted by what is saved: an adapter that was loaded for inference is frozen, and counts the same.
+    trainable = sum(map(prod, saved_shapes(model, name).values()))
+    return _describe(model.peft_config[name], trainable, base_parameters(model))
+
+
+def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDescription:
+    # The value as saved is a plain string, whereas str() of an enum member is not.
+    fields = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
+    targets = fields.get("target_modules")
+    named = (targets,) if isinstance(targets, str) else tuple(sorted(targets or ()))
+    return AdapterDescription(
+        method=str(fields["peft_type"]).lower(),
+        rank=fields.get("init_r") if fields["peft_type"] == "ADALORA" else fields.get("r"),
+        experts=fields.get("num_experts"),
+        targets=named,
+        trainable_parameters=trainable,
+        base_parameters=base,
+        percent_of_base=None if base is None else 100 * trainable / base,
+        settings={key: fields[key] for key in _SETTINGS if key in fields},
+    )
+
+
+def _base_config(base: PretrainedConfig | str | Path) -> PretrainedConfig:
+    if isinstance(base, PretrainedConfig):
+        return base
+    if not (Path(base) / "config.json").is_file():
+        raise AdapterError(f"{base} is not a local model folder: it has no config.json")
+    return AutoConfig.from_pretrained(base)
+
+
+_SETTINGS = (
+    "alpha",
+    "lora_alpha",
+    "scaling",
+    "normalize_omega",
+    "omega_times_k",
+    "collaboration",
+    "competition",
+    "dropout",
+    "lora_dropout",
+    "dropout_place",
+    "balance_coefficient",
+    "mixer_init",
+    "use_rslora",
+    "use_dora",
+)

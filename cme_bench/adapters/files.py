@@ -1,0 +1,80 @@
+"""Reading an adapter folder: its settings and the shapes of its tensors, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError, safe_open
+
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.registry import METHODS
+from cme_bench.errors import did_you_mean
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises AdapterError if it is missing, unreadable or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path} not found: {path.parent} is not an adapter folder") from None
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise AdapterError(f"{path} does not hold a JSON object")
+    return content
+
+
+def read_config(folder: Path) -> PeftConfig:
+    """The settings of an adapter folder.
+
+    Raises AdapterError, naming the file, if there is none, its ``peft_type`` is unknown, a value is out of
+    range, or (for our own methods) it has a field that we do not know and so cannot honour.
+    """
+    path = folder / CONFIG_FILE
+    content = read_json(path)
+    name = content.get("peft_type")
+    if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = [str(member.value) for member in PEFT_TYPE_TO_CONFIG_MAPPING]
+        raise AdapterError(f"{path}: unknown peft_type {name!r}{did_you_mean(str(name), known)}")
+    config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[name]
+    if str(name).lower() in METHODS:
+        names = [field.name for field in fields(config_cls)]
+        for key in content:
+            if key not in names:
+                raise AdapterError(f"{path}: unknown field {key!r}{did_you_mean(key, names)}")
+    try:
+        return config_cls.from_peft_type(**content)
+    except (TypeError, ValueError) as error:
+        raise AdapterError(f"{path}: {error}") from None
+
+
+def weights_file(folder: Path) -> Path:
+    """The safetensors file of an adapter folder. Raises AdapterError if it has none; pickle is refused."""
+    path = folder / WEIGHTS_FILE
+    if path.is_file():
+        return path
+    pickles = sorted(file.name for file in folder.glob("adapter_model*") if file.suffix in PICKLES)
+    if pickles:
+        raise AdapterError(
+            f"{folder / pickles[0]} is a pickle file, which can run code when read; "
+            f"only {WEIGHTS_FILE} is accepted"
+        )
+    raise AdapterError(f"{path} not found")
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in a safetensors file, from its header. Raises AdapterError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from None

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.moslora.config import MosLoraConfig
+from cme_bench.adapters.shared.layer import AdapterLinear, Shapes
+from cme_bench.adapters.shared.lowrank import project
+
+
+class MosLoraLinear(AdapterLinear[MosLoraConfig]):
+    """A linear layer with MoSLoRA: ``x W0 + (alpha / r) drop(x) A W B``.
+
+    Parameters of one adapter, as saved:
+        moslora_down: (r, d_in), A transposed.
+        moslora_mixer: (r, r), W transposed.
+        moslora_up: (d_out, r), B transposed.
+    """
+
+    method = "moslora"
+    adapter_layer_names = ("moslora_down", "moslora_mixer", "moslora_up")
+
+    @staticmethod
+    def shapes(config: MosLoraConfig, d_in: int, d_out: int) -> Shapes:
+        """Shape of every parameter of one adapter, by parameter name."""
+        return {
+            "moslora_down": (config.r, d_in),
+            "moslora_mixer": (config.r, config.r),
+            "moslora_up": (d_out, config.r),
+        }
+
+    def reset(self, adapter_name: str) -> None:
+        """As for every adapter; the mixer as ``mixer_init`` says."""
+        super().reset(adapter_name)
+        mixer = self.held("mixer", adapter_name)
+        if self.settings[adapter_name].mixer_init == "orthogonal":
+            nn.init.orthogonal_(mixer)
+        else:
+            nn.init.kaiming_uniform_(mixer, a=math.sqrt(5))
+
+    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        """``(alpha / r) drop(x) A W B``: (..., d_in) to (..., d_out)."""
+        z = project(self.dropped(x, adapter_name), self.held("down", adapter_name))
+        z = project(z, self.held("mixer", adapter_name)) * self.settings[adapter_name].scale
+        return project(z, self.held("up", adapter_name))
+
+    @torch.no_grad()
+    def delta_weight(self, adapter_name: str) -> Tensor:
+        """The update as a weight, ``(alpha / r) (A W B)`` transposed: (d_out, d_in)."""
+        down, mixer, up = (self.held(part, adapter_name) for part in ("down", "mixer", "up"))
+        return self.settings[adapter_name].scale * (up @ (mixer @ down))
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds the adapters' updates to the base weight.
+
+        Args:
+            safe_merge: Check that the merged weight is finite before it replaces the base weight.
+            adapter_names: Adapters to merge; None for the active ones.
+
+        Raises AdapterError if the base weight is quantised, or not finite after a safe merge.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.settings:
+                weight = self._base_weight()
+                merged = weight + self.delta_weight(name).to(weight.device)
+                if safe_merge and not merged.isfinite().all():
+                    raise AdapterError(f"adapter {name!r} is broken: the merged weight would not be finite")
+                weight.copy_(merged)
+                self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Takes the merged updates off the base weight again, up to rounding in its dtype."""
+        while self.merged_adapters:
+            weight = self._base_weight()
+            weight.copy_(weight - self.delta_weight(self.merged_adapters.pop()).to(weight.device))
+
+    def _base_weight(self) -> Tensor:
+        weight: Tensor = self.get_base_layer().weight.data
+        if not weight.is_floating_point() or weight.shape != (self.out_features, self.in_features):
+            raise AdapterError(
+                "moslora cannot be merged into a quantised weight; load the base model unquantised"
+            )
+        return weight

@@ -1,0 +1,183 @@
+"""A linear layer with adapters on it: what PEFT asks of every tuner layer, once for all our methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.shared.config import AdapterConfig, RoutedConfig
+from cme_bench.adapters.shared.lowrank import gated_low_rank
+from cme_bench.adapters.shared.router import Routing, route
+
+Config = TypeVar("Config", bound=AdapterConfig)
+Routed = TypeVar("Routed", bound=RoutedConfig)
+Shapes = dict[str, tuple[int, ...]]
+RoutingListener = Callable[[str, Routing], None]
+"""Called with the adapter's name and the routing, once for every forward pass through a layer."""
+
+
+class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore[misc]  # peft carries no types
+    """``base_layer(x) + delta(x)`` for every active adapter.
+
+    Parameters lie flat, one ``ParameterDict`` keyed by adapter name for each of ``adapter_layer_names``, so
+    that they are saved as ``<module>.<parameter>`` and load under any adapter name. A subclass gives their
+    shapes and ``delta``. The base layer is only ever called, so quantised subclasses of ``nn.Linear`` work as
+    they are.
+    """
+
+    method: ClassVar[str]
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ("settings",)
+
+    if TYPE_CHECKING:  # what BaseTunerLayer gives, of which mypy otherwise knows nothing
+        get_base_layer: Callable[[], nn.Linear]
+        set_adapter: Callable[..., None]
+        unmerge: Callable[[], None]
+        merged: bool
+        disable_adapters: bool
+        active_adapters: list[str]
+        _get_base_layer_device_and_dtype: Callable[
+            [nn.Module], tuple[torch.device | None, torch.dtype | None]
+        ]
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Config) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        linear = self.get_base_layer()
+        self.in_features: int = linear.in_features
+        self.out_features: int = linear.out_features
+        self.settings: dict[str, Config] = {}
+        self.merged_adapters: list[str] = []
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    @staticmethod
+    def shapes(config: Config, d_in: int, d_out: int) -> Shapes:
+        """Shape of every parameter of one adapter, by parameter name."""
+        raise NotImplementedError
+
+    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        """The adapter's update, scaling included: (..., d_in) to (..., d_out)."""
+        raise NotImplementedError
+
+    def reset(self, adapter_name: str) -> None:
+        """Starts one adapter: ``down`` kaiming uniform (a = sqrt 5), ``up`` as ``init`` says."""
+        config = self.settings[adapter_name]
+        nn.init.kaiming_uniform_(self.held("down", adapter_name), a=math.sqrt(5))
+        up = self.held("up", adapter_name)
+        if config.init == "zero":
+            nn.init.zeros_(up)
+        else:
+            bound = config.r**-0.5
+            nn.init.uniform_(up, -bound, bound)
+
+    def held(self, part: str, adapter_name: str) -> nn.Parameter:
+        """The parameter ``<method>_<part>`` of one adapter."""
+        parameter: nn.Parameter = getattr(self, f"{self.method}_{part}")[adapter_name]
+        return parameter
+
+    def update_layer(self, adapter_name: str, config: Config) -> None:
+        """Adds an adapter on the base layer's device, in float32 or the base's dtype if that is wider."""
+        device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        if dtype is None or not dtype.is_floating_point:
+            dtype = torch.float32
+        dtype = torch.promote_types(dtype, torch.float32)
+        self.settings[adapter_name] = config
+        for name, shape in self.shapes(config, self.in_features, self.out_features).items():
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.reset(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(..., d_in) to (..., d_out), in the dtype of the base layer's output."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        dtype = result.dtype
+        for name in self.active_adapters:
+            if name in self.settings:
+                result = result + self.delta(x, name)
+        return result.to(dtype)
+
+    def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
+        """``x`` after the adapter's dropout; ``x`` itself outside training."""
+        probability = self.settings[adapter_name].dropout
+        return nn.functional.dropout(x, probability) if self.training and probability else x
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        """PEFT calls this after loading. Unlike PEFT's own it leaves the dtype alone: a bfloat16 base must
+        not round the float32 parameters that were just read.
+        """
+        target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        for name in self.adapter_layer_names:
+            parameters = getattr(self, name)
+            if target is not None and adapter_name in parameters and not parameters[adapter_name].is_meta:
+                parameters[adapter_name] = parameters[adapter_name].to(target)
+
+    def __repr__(self) -> str:
+        return f"{self.method}.{super().__repr__()}"
+
+
+class RoutedLinear(AdapterLinear[Routed]):
+    """A linear layer with low-rank experts behind a per-token router: parameters down, up, router, perhaps
+    more."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Routed) -> None:
+        self.routing_listeners: tuple[RoutingListener, ...] = ()
+        super().__init__(base_layer, adapter_name, config)
+
+    def reset(self, adapter_name: str) -> None:
+        """As for every adapter; the router starts like ``down``."""
+        super().reset(adapter_name)
+        nn.init.kaiming_uniform_(self.held("router", adapter_name), a=math.sqrt(5))
+
+    def routing(self, x: Tensor, adapter_name: str) -> Routing:
+        """phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
+        return route(x, self.held("router", adapter_name))
+
+    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
+        """``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
+        config = self.settings[adapter_name]
+        routing = self.routing(x, adapter_name)
+        for listener in self.routing_listeners:
+            listener(adapter_name, routing)
+        return gated_low_rank(
+            self.dropped(x, adapter_name),
+            self.held("down", adapter_name),
+            self.held("up", adapter_name),
+            routing.omega * config.scale,
+            rank=config.r,
+            latent_dropout=self.latent_dropout(adapter_name) if self.training else 0.0,
+        )
+
+    def latent_dropout(self, adapter_name: str) -> float:
+        """Probability of dropping an element of the gated latent; 0 where dropout falls on the input."""
+        return 0.0
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Always raises AdapterError: the update depends on the input."""
+        raise AdapterError(why_no_merge(self.method))
+
+    def unmerge(self) -> None:
+        """Always raises AdapterError: nothing can have been merged."""
+        raise AdapterError(why_no_merge(self.method))
+
+
+def why_no_merge(method: str) -> str:
+    """The sentence for whoever asks to merge a routed adapter."""
+    return (
+        f"{method} weighs its experts anew for every token, so no single weight matrix equals it and it "
+        "cannot be merged into the base model; keep the adapter, or take it off with unload()"
+    )

@@ -1,0 +1,46 @@
+"""The one product behind every method: a low-rank update whose intermediate is gated per token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def autocast_on(x: Tensor) -> bool:
+    """Whether autocast is active for the device of ``x``."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """``x W``, W stored as (out, in). Outside autocast ``x`` is cast to the weight's dtype first."""
+    return nn.functional.linear(x if autocast_on(x) else x.to(weight.dtype), weight)
+
+
+def gated_low_rank(
+    x: Tensor, down: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: float = 0.0
+) -> Tensor:
+    """``sum_i gate_i (z_i B_i)`` with ``z = x A``: two matrix products, and nothing of full width for each
+    expert.
+
+    Gating z before the second product is the same function as gating the k outputs, because the gate is one
+    number for each token and expert. With A of k r columns slice i of z is expert i's latent (TeamLoRA;
+    MoELoRA with its A_i side by side); with A of r columns all experts share one latent (HydraLoRA).
+
+    Args:
+        x: (..., d_in), any float dtype.
+        down: A stored as (k rank, d_in) or (rank, d_in).
+        up: The B_i side by side, stored as (d_out, k rank).
+        gate: (..., k), the factor on each expert, scaling included. The product with z is formed in the wider
+            of the two dtypes and rounded once.
+        rank: Rank of one expert.
+        latent_dropout: Probability of dropping an element of the gated latent; 0 outside training.
+
+    Returns:
+        (..., d_out), in the dtype of ``up``, or autocast's.
+    """
+    z = project(x, down)
+    experts = z.reshape(*z.shape[:-1], -1, rank)
+    gated = (experts * gate.unsqueeze(-1)).flatten(-2).to(z.dtype)
+    if latent_dropout:
+        gated = nn.functional.dropout(gated, latent_dropout)
+    return project(gated, up)

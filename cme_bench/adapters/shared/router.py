@@ -1,0 +1,74 @@
+"""The router: per-token expert weights, in float32 or wider whatever the model's precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.adapters.shared.lowrank import autocast_on
+
+NORMALIZER_FLOOR = 1e-2
+"""Least divisor of the renormalisation. sum(omega) is 1 for M = I, yet it reaches 0 and turns negative once
+the off-diagonals of M pass about -0.6 (k = 4); below the floor omega is divided by the floor."""
+
+
+class Routing(NamedTuple):
+    """What the router says of each token; both (..., k), float32 or wider.
+
+    phi: softmax of the router's logits, sums to 1.
+    omega: the experts' shares, M phi, renormalised if the method asks; equals phi where there is no M.
+    """
+
+    phi: Tensor
+    omega: Tensor
+
+
+def route(x: Tensor, router: Tensor, interaction: Tensor | None = None, normalize: bool = False) -> Routing:
+    """phi = softmax(x S), omega = M phi (TeamLoRA, arXiv 2408.09856, "competition").
+
+    Autocast is off in here: under bfloat16 autocast alone omega would be wrong by up to 9e-3.
+
+    Args:
+        x: (..., d_in), any float dtype.
+        router: S stored as (k, d_in).
+        interaction: M, (k, k), row i the influence of every phi_j on omega_i; None for the identity.
+        normalize: Divide omega by its sum, which is clamped to at least ``NORMALIZER_FLOOR``.
+    """
+    with _autocast_off(x):
+        dtype = torch.promote_types(router.dtype, torch.float32)
+        logits: Tensor = _Logits.apply(x, router.to(dtype))  # type: ignore[no-untyped-call]
+        phi = logits.softmax(dim=-1)
+        omega = phi if interaction is None else nn.functional.linear(phi, interaction.to(dtype))
+        if normalize:
+            omega = omega / omega.sum(dim=-1, keepdim=True).clamp_min(NORMALIZER_FLOOR)
+    return Routing(phi, omega)
+
+
+class _Logits(torch.autograd.Function):
+    """``x.to(S.dtype) S`` that keeps x itself for the backward pass, not its full-width float32 copy."""
+
+    @staticmethod
+    def forward(x: Tensor, router: Tensor) -> Tensor:
+        return nn.functional.linear(x.to(router.dtype), router)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, router = ctx.saved_tensors
+        grad_x = grad_router = None
+        with _autocast_off(x):
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ router).to(x.dtype)
+            if ctx.needs_input_grad[1]:
+                grad_router = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
+        return grad_x, grad_router
+
+
+def _autocast_off(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext()

@@ -1,0 +1,59 @@
+"""``cme-bench adapters``: what an adapter is, and adapters from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Describe adapters, and import them from other layouts.", no_args_is_help=True)
+
+
+@app.command()
+def describe(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model, for the percentage.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Method, rank, experts, targets and size of an adapter; loads no weight."""
+    from cme_bench.adapters.describe import describe as describe_adapter
+
+    found = describe_adapter(adapter, base)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+        return
+    share = (
+        "base model unknown; give --base"
+        if found.percent_of_base is None
+        else f"{found.percent_of_base:.3f} %"
+    )
+    rows = {
+        "method": found.method,
+        "rank": f"{found.rank} per expert" if found.experts else found.rank,
+        "experts": found.experts or "none",
+        "targets": ", ".join(found.targets),
+        "trainable": f"{found.trainable_parameters:,}",
+        "of base": share,
+        **found.settings,
+    }
+    for key, value in rows.items():
+        typer.echo(f"{key:<20} {value}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="The authors' checkpoint: a folder or a safetensors file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Adapter folder to write.")],
+    base: Annotated[str, typer.Option(help="Hub id or folder of the base model, recorded in the result.")],
+    alpha: Annotated[
+        float | None, typer.Option(help="Their lora_alpha, if the source has no config.")
+    ] = None,
+) -> None:
+    """Converts a TeamLoRA checkpoint in the layout of the authors' code of August 2024, exactly."""
+    from cme_bench.adapters.convert import import_authors
+
+    config = import_authors(source, out, base, alpha=alpha)
+    typer.echo(f"{config.num_experts} experts of rank {config.r}, scale {config.scale:g}")
+    typer.echo(str(out))
