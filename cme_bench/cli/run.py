@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,16 +25,16 @@ def run(
     tasks: Annotated[
         str, typer.Option(help="Comma-separated tasks, domains and suites: cme, cme_ll, nli, cme_rte_ll, ...")
     ] = "cme",
-    adapter: Annotated[Optional[str], typer.Option(help="A PEFT adapter folder.")] = None,  # noqa: UP045
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter folder.")] = None,
     engine: Annotated[str, typer.Option(help="What computes: hf.")] = "hf",
     data: Annotated[
         str,
         typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl."),
     ] = "hub",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first N items of each task.")] = None,  # noqa: UP045
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N items of each task.")] = None,
     shots: Annotated[
-        Optional[int], typer.Option(min=0, help="Few-shot exemplars; default: the task's own.")
-    ] = None,  # noqa: UP045
+        int | None, typer.Option(min=0, help="Few-shot exemplars; default: the task's own.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     prompt_format: Annotated[
@@ -45,18 +45,18 @@ def run(
             "model has a template and the task generates, else plain.",
         ),
     ] = "auto",
-    out: Annotated[Optional[Path], typer.Option(help="Run folder; default: runs/MODEL-HASH.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/MODEL-HASH.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    include: Annotated[Optional[list[Path]], typer.Option(help="Folder of your own task files.")] = None,  # noqa: UP045
+    include: Annotated[list[Path] | None, typer.Option(help="Folder of your own task files.")] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run !function code of --include files.")
     ] = False,
     max_truncated: Annotated[
-        Optional[int], typer.Option(min=0, help="Fail if more prompts than this must be cut to fit.")  # noqa: UP045
+        int | None, typer.Option(min=0, help="Fail if more prompts than this must be cut to fit.")
     ] = None,
     set_: Annotated[
-        Optional[list[str]],
-        typer.Option("--set", metavar="KEY=VALUE", help="Engine setting, e.g. tokens_per_batch=2048."),  # noqa: UP045
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Engine setting, e.g. tokens_per_batch=2048."),
     ] = None,
 ) -> None:
     """Evaluate a checkpoint: per-item records, results.json and summary.csv in a run folder.

@@ -23,11 +23,11 @@ def summary_table(folder: Path) -> Table:
     for task, result in results["tasks"].items():
         estimate = result["metrics"][result["primary"]]
         table.add_row(result["domain"], task, result["primary"], *_cells(estimate))
-    table.add_section()
-    for domain, estimate in results["domains"].items():
-        table.add_row(domain, "", "macro", *_cells(estimate))
-    table.add_section()
-    table.add_row("[bold]average[/bold]", "", "macro", *_cells(results["average"]))
+    for form, summary in results["forms"].items():
+        table.add_section()
+        for domain, estimate in summary["domains"].items():
+            table.add_row(domain, f"({form})", "macro", *_cells(estimate))
+        table.add_row("[bold]average[/bold]", f"({form})", "macro", *_cells(summary["average"]))
     return table
 
 

@@ -21,12 +21,14 @@ _TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 
 def write_results(folder: Path, manifest: Manifest, results: Sequence[TaskResult]) -> None:
     """Write both files for the tasks finished so far."""
-    summary = summarize(results)
-    write_json(folder / "results.json", results_json(manifest, results, summary))
-    write_text(folder / "summary.csv", summary_csv(results, summary))
+    summaries = summarize(results)
+    write_json(folder / "results.json", results_json(manifest, results, summaries))
+    write_text(folder / "summary.csv", summary_csv(results, summaries))
 
 
-def results_json(manifest: Manifest, results: Sequence[TaskResult], summary: Summary) -> dict[str, Any]:
+def results_json(
+    manifest: Manifest, results: Sequence[TaskResult], summaries: dict[str, Summary]
+) -> dict[str, Any]:
     """lm-eval's keys at the top; ours, with formula names and the macro means, under ``cme``."""
     content = manifest.content
     planned = content["tasks"]
@@ -45,12 +47,18 @@ def results_json(manifest: Manifest, results: Sequence[TaskResult], summary: Sum
         "model_name": content["model"]["name"],
         "task_hashes": {r.task: planned[r.task]["hash"] for r in results},
         "cme": {
-            "average": _plain(summary.average),
             "average_is": AVERAGE,
-            "domains": {name: _plain(e) for name, e in summary.domains.items()},
-            "datasets": {name: _plain(e) for name, e in summary.datasets.items()},
+            "forms": {
+                form: {
+                    "average": _plain(summary.average),
+                    "domains": {name: _plain(e) for name, e in summary.domains.items()},
+                    "datasets": {name: _plain(e) for name, e in summary.datasets.items()},
+                }
+                for form, summary in summaries.items()
+            },
             "tasks": {
                 r.task: {
+                    "form": r.form,
                     "domain": r.domain,
                     "dataset": r.dataset,
                     "primary": r.primary,
@@ -76,8 +84,9 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
     return {"value": estimate.value, "stderr": stderr, "n": estimate.n}
 
 
-def summary_csv(results: Sequence[TaskResult], summary: Summary) -> str:
-    """Columns task, domain, metric, value, stderr, n; domains and the average follow the tasks."""
+def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) -> str:
+    """Columns task, domain, metric, value, stderr, n; the domains and the average of each form follow the
+    tasks, with the form in the place of the task's name."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(["task", "domain", "metric", "value", "stderr", "n"])
@@ -89,7 +98,8 @@ def summary_csv(results: Sequence[TaskResult], summary: Summary) -> str:
     for result in results:
         for metric, estimate in result.metrics.items():
             row(result.task, result.domain, metric, estimate)
-    for domain, estimate in summary.domains.items():
-        row(f"domain:{domain}", domain, "macro", estimate)
-    row("average", "all", "macro", summary.average)
+    for form, summary in summaries.items():
+        for domain, estimate in summary.domains.items():
+            row(f"({form})", domain, "macro", estimate)
+        row(f"({form})", "average", "macro", summary.average)
     return out.getvalue()

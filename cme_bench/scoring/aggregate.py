@@ -8,14 +8,21 @@ from typing import Any
 
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
+FORMS = {"generate_until": "generated"}
+"""Form of a task by its output type; every other output type is a likelihood."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One finished task. ``metrics[name]`` are estimates over its items, ``primary`` names the one that
-    stands for it; ``quality`` holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation
-    cut by its limit), ``truncated`` (prompt cut to fit)."""
+    """One finished task, in one of two forms: ``generated`` or ``likelihood``.
+
+    ``metrics[name]`` are estimates over its items, ``primary`` names the one that stands for it. ``quality``
+    holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
+    ``truncated`` (prompt cut to fit).
+    """
 
     task: str
+    form: str
     domain: str
     dataset: str
     primary: str
@@ -48,7 +55,8 @@ def task_result(spec: Any, lm_task: Any, records: Sequence[Mapping[str, Any]]) -
     if answers:
         quality["empty"] = answers.count("none") / len(answers)
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
-    return TaskResult(spec.name, spec.domain, spec.dataset, primary, metrics, quality)
+    form = FORMS.get(spec.output_type, "likelihood")
+    return TaskResult(spec.name, form, spec.domain, spec.dataset, primary, metrics, quality)
 
 
 def _estimate(lm_task: Any, name: str, records: Sequence[Mapping[str, Any]]) -> Estimate:
@@ -70,8 +78,13 @@ def _estimate(lm_task: Any, name: str, records: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def summarize(results: Sequence[TaskResult]) -> Summary:
-    """Datasets, domains and average of any set of finished tasks, in the order in which they come."""
+def summarize(results: Sequence[TaskResult]) -> dict[str, Summary]:
+    """A summary for each form that occurs: generated answers and likelihoods are never averaged together."""
+    forms = dict.fromkeys(r.form for r in results)
+    return {form: _summarize([r for r in results if r.form == form]) for form in forms}
+
+
+def _summarize(results: Sequence[TaskResult]) -> Summary:
     by_dataset: dict[tuple[str, str], list[Estimate]] = {}
     for result in results:
         by_dataset.setdefault((result.domain, result.dataset), []).append(result.score)

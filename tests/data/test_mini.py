@@ -52,7 +52,7 @@ SPECS: dict[str, Spec] = {
     ),
     "snli": Spec("test", "train", "premise hypothesis label", "premise", "label", (0, 1, 2)),
     "qqp": Spec("validation", "train", "question1 question2 label idx", "question1", "label", (0, 1)),
-    "mrpc": Spec("validation", "train", "sentence1 sentence2 label idx", "sentence1", "label", (0, 1)),
+    "mrpc": Spec("test", "train", "sentence1 sentence2 label idx", "sentence1", "label", (0, 1)),
     "rte": Spec("validation", "train", "sentence1 sentence2 label idx", "sentence1", "label", (0, 1)),
     "winogrande": Spec(
         "validation", "train", "sentence option1 option2 answer", "sentence", "answer", ("1", "2")
