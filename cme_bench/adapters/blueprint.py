@@ -24,7 +24,9 @@ def adapted(base: nn.Module, config: PeftConfig) -> PeftModel:
 
     Raises AdapterError (our methods) or ValueError (PEFT's) if the config does not fit the model.
     """
-    return get_peft_model(base, copy.deepcopy(config), low_cpu_mem_usage=True)
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # else PEFT warns that this bare model has another name
+    return get_peft_model(base, config, low_cpu_mem_usage=True)
 
 
 def saved_shapes(model: PeftModel, adapter_name: str = "default") -> dict[str, tuple[int, ...]]:

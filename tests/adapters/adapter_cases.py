@@ -1,0 +1,41 @@
+"""The methods and the tiny base model that the adapter tests share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters.shared.config import AdapterConfig
+
+CONFIGS: dict[str, type[AdapterConfig]] = {
+    "teamlora": TeamLoraConfig,
+    "moelora": MoeLoraConfig,
+    "hydralora": HydraLoraConfig,
+    "moslora": MosLoraConfig,
+}
+ROUTED = ("teamlora", "moelora", "hydralora")
+TINY = LlamaConfig(
+    vocab_size=50,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=32,
+    initializer_range=0.3,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+)
+Make = Callable[..., PeftModel]
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    """A fresh model in evaluation mode, with the same weights each time and a config of its own."""
+    torch.manual_seed(1)
+    return LlamaForCausalLM(copy.deepcopy(TINY)).eval()

@@ -1,0 +1,238 @@
+"""Loading: every bad input is one line, before anything is changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from adapter_cases import CONFIGS, TINY, Make, tiny_llama
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.adapters.load import load_adapter
+from cme_bench.adapters.shared.config import rank_per_expert
+from cme_bench.errors import UsageError
+
+
+@pytest.fixture
+def folder(adapted: Make, tmp_path: Path) -> Path:
+    """A good TeamLoRA adapter of the tiny base."""
+    adapted("teamlora").save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def fresh() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+def edit_config(folder: Path, **fields: object) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> str:
+    """Changes the tensors in place; returns the first key ending in _down."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(key for key in sorted(tensors) if key.endswith("_down"))
+    change(tensors)
+    save_file(tensors, path)
+    return key
+
+
+def refusal(model: LlamaForCausalLM, folder: Path, **options: object) -> str:
+    """The message of the error; checks that it is one line and that the model was left alone."""
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(UsageError) as raised:
+        load_adapter(model, folder, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert [name for name, _ in model.named_modules()] == before
+    return message
+
+
+@pytest.mark.parametrize("method", [*CONFIGS, "lora"])
+def test_loads_what_was_saved(
+    method: str, adapted: Make, base: LlamaForCausalLM, fresh: LlamaForCausalLM, ids: Tensor, tmp_path: Path
+) -> None:
+    if method == "lora":
+        config = LoraConfig(r=3, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        model = get_peft_model(base, config).eval()
+    else:
+        model = adapted(method).eval()
+    wanted = model(ids).logits
+    model.save_pretrained(tmp_path)
+    loaded = load_adapter(fresh, tmp_path, name="mine")
+    assert loaded.active_adapter == "mine"
+    assert torch.equal(loaded(ids).logits, wanted)
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_loads_a_second_adapter_beside_the_first(folder: Path, fresh: LlamaForCausalLM, ids: Tensor) -> None:
+    model = load_adapter(fresh, folder, name="first")
+    assert load_adapter(model, folder, name="second") is model
+    assert model.active_adapter == "second"
+    second = model(ids).logits
+    model.set_adapter("first")
+    assert torch.equal(model(ids).logits, second)
+    with pytest.raises(UsageError, match="already has an adapter named 'first'"):
+        load_adapter(model, folder, name="first")
+
+
+def test_no_adapter_folder(fresh: LlamaForCausalLM, tmp_path: Path) -> None:
+    assert "adapter_config.json not found" in refusal(fresh, tmp_path)
+
+
+def test_damaged_config(folder: Path, fresh: LlamaForCausalLM) -> None:
+    (folder / "adapter_config.json").write_text("{")
+    assert "adapter_config.json cannot be read" in refusal(fresh, folder)
+    (folder / "adapter_config.json").write_text("[]")
+    assert "JSON object" in refusal(fresh, folder)
+
+
+def test_pickle_is_refused(folder: Path, fresh: LlamaForCausalLM) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    message = refusal(fresh, folder)
+    assert "adapter_model.bin is a pickle file" in message
+    (folder / "adapter_model.bin").unlink()
+    assert "adapter_model.safetensors not found" in refusal(fresh, folder)
+
+
+def test_damaged_weights(folder: Path, fresh: LlamaForCausalLM) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert f"{path} is not a readable safetensors file" in refusal(fresh, folder)
+
+
+def test_unknown_method(folder: Path, fresh: LlamaForCausalLM) -> None:
+    edit_config(folder, peft_type="TEAMLORAA")
+    assert "unknown peft_type 'TEAMLORAA'; did you mean 'TEAMLORA'?" in refusal(fresh, folder)
+    edit_config(folder, peft_type=None)
+    assert "unknown peft_type None" in refusal(fresh, folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"num_experts": 1}, "num_experts must be an integer of at least 2, got 1"),
+        ({"r": 0}, "r must be a positive integer, got 0"),
+        ({"r": 2.5}, "r must be a positive integer, got 2.5"),
+        ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
+        ({"scaling": "alpha"}, "scaling must be alpha/r or alpha/(k*r) or a number, got 'alpha'"),
+        ({"dropout_place": "output"}, "dropout_place must be one of input, latent, got 'output'"),
+        ({"init": "ones"}, "init must be one of zero, random, got 'ones'"),
+        ({"interaction_init": -1}, "interaction_init must not be negative"),
+        ({"balance_coefficient": -1}, "balance_coefficient must not be negative"),
+        ({"num_expert": 4}, "unknown field 'num_expert'; did you mean 'num_experts'?"),
+    ],
+)
+def test_settings_out_of_range(
+    fields: dict[str, object], wanted: str, folder: Path, fresh: LlamaForCausalLM
+) -> None:
+    edit_config(folder, **fields)
+    assert refusal(fresh, folder) == f"{folder / 'adapter_config.json'}: {wanted}" or wanted in refusal(
+        fresh, folder
+    )
+
+
+def test_missing_tensor(folder: Path, fresh: LlamaForCausalLM) -> None:
+    key = edit_tensors(folder, lambda t: t.pop(next(k for k in sorted(t) if k.endswith("_down"))))
+    message = refusal(fresh, folder)
+    assert f"adapter_model.safetensors: tensor {key} is missing (1 of 24 are)" in message
+
+
+def test_extra_tensor(folder: Path, fresh: LlamaForCausalLM) -> None:
+    edit_tensors(folder, lambda t: t.update({"base_model.model.extra": torch.ones(2)}))
+    message = refusal(fresh, folder)
+    assert "adapter_model.safetensors: tensor base_model.model.extra is not part of this adapter" in message
+
+
+def test_misshaped_tensor(folder: Path, fresh: LlamaForCausalLM) -> None:
+    def narrow(tensors: dict[str, Tensor]) -> None:
+        key = next(k for k in sorted(tensors) if k.endswith("_down"))
+        tensors[key] = tensors[key][:7].contiguous()
+
+    key = edit_tensors(folder, narrow)
+    message = refusal(fresh, folder)
+    assert f"tensor {key} has shape [7, 40]" in message and "ask for [12, 40]" in message
+
+
+def test_base_of_another_size(folder: Path) -> None:
+    wide = LlamaForCausalLM(LlamaConfig(**{**TINY.to_dict(), "hidden_size": 32}))
+    assert "hidden size 32" in refusal(wide, folder)
+    deep = LlamaForCausalLM(LlamaConfig(**{**TINY.to_dict(), "num_hidden_layers": 3, "layer_types": None}))
+    assert "layers.2" in refusal(deep, folder) and "missing" in refusal(deep, folder)
+
+
+def test_base_of_another_name(folder: Path, fresh: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
+    edit_config(folder, base_model_name_or_path="org/model-a")
+    fresh.name_or_path = fresh.config._name_or_path = "org/model-b"
+    assert "was trained on org/model-a, the base model here is org/model-b" in refusal(fresh, folder)
+    cached = "/home/u/.cache/huggingface/hub/models--org--model-a/snapshots/0123abc"
+    fresh.name_or_path = cached
+    load_adapter(fresh, folder).unload()
+    fresh.name_or_path = str(tmp_path / "copy")
+    with pytest.warns(UserWarning, match="trained on org/model-a"):
+        load_adapter(fresh, folder).unload()
+    fresh.name_or_path = "org/model-b"
+    load_adapter(fresh, folder, allow_other_base=True).unload()
+
+
+def test_recorded_base_folder_of_another_size(folder: Path, fresh: LlamaForCausalLM, tmp_path: Path) -> None:
+    LlamaConfig(**{**TINY.to_dict(), "vocab_size": 60}).save_pretrained(tmp_path / "a")
+    edit_config(folder, base_model_name_or_path=str(tmp_path / "a"))
+    fresh.name_or_path = str(tmp_path / "b")
+    assert "(vocab_size 60 there, 50 here)" in refusal(fresh, folder)
+
+
+def test_no_target_found(folder: Path, fresh: LlamaForCausalLM) -> None:
+    edit_config(folder, target_modules=["fc1", "fc2"])
+    message = refusal(fresh, folder)
+    assert "no layer matches target_modules fc1, fc2" in message
+    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in message
+    assert "lm_head" not in message
+
+
+def test_unknown_architecture_lists_candidates() -> None:
+    sizes = {"hidden_size": 16, "ffn_dim": 24, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    with pytest.raises(
+        UsageError, match=r"architecture 'opt'.*: fc1, fc2, k_proj, out_proj, q_proj, v_proj$"
+    ):
+        get_peft_model(model, TeamLoraConfig(r=2))
+
+
+def test_only_linear_layers(fresh: LlamaForCausalLM) -> None:
+    with pytest.raises(UsageError, match=r"embed_tokens is Embedding; only torch\.nn\.Linear"):
+        get_peft_model(fresh, TeamLoraConfig(r=2, target_modules=["embed_tokens"]))
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(UsageError, match=r"unknown TeamLoRA preset 'papr'; did you mean 'paper'\?"):
+        TeamLoraConfig.preset("papr")
+
+
+def test_rank_that_does_not_divide() -> None:
+    assert rank_per_expert(64, 4) == 16
+    for total in (30, 0):
+        with pytest.raises(UsageError, match=f"rank {total} does not divide into 4 experts"):
+            rank_per_expert(total, 4)
+
+
+def test_embeddings_that_the_adapter_ships(folder: Path, fresh: LlamaForCausalLM, ids: Tensor) -> None:
+    """Taken if they fit; a model is never resized."""
+    name = "base_model.model.model.embed_tokens.weight"
+    edit_tensors(folder, lambda t: t.update({name: torch.full((51, 24), 0.1)}))
+    assert "embed_tokens.weight has shape [51, 24], but the base model's is [50, 24]" in refusal(
+        fresh, folder
+    )
+    edit_tensors(folder, lambda t: t.update({name: torch.full((50, 24), 0.1)}))
+    model = load_adapter(fresh, folder)
+    assert torch.equal(model.get_input_embeddings().weight, torch.full((50, 24), 0.1))
