@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -52,3 +55,36 @@ def tiny_model(toy_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         pad_token_id=toy_tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model folder: two random layers with room for 8,192 tokens, and the toy tokenizer."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=8192,
+        initializer_range=0.3,
+        bos_token_id=toy_tokenizer.bos_token_id,
+        eos_token_id=toy_tokenizer.eos_token_id,
+        pad_token_id=toy_tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    toy_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real items; skips the test where it is not on this machine."""
+    here = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    folder = Path(os.environ.get("CME_SHARED_DATA", here))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder

@@ -28,7 +28,7 @@ def response_key(responder: Mapping[str, str], request: LoglikelihoodRequest | G
         digest.update(orjson.dumps(["loglikelihood", [(len(c), len(k)) for c, k in request.rows]]))
         previous = None
         for context, continuation in request.rows:
-            if context is not previous:
+            if context != previous:
                 digest.update(array("q", context).tobytes())
                 previous = context
             digest.update(array("q", continuation).tobytes())

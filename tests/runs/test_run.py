@@ -1,0 +1,210 @@
+"""A whole run on our own items with a tiny model: files, resume, keys, interruption."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.runs.identity import response_key
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.progress import Silent
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import read_records, samples_file
+
+TASKS = "cme_rte,cme_rte_ll,cme_squad"
+
+
+class Listener(Silent):
+    """Remembers what a run reports."""
+
+    def __init__(self) -> None:
+        self.resumed: dict[str, int] = {}
+        self.computed = 0
+
+    def start(self, task: str, *, total: int, done: int) -> None:
+        self.resumed[task] = done
+
+    def advance(self, items: int) -> None:
+        self.computed += items
+
+
+def options(model: Path, out: Path, **changes: Any) -> RunOptions:
+    settings: dict[str, Any] = {"tasks": TASKS, "data": "mini", "out": out} | changes
+    return RunOptions(model=str(model), **settings)
+
+
+def content(folder: Path, name: str) -> Any:
+    return orjson.loads((folder / name).read_bytes())
+
+
+def test_run_writes_every_promised_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = run(options(tiny_checkpoint, tmp_path / "r"))
+    manifest, results = content(folder, "run.json"), content(folder, "results.json")
+    assert manifest["model"]["path"] == str(tiny_checkpoint)
+    assert manifest["finished"]
+    assert set(manifest["tasks"]) == set(TASKS.split(","))
+    assert len(manifest["identity"]["model"]) == 64
+    assert (
+        results["results"]["cme_rte_ll"]["acc,none"]
+        == results["cme"]["tasks"]["cme_rte_ll"]["metrics"]["acc"]["value"]
+    )
+    assert "acc_norm_stderr,none" in results["results"]["cme_rte_ll"]
+    assert set(results["cme"]["forms"]) == {"generated", "likelihood"}
+    for task in TASKS.split(","):
+        records = list(read_records(samples_file(folder, task)))
+        assert sorted(r["id"] for r in records) == list(range(12))
+        assert all(r["prompt"] and r["key"] and r["scores"] for r in records)
+    rows = list(csv.DictReader((folder / "summary.csv").open()))
+    assert set(rows[0]) == {"task", "domain", "metric", "value", "stderr", "n"}
+    mean = sum(r["scores"]["f1"] for r in read_records(samples_file(folder, "cme_squad"))) / 12
+    assert float(
+        next(r for r in rows if r["task"] == "cme_squad" and r["metric"] == "f1")["value"]
+    ) == pytest.approx(mean)
+
+
+def test_same_command_again_computes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = run(options(tiny_checkpoint, tmp_path / "r"))
+    before = (folder / "results.json").read_bytes()
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r"), listener)
+    assert listener.computed == 0
+    assert listener.resumed == dict.fromkeys(TASKS.split(","), 12)
+    assert (folder / "results.json").read_bytes() == before
+    assert len(content(folder, "run.json")["sessions"]) == 2
+
+
+def test_a_larger_limit_keeps_what_is_stored(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run(options(tiny_checkpoint, tmp_path / "r", limit=5, tasks="cme_rte_ll"))
+    assert content(tmp_path / "r", "results.json")["n-samples"]["cme_rte_ll"] == {
+        "original": 12,
+        "effective": 5,
+    }
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener)
+    assert (listener.resumed["cme_rte_ll"], listener.computed) == (5, 7)
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r", limit=5, tasks="cme_rte_ll"), listener)
+    assert listener.computed == 0
+    assert content(tmp_path / "r", "results.json")["cme"]["tasks"]["cme_rte_ll"]["metrics"]["acc"]["n"] == 5
+
+
+def test_changed_shots_are_a_miss_and_back_again_a_hit(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    zero = content(run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll")), "results.json")
+    listener = Listener()
+    two = content(
+        run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", shots=2), listener), "results.json"
+    )
+    assert listener.computed == 12
+    assert two["task_hashes"] != zero["task_hashes"]
+    listener = Listener()
+    again = content(
+        run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener), "results.json"
+    )
+    assert listener.computed == 0
+    assert again == zero
+    last = {r["id"]: r["key"] for r in read_records(samples_file(tmp_path / "r", "cme_rte_ll"))}
+    first = list(read_records(samples_file(tmp_path / "r", "cme_rte_ll")))[:12]
+    assert last == {r["id"]: r["key"] for r in first}, "the last record of an item is the current one"
+
+
+def test_another_model_in_the_same_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2))
+    with pytest.raises(UsageError, match="dtype float32, not bfloat16"):
+        run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2, dtype="bfloat16"))
+
+
+def test_torn_last_line_is_cut_and_only_that_item_computed_again(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_squad"))
+    expected = content(folder, "results.json")
+    file = samples_file(folder, "cme_squad")
+    file.write_bytes(file.read_bytes()[:-40])
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_squad"), listener)
+    assert listener.computed == 1
+    assert content(folder, "results.json") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_window_and_the_rest_follows(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    whole = run(options(tiny_checkpoint, tmp_path / "whole", tasks="cme_rte_ll"))
+    original = HFEngine.loglikelihood
+
+    def interrupted(self: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> Iterator[Any]:
+        for count, answer in enumerate(original(self, requests)):
+            yield answer
+            if count == 3:
+                os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(HFEngine, "loglikelihood", interrupted)
+    monkeypatch.setattr("cme_bench.runs.runner.WINDOW_ITEMS", 2)
+    with pytest.raises(InterruptedRun, match="resumes"):
+        run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
+    monkeypatch.undo()
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener)
+    assert listener.resumed["cme_rte_ll"] == 6
+    assert content(tmp_path / "r", "results.json")["cme"] == content(whole, "results.json")["cme"]
+
+
+def test_results_of_a_finished_task_exist_while_later_ones_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    seen = {}
+
+    class Watch(Silent):
+        def start(self, task: str, *, total: int, done: int) -> None:
+            if task == "cme_squad":
+                seen.update(content(tmp_path / "r", "results.json")["results"])
+
+    run(options(tiny_checkpoint, tmp_path / "r"), Watch())
+    assert set(seen) == {"cme_rte", "cme_rte_ll"}
+
+
+def test_too_many_truncated_prompts_are_refused_before_weights_load(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cme_bench.runs.responder.load_model", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(UsageError, match=r"do not fit.*cme_squad"):
+        run(options(tiny_checkpoint, tmp_path / "r", settings={"max_length": 250}, max_truncated=0))
+
+
+def test_truncated_prompts_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_squad", settings={"max_length": 250}))
+    records = list(read_records(samples_file(folder, "cme_squad")))
+    cut = sum(r["truncated"] > 0 for r in records)
+    assert cut > 0
+    assert content(folder, "run.json")["tasks"]["cme_squad"]["truncated"] == cut
+    assert content(folder, "results.json")["cme"]["tasks"]["cme_squad"]["quality"]["truncated"] == cut / 12
+
+
+def test_the_key_depends_on_everything_that_decides_the_response() -> None:
+    base = {"model": "a" * 64, "adapter": "none", "dtype": "float32", "engine": "hf"}
+    scored = LoglikelihoodRequest((((1, 2), (3,)), ((1, 2), (4,))))
+    asked = GenerateRequest((1, 2, 3), 8, ("\n",))
+    keys = [
+        response_key(base, scored),
+        response_key(base | {"model": "b" * 64}, scored),
+        response_key(base | {"adapter": "c" * 64}, scored),
+        response_key(base | {"dtype": "bfloat16"}, scored),
+        response_key(base, LoglikelihoodRequest((((1, 2), (3,)), ((1, 2), (5,))))),
+        response_key(base, LoglikelihoodRequest((((1,), (2, 3)), ((1, 2), (4,))))),
+        response_key(base, LoglikelihoodRequest((((1, 2), (3,)),))),
+        response_key(base, asked),
+        response_key(base, GenerateRequest((1, 2, 3), 9, ("\n",))),
+        response_key(base, GenerateRequest((1, 2, 3), 8, ())),
+    ]
+    assert len(set(keys)) == len(keys)
+    other_objects = LoglikelihoodRequest((((1, 2), (3,)), (tuple([1, 2]), (4,))))
+    assert response_key(base, other_objects) == response_key(base, scored)
