@@ -1,1 +1,170 @@
-"""stub"""
+"""``cme-bench tasks ls | show | preview | export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from cme_bench.cli import app
+
+if TYPE_CHECKING:
+    from cme_bench.tasks.spec import TaskSpec
+
+COLUMNS = ("domain", "dataset", "task", "form", "metric", "licence", "random")
+
+tasks_app = typer.Typer(help="List, read, preview and export task files.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+Include = Annotated[Optional[list[Path]], typer.Option(help="Folder of your own task files.")]  # noqa: UP045
+AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run !function code of --include files.")]
+Data = Annotated[
+    str, typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+
+@tasks_app.command()
+def ls(
+    names: Annotated[Optional[str], typer.Argument(help="Only these tasks, domains or suites.")] = None,  # noqa: UP045
+    include: Include = None,
+) -> None:
+    """List tasks: domain, dataset, name, form, metric, licence of the data, accuracy of guessing."""
+    from cme_bench.tasks.suite import load_suite
+
+    suite = load_suite(tuple(include or ()))
+    specs = suite.select(names) if names else list(suite.tasks.values())
+    rows = [_row(spec) for spec in specs]
+    if sys.stdout.isatty():
+        _print_table(rows)
+    else:
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+        for row in (COLUMNS, *rows):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            print(line.rstrip())
+
+
+def _row(spec: TaskSpec) -> tuple[str, ...]:
+    form = "generate" if spec.output_type == "generate_until" else "likelihood"
+    random = spec.metadata.get("random_baseline")
+    return (
+        spec.domain,
+        spec.dataset,
+        spec.name,
+        form,
+        spec.primary,
+        str(spec.metadata.get("licence", "-")),
+        "-" if random is None else f"{100 * random:.1f}",
+    )
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right" if name == "random" else "left", no_wrap=name == "task")
+    domain = ""
+    for row in rows:
+        if domain and row[0] != domain:
+            table.add_section()
+        table.add_row("" if row[0] == domain else row[0], *row[1:])
+        domain = row[0]
+    Console().print(table)
+
+
+@tasks_app.command()
+def show(
+    task: Annotated[str, typer.Argument(help="A task's name.")],
+    include: Include = None,
+) -> None:
+    """Print a task's YAML with includes merged; a comment says in which file and line each key stands."""
+    from cme_bench.tasks.suite import load_suite
+    from cme_bench.tasks.yaml_dump import dump_with_places
+
+    spec = load_suite(tuple(include or ())).task(task)
+    here = f"{Path.cwd()}/"
+    print(dump_with_places(spec.config, {k: v.removeprefix(here) for k, v in spec.where.items()}), end="")
+
+
+@tasks_app.command()
+def preview(
+    task: Annotated[str, typer.Argument(help="A task's name.")],
+    model: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Show this model's token ids (only its tokenizer is loaded)."),
+    ] = None,
+    data: Data = "mini",
+    shots: Annotated[Optional[int], typer.Option(min=0, help="Few-shot exemplars.")] = None,  # noqa: UP045
+    number: Annotated[int, typer.Option("-n", min=1, help="How many items.")] = 1,
+    prompt_format: Annotated[
+        str, typer.Option("--format", help="auto, chat, plain or teamlora, as for `run`.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
+    include: Include = None,
+    allow_code: AllowCode = False,
+    offline: Offline = False,
+) -> None:
+    """Print what a model is shown: the prompt, its token ids, where the scored part begins, and the hash."""
+    from cme_bench.prompts.encode import Encoder
+    from cme_bench.prompts.formats import resolve_format
+    from cme_bench.prompts.items import build_items, render_item
+    from cme_bench.prompts.preview import preview_text, preview_tokens
+    from cme_bench.runs.runner import task_hash
+    from cme_bench.tasks.build import build_task
+    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.suite import load_suite
+
+    suite = load_suite(tuple(include or ()), allow_code=allow_code)
+    spec = suite.task(task)
+    tokenizer, max_length = _tokenizer(model, offline) if model else (None, 0)
+    form = resolve_format(prompt_format, tokenizer, generated=spec.output_type == "generate_until")
+    built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
+    rendered = [render_item(built, index, form, seed) for index in range(min(number, len(built.docs)))]
+    items = []
+    if tokenizer is not None:
+        items = build_items(
+            built, Encoder(tokenizer), form, max_length=max_length, limit=len(rendered), seed=seed
+        )
+    for index, item in enumerate(rendered):
+        print(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
+        for line in preview_text(item):
+            print(line)
+        if items:
+            for line in preview_tokens(items[index], tokenizer):
+                print(line)
+    print(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
+    print(f"hash {task_hash(built, form.name, form.policy)}")
+
+
+def _tokenizer(model: str, offline: bool) -> tuple[object, int]:
+    """The tokenizer of MODEL and how many tokens its model takes."""
+    from cme_bench.engines.hf.forward import max_positions
+    from cme_bench.models.checkpoint import resolve_model
+    from cme_bench.models.load import load_config, load_tokenizer
+
+    checkpoint = resolve_model(model, offline=offline)
+    return load_tokenizer(checkpoint), max_positions(load_config(checkpoint))
+
+
+@tasks_app.command()
+def export(
+    tasks: Annotated[str, typer.Argument(help="Comma-separated tasks, domains and suites.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the copies.")],
+    data: Data = "hub",
+    include: Include = None,
+    offline: Offline = False,
+) -> None:
+    """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME."""
+    from cme_bench.tasks.export import export_tasks
+    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.suite import load_suite
+
+    specs = load_suite(tuple(include or ())).select(tasks)
+    files = export_tasks(specs, open_source(data, offline=offline), out)
+    plural = "s" if len(files) > 1 else ""
+    print(f"{len(files)} task{plural} in {out}; lm_eval --include_path {out} --tasks {tasks} runs them")

@@ -11,6 +11,11 @@ from cme_bench.errors import UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 
+DEFAULT_NEW_TOKENS = 256  # lm-eval's
+_LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")
+_GREEDY_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p"}  # without effect on greedy decoding
+_GENERATION_KEYS = {"until", *_LENGTH_KEYS, *_GREEDY_KEYS}
+
 
 class AskableTask(Protocol):
     """What this module needs of a task (:class:`cme_bench.tasks.build.Task`)."""
@@ -25,6 +30,30 @@ class AskableTask(Protocol):
     def docs(self) -> Any: ...
     def place(self, index: int) -> str: ...
     def seed_fewshot(self, seed: int, index: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedItem:
+    """One item of a task as text, before any tokenizer.
+
+    ``target``: the gold answer as text; ``instances``: lm-eval's own requests, one a choice, or one.
+    """
+
+    id: int
+    doc: dict[str, Any]
+    target: str
+    instances: tuple[Any, ...]
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The text before the answer, of every request."""
+        return tuple(str(instance.args[0]) for instance in self.instances)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The continuations that are scored; empty for generation."""
+        scored = self.instances[0].request_type == "loglikelihood"
+        return tuple(str(instance.args[1]) for instance in self.instances) if scored else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +88,21 @@ def build_items(
 
     A prompt longer than ``max_length`` (less what is to be generated) loses tokens from its left, never the
     BOS and never its last token; the count is kept. Raises UsageError with the row's place for labels out of
-    range, templates that fail on a row, and generation settings other than greedy.
+    range, templates that fail on a row, answers that leave no room for a prompt, and generation settings
+    other than greedy.
     """
     count = len(task.docs) if limit is None else min(limit, len(task.docs))
-    drafts = [_draft(task, index, prompt_format, seed) for index in range(count)]
+    rendered = [render_item(task, index, prompt_format, seed) for index in range(count)]
     if task.lm_eval.OUTPUT_TYPE == "generate_until":
-        return _generate_items(task, drafts, encoder, max_length)
-    return _loglikelihood_items(drafts, encoder, prompt_format, max_length)
+        return _generate_items(task, rendered, encoder, max_length)
+    return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
 
 
-@dataclass(frozen=True, slots=True)
-class _Draft:
-    id: int
-    doc: dict[str, Any]
-    target: str
-    instances: tuple[Any, ...]
+def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed: int = 0) -> RenderedItem:
+    """Item ``index`` of ``task`` as text, its few-shot exemplars drawn by (seed, index).
 
-
-def _draft(task: AskableTask, index: int, prompt_format: PromptFormat, seed: int) -> _Draft:
+    Raises UsageError with the row's place for a label out of range or a template that fails on the row.
+    """
     lm_task = task.lm_eval
     task.seed_fewshot(seed, index)
     doc = task.docs[index]
@@ -94,7 +120,7 @@ def _draft(task: AskableTask, index: int, prompt_format: PromptFormat, seed: int
     except Exception as err:  # a template may raise anything on a row it does not fit
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise UsageError(f"{task.place(index)}: task {task.name}: {reason}") from err
-    return _Draft(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
+    return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
 
 
 def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
@@ -114,28 +140,38 @@ def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
 
 
 def _loglikelihood_items(
-    drafts: Sequence[_Draft], encoder: Encoder, prompt_format: PromptFormat, max_length: int
+    task: AskableTask,
+    rendered: Sequence[RenderedItem],
+    encoder: Encoder,
+    prompt_format: PromptFormat,
+    max_length: int,
 ) -> list[Item]:
-    pairs = [(i.args[0], i.args[1]) for draft in drafts for i in draft.instances]
+    pairs = [pair for item in rendered for pair in zip(item.contexts, item.choices, strict=True)]
     encoded = iter(encoder.encode_pairs(pairs, prompt_format.policy))
     items = []
-    for draft in drafts:
+    for item in rendered:
         rows: list[tuple[TokenIds, TokenIds]] = []
         cut = 0
-        for _ in draft.instances:
+        for _ in item.instances:
             context, continuation = next(encoded)
-            kept = truncate(context, max_length - len(continuation), encoder.prefix_length)
+            room = max_length - len(continuation)
+            if room <= encoder.prefix_length:
+                raise UsageError(
+                    f"{task.place(item.id)}: task {task.name}: a choice of {len(continuation)} tokens leaves "
+                    f"no room for its prompt within {max_length}"
+                )
+            kept = truncate(context, room, encoder.prefix_length)
             cut = max(cut, len(context) - len(kept))
             rows.append((kept, continuation))
         items.append(
             Item(
-                id=draft.id,
-                doc=draft.doc,
-                prompt=draft.instances[0].args[0],
-                choices=tuple(i.args[1] for i in draft.instances),
-                target=draft.target,
+                id=item.id,
+                doc=item.doc,
+                prompt=item.contexts[0],
+                choices=item.choices,
+                target=item.target,
                 request=LoglikelihoodRequest(_share_contexts(rows)),
-                instances=draft.instances,
+                instances=item.instances,
                 truncated=cut,
             )
         )
@@ -143,24 +179,28 @@ def _loglikelihood_items(
 
 
 def _generate_items(
-    task: AskableTask, drafts: Sequence[_Draft], encoder: Encoder, max_length: int
+    task: AskableTask, rendered: Sequence[RenderedItem], encoder: Encoder, max_length: int
 ) -> list[Item]:
     max_new_tokens, stop = _generation_settings(task)
-    encoded = encoder.encode(draft.instances[0].args[0] for draft in drafts)
+    room = max_length - max_new_tokens
+    if room <= encoder.prefix_length:
+        raise UsageError(
+            f"task {task.name}: max_gen_toks {max_new_tokens} leaves no room for a prompt within {max_length}"
+        )
+    encoded = encoder.encode(item.contexts[0] for item in rendered)
     items = []
-    for draft in drafts:
-        prompt = draft.instances[0].args[0]
-        ids = encoded[prompt] or (encoder.start_token,)
-        kept = truncate(ids, max_length - max_new_tokens, encoder.prefix_length)
+    for item in rendered:
+        ids = encoded[item.contexts[0]] or (encoder.start_token,)
+        kept = truncate(ids, room, encoder.prefix_length)
         items.append(
             Item(
-                id=draft.id,
-                doc=draft.doc,
-                prompt=prompt,
+                id=item.id,
+                doc=item.doc,
+                prompt=item.contexts[0],
                 choices=(),
-                target=draft.target,
+                target=item.target,
                 request=GenerateRequest(kept, max_new_tokens, stop),
-                instances=draft.instances,
+                instances=item.instances,
                 truncated=len(ids) - len(kept),
             )
         )
@@ -168,20 +208,23 @@ def _generate_items(
 
 
 def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
-    settings = task.lm_eval.config.generation_kwargs or {}
-    if settings.get("do_sample") and float(settings.get("temperature", 1.0)) > 0:
+    """Most new tokens, and the strings that end a response."""
+    settings = dict(task.lm_eval.config.generation_kwargs or {})
+    if settings.get("do_sample", float(settings.get("temperature") or 0) > 0):
         raise UsageError(f"task {task.name}: only greedy generation is supported (do_sample: false)")
+    if unknown := sorted(settings.keys() - _GENERATION_KEYS):
+        raise UsageError(f"task {task.name}: unsupported generation_kwargs: {', '.join(unknown)}")
     until = settings.get("until") or []
     stop = (until,) if isinstance(until, str) else tuple(str(s) for s in until)
-    return int(settings.get("max_gen_toks", settings.get("max_new_tokens", 256))), stop
+    lengths = (settings[key] for key in _LENGTH_KEYS if key in settings)
+    return int(next(lengths, DEFAULT_NEW_TOKENS)), stop
 
 
 def truncate(ids: TokenIds, room: int, prefix: int) -> TokenIds:
-    """``ids`` cut from the left to ``room`` tokens, keeping its first ``prefix`` and at least one more."""
+    """``ids`` cut from the left to ``room`` tokens (more than ``prefix``), its first ``prefix`` kept."""
     if len(ids) <= room:
         return ids
-    tail = max(1, room - prefix)
-    return ids[:prefix] + ids[len(ids) - tail :]
+    return ids[:prefix] + ids[len(ids) - (room - prefix) :]
 
 
 def _share_contexts(

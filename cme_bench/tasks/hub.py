@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class HubSource(DataSource):
             ),
         )
         return Rows(table, f"{path}@{commit[:8]}/{split}")
+
+    def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
+        kept = {key: spec.config[key] for key in ("dataset_path", "dataset_name") if key in spec.config}
+        kwargs = dict(spec.config.get("dataset_kwargs") or {}) | {"revision": self.revision(spec)}
+        return kept | {"dataset_kwargs": kwargs}
 
     def revision(self, spec: TaskSpec) -> str | None:
         return self._commit(str(spec.config["dataset_path"]))

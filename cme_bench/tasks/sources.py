@@ -53,6 +53,14 @@ class DataSource(ABC):
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         """Rows of ``split`` (its name on the hub). UsageError if there are none."""
 
+    def missing(self, spec: TaskSpec, split: str) -> str | None:
+        """What is wrong if ``split`` is not there; None if it is, as far as can be told without loading."""
+        return None
+
+    @abstractmethod
+    def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
+        """``dataset_path`` and the like, with which lm-eval itself loads the same rows of ``splits``."""
+
     def revision(self, spec: TaskSpec) -> str | None:
         """The commit the rows came from, where the source has one."""
         return None
@@ -65,11 +73,22 @@ class FolderSource(DataSource):
     folder: Path
     name: str = "folder"
 
+    def file(self, spec: TaskSpec, split: str) -> Path:
+        """Where the rows of ``split`` lie, or should."""
+        return self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl"
+
     def rows(self, spec: TaskSpec, split: str) -> Rows:
-        file = self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl"
-        if not file.is_file():
-            raise UsageError(f"{file}: no such file (task {spec.name} needs split {split!r})")
-        return read_jsonl(file)
+        if problem := self.missing(spec, split):
+            raise UsageError(problem)
+        return read_jsonl(self.file(spec, split))
+
+    def missing(self, spec: TaskSpec, split: str) -> str | None:
+        file = self.file(spec, split)
+        return None if file.is_file() else f"{file}: no such file (task {spec.name} needs split {split!r})"
+
+    def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
+        files = {split: str(self.file(spec, split).resolve()) for split in splits}
+        return {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
 
 
 def read_jsonl(file: Path) -> Rows:

@@ -51,13 +51,15 @@ class Suite:
         """Every name that ``--tasks`` takes: tasks, tags (suites), domains and ``DOMAIN_ll``."""
         names: dict[str, list[TaskSpec]] = {name: [spec] for name, spec in self.tasks.items()}
         for spec in self.tasks.values():
-            for tag in spec.tags:
-                names.setdefault(tag, []).append(spec)
-            if GENERATED in spec.tags:
-                names.setdefault(spec.domain, []).append(spec)
-            if LIKELIHOOD in spec.tags:
-                names.setdefault(f"{spec.domain}_ll", []).append(spec)
+            for name in selectors_of(spec):
+                names.setdefault(name, []).append(spec)
         return names
+
+    def task(self, name: str) -> TaskSpec:
+        """The task called ``name``. UsageError if there is none, with the nearest known name."""
+        if name not in self.tasks:
+            raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}")
+        return self.tasks[name]
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
         """The tasks named by a comma-separated list of tasks, suites and domains, without repeats, in order.
@@ -75,6 +77,16 @@ class Suite:
         if not chosen:
             raise UsageError("no task named")
         return list(chosen.values())
+
+
+def selectors_of(spec: TaskSpec) -> list[str]:
+    """The names besides its own that select a task: its tags, and its domain in the form that it has."""
+    names = list(spec.tags)
+    if GENERATED in spec.tags:
+        names.append(spec.domain)
+    if LIKELIHOOD in spec.tags:
+        names.append(f"{spec.domain}_ll")
+    return names
 
 
 def load_suite(include: Sequence[Path] = (), *, allow_code: bool = False) -> Suite:

@@ -28,6 +28,16 @@ class FunctionRef:
     def __str__(self) -> str:
         return f"!function {self.name}"
 
+    @property
+    def module_file(self) -> Path:
+        """The Python file beside the task file that the name stands for, if there is one there."""
+        return self.file.parent / f"{self.name.rpartition('.')[0].replace('.', '/')}.py"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it names Python code beside the task file, not an installed module."""
+        return self.module_file.is_file()
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedYaml:
@@ -84,12 +94,12 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{path}:1: a task file is a mapping of keys to values")
-        where = {}
+        where: dict[str, str] = {}
         for key, value in node.value:
-            where[str(key.value)] = f"{path}:{key.start_mark.line + 1}"
+            _note(where, str(key.value), key, path)
             if isinstance(value, yaml.MappingNode):
                 for sub, _ in value.value:
-                    where[f"{key.value}.{sub.value}"] = f"{path}:{sub.start_mark.line + 1}"
+                    _note(where, f"{key.value}.{sub.value}", sub, path)
         return loader.construct_document(node), where
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
@@ -98,3 +108,10 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path}: {err}") from err
     finally:
         loader.dispose()
+
+
+def _note(where: dict[str, str], name: str, key: yaml.Node, path: Path) -> None:
+    place = f"{path}:{key.start_mark.line + 1}"
+    if name in where:
+        raise UsageError(f"{place}: {name!r} stands twice, first in line {where[name].rpartition(':')[2]}")
+    where[name] = place

@@ -1,0 +1,79 @@
+"""Copies of tasks that stock lm-eval runs by itself: one self-contained YAML file a task.
+
+``lm_eval --include_path FOLDER --tasks cme_rte_ll`` (or a tag: ``cme_ll``, ``nli``, ``nli_ll``) reads them.
+Rows come from the same files, so that both programs score the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cme_bench import __version__
+from cme_bench.errors import UsageError
+from cme_bench.tasks.sources import DataSource
+from cme_bench.tasks.spec import TaskSpec
+from cme_bench.tasks.suite import selectors_of
+from cme_bench.tasks.yaml_dump import dump_yaml
+from cme_bench.tasks.yaml_loader import FunctionRef
+
+_DATASET_KEYS = frozenset({"dataset_path", "dataset_name", "dataset_kwargs"})
+_SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
+
+
+def export_tasks(specs: Sequence[TaskSpec], source: DataSource, folder: Path) -> list[Path]:
+    """Write every task of ``specs`` to ``folder/NAME.yaml``; the files' paths.
+
+    Raises UsageError if rows are missing, a task needs Python code that lies beside its file, or the folder
+    cannot be written; nothing is written then unless the disk itself fails.
+    """
+    texts = {spec.name: _header(spec, source) + dump_yaml(stock_config(spec, source)) for spec in specs}
+    files = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            file = folder / f"{name}.yaml"
+            file.write_text(text, encoding="utf-8")
+            files.append(file)
+    except OSError as err:
+        raise UsageError(f"{folder}: cannot be written ({err.strerror})") from err
+    return files
+
+
+def stock_config(spec: TaskSpec, source: DataSource) -> dict[str, Any]:
+    """``spec`` with includes merged, tagged by its selectors, and its rows where ``source`` has them.
+
+    Splits that ``source`` does not have are left out, and with the few-shot split the few-shot settings.
+    """
+    for ref in _functions(spec.config):
+        if ref.is_local:
+            raise UsageError(f"{ref.file}:{ref.line}: {ref} lies beside the task file and is not exported")
+    named = [spec.config.get(key) for key in _SPLIT_KEYS] + [spec.fewshot_split]
+    missing = {split: source.missing(spec, split) for split in dict.fromkeys(map(str, filter(None, named)))}
+    needed = [spec.eval_split] + ([str(spec.fewshot_split)] if spec.num_fewshot else [])
+    for split in needed:
+        if problem := missing.get(split):
+            raise UsageError(problem)
+    left_out = _DATASET_KEYS | {"include", "task", "tag"}
+    left_out |= {key for key in _SPLIT_KEYS if missing.get(str(spec.config.get(key)))}
+    if missing.get(str(spec.fewshot_split)):
+        left_out |= {"fewshot_split", "fewshot_config"}
+    rows = source.dataset_keys(spec, [split for split, problem in missing.items() if not problem])
+    kept = {key: value for key, value in spec.config.items() if key not in left_out}
+    return {"task": spec.name, "tag": selectors_of(spec)} | rows | kept
+
+
+def _header(spec: TaskSpec, source: DataSource) -> str:
+    return f"# {spec.name} for stock lm-eval, written by cme-bench {__version__} (rows: {source.name})\n"
+
+
+def _functions(value: Any) -> Iterator[FunctionRef]:
+    if isinstance(value, FunctionRef):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _functions(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _functions(part)
