@@ -25,7 +25,12 @@ def run(
     tasks: Annotated[
         str, typer.Option(help="Comma-separated tasks, domains and suites: cme, cme_ll, nli, cme_rte_ll, ...")
     ] = "cme",
-    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter folder.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A PEFT adapter folder. Give it several times: one run folder each, base loaded once."
+        ),
+    ] = None,
     engine: Annotated[str, typer.Option(help="What computes: hf.")] = "hf",
     data: Annotated[
         str,
@@ -72,7 +77,7 @@ def run(
     options = RunOptions(
         model=model,
         tasks=tasks,
-        adapter=adapter,
+        adapters=tuple(adapter or ()),
         engine=engine,
         data=data,
         limit=limit,
@@ -92,8 +97,9 @@ def run(
 
     with show_progress() as listener:
         listener.note(f"cme-bench run {model}: preparing")
-        folder = evaluate(options, listener)
-    _print_summary(folder)
+        folders = evaluate(options, listener)
+    for folder in folders:
+        _print_summary(folder)
 
 
 def _print_summary(folder: Path) -> None:

@@ -92,7 +92,7 @@ class Manifest:
             "schema": SCHEMA,
             "identity": identity,
             "model": responder.describe(),
-            "adapter": None,
+            "adapter": responder.adapter.description if responder.adapter else None,
             "arguments": {k: _plain(v) for k, v in asdict(options).items()},
             "seed": options.seed,
             "versions": versions(),

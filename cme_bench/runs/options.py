@@ -22,7 +22,7 @@ class RunOptions:
 
     model: str
     tasks: str = "cme"
-    adapter: str | None = None
+    adapters: tuple[str, ...] = ()
     engine: str = "hf"
     data: str = "hub"
     limit: int | None = None

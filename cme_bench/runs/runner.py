@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest
 from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
@@ -25,7 +25,7 @@ from cme_bench.runs.identity import response_key
 from cme_bench.runs.manifest import Manifest, PlannedTask, default_folder
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
-from cme_bench.runs.responder import Responder
+from cme_bench.runs.responder import BaseModel, Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import Record, RunWriter, read_records, samples_file
 from cme_bench.scoring.aggregate import TaskResult, task_result
@@ -39,8 +39,8 @@ WINDOW_SECONDS = 1.0
 """A flush window: finished items are stored once there are this many or they are this old."""
 
 
-def run(options: RunOptions, listener: Silent | None = None) -> Path:
-    """Evaluate one checkpoint; the run folder's path.
+def run(options: RunOptions, listener: Silent | None = None) -> list[Path]:
+    """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
 
     Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
     everything finished so far stored.
@@ -49,15 +49,61 @@ def run(options: RunOptions, listener: Silent | None = None) -> Path:
     suite = load_suite(options.include, allow_code=options.allow_code)
     specs = suite.select(options.tasks)
     source = open_source(options.data, offline=options.offline)
-    responder = Responder(options)
-    folder = options.out or default_folder(options, responder.checkpoint.name, responder.identity)
-    with RunWriter(folder) as writer, _interruptible() as stopping:
+    base = BaseModel(options)
+    responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
+    folders = [run_folder(options, responder) for responder in responders]
+    _check_distinct(folders)
+    tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+    with _interruptible() as stopping:
+        for responder, folder in zip(responders, folders, strict=True):
+            if len(folders) > 1:
+                listener.note(f"{responder.name} -> {folder}")
+            try:
+                _run_one(
+                    options,
+                    responder,
+                    folder,
+                    tasks,
+                    source=source.name,
+                    listener=listener,
+                    stopping=stopping,
+                )
+            finally:
+                responder.close()
+    return folders
+
+
+def run_folder(options: RunOptions, responder: Responder) -> Path:
+    """``--out``, with a folder for each of several adapters below it; else the default folder."""
+    if options.out is None:
+        return default_folder(options, responder.name, responder.identity)
+    if len(options.adapters) > 1 and responder.adapter is not None:
+        return options.out / responder.adapter.name
+    return options.out
+
+
+def _check_distinct(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UsageError(f"two adapters would write {folder}: name their folders differently")
+
+
+def _run_one(
+    options: RunOptions,
+    responder: Responder,
+    folder: Path,
+    tasks: Sequence[Task],
+    *,
+    source: str,
+    listener: Silent,
+    stopping: threading.Event,
+) -> None:
+    with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, options, responder)
-        tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
         encoder = Encoder(responder.tokenizer)
         plans = [_plan(task, options, responder, encoder) for task in tasks]
         _check_truncation(plans, options.max_truncated)
-        manifest.plan({plan.task.name: plan.describe(source.name) for plan in plans})
+        manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
         session = _Session(responder, writer, manifest, listener, stopping)
         results: list[TaskResult] = []
         try:
@@ -71,8 +117,6 @@ def run(options: RunOptions, listener: Silent | None = None) -> Path:
             manifest.finish()
         finally:
             manifest.save(responder.loaded)
-            responder.close()
-    return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +162,7 @@ def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encode
     prompt_format = resolve_format(
         options.prompt_format,
         responder.tokenizer,
+        saved=responder.saved_format,
         generated=task.spec.output_type == "generate_until",
     )
     items = build_items(
@@ -188,10 +233,10 @@ class _Session:
 def _ask(responder: Responder, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     if not requests:
         return iter(())
+    engine = responder.engine(requests[0])
     if isinstance(requests[0], GenerateRequest):
-        return responder.engine.generate(requests)
-    assert isinstance(requests[0], LoglikelihoodRequest)
-    return responder.engine.loglikelihood(requests)
+        return engine.generate(requests)
+    return engine.loglikelihood(requests)
 
 
 def _stored(plan: _Plan, writer: RunWriter, hash_: str) -> dict[int, Record]:

@@ -18,7 +18,7 @@ from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
-from cme_bench.runs.runner import run
+from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import read_records, samples_file
 
 TASKS = "cme_rte,cme_rte_ll,cme_squad"
@@ -41,6 +41,12 @@ class Listener(Silent):
 def options(model: Path, out: Path, **changes: Any) -> RunOptions:
     settings: dict[str, Any] = {"tasks": TASKS, "data": "mini", "out": out} | changes
     return RunOptions(model=str(model), **settings)
+
+
+def run(asked: RunOptions, listener: Silent | None = None) -> Path:
+    """The folder of a run without adapters."""
+    (folder,) = run_all(asked, listener)
+    return folder
 
 
 def content(folder: Path, name: str) -> Any:
