@@ -279,6 +279,17 @@ def test_router_statistics_while_generating(adapted: Make, ids: Tensor) -> None:
     assert {s.tokens for s in record.stats()} == {14}
 
 
+def test_recomputed_layers_are_heard_once(adapted: Make, ids: Tensor) -> None:
+    """Gradient checkpointing runs every layer again inside backward; the statistics count each token once."""
+    model = adapted("teamlora").train()
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with record_router(model) as record, balance_tape(model) as tape:
+        model(ids, labels=ids).loss.backward()
+        assert {s.tokens for s in record.stats()} == {ids.numel()}
+        assert len(tape._heard) == 6
+
+
 def test_recording_needs_a_router(adapted: Make) -> None:
     with pytest.raises(AdapterError, match="no routed adapter"), record_router(adapted("moslora")):
         pass
@@ -305,6 +316,19 @@ def test_bfloat16_base_with_float32_adapter(
         for key, tensor in adapter_tensors(again, "default").items():
             assert torch.equal(tensor, adapter_tensors(model, "default")[key])
         assert torch.equal(again(ids).logits, wanted)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_the_start_does_not_depend_on_the_base_dtype(method: str) -> None:
+    """Nor on PEFT's casting: the parameters are float32 from the first, not rounded to bfloat16 and back."""
+    starts = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_llama().to(dtype)
+        torch.manual_seed(11)
+        config = CONFIGS[method](r=3, init="random")
+        starts.append(adapter_tensors(get_peft_model(model, config, autocast_adapter_dtype=False), "default"))
+    for name, tensor in starts[0].items():
+        assert torch.equal(starts[1][name], tensor)
 
 
 class Int8Linear(nn.Linear):

@@ -63,8 +63,6 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                 f"{current_key} is {kind}; only torch.nn.Linear and its subclasses can be adapted"
             )
         layer = self.tuner_layer_cls(target, adapter_name, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)  # an additional adapter is not trained until it is activated
         self._replace_module(parent, target_name, layer, target)
 
     def _check_merge_allowed(self) -> None:
