@@ -33,6 +33,8 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import doctor, run, table, tasks  # noqa: E402 - commands register themselves on `app`
+from cme_bench.cli import adapters, doctor, run, table, tasks  # noqa: E402 - commands register on `app`
 
-__all__ = ["app", "doctor", "main", "run", "table", "tasks"]
+app.add_typer(adapters.app, name="adapters")
+
+__all__ = ["adapters", "app", "doctor", "main", "run", "table", "tasks"]
