@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -93,6 +94,8 @@ def run(
         settings=parse_settings(set_ or []),
         command=tuple(sys.argv),
     )
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
     from cme_bench.runs.runner import run as evaluate
 
     with show_progress() as listener:

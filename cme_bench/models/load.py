@@ -36,6 +36,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -44,7 +45,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({_first_line(err)})") from err
     return model.to(device).eval()
 

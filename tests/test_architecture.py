@@ -1,0 +1,80 @@
+"""The rules of the house: imports point one way, and the light parts stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "cme_bench"
+
+FORBIDDEN = {
+    "engines": ("tasks", "scoring", "runs", "reports", "stats", "cli", "training"),
+    "tasks": ("models", "engines", "runs", "reports", "cli", "training", "adapters"),
+    "prompts": ("tasks", "models", "runs", "reports", "cli", "training", "adapters"),
+    "models": ("tasks", "prompts", "engines", "runs", "reports", "cli", "scoring", "training"),
+    "adapters": ("tasks", "prompts", "models", "engines", "runs", "reports", "cli", "scoring", "training"),
+    "scoring": ("tasks", "prompts", "models", "runs", "reports", "cli", "training", "adapters"),
+    "stats": (
+        "tasks",
+        "prompts",
+        "models",
+        "engines",
+        "runs",
+        "reports",
+        "cli",
+        "scoring",
+        "training",
+        "adapters",
+    ),
+    "reports": ("prompts", "models", "engines", "cli", "training", "adapters"),
+    "runs": ("reports", "cli", "training"),
+}
+"""Folder -> the folders it must not import. Known exceptions are named below, with their reason."""
+
+ALLOWED = {
+    # the lm-eval entry point puts a model, an engine and lm-eval together; it is a command of its own
+    ("engines", "adapters"),
+    ("engines", "models"),
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Top folders of cme_bench that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {n.split(".")[1] for n in names if n.startswith("cme_bench.")}
+    return found
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_imports_point_downwards(folder: str) -> None:
+    for file in (PACKAGE / folder).rglob("*.py"):
+        wrong = imports(file) & set(FORBIDDEN[folder])
+        wrong = {w for w in wrong if (folder, w) not in ALLOWED}
+        assert not wrong, f"{file.relative_to(PACKAGE)} imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cme_bench.cli",
+        "cme_bench.tasks.suite",
+        "cme_bench.reports.table",
+        "cme_bench.stats.estimates",
+        "cme_bench.engines",
+    ],
+)
+def test_light_modules_import_no_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; sys.exit(any(m in sys.modules for m in ('torch', 'lm_eval', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
