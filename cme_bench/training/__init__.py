@@ -1,0 +1,1 @@
+"""Training adapters on the CME mixture: templates, mixture, tokens, batches, loss, trainer."""

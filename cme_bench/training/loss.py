@@ -1,0 +1,155 @@
+"""The loss on target tokens only, without ever holding the logits of a whole batch.
+
+A vocabulary-wide row of fp32 logits for every position is most of a training step's memory. Only target rows
+need logits, and a frozen output layer lets each chunk of rows go from logits to gradient at once, in the
+forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
+
+from cme_bench.errors import UsageError
+from cme_bench.training.batches import IGNORED
+
+CHUNK_NUMBERS = 1 << 25
+"""Logits held at one time (fp32: 128 MB), so that rows of a large vocabulary come in small chunks."""
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class TargetLoss(ModelOutput):  # type: ignore[misc]  # transformers carries no types here
+    """``loss``: what is differentiated; ``nll``: summed negative log-likelihood of the targets, detached."""
+
+    loss: Tensor | None = None
+    nll: Tensor | None = None
+
+
+def target_nll(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int, frozen_head: bool = True) -> Tensor:
+    """Summed negative log-likelihood of the labelled tokens, a float32 scalar.
+
+    Args:
+        hidden: [rows, length, width], the decoder's output; place t predicts the token at t + 1.
+        labels: [rows, length], ``IGNORED`` where nothing is learnt.
+        head: Maps [n, width] to logits [n, vocabulary].
+        chunk: Most rows of logits at one time.
+        frozen_head: Nothing in ``head`` is trained, so each chunk's gradient is taken at once; otherwise
+            chunks are computed a second time in the backward pass.
+    """
+    learnt = labels[:, 1:] != IGNORED
+    rows, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
+    if frozen_head:
+        nll: Tensor = _ChunkedNll.apply(rows, targets, head, chunk)  # type: ignore[no-untyped-call]
+        return nll
+    total = torch.zeros((), device=hidden.device)
+    for start in range(0, len(targets), chunk):
+        piece = slice(start, start + chunk)
+        total = total + checkpoint(_nll, rows[piece], targets[piece], head, use_reentrant=False)
+    return total
+
+
+def _nll(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
+    return nn.functional.cross_entropy(head(rows).float(), targets, reduction="sum")
+
+
+class _ChunkedNll(torch.autograd.Function):
+    """Forward computes value and gradient, chunk by chunk; backward only scales the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, targets: Tensor, head: Head, chunk: int) -> Tensor:
+        total = torch.zeros((), device=rows.device)
+        wanted = ctx.needs_input_grad[0]
+        grad = torch.empty_like(rows) if wanted else None
+        for start in range(0, len(targets), chunk):
+            piece = slice(start, start + chunk)
+            part = rows[piece].detach().requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                nll = _nll(part, targets[piece], head)
+            if grad is not None:
+                (grad[piece],) = torch.autograd.grad(nll, part)
+            total += nll.detach()
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad,) = ctx.saved_tensors
+        return None if grad is None else grad * outer, None, None, None
+
+
+def output_head(model: nn.Module) -> Head:
+    """Hidden states to logits as the model's own forward does it, soft-capping and scaling included.
+
+    Raises UsageError if the model's own logits differ: an architecture that treats them in an unknown way.
+    """
+    linear = model.get_output_embeddings()  # type: ignore[operator]
+    config: Any = model.config
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def head(rows: Tensor) -> Tensor:
+        logits: Tensor = linear(rows) * factor if factor != 1.0 else linear(rows)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    _check_head(model, head)
+    return head
+
+
+@torch.no_grad()
+def _check_head(model: nn.Module, head: Head) -> None:
+    training = model.training
+    model.eval()
+    ids = torch.arange(4, device=next(model.parameters()).device)[None]
+    try:
+        own = model(input_ids=ids, use_cache=False).logits
+        ours = head(_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state)
+    finally:
+        model.train(training)
+    if not torch.allclose(own.float(), ours.float(), rtol=1e-3, atol=1e-3):
+        raise UsageError(
+            f"{type(model).__name__} changes its logits in a way that cme-bench train does not know"
+        )
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    decoder: nn.Module = model.base_model  # type: ignore[assignment]  # transformers: the model below the head
+    return decoder
+
+
+@contextmanager
+def target_loss(model: nn.Module) -> Iterator[None]:
+    """While open, the causal LM's forward returns a ``TargetLoss`` instead of logits.
+
+    ``forward(input_ids, attention_mask, labels, weight)``: ``loss`` is ``weight`` times the summed negative
+    log-likelihood. ``model`` is the transformers model itself, below any adapter wrapper, which then passes
+    through (DataParallel wrappers, autocast and AdaLoRA's regulariser included).
+    """
+    head = output_head(model)
+    decoder = _decoder(model)
+    linear = model.get_output_embeddings()  # type: ignore[operator]
+    chunk = max(1, CHUNK_NUMBERS // int(linear.weight.shape[0]))
+
+    def forward(
+        input_ids: Tensor, attention_mask: Tensor, labels: Tensor, weight: Tensor | float = 1.0, **_: Any
+    ) -> TargetLoss:
+        hidden = decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state
+        frozen = not any(p.requires_grad for p in linear.parameters())
+        nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
+        return TargetLoss(loss=nll * weight, nll=nll.detach())
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward

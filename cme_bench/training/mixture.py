@@ -1,0 +1,284 @@
+"""The training mixture: rows of every dataset that may be trained on, and which of them are drawn when.
+
+No evaluated row is ever trained on: a part never names the split that its task scores, and rows whose item
+also occurs in that split (of the same source) are dropped and counted. Draws depend on the seed, the epoch
+and the dataset alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.tasks.sources import DataSource, FolderSource, Rows
+from cme_bench.tasks.spec import TaskSpec
+from cme_bench.training.templates import DatasetTemplate, Part, Prompted, SplitFile
+
+if TYPE_CHECKING:
+    import datasets
+
+WEIGHTINGS = ("proportional", "equal", "temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPart:
+    """Rows of one part. ``kept``: indices into ``table`` that may be trained on. Of the others, ``filtered``
+    do not fit the dataset's condition, ``repeated`` occurred before and ``evaluated`` occur in an evaluated
+    split (None: the source has no such split to check)."""
+
+    task: TaskSpec
+    origin: str
+    split: str
+    revision: str | None
+    fingerprint: str
+    table: datasets.Dataset
+    columns: Mapping[str, str]
+    kept: NDArray[np.int64]
+    filtered: int
+    repeated: int
+    evaluated: int | None
+
+    def describe(self) -> dict[str, Any]:
+        """The part as ``cme_training.json`` records it."""
+        return {
+            "task": self.task.name,
+            "origin": self.origin,
+            "split": self.split,
+            "revision": self.revision,
+            "sha256": self.fingerprint,
+            "rows": len(self.table),
+            "kept": len(self.kept),
+            "filtered": self.filtered,
+            "repeated": self.repeated,
+            "in_evaluated_split": self.evaluated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """All rows of one dataset, as one sequence of ``len(self)`` items."""
+
+    template: DatasetTemplate
+    parts: tuple[LoadedPart, ...]
+
+    @property
+    def name(self) -> str:
+        return self.template.dataset
+
+    def __len__(self) -> int:
+        return sum(len(part.kept) for part in self.parts)
+
+    def prompted(self, index: int, turn: int) -> Prompted:
+        """Item ``index`` asked in the ``turn``-th of the ways that fit it, counted round.
+
+        Raises UsageError with the row's place if a template does not fit it.
+        """
+        for part in self.parts:
+            if index < len(part.kept):
+                row = int(part.kept[index])
+                break
+            index -= len(part.kept)
+        try:
+            wide = self.template.widened(part.table[row], part.columns)
+            ways = self.template.eligible(wide)
+            return self.template.prompted(wide, ways[turn % len(ways)], part.task)
+        except (ValueError, ZeroDivisionError) as err:
+            raise UsageError(f"{part.origin} row {row}: {self.template.path.name}: {err}") from err
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One training example: item ``index`` of dataset ``dataset``, asked in its ``turn``-th way."""
+
+    dataset: int
+    index: int
+    turn: int
+
+
+def load_training_set(
+    template: DatasetTemplate, source: DataSource, *, cap: int | None = None
+) -> TrainingSet:
+    """The rows of one dataset from ``source``, at most ``cap`` of them (the first).
+
+    Raises UsageError if the source has no rows to train on.
+    """
+    parts: list[LoadedPart] = []
+    seen: set[bytes] = set()
+    banned = _evaluated_keys(template, source)
+    for part in template.parts:
+        place = _find(part, source)
+        if place is None:
+            if not part.optional:
+                raise UsageError(_missing(template, part, source))
+            continue
+        room = None if cap is None else cap - sum(len(p.kept) for p in parts)
+        parts.append(_load_part(template, part, place, source, seen=seen, banned=banned, room=room))
+    loaded = TrainingSet(template, tuple(parts))
+    if not len(loaded):
+        raise UsageError(f"{template.dataset}: no row is left to train on ({template.path.name})")
+    return loaded
+
+
+_HUB = SplitFile(None, "", {})
+
+
+def _find(part: Part, source: DataSource) -> SplitFile | None:
+    """Where the part's rows lie in this source; None if it has none."""
+    if not isinstance(source, FolderSource):
+        return None if part.hub is None else replace(_HUB, stem=part.hub)
+    for file in part.files:
+        if (source.folder / (file.folder or part.task.folder) / f"{file.stem}.jsonl").is_file():
+            return file
+    return None
+
+
+def _missing(template: DatasetTemplate, part: Part, source: DataSource) -> str:
+    if not isinstance(source, FolderSource):
+        return f"{template.dataset}: no training split is known on the hub"
+    names = [f"{f.folder or part.task.folder}/{f.stem}.jsonl" for f in part.files]
+    return (
+        f"{source.folder}: none of {', '.join(names)} (training rows of {template.dataset}); leave it out "
+        "with --datasets, or give another --data"
+    )
+
+
+def _load_part(
+    template: DatasetTemplate,
+    part: Part,
+    place: SplitFile,
+    source: DataSource,
+    *,
+    seen: set[bytes],
+    banned: set[bytes] | None,
+    room: int | None,
+) -> LoadedPart:
+    """Reads and sifts the rows of one part, at most ``room``; adds their keys to ``seen``."""
+    located = _located(part.task, place)
+    rows = source.rows(located, place.stem)
+    kept: list[int] = []
+    filtered = repeated = evaluated = 0
+    for index, row in enumerate(rows.table):
+        if room is not None and len(kept) >= room:
+            break
+        try:
+            wide = template.widened(row, place.columns)
+            if not template.kept(wide):
+                filtered += 1
+                continue
+            key = _digest(template.item_key(wide))
+        except ValueError as err:
+            raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
+        if key in seen:
+            repeated += 1
+        elif banned is not None and key in banned:
+            evaluated += 1
+        else:
+            kept.append(index)
+        seen.add(key)
+    return LoadedPart(
+        task=part.task,
+        origin=rows.origin,
+        split=place.stem,
+        revision=source.revision(part.task),
+        fingerprint=rows.fingerprint(),
+        table=rows.table,
+        columns=place.columns,
+        kept=np.array(kept, dtype=np.int64),
+        filtered=filtered,
+        repeated=repeated,
+        evaluated=None if banned is None else evaluated,
+    )
+
+
+def _located(task: TaskSpec, place: SplitFile) -> TaskSpec:
+    """The task as a source must see it to find the rows at ``place``."""
+    metadata = {**task.metadata, "folder": place.folder or task.folder, "splits": {}}
+    return replace(task, config={**task.config, "metadata": metadata})
+
+
+def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes] | None:
+    """Keys of the rows that the dataset's tasks score in this source; None if the source has none of them."""
+    tables = [
+        evaluated_rows(task, source)
+        for task in {part.task.name: part.task for part in template.parts}.values()
+    ]
+    found = [rows for rows in tables if rows is not None]
+    keys = set()
+    for rows in found:
+        for index, row in enumerate(rows.table):
+            try:
+                keys.add(_digest(template.item_key(template.widened(row))))
+            except ValueError as err:
+                raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
+    return keys if found else None
+
+
+def evaluated_rows(task: TaskSpec, source: DataSource) -> Rows | None:
+    """The rows that ``task`` scores, if ``source`` has them: a folder for training alone may not."""
+    split = task.eval_split
+    if isinstance(source, FolderSource):
+        file = source.folder / task.folder / f"{task.file_stem(split)}.jsonl"
+        if not file.is_file():
+            return None
+    return source.rows(task, split)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def mixture_weights(sizes: Sequence[int], weighting: str, temperature: float = 2.0) -> list[float]:
+    """Share of each dataset, summing to 1: proportional to its size n, equal, or to n^(1/T).
+
+    T = 1 is proportional, T to infinity equal. Raises UsageError for an unknown weighting or T <= 0.
+    """
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}")
+    if temperature <= 0:
+        raise UsageError(f"--temperature must be above 0, got {temperature}")
+    power = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[weighting]
+    raw = [size**power for size in sizes]
+    return [value / sum(raw) for value in raw]
+
+
+def allot(total: int, weights: Sequence[float]) -> list[int]:
+    """``total`` split by ``weights`` into whole numbers that sum to it (largest remainders)."""
+    exact = [total * weight for weight in weights]
+    counts = [int(value) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def draw_epoch(
+    names: Sequence[str], sizes: Sequence[int], counts: Sequence[int], *, seed: int, epoch: int
+) -> list[Draw]:
+    """``counts[d]`` draws of each dataset, shuffled.
+
+    A dataset's items come in random order, each once before any comes again; an item that comes again, in
+    this epoch or the next, is asked in its next way.
+    """
+    draws: list[Draw] = []
+    for dataset, (name, size, count) in enumerate(zip(names, sizes, counts, strict=True)):
+        first_way = _generator(seed, name, -1).integers(0, 1 << 16, size)
+        random = _generator(seed, name, epoch)
+        rounds = -(-count // size)
+        order = [item for _ in range(rounds) for item in random.permutation(size)][:count]
+        draws += [
+            Draw(dataset, int(item), int(first_way[item]) + epoch * rounds + place // size)
+            for place, item in enumerate(order)
+        ]
+    shuffled = _generator(seed, "mixture", epoch).permutation(len(draws))
+    return [draws[i] for i in shuffled]
+
+
+def _generator(seed: int, name: str, epoch: int) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), epoch + 1])

@@ -1,0 +1,134 @@
+"""What a user asks of a training, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.training.mixture import mixture_weights
+
+METHODS = ("lora", "adalora", "moslora", "moelora", "hydralora", "teamlora")
+ROUTED = ("moelora", "hydralora", "teamlora")
+"""Methods with experts."""
+DEFAULT_EXPERTS = 4
+_NOT_IDENTITY = ("out", "save_every", "log_every", "offline")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """The arguments of ``cme-bench train``; see its help for their meaning. None: the method's own default.
+
+    ``rank`` is that of one expert; ``settings`` are further fields of the method's PEFT config.
+    """
+
+    model: str
+    method: str
+    out: Path
+    data: str = "hub"
+    datasets: str = "all"
+    weighting: str = "proportional"
+    temperature: float = 2.0
+    samples: int | None = None
+    cap: int | None = None
+    rank: int = 16
+    experts: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.05
+    targets: str = "ffn"
+    preset: str | None = None
+    scaling: str | None = None
+    collaboration: bool = True
+    competition: bool = True
+    balance_loss: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    prompt_format: str = "teamlora"
+    max_length: int = 1024
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 8
+    accumulate: int = 1
+    learning_rate: float = 2e-4
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    dtype: str = "auto"
+    checkpointing: bool | None = None
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 10
+    offline: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """The arguments that decide what is trained; ``out`` and how often to save do not."""
+        return {k: v for k, v in self.plain().items() if k not in _NOT_IDENTITY}
+
+    def plain(self) -> dict[str, Any]:
+        """All arguments as JSON values."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def check_options(options: TrainOptions) -> None:
+    """Raises UsageError for every setting that is impossible by itself, naming it."""
+    if options.method not in METHODS:
+        hint = did_you_mean(options.method, METHODS)
+        raise UsageError(f"unknown method {options.method!r}{hint} (known: {', '.join(METHODS)})")
+    if options.rank < 1:
+        raise UsageError(f"--rank must be at least 1, got {options.rank}")
+    for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):
+        _at_least_one(name, getattr(options, name))
+    for name in ("samples", "cap", "max_steps"):
+        if getattr(options, name) is not None:
+            _at_least_one(name, getattr(options, name))
+    if options.learning_rate <= 0:
+        raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
+    if not 0 <= options.warmup < 1:
+        raise UsageError(f"--warmup is a share of the steps, in [0, 1); got {options.warmup}")
+    for name in ("weight_decay", "max_grad_norm", "balance_loss"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
+    mixture_weights([1], options.weighting, options.temperature)
+    _check_method_switches(options)
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+
+def _check_method_switches(options: TrainOptions) -> None:
+    """Switches of one method are refused with another: silently ignored, they would mislead."""
+    method = options.method
+    if method in ROUTED:
+        if options.experts is not None and options.experts < 2:
+            raise UsageError(f"--experts must be at least 2, got {options.experts}; for one expert use lora")
+    elif options.experts is not None or options.balance_loss:
+        flag = "--experts" if options.experts is not None else "--balance-loss"
+        raise UsageError(f"{flag}: {method} has no experts (methods that do: {', '.join(ROUTED)})")
+    if method != "teamlora":
+        given = {
+            "--preset": options.preset is not None,
+            "--scaling": options.scaling is not None,
+            "--no-collaboration": not options.collaboration,
+            "--no-competition": not options.competition,
+        }
+        for flag, is_given in given.items():
+            if is_given:
+                raise UsageError(f"{flag} belongs to teamlora, not to {method}")
+
+
+def parse_fields(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["init=random", "r=4"]`` as a mapping; values are JSON where they can be. UsageError without '='."""
+    fields = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: write FIELD=VALUE")
+        try:
+            fields[key] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[key] = value
+    return fields

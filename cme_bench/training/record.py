@@ -1,0 +1,101 @@
+"""``cme_training.json``: beside an adapter, everything that made it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cme_bench.errors import UsageError
+from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.runs.manifest import versions
+from cme_bench.runs.store import read_json
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.tokens import TrainingEncoder
+
+FILE = "cme_training.json"
+SCHEMA = 1
+
+
+def identity(
+    options: TrainOptions, base: Checkpoint, mixture: Mapping[str, Any], processes: int
+) -> dict[str, Any]:
+    """What a checkpoint belongs to: it is only gone on with if all of this is the same."""
+    data = {
+        f"{dataset['dataset']}/{part['task']}/{part['split']}": part["sha256"]
+        for dataset in mixture["datasets"]
+        for part in dataset["parts"]
+    }
+    return {
+        "base": base.hash,
+        "data": data,
+        "processes": processes,
+        **{k: v for k, v in options.identity().items() if k not in ("model", "data")},
+    }
+
+
+def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether ``out`` holds this very training, finished. UsageError if it holds anything else."""
+    file = out / FILE
+    if not file.exists():
+        if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
+            raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
+        return False
+    old = read_json(file)
+    for key, value in identity.items():
+        held = old.get("identity", {}).get(key)
+        if held != value:
+            shown = "" if isinstance(value, dict) else f" ({_short(held)} there, {_short(value)} now)"
+            raise UsageError(
+                f"{out} holds a training with other {key}{shown}; name another folder with --out"
+            )
+    return bool(old.get("finished"))
+
+
+def describe_training(
+    options: TrainOptions,
+    base: Checkpoint,
+    encoder: TrainingEncoder,
+    mixture: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of a training that begins; ``finished`` and its totals are added at the end."""
+    return {
+        "schema": SCHEMA,
+        "finished": False,
+        "prompt_format": encoder.format.name,
+        "policy": "separate",
+        "tokenization": encoder.describe(),
+        "method": options.method,
+        "base": {"name": base.name, "path": str(base.path), "hash": base.hash, "revision": base.revision},
+        "mixture": dict(mixture),
+        "arguments": options.plain(),
+        "identity": dict(identity),
+        "versions": _versions(),
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What computed: devices, processes and processor."""
+    return {
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return versions() | {name: metadata.version(name) for name in ("accelerate", "tokenizers")}
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:8] if len(text) == 64 else text

@@ -1,0 +1,137 @@
+"""Training examples as token ids: source and target encoded apart, the target alone to be learnt."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme_bench.errors import UsageError
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.formats import PromptFormat, resolve_format
+from cme_bench.prompts.items import truncate
+from cme_bench.training.templates import Prompted
+
+MIN_LENGTH = 32
+"""Least sequence length, in tokens: less holds no prompt of the suite."""
+_BATCH = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """``ids``: source then target; the first ``source_length`` of them are not learnt.
+
+    ``cut_source``, ``cut_target``: tokens that did not fit.
+    """
+
+    ids: tuple[int, ...]
+    source_length: int
+    cut_source: int = 0
+    cut_target: int = 0
+
+
+class TrainingEncoder:
+    """Prompts and answers to token ids, in the prompt format that the adapter will be evaluated with.
+
+    ``teamlora``: ``instruction[\\ninput]</s>`` then answer and EOS, the authors' way. ``chat``: the model's
+    own template, then the answer and what the template ends a turn with. ``plain``: the prompt, a space, the
+    answer and EOS. The source gets exactly the special tokens that evaluation gives a prompt (BOS where the
+    tokenizer adds one), the target none but its end. A pair longer than ``max_length`` loses tokens from the
+    left of its source, as evaluation cuts prompts (BOS and at least one token stay); only then from the right
+    of its target.
+
+    Raises UsageError for an unknown format, ``chat`` without a template, a tokenizer without EOS, and a
+    ``max_length`` below ``MIN_LENGTH``.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_format: str, max_length: int) -> None:
+        if max_length < MIN_LENGTH:
+            raise UsageError(
+                f"--max-length {max_length} is too small to train on; give at least {MIN_LENGTH}"
+            )
+        if tokenizer.eos_token_id is None:
+            raise UsageError("the tokenizer has no end-of-sequence token, so no answer could ever end")
+        self.format: PromptFormat = resolve_format(prompt_format, tokenizer, generated=True)
+        self.max_length = max_length
+        self.encoder = Encoder(tokenizer)
+        self.end = self._end_of_answer(tokenizer)
+
+    def _end_of_answer(self, tokenizer: Any) -> tuple[int, ...]:
+        """EOS, or what the chat template puts after an assistant's words."""
+        if self.format.name == "chat":
+            turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            if end := text.rpartition("ANSWER")[2].strip():
+                return self.encoder.encode([end], special=False)[end]
+        return (int(tokenizer.eos_token_id),)
+
+    def texts(self, prompted: Prompted) -> tuple[str, str]:
+        """Source and target as they are tokenised."""
+        if self.format.render is None:
+            return prompted.source, f" {prompted.target}"
+        return self.format.render([{"role": "user", "content": prompted.source}]), prompted.target
+
+    def encode(self, prompts: Iterable[Prompted]) -> Iterator[Example]:
+        """The examples, in order; texts are tokenised a few thousand at a time."""
+        stream = iter(prompts)
+        while batch := [self.texts(prompted) for prompted in islice(stream, _BATCH)]:
+            sources = self.encoder.encode(source for source, _ in batch)
+            targets = self.encoder.encode((target for _, target in batch), special=False)
+            for source, target in batch:
+                yield self._fit(sources[source], targets[target] + self.end)
+
+    def _fit(self, source: Sequence[int], target: Sequence[int]) -> Example:
+        least = self.encoder.prefix_length + 1
+        kept_target = tuple(target[: self.max_length - least])
+        kept = truncate(tuple(source), self.max_length - len(kept_target), self.encoder.prefix_length)
+        return Example(kept + kept_target, len(kept), len(source) - len(kept), len(target) - len(kept_target))
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenisation as ``cme_training.json`` records it."""
+        return {
+            "source_and_target": "separate",
+            "target_special_tokens": False,
+            "prefix_tokens": self.encoder.prefix_length,
+            "end_of_answer": list(self.end),
+            "max_length": self.max_length,
+            "truncation": "left of the source, then right of the target",
+        }
+
+
+class TokenTable:
+    """Examples in three flat arrays; ``table[i]`` is ``{"ids": int32 array, "source_length": int}``."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        ids, starts, sources = array("i"), array("q", [0]), array("i")
+        self.cut_sources = self.cut_targets = 0
+        for example in examples:
+            ids.extend(example.ids)
+            starts.append(len(ids))
+            sources.append(example.source_length)
+            self.cut_sources += example.cut_source > 0
+            self.cut_targets += example.cut_target > 0
+        self._ids = np.frombuffer(ids, dtype=np.int32) if ids else np.zeros(0, dtype=np.int32)
+        self._starts = np.frombuffer(starts, dtype=np.int64)
+        self._sources = np.frombuffer(sources, dtype=np.int32) if sources else np.zeros(0, dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, stop = self._starts[index], self._starts[index + 1]
+        return {"ids": self._ids[start:stop], "source_length": int(self._sources[index])}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, source and target."""
+        return np.diff(self._starts)
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example that are learnt."""
+        return self.lengths - self._sources

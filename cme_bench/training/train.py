@@ -1,0 +1,230 @@
+"""``train``: options to an adapter folder. Killed or interrupted, the same call goes on where it stopped.
+
+Folder: ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT's, written at the end),
+``cme_training.json``, ``loss.csv``, and while the training is unfinished ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import set_seed
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from cme_bench.adapters import balance_tape
+from cme_bench.adapters.describe import describe
+from cme_bench.engines.hf.forward import max_positions
+from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.models.checkpoint import Checkpoint, resolve_model
+from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.runs.store import write_json
+from cme_bench.tasks.sources import open_source
+from cme_bench.training import record
+from cme_bench.training.batches import collate, share
+from cme_bench.training.checkpoints import last_checkpoint
+from cme_bench.training.curve import LossCurve
+from cme_bench.training.loss import target_loss
+from cme_bench.training.methods import adapter_config, check_fit
+from cme_bench.training.options import TrainOptions, check_options
+from cme_bench.training.plan import Plan, make_plan
+from cme_bench.training.progress import Silent
+from cme_bench.training.tokens import TrainingEncoder
+from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROBE_STEPS = 100
+"""Number of steps assumed when settings are checked before the data are read."""
+
+
+def train(options: TrainOptions, listener: Silent | None = None) -> Path:
+    """Trains an adapter and returns its folder.
+
+    Every impossible setting is a UsageError before weights are loaded; a signal saves a checkpoint and raises
+    InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
+    """
+    listener = listener or Silent()
+    check_options(options)
+    base = resolve_model(options.model, offline=options.offline)
+    config = load_config(base)
+    check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
+    if options.max_length > (most := max_positions(config)):
+        raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
+    tokenizer = load_tokenizer(base)
+    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
+    source = open_source(options.data, offline=options.offline)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = make_plan(options, source, encoder, processes=processes, note=listener.note)
+    _note_plan(plan, listener)
+    peft_config = adapter_config(options, config, steps=plan.steps)
+    identity = record.identity(options, base, plan.mixture, processes)
+    if record.check_folder(options.out, identity):
+        listener.note(f"{options.out}: already trained")
+        return options.out
+    with _only_writer(options.out):
+        content = record.describe_training(options, base, encoder, plan.mixture, identity)
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        _run(options, base, peft_config, plan, pad_token=int(pad), content=content, listener=listener)
+    return options.out
+
+
+def _note_plan(plan: Plan, listener: Silent) -> None:
+    lengths = plan.examples.lengths
+    listener.note(
+        f"{plan.steps:,} steps; {len(lengths):,} examples of {lengths.mean():.0f} tokens on average, "
+        f"{lengths.max()} at most"
+    )
+    for what, count in (("prompts", plan.examples.cut_sources), ("answers", plan.examples.cut_targets)):
+        if count:
+            share_cut = 100 * count / len(lengths)
+            listener.note(f"{count:,} {what} ({share_cut:.1f} %) were cut to fit --max-length")
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """The folder, made if need be, locked by the main process. UsageError if it is in use or unwritable."""
+    if not _is_main():
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as err:
+        raise UsageError(f"--out {out}: cannot be written ({err.strerror})") from err
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise UsageError(f"{out} is being written by another training") from err
+        yield
+    (out / ".lock").unlink(missing_ok=True)
+
+
+def _run(
+    options: TrainOptions,
+    base: Checkpoint,
+    peft_config: PeftConfig,
+    plan: Plan,
+    *,
+    pad_token: int,
+    content: dict[str, Any],
+    listener: Silent,
+) -> None:
+    out, checkpoints = options.out, options.out / "checkpoints"
+    if _is_main():
+        write_json(out / record.FILE, content)
+    resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
+    if resumed:
+        listener.note(f"resuming at step {step}/{plan.steps}")
+    arguments = _arguments(options, plan, checkpoints)
+    model = _adapted_model(options, base, peft_config, arguments.device)
+    content["adapter"] = describe(model).to_dict()
+    listener.note(
+        f"{options.method}: {content['adapter']['trainable_parameters']:,} trainable parameters "
+        f"({content['adapter']['percent_of_base']:.2f} % of {base.name})"
+    )
+    curve = LossCurve(out / "loss.csv", last_step=step, writes=_is_main())
+    watch = Watch(curve, listener, every=options.log_every)
+    with ExitStack() as stack:
+        stack.enter_context(target_loss(model.get_base_model()))
+        tape = stack.enter_context(balance_tape(model)) if options.balance_loss else None
+        trainer = MixtureTrainer(
+            model,
+            arguments,
+            examples=plan.examples,
+            batches=share(plan.batches, process=arguments.process_index, processes=arguments.world_size),
+            collator=partial(
+                collate, pad_token=pad_token, multiple=8 if arguments.device.type == "cuda" else 1
+            ),
+            tape=tape,
+            callbacks=[AllocateRanks(), watch],
+        )
+        watch.trainer = trainer
+        set_seed(options.seed, device_specific=True)
+        stack.enter_context(stop_on_signal(watch))
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    if trainer.state.global_step < plan.steps:
+        raise InterruptedRun(
+            f"stopped at step {trainer.state.global_step} of {plan.steps}; the same command goes on there"
+        )
+    if _is_main():
+        _finish(model, curve, content, plan, out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path) -> TrainingArguments:
+    cuda = choose_device().type == "cuda"
+    checkpointing = cuda if options.checkpointing is None else options.checkpointing
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=plan.steps,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(-(-options.warmup * plan.steps // 1)),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=cuda and options.dtype in ("auto", "bfloat16"),
+        use_cpu=not cuda,
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        save_steps=options.save_every,
+        save_total_limit=2,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=options.seed,
+    )
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used through accelerate launch only
+    return arguments
+
+
+def _adapted_model(
+    options: TrainOptions, base: Checkpoint, peft_config: PeftConfig, device: torch.device
+) -> PeftModel:
+    """The base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
+    logging.set_verbosity_error()
+    config = load_config(base)
+    model: PreTrainedModel = load_model(base, choose_dtype(options.dtype, config, device), device)
+    model.config.use_cache = False
+    set_seed(options.seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
+        return get_peft_model(model, peft_config)
+
+
+def _finish(model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: Plan, out: Path) -> None:
+    """The adapter's files first, then the record that calls them finished."""
+    model.save_pretrained(out)
+    last = curve.last
+    tail = curve.points[-max(1, plan.steps // 20) :]
+    content |= {
+        "finished": True,
+        "steps": plan.steps,
+        "tokens_trained": last.tokens,
+        "target_tokens_trained": last.target_tokens,
+        "seconds": last.seconds,
+        "final_loss": sum(p.loss for p in tail) / len(tail),
+    }
+    write_json(out / record.FILE, content)
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -1,0 +1,214 @@
+"""transformers' Trainer with our batches, our loss, and resumption that is exact to the bit."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from cme_bench.adapters.shared.balance import BalanceTape
+from cme_bench.errors import CmeError
+from cme_bench.training.batches import IGNORED
+from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
+from cme_bench.training.curve import LossCurve, Point
+from cme_bench.training.progress import Silent
+
+NO_DECAY = ("interaction",)
+"""Parts of a name that exempt a parameter from weight decay, which would pull TeamLoRA's M from I to 0."""
+
+
+class Meter:
+    """Sums of one optimizer step, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(5, dtype=torch.float64, device=device)
+
+    def count(self, nll: Tensor, inputs: dict[str, Tensor], balance: Tensor | None) -> None:
+        """One batch: summed loss, target tokens, tokens, balance loss, batches."""
+        targets, tokens = (inputs["labels"] != IGNORED).sum(), inputs["attention_mask"].sum()
+        zero = torch.zeros((), device=nll.device)
+        parts = [nll, targets, tokens, zero if balance is None else balance.detach(), zero + 1]
+        self._sums += torch.stack([part.double() for part in parts])
+
+    def take(self) -> Tensor:
+        """The sums so far, [5]; counting starts again."""
+        sums, self._sums = self._sums, torch.zeros_like(self._sums)
+        return sums
+
+
+class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no types here
+    """Trains ``model`` (its base inside ``target_loss``) on the ``batches`` of this process, in their order.
+
+    The loss of a step is the mean over all its target tokens, of every process and accumulated batch, plus
+    the balance loss if ``tape`` is given (mean over batches).
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        args: TrainingArguments,
+        *,
+        examples: Any,
+        batches: list[list[int]],
+        collator: Any,
+        tape: BalanceTape | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            model=model, args=args, train_dataset=examples, data_collator=collator, callbacks=callbacks
+        )
+        self.remove_callback(PrinterCallback)
+        self.batches = batches
+        self.tape = tape
+        self.meter = Meter(args.device)
+        self.model_accepts_loss_kwargs = True  # transformers then counts the target tokens of a whole step
+        self.loss_is_scaled_for_ga = (
+            False  # compute_loss gives means over batches; transformers averages them
+        )
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices, without biases and the interaction matrices."""
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.ndim > 1 and not name.endswith("bias") and not any(part in name for part in NO_DECAY)
+        ]
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers would walk over all parameters at every step
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        batches = self.current_gradient_accumulation_steps * self.args.world_size
+        output = model(**inputs, weight=batches / num_items_in_batch)
+        balance = None if self.tape is None else self.tape.loss()
+        self.meter.count(output.nll, inputs, balance)
+        loss = output.loss if balance is None else output.loss + balance
+        return (loss, output) if return_outputs else loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        save_trainable(self.model, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_trainable(self.model, Path(resume_from_checkpoint))
+
+
+class AllocateRanks(TrainerCallback):  # type: ignore[misc]
+    """Lets AdaLoRA move rank between layers, after each optimizer step, while there are gradients."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: Any = kwargs["model"]
+        if rank_allocator(model) is not None:
+            model.base_model.update_and_allocate(state.global_step)
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Writes the loss curve, shows progress, stops at a non-finite loss, and saves and stops on a signal."""
+
+    def __init__(self, curve: LossCurve, listener: Silent, *, every: int) -> None:
+        self.curve, self.listener, self.every = curve, listener, every
+        self.trainer: MixtureTrainer
+        self.interrupted = False
+        self._lr = 0.0
+        self._pending: list[tuple[int, float, Tensor]] = []
+        self._base_seconds = curve.last.seconds
+        self._started = self._flushed = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = self._flushed = time.monotonic()
+        self.listener.start(steps=state.max_steps, done=state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._lr = float(kwargs["optimizer"].param_groups[0]["lr"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._pending.append((state.global_step, self._lr, self.trainer.meter.take()))
+        due = (
+            control.should_save or state.global_step == state.max_steps or state.global_step % self.every == 0
+        )
+        if due or (self.interrupted and args.world_size == 1):
+            self._flush()
+            if self._stop_agreed():
+                control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.listener.finish()
+
+    def _stop_agreed(self) -> bool:
+        """Whether any process was told to stop; all processes ask at the same steps."""
+        flag = torch.tensor(float(self.interrupted), device=self.trainer.args.device)
+        return bool(self.trainer.accelerator.reduce(flag, reduction="sum").item())
+
+    def _flush(self) -> None:
+        stacked = torch.stack([sums for _, _, sums in self._pending])
+        rows = self.trainer.accelerator.reduce(stacked, reduction="sum").tolist()
+        now = time.monotonic()
+        seconds = round(self._base_seconds + now - self._started, 3)
+        last = self.curve.last
+        before = last.tokens
+        points: list[Point] = []
+        for (step, lr, _), (nll, targets, tokens, balance, batches) in zip(self._pending, rows, strict=True):
+            loss = nll / max(targets, 1)
+            if not abs(loss) < float("inf"):
+                self.curve.add(points)
+                raise CmeError(
+                    f"the loss is {loss} at step {step}; lower --learning-rate (checkpoints are intact)"
+                )
+            last = Point(
+                step,
+                last.tokens + int(tokens),
+                last.target_tokens + int(targets),
+                loss,
+                lr,
+                balance / max(batches, 1),
+                seconds,
+            )
+            points.append(last)
+        self._pending.clear()
+        self.curve.add(points)
+        speed = (last.tokens - before) / max(now - self._flushed, 1e-9)
+        self._flushed = now
+        self.listener.advance(last.step, sum(p.loss for p in points) / len(points), speed)
+
+
+@contextmanager
+def stop_on_signal(watch: Watch) -> Iterator[None]:
+    """While open, the first SIGINT or SIGTERM asks ``watch`` to save and stop; a second acts as ever."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        watch.interrupted = True
+        watch.listener.note("stopping after this step; the same command will go on")
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
