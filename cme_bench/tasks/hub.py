@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.tasks.sources import DataSource, Rows
 from cme_bench.tasks.spec import TaskSpec
 
+if TYPE_CHECKING:
+    import datasets
+
 
 class HubSource(DataSource):
     """Datasets of the hub (``HF_ENDPOINT`` is honoured).
 
-    With ``offline`` nothing is asked of the network: the dataset must be in the lock file and in the local
-    cache.
+    The network is used for the commit of a dataset that is not in the lock file, and for rows that are not
+    in the local cache at the locked commit; with ``offline`` neither is fetched, which is an error.
     """
 
     name = "hub"
@@ -26,22 +29,21 @@ class HubSource(DataSource):
         self.offline = offline
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
-        import datasets
+        """Rows of ``split`` at the locked commit.
 
+        UsageError if they are not at hand and ``offline``; CmeError if the hub does not deliver them.
+        """
         path, name = str(spec.config["dataset_path"]), spec.config.get("dataset_name")
-        commit = self._commit(path)
         kwargs = dict(spec.config.get("dataset_kwargs") or {})
-        table = _from_hub(
-            f"dataset {path}",
-            lambda: datasets.load_dataset(
-                path,
-                name,
-                split=split,
-                revision=commit,
-                download_config=datasets.DownloadConfig(local_files_only=self.offline),
-                **kwargs,
-            ),
-        )
+        commit = self._commit(path)
+        table = None if kwargs else _cached(commit, name, split)
+        if table is None:
+            if self.offline:
+                raise UsageError(
+                    f"dataset {path}: split {split!r} at commit {commit[:8]} is not in the local cache; "
+                    "fetch it once without --offline"
+                )
+            table = _load(path, name, split, commit, kwargs)
         return Rows(table, f"{path}@{commit[:8]}/{split}")
 
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
@@ -63,6 +65,33 @@ class HubSource(DataSource):
         return write_lock(self.lock_file, f"datasets/{path}", str(info.sha))
 
 
+def _cached(commit: str, name: str | None, split: str) -> datasets.Dataset | None:
+    """The split as ``datasets`` prepared it from exactly this commit, if it did.
+
+    Its cache has one folder a dataset, configuration, version and commit, with the split in one Arrow file
+    or in shards that say their number; it appears there whole or not at all.
+    """
+    import datasets
+
+    found = sorted(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/{name or '*'}/*/{commit}"))
+    if len(found) != 1:
+        return None  # not there, or several configurations of which only the hub knows the default
+    files = sorted(found[0].glob(f"*-{split}.arrow")) or sorted(found[0].glob(f"*-{split}-*-of-*.arrow"))
+    if not files or (len(files) > 1 and not files[0].stem.endswith(f"-of-{len(files):05d}")):
+        return None
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+
+
+def _load(path: str, name: str | None, split: str, commit: str, kwargs: dict[str, Any]) -> datasets.Dataset:
+    import datasets
+
+    what = f"dataset {path}"
+    table = _from_hub(what, lambda: datasets.load_dataset(path, name, split=split, revision=commit, **kwargs))
+    if not all(commit in Path(file["filename"]).parts for file in table.cache_files):
+        raise CmeError(f"{what}: the hub did not deliver commit {commit[:8]} (only another one is cached)")
+    return table
+
+
 def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
     """``ask()``, with the hub's and the network's errors as one line."""
     import datasets
@@ -71,6 +100,13 @@ def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
 
     try:
         return ask()
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, datasets.exceptions.DatasetsError) as err:
+    except (
+        HfHubHTTPError,
+        httpx.HTTPError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+    ) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CmeError(f"{what}: the hub did not deliver it ({reason})") from err
