@@ -63,7 +63,7 @@ def adapter_config(options: TrainOptions, base: PretrainedConfig, *, steps: int)
 
 
 def check_fit(config: PeftConfig, base: PretrainedConfig) -> None:
-    """Puts the adapter on a model without memory. UsageError, listing the linear layers, if no target fits."""
+    """Puts the adapter on a model without memory. UsageError, listing the linear layers, if none fits."""
     model = bare_model(base)
     try:
         with warnings.catch_warnings():

@@ -1,0 +1,61 @@
+"""Batches: deterministic, complete, of similar length, and padded where nothing is learnt."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from cme_bench.training.batches import IGNORED, collate, plan_batches, share
+
+LENGTHS = np.random.default_rng(0).integers(5, 500, 403)
+
+
+def plan(seed: int = 0, per_step: int = 2) -> list[list[int]]:
+    return plan_batches(LENGTHS, batch_size=4, batches_per_step=per_step, seed=seed)
+
+
+def test_the_seed_decides() -> None:
+    assert plan(0) == plan(0)
+    assert plan(0) != plan(1)
+
+
+def test_every_example_is_there_and_few_come_twice() -> None:
+    batches = plan()
+    assert all(len(batch) == 4 for batch in batches)
+    assert len(batches) % 2 == 0
+    counts = Counter(i for batch in batches for i in batch)
+    assert set(counts) == set(range(403))
+    assert sum(counts.values()) == 408 and max(counts.values()) == 2
+
+
+def test_fewer_examples_than_a_step() -> None:
+    (first, second) = plan_batches(np.array([3, 4]), batch_size=4, batches_per_step=2, seed=0)
+    assert Counter(first + second) == {0: 4, 1: 4}
+
+
+def test_batches_are_of_similar_length_and_the_longest_comes_first() -> None:
+    batches = plan()
+    padded = sum(4 * LENGTHS[batch].max() for batch in batches)
+    assert padded < 1.1 * sum(LENGTHS[batch].sum() for batch in batches)
+    assert LENGTHS[batches[0] + batches[1]].max() == LENGTHS.max()
+    order = [LENGTHS[batch].max() for batch in batches]
+    assert order != sorted(order, reverse=True)
+
+
+def test_processes_share_the_batches_of_a_step() -> None:
+    batches = plan(per_step=2)
+    first, second = (share(batches, process=p, processes=2) for p in (0, 1))
+    assert [b for pair in zip(first, second, strict=True) for b in pair] == batches
+
+
+def test_collate_learns_targets_only() -> None:
+    examples = [
+        {"ids": np.array([5, 6, 7, 8]), "source_length": 2},
+        {"ids": np.array([9, 1]), "source_length": 1},
+    ]
+    batch = collate(examples, pad_token=0, multiple=3)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 0, 0], [9, 1, 0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
+    x = IGNORED
+    assert batch["labels"].tolist() == [[x, x, 7, 8, x, x], [x, 1, x, x, x, x]]
