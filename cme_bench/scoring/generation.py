@@ -63,12 +63,13 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             scores = {"acc": float(answer.choice == gold.gold)}
         case "short":
             answer = extract_short_answer(response)
+            accepted = gold.references if answer.text else ()  # nothing equals no reference, not even "The"
             scores = {
-                "em": metrics.exact_match(answer.text, gold.references),
-                "f1": metrics.token_f1(answer.text, gold.references),
+                "em": metrics.exact_match(answer.text, accepted),
+                "f1": metrics.token_f1(answer.text, accepted),
             }
         case "summary":
             answer = extract_text(response)
-            scores = metrics.rouge(answer.text, gold.references[0])
+            scores = metrics.rouge(answer.text, gold.references)
     scores["answered"] = float(answer.rule != "none")
     return ScoredText(scores, answer)

@@ -44,9 +44,9 @@ def _f1(prediction: str, reference: str) -> float:
     return 2 * common / (len(pred) + len(ref))
 
 
-def rouge(prediction: str, reference: str) -> dict[str, float]:
-    """F-measures of ROUGE-1, -2 and -L (rouge-score, Porter stemmer on)."""
-    scores = _rouge_scorer().score(reference, prediction)
+def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """F-measures of ROUGE-1, -2 and -L (rouge-score, Porter stemmer on), each against its best reference."""
+    scores = _rouge_scorer().score_multi(references, prediction)
     return {
         "rouge_1": float(scores["rouge1"].fmeasure),
         "rouge_2": float(scores["rouge2"].fmeasure),

@@ -22,6 +22,8 @@ from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.yaml_loader import FunctionRef
 
 _NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline"})
+_OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
+"""What the built-in files name, so that a copy of one needs no --allow-code."""
 _FALLBACK_SHOTS_KEYS = ("fewshot_split", "fewshot_config")
 
 
@@ -88,15 +90,26 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     except UsageError:
         raise
     except Exception as err:  # lm-eval and Jinja raise anything when a template does not fit the rows
-        raise UsageError(f"{spec.path}: the task does not fit {eval_rows.origin} ({_one_line(err)})") from err
+        # it tries out the first row, and a label out of range is an IndexError there
+        place = eval_rows.place(0)
+        reason = "label is out of range" if isinstance(err, IndexError) else _one_line(err)
+        raise UsageError(f"{place}: task {spec.name} ({spec.path}) does not fit: {reason}") from err
     return Task(spec, task, eval_rows, shots, digest.hexdigest(), source.revision(spec))
 
 
 def _canonical(config: Mapping[str, Any]) -> bytes:
-    """The hashed part of a task file as bytes: sorted keys, functions by name, prose left out."""
+    """The hashed part of a task file as bytes: sorted keys, prose left out."""
     kept = {k: v for k, v in config.items() if k != "metadata"}
     kept["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k not in _NOT_HASHED}
-    return orjson.dumps(kept, option=orjson.OPT_SORT_KEYS, default=str)
+    options = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS  # no folder or line of a FunctionRef
+    return orjson.dumps(kept, option=options, default=_function_identity)
+
+
+def _function_identity(value: Any) -> str:
+    """A function by name, and by the contents of its file where that lies beside the task file."""
+    if isinstance(value, FunctionRef) and value.is_local:
+        return f"{value} {hashlib.sha256(value.module_file.read_bytes()).hexdigest()}"
+    return str(value)
 
 
 def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
@@ -111,11 +124,11 @@ def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
 
 
 def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
-    if not suite.trusts(spec):
+    if not suite.trusts(spec) and (ref.is_local or ref.name not in _OUR_FUNCTIONS):
         raise UsageError(f"{ref.file}:{ref.line}: {ref} is Python code; it runs only with --allow-code")
     module, _, name = ref.name.rpartition(".")
     try:
-        if (ref.file.parent / f"{module.replace('.', '/')}.py").is_file():
+        if ref.is_local:
             from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
             return _import_func_in_yml(ref.name, ref.file.parent)

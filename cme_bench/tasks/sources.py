@@ -92,7 +92,10 @@ class FolderSource(DataSource):
 
 
 def read_jsonl(file: Path) -> Rows:
-    """All rows of a jsonl file; blank lines are skipped. UsageError with file and line for anything else."""
+    """All rows of a jsonl file; blank lines are skipped. Every row has the same keys.
+
+    UsageError with file and line for anything else.
+    """
     import datasets
     import pyarrow
 
@@ -108,6 +111,9 @@ def read_jsonl(file: Path) -> Rows:
                 raise UsageError(f"{file}:{number}: not a JSON object ({err})") from err
             if not isinstance(row, dict):
                 raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
+            if rows and row.keys() != rows[0].keys():
+                odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
+                raise UsageError(f"{file}:{number}: keys differ from those of line {lines[0]}: {odd}")
             rows.append(row)
             lines.append(number)
     if not rows:

@@ -229,7 +229,9 @@ def test_another_cached_commit_does_not_stand_in_for_the_locked_one(hub: Hub, as
     ask("acme/moved", lock)
     lock.write_text(json.dumps({"datasets/acme/moved": SECOND}))
     hub.status = 500
-    assert ask("acme/moved", lock).startswith("CmeError 1: dataset acme/moved: the hub did not deliver")
+    assert ask("acme/moved", lock).startswith(
+        "CmeError 1: dataset acme/moved: the hub did not deliver commit bbb"
+    )
     hub.status = 200
     assert ask("acme/moved", lock)[0] == [{"text": "second", "label": 1}]
 

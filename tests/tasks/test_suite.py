@@ -1,0 +1,121 @@
+"""The suite as a whole: what it holds, how it is selected, what a task file may say."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from lm_eval.config.task import TaskConfig
+from lm_eval.tasks import TaskManager
+from workshop import Workshop
+
+from cme_bench.errors import UsageError
+from cme_bench.tasks.spec import TASK_KEYS
+from cme_bench.tasks.suite import DOMAINS, builtin_folder, load_suite
+
+SUITE = load_suite()
+
+
+def test_cme_is_22_datasets_in_11_domains() -> None:
+    specs = SUITE.select("cme")
+    assert list(dict.fromkeys(spec.domain for spec in specs)) == list(DOMAINS)
+    assert len({spec.dataset for spec in specs}) == 22
+    assert {spec.dataset for spec in SUITE.select("cme_ll")} < {spec.dataset for spec in specs}
+
+
+def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> None:
+    for spec in SUITE.tasks.values():
+        assert {"version", "licence", "citation", "folder"} <= spec.metadata.keys(), spec.name
+        assert spec.num_fewshot == 0
+        assert spec.name.startswith("cme_")
+        likelihood = spec.output_type == "multiple_choice"
+        assert spec.name.endswith("_ll") == likelihood
+        assert spec.tags == (("cme_ll",) if likelihood else ("cme",))
+        if spec.primary.startswith("acc"):
+            choices = spec.config["doc_to_choice"]
+            expected = 1 / len(choices) if isinstance(choices, list) else None
+            assert expected is None or spec.metadata["random_baseline"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
+    def names(selection: str | list[str]) -> list[str]:
+        return [spec.name for spec in SUITE.select(selection)]
+
+    assert names("entailment, cme_rte,entailment_ll") == ["cme_rte", "cme_rte_ll"]
+    assert names(["science"]) == ["cme_arc_challenge", "cme_arc_easy", "cme_openbookqa", "cme_sciq"]
+    assert "cme_tldr" not in names("cme_ll")
+    assert set(names("cme")) | set(names("cme_ll")) == set(SUITE.tasks)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ("cme_rte_l", "unknown task 'cme_rte_l'; did you mean 'cme_rte_ll'?"),
+        ("cme,sience", "unknown task 'sience'; did you mean 'science'?"),
+        ("qqqqqqqq", "unknown task 'qqqqqqqq'"),
+        (" , ", "no task named"),
+    ],
+)
+def test_unknown_names_get_the_nearest_known_one(selection: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        SUITE.select(selection)
+    assert str(caught.value) == message
+    with pytest.raises(UsageError, match="did you mean 'cme_rte'"):
+        SUITE.task("cme_rtee")
+
+
+def test_the_keys_we_accept_are_lm_evals() -> None:
+    assert {field.name for field in fields(TaskConfig)} == TASK_KEYS
+
+
+def test_stock_lm_eval_indexes_every_built_in_file() -> None:
+    manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
+    assert set(manager.all_subtasks) == set(SUITE.tasks)
+    assert set(manager.all_tags) == {"cme", "cme_ll"}
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "message"),
+    [
+        ("doc_to_txt: x\n", 11, "unknown key 'doc_to_txt'; did you mean 'doc_to_text'?"),
+        ("  licens: MIT\n", 11, "unknown key 'metadata.licens'; did you mean 'licence'?"),
+        ("  answer: {type: labels}\n", 11, "answer type 'labels' is none of label, letter, short, summary"),
+        ("  answer: {typ: label}\n", 11, "unknown key 'metadata.answer.typ'; did you mean 'type'?"),
+        ("  answer: label\n", 11, "'metadata.answer' must be a mapping with a 'type'"),
+        ("metric_list: acc\n", 11, "'metric_list' must be a list of mappings with a 'metric'"),
+    ],
+)
+def test_a_wrong_key_is_named_with_file_line_and_the_nearest_one(
+    workshop: Workshop, more: str, line: int, message: str
+) -> None:
+    file = workshop.write_yaml(more=more)
+    with pytest.raises(UsageError) as caught:
+        load_suite((file,))
+    assert str(caught.value) == f"{file}:{line}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("multiple_choice", "multiple_choise", ":5: output_type 'multiple_choise' is none of"),
+        ("test_split: test\n", "", ":1: no test_split and no validation_split"),
+        ("doc_to_target: label\n", "", ":1: no 'doc_to_target'"),
+        ("task: own_ll\n", "", ":1: no 'task' key"),
+        ("task: own_ll", "task: cme_rte", ":1: task 'cme_rte' is already defined in"),
+        ("metadata:\n  dataset: own", "metadata: own", ":9: 'metadata' must be a mapping"),
+    ],
+)
+def test_a_task_file_that_cannot_work_is_refused(
+    workshop: Workshop, old: str, new: str, message: str
+) -> None:
+    file = workshop.write_yaml()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UsageError) as caught:
+        load_suite((file,))
+    assert str(caught.value).startswith(f"{file}{message}")
+
+
+def test_an_include_folder_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder of task files"):
+        load_suite((tmp_path / "nosuch",))
