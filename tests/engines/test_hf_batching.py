@@ -61,10 +61,10 @@ def test_a_batch_too_large_is_halved_and_the_smaller_budget_stays(
 ) -> None:
     scoring = [LoglikelihoodRequest(((make_ids(10), make_ids(3)),)) for _ in range(16)]
     generating = [GenerateRequest(make_ids(10), 5) for _ in range(16)]
-    plain = HFEngine(tiny_model, toy_tokenizer, tokens_per_batch=12)
+    plain = HFEngine(tiny_model, toy_tokenizer, tokens_per_batch=12, plain=True)
     scores, texts = dict(plain.loglikelihood(scoring)), dict(plain.generate(generating))
 
-    engine = HFEngine(tiny_model, toy_tokenizer)
+    engine = HFEngine(tiny_model, toy_tokenizer, plain=True)
     sizes: list[int] = []
     forward = tiny_model.forward
 
@@ -94,7 +94,7 @@ def test_one_row_too_large_says_its_length_and_what_to_do(
     def no_memory(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("can't allocate memory")
 
-    engine = HFEngine(tiny_model, toy_tokenizer)
+    engine = HFEngine(tiny_model, toy_tokenizer, plain=True)
     monkeypatch.setattr(tiny_model, "forward", no_memory)
     with pytest.raises(CmeError, match="single row of 22 tokens: use fewer shots"):
         list(engine.loglikelihood([LoglikelihoodRequest(((make_ids(20), make_ids(3)),))] * 3))
@@ -109,7 +109,7 @@ def test_other_errors_pass_through(
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
-    engine = HFEngine(tiny_model, toy_tokenizer)
+    engine = HFEngine(tiny_model, toy_tokenizer, plain=True)
     monkeypatch.setattr(tiny_model, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(engine.loglikelihood([LoglikelihoodRequest(((make_ids(5), make_ids(2)),))]))

@@ -25,6 +25,7 @@ def test_describe_names_what_computes(
         "dtype": "float32",
         "device": "cpu",
         "attention": "sdpa",
+        "prefixes": "shared",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
@@ -46,7 +47,9 @@ def test_a_model_without_position_ids(
     torch.manual_seed(0)
     model = BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=32, n_layer=2, n_head=2)).eval()
     request = LoglikelihoodRequest((((1, 2, 3, 4), (5, 6)), ((7,), (8,))))
-    [(_, found)] = HFEngine(model, toy_tokenizer).loglikelihood([request])
+    engine = HFEngine(model, toy_tokenizer)
+    [(_, found)] = engine.loglikelihood([request])
+    assert engine.describe()["prefixes"] == "not shared: the model takes no position ids"
     assert found.logprobs == pytest.approx(reference(model, request).logprobs, abs=1e-4)
 
 

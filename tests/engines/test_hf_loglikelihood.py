@@ -49,6 +49,7 @@ def requests_of_all_shapes(make_ids: Callable[[int], TokenIds]) -> list[Loglikel
     return requests
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("tokens_per_batch", [1, 150, 100_000])
 def test_every_family_equals_each_row_alone(
     family_model: Any,
@@ -56,9 +57,11 @@ def test_every_family_equals_each_row_alone(
     requests_of_all_shapes: list[LoglikelihoodRequest],
     reference: Callable[[Any, LoglikelihoodRequest], LoglikelihoodResponse],
     tokens_per_batch: int,
+    plain: bool,
 ) -> None:
-    engine = HFEngine(family_model, toy_tokenizer, tokens_per_batch=tokens_per_batch)
+    engine = HFEngine(family_model, toy_tokenizer, tokens_per_batch=tokens_per_batch, plain=plain)
     assert engine.max_length == 64
+    assert engine.rowwise_because == ("asked for" if plain else None)
     for request, found in zip(requests_of_all_shapes, score_all(engine, requests_of_all_shapes), strict=True):
         assert_same(found, reference(family_model, request))
 
@@ -104,7 +107,7 @@ def test_a_row_past_the_limit_is_named_before_anything_runs(
 def test_equal_rows_are_computed_once_and_counted(
     tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
 ) -> None:
-    engine = HFEngine(tiny_model, toy_tokenizer)
+    engine = HFEngine(tiny_model, toy_tokenizer, plain=True)
     long, short = (make_ids(10), make_ids(3)), (make_ids(5), make_ids(1))
     requests = [LoglikelihoodRequest((long, short)), LoglikelihoodRequest((short, long, long))]
     first, second = score_all(engine, requests)

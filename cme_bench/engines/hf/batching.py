@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from cme_bench.engines.plan import PlanLimits
 from cme_bench.errors import CmeError
 
 CPU_TOKENS_PER_BATCH = 4096
@@ -30,6 +31,7 @@ class Row(Protocol):
 
 RowT = TypeVar("RowT", bound=Row)
 ResultT = TypeVar("ResultT")
+WorkT = TypeVar("WorkT")
 
 
 @dataclass(slots=True)
@@ -73,7 +75,7 @@ def run_batches(
     start = 0
     while start < len(rows):
         batch = take_batch(rows, start, budget.tokens)
-        results = _try_compute(compute, batch)
+        results = try_compute(compute, batch)
         if results is None:
             if len(batch) == 1:
                 raise CmeError(
@@ -86,12 +88,10 @@ def run_batches(
         start += len(batch)
 
 
-def _try_compute(
-    compute: Callable[[Sequence[RowT]], Sequence[ResultT]], batch: Sequence[RowT]
-) -> Sequence[ResultT] | None:
-    """None when memory ran out. The traceback, which holds the batch's tensors, is gone by then."""
+def try_compute(compute: Callable[[WorkT], ResultT], work: WorkT) -> ResultT | None:
+    """None when memory ran out. The traceback, which holds the work's tensors, is gone by then."""
     try:
-        return compute(batch)
+        return compute(work)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -129,3 +129,21 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
     free, _total = torch.cuda.mem_get_info(device)
     least, most = _CUDA_TOKENS_PER_BATCH
     return max(least, min(most, free // 2 // (cache + activations + logits)))
+
+
+def plan_limits(config: Any, device: torch.device, tokens_per_batch: int) -> PlanLimits:
+    """Sizes of packs for a model of ``config``, ``tokens_per_batch`` at most.
+
+    The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
+    pack stay below 64 MiB there and 512 MiB on CUDA.
+    """
+    vocabulary = int(config.get_text_config(decoder=True).vocab_size)
+    on_cuda = device.type == "cuda"
+    pack, block, forward, logits = (16384, 1024, 1024, 1 << 27) if on_cuda else (1024, 256, 64, 1 << 24)
+    return PlanLimits(
+        pack_tokens=min(pack, tokens_per_batch),
+        pack_scored=max(1, logits // vocabulary),
+        block_tokens=block,
+        forward_tokens=forward,
+        kept_tokens=0,
+    )

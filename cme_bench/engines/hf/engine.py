@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
@@ -20,8 +21,11 @@ from cme_bench.engines.base import (
 )
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
-from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, run_batches
+from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
+from cme_bench.engines.hf.sharing import why_rowwise
+from cme_bench.engines.hf.tree import PackForward, Reads, finished_rows, run_packs
+from cme_bench.engines.plan import Pack, plan_packs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +38,10 @@ class HFEngine(Engine):
     given. ``max_length`` (tokens) defaults to what the model's config allows. ``tokens_per_batch`` bounds
     rows x padded length of a batch; by default 4096 on CPU, and chosen from the free memory on CUDA. A batch
     that ran out of memory counts in ``stats.model_seconds`` only.
+
+    Likelihoods share every common prefix (``cme_bench.engines.plan``) where the model allows it; ``plain``
+    computes every row alone instead, the slow and obvious way. ``kept_tokens`` bounds the prefix whose keys
+    and values are kept (default: ``max_length``); a longer one is computed again.
     """
 
     def __init__(
@@ -44,6 +52,8 @@ class HFEngine(Engine):
         max_length: int | None = None,
         tokens_per_batch: int | None = None,
         device: str | torch.device | None = None,
+        plain: bool = False,
+        kept_tokens: int | None = None,
     ) -> None:
         self.model = model.eval() if device is None else model.eval().to(device)
         self.tokenizer = tokenizer
@@ -54,6 +64,9 @@ class HFEngine(Engine):
         if tokens_per_batch is None:
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
+        self.limits = plan_limits(base.config, self.device, self.budget.tokens)
+        self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
+        self.plain = plain
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self._forward = CausalForward(model, self.device)
@@ -75,11 +88,34 @@ class HFEngine(Engine):
     def _loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        scored = run_batches(scoring.plan_rows(requests), self.budget, self._score)
-        for index, response in scoring.collect_responses(requests, scored):
+        rows = scoring.plan_rows(requests)
+        for index, response in scoring.collect_responses(requests, self._scored(rows)):
             self.stats.requests += 1
             self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in requests[index].rows if t)
             yield index, response
+
+    def _scored(
+        self, rows: Sequence[scoring.ScoringRow]
+    ) -> Iterator[tuple[scoring.ScoringRow, scoring.RowScore]]:
+        if self.rowwise_because:
+            return run_batches(rows, self.budget, self._score)
+        compute = functools.partial(self._score_pack, PackForward(self._forward))
+        packs = plan_packs([(row.context, row.continuation) for row in rows], self.limits)
+        return finished_rows(rows, run_packs(packs, self.limits, compute))
+
+    @functools.cached_property
+    def rowwise_because(self) -> str | None:
+        """Why no prefixes are shared; None if they are."""
+        return "asked for" if self.plain else why_rowwise(self._forward, self.max_length)
+
+    def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
+        started = time.perf_counter()
+        try:
+            reads = run(pack)
+        finally:
+            self._note_time_and_memory(started)
+        self.stats.tokens_computed += pack.n_tokens
+        return reads
 
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         started = time.perf_counter()
@@ -131,6 +167,7 @@ class HFEngine(Engine):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": device,
             "attention": self._attention,
+            "prefixes": f"not shared: {self.rowwise_because}" if self.rowwise_because else "shared",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }

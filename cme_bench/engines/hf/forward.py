@@ -50,7 +50,7 @@ class CausalForward:
         self.model = model
         self.device = device
         accepted = inspect.signature(base_model(model).forward).parameters
-        self._takes_positions = "position_ids" in accepted
+        self.takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
 
     def __call__(
@@ -63,10 +63,18 @@ class CausalForward:
         arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": use_cache}
         if cache is not None:
             arguments["past_key_values"] = cache
-        if self._takes_positions:
+        if self.takes_positions:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
             arguments["position_ids"] = positions[:, -ids.shape[1] :]
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
         output = self.model(**arguments)
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
+
+    def packed(self, ids: Tensor, positions: Tensor, places: Tensor) -> Tensor:
+        """Logits [places, vocab] at ``places`` of one row ``ids`` [1, n] at ``positions`` [1, n]."""
+        arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
+        if self._takes_keep:
+            arguments["logits_to_keep"] = places
+        logits: Tensor = self.model(**arguments).logits[0]
+        return logits if self._takes_keep else logits[places]

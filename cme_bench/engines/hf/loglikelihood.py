@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.errors import CmeError
 
-_LOGITS_AT_ONCE = 1 << 26
-"""Most logits held in float32 at a time: 256 MiB."""
+_LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Most logits held in float32 at a time: 16 MiB, which a CPU's cache can hold, or 256 MiB."""
 
 
 @dataclass(slots=True)
@@ -92,31 +93,55 @@ def score_rows(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[RowSc
         for index, row in enumerate(rows)
         for offset in range(len(row.continuation))
     ]
-    place = torch.tensor(places, device=logits.device)  # [scored]
-    target = torch.tensor([t for row in rows for t in row.continuation], device=logits.device)  # [scored]
-    parts = []
-    step = max(1, _LOGITS_AT_ONCE // logits.shape[-1])
-    for start in range(0, len(places), step):
-        scored = logits[place[start : start + step]].float()
-        wanted = target[start : start + step]
-        logprob = scored.gather(-1, wanted[:, None])[:, 0] - scored.logsumexp(-1)
-        parts.append(torch.stack((logprob, (scored.argmax(-1) == wanted).float())))
-    logprobs, hits = torch.cat(parts, dim=1).tolist()
-
+    logprobs, hits = read_logits(
+        logits,
+        torch.arange(len(places)),
+        torch.tensor([t for row in rows for t in row.continuation]),
+        torch.tensor(places),
+    )
     scores = []
     start = 0
     for row in rows:
         end = start + len(row.continuation)
-        total = math.fsum(logprobs[start:end])
-        if math.isnan(total):
-            index, choice = row.owners[0]
-            raise CmeError(
-                f"request {index}, choice {choice}: the model's logits are NaN; check the weights, or use "
-                "float32 or bfloat16 in place of float16"
-            )
-        scores.append(RowScore(total, all(hits[start:end])))
+        scores.append(RowScore(math.fsum(logprobs[start:end]), all(hits[start:end])))
+        check_not_nan(row, scores[-1])
         start = end
     return scores
+
+
+def read_logits(
+    logits: Tensor, index: Tensor, target: Tensor, place: Tensor | None = None
+) -> tuple[list[float], list[bool]]:
+    """Log-probability of every ``target`` [reads], and whether it is the argmax, at row ``index`` [reads] of
+    ``logits`` [places, vocab] (of ``logits[place]`` if given). One copy back from the device.
+    """
+    index, target = index.to(logits.device), target.to(logits.device)
+    n = logits.shape[0]
+    if place is not None:
+        place = place.to(logits.device)
+        n = len(place)
+    total = torch.empty(n, device=logits.device)
+    best = torch.empty(n, dtype=torch.int64, device=logits.device)
+    at_once = _LOGITS_AT_ONCE["cuda" if logits.device.type == "cuda" else "cpu"]
+    step = max(1, at_once // logits.shape[-1])
+    for start in range(0, n, step):
+        some = slice(start, start + step)
+        scored = (logits[some] if place is None else logits[place[some]]).float()
+        total[some] = scored.logsumexp(-1)
+        best[some] = scored.argmax(-1)
+    wanted = logits[index if place is None else place[index], target].float()
+    logprobs, hits = torch.stack((wanted - total[index], (best[index] == target).float())).tolist()
+    return logprobs, [bool(hit) for hit in hits]
+
+
+def check_not_nan(row: ScoringRow, score: RowScore) -> None:
+    """Raises CmeError if the score of ``row`` is NaN."""
+    if math.isnan(score.logprob):
+        index, choice = row.owners[0]
+        raise CmeError(
+            f"request {index}, choice {choice}: the model's logits are NaN; check the weights, or use "
+            "float32 or bfloat16 in place of float16"
+        )
 
 
 def collect_responses(

@@ -1,0 +1,98 @@
+"""Whether a model can share prefixes, found out from what it declares and from a small trial."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cme_bench.engines.hf.forward import CausalForward, base_model
+from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_rows
+from cme_bench.engines.hf.tree import PackForward, finished_rows
+from cme_bench.engines.hf.tree_attention import UnsupportedAttentionError
+from cme_bench.engines.plan import PlanLimits, plan_packs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+_TRIAL_LENGTH = 20
+
+
+def why_rowwise(forward: CausalForward, max_length: int) -> str | None:
+    """Why rows of this model must be computed one by one; None if they can share prefixes."""
+    return _declared(forward) or _tried(forward, max_length)
+
+
+def _declared(forward: CausalForward) -> str | None:
+    model: PreTrainedModel = forward.model
+    config = base_model(model).config.get_text_config(decoder=True)
+    if not forward.takes_positions:
+        return "the model takes no position ids"
+    if any(getattr(module, "pools_over_sequence", False) for module in model.modules()):
+        return "an adapter pools over the sequence"
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return "an adapter adds virtual tokens"
+    if others := set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
+        return f"the model has layers of type {', '.join(sorted(map(str, others)))}"
+    if kinds := _rope_types(config) & _LENGTH_DEPENDENT_ROPE:
+        return f"rotary positions of type {', '.join(sorted(kinds))} depend on the row's length"
+    return None
+
+
+def _rope_types(config: Any) -> set[str]:
+    found = set()
+    todo = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
+    while todo:
+        settings = todo.pop()
+        if isinstance(settings, dict):
+            found.add(str(settings.get("rope_type", settings.get("type"))))
+            todo += settings.values()
+    return found
+
+
+def _tried(forward: CausalForward, max_length: int) -> str | None:
+    """Score a few short rows both ways."""
+    if max_length < _TRIAL_LENGTH:
+        return f"rows have fewer than {_TRIAL_LENGTH} tokens"
+    vocabulary = base_model(forward.model).get_input_embeddings().weight.shape[0]
+    ids = tuple((7 * i + 3) % min(vocabulary, 997) for i in range(40))
+    head, middle = ids[:6], ids[6:10]
+    rows = [
+        ScoringRow(head + middle, ids[10:11], [(0, 0)]),
+        ScoringRow(head + middle + ids[11:14], ids[14:17], [(0, 1)]),
+        ScoringRow(head + middle + ids[17:19], ids[19:23], [(0, 2)]),
+        ScoringRow(head + ids[23:28], ids[28:30], [(0, 3)]),
+    ]
+    limits = PlanLimits(
+        pack_tokens=12, pack_scored=12, block_tokens=4, forward_tokens=1, kept_tokens=max_length
+    )
+    run = PackForward(forward)
+    packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
+    try:
+        shared = {row.owners[0][1]: score for row, score in finished_rows(rows, map(run, packs))}
+    except UnsupportedAttentionError as err:
+        return str(err)
+    if run.windows != _windows(base_model(forward.model).config.get_text_config(decoder=True)):
+        return "its attention does not go through transformers' interface in every layer"
+    alone = score_rows(forward, rows)
+    if not all(_agree(shared[i], score, len(rows[i].continuation), forward) for i, score in enumerate(alone)):
+        return "a trial gave other scores"
+    return None
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The window of every layer, as the config has it."""
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return [window] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def _agree(one: RowScore, other: RowScore, tokens: int, forward: CausalForward) -> bool:
+    precise = base_model(forward.model).dtype in {torch.float32, torch.float64}
+    return abs(one.logprob - other.logprob) <= tokens * (1e-3 if precise else 0.5)

@@ -1,0 +1,84 @@
+"""Scoring by the plan: one forward a pack, every shared prefix computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+
+from cme_bench.engines.hf.batching import try_compute
+from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_logits
+from cme_bench.engines.hf.tree_attention import PackAttention, Path, attention_of
+from cme_bench.engines.plan import Pack, PlanLimits
+from cme_bench.errors import CmeError
+
+Reads: TypeAlias = list[tuple[int, float, bool]]
+"""(row, natural log of the probability of one of its tokens, whether argmax would have chosen it)."""
+
+
+class PackForward:
+    """Runs packs in their order; keeps the keys and values of the path in work."""
+
+    def __init__(self, forward: CausalForward) -> None:
+        self._forward = forward
+        self.path = Path()
+        self.windows: list[int | None] = []
+
+    @torch.inference_mode()
+    def __call__(self, pack: Pack) -> Reads:
+        """The reads of ``pack``, with one copy back from the device."""
+        device = self._forward.device
+        places, index, target, row = pack.reads
+        attention = PackAttention(pack, self.path, device)
+        with attention_of(self._forward.model, attention):
+            logits = self._forward.packed(
+                torch.from_numpy(pack.tokens).to(device)[None],
+                torch.from_numpy(pack.positions).to(device)[None],
+                torch.from_numpy(places).to(device),
+            )
+        self.windows = attention.windows
+        logprobs, hits = read_logits(logits, torch.from_numpy(index), torch.from_numpy(target))
+        return list(zip(row.tolist(), logprobs, hits, strict=True))
+
+
+def run_packs(packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Reads]) -> Iterator[Reads]:
+    """Reads of every pack, in order. A pack that runs out of memory is split, and ``limits`` shrink for all
+    that follow. Raises CmeError when one that cannot be split does."""
+    for planned in packs:
+        todo = [planned]
+        while todo:
+            pack = todo.pop()
+            if pack.n_tokens <= limits.pack_tokens or len(pack.units) == 1:
+                reads = try_compute(compute, pack)
+                if reads is not None:
+                    yield reads
+                    continue
+            halves = pack.split()
+            if halves is None:
+                raise CmeError(
+                    f"out of memory on {pack.n_tokens} tokens after a shared prefix of {pack.cached}: use "
+                    "fewer shots or a smaller max_length, a smaller dtype or model, or free memory on the "
+                    "device"
+                )
+            limits.pack_tokens = min(limits.pack_tokens, max(part.n_tokens for part in halves))
+            todo += reversed(halves)
+
+
+def finished_rows(
+    rows: Sequence[ScoringRow], packs: Iterable[Reads]
+) -> Iterator[tuple[ScoringRow, RowScore]]:
+    """``(row, score)`` as soon as a row's last token was read. Raises CmeError for logits that are NaN."""
+    logprobs: list[list[float]] = [[] for _ in rows]
+    greedy = [True] * len(rows)
+    for reads in packs:
+        for index, logprob, hit in reads:
+            logprobs[index].append(logprob)
+            greedy[index] &= hit
+            if len(logprobs[index]) == len(rows[index].continuation):
+                score = RowScore(math.fsum(logprobs[index]), greedy[index])
+                logprobs[index].clear()
+                check_not_nan(rows[index], score)
+                yield rows[index], score
