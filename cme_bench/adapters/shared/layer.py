@@ -11,9 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.shared import products
 from cme_bench.adapters.shared.config import AdapterConfig, RoutedConfig
-from cme_bench.adapters.shared.lowrank import gated_low_rank
-from cme_bench.adapters.shared.router import Routing, route
+from cme_bench.adapters.shared.lowrank import autocast_on, gated_up, project
+from cme_bench.adapters.shared.router import Routing, router_logits, weigh
 
 Config = TypeVar("Config", bound=AdapterConfig)
 Routed = TypeVar("Routed", bound=RoutedConfig)
@@ -145,22 +146,36 @@ class RoutedLinear(AdapterLinear[Routed]):
 
     def routing(self, x: Tensor, adapter_name: str) -> Routing:
         """phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
-        return route(x, self.held("router", adapter_name))
+        return self.weigh(router_logits(x, self.held("router", adapter_name)), adapter_name)
+
+    def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
+        """phi and omega of the router's logits, all (..., k)."""
+        return weigh(logits)
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
         config = self.settings[adapter_name]
-        routing = self.routing(x, adapter_name)
+        z, routing = self._latent_and_routing(x, adapter_name)
         for listener in self.routing_listeners:
             listener(adapter_name, routing)
-        return gated_low_rank(
-            self.dropped(x, adapter_name),
-            self.held("down", adapter_name),
+        return gated_up(
+            z,
             self.held("up", adapter_name),
             routing.omega * config.scale,
             rank=config.r,
             latent_dropout=self.latent_dropout(adapter_name) if self.training else 0.0,
         )
+
+    def _latent_and_routing(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Routing]:
+        """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
+        it."""
+        down, router = self.held("down", adapter_name), self.held("router", adapter_name)
+        dropped = self.dropped(x, adapter_name)
+        if dropped is x and products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
+            z, logits = products.latent_and_logits(x, down, router)
+            return z, self.weigh(logits, adapter_name)
+        routing = self.routing(x, adapter_name)
+        return project(dropped, down), routing
 
     def latent_dropout(self, adapter_name: str) -> float:
         """Probability of dropping an element of the gated latent; 0 where dropout falls on the input."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,24 +14,25 @@ def autocast_on(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
+def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of ``x`` keep their inputs' dtypes."""
+    return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext()
+
+
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """``x W``, W stored as (out, in). Outside autocast ``x`` is cast to the weight's dtype first."""
     return nn.functional.linear(x if autocast_on(x) else x.to(weight.dtype), weight)
 
 
-def gated_low_rank(
-    x: Tensor, down: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: float = 0.0
-) -> Tensor:
-    """``sum_i gate_i (z_i B_i)`` with ``z = x A``: two matrix products, and nothing of full width for each
-    expert.
+def gated_up(z: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: float = 0.0) -> Tensor:
+    """``sum_i gate_i (z_i B_i)``: one product for all experts, and nothing of full width for each of them.
 
-    Gating z before the second product is the same function as gating the k outputs, because the gate is one
-    number for each token and expert. With A of k r columns slice i of z is expert i's latent (TeamLoRA;
-    MoELoRA with its A_i side by side); with A of r columns all experts share one latent (HydraLoRA).
+    Gating z before the product is the same function as gating the k outputs, because the gate is one number
+    for each token and expert. With z of k r columns slice i of z is expert i's latent (TeamLoRA; MoELoRA with
+    its A_i side by side); with r columns all experts share one latent (HydraLoRA).
 
     Args:
-        x: (..., d_in), any float dtype.
-        down: A stored as (k rank, d_in) or (rank, d_in).
+        z: (..., k rank) or (..., rank), ``x A``.
         up: The B_i side by side, stored as (d_out, k rank).
         gate: (..., k), the factor on each expert, scaling included. The product with z is formed in the wider
             of the two dtypes and rounded once.
@@ -38,7 +42,6 @@ def gated_low_rank(
     Returns:
         (..., d_out), in the dtype of ``up``, or autocast's.
     """
-    z = project(x, down)
     experts = z.reshape(*z.shape[:-1], -1, rank)
     gated = (experts * gate.unsqueeze(-1)).flatten(-2).to(z.dtype)
     if latent_dropout:

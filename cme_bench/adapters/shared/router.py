@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters.shared.lowrank import autocast_on
+from cme_bench.adapters.shared import products
+from cme_bench.adapters.shared.lowrank import autocast_off
 
 NORMALIZER_FLOOR = 1e-2
 """Least divisor of the renormalisation. sum(omega) is 1 for M = I, yet it reaches 0 and turns negative once
@@ -27,21 +27,37 @@ class Routing(NamedTuple):
 
 
 def route(x: Tensor, router: Tensor, interaction: Tensor | None = None, normalize: bool = False) -> Routing:
-    """phi = softmax(x S), omega = M phi (TeamLoRA, arXiv 2408.09856, "competition").
+    """phi = softmax(x S), omega = M phi (TeamLoRA, arXiv 2408.09856, "competition"); S stored as (k, d_in).
+
+    ``x`` is (..., d_in) of any float dtype; for the rest see ``weigh``.
+    """
+    return weigh(router_logits(x, router), interaction, normalize)
+
+
+def router_logits(x: Tensor, router: Tensor) -> Tensor:
+    """``x S`` in float32 or wider: (..., d_in) to (..., k). No bit of S (stored as (k, d_in)) is rounded.
 
     Autocast is off in here: under bfloat16 autocast alone omega would be wrong by up to 9e-3.
+    """
+    if products.suits(x) and router.dtype == torch.float32:
+        return products.latent_and_logits(x, router[:0], router)[1]
+    with autocast_off(x):
+        dtype = torch.promote_types(router.dtype, torch.float32)
+        logits: Tensor = _Logits.apply(x, router.to(dtype))  # type: ignore[no-untyped-call]
+    return logits
+
+
+def weigh(logits: Tensor, interaction: Tensor | None = None, normalize: bool = False) -> Routing:
+    """phi = softmax(logits), omega = M phi, with autocast off.
 
     Args:
-        x: (..., d_in), any float dtype.
-        router: S stored as (k, d_in).
+        logits: (..., k), float32 or wider.
         interaction: M, (k, k), row i the influence of every phi_j on omega_i; None for the identity.
         normalize: Divide omega by its sum, which is clamped to at least ``NORMALIZER_FLOOR``.
     """
-    with _autocast_off(x):
-        dtype = torch.promote_types(router.dtype, torch.float32)
-        logits: Tensor = _Logits.apply(x, router.to(dtype))  # type: ignore[no-untyped-call]
+    with autocast_off(logits):
         phi = logits.softmax(dim=-1)
-        omega = phi if interaction is None else nn.functional.linear(phi, interaction.to(dtype))
+        omega = phi if interaction is None else nn.functional.linear(phi, interaction.to(phi.dtype))
         if normalize:
             omega = omega / omega.sum(dim=-1, keepdim=True).clamp_min(NORMALIZER_FLOOR)
     return Routing(phi, omega)
@@ -62,13 +78,9 @@ class _Logits(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, router = ctx.saved_tensors
         grad_x = grad_router = None
-        with _autocast_off(x):
+        with autocast_off(x):
             if ctx.needs_input_grad[0]:
                 grad_x = (grad @ router).to(x.dtype)
             if ctx.needs_input_grad[1]:
                 grad_router = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
         return grad_x, grad_router
-
-
-def _autocast_off(x: Tensor) -> AbstractContextManager[Any]:
-    return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext()

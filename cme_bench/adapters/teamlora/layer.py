@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters.shared.layer import RoutedLinear, Shapes
-from cme_bench.adapters.shared.router import Routing, route
+from cme_bench.adapters.shared.router import Routing, weigh
 from cme_bench.adapters.teamlora.config import TeamLoraConfig
 
 
@@ -50,11 +50,11 @@ class TeamLoraLinear(RoutedLinear[TeamLoraConfig]):
             with torch.no_grad():
                 interaction.fill_diagonal_(1.0)
 
-    def routing(self, x: Tensor, adapter_name: str) -> Routing:
-        """phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
+    def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
+        """phi = softmax(logits) and omega = M phi, (..., k) each."""
         config = self.settings[adapter_name]
         interaction = self.held("interaction", adapter_name) if config.competition else None
-        return route(x, self.held("router", adapter_name), interaction, config.normalize_omega)
+        return weigh(logits, interaction, config.normalize_omega)
 
     def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
         """``x`` after dropout, unless it falls on the latent."""
