@@ -1,0 +1,125 @@
+"""Exported tasks under stock lm-eval, without a model: they load, and ask exactly what we ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lm_eval.tasks import TaskManager
+from workshop import Workshop
+
+from cme_bench.errors import UsageError
+from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.items import render_item
+from cme_bench.tasks.build import build_task
+from cme_bench.tasks.export import export_tasks, stock_config
+from cme_bench.tasks.sources import FolderSource, mini_source
+from cme_bench.tasks.suite import load_suite
+
+SUITE = load_suite()
+PLAIN = resolve_format("plain", None, generated=False)
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
+    folder = tmp_path_factory.mktemp("exported")
+    files = export_tasks(list(SUITE.tasks.values()), mini_source(), folder)
+    assert sorted(folder.iterdir()) == sorted(files)
+    return TaskManager(include_path=str(folder), include_defaults=False)
+
+
+def test_every_task_and_selector_is_there(manager: TaskManager) -> None:
+    assert set(manager.all_subtasks) == set(SUITE.tasks)
+    assert set(manager.all_tags) == set(SUITE.selectors) - set(SUITE.tasks)
+    assert set(manager.load(["nli_ll"])["tasks"]) == {spec.name for spec in SUITE.select("nli_ll")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cme_anli_r2_ll",  # splits with names of their own
+        "cme_arc_easy_ll",
+        "cme_mmlu_ll",  # exemplars of one subject
+        "cme_mmlu",
+        "cme_sciq",  # a split read from another split's file
+        "cme_snli",  # a function for its rows
+        "cme_squad",
+        "cme_tldr",
+        "cme_triviaqa",
+        "cme_winogrande_ll",  # a context for each choice
+    ],
+)
+@pytest.mark.parametrize("shots", [0, 2])
+def test_stock_lm_eval_asks_what_we_ask(manager: TaskManager, name: str, shots: int) -> None:
+    ours = build_task(SUITE.tasks[name], SUITE, mini_source(), shots=shots)
+    theirs: Any = manager.load([name])["tasks"][name]
+    theirs.set_config("num_fewshot", shots)
+    theirs.build_all_requests(limit=5)
+    expected = [request.args for request in theirs.instances]
+    found = [i.args for index in range(5) for i in render_item(ours, index, PLAIN).instances]
+    assert found == expected
+    assert [doc for _, doc in theirs.doc_iterator(limit=5)] == [ours.docs[i] for i in range(5)]
+
+
+def test_generated_answers_are_scored_by_our_rules_there_too(manager: TaskManager) -> None:
+    task: Any = manager.load(["cme_rte"])["tasks"]["cme_rte"]
+    doc = task.eval_docs[0]
+    assert task.process_results(doc, ["The answer is yes."]) == {"acc": 1.0, "answered": 1.0}
+    assert task.process_results(doc, ["Hm."]) == {"acc": 0.0, "answered": 0.0}
+    assert set(task.aggregation()) == set(task.higher_is_better()) == {"acc", "answered"}
+
+
+def test_splits_that_are_absent_are_left_out(workshop: Workshop) -> None:
+    def export() -> dict[str, Any]:
+        [spec] = [s for s in load_suite((workshop.yaml,)).tasks.values() if s.path == workshop.yaml]
+        return stock_config(spec, FolderSource(workshop.folder / "data"))
+
+    whole = export()
+    files = {split: str(workshop.file(split)) for split in ("test", "train")}
+    assert whole["dataset_path"] == "json"
+    assert whole["dataset_kwargs"] == {"data_files": files}
+    assert whole["fewshot_split"] == "train"
+
+    workshop.file("train").unlink()
+    without = export()
+    assert without["dataset_kwargs"] == {"data_files": {"test": files["test"]}}
+    assert "fewshot_split" not in without
+
+    workshop.write_yaml(more="num_fewshot: 2\n")
+    with pytest.raises(UsageError, match=r"own/train\.jsonl: no such file"):
+        export()
+    workshop.write_yaml()
+    workshop.file("test").unlink()
+    with pytest.raises(UsageError, match=r"own/test\.jsonl: no such file"):
+        export()
+
+
+def test_code_beside_a_task_file_is_not_exported(workshop: Workshop) -> None:
+    (workshop.yaml.parent / "own.py").write_text("def f(rows): return rows\n")
+    file = workshop.write_yaml(more="process_docs: !function own.f\n")
+    spec = load_suite((file,)).task("own_ll")
+    with pytest.raises(UsageError, match=rf"{file}:11: !function own\.f lies beside the task file"):
+        export_tasks([spec], FolderSource(workshop.folder / "data"), workshop.folder / "out")
+    assert not (workshop.folder / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file/out: cannot be written"):
+        export_tasks([SUITE.task("cme_rte")], mini_source(), tmp_path / "file" / "out")
+
+
+def test_a_copy_is_self_contained(tmp_path: Path) -> None:
+    [file] = export_tasks([SUITE.task("cme_anli_r1_ll")], mini_source(), tmp_path)
+    config = yaml.safe_load(file.read_text())
+    assert config["tag"] == ["cme_ll", "nli_ll"]
+    assert "include" not in config
+    assert "dataset_name" not in config
+    files = config["dataset_kwargs"]["data_files"]
+    assert {split: Path(path).name for split, path in files.items()} == {
+        "test_r1": "test.jsonl",
+        "dev_r1": "validation.jsonl",
+    }
+    assert all(Path(path).is_absolute() for path in files.values())
