@@ -60,6 +60,9 @@ def run(
     max_truncated: Annotated[
         int | None, typer.Option(min=0, help="Fail if more prompts than this must be cut to fit.")
     ] = None,
+    engine_stats: Annotated[
+        bool, typer.Option("--engine-stats", help="Print what the engine computed, and how fast.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Engine setting, e.g. tokens_per_batch=2048."),
@@ -102,16 +105,19 @@ def run(
         listener.note(f"cme-bench run {model}: preparing")
         folders = evaluate(options, listener)
     for folder in folders:
-        _print_summary(folder)
+        _print_summary(folder, engine_stats)
 
 
-def _print_summary(folder: Path) -> None:
+def _print_summary(folder: Path, engine_stats: bool) -> None:
     from rich.console import Console
 
+    from cme_bench.reports.engine_stats import stats_lines
     from cme_bench.reports.run_summary import summary_table, warnings
 
     console = Console()
     console.print(summary_table(folder))
+    for line in stats_lines(folder) if engine_stats else ():
+        console.print(line, soft_wrap=True, highlight=False)
     for warning in warnings(folder):
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
     console.print(f"Results are in {folder}", soft_wrap=True, highlight=False)

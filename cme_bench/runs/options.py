@@ -11,9 +11,12 @@ from cme_bench.errors import UsageError, did_you_mean
 ENGINES = ("hf",)
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
+    "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
     "max_length": "most tokens of a row; default: what the model's config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
+SWITCHES = frozenset({"shared_prefixes"})
+"""Those that are 0 or 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,15 @@ class RunOptions:
 
 def parse_settings(pairs: list[str]) -> dict[str, int]:
     """``["tokens_per_batch=2048"]`` as a mapping. UsageError for unknown keys and values that are no
-    positive whole numbers."""
+    positive whole numbers (0 and 1 for switches)."""
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in SETTINGS:
             raise UsageError(f"--set {pair}: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")
-        if not value.isdigit() or int(value) == 0:
+        if key in SWITCHES and value not in {"0", "1"}:
+            raise UsageError(f"--set {pair}: {key} takes 0 or 1")
+        if not value.isdigit() or (int(value) == 0 and key not in SWITCHES):
             raise UsageError(f"--set {pair}: {key} takes a positive whole number")
         settings[key] = int(value)
     return settings

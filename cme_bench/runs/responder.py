@@ -97,6 +97,7 @@ class Responder:
                 self.tokenizer,
                 max_length=self.max_length,
                 tokens_per_batch=self.options.settings.get("tokens_per_batch"),
+                plain=not self.options.settings.get("shared_prefixes", 1),
             )
         return self._engine
 

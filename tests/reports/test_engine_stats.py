@@ -1,0 +1,42 @@
+"""The lines of ``--engine-stats``, added up over resumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cme_bench.errors import UsageError
+from cme_bench.reports.engine_stats import stats_lines
+from cme_bench.runs.options import parse_settings
+from cme_bench.runs.store import write_json
+
+STATS = {
+    "tokens_computed": 300,
+    "tokens_padding": 100,
+    "tokens_rowwise": 1200,
+    "tokens_generated": 7,
+    "model_seconds": 1.5,
+    "peak_memory_bytes": 2**30,
+}
+
+
+def test_sessions_add_up(tmp_path: Path) -> None:
+    sessions = [{"engine": STATS}, {}, {"engine": STATS | {"peak_memory_bytes": 2**31}}]
+    write_json(tmp_path / "run.json", {"sessions": sessions, "engine": {"prefixes": "shared"}})
+    assert list(stats_lines(tmp_path)) == [
+        "engine: 600 tokens computed, 2,400 row by row (4.0x), prefixes shared",
+        "engine: 200 tokens/s in 3.0 s of model time, 25.0 % padding, 14 tokens generated, "
+        "peak memory 2.00 GiB",
+    ]
+
+
+def test_nothing_computed(tmp_path: Path) -> None:
+    write_json(tmp_path / "run.json", {"sessions": [{}], "engine": {}})
+    assert list(stats_lines(tmp_path)) == ["engine: nothing was computed, all responses were stored"]
+
+
+def test_the_switch_for_plain_rows() -> None:
+    assert parse_settings(["shared_prefixes=0"]) == {"shared_prefixes": 0}
+    with pytest.raises(UsageError, match="shared_prefixes takes 0 or 1"):
+        parse_settings(["shared_prefixes=2"])
