@@ -128,8 +128,9 @@ def _run(
     resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
     if resumed:
         listener.note(f"resuming at step {step}/{plan.steps}")
-    arguments = _arguments(options, plan, checkpoints)
-    model = _adapted_model(options, base, peft_config, arguments.device)
+    dtype = choose_dtype(options.dtype, load_config(base), choose_device())
+    arguments = _arguments(options, plan, checkpoints, bf16=dtype == torch.bfloat16)
+    model = _adapted_model(base, peft_config, dtype, arguments.device, seed=options.seed)
     content["adapter"] = describe(model).to_dict()
     listener.note(
         f"{options.method}: {content['adapter']['trainable_parameters']:,} trainable parameters "
@@ -164,7 +165,7 @@ def _run(
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path) -> TrainingArguments:
+def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path, *, bf16: bool) -> TrainingArguments:
     cuda = choose_device().type == "cuda"
     checkpointing = cuda if options.checkpointing is None else options.checkpointing
     arguments = TrainingArguments(
@@ -177,7 +178,7 @@ def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path) -> Training
         warmup_steps=int(-(-options.warmup * plan.steps // 1)),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
-        bf16=cuda and options.dtype in ("auto", "bfloat16"),
+        bf16=bf16,
         use_cpu=not cuda,
         gradient_checkpointing=checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -197,14 +198,13 @@ def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path) -> Training
 
 
 def _adapted_model(
-    options: TrainOptions, base: Checkpoint, peft_config: PeftConfig, device: torch.device
+    base: Checkpoint, peft_config: PeftConfig, dtype: torch.dtype, device: torch.device, *, seed: int
 ) -> PeftModel:
     """The base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
     logging.set_verbosity_error()
-    config = load_config(base)
-    model: PreTrainedModel = load_model(base, choose_dtype(options.dtype, config, device), device)
+    model: PreTrainedModel = load_model(base, dtype, device)
     model.config.use_cache = False
-    set_seed(options.seed)
+    set_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
         return get_peft_model(model, peft_config)

@@ -28,6 +28,7 @@ def options(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., TrainOptions
             "batch_size": 5,
             "learning_rate": 2e-2,
             "log_every": 5,
+            "dtype": "float32",
             "offline": True,
         }
         return TrainOptions(method=method, **(settings | changes))

@@ -205,6 +205,16 @@ def test_accumulated_batches_train_like_one_large_batch(options: Make, tmp_path:
         assert one.tokens == other.tokens
 
 
+def test_bfloat16_keeps_the_adapter_in_float32(options: Make, tmp_path: Path) -> None:
+    exact = options("teamlora", max_steps=10, balance_loss=0.1)
+    rounded = replace(exact, out=tmp_path / "rounded", dtype="bfloat16", checkpointing=True)
+    curves = [read_curve(train(o) / "loss.csv") for o in (exact, rounded)]
+    assert curves[1][-1].loss < 0.8 * curves[1][0].loss
+    assert curves[0][0].loss == pytest.approx(curves[1][0].loss, rel=0.02)
+    saved = load_file(rounded.out / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
 def test_no_decay_on_the_interaction_matrix(options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[dict[str, Any]] = []
     names: dict[int, str] = {}
