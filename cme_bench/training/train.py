@@ -140,7 +140,8 @@ def _run(
     watch = Watch(curve, listener, every=options.log_every)
     with ExitStack() as stack:
         stack.enter_context(target_loss(model.get_base_model()))
-        tape = stack.enter_context(balance_tape(model)) if options.balance_loss else None
+        balanced = getattr(peft_config, "balance_coefficient", 0.0) > 0
+        tape = stack.enter_context(balance_tape(model)) if balanced else None
         trainer = MixtureTrainer(
             model,
             arguments,
