@@ -36,7 +36,7 @@ class HubSource(DataSource):
         path, name = str(spec.config["dataset_path"]), spec.config.get("dataset_name")
         kwargs = dict(spec.config.get("dataset_kwargs") or {})
         commit = self._commit(path)
-        table = None if kwargs else _cached(commit, name, split)
+        table = None if kwargs else _cached(path, name, split, commit)
         if table is None:
             if self.offline:
                 raise UsageError(
@@ -65,15 +65,18 @@ class HubSource(DataSource):
         return write_lock(self.lock_file, f"datasets/{path}", str(info.sha))
 
 
-def _cached(commit: str, name: str | None, split: str) -> datasets.Dataset | None:
+def _cached(path: str, name: str | None, split: str, commit: str) -> datasets.Dataset | None:
     """The split as ``datasets`` prepared it from exactly this commit, if it did.
 
     Its cache has one folder a dataset, configuration, version and commit, with the split in one Arrow file
     or in shards that say their number; it appears there whole or not at all.
     """
     import datasets
+    from datasets.naming import camelcase_to_snakecase
 
-    found = sorted(Path(datasets.config.HF_DATASETS_CACHE).glob(f"*/{name or '*'}/*/{commit}"))
+    *owner, dataset = path.split("/")
+    folder = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(dataset)]))
+    found = sorted(folder.glob(f"{name or '*'}/*/{commit}"))
     if len(found) != 1:
         return None  # not there, or several configurations of which only the hub knows the default
     files = sorted(found[0].glob(f"*-{split}.arrow")) or sorted(found[0].glob(f"*-{split}-*-of-*.arrow"))
