@@ -118,6 +118,7 @@ def _notes(runs: Sequence[RunView], form: str, mixed: Sequence[str]) -> Iterator
             f"{run.label}: model {identity['model'][:8]}, {identity['engine']} {identity['dtype']}, tasks "
             f"{_hashes(run, form)}, "
             + ", ".join(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions)
+            + (f", commit {run.run['commit']}" if run.run.get("commit") else "")
         )
 
 

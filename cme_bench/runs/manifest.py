@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ import orjson
 
 from cme_bench.engines.base import Engine
 from cme_bench.errors import UsageError
+from cme_bench.provenance import commit, machine
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.store import read_json, write_json
 
@@ -96,7 +96,8 @@ class Manifest:
             "arguments": {k: _plain(v) for k, v in asdict(options).items()},
             "seed": options.seed,
             "versions": versions(),
-            "machine": {"platform": platform.platform(), "python": platform.python_version()},
+            "commit": commit(),
+            "machine": machine(),
             "engine": {},
             "tasks": {},
             "finished": False,

@@ -19,7 +19,7 @@ from typing import Any
 from cme_bench.engines.base import GenerateRequest
 from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
-from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.manifest import Manifest, PlannedTask, default_folder
@@ -158,7 +158,10 @@ def task_hash(task: Task, format_name: str, policy: str) -> str:
     return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
 
 
-def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder) -> _Plan:
+def build_requests(
+    task: Task, options: RunOptions, responder: Responder, encoder: Encoder
+) -> tuple[PromptFormat, list[Item]]:
+    """The items of ``task`` as the run of ``options`` asks them of ``responder``, and their prompt format."""
     prompt_format = resolve_format(
         options.prompt_format,
         responder.tokenizer,
@@ -173,6 +176,11 @@ def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encode
         limit=options.limit,
         seed=options.seed,
     )
+    return prompt_format, items
+
+
+def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder) -> _Plan:
+    prompt_format, items = build_requests(task, options, responder, encoder)
     identity = responder.identity
     keys = [response_key(identity, item.request) for item in items]
     return _Plan(task, items, keys, prompt_format.name, prompt_format.policy, options.limit)

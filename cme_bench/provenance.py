@@ -1,0 +1,55 @@
+"""Which code on which machine: what every number of ours is printed with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def commit() -> str | None:
+    """The checkout's commit, 12 digits; ``-dirty`` if the package or the suite differs from it.
+
+    None where the package is installed outside a checkout.
+    """
+    if not (_ROOT / ".git").exists():
+        return None
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", "cme_bench", "tasks", "benchmarks"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("-dirty" if changed else "")
+
+
+def _git(*command: str) -> str:
+    done = subprocess.run(["git", *command], cwd=_ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str | int | None]:
+    """Platform, Python, processor and cores, as ``run.json`` records them."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+    }

@@ -1,0 +1,31 @@
+"""Provenance: the commit of a checkout and the machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cme_bench import provenance
+
+
+def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_ROOT", tmp_path)
+    assert provenance.commit.__wrapped__() is None, "no checkout, no commit"
+    (tmp_path / "cme_bench").mkdir()
+    (tmp_path / "cme_bench" / "a.py").write_text("1")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    assert re.fullmatch(r"[0-9a-f]{12}", str(provenance.commit.__wrapped__()))
+    (tmp_path / "cme_bench" / "a.py").write_text("2")
+    assert str(provenance.commit.__wrapped__()).endswith("-dirty")
+
+
+def test_machine_names_cores_and_processor() -> None:
+    found = provenance.machine()
+    assert found["cores"] == os.cpu_count()
+    assert found["processor"]
