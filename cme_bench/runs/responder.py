@@ -91,7 +91,7 @@ class Responder:
 
             model = self.base.model
             if self.adapter is not None:
-                model = self._adapted(model, _tokens(first))
+                model = self._adapted(model, first_prompt(first))
             self._engine = HFEngine(
                 model,
                 self.tokenizer,
@@ -140,7 +140,8 @@ class Responder:
             self._peft = None
 
 
-def _tokens(request: LoglikelihoodRequest | GenerateRequest) -> TokenIds:
+def first_prompt(request: LoglikelihoodRequest | GenerateRequest) -> TokenIds:
+    """The prompt of a request; of its first choice, where there are several."""
     return request.prompt if isinstance(request, GenerateRequest) else request.rows[0][0]
 
 

@@ -1,0 +1,1 @@
+"""Measurements of models and adapters beside their scores."""

@@ -1,0 +1,188 @@
+"""Which prompts show a router at work: those stored in a run, or those of tasks asked anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.adapters.files import CONFIG_FILE, read_config
+from cme_bench.engines.base import TokenIds
+from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.items import truncate
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel, Responder, first_prompt
+from cme_bench.runs.runner import build_requests
+from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.tasks.build import build_task
+from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.suite import load_suite
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """The arguments of ``cme-bench router``; see its help for their meaning."""
+
+    source: Path
+    model: str | None = None
+    tasks: str | None = None
+    data: str = "hub"
+    limit: int | None = 100
+    by: str | None = None
+    prompt_format: str = "auto"
+    dtype: str | None = None
+    offline: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """Token ids of the prompts of a task, or of its items with one value of a field."""
+
+    task: str
+    domain: str
+    group: str
+    prompts: tuple[TokenIds, ...]
+
+
+def open_responder(options: RouterOptions) -> Responder:
+    """The model and the routed adapter that ``options.source`` names; no weights are loaded.
+
+    Raises UsageError if it is neither a run nor an adapter, has no router, or is a run of other weights than
+    those found now.
+    """
+    folder = options.source
+    if is_run(folder):
+        run = read_json(folder / "run.json")
+        if run.get("adapter") is None:
+            raise UsageError(f"{folder} is a run of a base model: only adapters have a router")
+        model, adapter = options.model or run["model"]["path"], run["adapter"]["path"]
+        dtype = options.dtype or run["identity"]["dtype"]
+        settings = run["arguments"].get("settings", {})
+    elif (folder / CONFIG_FILE).is_file():
+        model, adapter = options.model or _recorded_base(folder), str(folder)
+        dtype, settings, run = options.dtype or "auto", {}, None
+    else:
+        raise UsageError(f"{folder} is neither a run folder (run.json) nor an adapter folder ({CONFIG_FILE})")
+    asked = RunOptions(
+        model=model,
+        tasks=options.tasks or "cme",
+        adapters=(adapter,),
+        data=options.data,
+        limit=None if options.by else options.limit,
+        dtype=dtype,
+        offline=options.offline,
+        prompt_format=options.prompt_format,
+        settings=settings,
+    )
+    responder = Responder(asked, BaseModel(asked), adapter)
+    if run is not None:
+        _check_same_weights(folder, run["identity"], responder)
+    _check_routed(responder)
+    return responder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run folder."""
+    return (folder / "run.json").is_file()
+
+
+def _recorded_base(adapter: Path) -> str:
+    base = read_config(adapter).base_model_name_or_path
+    if not base:
+        raise UsageError(f"{adapter / CONFIG_FILE} records no base model; name it with --model")
+    return str(base)
+
+
+def _check_same_weights(folder: Path, run: Mapping[str, str], responder: Responder) -> None:
+    for part in ("model", "adapter"):
+        if run[part] != responder.identity[part]:
+            raise UsageError(
+                f"{folder}: the {part} has changed since that run (its weights hash differently)"
+            )
+
+
+def _check_routed(responder: Responder) -> None:
+    assert responder.adapter is not None
+    found = responder.adapter.description
+    if found["experts"] is None:
+        raise UsageError(
+            f"{responder.adapter.path} is a {found['method']} adapter, which has no router "
+            "(teamlora, moelora and hydralora have one)"
+        )
+
+
+def prompt_groups(options: RouterOptions, responder: Responder) -> list[PromptGroup]:
+    """The prompts to forward: at most ``limit`` of each task, or of each value of the field ``by``.
+
+    A prompt longer than the context loses tokens from its left, as in a run. Tasks whose items lack the field
+    are left out. Raises UsageError for unknown tasks, and if no task has the field.
+    """
+    encoder = Encoder(responder.tokenizer)
+    asked = _stored(options, responder, encoder) if is_run(options.source) else _anew(responder, encoder)
+    groups: list[PromptGroup] = []
+    for task, domain, items in asked:
+        by_value: dict[str, list[TokenIds]] = {}
+        for ids, doc in items:
+            if options.by is None or options.by in doc:
+                value = "" if options.by is None else str(doc[options.by])
+                kept = by_value.setdefault(value, [])
+                if options.limit is None or len(kept) < options.limit:
+                    kept.append(ids)
+        groups += [PromptGroup(task, domain, value, tuple(kept)) for value, kept in by_value.items()]
+    if not groups:
+        raise UsageError(f"--by {options.by}: no item of the tasks has this field")
+    return groups
+
+
+Items = Sequence[tuple[TokenIds, Mapping[str, Any]]]
+
+
+def _stored(
+    options: RouterOptions, responder: Responder, encoder: Encoder
+) -> Iterator[tuple[str, str, Items]]:
+    """The prompts that a run keeps with its records, tokenised as the run did."""
+    planned = read_json(options.source / "run.json")["tasks"]
+    for task in _selected(options, planned):
+        last = {r["id"]: r for r in read_records(samples_file(options.source, task))}
+        records = [last[id_] for id_ in sorted(last)]
+        if not options.by:
+            records = records[: options.limit]
+        encoded = encoder.encode(r["prompt"] for r in records)
+        items = [
+            (
+                truncate(
+                    encoded[r["prompt"]] or (encoder.start_token,),
+                    responder.max_length,
+                    encoder.prefix_length,
+                ),
+                r["doc"],
+            )
+            for r in records
+        ]
+        yield task, planned[task]["domain"], items
+
+
+def _selected(options: RouterOptions, planned: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if options.tasks is None:
+        return list(planned)
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    known = {*planned, *(task["domain"] for task in planned.values())}
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"{options.source} has no task or domain {name!r}{did_you_mean(name, sorted(known))}"
+            )
+    return [task for task, plan in planned.items() if task in names or plan["domain"] in names]
+
+
+def _anew(responder: Responder, encoder: Encoder) -> Iterator[tuple[str, str, Items]]:
+    """The prompts that a run of the tasks would ask."""
+    asked = responder.options
+    suite = load_suite()
+    source = open_source(asked.data, offline=asked.offline)
+    for spec in suite.select(asked.tasks):
+        task = build_task(spec, suite, source, shots=asked.shots)
+        _, items = build_requests(task, asked, responder, encoder)
+        yield spec.name, spec.domain, [(first_prompt(item.request), item.doc) for item in items]
