@@ -137,7 +137,7 @@ def interaction_maps(interaction: pd.DataFrame, title: str) -> Figure:
                 axes.text(
                     column,
                     row,
-                    f"{value:.2f}",
+                    f"{round(value, 2) + 0.0:.2f}",
                     ha="center",
                     va="center",
                     color="w" if dark else "k",
