@@ -37,7 +37,9 @@ def run(
         str,
         typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl."),
     ] = "hub",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N items of each task.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only N items of each task: the first of a fixed shuffle.")
+    ] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="Few-shot exemplars; default: the task's own.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -84,18 +85,31 @@ def build_items(
     limit: int | None = None,
     seed: int = 0,
 ) -> list[Item]:
-    """The first ``limit`` items of ``task``, in order.
+    """The items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
 
     A prompt longer than ``max_length`` (less what is to be generated) loses tokens from its left, never the
     BOS and never its last token; the count is kept. Raises UsageError with the row's place for labels out of
     range, templates that fail on a row, answers that leave no room for a prompt, and generation settings
     other than greedy.
     """
-    count = len(task.docs) if limit is None else min(limit, len(task.docs))
-    rendered = [render_item(task, index, prompt_format, seed) for index in range(count)]
+    ids = limited_ids(len(task.docs), limit)
+    rendered = [render_item(task, index, prompt_format, seed) for index in ids]
     if task.lm_eval.OUTPUT_TYPE == "generate_until":
         return _generate_items(task, rendered, encoder, max_length)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
+
+
+def limited_ids(rows: int, limit: int | None) -> list[int]:
+    """Which of ``rows`` items a limit keeps, ascending: the first ``limit`` of a fixed shuffle.
+
+    Splits are often sorted by label or subject (IMDB's, MMLU's), so that their first rows would say nothing
+    about the whole. The shuffle orders ids by their own sha256: it needs no seed, a smaller limit is a subset
+    of a larger one, and both forms of a dataset keep the same rows.
+    """
+    if limit is None or limit >= rows:
+        return list(range(rows))
+    shuffled = sorted(range(rows), key=lambda index: hashlib.sha256(str(index).encode()).digest())
+    return sorted(shuffled[:limit])
 
 
 def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed: int = 0) -> RenderedItem:

@@ -106,7 +106,7 @@ def _notes(runs: Sequence[RunView], form: str, mixed: Sequence[str]) -> Iterator
     if any(run.run["identity"]["data"] == "mini" for run in runs):
         yield "LIMITED: 'mini' items are a smoke test written for this project, not a measurement."
     if limits := sorted(set().union(*(run.limits() for run in runs))):
-        yield f"LIMITED: only the first {', '.join(str(n) for n in limits)} items of some tasks."
+        yield f"LIMITED: only {', '.join(str(n) for n in limits)} items of some tasks (a fixed shuffle)."
     for run in runs:
         if not run.finished:
             yield f"UNFINISHED: {run.folder}"

@@ -12,7 +12,7 @@ from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.errors import UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
-from cme_bench.prompts.items import Item, build_items, render_item, truncate
+from cme_bench.prompts.items import Item, build_items, limited_ids, render_item, truncate
 from cme_bench.prompts.preview import preview_text, preview_tokens
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import mini_source
@@ -89,14 +89,23 @@ def test_a_choice_that_fills_the_model_is_refused_with_its_row(ask: Any) -> None
         ask(task("cme_rte_ll", doc_to_choice=["yes " * 40, "no"]), max_length=100)
 
 
-def test_a_limit_takes_the_first_items_unchanged(ask: Any) -> None:
-    built = task("cme_imdb_ll", shots=2)  # exemplars drawn at random
-    whole = ask(built)
-    assert [item.id for item in whole] == list(range(12))
+def test_a_limit_keeps_a_fixed_shuffle_of_the_items_unchanged(ask: Any) -> None:
+    whole = {item.id: item for item in ask(task("cme_imdb_ll", shots=2))}
+    kept: set[int] = set()
     for limit in (1, 5, 99):
         part = ask(task("cme_imdb_ll", shots=2), limit=limit)
-        assert [i.request for i in part] == [i.request for i in whole[:limit]]
-    assert [i.request for i in ask(built, seed=1)] != [i.request for i in whole]
+        assert len(part) == min(limit, len(whole))
+        assert all(item.request == whole[item.id].request for item in part)
+        assert kept <= {item.id for item in part}, "a smaller limit is a subset of a larger one"
+        kept = {item.id for item in part}
+
+
+def test_limited_ids_spread_over_a_sorted_split() -> None:
+    ids = limited_ids(3000, 300)
+    assert ids == sorted(set(ids))
+    assert len(ids) == 300
+    assert 120 < sum(i < 1500 for i in ids) < 180, "half of a split sorted by label is in the sample"
+    assert limited_ids(3, 5) == limited_ids(3, None) == [0, 1, 2]
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning_but_not_its_bos(

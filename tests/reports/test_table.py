@@ -136,7 +136,7 @@ def test_limits_mini_items_and_unfinished_runs_are_watermarked(tmp_path: Path) -
     run = make_run(tmp_path / "r", 0.1, 0.1, task={"n": 40}, data="mini", finished=False)
     (table,) = comparison_tables([run])
     notes = "\n".join(table.notes)
-    assert "LIMITED: only the first 40 items" in notes
+    assert "LIMITED: only 40 items" in notes
     assert "LIMITED: 'mini'" in notes
     assert "UNFINISHED" in notes
 
