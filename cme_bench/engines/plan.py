@@ -149,6 +149,44 @@ def plan_packs(rows: Sequence[tuple[TokenIds, TokenIds]], limits: PlanLimits) ->
         yield from _Planner(_SortedRows(rows), limits).packs()
 
 
+def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tuple[list[int], int]]:
+    """``(indices, prefix)``: prompts that are continued together, and how many tokens they share.
+
+    Every prompt keeps at least one token of its own. A prefix is shared where that saves more than the
+    forward that computes it costs; prompts that share nothing come last, as one group with prefix 0.
+    """
+    alone: list[int] = []
+    if prompts:
+        rows = _SortedRows([(prompt, (0,)) for prompt in prompts])
+        work = [(0, len(prompts))]
+        while work:
+            low, high = work.pop()
+            prefix = rows.prefix(low, high, limits.kept_tokens)
+            gain = prefix * (high - low - 1)
+            if high - low > 1:
+                children = rows.children(low, high, rows.common(low, high))
+                deeper = [rows.prefix(a, b, limits.kept_tokens) * (b - a - 1) for a, b in children]
+                if sum(max(0, g - limits.forward_tokens) for g in deeper) > gain - limits.forward_tokens:
+                    work += reversed(children)
+                    continue
+            if gain >= limits.forward_tokens:
+                yield sorted(rows.row[low:high].tolist()), prefix
+            else:
+                alone += rows.row[low:high].tolist()
+    if alone:
+        yield sorted(alone), 0
+
+
+def chain_packs(tokens: TokenIds, limits: PlanLimits) -> Iterator[Pack]:
+    """Packs that compute and keep ``tokens``, and read nothing."""
+    nothing = np.empty(0, np.int64)
+    for start in range(0, len(tokens), limits.pack_tokens):
+        part = np.array(tokens[start : start + limits.pack_tokens])
+        n = len(part)
+        positions = np.arange(start, start + n)
+        yield Pack(start, True, (Unit(part, positions, np.full(n, n), nothing, nothing, nothing),))
+
+
 class _SortedRows:
     """Rows in the order of their tokens, and what neighbours share: a trie without nodes."""
 
@@ -182,6 +220,10 @@ class _SortedRows:
     def common(self, low: int, high: int) -> int:
         """Tokens that rows [low, high) share."""
         return int(self.length[low] if high - low == 1 else self.shared[low + 1 : high].min())
+
+    def prefix(self, low: int, high: int, most: int) -> int:
+        """What rows [low, high) share, less than any of them and ``most`` at most."""
+        return min(self.common(low, high), int(self.length[low:high].min()) - 1, most)
 
     def children(self, low: int, high: int, common: int) -> list[tuple[int, int]]:
         """Ranges of rows that part after ``common`` tokens."""

@@ -248,7 +248,7 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
 
     kept, packs, masks = [], [], []
     run = tree.PackForward.__call__
-    additive = tree_attention._additive
+    additive = tree_attention.additive
 
     def watched(self: Any, pack: Any) -> Any:
         reads = run(self, pack)
@@ -261,7 +261,7 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
         return additive(seen, dtype)
 
     monkeypatch.setattr(tree.PackForward, "__call__", watched)
-    monkeypatch.setattr(tree_attention, "_additive", counted)
+    monkeypatch.setattr(tree_attention, "additive", counted)
     header = make_ids(2000)
     asked = []
     for _ in range(1000):

@@ -6,7 +6,7 @@ import functools
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,9 +23,10 @@ from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
+from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.tree import PackForward, Reads, finished_rows, run_packs
-from cme_bench.engines.plan import Pack, plan_packs
+from cme_bench.engines.plan import Pack, chain_packs, plan_groups, plan_packs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,9 +71,7 @@ class HFEngine(Engine):
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self._forward = CausalForward(model, self.device)
-        self._decoder = generation.GreedyDecoder(
-            self._forward, tokenizer, generation.end_token_ids(base, tokenizer)
-        )
+        self._decoder = generation.GreedyDecoder(tokenizer, generation.end_token_ids(base, tokenizer))
 
     def loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
@@ -129,7 +128,7 @@ class HFEngine(Engine):
         return scores
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        """Responses in the order in which batches finish, longest requests first.
+        """Responses as batches finish; prompts that share a prefix together, the longest first.
 
         Raises ValueError when prompt and new tokens exceed ``max_length``, before anything is computed;
         CmeError as ``loglikelihood`` does.
@@ -138,17 +137,40 @@ class HFEngine(Engine):
         return self._generate(requests)
 
     def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        for row, response in run_batches(generation.plan_generation(requests), self.budget, self._decode):
-            self.stats.requests += 1
-            self.stats.tokens_generated += response.n_tokens
-            self.stats.tokens_rowwise += row.n_input + response.n_tokens - 1
-            yield row.index, response
+        for rows, session in self._generation_groups(requests):
+            decode = functools.partial(self._decode, session)
+            for row, response in run_batches(rows, self.budget, decode):
+                self.stats.requests += 1
+                self.stats.tokens_generated += response.n_tokens
+                self.stats.tokens_rowwise += len(row.request.prompt) + response.n_tokens - 1
+                yield row.index, response
 
-    def _decode(self, rows: Sequence[generation.GenerationRow]) -> list[GenerateResponse]:
+    def _generation_groups(
+        self, requests: Sequence[GenerateRequest]
+    ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
+        """Rows that are decoded with the same kept prefix, and what decodes a batch of them."""
+        without = functools.partial(generation.CacheSession, self._forward)
+        if self.rowwise_because:
+            yield generation.plan_generation(requests, range(len(requests))), without
+            return
+        for indices, prefix in plan_groups([request.prompt for request in requests], self.limits):
+            rows = generation.plan_generation(requests, indices, prefix)
+            if not prefix:
+                yield rows, without
+                continue
+            run = PackForward(self._forward)
+            packs = chain_packs(requests[indices[0]].prompt[:prefix], self.limits)
+            for _ in run_packs(packs, self.limits, functools.partial(self._score_pack, run)):
+                pass
+            yield rows, functools.partial(PrefixSession, self._forward, run.path, prefix)
+
+    def _decode(
+        self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
+    ) -> list[GenerateResponse]:
         started = time.perf_counter()
         positions = generation.Positions()
         try:
-            responses = self._decoder.decode_batch(rows, positions)
+            responses = self._decoder.decode_batch(rows, session(), positions)
         finally:
             self._note_time_and_memory(started)
         self.stats.tokens_computed += positions.computed

@@ -71,10 +71,13 @@ class CausalForward:
         output = self.model(**arguments)
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
 
-    def packed(self, ids: Tensor, positions: Tensor, places: Tensor) -> Tensor:
-        """Logits [places, vocab] at ``places`` of one row ``ids`` [1, n] at ``positions`` [1, n]."""
+    def uncached(self, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
+        """Logits [rows, kept, vocab] of ``ids`` [rows, n] at ``positions`` [rows, n], without a cache or a
+        mask of the model's own: of the last ``keep`` places, or of those that a tensor names."""
         arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
         if self._takes_keep:
-            arguments["logits_to_keep"] = places
-        logits: Tensor = self.model(**arguments).logits[0]
-        return logits if self._takes_keep else logits[places]
+            arguments["logits_to_keep"] = keep
+        logits: Tensor = self.model(**arguments).logits
+        if self._takes_keep:
+            return logits
+        return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +21,18 @@ _UTF8_LONGEST = 4
 
 @dataclass(slots=True)
 class GenerationRow:
-    """Request ``index`` and what has been generated for it so far."""
+    """Request ``index`` and what has been generated for it so far. The first ``prefix`` tokens of its prompt
+    are computed elsewhere."""
 
     index: int
     request: GenerateRequest
+    prefix: int = 0
     tokens: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
 
     @property
     def n_input(self) -> int:
-        return len(self.request.prompt)
+        return len(self.request.prompt) - self.prefix
 
     @property
     def n_new(self) -> int:
@@ -61,9 +63,11 @@ def check_requests(requests: Sequence[GenerateRequest], max_length: int) -> None
             )
 
 
-def plan_generation(requests: Sequence[GenerateRequest]) -> list[GenerationRow]:
-    """One row a request, longest first."""
-    rows = [GenerationRow(index, request) for index, request in enumerate(requests)]
+def plan_generation(
+    requests: Sequence[GenerateRequest], indices: Sequence[int], prefix: int = 0
+) -> list[GenerationRow]:
+    """One row for each of ``indices``, longest first."""
+    rows = [GenerationRow(index, requests[index], prefix) for index in indices]
     return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
 
 
@@ -82,18 +86,52 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str | None:
     return text[: min(found)] if found else None
 
 
+class DecodingSession(Protocol):
+    """One batch being decoded: the model with what it has seen so far."""
+
+    device: torch.device
+
+    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits [rows, vocab] after ``ids`` [rows, n], which are added to what was seen; ``mask`` [rows,
+        seen + n] is 0 on padding."""
+
+    def can_select(self) -> bool:
+        """Whether rows can be dropped."""
+
+    def select(self, kept: Tensor) -> None:
+        """Go on with the rows ``kept`` only."""
+
+
+class CacheSession:
+    """Decoding with transformers' own cache."""
+
+    def __init__(self, forward: CausalForward) -> None:
+        self._forward = forward
+        self._cache: Any = None
+        self.device = forward.device
+
+    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits, self._cache = self._forward(ids, mask, keep=1, cache=self._cache, use_cache=True)
+        return logits[:, -1]
+
+    def can_select(self) -> bool:
+        return _can_select(self._cache)
+
+    def select(self, kept: Tensor) -> None:
+        self._cache.batch_select_indices(kept)
+
+
 class GreedyDecoder:
     """Argmax decoding; logits processors of a generation config (a repetition penalty) do not apply."""
 
-    def __init__(
-        self, forward: CausalForward, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]
-    ) -> None:
-        self._forward = forward
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._end_ids = end_ids
 
     @torch.inference_mode()
-    def decode_batch(self, rows: Sequence[GenerationRow], positions: Positions) -> list[GenerateResponse]:
+    def decode_batch(
+        self, rows: Sequence[GenerationRow], session: DecodingSession, positions: Positions
+    ) -> list[GenerateResponse]:
         """Responses of ``rows``, in their order; adds what was computed to ``positions``.
 
         Raises CmeError when a row's logits are NaN.
@@ -101,39 +139,33 @@ class GreedyDecoder:
         for row in rows:  # a batch that ran out of memory begins again
             row.tokens.clear()
             row.finish = None
-        ids, mask = left_pad([row.request.prompt for row in rows])
+        ids, mask = left_pad([row.request.prompt[row.prefix :] for row in rows])
         most_new = max(row.n_new for row in rows)
-        mask = torch.nn.functional.pad(mask, (0, most_new), value=1).to(self._forward.device)
+        mask = torch.nn.functional.pad(mask, (0, most_new), value=1).to(session.device)
         n_fed = ids.shape[1]
         computed = sum(row.n_input for row in rows)
         positions.computed += computed
         positions.padding += ids.numel() - computed
 
         batch = list(rows)
-        logits, cache = self._forward(ids.to(self._forward.device), mask[:, :n_fed], keep=1, use_cache=True)
+        logits = session.feed(ids.to(session.device), mask[:, :n_fed])
         while True:
-            token = _argmax_or_nan(logits[:, -1])  # [rows]
+            token = _argmax_or_nan(logits)  # [rows]
             for row, choice in zip(batch, token.tolist(), strict=True):
                 if row.finish is None:
                     self._append(row, choice)
             at_work = [place for place, row in enumerate(batch) if row.finish is None]
             if not at_work:
                 return [self._respond(row) for row in rows]
-            if len(at_work) < len(batch) and _can_select(cache):
+            if len(at_work) < len(batch) and session.can_select():
                 kept = torch.tensor(at_work, device=token.device)
-                cache.batch_select_indices(kept)
+                session.select(kept)
                 token, mask = token[kept], mask[kept.to(mask.device)]
                 batch = [batch[place] for place in at_work]
             positions.computed += len(at_work)
             positions.padding += len(batch) - len(at_work)
             n_fed += 1
-            logits, cache = self._forward(
-                token.clamp(min=0)[:, None].to(self._forward.device),
-                mask[:, :n_fed],
-                keep=1,
-                cache=cache,
-                use_cache=True,
-            )
+            logits = session.feed(token.clamp(min=0)[:, None].to(session.device), mask[:, :n_fed])
 
     def _append(self, row: GenerationRow, token: int) -> None:
         """Add ``token`` to ``row`` and decide whether that ends it."""

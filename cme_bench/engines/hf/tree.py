@@ -34,7 +34,7 @@ class PackForward:
         places, index, target, row = pack.reads
         attention = PackAttention(pack, self.path, device)
         with attention_of(self._forward.model, attention):
-            logits = self._forward.packed(
+            [logits] = self._forward.uncached(
                 torch.from_numpy(pack.tokens).to(device)[None],
                 torch.from_numpy(pack.positions).to(device)[None],
                 torch.from_numpy(places).to(device),

@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +113,8 @@ class PackAttention:
             keys, values = self.path.head(module, cached)
             groups = query.shape[1] // key.shape[1]
             first, mask = self._prefix_mask(window, groups, query.dtype)
-            seen, seen_lse = attend(_fold(query, groups), keys[:, :, first:], values[:, :, first:], mask=mask)
-            share = torch.sigmoid(lse - seen_lse.reshape(lse.shape))[..., None]
-            seen = seen.reshape(*query.shape[:3], -1)
-            out = torch.lerp(seen.to(share.dtype), out.to(share.dtype), share).to(query.dtype)
+            seen, seen_lse = attend(fold(query, groups), keys[:, :, first:], values[:, :, first:], mask=mask)
+            out = merge(seen.reshape(out.shape), seen_lse.reshape(lse.shape), out, lse)
         if self.pack.keep:
             self.path.extend(module, cached, key, value)
         return out.transpose(1, 2)
@@ -133,7 +131,7 @@ class PackAttention:
                     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
                 return attend(query, key, value, causal=True)
             mask = self._own_mask(window, groups, query.dtype)
-            out, lse = attend(_fold(query, groups), key, value, mask=mask)
+            out, lse = attend(fold(query, groups), key, value, mask=mask)
             return out.reshape(1, heads, n, -1), lse.reshape(1, heads, n)
         units, longest = self._real.shape
 
@@ -142,7 +140,7 @@ class PackAttention:
             return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
 
         mask = self._own_mask(window, groups, query.dtype)
-        out, lse = attend(_fold(batch(query), groups), batch(key), batch(value), mask=mask)
+        out, lse = attend(fold(batch(query), groups), batch(key), batch(value), mask=mask)
         out = out.reshape(units, heads, longest, -1).transpose(1, 2).reshape(units * longest, heads, -1)
         lse = lse.reshape(units, heads, longest).transpose(1, 2).reshape(units * longest, heads)
         return (
@@ -163,7 +161,7 @@ class PackAttention:
                 seen &= positions[:, :, None] - positions[:, None, :] < cut
             if self._side_by_side:
                 seen[:, :, 0] |= ~self._real  # padding sees one token, so that its softmax is defined
-            self._masks[wanted] = _additive(seen, dtype).repeat(1, groups, 1)[:, None]
+            self._masks[wanted] = additive(seen, dtype).repeat(1, groups, 1)[:, None]
         found = self._masks[wanted]
         assert found is not None
         return found
@@ -189,17 +187,23 @@ class PackAttention:
         if wanted not in self._masks:
             kept = torch.arange(first, cached, device=self.device)
             seen = self._positions[:, None] - kept < window
-            self._masks[wanted] = _additive(seen, dtype).repeat(groups, 1)
+            self._masks[wanted] = additive(seen, dtype).repeat(groups, 1)
         return first, self._masks[wanted]
 
 
-def _fold(query: Tensor, groups: int) -> Tensor:
+def fold(query: Tensor, groups: int) -> Tensor:
     """[rows, heads, n, d] to [rows, key heads, groups * n, d]."""
     rows, heads, n, size = query.shape
     return query.reshape(rows, heads // groups, groups * n, size)
 
 
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Attention over both parts' keys, from the outputs [..., d] and log-sum-exps [...] of each."""
+    share = torch.sigmoid(other_lse - lse)[..., None]
+    return torch.lerp(out.to(share.dtype), other.to(share.dtype), share).to(out.dtype)
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where seen; elsewhere so low that nothing comes through, yet finite: a row that sees nothing has a
     log-sum-exp, and weighs nothing in a merge."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(
@@ -254,7 +258,23 @@ def attention(
     return (scores - lse[..., None]).exp_().to(value.dtype) @ value, lse
 
 
-_active: ContextVar[PackAttention] = ContextVar("cme_tree_attention")
+class Attention(Protocol):
+    """What a model attends by within ``attention_of``."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor: ...
+
+
+_active: ContextVar[Attention] = ContextVar("cme_tree_attention")
 
 
 def _tree_attention(
@@ -289,7 +309,7 @@ AttentionInterface.register(NAME, _tree_attention)
 
 
 @contextmanager
-def attention_of(model: PreTrainedModel, attend: PackAttention) -> Iterator[None]:
+def attention_of(model: PreTrainedModel, attend: Attention) -> Iterator[None]:
     """``model`` attends by ``attend`` within; it builds no masks of its own then."""
     configs = {id(c): c for m in base_model(model).modules() if (c := getattr(m, "config", None)) is not None}
     before = [(config, config._attn_implementation) for config in configs.values()]
