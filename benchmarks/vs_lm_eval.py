@@ -185,6 +185,8 @@ def best_batch_size(
     theirs: Worker, case: Case, items: list[int], sizes: list[int]
 ) -> tuple[int, dict[int, float]]:
     """The size with the least time on a part of the items."""
+    if len(sizes) == 1:
+        return sizes[0], {}
     part = items[: max(4, len(items) // 6)]
     seconds = {size: theirs.run(case.name, part, size)["seconds"] for size in sizes}
     return min(seconds, key=lambda size: seconds[size]), seconds
@@ -232,10 +234,11 @@ def hardware(device: str) -> str:
 
 
 def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    return found.stdout.strip() or "unknown"
+    try:
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def main() -> None:
@@ -252,6 +255,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of cases, e.g. hellaswag_0shot")
     parser.add_argument("--scale", type=float, default=1.0, help="times as many items of every task")
     parser.add_argument("--quick", action="store_true", help="two tasks, six items each")
+    parser.add_argument("--out", type=Path, help="the file to write, also with --only or --quick")
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     parser.add_argument("--worker", choices=("ours", "lm-eval"), help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=Path, help=argparse.SUPPRESS)
@@ -305,11 +309,12 @@ def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace)
         "commit": commit(),
         "metrics": {name: round(value, 3) for name, value in (speedups | {"geomean": geomean}).items()},
     }
-    if not args.quick and not args.only:
-        RESULTS.mkdir(parents=True, exist_ok=True)
+    file = args.out or RESULTS / f"vs_lm_eval-{line['hardware']}.json"
+    if args.out or not (args.quick or args.only):
+        file.parent.mkdir(parents=True, exist_ok=True)
         settings = {"model": Path(args.model).name, "dtype": args.dtype, "scale": args.scale}
         content = line | {"settings": settings, "results": results}
-        (RESULTS / f"vs_lm_eval-{line['hardware']}.json").write_text(json.dumps(content, indent=1) + "\n")
+        file.write_text(json.dumps(content, indent=1) + "\n")
     wrong = [r for r in results if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
     if wrong and args.dtype == "float32":
         print(f"answers differ in {len(wrong)} tasks", file=sys.stderr)
