@@ -3,8 +3,7 @@
 ``million_records_s``: one pass over 1,000,000 records of a samples file by the store's own reader, with a
 running mean and standard error of every score (not the runner's aggregation, which holds a task's records in
 memory); ``memory_growth_mib`` is how much the process grew. ``overhead_percent``: wall time of a run of 2,000
-items less the
-engine's model time, as a share of the wall time, by ``cme-bench run``; loading is part of the wall time.
+items less the engine's model time, as a share of the wall time, by ``cme-bench run``; loading is part of it.
 """
 
 from __future__ import annotations
