@@ -15,6 +15,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from cme_bench.models.checkpoint import resolve_model
+from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
@@ -50,14 +51,16 @@ def score_both(
     if not DATA.is_dir():
         pytest.skip(f"no real data in {DATA} (set CME_SHARED_DATA)")
     exported = folder / "exported"
-    export_tasks(load_suite().select(tasks), open_source(str(DATA), offline=True), exported)
+    specs, source = load_suite().select(tasks), open_source(str(DATA), offline=True)
+    export_tasks(specs, source, exported)
+    rows = {spec.name: len(source.rows(spec, spec.eval_split).table) for spec in specs}
     found = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(resolve_model("smollm2").path), "dtype": "float32"},
         device="cpu",
         batch_size=8,
         tasks=list(tasks),
-        limit=items,
+        samples={name: limited_ids(count, items) for name, count in rows.items()},
         task_manager=TaskManager(include_path=str(exported), include_defaults=False),
         apply_chat_template=prompt_format == "chat",
         log_samples=True,

@@ -1,7 +1,9 @@
-"""A real model on real data: the loss falls, the adapter reloads, and it changes what the model says."""
+"""A real model on real data: the loss falls, the adapter reloads, changes what the model says, and is
+evaluated under its own name."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,23 @@ from peft import PeftModel
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_model, load_tokenizer
+from cme_bench.reports.runs import open_run
+from cme_bench.reports.table import comparison_tables, render
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.training.curve import read_curve
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.options import METHODS, TrainOptions
 from cme_bench.training.train import train
 
 pytestmark = pytest.mark.slow
 STEPS = 60
+FALLS_TO = dict.fromkeys(METHODS, 0.7) | {"adalora": 0.95}
+"""Mean loss of the last 20 steps over that of the first 10. AdaLoRA starts slowly: its singular values and
+its update begin at zero, and its loss holds the penalty that keeps its bases orthogonal."""
 
 
-@pytest.mark.parametrize("method", ["teamlora", "lora"])
+@pytest.mark.parametrize("method", METHODS)
 def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path: Path) -> None:
     options = TrainOptions(
         model="smollm2",
@@ -37,7 +47,7 @@ def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path:
     )
     folder = train(options)
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
-    assert sum(losses[-20:]) / 20 < 0.7 * sum(losses[:10]) / 10
+    assert sum(losses[-20:]) / 20 < FALLS_TO[method] * sum(losses[:10]) / 10
     checkpoint = resolve_model("smollm2")
     base = load_model(checkpoint, torch.float32, torch.device("cpu"))
     ids = torch.tensor([load_tokenizer(checkpoint)("The capital of France is")["input_ids"]])
@@ -45,3 +55,17 @@ def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path:
         before = base(ids).logits.clone()
         after = PeftModel.from_pretrained(base, str(folder))(ids).logits
     assert (before - after).abs().max() > 0.1
+    evaluated = RunOptions(
+        model="smollm2", tasks="cme_emotion_ll", data="mini", prompt_format="teamlora", offline=True
+    )
+    (plain,) = run(replace(evaluated, out=tmp_path / "base"))
+    (adapted,) = run(replace(evaluated, out=tmp_path / "adapted", adapters=(str(folder),)))
+    assert logprobs(plain) != logprobs(adapted)
+    (table,) = comparison_tables([open_run(plain), open_run(adapted)])
+    assert [row[1].text for row in table.rows] == ["base", method]
+    assert f"smollm2 + {method}" in render(table, "md")
+
+
+def logprobs(folder: Path) -> list[list[float]]:
+    records = sorted(read_records(samples_file(folder, "cme_emotion_ll")), key=lambda r: int(r["id"]))
+    return [record["response"]["logprobs"] for record in records]
