@@ -154,28 +154,33 @@ class Worker:
 # ---- the comparison
 
 
-def export(cases: list[Case], data: Path, folder: Path) -> None:
-    """One task file a case, as ``cme-bench tasks export`` writes it, with the case's shots."""
+def export(cases: list[Case], data: Path, folder: Path) -> dict[str, int]:
+    """One task file a case, as ``cme-bench tasks export`` writes it, with the case's shots; the number of
+    rows each case may choose from."""
     from cme_bench.tasks.export import export_tasks
     from cme_bench.tasks.sources import open_source
     from cme_bench.tasks.suite import load_suite
 
     suite = load_suite(())
     source = open_source(str(data), offline=True)
+    rows = {}
     for case in cases:
         name = f"cme_{case.task}_ll"
-        [file] = export_tasks(suite.select(name), source, folder)
+        [spec] = suite.select(name)
+        rows[case.name] = len(source.rows(spec, spec.eval_split).table)
+        [file] = export_tasks([spec], source, folder)
         text = file.read_text(encoding="utf-8")
         file.unlink()
         text = text.replace(f"task: {name}\n", f"task: {case.name}\n")
         text = text.replace("num_fewshot: 0\n", f"num_fewshot: {case.shots}\n")
         (folder / f"{case.name}.yaml").write_text(text, encoding="utf-8")
+    return rows
 
 
-def chosen_items(case: Case, data: Path) -> list[int]:
-    """Places of the case's items in its split."""
+def chosen_items(case: Case, data: Path, rows: int) -> list[int]:
+    """Places of the case's items among the ``rows`` of its split."""
     if not case.subject:
-        return list(range(case.items))
+        return list(range(min(case.items, rows)))
     lines = (data / case.task / "test.jsonl").read_text(encoding="utf-8").splitlines()
     places = [i for i, line in enumerate(lines) if json.loads(line)["subject"] == case.subject]
     return places[: case.items]
@@ -192,8 +197,8 @@ def best_batch_size(
     return min(seconds, key=lambda size: seconds[size]), seconds
 
 
-def compare(case: Case, ours: Worker, theirs: Worker, args: argparse.Namespace) -> dict[str, Any]:
-    items = chosen_items(case, args.data)
+def compare(case: Case, rows: int, ours: Worker, theirs: Worker, args: argparse.Namespace) -> dict[str, Any]:
+    items = chosen_items(case, args.data, rows)
     ours.run(case.name, items[:2])  # warm-up of both: threads, allocator
     size, tried = best_batch_size(theirs, case, items, args.batch_sizes)
     rounds = []
@@ -276,11 +281,11 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        export(cases, args.data, folder)
+        rows = export(cases, args.data, folder)
         ours, theirs = Worker("ours", args, folder), Worker("lm-eval", args, folder)
         results = []
         for case in cases:
-            results.append(compare(case, ours, theirs, args))
+            results.append(compare(case, rows[case.name], ours, theirs, args))
             print_row(results[-1])
         ours.close()
         theirs.close()
