@@ -18,7 +18,7 @@ class UsageError(CmeError):
     exit_code = 2
 
 
-class InterruptedRun(CmeError):
+class InterruptedRun(CmeError):  # noqa: N818 - the run stops on request, it does not fail
     """The run stopped early on a signal; the same command resumes it."""
 
     exit_code = 3
