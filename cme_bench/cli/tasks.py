@@ -112,7 +112,7 @@ def preview(
     """Print what a model is shown: the prompt, its token ids, where the scored part begins, and the hash."""
     from cme_bench.prompts.encode import Encoder
     from cme_bench.prompts.formats import resolve_format
-    from cme_bench.prompts.items import build_items, render_item
+    from cme_bench.prompts.items import build_items, limited_ids, render_item
     from cme_bench.prompts.preview import preview_text, preview_tokens
     from cme_bench.runs.runner import task_hash
     from cme_bench.tasks.build import build_task
@@ -124,12 +124,11 @@ def preview(
     tokenizer, max_length = _tokenizer(model, offline) if model else (None, 0)
     form = resolve_format(prompt_format, tokenizer, generated=spec.output_type == "generate_until")
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
-    rendered = [render_item(built, index, form, seed) for index in range(min(number, len(built.docs)))]
+    ids = limited_ids(len(built.docs), number)  # the items that `run --limit N` asks
+    rendered = [render_item(built, index, form, seed) for index in ids]
     items = []
     if tokenizer is not None:
-        items = build_items(
-            built, Encoder(tokenizer), form, max_length=max_length, limit=len(rendered), seed=seed
-        )
+        items = build_items(built, Encoder(tokenizer), form, max_length=max_length, limit=number, seed=seed)
     for index, item in enumerate(rendered):
         print(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):

@@ -90,6 +90,7 @@ def test_likelihoods_agree(task: str, tmp_path: Path) -> None:
     for mine, other in zip(ours[task], theirs[task], strict=True):
         expected = [float(response[0][0]) for response in other["resps"]]
         logprobs = mine["response"]["logprobs"]
+        assert mine["doc"] == other["doc"]
         assert len(logprobs) == len(expected)
         worst = max(worst, *(abs(a - b) for a, b in zip(logprobs, expected, strict=True)))
         assert logprobs.index(max(logprobs)) == expected.index(max(expected)), mine["id"]
