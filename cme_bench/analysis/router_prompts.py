@@ -11,7 +11,7 @@ from cme_bench.adapters.files import CONFIG_FILE, read_config
 from cme_bench.engines.base import TokenIds
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.prompts.encode import Encoder
-from cme_bench.prompts.items import truncate
+from cme_bench.prompts.items import limited_ids, truncate
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder, first_prompt
 from cme_bench.runs.runner import build_requests
@@ -146,9 +146,7 @@ def _stored(
     planned = read_json(options.source / "run.json")["tasks"]
     for task in _selected(options, planned):
         last = {r["id"]: r for r in read_records(samples_file(options.source, task))}
-        records = [last[id_] for id_ in sorted(last)]
-        if not options.by:
-            records = records[: options.limit]
+        records = [last[id_] for id_ in limited_ids(last, None if options.by else options.limit)]
         encoded = encoder.encode(r["prompt"] for r in records)
         items = [
             (

@@ -31,7 +31,9 @@ def router(
     data: Annotated[
         str, typer.Option(help="For an adapter: 'hub', 'mini', or a folder of DATASET/SPLIT.jsonl.")
     ] = "hub",
-    limit: Annotated[int, typer.Option(min=1, help="Only the first N items of each task (or group).")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Only N items of each task (or group): the first of a fixed shuffle.")
+    ] = 100,
     by: Annotated[
         str | None, typer.Option(metavar="FIELD", help="Group items by a field, e.g. subject (MMLU).")
     ] = None,

@@ -124,7 +124,7 @@ def preview(
     tokenizer, max_length = _tokenizer(model, offline) if model else (None, 0)
     form = resolve_format(prompt_format, tokenizer, generated=spec.output_type == "generate_until")
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
-    ids = limited_ids(len(built.docs), number)  # the items that `run --limit N` asks
+    ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
     rendered = [render_item(built, index, form, seed) for index in ids]
     items = []
     if tokenizer is not None:

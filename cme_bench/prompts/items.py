@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,23 +92,23 @@ def build_items(
     range, templates that fail on a row, answers that leave no room for a prompt, and generation settings
     other than greedy.
     """
-    ids = limited_ids(len(task.docs), limit)
+    ids = limited_ids(range(len(task.docs)), limit)
     rendered = [render_item(task, index, prompt_format, seed) for index in ids]
     if task.lm_eval.OUTPUT_TYPE == "generate_until":
         return _generate_items(task, rendered, encoder, max_length)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
 
 
-def limited_ids(rows: int, limit: int | None) -> list[int]:
-    """Which of ``rows`` items a limit keeps, ascending: the first ``limit`` of a fixed shuffle.
+def limited_ids(ids: Collection[int], limit: int | None) -> list[int]:
+    """Which of ``ids`` a limit keeps, ascending: the first ``limit`` in the order of a fixed shuffle.
 
     Splits are often sorted by label or subject (IMDB's, MMLU's), so that their first rows would say nothing
     about the whole. The shuffle orders ids by their own sha256: it needs no seed, a smaller limit is a subset
     of a larger one, and both forms of a dataset keep the same rows.
     """
-    if limit is None or limit >= rows:
-        return list(range(rows))
-    shuffled = sorted(range(rows), key=lambda index: hashlib.sha256(str(index).encode()).digest())
+    if limit is None or limit >= len(ids):
+        return sorted(ids)
+    shuffled = sorted(ids, key=lambda index: hashlib.sha256(str(index).encode()).digest())
     return sorted(shuffled[:limit])
 
 

@@ -22,6 +22,7 @@ from cme_bench.analysis.router_prompts import RouterOptions
 from cme_bench.cli import main
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.errors import UsageError
+from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
@@ -76,7 +77,7 @@ def test_a_run_equals_hooks(tiny_checkpoint: Path, adapters: dict[str, Path], te
     assert found.title.endswith("n = 10 items of 2 tasks")
     for part in found.slices:
         records = {r["id"]: r["prompt"] for r in read_records(samples_file(team_run, part.task))}
-        wanted = by_hooks(tiny_checkpoint, adapters["team"], [records[i] for i in range(5)])
+        wanted = by_hooks(tiny_checkpoint, adapters["team"], [records[i] for i in limited_ids(records, 5)])
         assert [layer.layer for layer in part.layers] == list(wanted)
         for layer in part.layers:
             assert layer.tokens == wanted[layer.layer]["tokens"]

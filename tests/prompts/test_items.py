@@ -101,11 +101,11 @@ def test_a_limit_keeps_a_fixed_shuffle_of_the_items_unchanged(ask: Any) -> None:
 
 
 def test_limited_ids_spread_over_a_sorted_split() -> None:
-    ids = limited_ids(3000, 300)
+    ids = limited_ids(range(3000), 300)
     assert ids == sorted(set(ids))
     assert len(ids) == 300
     assert 120 < sum(i < 1500 for i in ids) < 180, "half of a split sorted by label is in the sample"
-    assert limited_ids(3, 5) == limited_ids(3, None) == [0, 1, 2]
+    assert limited_ids(range(3), 5) == limited_ids(range(3), None) == [0, 1, 2]
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning_but_not_its_bos(

@@ -60,7 +60,7 @@ def score_both(
         device="cpu",
         batch_size=8,
         tasks=list(tasks),
-        samples={name: limited_ids(count, items) for name, count in rows.items()},
+        samples={name: limited_ids(range(count), items) for name, count in rows.items()},
         task_manager=TaskManager(include_path=str(exported), include_defaults=False),
         apply_chat_template=prompt_format == "chat",
         log_samples=True,
