@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, get_peft_model_state_dict
 from torch import nn
@@ -30,9 +30,28 @@ def adapted(base: nn.Module, config: PeftConfig) -> PeftModel:
 
 
 def saved_shapes(model: PeftModel, adapter_name: str = "default") -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that ``save_pretrained`` would write for an adapter, by its name in the file."""
-    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    """Shape of every tensor that ``save_pretrained`` would write for an adapter, by its name in the file.
+
+    AdaLoRA writes only the ranks that its ``rank_pattern`` kept; PEFT selects them by value, which tensors on
+    the meta device do not have, so their number is applied to the shapes here.
+    """
+    config = model.peft_config[adapter_name]
+    kept = getattr(config, "rank_pattern", None) if config.peft_type == PeftType.ADALORA else None
+    if kept:
+        config.rank_pattern = None
+    try:
+        tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    finally:
+        if kept:
+            config.rank_pattern = kept
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, mask in (kept or {}).items():
+        layer = name.replace(f".{adapter_name}", "").removesuffix(".lora_E")
+        rank = sum(map(bool, mask))
+        for key, shape in shapes.items():
+            if f".{layer}.lora_" in f".{key}":
+                shapes[key] = (shape[0], rank) if key.endswith("lora_B") else (rank, *shape[1:])
+    return shapes
 
 
 def base_parameters(model: PeftModel) -> int:

@@ -24,9 +24,8 @@ from cme_bench.training.train import train
 
 pytestmark = pytest.mark.slow
 STEPS = 60
-FALLS_TO = dict.fromkeys(METHODS, 0.7) | {"adalora": 0.95}
-"""Mean loss of the last 20 steps over that of the first 10. AdaLoRA starts slowly: its singular values and
-its update begin at zero, and its loss holds the penalty that keeps its bases orthogonal."""
+LEARNING_RATE = dict.fromkeys(METHODS, 5e-4) | {"adalora": 1e-2}
+"""AdaLoRA's update starts as a product of three factors, one of them zero, and needs larger steps."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -43,11 +42,11 @@ def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path:
         max_length=96,
         max_steps=STEPS,
         batch_size=2,
-        learning_rate=5e-4,
+        learning_rate=LEARNING_RATE[method],
     )
     folder = train(options)
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
-    assert sum(losses[-20:]) / 20 < FALLS_TO[method] * sum(losses[:10]) / 10
+    assert sum(losses[-20:]) / 20 < 0.7 * sum(losses[:10]) / 10
     checkpoint = resolve_model("smollm2")
     base = load_model(checkpoint, torch.float32, torch.device("cpu"))
     ids = torch.tensor([load_tokenizer(checkpoint)("The capital of France is")["input_ids"]])
