@@ -27,7 +27,6 @@ import gc
 import json
 import platform
 import statistics
-import subprocess
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaModel
 
+from cme_bench import provenance
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
@@ -362,22 +362,6 @@ def hardware(device: torch.device) -> str:
     return "-".join("".join(c if c.isalnum() or c == "_" else " " for c in name.lower()).split())
 
 
-def commit() -> str:
-    """The checked-out commit; "-dirty" where the measured files differ from it."""
-    here = Path(__file__).resolve().parent
-    try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        changed = _git(here, "status", "--porcelain", "--", "train_step.py", "../cme_bench/adapters")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head + ("-dirty" if changed else "")
-
-
-def _git(folder: Path, *command: str) -> str:
-    done = subprocess.run(["git", *command], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -429,7 +413,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "bench": "train_step",
         "hardware": hardware(device),
-        "commit": args.commit or commit(),
+        "commit": args.commit or provenance.commit() or "unknown",
         "metrics": summarise(rounds),
     }
     for name in chosen:

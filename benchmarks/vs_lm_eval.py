@@ -238,14 +238,6 @@ def hardware(device: str) -> str:
     return f"cpu-{os.cpu_count()}x-{platform.machine()}"
 
 
-def commit() -> str:
-    try:
-        command = ["git", "rev-parse", "--short", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -306,12 +298,14 @@ def print_row(result: dict[str, Any]) -> None:
 
 def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace) -> None:
     """Write the file, print the line, fail if answers differ."""
+    from cme_bench import provenance
+
     speedups = {f"speedup_{r['case']['task']}_{r['case']['shots']}shot": r["speedup"] for r in results}
     geomean = math.exp(statistics.fmean(math.log(s) for s in speedups.values()))
     line = {
         "bench": "vs_lm_eval",
         "hardware": hardware(device),
-        "commit": commit(),
+        "commit": provenance.commit() or "unknown",
         "metrics": {name: round(value, 3) for name, value in (speedups | {"geomean": geomean}).items()},
     }
     file = args.out or RESULTS / f"vs_lm_eval-{line['hardware']}.json"
