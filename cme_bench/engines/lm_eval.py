@@ -15,6 +15,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from cme_bench.compiled_templates import keep_compiled
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.errors import UsageError
 
@@ -48,6 +49,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        keep_compiled()
         self.engine = engine
         self.tokenizer = tokenizer
         self.add_bos_token = add_bos_token
@@ -286,7 +288,7 @@ class CmeHF(EngineLM):
         engine = HFEngine(
             model,
             tokens,
-            max_length=fed + 1,  # the last token of a row is scored or generated, never fed
+            max_length=fed + 1,
             tokens_per_batch=tokens_per_batch,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )

@@ -12,7 +12,7 @@ ENGINES = ("hf",)
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
-    "max_length": "most tokens of a row; default: what the model's config allows",
+    "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
 SWITCHES = frozenset({"shared_prefixes"})

@@ -67,6 +67,7 @@ class Responder:
 
     @property
     def max_length(self) -> int:
+        """Most tokens the model is fed of a row."""
         from cme_bench.engines.hf.forward import max_positions
 
         return self.options.settings.get("max_length", max_positions(self.base.config))
@@ -95,7 +96,7 @@ class Responder:
             self._engine = HFEngine(
                 model,
                 self.tokenizer,
-                max_length=self.max_length,
+                max_length=self.max_length + 1,
                 tokens_per_batch=self.options.settings.get("tokens_per_batch"),
                 plain=not self.options.settings.get("shared_prefixes", 1),
             )

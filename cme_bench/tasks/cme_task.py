@@ -14,6 +14,7 @@ from typing import Any
 from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
 
+from cme_bench.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 
 
@@ -26,6 +27,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     """
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        keep_compiled()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         metadata: dict[str, Any] = config.get("metadata") or {}
         self.answer: dict[str, Any] | None = metadata.get("answer")

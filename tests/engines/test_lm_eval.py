@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import peft
 import pytest
@@ -18,6 +20,9 @@ from cme_bench.engines import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.lm_eval import CmeHF, EngineLM
 from cme_bench.errors import UsageError
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.items import RenderedItem, _loglikelihood_items
 
 PAIRS = [
     ("The cat sat on", " the mat"),
@@ -146,6 +151,30 @@ def test_settings_that_are_not_greedy_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ours.generate_until(instances("generate_until", [("A", settings)]))
+
+
+def test_a_run_cuts_a_prompt_where_lm_eval_does(
+    ours: EngineLM, theirs: HFLM, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """All three feed 64 positions; the last token of a row is scored, not fed."""
+    engine = RecordingEngine(ours.engine)
+    [item] = _loglikelihood_items(
+        SimpleNamespace(name="t", place=str),  # type: ignore[arg-type]
+        [RenderedItem(0, {}, "", tuple(instances("loglikelihood", [("x" * 100, " the end")])))],
+        Encoder(toy_tokenizer),
+        resolve_format("plain", toy_tokenizer, generated=False),
+        max_length=64,
+    )
+    EngineLM(engine, toy_tokenizer).loglikelihood(list(item.instances))
+    assert [item.request] == engine.asked
+    with mock.patch.object(theirs, "_model_call", side_effect=theirs._model_call) as call:
+        expected = theirs.loglikelihood(list(item.instances), disable_tqdm=True)
+    fed = call.call_args.args[0][0].tolist()
+    [(context, continuation)] = item.request.rows
+    assert [*context, *continuation[:-1]] == fed
+    assert len(fed) == 64
+    [(_, found)] = ours.engine.loglikelihood([item.request])
+    assert found.logprobs == pytest.approx([score for score, _ in expected], abs=1e-4)
 
 
 def test_a_continuation_that_fills_the_model_is_refused(ours: EngineLM) -> None:
