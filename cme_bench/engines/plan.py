@@ -328,8 +328,8 @@ class _Planner:
         return blocks, trunks
 
     def _block_packs(self, blocks: list[tuple[int, int]], start: int) -> Iterator[Pack]:
-        """Largest blocks first, so that blocks of a pack are of like size: as rows of the largest's length, they
-        take up twice ``pack_tokens`` at most."""
+        """Largest blocks first, so that blocks of a pack are of like size: as rows of the largest's length,
+        they take up twice ``pack_tokens`` at most."""
         rows, limits = self.rows, self.limits
         sized = [(rows.tokens(low, high, start), low, high) for low, high in blocks]
         sized.sort(key=lambda block: -block[0])
