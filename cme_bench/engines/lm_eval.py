@@ -1,5 +1,9 @@
 """Our engines below lm-eval: ``import cme_bench.engines.lm_eval`` registers the model ``cme-hf``.
 
+Its command line takes it after the import::
+
+    python -c "import cme_bench.engines.lm_eval, lm_eval.__main__ as m; m.cli_evaluate()" --model cme-hf ...
+
 Texts become token ids exactly as in lm-eval 0.4.13's ``HFLM``, so that scores agree with it.
 """
 
@@ -283,6 +287,8 @@ class CmeHF(EngineLM):
         fed = max_positions(model.config) if max_length is None else max_length
         if adapter or peft:
             from peft import PeftModel
+
+            import cme_bench.adapters  # noqa: F401  # makes TeamLoRA and its kin known to PEFT
 
             model = PeftModel.from_pretrained(model, adapter or peft)
         engine = HFEngine(
