@@ -69,10 +69,16 @@ def require_vllm() -> str:
 
 def environment(settings: VllmSettings) -> dict[str, str]:
     """Environment variables that vLLM reads when it is imported; the user's own win."""
-    chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    chosen = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # by one: a row's last token is never fed
+    }
     if on_cpu():
         gib = settings.kv_gib or default_kv_gib()
         chosen |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
+        if settings.tensor_parallel > 1:
+            chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # more processes than memory nodes
     if importlib.util.find_spec("flashinfer") is None:
         chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return chosen
