@@ -33,8 +33,8 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import adapters, doctor, router, run, table, tasks, train  # noqa: E402 - commands register on `app`
+from cme_bench.cli import adapters, doctor, parity, router, run, table, tasks, train  # noqa: E402 - commands register on `app`
 
 app.add_typer(adapters.app, name="adapters")
 
-__all__ = ["adapters", "app", "doctor", "main", "router", "run", "table", "tasks", "train"]
+__all__ = ["adapters", "app", "doctor", "main", "parity", "router", "run", "table", "tasks", "train"]
