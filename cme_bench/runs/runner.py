@@ -42,14 +42,15 @@ WINDOW_SECONDS = 1.0
 def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
 
-    ``base``: the model of ``options`` where it is loaded already. Raises UsageError for bad input before
-    weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far stored.
+    ``base``: the model of ``options`` where it is loaded already; it stays loaded. Raises UsageError for bad
+    input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far
+    stored.
     """
     listener = listener or Silent()
     suite = load_suite(options.include, allow_code=options.allow_code)
     specs = suite.select(options.tasks)
     source = open_source(options.data, offline=options.offline)
-    base = base or BaseModel(options)
+    given, base = base, base or BaseModel(options)
     responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
     folders = [run_folder(options, responder) for responder in responders]
     _check_distinct(folders)
@@ -70,7 +71,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
                 )
             finally:
                 responder.close()
-                if responder is responders[-1]:
+                if responder is responders[-1] and given is None:
                     base.close()
     return folders
 

@@ -106,13 +106,13 @@ class PackAttention:
         self.path = path
         self.device = device
         self.windows: list[int | None] = []
-        on_cuda = device.type == "cuda"
+        self._chains = all(int(unit.end.min()) == len(unit.end) for unit in pack.units)
         self._longest = int(np.diff(pack.starts).max())
-        self._side_by_side = len(pack.units) > 1 or on_cuda
+        unaligned = -self._longest % _ALIGNED_KEYS if device.type == "cuda" else 0
+        self._side_by_side = len(pack.units) > 1 or unaligned > 0
         self._positions = torch.from_numpy(pack.positions).to(device)  # [n]
         if self._side_by_side:
-            if on_cuda:
-                self._longest += -self._longest % _ALIGNED_KEYS
+            self._longest += unaligned
             starts, offsets = pack.starts[:-1, None], np.arange(self._longest)
             real = offsets < np.diff(pack.starts)[:, None]  # [units, longest]
             self._real = torch.from_numpy(real).to(device)
@@ -140,30 +140,28 @@ class PackAttention:
 
     def _own(self, asked: Asked) -> tuple[Tensor, Tensor]:
         """``(out, lse)`` [1, heads, n, ...] and [1, heads, n] over the tokens' own units."""
-        query, key, value, window, groups = asked.query, asked.key, asked.value, asked.window, asked.groups
-        _, heads, n, _ = query.shape
-        if self.pack.keep and (window is None or window >= n):
-            if groups > 1:
-                key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-            return asked.attend(query, key, value, causal=True)
-        if not self._side_by_side:
-            mask = self._own_mask(window, groups, query.dtype)
-            out, lse = asked.attend(fold(query, groups), key, value, mask=mask)
-            return out.reshape(1, heads, n, -1), lse.reshape(1, heads, n)
-        units, longest = self._real.shape
+        query, key, value = asked.query, asked.key, asked.value
+        if self._side_by_side:
+            query, key, value = map(self._batch, (query, key, value))
+        rows, heads, n, _ = query.shape
+        if self._chains and (asked.window is None or asked.window >= n):
+            key, value = (states.repeat_interleave(asked.groups, 1) for states in (key, value))
+            out, lse = asked.attend(query, key, value, causal=True)
+        else:
+            mask = self._own_mask(asked.window, asked.groups, query.dtype)
+            out, lse = asked.attend(fold(query, asked.groups), key, value, mask=mask)
+            out, lse = out.reshape(rows, heads, n, -1), lse.reshape(rows, heads, n)
+        return (self._unbatch(out), self._unbatch(lse)) if self._side_by_side else (out, lse)
 
-        def batch(states: Tensor) -> Tensor:  # [1, h, n, d] -> [units, h, longest, d]
-            rows = states[0].transpose(0, 1).index_select(0, self._gather)
-            return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
+    def _batch(self, states: Tensor) -> Tensor:
+        """[1, h, n, d] to [units, h, longest, d]."""
+        rows = states[0].transpose(0, 1).index_select(0, self._gather)
+        return rows.reshape(*self._real.shape, states.shape[1], -1).transpose(1, 2)
 
-        mask = self._own_mask(window, groups, query.dtype)
-        out, lse = asked.attend(fold(batch(query), groups), batch(key), batch(value), mask=mask)
-        out = out.reshape(units, heads, longest, -1).transpose(1, 2).reshape(units * longest, heads, -1)
-        lse = lse.reshape(units, heads, longest).transpose(1, 2).reshape(units * longest, heads)
-        return (
-            out.index_select(0, self._scatter).transpose(0, 1)[None],
-            lse.index_select(0, self._scatter).transpose(0, 1)[None],
-        )
+    def _unbatch(self, states: Tensor) -> Tensor:
+        """[units, h, longest, ...] to [1, h, n, ...]."""
+        tokens = states.transpose(1, 2).flatten(0, 1)
+        return tokens.index_select(0, self._scatter).transpose(0, 1)[None]
 
     def _own_mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
         """[units, 1, groups * longest, longest], 0 where a token sees another, else very low."""
