@@ -6,15 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
 FORMS = {"generate_until": "generated"}
 """Form of a task by its output type; every other output type is a likelihood."""
+OUTSIDE = "other "
+"""Begins the form of a task that is not one of CME's: CME's averages are over CME's tasks alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One finished task, in one of two forms: ``generated`` or ``likelihood``.
+    """One finished task, in one of two forms: ``generated`` or ``likelihood``; ``other generated`` and
+    ``other likelihood`` outside CME.
 
     ``metrics[name]`` are estimates over its items, ``primary`` names the one that stands for it. ``quality``
     holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
@@ -55,12 +59,14 @@ def task_result(spec: Any, lm_task: Any, records: Sequence[Mapping[str, Any]]) -
     if answers:
         quality["empty"] = answers.count("none") / len(answers)
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
-    form = FORMS.get(spec.output_type, "likelihood")
+    form = ("" if spec.in_cme else OUTSIDE) + FORMS.get(spec.output_type, "likelihood")
     return TaskResult(spec.name, form, spec.domain, spec.dataset, primary, metrics, quality)
 
 
 def _estimate(lm_task: Any, name: str, records: Sequence[Mapping[str, Any]]) -> Estimate:
     values = [r["scores"][name] for r in records]
+    if name == "f1_macro":
+        return Estimate(f1_macro(values), f1_macro_stderr(values), len(values))
     if all(isinstance(v, float | int) for v in values):
         return mean(values)
     from lm_eval.api.metrics import stderr_for_metric
@@ -79,7 +85,8 @@ def _estimate(lm_task: Any, name: str, records: Sequence[Mapping[str, Any]]) -> 
 
 
 def summarize(results: Sequence[TaskResult]) -> dict[str, Summary]:
-    """A summary for each form that occurs: generated answers and likelihoods are never averaged together."""
+    """A summary for each form that occurs: generated answers and likelihoods are never averaged together,
+    nor CME's tasks with others."""
     forms = dict.fromkeys(r.form for r in results)
     return {form: _summarize([r for r in results if r.form == form]) for form in forms}
 

@@ -21,7 +21,7 @@ from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.yaml_loader import FunctionRef
 
-_NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline"})
+_NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline", "items", "cluster"})
 _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
 """What the built-in files name, so that a copy of one needs no --allow-code."""
 _FALLBACK_SHOTS_KEYS = ("fewshot_split", "fewshot_config")

@@ -12,6 +12,9 @@ from cme_bench.scoring.generation import ANSWER_TYPES, METRICS
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.tasks.yaml_loader import LoadedYaml, load_yaml
 
+GENERATED, LIKELIHOOD = "cme", "cme_ll"
+"""Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""
+
 OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
 OUTPUT_TYPES = ("generate_until", "multiple_choice", "loglikelihood")
 
@@ -25,7 +28,7 @@ TASK_KEYS = frozenset(
 )
 LOADER_KEYS = frozenset({"include", "class"})
 METADATA_KEYS = frozenset(
-    """version domain dataset folder splits primary answer fewshot_group cluster random_baseline licence
+    """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
     citation note""".split()
 )
 ANSWER_KEYS = frozenset({"type", "options"})
@@ -57,6 +60,17 @@ class TaskSpec:
     def tags(self) -> tuple[str, ...]:
         tag = self.config.get("tag") or ()
         return (tag,) if isinstance(tag, str) else tuple(tag)
+
+    @property
+    def in_cme(self) -> bool:
+        """Whether it is one of CME's own tasks, over which CME's averages are taken."""
+        return not {GENERATED, LIKELIHOOD}.isdisjoint(self.tags)
+
+    @property
+    def items(self) -> int | None:
+        """Items of the evaluation split as published, where the file says so."""
+        items = self.metadata.get("items")
+        return None if items is None else int(items)
 
     @property
     def domain(self) -> str:

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.tasks.spec import TaskSpec, load_spec
-
-GENERATED, LIKELIHOOD = "cme", "cme_ll"
-"""Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""
+from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, TaskSpec, load_spec
 
 DOMAINS = (
     "summarization",

@@ -51,13 +51,13 @@ def test_ls_takes_names_and_other_folders(tmp_path: Path) -> None:
 
 
 def test_show_is_the_merged_file_with_places() -> None:
-    text = invoke("show", "cme_anli_r1_ll")
-    assert yaml.safe_load(text) == load_suite().task("cme_anli_r1_ll").config
+    text = invoke("show", "cme_arc_easy_ll")
+    assert yaml.safe_load(text) == load_suite().task("cme_arc_easy_ll").config
     [line] = [line for line in text.splitlines() if line.startswith("output_type")]
     assert line.startswith("output_type: multiple_choice  # ")
     file, _, number = line.rpartition("# ")[2].rpartition(":")
     assert Path(file).read_text().splitlines()[int(number) - 1] == "output_type: multiple_choice"
-    assert "nli/_anli_r1.yaml:" in text
+    assert "science/_arc_easy.yaml:" in text
 
 
 def test_preview_shows_prompts_and_the_hash() -> None:
