@@ -35,7 +35,7 @@ class GoldAnswer:
     """What a right answer is.
 
     ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
-    one, ``options`` the texts behind the letters. ``short``, ``summary`` and ``number``: ``references`` are the
+    one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``: ``references`` are the
     accepted texts; a number is what such a text ends in.
     """
 

@@ -21,7 +21,7 @@ from cme_bench.scoring.macro_f1 import f1_macro
 register_aggregation("f1_macro")(f1_macro)
 
 
-@register_metric(
+@register_metric(  # type: ignore[untyped-decorator]  # lm-eval is untyped
     metric="f1_macro", higher_is_better=True, output_type=["multiple_choice"], aggregation="f1_macro"
 )
 def f1_macro_item(pair: list[int]) -> list[int]:
@@ -32,8 +32,8 @@ def f1_macro_item(pair: list[int]) -> list[int]:
 class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     """A ConfigurableTask with two additions, both declared in ``metadata``:
 
-    ``answer: {type: label|letter|short|summary|number, options: TEMPLATE}``: how a generated response is read
-    and scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's own metrics apply, and ``f1_macro``.
+    ``answer: {type: label|letter|short|summary|number, options: TEMPLATE}``: how a response is read and
+    scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply, and ``f1_macro``.
     ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
     """
 
