@@ -33,8 +33,21 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import adapters, doctor, router, run, table, tasks, train  # noqa: E402 - commands register on `app`
+from cme_bench.cli import adapters, doctor, project, router, run, table, tasks, tasks_check, tasks_new, train  # noqa: E402 - commands register on `app`
 
 app.add_typer(adapters.app, name="adapters")
 
-__all__ = ["adapters", "app", "doctor", "main", "router", "run", "table", "tasks", "train"]
+__all__ = [
+    "adapters",
+    "app",
+    "doctor",
+    "main",
+    "project",
+    "router",
+    "run",
+    "table",
+    "tasks",
+    "tasks_check",
+    "tasks_new",
+    "train",
+]

@@ -121,7 +121,7 @@ def preview(
 
     suite = load_suite(tuple(include or ()), allow_code=allow_code)
     spec = suite.task(task)
-    tokenizer, max_length = _tokenizer(model, offline) if model else (None, 0)
+    tokenizer, max_length = load_reader(model, offline) if model else (None, 0)
     form = resolve_format(prompt_format, tokenizer, generated=spec.output_type == "generate_until")
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
@@ -140,7 +140,7 @@ def preview(
     print(f"hash {task_hash(built, form.name, form.policy)}")
 
 
-def _tokenizer(model: str, offline: bool) -> tuple[object, int]:
+def load_reader(model: str, offline: bool) -> tuple[object, int]:
     """The tokenizer of MODEL and how many tokens its model takes."""
     from cme_bench.engines.hf.forward import max_positions
     from cme_bench.models.checkpoint import resolve_model

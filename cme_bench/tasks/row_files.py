@@ -153,3 +153,11 @@ def read_parquet(file: Path) -> Rows:
 
 READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}
 """Builder -> its reader."""
+
+
+def read_file(file: Path) -> Rows:
+    """The rows of a file, by its suffix. UsageError for another kind of file."""
+    kind = SUFFIXES.get(file.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{file}: rows are read from {', '.join(SUFFIXES)}")
+    return READERS[kind](file)

@@ -37,7 +37,7 @@ ANSWER_KEYS = frozenset({"type", "options"})
 Fail: TypeAlias = Callable[[str, str], NoReturn]
 """Raises UsageError: (key, message)."""
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _TEXT, _NUMBER, _TABLE, _LIST = "a text", "a number of 0 or more", "a mapping", "a list"
 _TEXT_OR_CODE = "a text or !function"
@@ -242,7 +242,7 @@ def _has_shape(value: Any, shape: str) -> bool:
 def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: Fail) -> None:
     """Names that become parts of paths stay single names; nothing asks for code of the hub or the model."""
     name, tag = values["task"], values.get("tag")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
         fail("task", f"task name {name!r} is no plain name (letters, digits, '_', '-', '.')")
     tags = tag if isinstance(tag, list) else [tag or ""]
     if not all(isinstance(t, str) for t in tags):
@@ -257,5 +257,5 @@ def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: F
     folder = metadata.get("folder", metadata.get("dataset", name))
     splits = metadata.get("splits") or {}
     for key, part in [("folder", folder), *(("splits", stem) for stem in splits.values())]:
-        if not isinstance(part, str) or not _NAME.fullmatch(part):
+        if not isinstance(part, str) or not PLAIN_NAME.fullmatch(part):
             fail(f"metadata.{key}", f"'metadata.{key}': {part!r} is no plain name and could lead elsewhere")
