@@ -33,7 +33,19 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import adapters, doctor, project, router, run, table, tasks, tasks_check, tasks_new, train  # noqa: E402 - commands register on `app`
+from cme_bench.cli import (  # noqa: E402 - commands register on `app`
+    adapters,
+    doctor,
+    fetch,
+    project,
+    router,
+    run,
+    table,
+    tasks,
+    tasks_check,
+    tasks_new,
+    train,
+)
 
 app.add_typer(adapters.app, name="adapters")
 
@@ -41,6 +53,7 @@ __all__ = [
     "adapters",
     "app",
     "doctor",
+    "fetch",
     "main",
     "project",
     "router",

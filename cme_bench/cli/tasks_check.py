@@ -55,6 +55,30 @@ def check(
         raise typer.Exit(2)
 
 
+@tasks_app.command()
+def lock(
+    check_only: Annotated[
+        bool, typer.Option("--check", help="Only compare: exit code 1 if a task is not as locked.")
+    ] = False,
+) -> None:
+    """Record what the built-in tasks say; a changed one must have raised its metadata.version."""
+    from datetime import UTC, datetime
+
+    from cme_bench.tasks.lock import changes, lock_file, read_lock, renewed, write_lock
+    from cme_bench.tasks.suite import load_suite
+
+    file = lock_file()
+    specs, locked = list(load_suite().tasks.values()), read_lock(file)
+    found = changes(specs, locked)
+    for change in found:
+        print(change)
+    if check_only:
+        print(f"{len(found)} of {len(specs)} tasks differ from {file}")
+        raise typer.Exit(bool(found))
+    write_lock(file, renewed(specs, locked, today=datetime.now(UTC).date().isoformat()))
+    print(f"{len(specs)} tasks are locked in {file}")
+
+
 def print_checked(checked: list[Checked]) -> bool:
     """Print what was found; whether there are no errors."""
     for task in checked:

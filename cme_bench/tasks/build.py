@@ -61,6 +61,27 @@ class Task:
             digest = hashlib.sha256(f"{seed}:{self.name}:{index}".encode()).digest()
             self.lm_eval.sampler.rnd = random.Random(int.from_bytes(digest[:8], "big"))
 
+    def exemplars(self, seed: int, index: int) -> list[int]:
+        """Places in the few-shot split of the exemplars that item ``index`` is shown, in order."""
+        if not self.shots:
+            return []
+        sampler = self.lm_eval.sampler
+        drawn: list[Any] = []
+        draw = sampler.sample
+
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            drawn.extend(draw(*args, **kwargs))
+            return list(drawn)
+
+        sampler.sample = listen
+        try:
+            self.seed_fewshot(seed, index)
+            self.lm_eval.fewshot_context(self.docs[index], self.shots)
+        finally:
+            del sampler.sample  # the method of its class is seen again
+        every = list(self.lm_eval.fewshot_docs())
+        return [every.index(row) for row in drawn]
+
 
 def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int | None = None) -> Task:
     """Load the rows ``spec`` needs and make lm-eval's task from them.
