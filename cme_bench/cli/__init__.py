@@ -35,6 +35,7 @@ def main() -> None:
 
 from cme_bench.cli import (  # noqa: E402 - commands register on `app`
     adapters,
+    contamination,
     doctor,
     fetch,
     project,
@@ -52,6 +53,7 @@ app.add_typer(adapters.app, name="adapters")
 __all__ = [
     "adapters",
     "app",
+    "contamination",
     "doctor",
     "fetch",
     "main",
