@@ -17,34 +17,36 @@ This page is made from the task files in [`tasks/`](../tasks) by `make docs`; a 
 
 ## What the paper says, and what is ours
 
-From the TeamLoRA paper (arXiv 2408.09856): CME is a comprehensive multi-task evaluation of **22 datasets** in **11
-tasks**, reported as one average a method. The paper's per-dataset scores, the list of its datasets, its prompts, its
-answer extraction and its metrics are published nowhere that we could find.
+From the TeamLoRA paper (arXiv 2408.09856): CME is a comprehensive multi-task evaluation of **22 datasets**
+in **11 tasks**, reported as one average a method. The paper's per-dataset scores, the list of its datasets,
+its prompts, its answer extraction and its metrics are published nowhere that we could find.
 
-Everything else on this page is **our reconstruction**: which 22 datasets, which 11 domains they form, the split that
-is scored, the prompts, the options' letters, the extraction rules, the metric of each task and the average (macro: a
-dataset over its tasks, a domain over its datasets, the average over the domains). Our numbers can be compared with each
-other, not with the paper's. `cme_extra` is not part of the 22 and never enters their averages.
+Everything else on this page is **our reconstruction**: which 22 datasets, which 11 domains they form, the
+split that is scored, the prompts, the options' letters, the extraction rules, the metric of each task and
+the average (macro: a dataset over its tasks, a domain over its datasets, the average over the domains). Our
+numbers can be compared with each other, not with the paper's. `cme_extra` is not part of the 22 and never
+enters their averages.
 
-The instructions are ours: one fixed wording a dataset for evaluation (below: the task's own file) and at least four
-paraphrases for training (`cme_bench/training/templates/`). Licences and citations are from the dataset cards and papers
-as we know them; check them before you publish data.
+The instructions are ours: one fixed wording a dataset for evaluation (below: the task's own file) and at
+least four paraphrases for training (`cme_bench/training/templates/`). Licences and citations are from the
+dataset cards and papers as we know them; check them before you publish data.
 """
 
 _FORMS = """\
 ## Tasks
 
-`generate`: the model's answer is read by named rules. `likelihood`: the choices' log-likelihoods are compared. `items`:
-the scored split as published. `random`: what guessing gives, in %. `hash`: the first 8 digits of sha256 over the
-resolved task file without rows; [`tasks/lock.json`](../tasks/lock.json) says since when it holds.
+`generate`: the model's answer is read by named rules. `likelihood`: the choices' log-likelihoods are
+compared. `items`: the scored split as published. `random`: what guessing gives, in %. `hash`: the first 8
+digits of sha256 over the resolved task file without rows; [`tasks/lock.json`](../tasks/lock.json) says
+since when it holds.
 """
 
 _DATASETS = """\
 ## Datasets
 
-`exemplars`: the split of few-shot examples, and how they are drawn (`first_n`: its first rows, the same for every item;
-`default`: by seed and item). `clusters`: the column that items with a common passage share; standard errors must
-respect it.
+`exemplars`: the split of few-shot examples, and how they are drawn (`first_n`: its first rows, the same for
+every item; `default`: by seed and item). `clusters`: the column that items with a common passage share;
+standard errors must respect it.
 """
 
 
