@@ -59,9 +59,7 @@ def fetched(server: Server, tmp_path_factory: pytest.TempPathFactory, tiny_check
     model = {file.name: file.read_bytes() for file in tiny_checkpoint.iterdir()}
     server.hub = Hub(repos={"datasets/nyu-mll/glue": {"README.md": CARD, **rte}, "models/acme/tiny": model})
     out = tmp_path_factory.mktemp("fetched")
-    done = command(
-        server, out, RUN, "fetch", "acme/tiny", "--tasks", "entailment,entailment_ll", "--out", out
-    )
+    done = command(server, out, RUN, "fetch", "acme/tiny", "--tasks", tasks, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -139,6 +139,28 @@ def test_a_cloze_fills_each_choice_into_the_context() -> None:
     assert item.choices == (" was too hot.", " was too hot.")
 
 
+def test_in_a_chat_exemplars_are_turns_behind_the_system_prompt(toy_tokenizer: object) -> None:
+    form = resolve_format("chat", toy_tokenizer, generated=True, system="Be brief.")
+    bare, [one, *_] = rendered("cme_rte"), rendered("cme_rte", shots=1, form=form)
+    exemplar, answer = (
+        rendered("cme_rte", shots=1)[0].contexts[0].removesuffix(bare[0].contexts[0]).split("Answer: ")
+    )
+    expected = f"[system] Be brief.\n[user] {exemplar}Answer:\n[assistant] {answer.strip()}\n"
+    assert one.contexts[0] == f"{expected}[user] {bare[0].contexts[0]}\n[assistant] "
+
+
+@pytest.mark.parametrize("name", ["cme_imdb", "cme_mmlu", "cme_rte_ll"])
+def test_exemplars_are_known_by_their_place(name: str) -> None:
+    task = built(name, 2)
+    pool = list(task.lm_eval.fewshot_docs())
+    for index, item in enumerate(rendered(name, shots=2)):
+        shown = [task.lm_eval.doc_to_text(pool[place]) for place in task.exemplars(0, index)]
+        starts = [item.contexts[0].index(text) for text in shown]
+        assert len(shown) == 2
+        assert starts == sorted(starts)
+    assert built(name).exemplars(0, 0) == []
+
+
 def test_teamlora_format_ends_with_the_separator() -> None:
     form = PromptFormat("teamlora", "separate", render_teamlora)
     item = rendered("cme_rte", form=form)[0]
