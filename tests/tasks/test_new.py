@@ -94,6 +94,8 @@ def test_three_raw_formats_become_tasks_that_run(
     run = (tiny_checkpoint, "--tasks", "quiz,mood,facts", "--include", own, "--data", "mini")
     assert command(monkeypatch, "run", *run, "--format", "plain", "--out", tmp_path / "run") == 0
     tasks = read_json(tmp_path / "run" / "results.json")["cme"]["tasks"]
+    printed = capsys.readouterr().out
+    assert all(task["hash"][:8] in printed for task in tasks.values())
     assert {name: (t["form"], t["primary"]) for name, t in tasks.items()} == {
         "quiz": ("other likelihood", "acc"),
         "mood": ("other likelihood", "acc"),
