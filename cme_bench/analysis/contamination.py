@@ -104,40 +104,39 @@ Key = tuple[str, int]
 
 
 class _Index:
-    """The n-grams of the evaluation items, by length (``n``, or the whole of a shorter item)."""
+    """The n-grams of the evaluation items, 12 bytes each, by length (``n``, or the whole of a shorter item)."""
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.checked: set[Key] = set()
+        self.checked: dict[Key, int] = {}
         self._words = _Words()
-        self._grams: dict[int, dict[int, list[Key]]] = defaultdict(lambda: defaultdict(list))
+        self._parts: dict[int, list[tuple[Hashes, int]]] = defaultdict(list)
 
     def add(self, key: Key, row: Mapping[str, Any]) -> None:
         fields = sorted((words(text) for text in row_texts(row)), key=len, reverse=True)
         long = [field for field in fields if len(field) >= self.n]
         if not long and fields and len(fields[0]) >= min(SHORTEST, self.n):
             long = [fields[0]]
-        for field in long:
-            length = min(self.n, len(field))
-            for gram in set(_grams(self._hash([field]), length).tolist()):
-                self._grams[length][gram].append(key)
-        if long:
-            self.checked.add(key)
+        if not long:
+            return
+        owner = self.checked.setdefault(key, len(self.checked))
+        length = min(self.n, len(long[0]))
+        self._parts[length] += [(_grams(self._hash([field]), length), owner) for field in long]
 
     def search(self, texts: Iterable[str]) -> set[Key]:
-        """The items that occur in ``texts``; of each n-gram the first occurrence is enough."""
-        sorted_grams = {
-            length: np.sort(np.fromiter(grams, np.uint64, len(grams)))
-            for length, grams in self._grams.items()
-        }
-        found: set[Key] = set()
+        """The items that occur in ``texts``."""
+        tables = {length: _sorted_table(parts) for length, parts in self._parts.items()}
+        hit = np.zeros(len(self.checked), dtype=bool)
         stream = iter(texts)
         while batch := list(islice(stream, BATCH_TEXTS)):
             hashes = self._hash([words(text) for text in batch])
-            for length, known in sorted_grams.items():
-                for gram in _common(known, _grams(hashes, length)):
-                    found.update(self._grams[length].pop(gram, ()))
-        return found
+            for length, (grams, owners) in tables.items():
+                asked = np.unique(_grams(hashes, length))
+                first = np.searchsorted(grams, asked, "left")
+                last = np.searchsorted(grams, asked, "right")
+                for start, end in zip(first[first < last], last[first < last], strict=True):
+                    hit[owners[start:end]] = True
+        return {key for key, owner in self.checked.items() if hit[owner]}
 
     def _hash(self, texts: Sequence[Sequence[str]]) -> Hashes:
         """Hashes of all words of all texts; between texts a 0, which no n-gram of an item holds."""
@@ -156,7 +155,11 @@ def _grams(hashes: Hashes, length: int) -> Hashes:
     return np.asarray(sliding_window_view(hashes, length) @ powers)
 
 
-def _common(known: Hashes, grams: Hashes) -> list[int]:
-    """The values of ``known`` (sorted) that occur in ``grams``."""
-    places = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-    return [int(gram) for gram in np.unique(grams[known[places] == grams])]
+def _sorted_table(parts: Sequence[tuple[Hashes, int]]) -> tuple[Hashes, NDArray[np.int32]]:
+    """All n-grams in ascending order, and the item that each belongs to."""
+    grams = np.concatenate([grams for grams, _ in parts])
+    owners = np.repeat(
+        np.array([owner for _, owner in parts], dtype=np.int32), [len(grams) for grams, _ in parts]
+    )
+    order = np.argsort(grams)
+    return grams[order], owners[order]

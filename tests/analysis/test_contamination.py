@@ -81,6 +81,13 @@ def test_case_and_punctuation_do_not_hide_an_overlap_and_fields_do_not_join() ->
     assert find_overlaps({"t": parted}, [hidden])[0].checked == 0
 
 
+def test_neither_two_fields_nor_two_texts_join() -> None:
+    fields = {"q": " ".join(WORDS[:13]), "a": " ".join(WORDS[13:26])}
+    texts = [" ".join(WORDS[6:13]), " ".join(WORDS[13:20])]  # one after the other, as in the item
+    assert find_overlaps({"t": {0: fields}}, texts)[0].overlapping == ()
+    assert find_overlaps({"t": {0: fields}}, [" ".join(WORDS[:13])])[0].overlapping == (0,)
+
+
 def test_short_items_are_compared_whole_and_tiny_ones_not_at_all() -> None:
     rows = {0: {"q": "a b c d e f g h"}, 1: {"q": "a b c d e f g"}, 2: {"q": "a b c d e f g x"}}
     [found] = find_overlaps({"t": rows}, ["x a b c d e f g h y"])
