@@ -104,7 +104,7 @@ Key = tuple[str, int]
 
 
 class _Index:
-    """The n-grams of the evaluation items (12 bytes each) by length: ``n``, or the whole of a shorter item."""
+    """The n-grams of the items (12 bytes each) by length: ``n``, or the whole of a shorter item."""
 
     def __init__(self, n: int) -> None:
         self.n = n
