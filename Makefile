@@ -8,7 +8,7 @@ FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.setup-$(EXTRAS)
 
-.PHONY: setup demo test test-slow lint format bench clean constraints
+.PHONY: setup demo test test-slow lint format docs bench clean constraints
 
 setup: $(STAMP)  ## the environment, in .venv
 
@@ -36,6 +36,9 @@ lint: setup  ## style and types
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## docs/tasks.md from the task files
+	$(BIN)/python -m cme_bench.reports.tasks_page docs/tasks.md
 
 bench: setup  ## every paired benchmark, short form
 	for b in benchmarks/*.py; do $(BIN)/python $$b --quick || exit 1; done

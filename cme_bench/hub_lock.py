@@ -13,9 +13,11 @@ import orjson
 from cme_bench.errors import UsageError
 from cme_bench.paths import cache_folder
 
+LOCK_NAME = "hub-lock.json"
+
 
 def default_lock_file() -> Path:
-    return cache_folder() / "hub-lock.json"
+    return cache_folder() / LOCK_NAME
 
 
 def read_lock(file: Path) -> dict[str, str]:

@@ -33,8 +33,38 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import adapters, doctor, parity, router, run, table, tasks, train  # noqa: E402 - commands register on `app`
+from cme_bench.cli import (  # noqa: E402 - commands register on `app`
+    adapters,
+    contamination,
+    doctor,
+    fetch,
+    parity,
+    project,
+    router,
+    run,
+    table,
+    tasks,
+    tasks_check,
+    tasks_new,
+    train,
+)
 
 app.add_typer(adapters.app, name="adapters")
 
-__all__ = ["adapters", "app", "doctor", "main", "parity", "router", "run", "table", "tasks", "train"]
+__all__ = [
+    "adapters",
+    "app",
+    "contamination",
+    "doctor",
+    "fetch",
+    "main",
+    "parity",
+    "project",
+    "router",
+    "run",
+    "table",
+    "tasks",
+    "tasks_check",
+    "tasks_new",
+    "train",
+]

@@ -94,7 +94,8 @@ def _cache() -> tuple[bool, str]:
 
 
 def _tasks() -> tuple[bool, str]:
-    from cme_bench.tasks.suite import DOMAINS, GENERATED, LIKELIHOOD, load_suite
+    from cme_bench.tasks.spec import GENERATED, LIKELIHOOD
+    from cme_bench.tasks.suite import DOMAINS, load_suite
 
     suite = load_suite()
     generated, likelihood = suite.select(GENERATED), suite.select(LIKELIHOOD)

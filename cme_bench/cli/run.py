@@ -53,6 +53,9 @@ def run(
             "model has a template and the task generates, else plain.",
         ),
     ] = "auto",
+    system: Annotated[
+        str | None, typer.Option(help="System prompt, where the format is chat (exemplars are turns there).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/MODEL-HASH.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     include: Annotated[list[Path] | None, typer.Option(help="Folder of your own task files.")] = None,
@@ -93,6 +96,7 @@ def run(
         out=out,
         offline=offline,
         prompt_format=prompt_format,
+        system=system,
         include=tuple(include or ()),
         allow_code=allow_code,
         max_truncated=max_truncated,

@@ -14,7 +14,7 @@ from cme_bench.cli import app
 if TYPE_CHECKING:
     from cme_bench.tasks.spec import TaskSpec
 
-COLUMNS = ("domain", "dataset", "task", "form", "metric", "licence", "random")
+COLUMNS = ("domain", "dataset", "task", "form", "metric", "items", "licence", "random")
 
 tasks_app = typer.Typer(help="List, read, preview and export task files.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
@@ -32,7 +32,8 @@ def ls(
     names: Annotated[Optional[str], typer.Argument(help="Only these tasks, domains or suites.")] = None,  # noqa: UP045
     include: Include = None,
 ) -> None:
-    """List tasks: domain, dataset, name, form, metric, licence of the data, accuracy of guessing."""
+    """List tasks: domain, dataset, name, form, metric, items as published, licence of the data, accuracy of
+    guessing in %."""
     from cme_bench.tasks.suite import load_suite
 
     suite = load_suite(tuple(include or ()))
@@ -56,6 +57,7 @@ def _row(spec: TaskSpec) -> tuple[str, ...]:
         spec.name,
         form,
         spec.primary,
+        "-" if spec.items is None else str(spec.items),
         str(spec.metadata.get("licence", "-")),
         "-" if random is None else f"{100 * random:.1f}",
     )
@@ -67,7 +69,9 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
     table = Table(show_edge=False)
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name == "random" else "left", no_wrap=name == "task")
+        table.add_column(
+            name, justify="right" if name in ("items", "random") else "left", no_wrap=name == "task"
+        )
     domain = ""
     for row in rows:
         if domain and row[0] != domain:
@@ -104,6 +108,7 @@ def preview(
     prompt_format: Annotated[
         str, typer.Option("--format", help="auto, chat, plain or teamlora, as for `run`.")
     ] = "auto",
+    system: Annotated[Optional[str], typer.Option(help="System prompt of a chat, as for `run`.")] = None,  # noqa: UP045
     seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
     include: Include = None,
     allow_code: AllowCode = False,
@@ -121,26 +126,30 @@ def preview(
 
     suite = load_suite(tuple(include or ()), allow_code=allow_code)
     spec = suite.task(task)
-    tokenizer, max_length = _tokenizer(model, offline) if model else (None, 0)
-    form = resolve_format(prompt_format, tokenizer, generated=spec.output_type == "generate_until")
+    tokenizer, max_length = load_reader(model, offline) if model else (None, 0)
+    generated = spec.output_type == "generate_until"
+    form = resolve_format(prompt_format, tokenizer, generated=generated, system=system)
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
     rendered = [render_item(built, index, form, seed) for index in ids]
     items = []
     if tokenizer is not None:
         items = build_items(built, Encoder(tokenizer), form, max_length=max_length, limit=number, seed=seed)
-    for index, item in enumerate(rendered):
+    for place, (index, item) in enumerate(zip(ids, rendered, strict=True)):
         print(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):
             print(line)
+        if built.shots:
+            rows = ", ".join(map(str, built.exemplars(seed, index)))
+            print(f"exemplars: rows {rows} of {spec.fewshot_split}")
         if items:
-            for line in preview_tokens(items[index], tokenizer):
+            for line in preview_tokens(items[place], tokenizer):
                 print(line)
     print(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
     print(f"hash {task_hash(built, form.name, form.policy)}")
 
 
-def _tokenizer(model: str, offline: bool) -> tuple[object, int]:
+def load_reader(model: str, offline: bool) -> tuple[object, int]:
     """The tokenizer of MODEL and how many tokens its model takes."""
     from cme_bench.engines.hf.forward import max_positions
     from cme_bench.models.checkpoint import resolve_model

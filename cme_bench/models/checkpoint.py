@@ -15,6 +15,8 @@ from cme_bench.paths import cache_folder
 
 _WEIGHTS = (".safetensors",)
 _IDENTITY = (*_WEIGHTS, "config.json", "adapter_config.json")
+HUB_FILE = "hub.json"
+"""In a folder that ``cme-bench fetch`` wrote: the model's hub id and commit."""
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -41,10 +43,10 @@ def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = 
     path = Path(name).expanduser()
     if path.is_dir():
         check_model_folder(path)
-        return Checkpoint(path.resolve().name, path.resolve(), hash_checkpoint(path))
+        return Checkpoint(path.resolve().name, path.resolve(), hash_checkpoint(path), _fetched_revision(path))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise UsageError(f"model {name!r}: no such folder, and not a hub id ('owner/name') or 'smollm2'")
-    folder, revision = _fetch(name, offline, lock_file or default_lock_file())
+    folder, revision = fetch_snapshot(name, lock_file=lock_file or default_lock_file(), offline=offline)
     check_model_folder(folder)
     return Checkpoint(name.split("/")[1], folder, hash_checkpoint(folder), revision)
 
@@ -62,7 +64,16 @@ def check_model_folder(path: Path) -> None:
         raise UsageError(f"{path}: no .safetensors weights (pickled .bin files are not loaded)")
 
 
-def _fetch(name: str, offline: bool, lock_file: Path) -> tuple[Path, str]:
+def _fetched_revision(path: Path) -> str | None:
+    """The commit of a model that ``cme-bench fetch`` wrote; None for any other folder."""
+    file = path / HUB_FILE
+    return read_lock(file).get("revision")
+
+
+def fetch_snapshot(
+    name: str, *, lock_file: Path, offline: bool = False, local_dir: Path | None = None
+) -> tuple[Path, str]:
+    """Folder and commit of a model of the hub: in the hub's cache, or in ``local_dir``."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -72,7 +83,13 @@ def _fetch(name: str, offline: bool, lock_file: Path) -> tuple[Path, str]:
             if offline:
                 raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
             commit = write_lock(lock_file, f"models/{name}", str(HfApi().model_info(name).sha))
-        folder = snapshot_download(name, revision=commit, allow_patterns=_HUB_FILES, local_files_only=offline)
+        folder = snapshot_download(
+            name,
+            revision=commit,
+            allow_patterns=_HUB_FILES,
+            local_files_only=offline,
+            local_dir=local_dir,
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CmeError(f"model {name}: the hub did not deliver it ({reason})") from err

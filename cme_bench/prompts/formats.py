@@ -5,6 +5,7 @@ A format is explicit: it is named on the command line or saved beside the adapte
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -23,25 +24,31 @@ TEAMLORA_SEPARATOR = "</s>"
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
     """``render(messages, add_generation_prompt)`` gives the text before the answer; None joins plain text
-    as lm-eval does."""
+    as lm-eval does. ``system``: what a chat begins with; its hash is part of ``name``, so that two of them
+    are two formats."""
 
     name: str
     policy: Policy
     render: Callable[..., str] | None
+    system: str | None = None
 
 
-def resolve_format(name: str, tokenizer: Any, *, saved: str | None = None, generated: bool) -> PromptFormat:
+def resolve_format(
+    name: str, tokenizer: Any, *, saved: str | None = None, generated: bool, system: str | None = None
+) -> PromptFormat:
     """The format called ``name`` for this tokenizer.
 
     ``auto`` is the format saved with the adapter (``saved``) if there is one; else ``chat`` for generated
-    tasks of a model with a chat template; else ``plain``. Raises UsageError for unknown names and for
-    ``chat`` without a template.
+    tasks of a model with a chat template; else ``plain``. Raises UsageError for unknown names, for ``chat``
+    without a template, and for a ``system`` prompt in another format.
     """
     if name not in FORMATS:
         raise UsageError(f"unknown prompt format {name!r}{did_you_mean(name, FORMATS)}")
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
         name = saved or ("chat" if generated and has_template else "plain")
+    if system and name != "chat":
+        raise UsageError(f"--system: prompt format {name!r} has no place for it; use --format chat")
     if name == "plain":
         return PromptFormat("plain", "joint", None)
     if name == "teamlora":
@@ -59,7 +66,10 @@ def resolve_format(name: str, tokenizer: Any, *, saved: str | None = None, gener
             )
         )
 
-    return PromptFormat("chat", "joint", render_chat)
+    if not system:
+        return PromptFormat("chat", "joint", render_chat)
+    digest = hashlib.sha256(system.encode()).hexdigest()[:8]
+    return PromptFormat(f"chat+system {digest}", "joint", render_chat, system)
 
 
 def render_teamlora(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

@@ -127,6 +127,7 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
         context = lm_task.fewshot_context(
             doc,
             task.shots,
+            system_instruction=prompt_format.system,
             fewshot_as_multiturn=prompt_format.render is not None,
             gen_prefix=lm_task.doc_to_prefix(doc),
             **chat,

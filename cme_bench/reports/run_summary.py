@@ -20,9 +20,10 @@ def summary_table(folder: Path) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name in ("score", "± SE", "n"):
         table.add_column(name, justify="right")
+    table.add_column("task hash")
     for task, result in results["tasks"].items():
         estimate = result["metrics"][result["primary"]]
-        table.add_row(result["domain"], task, result["primary"], *_cells(estimate))
+        table.add_row(result["domain"], task, result["primary"], *_cells(estimate), result["hash"][:8])
     for form, summary in results["forms"].items():
         table.add_section()
         for domain, estimate in summary["domains"].items():

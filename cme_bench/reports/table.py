@@ -13,6 +13,7 @@ from cme_bench.tasks.suite import DOMAINS
 
 FORMATS = ("md", "latex", "csv")
 AVERAGE = "average"
+CME_FORMS = ("generated", "likelihood")
 _PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch")
 
 
@@ -56,11 +57,16 @@ def _table(form: str, runs: Sequence[RunView], mixed: Sequence[str]) -> Comparis
     columns = ("model", "method", "params", "added %", *domains, AVERAGE)
     rows = [tuple(_row(run, form, domains)) for run in runs]
     return ComparisonTable(
-        caption=f"CME, {form}: score in %, macro mean over {len(domains)} domains",
+        caption=f"{_suite(form)}: score in %, macro mean over {len(domains)} domains",
         columns=columns,
         rows=tuple(_mark_best(rows)),
         notes=tuple(_notes(runs, form, mixed)),
     )
+
+
+def _suite(form: str) -> str:
+    """What a table of this form is about: CME's tasks, or ``other`` ones."""
+    return f"CME, {form}" if form in CME_FORMS else f"Outside CME, {form.removeprefix('other ')}"
 
 
 def _row(run: RunView, form: str, domains: Sequence[str]) -> Iterator[Cell]:
@@ -100,7 +106,8 @@ def _mark_best(rows: Sequence[tuple[Cell, ...]]) -> Iterator[tuple[Cell, ...]]:
 
 
 def _notes(runs: Sequence[RunView], form: str, mixed: Sequence[str]) -> Iterator[str]:
-    yield "CME here is a documented reconstruction of the paper's benchmark (22 datasets, 11 domains)."
+    if form in CME_FORMS:
+        yield "CME here is a documented reconstruction of the paper's benchmark (22 datasets, 11 domains)."
     counts = sorted({run.results["forms"][form]["average"]["n"] for run in runs})
     yield f"n = {', '.join(str(n) for n in counts)} items; SE: standard error of the macro mean."
     if any(run.run["identity"]["data"] == "mini" for run in runs):

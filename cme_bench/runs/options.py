@@ -43,6 +43,7 @@ class RunOptions:
     out: Path | None = None
     offline: bool = False
     prompt_format: str = "auto"
+    system: str | None = None
     include: tuple[Path, ...] = ()
     allow_code: bool = False
     max_truncated: int | None = None

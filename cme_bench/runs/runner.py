@@ -171,6 +171,7 @@ def build_requests(
         responder.tokenizer,
         saved=responder.saved_format,
         generated=task.spec.output_type == "generate_until",
+        system=options.system,
     )
     items = build_items(
         task,

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
 FORMS = {"generate_until": "generated"}
 """Form of a task by its output type; every other output type is a likelihood."""
+OUTSIDE = "other "
+"""Begins the form of a task that is not one of CME's: CME's averages are over CME's tasks alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One finished task, in one of two forms: ``generated`` or ``likelihood``.
+    """One finished task, in one of two forms: ``generated`` or ``likelihood``; ``other generated`` and
+    ``other likelihood`` outside CME.
 
     ``metrics[name]`` are estimates over its items, ``primary`` names the one that stands for it. ``quality``
     holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
@@ -57,7 +61,7 @@ def task_result(spec: Any, lm_task: Any, records: Iterable[Mapping[str, Any]]) -
         scores.add(record)
     metrics = {name: _estimate(lm_task, name, scores) for name in scores.names}
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
-    form = FORMS.get(spec.output_type, "likelihood")
+    form = ("" if spec.in_cme else OUTSIDE) + FORMS.get(spec.output_type, "likelihood")
     return TaskResult(spec.name, form, spec.domain, spec.dataset, primary, metrics, scores.quality())
 
 
@@ -135,6 +139,8 @@ def _marks(record: Mapping[str, Any]) -> int:
 
 def _estimate(lm_task: Any, name: str, scores: _Scores) -> Estimate:
     values = scores.values(name)
+    if name == "f1_macro":
+        return Estimate(f1_macro(values), f1_macro_stderr(values), len(values))
     if not scores.others.get(name):
         return mean(values)
     from lm_eval.api.metrics import stderr_for_metric
@@ -153,7 +159,8 @@ def _estimate(lm_task: Any, name: str, scores: _Scores) -> Estimate:
 
 
 def summarize(results: Sequence[TaskResult]) -> dict[str, Summary]:
-    """A summary for each form that occurs: generated answers and likelihoods are never averaged together."""
+    """A summary for each form that occurs: generated answers and likelihoods are never averaged together,
+    nor CME's tasks with others."""
     forms = dict.fromkeys(r.form for r in results)
     return {form: _summarize([r for r in results if r.form == form]) for form in forms}
 

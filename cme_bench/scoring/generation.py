@@ -14,15 +14,18 @@ from cme_bench.scoring.extraction import (
     extract_short_answer,
     extract_text,
 )
+from cme_bench.scoring.macro_f1 import NO_ANSWER
+from cme_bench.scoring.numbers import extract_number, same_number
 
-AnswerType: TypeAlias = Literal["label", "letter", "short", "summary"]
+AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
 METRICS: dict[str, tuple[str, ...]] = {
-    "label": ("acc",),
+    "label": ("acc", "f1_macro"),
     "letter": ("acc",),
     "short": ("em", "f1"),
     "summary": ("rouge_l", "rouge_1", "rouge_2"),
+    "number": ("acc",),
 }
 """Metrics of each answer type; the first stands for the task unless it declares another."""
 
@@ -32,8 +35,8 @@ class GoldAnswer:
     """What a right answer is.
 
     ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
-    one, ``options`` the texts behind the letters. ``short`` and ``summary``: ``references`` are the accepted
-    texts.
+    one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``: ``references`` are the
+    accepted texts; a number is what such a text ends in.
     """
 
     type: AnswerType
@@ -45,19 +48,25 @@ class GoldAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ScoredText:
-    scores: dict[str, float]
+    """``scores``: a number a metric; of ``f1_macro``, which only many items have, this item's pair of (right
+    class, answered class)."""
+
+    scores: dict[str, float | list[int]]
     answer: Extraction
 
 
 def score_text(response: str, gold: GoldAnswer) -> ScoredText:
-    """Metrics by answer type: ``label``/``letter`` acc; ``short`` em, f1; ``summary`` rouge_1, _2, _l.
+    """Metrics by answer type: ``label`` acc, f1_macro; ``letter`` and ``number`` acc; ``short`` em, f1;
+    ``summary`` rouge_1, _2, _l.
 
     ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
     """
+    scores: dict[str, float | list[int]]
     match gold.type:
         case "label":
             answer = extract_label(response, gold.choices)
-            scores = {"acc": float(answer.choice == gold.gold)}
+            found = NO_ANSWER if answer.choice is None else answer.choice
+            scores = {"acc": float(found == gold.gold), "f1_macro": [gold.gold, found]}
         case "letter":
             answer = extract_letter(response, gold.choices, gold.options)
             scores = {"acc": float(answer.choice == gold.gold)}
@@ -70,6 +79,10 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             }
         case "summary":
             answer = extract_text(response)
-            scores = metrics.rouge(answer.text, gold.references)
+            scores = {**metrics.rouge(answer.text, gold.references)}
+        case "number":
+            answer = extract_number(response)
+            golds = [extract_number(reference).text for reference in gold.references]
+            scores = {"acc": max((same_number(answer.text, g) for g in golds), default=0.0)}
     scores["answered"] = float(answer.rule != "none")
     return ScoredText(scores, answer)

@@ -7,21 +7,22 @@ import hashlib
 import importlib
 import logging
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
+from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
 
-from cme_bench.errors import UsageError
+from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.cme_task import CmeTask
-from cme_bench.tasks.sources import DataSource, Rows
+from cme_bench.tasks.identity import canonical
+from cme_bench.tasks.row_files import Rows
+from cme_bench.tasks.sandbox import sandbox_templates
+from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.yaml_loader import FunctionRef
 
-_NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline"})
 _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
 """What the built-in files name, so that a copy of one needs no --allow-code."""
 _FALLBACK_SHOTS_KEYS = ("fewshot_split", "fewshot_config")
@@ -60,6 +61,27 @@ class Task:
             digest = hashlib.sha256(f"{seed}:{self.name}:{index}".encode()).digest()
             self.lm_eval.sampler.rnd = random.Random(int.from_bytes(digest[:8], "big"))
 
+    def exemplars(self, seed: int, index: int) -> list[int]:
+        """Places in the few-shot split of the exemplars that item ``index`` is shown, in order."""
+        if not self.shots:
+            return []
+        sampler = self.lm_eval.sampler
+        drawn: list[Any] = []
+        draw = sampler.sample
+
+        def listen(*args: Any, **kwargs: Any) -> Any:
+            drawn.extend(draw(*args, **kwargs))
+            return list(drawn)
+
+        sampler.sample = listen
+        try:
+            self.seed_fewshot(seed, index)
+            self.lm_eval.fewshot_context(self.docs[index], self.shots)
+        finally:
+            del sampler.sample  # the method of its class is seen again
+        every = list(self.lm_eval.fewshot_docs())
+        return [every.index(row) for row in drawn]
+
 
 def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int | None = None) -> Task:
     """Load the rows ``spec`` needs and make lm-eval's task from them.
@@ -68,10 +90,13 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     not fit the rows, and ``!function`` from a folder that is not trusted.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    sandbox_templates()
+    _check_metrics(spec)
+    source = source_of(spec, source)
     shots = spec.num_fewshot if shots is None else shots
     eval_rows = source.rows(spec, spec.eval_split)
     splits = {spec.eval_split: eval_rows.table}
-    digest = hashlib.sha256(_canonical(spec.config))
+    digest = hashlib.sha256(canonical(spec.config))
     digest.update(f"shots={shots};rows={eval_rows.fingerprint()}".encode())
     config = {k: v for k, v in spec.config.items() if k not in LOADER_KEYS | {"tag"}}
     if shots:
@@ -97,19 +122,23 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     return Task(spec, task, eval_rows, shots, digest.hexdigest(), source.revision(spec))
 
 
-def _canonical(config: Mapping[str, Any]) -> bytes:
-    """The hashed part of a task file as bytes: sorted keys, prose left out."""
-    kept = {k: v for k, v in config.items() if k != "metadata"}
-    kept["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k not in _NOT_HASHED}
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS  # no folder or line of a FunctionRef
-    return orjson.dumps(kept, option=options, default=_function_identity)
-
-
-def _function_identity(value: Any) -> str:
-    """A function by name, and by the contents of its file where that lies beside the task file."""
-    if isinstance(value, FunctionRef) and value.is_local:
-        return f"{value} {hashlib.sha256(value.module_file.read_bytes()).hexdigest()}"
-    return str(value)
+def _check_metrics(spec: TaskSpec) -> None:
+    """Metrics known to lm-eval, by name: an unknown one it would fetch from the hub as code, and run."""
+    if spec.metadata.get("answer") or spec.config.get("process_results"):
+        return  # scored without lm-eval's metrics
+    for entry in spec.config.get("metric_list") or ():
+        name = entry["metric"]
+        if isinstance(name, FunctionRef):
+            continue
+        if name not in metric_registry:
+            known = list(metric_registry)
+            raise UsageError(
+                f"{spec.line('metric_list')}: unknown metric {name!r}{did_you_mean(str(name), known)}"
+            )
+        if entry.get("hf_evaluate"):
+            raise UsageError(
+                f"{spec.line('metric_list')}: metric {name!r}: code of the hub is not run (hf_evaluate)"
+            )
 
 
 def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:

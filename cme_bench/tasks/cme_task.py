@@ -13,17 +13,29 @@ from types import MappingProxyType
 from typing import Any
 
 from lm_eval import utils
+from lm_eval.api.registry import register_aggregation, register_metric
 from lm_eval.api.task import ConfigurableTask
 
 from cme_bench.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
+from cme_bench.scoring.macro_f1 import f1_macro
+
+register_aggregation("f1_macro")(f1_macro)
+
+
+@register_metric(  # type: ignore[untyped-decorator]  # lm-eval is untyped
+    metric="f1_macro", higher_is_better=True, output_type=["multiple_choice"], aggregation="f1_macro"
+)
+def f1_macro_item(pair: list[int]) -> list[int]:
+    """One item's (right class, answered class); the aggregation makes macro-F1 of many."""
+    return pair
 
 
 class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     """A ConfigurableTask that renders exemplars once, with two additions, both declared in ``metadata``:
 
-    ``answer: {type: label|letter|short|summary, options: TEMPLATE}``: how a generated response is read and
-    scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's own metrics apply.
+    ``answer: {type: label|letter|short|summary|number, options: TEMPLATE}``: how a response is read and
+    scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply, and ``f1_macro``.
     ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
     """
 
@@ -39,7 +51,11 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             # lm-eval looks up no metric by name where process_results is set; ours is the method below
             config["process_results"] = "cme_bench"
             config["metric_list"] = [
-                {"metric": name, "aggregation": "mean", "higher_is_better": True}
+                {
+                    "metric": name,
+                    "aggregation": "f1_macro" if name == "f1_macro" else "mean",
+                    "higher_is_better": True,
+                }
                 for name in (*METRICS[self.answer["type"]], "answered")
             ]
         super().__init__(config=config, **kwargs)
@@ -95,5 +111,9 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         if self.answer is None:
-            return dict(super().process_results(doc, results))
+            scores = dict(super().process_results(doc, results))
+            if "f1_macro" in self._metric_fn_list:
+                logprobs = [logprob for logprob, _ in results]
+                scores["f1_macro"] = [self.doc_to_target(doc), logprobs.index(max(logprobs))]
+            return scores
         return self.score_text(doc, results[0]).scores

@@ -12,7 +12,7 @@ from typing import Any
 
 from cme_bench import __version__
 from cme_bench.errors import UsageError
-from cme_bench.tasks.sources import DataSource
+from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import selectors_of
 from cme_bench.tasks.yaml_dump import dump_yaml
@@ -46,6 +46,7 @@ def stock_config(spec: TaskSpec, source: DataSource) -> dict[str, Any]:
 
     Splits that ``source`` does not have are left out, and with the few-shot split the few-shot settings.
     """
+    source = source_of(spec, source)
     for ref in _functions(spec.config):
         if ref.is_local:
             raise UsageError(f"{ref.file}:{ref.line}: {ref} lies beside the task file and is not exported")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
-from cme_bench.tasks.sources import DataSource, Rows
+from cme_bench.tasks.row_files import Rows
+from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
-"""Where the rows of a task come from: the hub, a local folder, or the mini items shipped with the package.
+"""Where the rows of a task come from: the hub, a local folder, the mini items shipped with the package, or
+files that lie beside the task file.
 
 Every source answers one question, ``rows(spec, split)``, with a table of rows and the place of each row for
 messages. Row order is the order of the file or of the hub's split; an item's id is its place in it.
@@ -6,42 +7,18 @@ messages. Row order is the order of the file or of the hub's split; an item's id
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import Any
 
 from cme_bench.errors import UsageError
+from cme_bench.hub_lock import LOCK_NAME, read_lock
+from cme_bench.tasks.row_files import READERS, Rows, inside, read_csv, read_jsonl
 from cme_bench.tasks.spec import TaskSpec
 
-if TYPE_CHECKING:
-    import datasets
-
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "data" / "mini"
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of one split. ``lines[i]`` is the line of row i in ``origin`` where that is a file."""
-
-    table: datasets.Dataset
-    origin: str
-    lines: Sequence[int] | None = None
-
-    def place(self, index: int) -> str:
-        """``file:line`` or ``dataset row N`` of row ``index``."""
-        return f"{self.origin}:{self.lines[index]}" if self.lines else f"{self.origin} row {index}"
-
-    def fingerprint(self) -> str:
-        """sha256 of the rows' contents: the same rows give the same value from a folder or from the hub."""
-        digest = hashlib.sha256()
-        for row in self.table:
-            digest.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=str))
-        return digest.hexdigest()
 
 
 class DataSource(ABC):
@@ -68,14 +45,15 @@ class DataSource(ABC):
 
 @dataclass(frozen=True, slots=True)
 class FolderSource(DataSource):
-    """``<folder>/<dataset>/<split>.jsonl``, one JSON object a line."""
+    """``<folder>/<dataset>/<split>.jsonl``, one JSON object a line. A folder that ``cme-bench fetch`` wrote
+    also knows the commit that its rows came from."""
 
     folder: Path
     name: str = "folder"
 
     def file(self, spec: TaskSpec, split: str) -> Path:
-        """Where the rows of ``split`` lie, or should."""
-        return self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl"
+        """Where the rows of ``split`` lie, or should. UsageError if that is outside the folder."""
+        return inside(self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl", self.folder)
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):
@@ -90,50 +68,56 @@ class FolderSource(DataSource):
         files = {split: str(self.file(spec, split).resolve()) for split in splits}
         return {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
 
+    def revision(self, spec: TaskSpec) -> str | None:
+        return read_lock(self.folder / LOCK_NAME).get(f"datasets/{spec.config.get('dataset_path')}")
 
-def read_jsonl(file: Path) -> Rows:
-    """All rows of a jsonl file; blank lines are skipped. Every row has the same keys.
 
-    UsageError with file and line for anything else.
+@dataclass(frozen=True, slots=True)
+class BesideSource(DataSource):
+    """The files that a task file itself names, below its own folder, as lm-eval writes it::
+
+    dataset_path: csv                                   # or json (lines), parquet
+    dataset_kwargs: {data_files: {test: items.csv}}
     """
-    import datasets
-    import pyarrow
 
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as err:
-                raise UsageError(f"{file}:{number}: not a JSON object ({err})") from err
-            if not isinstance(row, dict):
-                raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
-            if rows and row.keys() != rows[0].keys():
-                odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
-                raise UsageError(f"{file}:{number}: keys differ from those of line {lines[0]}: {odd}")
-            rows.append(row)
-            lines.append(number)
-    if not rows:
-        raise UsageError(f"{file}: holds no rows")
-    try:
-        table = datasets.Dataset.from_list(rows)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as err:
-        raise UsageError(f"{_first_misfit(file, rows, lines)}: types differ between rows ({err})") from err
-    return Rows(table, str(file), lines)
+    name: str = "beside"
+
+    def file(self, spec: TaskSpec, split: str) -> Path:
+        """The file of ``split``. UsageError if the task file names none, or one outside its folder."""
+        place = spec.line("dataset_kwargs")
+        files = (spec.config.get("dataset_kwargs") or {}).get("data_files")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise UsageError(f"{place}: 'data_files' must name one file for each split")
+        if split not in files:
+            raise UsageError(f"{place}: no data file for split {split!r} (there are {', '.join(files)})")
+        folder = Path(place.rpartition(":")[0] or place).parent
+        file = folder / str(files[split])
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise UsageError(f"{place}: {files[split]} leads out of {folder}, so it is not read")
+        return file
+
+    def rows(self, spec: TaskSpec, split: str) -> Rows:
+        if problem := self.missing(spec, split):
+            raise UsageError(problem)
+        kind = str(spec.config["dataset_path"])
+        if kind != "csv":
+            return READERS[kind](self.file(spec, split))
+        settings = {k: v for k, v in spec.config["dataset_kwargs"].items() if k != "data_files"}
+        return read_csv(self.file(spec, split), settings)
+
+    def missing(self, spec: TaskSpec, split: str) -> str | None:
+        file = self.file(spec, split)
+        return None if file.is_file() else f"{spec.line('dataset_kwargs')}: {file}: no such file"
+
+    def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
+        files = {split: str(self.file(spec, split).resolve()) for split in splits}
+        kwargs = dict(spec.config["dataset_kwargs"]) | {"data_files": files}
+        return {"dataset_path": spec.config["dataset_path"], "dataset_kwargs": kwargs}
 
 
-def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
-    """``file:line`` of the first row whose types differ from the first row's."""
-    first = {key: type(value) for key, value in rows[0].items() if value is not None}
-    for row, line in zip(rows, lines, strict=True):
-        if any(
-            value is not None and type(value) is not first.get(key, type(value)) for key, value in row.items()
-        ):
-            return f"{file}:{line}"
-    return str(file)
+def source_of(spec: TaskSpec, source: DataSource) -> DataSource:
+    """Where the rows of this task lie: beside its file if that names files, else in ``source``."""
+    return BesideSource() if spec.config.get("dataset_path") in READERS else source
 
 
 def mini_source() -> FolderSource:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.tasks.spec import TaskSpec, load_spec
-
-GENERATED, LIKELIHOOD = "cme", "cme_ll"
-"""Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""
+from cme_bench.tasks.lm_eval_tasks import DOMAIN, PREFIX, lm_eval_specs, tasks_folder
+from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, TaskSpec, load_spec
 
 DOMAINS = (
     "summarization",
@@ -44,7 +42,9 @@ class Suite:
     trusted: tuple[Path, ...]
 
     def trusts(self, spec: TaskSpec) -> bool:
-        return any(spec.path.resolve().is_relative_to(folder) for folder in self.trusted)
+        """Whether ``!function`` in the task's file may be imported."""
+        trusted = (*self.trusted, tasks_folder().resolve()) if spec.domain == DOMAIN else self.trusted
+        return any(spec.path.resolve().is_relative_to(folder) for folder in trusted)
 
     @functools.cached_property
     def selectors(self) -> dict[str, list[TaskSpec]]:
@@ -57,12 +57,15 @@ class Suite:
 
     def task(self, name: str) -> TaskSpec:
         """The task called ``name``. UsageError if there is none, with the nearest known name."""
+        if name.startswith(PREFIX):
+            return self.select(name)[0]
         if name not in self.tasks:
             raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}")
         return self.tasks[name]
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
-        """The tasks named by a comma-separated list of tasks, suites and domains, without repeats, in order.
+        """The tasks named by a comma-separated list of tasks, suites and domains, and of lm-eval's own tasks
+        as ``lm_eval:NAME``; without repeats, in order.
 
         Raises UsageError for an unknown name, with the nearest known one.
         """
@@ -70,6 +73,10 @@ class Suite:
         chosen: dict[str, TaskSpec] = {}
         for name in (w.strip() for w in wanted):
             if not name:
+                continue
+            if name.startswith(PREFIX):
+                found = lm_eval_specs(name.removeprefix(PREFIX), self.tasks.values())
+                chosen.update((spec.name, spec) for spec in found)
                 continue
             if name not in self.selectors:
                 raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.selectors)}")

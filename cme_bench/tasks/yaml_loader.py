@@ -105,7 +105,10 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         raise UsageError(f"{path}:{line}: {err.problem or 'broken YAML'}") from err
     except (yaml.YAMLError, ValueError) as err:
-        raise UsageError(f"{path}: {err}") from err
+        line = text.count("\n", 0, getattr(err, "position", 0)) + 1
+        raise UsageError(f"{path}:{line}: {str(err).splitlines()[0]}") from err
+    except RecursionError as err:
+        raise UsageError(f"{path}: nested too deeply") from err
     finally:
         loader.dispose()
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.tasks.sources import DataSource, FolderSource, Rows
+from cme_bench.tasks.row_files import Rows
+from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.training.templates import DatasetTemplate, Part, Prompted, SplitFile
 

@@ -28,12 +28,12 @@ def invoke(*arguments: str) -> str:
 
 def test_ls_names_every_task_in_aligned_columns() -> None:
     header, *lines = invoke("ls").splitlines()
-    assert header.split() == ["domain", "dataset", "task", "form", "metric", "licence", "random"]
+    assert header.split() == ["domain", "dataset", "task", "form", "metric", "items", "licence", "random"]
     assert [line.split()[2] for line in lines] == list(load_suite().tasks)
     start = header.index("form")
     assert {line[start:].split()[0] for line in lines} == {"generate", "likelihood"}
     [rte] = [line for line in lines if " cme_rte_ll " in line]
-    assert rte.split() == "entailment rte cme_rte_ll likelihood acc none stated (GLUE) 50.0".split()
+    assert rte.split() == "entailment rte cme_rte_ll likelihood acc 277 none stated (GLUE) 50.0".split()
 
 
 def test_ls_takes_names_and_other_folders(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_ls_takes_names_and_other_folders(tmp_path: Path) -> None:
 
 
 def test_show_is_the_merged_file_with_places() -> None:
-    text = invoke("show", "cme_anli_r1_ll")
-    assert yaml.safe_load(text) == load_suite().task("cme_anli_r1_ll").config
+    text = invoke("show", "cme_arc_easy_ll")
+    assert yaml.safe_load(text) == load_suite().task("cme_arc_easy_ll").config
     [line] = [line for line in text.splitlines() if line.startswith("output_type")]
     assert line.startswith("output_type: multiple_choice  # ")
     file, _, number = line.rpartition("# ")[2].rpartition(":")
     assert Path(file).read_text().splitlines()[int(number) - 1] == "output_type: multiple_choice"
-    assert "nli/_anli_r1.yaml:" in text
+    assert "science/_arc_easy.yaml:" in text
 
 
 def test_preview_shows_prompts_and_the_hash() -> None:
@@ -68,6 +68,7 @@ def test_preview_shows_prompts_and_the_hash() -> None:
     *_, form, last = text.splitlines()
     assert form == "== format plain, policy joint, 1 shots"
     assert len(last.removeprefix("hash ")) == 64
+    assert text.count("exemplars: rows 0 of train") == 2
     assert invoke("preview", "cme_rte_ll").splitlines()[-1] != last
 
 
@@ -86,6 +87,23 @@ def test_preview_with_a_model_shows_its_token_ids(
     assert shown.endswith(tail.rstrip())
     ids = [int(token) for token in toy_tokenizer.encode(" yes")]  # type: ignore[attr-defined]
     assert f"    || {' '.join(map(str, ids))}  " in text
+
+
+def test_preview_of_a_chat_with_a_system_prompt(tiny_checkpoint: Path) -> None:
+    arguments = ("preview", "cme_rte", "--model", str(tiny_checkpoint), "--system", "Be brief.")
+    text = invoke(*arguments)
+    assert "  | [system] Be brief.\n" in text
+    assert "== format chat+system " in text
+    assert invoke(*arguments[:-1], "Be kind.").splitlines()[-1] != text.splitlines()[-1]
+
+
+def test_lock_compares_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert invoke("lock", "--check").startswith("0 of ")
+    monkeypatch.setattr("cme_bench.tasks.lock.lock_file", lambda: tmp_path / "lock.json")
+    result = CliRunner().invoke(app, ["tasks", "lock", "--check"])
+    assert (result.exit_code, "cme_rte is new" in result.stdout) == (1, True)
+    invoke("lock")
+    assert invoke("lock", "--check").startswith("0 of ")
 
 
 def test_export_writes_what_it_says(tmp_path: Path) -> None:

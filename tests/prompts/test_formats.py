@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cme_bench.errors import UsageError
-from cme_bench.prompts.formats import render_teamlora, resolve_format
+from cme_bench.prompts.formats import PromptFormat, render_teamlora, resolve_format
 
 CHAT = [
     {"role": "user", "content": "2+2?"},
@@ -65,6 +66,20 @@ def test_chat_opens_the_answer_or_goes_on_with_it(toy_tokenizer: PreTrainedToken
     assert render(CHAT) == f"{whole}[assistant] "
     begun = [*CHAT, {"role": "assistant", "content": "The answer"}]
     assert render(begun, add_generation_prompt=False) == f"{whole}[assistant] The answer"
+
+
+def test_two_system_prompts_are_two_formats(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    def resolve(name: str, system: str | None) -> PromptFormat:
+        return resolve_format(name, toy_tokenizer, generated=True, system=system)
+
+    none, brief, kind = (resolve("chat", system) for system in (None, "Be brief.", "Be kind."))
+    assert none.name == resolve("chat", "").name == "chat"
+    assert re.fullmatch("chat\\+system [0-9a-f]{8}", brief.name)
+    assert brief.name != kind.name
+    assert (brief.system, brief.policy) == ("Be brief.", "joint")
+    for name in ("plain", "teamlora"):
+        with pytest.raises(UsageError, match=f"--system: prompt format '{name}' has no place for it"):
+            resolve(name, "Be brief.")
 
 
 def test_teamlora_is_the_authors_training_prompt() -> None:

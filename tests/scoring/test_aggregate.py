@@ -13,7 +13,9 @@ import pytest
 
 from cme_bench.scoring.aggregate import TaskResult, task_result
 
-SPEC = SimpleNamespace(name="t", domain="nli", dataset="d", primary="acc", output_type="generate_until")
+SPEC = SimpleNamespace(
+    in_cme=True, name="t", domain="nli", dataset="d", primary="acc", output_type="generate_until"
+)
 
 
 def record(id_: int, acc: Any, *, truncated: int = 0, finish: str = "stop", rule: str = "label") -> Any:

@@ -76,7 +76,7 @@ def test_lm_evals_own_metrics_and_filters_get_our_names() -> None:
 def test_generated_answers_carry_how_they_were_read() -> None:
     found = score(task("cme_rte"), {"text": "The answer is yes"})
     assert found == {
-        "scores": {"acc": 1.0, "answered": 1.0},
+        "scores": {"acc": 1.0, "f1_macro": [0, 0], "answered": 1.0},
         "answer": {"text": "yes", "rule": "answer_is"},
     }
 
@@ -91,4 +91,5 @@ def test_names(name: str, pipeline: str, expected: str) -> None:
 
 def test_scores_are_plain_numbers() -> None:
     found = score(task("cme_rte_ll"), {"logprobs": [-1.0, -2.0], "greedy": [True, False]})
+    assert found["scores"].pop("f1_macro") == [task("cme_rte_ll").docs[0]["label"], 0]
     assert all(type(value) is float and not math.isnan(value) for value in found["scores"].values())

@@ -38,7 +38,7 @@ def test_it_renders_every_item(name: str) -> None:
             assert "{%" not in context
             assert "None" not in context
             assert context == context.strip()
-            assert name in CLOZE or context.endswith(":")
+            assert name in CLOZE or context.endswith((":", "："))
         assert item.target
         assert len(set(item.choices)) == len(item.choices) or name == "cme_winogrande_ll"
         for choice in item.choices:
@@ -55,7 +55,7 @@ def test_it_renders_every_item(name: str) -> None:
         assert task.spec.primary in METRICS[answer]
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in SUITE.select("cme")])
+@pytest.mark.parametrize("name", [spec.name for spec in SUITE.select("cme,cme_extra")])
 def test_its_own_gold_answer_is_right_and_another_is_not(name: str) -> None:
     task = built(name)
     for doc in task.docs:
@@ -73,7 +73,7 @@ def test_its_own_gold_answer_is_right_and_another_is_not(name: str) -> None:
             assert task.lm_eval.score_text(doc, gold.options[gold.gold]).scores["acc"] == 1.0
 
 
-@pytest.mark.parametrize("name", [spec.name for spec in SUITE.select("cme,cme_ll")])
+@pytest.mark.parametrize("name", [spec.name for spec in SUITE.tasks.values()])
 def test_exemplars_come_before_the_same_question(name: str) -> None:
     zero, two = rendered(name)[0], rendered(name, shots=2)[0]
     for bare, context in zip(zero.contexts, two.contexts, strict=True):
@@ -137,6 +137,28 @@ def test_a_cloze_fills_each_choice_into_the_context() -> None:
         "We cooled the tea with the ice because the ice",
     )
     assert item.choices == (" was too hot.", " was too hot.")
+
+
+def test_in_a_chat_exemplars_are_turns_behind_the_system_prompt(toy_tokenizer: object) -> None:
+    form = resolve_format("chat", toy_tokenizer, generated=True, system="Be brief.")
+    bare, [one, *_] = rendered("cme_rte"), rendered("cme_rte", shots=1, form=form)
+    exemplar, answer = (
+        rendered("cme_rte", shots=1)[0].contexts[0].removesuffix(bare[0].contexts[0]).split("Answer: ")
+    )
+    expected = f"[system] Be brief.\n[user] {exemplar}Answer:\n[assistant] {answer.strip()}\n"
+    assert one.contexts[0] == f"{expected}[user] {bare[0].contexts[0]}\n[assistant] "
+
+
+@pytest.mark.parametrize("name", ["cme_imdb", "cme_mmlu", "cme_rte_ll"])
+def test_exemplars_are_known_by_their_place(name: str) -> None:
+    task = built(name, 2)
+    pool = list(task.lm_eval.fewshot_docs())
+    for index, item in enumerate(rendered(name, shots=2)):
+        shown = [task.lm_eval.doc_to_text(pool[place]) for place in task.exemplars(0, index)]
+        starts = [item.contexts[0].index(text) for text in shown]
+        assert len(shown) == 2
+        assert starts == sorted(starts)
+    assert built(name).exemplars(0, 0) == []
 
 
 def test_teamlora_format_ends_with_the_separator() -> None:

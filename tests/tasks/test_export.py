@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from lm_eval.tasks import TaskManager
 from workshop import Workshop
 
@@ -17,6 +16,7 @@ from cme_bench.tasks.build import build_task
 from cme_bench.tasks.export import export_tasks, stock_config
 from cme_bench.tasks.sources import FolderSource, mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.tasks.yaml_loader import load_yaml
 
 SUITE = load_suite()
 PLAIN = resolve_format("plain", None, generated=False)
@@ -66,9 +66,14 @@ def test_stock_lm_eval_asks_what_we_ask(manager: TaskManager, name: str, shots: 
 def test_generated_answers_are_scored_by_our_rules_there_too(manager: TaskManager) -> None:
     task: Any = manager.load(["cme_rte"])["tasks"]["cme_rte"]
     doc = task.eval_docs[0]
-    assert task.process_results(doc, ["The answer is yes."]) == {"acc": 1.0, "answered": 1.0}
-    assert task.process_results(doc, ["Hm."]) == {"acc": 0.0, "answered": 0.0}
-    assert set(task.aggregation()) == set(task.higher_is_better()) == {"acc", "answered"}
+    assert task.process_results(doc, ["The answer is yes."]) == {
+        "acc": 1.0,
+        "f1_macro": [0, 0],
+        "answered": 1.0,
+    }
+    assert task.process_results(doc, ["Hm."]) == {"acc": 0.0, "f1_macro": [0, -1], "answered": 0.0}
+    assert set(task.aggregation()) == set(task.higher_is_better()) == {"acc", "f1_macro", "answered"}
+    assert task.aggregation()["f1_macro"]([[0, 0], [1, -1]]) == 0.5
 
 
 def test_splits_that_are_absent_are_left_out(workshop: Workshop) -> None:
@@ -113,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_copy_is_self_contained(tmp_path: Path) -> None:
     [file] = export_tasks([SUITE.task("cme_anli_r1_ll")], mini_source(), tmp_path)
-    config = yaml.safe_load(file.read_text())
+    config = load_yaml(file, root=tmp_path).values
     assert config["tag"] == ["cme_ll", "nli_ll"]
     assert "include" not in config
     assert "dataset_name" not in config

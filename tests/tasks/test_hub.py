@@ -6,17 +6,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
 import pytest
-
-FIRST, SECOND = "a" * 40, "b" * 40
+from hub_server import FIRST, SECOND, Hub, Server, serving
 
 # Asks for rows as a run does. A process of its own: HF_ENDPOINT and HF_HOME are read when libraries load.
 ASKER = """
@@ -38,86 +33,6 @@ for line in sys.stdin:
         answer = f"{type(err).__name__} {err.exit_code}: {err}"
     print(json.dumps(answer), flush=True)
 """
-
-
-def commit_of(text: str) -> dict[str, bytes]:
-    card = (
-        b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
-    )
-    return {"README.md": card, "test.jsonl": f'{{"text": "{text}", "label": 1}}\n'.encode()}
-
-
-@dataclass
-class Hub:
-    """What the stand-in serves for every dataset: files by commit, which of them is the head, what it was
-    asked."""
-
-    commits: dict[str, dict[str, bytes]] = field(
-        default_factory=lambda: {FIRST: commit_of("first"), SECOND: commit_of("second")}
-    )
-    head: str = FIRST
-    status: int = 200
-    asked: list[str] = field(default_factory=list)
-
-    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
-        """Status and what to send: bytes of a file, or something for JSON."""
-        self.asked.append(path)
-        if self.status != 200:
-            return self.status, {"error": "out of order"}
-        match path.strip("/").split("/"):
-            case ["datasets", _, _, "resolve", commit, name]:
-                content = self.commits.get(commit, {}).get(name)
-                return (404, {"error": "Entry not found"}) if content is None else (200, content)
-            case ["api", "datasets", owner, name, *rest]:
-                commit = {"main": self.head}.get(rest[1], rest[1]) if len(rest) > 1 else self.head
-                files = self.commits[commit]
-                match rest[:1]:
-                    case [] | ["revision"]:
-                        siblings = [{"rfilename": file} for file in files]
-                        return 200, {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings, "tags": []}
-                    case ["tree"]:
-                        return 200, [self.entry(commit, file) for file in files]
-                    case ["paths-info"]:
-                        wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
-                        return 200, [self.entry(commit, file) for file in wanted if file in files]
-        return 404, {"error": f"no {path}"}
-
-    def entry(self, commit: str, name: str) -> dict[str, Any]:
-        content = self.commits[commit][name]
-        return {"type": "file", "path": name, "size": len(content), "oid": f"{commit[:8]}-{name}"}
-
-
-class Server(ThreadingHTTPServer):
-    """Answers for ``hub`` on a free port of this machine."""
-
-    hub = Hub()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def reply(self) -> None:
-        path = urlparse(self.path).path
-        status, content = self.server.hub.answer(
-            path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        )
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
-        if "/resolve/" in path and status == 200:
-            commit = path.split("/resolve/")[1].partition("/")[0]
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("ETag", f'"{commit[:8]}-{path.rpartition("/")[2]}"')
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    do_GET = do_HEAD = do_POST = reply  # noqa: N815 - names that http.server looks for
-
-    def log_message(self, format: str, *args: object) -> None:
-        return
 
 
 class Asker:
@@ -147,13 +62,8 @@ class Asker:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    served = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with serving() as served:
+        yield served
 
 
 @pytest.fixture

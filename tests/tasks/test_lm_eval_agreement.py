@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("CME_SHARED_DATA") or ROOT.parent / "shared" / "data")
-ITEMS = int(os.environ.get("CME_AGREEMENT_ITEMS", "40"))
-GENERATED_ITEMS = min(ITEMS, 20)
+ITEMS = int(os.environ.get("CME_AGREEMENT_ITEMS", "20"))
+GENERATED_ITEMS = min(ITEMS, 10) if ITEMS <= 20 else min(ITEMS, 50)
 
 LIKELIHOOD = (
     "cme_winogrande_ll",
@@ -37,8 +37,10 @@ LIKELIHOOD = (
     "cme_arc_challenge_ll",
     "cme_mmlu_ll",
     "cme_boolq_ll",
+    "cme_sst2_ll",
+    "cme_openbookqa_ll",
 )
-GENERATED = ("cme_rte", "cme_triviaqa", "cme_tldr")
+GENERATED = ("cme_rte", "cme_triviaqa", "cme_tldr", "cme_sciq")
 
 Samples: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 Both: TypeAlias = tuple[Samples, Samples, Mapping[str, Any]]

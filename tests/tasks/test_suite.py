@@ -31,9 +31,12 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
         assert spec.name.startswith("cme_")
         likelihood = spec.output_type == "multiple_choice"
         assert spec.name.endswith("_ll") == likelihood
-        assert spec.tags == (("cme_ll",) if likelihood else ("cme",))
+        suite = "cme" if spec.in_cme else "cme_extra"
+        assert spec.tags == ((f"{suite}_ll",) if likelihood else (suite,))
+        assert spec.items and spec.fewshot_split
+        assert 0 <= spec.metadata["random_baseline"] < 1
         if spec.primary.startswith("acc"):
-            choices = spec.config["doc_to_choice"]
+            choices = spec.config.get("doc_to_choice")  # numbers have none
             expected = 1 / len(choices) if isinstance(choices, list) else None
             assert expected is None or spec.metadata["random_baseline"] == pytest.approx(expected, abs=1e-4)
 
@@ -45,7 +48,8 @@ def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
     assert names("entailment, cme_rte,entailment_ll") == ["cme_rte", "cme_rte_ll"]
     assert names(["science"]) == ["cme_arc_challenge", "cme_arc_easy", "cme_openbookqa", "cme_sciq"]
     assert "cme_tldr" not in names("cme_ll")
-    assert set(names("cme")) | set(names("cme_ll")) == set(SUITE.tasks)
+    assert names("cme_extra,cme_extra_ll") == ["cme_cmmlu", "cme_samsum", "cme_gsm8k", "cme_cmmlu_ll"]
+    assert {*names("cme,cme_ll,cme_extra,cme_extra_ll")} == set(SUITE.tasks)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,7 @@ def test_the_keys_we_accept_are_lm_evals() -> None:
 def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
     assert set(manager.all_subtasks) == set(SUITE.tasks)
-    assert set(manager.all_tags) == {"cme", "cme_ll"}
+    assert set(manager.all_tags) == {"cme", "cme_ll", "cme_extra", "cme_extra_ll"}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,11 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     [
         ("doc_to_txt: x\n", 11, "unknown key 'doc_to_txt'; did you mean 'doc_to_text'?"),
         ("  licens: MIT\n", 11, "unknown key 'metadata.licens'; did you mean 'licence'?"),
-        ("  answer: {type: labels}\n", 11, "answer type 'labels' is none of label, letter, short, summary"),
+        (
+            "  answer: {type: labels}\n",
+            11,
+            "answer type 'labels' is none of label, letter, short, summary, number",
+        ),
         ("  answer: {typ: label}\n", 11, "unknown key 'metadata.answer.typ'; did you mean 'type'?"),
         ("  answer: label\n", 11, "'metadata.answer' must be a mapping with a 'type'"),
         ("metric_list: acc\n", 11, "'metric_list' must be a list of mappings with a 'metric'"),

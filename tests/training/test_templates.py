@@ -10,7 +10,8 @@ import pytest
 from cme_bench.errors import UsageError
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import DataSource, FolderSource, mini_source
-from cme_bench.tasks.suite import DOMAINS, GENERATED, load_suite
+from cme_bench.tasks.spec import GENERATED
+from cme_bench.tasks.suite import DOMAINS, load_suite
 from cme_bench.training.mixture import load_training_set
 from cme_bench.training.templates import (
     MIN_PARAPHRASES,

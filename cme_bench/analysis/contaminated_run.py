@@ -1,0 +1,116 @@
+"""The overlap of a run's items with training texts, beside its scores: contamination.csv and .json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cme_bench.analysis.contamination import N, find_overlaps, row_texts
+from cme_bench.errors import UsageError
+from cme_bench.runs.store import read_json, read_records, samples_file, write_json, write_text
+from cme_bench.stats.estimates import Estimate, mean
+
+
+@dataclass(frozen=True, slots=True)
+class TaskContamination:
+    """One task of a run. ``score`` is its primary metric over all items, ``clean`` over those that overlap
+    with no training text (metrics that are no mean of items have neither)."""
+
+    task: str
+    metric: str
+    items: int
+    checked: int
+    overlapping: tuple[int, ...]
+    score: Estimate | None
+    clean: Estimate | None
+
+
+def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) -> list[TaskContamination]:
+    """Compare every item of a run with ``texts`` and write both files into the run's folder.
+
+    ``training`` says in the files what the texts are. UsageError if the folder holds no run with records.
+    """
+    tasks = read_json(folder / "results.json")["cme"]["tasks"]
+    records = {task: _last_records(folder, task) for task in tasks}
+    if not any(records.values()):
+        raise UsageError(f"{folder}: holds no records (samples/*.jsonl) whose items could be compared")
+    rows = {task: {i: record["doc"] for i, record in found.items()} for task, found in records.items()}
+    found = []
+    for overlap in find_overlaps(rows, texts, n=n):
+        metric = str(tasks[overlap.task]["primary"])
+        scores = {i: record["scores"].get(metric) for i, record in records[overlap.task].items()}
+        dirty = set(overlap.overlapping)
+        found.append(
+            TaskContamination(
+                task=overlap.task,
+                metric=metric,
+                items=overlap.items,
+                checked=overlap.checked,
+                overlapping=overlap.overlapping,
+                score=_mean(list(scores.values())),
+                clean=_mean([score for i, score in scores.items() if i not in dirty]),
+            )
+        )
+    content = {"training": training, "n": n, "tasks": {t.task: asdict(t) for t in found}}
+    write_json(folder / "contamination.json", content)
+    write_text(folder / "contamination.csv", contamination_csv(found))
+    return found
+
+
+def _last_records(folder: Path, task: str) -> dict[int, Mapping[str, Any]]:
+    """The current record of every item: the last one."""
+    return {record["id"]: record for record in read_records(samples_file(folder, task))}
+
+
+def _mean(values: list[Any]) -> Estimate | None:
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    return mean(values) if values else None
+
+
+def contamination_csv(found: Iterable[TaskContamination]) -> str:
+    """Columns task, items, checked, overlapping, share, metric, score, stderr, clean_score, clean_stderr,
+    clean_n."""
+    out = io.StringIO()
+    table = csv.writer(out, lineterminator="\n")
+    table.writerow(
+        "task items checked overlapping share metric score stderr clean_score clean_stderr clean_n".split()
+    )
+    for t in found:
+        share = len(t.overlapping) / t.checked if t.checked else ""
+        clean = [*_cells(t.clean), t.clean.n if t.clean else 0]
+        table.writerow(
+            [t.task, t.items, t.checked, len(t.overlapping), share, t.metric, *_cells(t.score), *clean]
+        )
+    return out.getvalue()
+
+
+def _cells(estimate: Estimate | None) -> list[float | str]:
+    if estimate is None:
+        return ["", ""]
+    return [estimate.value, "" if math.isnan(estimate.stderr) else estimate.stderr]
+
+
+def file_texts(file: Path) -> Iterator[str]:
+    """The texts of a training file, one line at a time: every string of a .jsonl row, or the lines of a .txt.
+
+    UsageError with file and line for a row that is no JSON.
+    """
+    if file.suffix not in (".jsonl", ".txt"):
+        raise UsageError(f"{file}: training texts are read from .jsonl and .txt files")
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if file.suffix == ".txt":
+                yield line.decode("utf-8", errors="replace")
+                continue
+            try:
+                yield from row_texts(orjson.loads(line) if line.strip() else "")
+            except orjson.JSONDecodeError as err:
+                raise UsageError(f"{file}:{number}: not JSON ({err})") from err

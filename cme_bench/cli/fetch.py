@@ -1,0 +1,79 @@
+"""``cme-bench fetch``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cme_bench.cli import app
+
+if TYPE_CHECKING:
+    from cme_bench.tasks.fetch import WantedSplit
+    from cme_bench.tasks.suite import Suite
+
+_EPILOG = (
+    "Examples:  cme-bench fetch --tasks cme,cme_ll --out ./data   |   cme-bench fetch owner/model --out "
+    "./data   |   cme-bench run ./data/models/model --data ./data --offline"
+)
+
+
+@app.command(epilog=_EPILOG)
+def fetch(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for rows, models and the lock file.")],
+    models: Annotated[list[str] | None, typer.Argument(help="Hub ids of models, or 'smollm2'.")] = None,
+    tasks: Annotated[str, typer.Option(help="Fetch the rows of these tasks, domains and suites.")] = "",
+    train: Annotated[bool, typer.Option("--train", help="Also the training rows of their datasets.")] = False,
+    include: Annotated[list[Path] | None, typer.Option(help="Folder of your own task files.")] = None,
+) -> None:
+    """Prefetch models and rows from the hub into a folder that --data and --offline take.
+
+    Every dataset and model is pinned: the hub names its commit once, hub-lock.json keeps it, runs record it.
+    """
+    from cme_bench.errors import CmeError, UsageError
+    from cme_bench.models.fetch import fetch_model
+    from cme_bench.tasks.fetch import fetch_splits, wanted_splits
+    from cme_bench.tasks.suite import load_suite
+
+    if not models and not tasks:
+        raise UsageError("nothing to fetch: name models, or --tasks")
+    failed = 0
+    if tasks:
+        suite = load_suite(tuple(include or ()))
+        specs = suite.select(tasks)
+        wanted = wanted_splits(specs, out)
+        if train:
+            wanted += _training_splits(suite, {spec.dataset for spec in specs}, out)
+        for item in fetch_splits(wanted, out):
+            failed += item.error is not None
+            done = "there already" if item.rows is None else f"{item.rows} rows"
+            print(f"{item.wanted.file}: {item.error or done}")
+    for name in models or ():
+        try:
+            print(f"{fetch_model(name, out)}: {name}")
+        except CmeError as err:
+            failed += 1
+            print(err)
+    if failed:
+        raise CmeError(f"{failed} could not be fetched; the same command goes on with those")
+    print(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
+
+
+def _training_splits(suite: Suite, datasets: set[str], out: Path) -> list[WantedSplit]:
+    """The training rows of the datasets, under the names by which ``train --data`` finds them."""
+    from cme_bench.tasks.fetch import WantedSplit, located
+    from cme_bench.tasks.sources import FolderSource
+    from cme_bench.training.templates import load_templates
+
+    wanted: dict[Path, WantedSplit] = {}
+    for template in load_templates(suite).values():
+        for part in template.parts if template.dataset in datasets else ():
+            plain = [file for file in part.files if not file.columns]
+            if part.hub is None or not plain:
+                continue
+            place = next((file for file in plain if file.stem == part.hub), plain[0])
+            spec = located(part.task, place.folder)
+            file = FolderSource(out).file(spec, place.stem)
+            wanted.setdefault(file, WantedSplit(spec, part.hub, file))
+    return list(wanted.values())

@@ -1,0 +1,45 @@
+"""Defaults of every command from the project file, before any command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from cme_bench.cli import app
+from cme_bench.project import check_defaults, find_project
+
+
+@app.callback()
+def project(context: typer.Context) -> None:
+    """Evaluate multi-task adapters (LoRA ... TeamLoRA) on CME: 22 datasets in 11 domains."""
+    found = find_project(Path.cwd())
+    if found is None:
+        return
+    options = list(_options(context.command))
+    check_defaults(found, (name for _, name, _ in options))
+    values = dict(found.defaults)
+    if found.include:
+        values.setdefault("include", [str(path) for path in found.include])
+    context.default_map = {}
+    for path, name, parameter in options:
+        if name not in values:
+            continue
+        level: Any = context.default_map
+        for command in path:
+            level = level.setdefault(command, {})
+        value = values[name]
+        level[parameter.name] = [value] if parameter.multiple and not isinstance(value, list) else value
+
+
+def _options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """(names of the command, an option's long name, the option) of every command below ``command``."""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _options(below, (*path, name))
+    for parameter in command.params if path else ():
+        if parameter.param_type_name == "option":
+            for flag in parameter.opts:
+                if flag.startswith("--"):
+                    yield path, flag.removeprefix("--"), parameter

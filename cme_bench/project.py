@@ -1,0 +1,93 @@
+"""The project file ``cme-bench.toml``: where a project keeps its own tasks, and what its commands default to.
+
+::
+
+    include = ["tasks"]          # folders or files of task files, from this file's folder
+
+    [defaults]                   # any option of any command, by its long name
+    data = "data"
+    limit = 200
+
+It is looked for in the working folder and those above it. A flag on the command line always wins.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.errors import UsageError, did_you_mean
+
+NAME = "cme-bench.toml"
+KEYS = frozenset({"include", "defaults"})
+PATHS = frozenset({"data", "out", "adapter"})
+"""Defaults that may be paths from the file's folder (where such a path exists)."""
+REFUSED = frozenset({"allow-code"})
+"""Options that a file must not set: a folder from elsewhere would then run its own code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """``include``: existing paths; ``defaults``: option names without dashes, and values."""
+
+    file: Path
+    include: tuple[Path, ...]
+    defaults: Mapping[str, Any]
+
+
+def find_project(folder: Path) -> Project | None:
+    """The project of ``folder``; None if neither it nor any folder above has a project file."""
+    for above in (folder, *folder.parents):
+        file = above / NAME
+        if file.is_file():
+            return read_project(file)
+    return None
+
+
+def read_project(file: Path) -> Project:
+    """Raises UsageError with the line for broken TOML, unknown keys and folders that are not there."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise UsageError(f"{file}: broken project file ({err})") from err
+    for key in values:
+        if key not in KEYS:
+            raise UsageError(f"{_line(file, text, key)}: unknown key {key!r}{did_you_mean(key, KEYS)}")
+    names, defaults = values.get("include", []), values.get("defaults", {})
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{_line(file, text, 'include')}: 'include' must be a list of paths")
+    if not isinstance(defaults, dict):
+        raise UsageError(f"{_line(file, text, 'defaults')}: 'defaults' must be a table")
+    include = tuple(file.parent / name for name in names)
+    for path in include:
+        if not path.exists():
+            raise UsageError(f"{_line(file, text, 'include')}: {path}: no such file or folder")
+    for key in defaults.keys() & REFUSED:
+        raise UsageError(f"{_line(file, text, key)}: {key!r} is only for the command line")
+    return Project(file, include, {key: _path(file, key, value) for key, value in defaults.items()})
+
+
+def _path(file: Path, key: str, value: Any) -> Any:
+    if key in PATHS and isinstance(value, str) and (file.parent / value).exists():
+        return str(file.parent / value)
+    return value
+
+
+def check_defaults(project: Project, known: Iterator[str]) -> None:
+    """UsageError for a default that is no option of any command."""
+    names = set(known)
+    for key in project.defaults:
+        if key not in names:
+            text = project.file.read_text(encoding="utf-8")
+            raise UsageError(f"{_line(project.file, text, key)}: no option --{key}{did_you_mean(key, names)}")
+
+
+def _line(file: Path, text: str, key: str) -> str:
+    """``file:line`` of the first line that sets ``key``; TOML's parser keeps no lines."""
+    found = re.search(rf"^\s*\[?[\"']?{re.escape(key)}[\"']?\s*[=.\]]", text, re.MULTILINE)
+    return f"{file}:{text[: found.end()].count(chr(10)) + 1}" if found else str(file)

@@ -1,0 +1,113 @@
+"""``docs/tasks.md``: every built-in task in two tables, made from the task files (``make docs``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cme_bench.tasks.identity import config_hash
+from cme_bench.tasks.spec import TaskSpec
+from cme_bench.tasks.suite import Suite, load_suite
+
+_PREFACE = """\
+# The tasks
+
+This page is made from the task files in [`tasks/`](../tasks) by `make docs`; a test keeps it current.
+
+## What the paper says, and what is ours
+
+From the TeamLoRA paper (arXiv 2408.09856): CME is a comprehensive multi-task evaluation of **22 datasets**
+in **11 tasks**, reported as one average a method. The paper's per-dataset scores, the list of its datasets,
+its prompts, its answer extraction and its metrics are published nowhere that we could find.
+
+Everything else on this page is **our reconstruction**: which 22 datasets, which 11 domains they form, the
+split that is scored, the prompts, the options' letters, the extraction rules, the metric of each task and
+the average (macro: a dataset over its tasks, a domain over its datasets, the average over the domains). Our
+numbers can be compared with each other, not with the paper's. `cme_extra` is not part of the 22 and never
+enters their averages.
+
+The instructions are ours: one fixed wording a dataset for evaluation (below: the task's own file) and at
+least four paraphrases for training (`cme_bench/training/templates/`). Licences and citations are from the
+dataset cards and papers as we know them; check them before you publish data.
+"""
+
+_FORMS = """\
+## Tasks
+
+`generate`: the model's answer is read by named rules. `likelihood`: the choices' log-likelihoods are
+compared. `items`: the scored split as published. `random`: what guessing gives, in %. `hash`: the first 8
+digits of sha256 over the resolved task file without rows; [`tasks/lock.json`](../tasks/lock.json) says
+since when it holds.
+"""
+
+_DATASETS = """\
+## Datasets
+
+`exemplars`: the split of few-shot examples, and how they are drawn (`first_n`: its first rows, the same for
+every item; `default`: by seed and item). `clusters`: the column that items with a common passage share;
+standard errors must respect it.
+"""
+
+
+def tasks_page(suite: Suite) -> str:
+    """The page for all tasks of a suite, in its order."""
+    specs = list(suite.tasks.values())
+    cme = [spec for spec in specs if spec.in_cme]
+    counts = (
+        f"{len({spec.dataset for spec in cme})} datasets in {len({spec.domain for spec in cme})} domains: "
+        f"{sum(spec.output_type == 'generate_until' for spec in cme)} generated and "
+        f"{sum(spec.output_type != 'generate_until' for spec in cme)} likelihood tasks; "
+        f"{len(specs) - len(cme)} more in `cme_extra`."
+    )
+    tasks = _table(
+        ("domain", "dataset", "task", "form", "metric", "items", "random", "hash"), map(_task, specs)
+    )
+    first = {(spec.domain, spec.folder): spec for spec in reversed(specs)}
+    folders = [spec for spec in specs if first[spec.domain, spec.folder] is spec]
+    columns = ("dataset", "hub id", "scored split", "exemplars", "clusters", "licence", "citation", "note")
+    datasets = _table(columns, map(_dataset, folders))
+    return "\n".join([_PREFACE, _FORMS, counts, "", tasks, "", _DATASETS, datasets, ""])
+
+
+def _task(spec: TaskSpec) -> Sequence[str]:
+    return (
+        spec.domain,
+        spec.dataset,
+        f"`{spec.name}`",
+        "generate" if spec.output_type == "generate_until" else "likelihood",
+        spec.primary,
+        str(spec.items),
+        f"{100 * float(spec.metadata['random_baseline']):.1f}",
+        f"`{config_hash(spec.config)[:8]}`",
+    )
+
+
+def _dataset(spec: TaskSpec) -> Sequence[str]:
+    config = spec.config
+    sampler = (config.get("fewshot_config") or {}).get("sampler", "default")
+    name = config.get("dataset_name")
+    return (
+        spec.folder,
+        f"{config['dataset_path']}{f' ({name})' if name else ''}",
+        spec.eval_split,
+        f"{spec.fewshot_split} ({sampler})",
+        str(spec.metadata.get("cluster", "")),
+        str(spec.metadata["licence"]),
+        str(spec.metadata["citation"]),
+        str(spec.metadata.get("note", "")),
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def lines() -> Iterator[str]:
+        yield f"| {' | '.join(columns)} |"
+        yield f"|{'---|' * len(columns)}"
+        for row in rows:
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+
+    return "\n".join(lines())
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(tasks_page(load_suite()), encoding="utf-8")

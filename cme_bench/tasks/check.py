@@ -1,0 +1,299 @@
+"""Looking a task over before anything is run: its file, its rows, its labels, its lengths."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.formats import PromptFormat, resolve_format
+from cme_bench.prompts.items import build_items, limited_ids, render_item
+from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.sources import DataSource, source_of
+from cme_bench.tasks.spec import TaskSpec, load_spec
+from cme_bench.tasks.suite import Suite
+
+MOST_ROWS = 5
+"""Rows that are named of one kind of problem; the others are counted."""
+ID_FIELDS = ("id", "uid", "guid", "idx", "ind", "index", "question_id", "item_id")
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem; ``text`` begins with the file, and the line where there is one."""
+
+    level: Level
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found out about one task: problems, and facts worth a line."""
+
+    name: str
+    findings: tuple[Finding, ...]
+    facts: tuple[str, ...]
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """The model whose tokens are counted: its tokenizer, most tokens it takes, and the prompt format."""
+
+    tokenizer: Any
+    max_length: int
+    prompt_format: str = "auto"
+
+
+def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]:
+    """The tasks in the file or folder ``path``, and what is wrong with files that hold none.
+
+    Every file is read by itself, so that a broken one does not hide the next.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*.yaml"))
+    root = path.parent if path.is_file() else path
+    specs: list[TaskSpec] = []
+    findings: list[Finding] = []
+    names = {spec.name: spec.path.resolve() for spec in suite.tasks.values()}
+    for file in files:
+        try:
+            spec = load_spec(file, root=root)
+        except UsageError as err:
+            findings.append(Finding("error", str(err)))
+            continue
+        if spec is None:
+            continue
+        if names.setdefault(spec.name, file.resolve()) != file.resolve():
+            text = f"{spec.line('task')}: task {spec.name!r} is already defined in {names[spec.name]}"
+            findings.append(Finding("error", text))
+            continue
+        specs.append(spec)
+    if not files:
+        findings.append(Finding("error", f"{path}: holds no task file (.yaml)"))
+    return specs, findings
+
+
+def check_task(
+    spec: TaskSpec,
+    suite: Suite,
+    source: DataSource,
+    *,
+    reader: Reader | None = None,
+    limit: int | None = None,
+) -> Checked:
+    """Everything about one task that can be known without a model's weights.
+
+    ``limit``: look at so many rows only (those that ``run --limit`` asks).
+    """
+    checked = _Checked(spec)
+    try:
+        task = build_task(spec, suite, source)
+    except CmeError as err:
+        return Checked(spec.name, (Finding("error", str(err)),), ())
+    ids = limited_ids(range(len(task.docs)), limit)
+    _check_primary(task, checked)
+    _check_fields(task, checked)
+    prompts = _check_items(task, ids, checked)
+    _check_repeats(task, prompts, checked)
+    _check_ids(task, ids, checked)
+    _check_exemplars(task, suite, source_of(spec, source), prompts, checked)
+    checked.facts.append(f"{len(ids)} items")
+    if reader is not None and not checked.failed:
+        _check_lengths(task, reader, limit, checked)
+    return Checked(spec.name, tuple(checked.findings), tuple(checked.facts))
+
+
+@dataclass
+class _Checked:
+    """Findings as they come; of each kind only the first few rows are named."""
+
+    spec: TaskSpec
+    findings: list[Finding] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return any(finding.level == "error" for finding in self.findings)
+
+    def add(self, level: Level, texts: Sequence[str]) -> None:
+        self.findings += [Finding(level, text) for text in texts[:MOST_ROWS]]
+        if len(texts) > MOST_ROWS:
+            more = f"{self.spec.path}: and {len(texts) - MOST_ROWS} more rows like that"
+            self.findings.append(Finding(level, more))
+
+
+def _check_primary(task: Task, checked: _Checked) -> None:
+    """The metric that stands for the task is one that it yields."""
+    names = [LM_EVAL_ALIASES.get(name, name) for name in task.lm_eval.aggregation()]
+    if task.spec.primary not in names:
+        place = task.spec.line("metadata.primary")
+        known = ", ".join(names)
+        checked.add("error", [f"{place}: primary metric {task.spec.primary!r} is none of {known}"])
+
+
+def _check_fields(task: Task, checked: _Checked) -> None:
+    """Columns that the metadata names are there."""
+    columns = task.docs.column_names
+    for key in ("cluster", "fewshot_group"):
+        name = task.spec.metadata.get(key)
+        if name is not None and name not in columns:
+            place = task.spec.line(f"metadata.{key}")
+            checked.add("error", [f"{place}: {key} {name!r} is no column (there are {', '.join(columns)})"])
+
+
+Prompts = dict[int, tuple[tuple[str, ...], tuple[str, ...]]]
+"""Item -> its contexts and choices, zero-shot."""
+
+
+def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
+    """Every row renders, its label is in range, its choices differ, its answer is not empty."""
+    zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.hash, task.revision)
+    prompts: Prompts = {}
+    errors, empty, twins = [], [], []
+    answers = set()
+    for index in ids:
+        try:
+            item = render_item(zero_shot, index, PLAIN)
+        except UsageError as err:
+            errors.append(str(err))
+            continue
+        prompts[index] = item.contexts, item.choices
+        answers.add(item.target)
+        if not item.target.strip():
+            empty.append(f"{task.place(index)}: the right answer is empty")
+        elif len(set(zip(item.contexts, item.choices, strict=False))) < len(item.choices):
+            twins.append(f"{task.place(index)}: two choices are the same text")
+    checked.add("error", errors)
+    checked.add("error", empty)
+    checked.add("warning", twins)
+    has_choices = task.lm_eval.config.doc_to_choice is not None
+    if has_choices and len(answers) == 1 and len(prompts) > 1:
+        text = f"{task.rows.origin}: the answer is {next(iter(answers))!r} in all {len(prompts)} items"
+        checked.add("warning", [text])
+    return prompts
+
+
+PLAIN: PromptFormat = resolve_format("plain", None, generated=False)
+
+
+def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
+    first: dict[Any, int] = {}
+    texts = []
+    for index, prompt in prompts.items():
+        before = first.setdefault(prompt, index)
+        if before != index:
+            texts.append(f"{task.place(index)}: the same question stands in {task.place(before)}")
+    checked.add("warning", texts)
+
+
+def _check_ids(task: Task, ids: Sequence[int], checked: _Checked) -> None:
+    for name in ID_FIELDS:
+        if name not in task.docs.column_names:
+            continue
+        first: dict[str, int] = {}
+        texts = []
+        values = task.docs[name]
+        for index in ids:
+            value = values[index]
+            if value in (None, ""):
+                continue
+            before = first.setdefault(str(value), index)
+            if before != index:
+                texts.append(f"{task.place(index)}: {name} {value!r} stands in {task.place(before)} too")
+        checked.add("warning", texts)
+
+
+def _check_exemplars(
+    task: Task, suite: Suite, source: DataSource, prompts: Prompts, checked: _Checked
+) -> None:
+    """Exemplars are at hand, render, and are not among the items that are scored."""
+    split = task.spec.fewshot_split
+    if split is None:
+        checked.facts.append("no exemplars")
+        return
+    try:
+        rows = source.rows(task.spec, split)
+        build = build_task(task.spec, suite, source, shots=1)
+        render_item(build, 0, PLAIN)
+    except CmeError as err:
+        checked.add("warning", [f"{err} (so --shots cannot be used)"])
+        return
+    if split == task.spec.eval_split:
+        return  # lm-eval leaves the item itself out
+    asked = {_question(task, task.docs[index]): index for index in prompts}
+    texts = []
+    for index, row in enumerate(rows.table):
+        try:
+            before = asked.get(_question(task, row))
+        except Exception as err:  # a template may raise anything on a row it does not fit
+            texts.append(f"{rows.place(index)}: this exemplar does not render ({type(err).__name__})")
+            continue
+        if before is not None:
+            texts.append(f"{rows.place(index)}: this exemplar is also scored, in {task.place(before)}")
+    checked.add("warning", texts)
+    checked.facts.append(f"{len(rows.table)} exemplars")
+
+
+def _question(task: Task, row: dict[str, Any]) -> str:
+    lm_task = task.lm_eval
+    choices = lm_task.doc_to_choice(row) if lm_task.config.doc_to_choice is not None else ""
+    return f"{'' if lm_task.multiple_input else lm_task.doc_to_text(row)}\n{choices}"
+
+
+def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Checked) -> None:
+    """Lengths in a model's tokens; prompts that must be cut are warned of."""
+    generated = task.spec.output_type == "generate_until"
+    form = resolve_format(reader.prompt_format, reader.tokenizer, generated=generated)
+    try:
+        items = build_items(task, Encoder(reader.tokenizer), form, max_length=reader.max_length, limit=limit)
+    except UsageError as err:
+        checked.add("error", [str(err)])
+        return
+    lengths = [_length(item) + item.truncated for item in items]
+    middle = statistics.median_low(lengths)
+    checked.facts.append(f"prompts of {min(lengths)} to {max(lengths)} tokens (median {middle}, {form.name})")
+    cut = [item for item in items if item.truncated]
+    checked.add(
+        "warning",
+        [
+            f"{task.place(item.id)}: {item.truncated} tokens are cut from the left to fit {reader.max_length}"
+            for item in cut
+        ],
+    )
+
+
+def _length(item: Any) -> int:
+    request = item.request
+    return len(request.prompt) if hasattr(request, "prompt") else max(len(c) for c, _ in request.rows)
+
+
+def check_path(
+    path: Path,
+    suite: Suite,
+    source: DataSource,
+    *,
+    allow_code: bool = False,
+    reader: Reader | None = None,
+    limit: int | None = None,
+) -> list[Checked]:
+    """All tasks of a file or folder; files without a task are checked as one with an empty name."""
+    specs, findings = find_specs(path, suite)
+    trusted = (*suite.trusted, path.resolve()) if allow_code else suite.trusted
+    whole = Suite({**suite.tasks, **{spec.name: spec for spec in specs}}, trusted)
+    checked = [Checked("", tuple(findings), ())] if findings else []
+    for spec in specs:
+        checked.append(check_task(spec, whole, source, reader=reader, limit=limit))
+    return checked

@@ -1,0 +1,88 @@
+"""Rows of tasks, fetched from the hub into a folder that ``--data`` takes: ``<dataset>/<split>.jsonl``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+
+from cme_bench.errors import CmeError
+from cme_bench.hub_lock import LOCK_NAME
+from cme_bench.tasks.hub import HubSource
+from cme_bench.tasks.row_files import READERS
+from cme_bench.tasks.sources import FolderSource
+from cme_bench.tasks.spec import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WantedSplit:
+    """One split of a task's dataset, and the file that is to hold it."""
+
+    spec: TaskSpec
+    split: str
+    file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of a wanted split: ``rows`` written (None if the file was there), or an ``error``."""
+
+    wanted: WantedSplit
+    rows: int | None = None
+    error: str | None = None
+
+
+def wanted_splits(specs: Iterable[TaskSpec], folder: Path) -> list[WantedSplit]:
+    """What the tasks score and take exemplars from; a split that several tasks share, once."""
+    target = FolderSource(folder)
+    wanted: dict[Path, WantedSplit] = {}
+    for spec in specs:
+        if spec.config.get("dataset_path") in READERS:
+            continue  # its rows lie beside its file
+        for split in (spec.eval_split, spec.fewshot_split):
+            if split is not None:
+                file = target.file(spec, split)
+                wanted.setdefault(file, WantedSplit(spec, split, file))
+    return list(wanted.values())
+
+
+def fetch_splits(wanted: Iterable[WantedSplit], folder: Path) -> Iterator[Fetched]:
+    """Fetch one split after another, each at the commit in ``folder/hub-lock.json``, which the hub
+    resolves when a dataset is first asked for. A file that is there is kept: the same call goes on where it
+    stopped.
+    """
+    source = HubSource(lock_file=folder / LOCK_NAME)
+    for item in wanted:
+        if item.file.exists():
+            yield Fetched(item)
+            continue
+        try:
+            table = source.rows(item.spec, item.split).table
+        except CmeError as err:
+            yield Fetched(item, error=str(err))
+            continue
+        write_rows(item.file, table)
+        yield Fetched(item, rows=len(table))
+
+
+def write_rows(file: Path, rows: Iterable[object]) -> None:
+    """Rows as JSON lines; the file appears whole or not at all."""
+    scratch = file.with_suffix(".part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("wb") as stream:
+            for row in rows:
+                stream.write(orjson.dumps(row, default=str) + b"\n")
+        scratch.replace(file)
+    except OSError as err:
+        raise CmeError(
+            f"cannot write {file} ({err.strerror or err}); what was fetched before is kept"
+        ) from err
+
+
+def located(task: TaskSpec, folder: str | None) -> TaskSpec:
+    """The task with its rows in another folder and its splits under their own names."""
+    metadata = {**task.metadata, "folder": folder or task.folder, "splits": {}}
+    return replace(task, config={**task.config, "metadata": metadata})

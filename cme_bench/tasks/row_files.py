@@ -1,0 +1,163 @@
+"""Files of rows: JSON lines, CSV and Parquet, read whole, with the place of every row for messages."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from cme_bench.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+
+SUFFIXES = {".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+"""File suffix -> the builder of ``datasets`` that reads such a file, which is what a task file names."""
+CSV_SETTINGS = frozenset({"sep", "keep_default_na"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one split. ``lines[i]`` is the line of row i in ``origin`` where that is a file of lines."""
+
+    table: datasets.Dataset
+    origin: str
+    lines: Sequence[int] | None = None
+
+    def place(self, index: int) -> str:
+        """``file:line`` or ``dataset row N`` of row ``index``."""
+        return f"{self.origin}:{self.lines[index]}" if self.lines else f"{self.origin} row {index}"
+
+    def fingerprint(self) -> str:
+        """sha256 of the rows' contents: the same rows give the same value from a folder or from the hub."""
+        digest = hashlib.sha256()
+        for row in self.table:
+            digest.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=str))
+        return digest.hexdigest()
+
+
+def inside(file: Path, root: Path) -> Path:
+    """``file``, if it lies below ``root`` with every link followed; UsageError if not."""
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UsageError(f"{file}: leads out of {root}, so it is not read")
+    return file
+
+
+def read_jsonl(file: Path) -> Rows:
+    """All rows of a jsonl file; blank lines are skipped. Every row has the same keys.
+
+    UsageError with file and line for anything else.
+    """
+    import datasets
+    import pyarrow
+
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as err:
+                raise UsageError(f"{file}:{number}: not a JSON object ({err})") from err
+            if not isinstance(row, dict):
+                raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
+            if rows and row.keys() != rows[0].keys():
+                odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
+                raise UsageError(f"{file}:{number}: keys differ from those of line {lines[0]}: {odd}")
+            rows.append(row)
+            lines.append(number)
+    if not rows:
+        raise UsageError(f"{file}: holds no rows")
+    if not rows[0]:
+        raise UsageError(f"{file}:{lines[0]}: the object is empty")
+    try:
+        table = datasets.Dataset.from_list(rows)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as err:
+        reason = str(err).splitlines()[0]
+        raise UsageError(f"{_first_misfit(file, rows, lines)}: types differ between rows ({reason})") from err
+    return Rows(table, str(file), lines)
+
+
+def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
+    """``file:line`` of the first row whose types differ from the first row's."""
+    first = {key: type(value) for key, value in rows[0].items() if value is not None}
+    for row, line in zip(rows, lines, strict=True):
+        if any(
+            value is not None and type(value) is not first.get(key, type(value)) for key, value in row.items()
+        ):
+            return f"{file}:{line}"
+    return str(file)
+
+
+def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
+    """All rows of a CSV file with a header; types are pandas' (so that lm-eval reads the same rows).
+
+    ``settings``: ``sep`` and ``keep_default_na``, as for pandas. UsageError with file and line for a row with
+    more or fewer fields than the header, and for anything that is no CSV.
+    """
+    import datasets
+    import pandas
+
+    settings = dict(settings or {})
+    for key in settings:
+        if key not in CSV_SETTINGS:
+            raise UsageError(f"{file}: unknown csv setting {key!r}{did_you_mean(key, CSV_SETTINGS)}")
+    separator = str(settings.setdefault("sep", "\t" if file.suffix == ".tsv" else ","))
+    lines: list[int] = []
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream, delimiter=separator, strict=True)
+            header = next(reader, [])
+            before = reader.line_num
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise UsageError(
+                        f"{file}:{before + 1}: {len(row)} fields, but the header has {len(header)}"
+                    )
+                if row:
+                    lines.append(before + 1)
+                before = reader.line_num
+        if len(set(header)) < len(header) or not all(name.strip() for name in header):
+            raise UsageError(f"{file}:1: the header has empty or repeated names")
+        if not lines:
+            raise UsageError(f"{file}: holds no rows")
+        table = pandas.read_csv(file, encoding="utf-8-sig", **settings)
+    except UnicodeDecodeError as err:
+        raise UsageError(f"{file}: not UTF-8 text ({err.reason} at byte {err.start})") from err
+    except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as err:
+        raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({err})") from err
+    return Rows(datasets.Dataset.from_pandas(table, preserve_index=False), str(file), lines)
+
+
+def read_parquet(file: Path) -> Rows:
+    """All rows of a Parquet file. UsageError if it is none, or empty."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(file).to_pylist()
+    except (pyarrow.ArrowException, OSError) as err:
+        raise UsageError(f"{file}: not a Parquet file ({str(err).splitlines()[0]})") from err
+    if not rows:
+        raise UsageError(f"{file}: holds no rows")
+    return Rows(datasets.Dataset.from_list(rows), str(file))
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}
+"""Builder -> its reader."""
+
+
+def read_file(file: Path) -> Rows:
+    """The rows of a file, by its suffix. UsageError for another kind of file."""
+    kind = SUFFIXES.get(file.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{file}: rows are read from {', '.join(SUFFIXES)}")
+    return READERS[kind](file)

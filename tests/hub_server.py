@@ -1,0 +1,113 @@
+"""A stand-in for the hub on this machine: enough of its interface to resolve commits and fetch files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+def commit_of(text: str) -> dict[str, bytes]:
+    card = (
+        b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
+    )
+    return {"README.md": card, "test.jsonl": f'{{"text": "{text}", "label": 1}}\n'.encode()}
+
+
+@dataclass
+class Hub:
+    """What the stand-in serves: files by commit for every dataset; other files for the datasets and models
+    that ``repos`` names (``datasets/OWNER/NAME``); which commit is the head; what it was asked."""
+
+    commits: dict[str, dict[str, bytes]] = field(
+        default_factory=lambda: {FIRST: commit_of("first"), SECOND: commit_of("second")}
+    )
+    repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    head: str = FIRST
+    status: int = 200
+    asked: list[str] = field(default_factory=list)
+
+    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
+        """Status and what to send: bytes of a file, or something for JSON."""
+        self.asked.append(path)
+        if self.status != 200:
+            return self.status, {"error": "out of order"}
+        match path.strip("/").split("/"):
+            case [*kinds, owner, name, "resolve", commit, file]:
+                return self.content("/".join([*(kinds or ["models"]), owner, name]), commit, file)
+            case ["api", "datasets" | "models" as kind, owner, name, *rest]:
+                commit = {"main": self.head}.get(rest[1], rest[1]) if len(rest) > 1 else self.head
+                files = self.files(f"{kind}/{owner}/{name}", commit)
+                match rest[:1]:
+                    case [] | ["revision"]:
+                        siblings = [{"rfilename": file} for file in files]
+                        return 200, {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings, "tags": []}
+                    case ["tree"]:
+                        return 200, [entry(commit, file, files[file]) for file in files]
+                    case ["paths-info"]:
+                        wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+                        return 200, [entry(commit, file, files[file]) for file in wanted if file in files]
+        return 404, {"error": f"no {path}"}
+
+    def files(self, repo: str, commit: str) -> dict[str, bytes]:
+        return self.repos.get(repo) or self.commits[commit]
+
+    def content(self, repo: str, commit: str, name: str) -> tuple[int, Any]:
+        content = self.files(repo, commit).get(name)
+        return (404, {"error": "Entry not found"}) if content is None else (200, content)
+
+
+def entry(commit: str, name: str, content: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": name, "size": len(content), "oid": f"{commit[:8]}-{name}"}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers for ``hub`` on a free port of this machine."""
+
+    hub = Hub()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def reply(self) -> None:
+        path = urlparse(self.path).path
+        status, content = self.server.hub.answer(
+            path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        )
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        if status == 404:
+            self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
+        if "/resolve/" in path and status == 200:
+            commit = path.split("/resolve/")[1].partition("/")[0]
+            self.send_header("X-Repo-Commit", commit)
+            self.send_header("ETag", f'"{commit[:8]}-{path.rpartition("/")[2]}"')
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    do_GET = do_HEAD = do_POST = reply  # noqa: N815 - names that http.server looks for
+
+    def log_message(self, format: str, *args: object) -> None:
+        return
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """The stand-in, answering until the block ends."""
+    served = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
