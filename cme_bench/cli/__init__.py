@@ -33,8 +33,30 @@ def main() -> None:
         sys.exit(3)
 
 
-from cme_bench.cli import adapters, doctor, router, run, table, tasks, train  # noqa: E402 - commands register on `app`
+from cme_bench.cli import (  # noqa: E402 - commands register on `app`
+    adapters,
+    compare,
+    doctor,
+    report,
+    router,
+    run,
+    table,
+    tasks,
+    train,
+)
 
 app.add_typer(adapters.app, name="adapters")
 
-__all__ = ["adapters", "app", "doctor", "main", "router", "run", "table", "tasks", "train"]
+__all__ = [
+    "adapters",
+    "app",
+    "compare",
+    "doctor",
+    "main",
+    "report",
+    "router",
+    "run",
+    "table",
+    "tasks",
+    "train",
+]
