@@ -24,8 +24,8 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One domain or the average of m runs: ``means`` [m], ``p`` [m, m] of every pair, and how often each run is
-    the ``best`` [m] when items are drawn anew."""
+    """One domain or the average of m runs: ``means`` [m], ``p`` [m, m] of every pair, and how often each run
+    is the ``best`` [m] when items are drawn anew."""
 
     means: Floats
     p: Floats

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from cme_bench.stats.estimates import Estimate, macro_mean, mean
+from cme_bench.stats.estimates import Estimate
 
 Floats = NDArray[np.float64]
 
@@ -34,22 +34,6 @@ def student(estimate: Estimate, df: float, level: float = 0.95) -> tuple[float, 
         return math.nan, math.nan
     half = float(stats.t.isf((1 - level) / 2, df)) * estimate.stderr
     return estimate.value - half, estimate.value + half
-
-
-def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a mean: Wilson's where all values are 0 or 1, else Student's with n - 1 degrees."""
-    x = np.asarray(values, dtype=float)
-    if is_binary(x):
-        low, high = wilson(x.sum(), x.size, level)
-        return float(low), float(high)
-    return student(mean(x), max(x.size - 1, 1), level)
-
-
-def macro_interval(parts: Sequence[Estimate], level: float = 0.95) -> tuple[float, float]:
-    """The interval of an unweighted mean of independent means: Student's, with Welch and Satterthwaite's
-    degrees of freedom (:func:`satterthwaite`) for the standard error of :func:`~.estimates.macro_mean`."""
-    variances = [part.stderr**2 for part in parts]
-    return student(macro_mean(parts), satterthwaite(variances, [part.n - 1 for part in parts]), level)
 
 
 def satterthwaite(variances: ArrayLike, df: ArrayLike) -> float:

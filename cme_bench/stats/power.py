@@ -1,8 +1,6 @@
-"""How small a difference could have been seen, and how many items one needs."""
+"""How small a difference could have been seen."""
 
 from __future__ import annotations
-
-import math
 
 from scipy import stats
 
@@ -11,9 +9,3 @@ def detectable(stderr: float, *, level: float = 0.05, power: float = 0.8) -> flo
     """Minimum detectable effect: the true difference that a two-sided test at ``level`` finds with
     probability ``power``: (z_{1 - level/2} + z_power) SE, 2.80 SE by default (Cohen 1988; Bloom 1995)."""
     return float(stats.norm.isf(level / 2) + stats.norm.ppf(power)) * stderr
-
-
-def items_needed(deviation: float, effect: float, *, level: float = 0.05, power: float = 0.8) -> int:
-    """Paired items after which a true difference ``effect`` is detectable, when single differences have
-    standard ``deviation``: the smallest n with detectable(deviation / sqrt(n)) <= effect."""
-    return math.ceil((detectable(deviation, level=level, power=power) / effect) ** 2)

@@ -47,12 +47,16 @@ def sign_flips(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) 
     centred = x - x.mean(axis=1, keepdims=True)
     rows, counts = np.unique(centred, axis=0, return_counts=True)
     if len(rows) * _FEW <= len(x):
-        rng = np.random.default_rng(seed)
-        signs = 2.0 * rng.binomial(counts, 0.5, size=(resamples, len(counts))) - counts
-        return np.asarray(signs @ rows / len(x))
+
+        def signs(block: int, source: np.random.SeedSequence) -> Floats:
+            drawn = np.random.default_rng(source).binomial(counts, 0.5, size=(block, len(counts)))
+            return (2.0 * drawn - counts) @ rows
+
+        return _in_blocks(signs, resamples, seed) / len(x)
     parts = np.split(_widened(centred), range(8, len(x), 8))
-    tables = [_SIGNS[:, : len(part)] @ part for part in parts]
-    return _look_up(lambda: tables, resamples, seed)[:, : x.shape[1]] / len(x)
+    tables: list[Floats32] = [_SIGNS[:, : len(part)] @ part for part in parts]
+    sums = _look_up(lambda: tables, resamples, seed)
+    return sums[:, : x.shape[1]] / len(x)
 
 
 def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
@@ -64,12 +68,15 @@ def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -
     n, models = x.shape
     rows, counts = np.unique(x, axis=0, return_counts=True)
     if len(rows) * _FEW <= n:
-        picks = np.random.default_rng(seed).multinomial(n, counts / n, size=resamples)
-        return np.asarray(picks @ rows / n)
+
+        def picks(block: int, source: np.random.SeedSequence) -> Floats:
+            return np.random.default_rng(source).multinomial(n, counts / n, size=block) @ rows
+
+        return _in_blocks(picks, resamples, seed) / n
     means = x.mean(axis=0)
     weighted = _widened(np.column_stack([x - means, np.ones(n)]))
     sums = _look_up(lambda: (np.multiply.outer(_POISSON, row) for row in weighted), resamples, seed)
-    return means + sums[:, :models] / sums[:, models : models + 1]
+    return np.asarray(means + sums[:, :models] / sums[:, models : models + 1])
 
 
 def permutation_pvalues(means: ArrayLike, flips: Floats) -> Floats:
@@ -96,12 +103,6 @@ def share_best(draws: Floats) -> Floats:
     return np.asarray((top / top.sum(axis=1, keepdims=True)).mean(axis=0))
 
 
-def percentile_interval(draws: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The middle ``level`` of bootstrap draws [R] (Efron 1979)."""
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _checked(scores: ArrayLike) -> Floats:
     x = np.asarray(scores, dtype=float)
     if x.ndim != 2 or not x.size:
@@ -118,12 +119,9 @@ def _widened(columns: Floats) -> Floats32:
 
 
 def _look_up(tables: Callable[[], Iterable[Floats32]], resamples: int, seed: int) -> Floats:
-    """[R, width]: the sum over tables [256, width] of the rows that random bytes pick, in float32.
+    """[R, width]: the sum over tables [256, width] of the rows that random bytes pick, in float32."""
 
-    Every block of resamples has a generator of its own: the number of threads does not matter.
-    """
-
-    def one(block: int, source: np.random.SeedSequence) -> Floats32:
+    def sums(block: int, source: np.random.SeedSequence) -> Floats:
         bits = np.random.SFC64(source)
         total: Floats32 | float = 0.0
         picked: Floats32 | None = None
@@ -131,9 +129,14 @@ def _look_up(tables: Callable[[], Iterable[Floats32]], resamples: int, seed: int
             raw = np.asarray(bits.random_raw(-(-block // 8))).view(np.uint8)[:block]
             picked = np.take(table, raw, axis=0, out=picked, mode="clip")
             total += picked
-        return np.asarray(total, dtype=np.float32)
+        return np.asarray(total, dtype=float)
 
+    return _in_blocks(sums, resamples, seed)
+
+
+def _in_blocks(draw: Callable[[int, np.random.SeedSequence], Floats], resamples: int, seed: int) -> Floats:
+    """Resamples drawn in blocks on all cores. Every block has a random source of its own, so that the number
+    of cores does not matter."""
     blocks = [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = list(pool.map(one, blocks, np.random.SeedSequence(seed).spawn(len(blocks))))
-    return np.concatenate(done).astype(float)
+        return np.concatenate(list(pool.map(draw, blocks, np.random.SeedSequence(seed).spawn(len(blocks)))))

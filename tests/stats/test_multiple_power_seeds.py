@@ -1,0 +1,94 @@
+"""Holm against statsmodels; power and random seeds by simulation and against an analysis of variance."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.formula.api import ols
+from statsmodels.stats.anova import anova_lm
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import NormalIndPower
+
+from cme_bench.stats.multiple import holm
+from cme_bench.stats.power import detectable
+from cme_bench.stats.seeds import seeds_difference, seeds_mean
+
+
+@pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.9, 0.8, 0.02], [0.01, 0.01, 0.01]])
+def test_holm_is_statsmodels(p: list[float]) -> None:
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+
+
+def test_holm_skips_what_was_not_tested() -> None:
+    found = holm([0.01, math.nan, 0.04])
+    assert math.isnan(found[1])
+    assert found[[0, 2]] == pytest.approx([0.02, 0.04])
+
+
+def test_detectable_effect_is_statsmodels() -> None:
+    n = 400  # two groups of n, unit variance: the standard error of their difference is sqrt(2 / n)
+    expected = NormalIndPower().solve_power(nobs1=n, alpha=0.05, power=0.8)
+    assert detectable(math.sqrt(2 / n)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_detectable_effect_is_found_in_four_of_five_trials() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.normal(detectable(1.0), 1.0, 100_000)
+    assert np.mean(np.abs(z) > 1.959964) == pytest.approx(0.8, abs=0.006)
+
+
+def draw(rng: np.random.Generator, seeds: int, n: int, seed_sd: float) -> np.ndarray:
+    return (
+        0.5
+        + seed_sd * rng.normal(size=(seeds, 1))
+        + 0.3 * rng.normal(size=(1, n))
+        + 0.2 * rng.normal(size=(seeds, n))
+    )
+
+
+def test_mean_squares_are_those_of_an_analysis_of_variance() -> None:
+    x = draw(np.random.default_rng(0), seeds=4, n=30, seed_sd=0.2)
+    frame = (
+        pd.DataFrame(x).melt(ignore_index=False, var_name="item", value_name="y").reset_index(names="seed")
+    )
+    table = anova_lm(ols("y ~ C(seed) + C(item)", frame).fit())
+    seed, item, rest = (float(table["mean_sq"].iloc[i]) for i in range(3))
+    found = seeds_mean(x)
+    assert found.estimate.value == pytest.approx(x.mean())
+    assert found.estimate.stderr == pytest.approx(math.sqrt((seed + item - rest) / x.size))
+    assert found.seed_sd == pytest.approx(math.sqrt((seed - rest) / 30))
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.05])
+def test_interval_over_seeds_and_items_covers(seed_sd: float) -> None:
+    """2,000 draws of 5 seeds and 100 items. Without seed effects the interval errs on the wide side."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(2000):
+        low, high = seeds_mean(draw(rng, 5, 100, seed_sd)).interval()
+        hits += low <= 0.5 <= high
+    assert 0.935 <= hits / 2000 <= 0.975
+
+
+def test_one_seed_says_nothing_about_seeds() -> None:
+    found = seeds_mean(draw(np.random.default_rng(0), 1, 50, 0.1))
+    assert math.isnan(found.estimate.stderr)
+    with pytest.raises(ValueError, match=r"\[seeds, items\]"):
+        seeds_mean([0.1, 0.2])
+
+
+def test_difference_of_methods_pairs_items_and_adds_the_seeds() -> None:
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(1000):
+        items = 0.3 * rng.normal(size=(1, 80))
+        a = 0.5 + 0.05 * rng.normal(size=(4, 1)) + items + 0.1 * rng.normal(size=(4, 80))
+        b = 0.6 + 0.03 * rng.normal(size=(3, 1)) + items + 0.1 * rng.normal(size=(3, 80))
+        found = seeds_difference(a, b)
+        low, high = found.interval()
+        hits += low <= 0.1 <= high
+    assert 0.93 <= hits / 1000 <= 0.98
+    assert found.estimate.n == 80
