@@ -50,7 +50,7 @@ def sign_flips(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) 
 
         def signs(block: int, source: np.random.SeedSequence) -> Floats:
             drawn = np.random.default_rng(source).binomial(counts, 0.5, size=(block, len(counts)))
-            return (2.0 * drawn - counts) @ rows
+            return np.asarray((2.0 * drawn - counts) @ rows)
 
         return _in_blocks(signs, resamples, seed) / len(x)
     parts = np.split(_widened(centred), range(8, len(x), 8))
@@ -70,7 +70,8 @@ def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -
     if len(rows) * _FEW <= n:
 
         def picks(block: int, source: np.random.SeedSequence) -> Floats:
-            return np.random.default_rng(source).multinomial(n, counts / n, size=block) @ rows
+            drawn = np.random.default_rng(source).multinomial(n, counts / n, size=block)
+            return np.asarray(drawn @ rows)
 
         return _in_blocks(picks, resamples, seed) / n
     means = x.mean(axis=0)

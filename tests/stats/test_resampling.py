@@ -95,7 +95,8 @@ def test_the_same_seed_gives_the_same_numbers_on_any_number_of_threads(
 
 
 def test_permutation_tests_keep_their_level() -> None:
-    """10,000 pairs of equally good models on 100 items, 999 flips each; the simulation's error is 0.22 points.
+    """10,000 pairs of equally good models on 100 items, 999 flips each; its own error is 0.22 points.
+
     (The level of accuracies is that of McNemar's test, computed exactly in test_paired.)"""
     rejected, pairs = 0, 0
     for seed in range(5):
