@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.store import write_json, write_text
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
@@ -19,18 +18,17 @@ AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the aver
 _TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 
 
-def write_results(folder: Path, manifest: Manifest, results: Sequence[TaskResult]) -> None:
-    """Write both files for the tasks finished so far."""
+def write_results(folder: Path, content: Mapping[str, Any], results: Sequence[TaskResult]) -> None:
+    """Write both files for the tasks finished so far; ``content`` is that of ``run.json``."""
     summaries = summarize(results)
-    write_json(folder / "results.json", results_json(manifest, results, summaries))
+    write_json(folder / "results.json", results_json(content, results, summaries))
     write_text(folder / "summary.csv", summary_csv(results, summaries))
 
 
 def results_json(
-    manifest: Manifest, results: Sequence[TaskResult], summaries: dict[str, Summary]
+    content: Mapping[str, Any], results: Sequence[TaskResult], summaries: dict[str, Summary]
 ) -> dict[str, Any]:
     """lm-eval's keys at the top; ours, with formula names and the macro means, under ``cme``."""
-    content = manifest.content
     planned = content["tasks"]
     return {
         "results": {

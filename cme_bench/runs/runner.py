@@ -112,7 +112,7 @@ def _run_one(
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
                 results.append(task_result(plan.task.spec, plan.task.lm_eval, records))
-                write_results(folder, manifest, results)
+                write_results(folder, manifest.content, results)
                 listener.finish(plan.task.name, _outcome(results[-1]))
             manifest.finish()
         finally:

@@ -27,6 +27,8 @@ _BLOCK = 5000
 """Resamples that a thread holds at once: their sums lie in the cache, and a look-up outweighs its call."""
 _FEW = 100
 """Drawing one count costs about as much as this many table look-ups."""
+_SMALL = 64
+"""So few items are always drawn by counts: their Poisson weights could all be 0."""
 _POISSON = np.repeat(np.arange(6), [95, 92, 49, 15, 4, 1]).astype(np.float32)
 """[256]: Poisson(1) as 256 equally likely weights; mean 1, variance 1, third central moment 0.96."""
 _SIGNS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.float32) * 2 - 1
@@ -67,13 +69,13 @@ def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -
     x = _checked(scores)
     n, models = x.shape
     rows, counts = np.unique(x, axis=0, return_counts=True)
-    if len(rows) * _FEW <= n:
+    if len(rows) * _FEW <= n or n <= _SMALL:
 
         def picks(block: int, source: np.random.SeedSequence) -> Floats:
             drawn = np.random.default_rng(source).multinomial(n, counts / n, size=block)
             return np.asarray(drawn @ rows)
 
-        return _in_blocks(picks, resamples, seed) / n
+        return np.asarray(_in_blocks(picks, resamples, seed) / n)
     means = x.mean(axis=0)
     weighted = _widened(np.column_stack([x - means, np.ones(n)]))
     sums = _look_up(lambda: (np.multiply.outer(_POISSON, row) for row in weighted), resamples, seed)

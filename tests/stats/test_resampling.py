@@ -77,6 +77,15 @@ def test_bootstrap_is_scipys() -> None:
     assert draws.std(axis=0) == pytest.approx(stats.sem(x), rel=0.02)
 
 
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_few_items_are_drawn_exactly(n: int) -> None:
+    x = scores(n, 2, binary=False)
+    draws = bootstrap(x, resamples=5000)
+    assert np.isfinite(draws).all()
+    assert draws.mean(axis=0) == pytest.approx(x.mean(axis=0), abs=0.01)
+    assert len(np.unique(draws.round(9), axis=0)) <= np.prod([(2 * n - k) / (n - k) for k in range(1, n)])
+
+
 def test_poisson_weights_have_mean_and_variance_one() -> None:
     table = resampling._POISSON
     assert table.size == 256

@@ -198,7 +198,7 @@
       asked.choices.forEach((choice, i) => {
         const best = answer.logprobs[i] === top;
         const gold = choice.trim() === asked.target.trim();
-        const mark = (best ? "chosen" : "") + (best && gold ? ", " : "") + (gold ? "gold" : "");
+        const mark = (best ? "most likely" : "") + (best && gold ? ", " : "") + (gold ? "gold" : "");
         table.append(make("tr", best ? (gold ? "right" : "wrong") : "", make("td", "text", choice),
           make("td", "", answer.logprobs[i].toFixed(3)), make("td", "text", mark)));
       });
