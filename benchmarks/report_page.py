@@ -2,7 +2,8 @@
 
 ``write_s``: reading the run folders, the tests of all pairs and writing the file. ``open_s``: from navigation
 to the page's script having run, in headless Chromium, median of rounds, each in a fresh browser; ``task_s``:
-from the click on a task of 4,545 items to its first item in full. Prompts are 600 characters of made-up words.
+from the click on a task of 4,545 items to its first item in full. Prompts are 600 characters of made-up
+words.
 """
 
 from __future__ import annotations

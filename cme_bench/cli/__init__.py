@@ -35,10 +35,12 @@ def main() -> None:
 
 from cme_bench.cli import (  # noqa: E402 - commands register on `app`
     adapters,
+    card,
     compare,
     doctor,
     figures,
     report,
+    rescore,
     router,
     run,
     table,
@@ -51,11 +53,13 @@ app.add_typer(adapters.app, name="adapters")
 __all__ = [
     "adapters",
     "app",
+    "card",
     "compare",
     "doctor",
     "figures",
     "main",
     "report",
+    "rescore",
     "router",
     "run",
     "table",

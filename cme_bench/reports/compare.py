@@ -82,7 +82,10 @@ def compare_runs(
     forms = [form for form in a.results["forms"] if form in b.results["forms"]]
     if not forms:
         raise UsageError(f"{a.folder} and {b.folder} share no task")
-    return [_compare(a, b, form, mixed, cluster=cluster, resamples=resamples) for form in forms]
+    return [
+        _compare(a, b, form, mixed, allow_mixed=allow_mixed, cluster=cluster, resamples=resamples)
+        for form in forms
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,20 @@ class _Paired:
 
 
 def _compare(
-    a: RunView, b: RunView, form: str, mixed: Sequence[str], *, cluster: str | None, resamples: int
+    a: RunView,
+    b: RunView,
+    form: str,
+    mixed: Sequence[str],
+    *,
+    allow_mixed: bool,
+    cluster: str | None,
+    resamples: int,
 ) -> Comparison:
     paired: dict[str, _Paired] = {}
     flips: list[Flip] = []
     notes: list[str] = []
     clustered = []
-    for number, scores in enumerate(paired_tasks([a, b], form, allow_mixed=bool(mixed))):
+    for number, scores in enumerate(paired_tasks([a, b], form, allow_mixed=allow_mixed)):
         groups = _groups(scores, cluster)
         if groups is not None:
             clustered.append(scores.task)

@@ -221,7 +221,7 @@ def latency_frame(inputs: FigureInputs) -> pd.DataFrame:
                 for row in _records(runs)
             ]
     if not rows:
-        raise MissingInputError("no train_step benchmark, and no runs of LoRA and another adapter, are given")
+        raise MissingInputError("no train_step benchmark, and no runs of LoRA and another adapter")
     return pd.DataFrame(rows)
 
 

@@ -64,14 +64,25 @@ def comparison_tables(
     forms = dict.fromkeys(form for run in runs for form in run.results["forms"])
     return [
         _table(
-            form, [r for r in runs if form in r.results["forms"]], mixed, with_paper=paper, with_tests=tests
+            form,
+            [r for r in runs if form in r.results["forms"]],
+            mixed,
+            allow_mixed=allow_mixed,
+            with_paper=paper,
+            with_tests=tests,
         )
         for form in forms
     ]
 
 
 def _table(
-    form: str, runs: Sequence[RunView], mixed: Sequence[str], *, with_paper: bool, with_tests: bool
+    form: str,
+    runs: Sequence[RunView],
+    mixed: Sequence[str],
+    *,
+    allow_mixed: bool,
+    with_paper: bool,
+    with_tests: bool,
 ) -> ComparisonTable:
     present = dict.fromkeys(d for run in runs for d in run.results["forms"][form]["domains"])
     domains = sorted(present, key=lambda d: (DOMAINS.index(d) if d in DOMAINS else len(DOMAINS), d))
@@ -79,7 +90,7 @@ def _table(
     names = labels(runs)
     rows = [tuple(_row(run, name, form, domains)) for run, name in zip(runs, names, strict=True)]
     rows = _mark_places(rows)
-    tested = significance(runs, form, allow_mixed=bool(mixed)) if with_tests else None
+    tested = significance(runs, form, allow_mixed=allow_mixed) if with_tests else None
     if tested is not None:
         rows = _mark_daggers(rows, columns, tested)
     notes = [
@@ -211,4 +222,5 @@ def _with_paper(table: ComparisonTable) -> ComparisonTable:
         )
         for row in paper.rows
     )
-    return replace(table, published=rows, notes=(*table.notes, paper.note))
+    generated = () if table.form == "generated" else ("‡ the published averages are of generated answers.",)
+    return replace(table, published=rows, notes=(*table.notes, paper.note, *generated))

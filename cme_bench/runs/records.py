@@ -11,12 +11,14 @@ from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.store import Record, read_records, samples_file
 
 
-def current_records(folder: Path, task: str, planned: Mapping[str, Any]) -> list[Record]:
+def current_records(
+    folder: Path, task: str, planned: Mapping[str, Any], *, any_version: bool = False
+) -> list[Record]:
     """Records of ``task`` by ascending item id; ``planned`` is its entry in ``run.json``.
 
     A folder may hold more (another limit, earlier task versions): the last record of an item counts, and
-    only items within the limit. UsageError if there are no records, if items are missing, or if one was
-    scored under another version of the task.
+    only items within the limit. UsageError if there are no records, if items are missing, or, unless
+    ``any_version``, if one was scored under another version of the task.
     """
     file = samples_file(folder, task)
     if not file.is_file():
@@ -31,8 +33,8 @@ def current_records(folder: Path, task: str, planned: Mapping[str, Any]) -> list
         )
     records = [last[item] for item in wanted]
     stale = next((r["id"] for r in records if r["task"] != planned["hash"]), None)
-    if stale is not None:
+    if stale is not None and not any_version:
         raise UsageError(
-            f"{file}: item {stale} was scored under another version of {task}; run it again, or rescore"
+            f"{file}: item {stale} was scored under another version of {task}; cme-bench rescore mends that"
         )
     return records

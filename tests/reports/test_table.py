@@ -134,8 +134,11 @@ def test_latex_escapes_and_marks(tmp_path: Path, runs: list[RunView]) -> None:
 
 @pytest.mark.slow
 def test_latex_compiles(tmp_path: Path, runs: list[RunView]) -> None:
-    if shutil.which("pdflatex") is None:
-        pytest.skip("no pdflatex on this machine (Debian: texlive-latex-base)")
+    if (
+        shutil.which("pdflatex") is None
+        or subprocess.run(["kpsewhich", "booktabs.sty"], check=False).returncode
+    ):
+        pytest.skip("no LaTeX with booktabs on this machine (Debian: texlive-latex-recommended)")
     hostile = r"\input{/etc/passwd} $x_1^2$ #1 ~ 100% & <b>|[é漢–‡†\\"
     many = {f"cme_{d}": MadeTask(answers(50), d, d) for d in "abcdefghijk"}
     wide = [make_run(tmp_path / folder, many, name=hostile) for folder in ("w_1", "w_2")]
