@@ -25,6 +25,12 @@ def table(
     tests: Annotated[
         bool, typer.Option(help="Mark scores not significantly different from the best (reads all items).")
     ] = True,
+    seeds: Annotated[
+        bool,
+        typer.Option(
+            "--pool-seeds", help="One row for runs that differ in the adapter's training seed only."
+        ),
+    ] = False,
     columns: Annotated[
         int | None,
         typer.Option(min=1, help="At most N scores side by side; default: 6 in LaTeX, all elsewhere."),
@@ -35,14 +41,17 @@ def table(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead.")] = None,
 ) -> None:
     """Compare runs in the paper's layout: method x domain, best in bold, a dagger where it may be chance."""
-    from cme_bench.reports.runs import open_run
+    from cme_bench.reports.runs import check_alike, open_run
+    from cme_bench.reports.seeds import pool_seeds
     from cme_bench.reports.table import comparison_tables
     from cme_bench.reports.table_text import render
     from cme_bench.runs.store import write_text
 
-    tables = comparison_tables(
-        [open_run(folder) for folder in runs], allow_mixed=allow_mixed, paper=paper, tests=tests
-    )
+    views = [open_run(folder) for folder in runs]
+    if seeds:
+        check_alike(views, allow_mixed=allow_mixed)
+        views = pool_seeds(views, allow_mixed=allow_mixed)
+    tables = comparison_tables(views, allow_mixed=allow_mixed, paper=paper, tests=tests)
     text = render(tables, fmt, with_se=se, with_n=n, columns=columns)
     if output is None:
         print(text, end="")

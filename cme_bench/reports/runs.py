@@ -17,11 +17,15 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What one run folder says: ``run`` is run.json, ``results`` our part of results.json."""
+    """What one run folder says: ``run`` is run.json, ``results`` our part of results.json.
+
+    ``seeds``: how many runs of one method were pooled into it.
+    """
 
     folder: Path
     run: dict[str, Any]
     results: dict[str, Any]
+    seeds: int = 1
 
     @property
     def label(self) -> str:

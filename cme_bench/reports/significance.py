@@ -57,8 +57,9 @@ class Significance:
 def significance(
     runs: Sequence[RunView], form: str, *, allow_mixed: bool = False, resamples: int = RESAMPLES
 ) -> Significance | None:
-    """Tests between all runs of one form. None if some run has no per-item records, or none are shared."""
-    if len(runs) < 2 or not all(run.has_records for run in runs):
+    """Tests between all runs of one form. None if some run has no per-item records or pools seeds, or if no
+    task is shared."""
+    if len(runs) < 2 or not all(run.has_records and run.seeds == 1 for run in runs):
         return None
     parts: dict[str, _Part] = {}
     places: list[tuple[str, str, str]] = []

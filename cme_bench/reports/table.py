@@ -202,6 +202,8 @@ def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bo
             f"† not significantly different from the best (paired permutation test, Holm-adjusted p >= "
             f"{SIGNIFICANT})."
         )
+    elif any(run.seeds > 1 for run in runs):
+        yield "Rows of several seeds: mean and SE over seeds and items, both random; no significance tests."
     elif wanted:
         bare = [str(run.folder) for run in runs if not run.has_records]
         yield f"No significance tests: no per-item records in {', '.join(bare) or 'a shared task'}."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cme_bench.stats.estimates import Estimate
 from cme_bench.stats.intervals import satterthwaite, student
@@ -26,31 +27,36 @@ class SeedsMean:
         return student(self.estimate, self.df, level)
 
 
-def seeds_mean(scores: ArrayLike) -> SeedsMean:
-    """The mean of ``scores`` [S seeds, n items] under x_si = mu + seed_s + item_i + e_si, all random.
+def seeds_mean(tasks: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)) -> SeedsMean:
+    """The weighted sum of task means; each task holds scores [S seeds, its n items], the same seeds in all.
 
-    With the mean squares of a two-way table without repeats (Searle, Casella and McCulloch 1992, ch. 4),
-    Var(mean) = sd_seed^2 / S + sd_item^2 / n + sd_e^2 / (S n), estimated by (MS_seeds + MS_items - MS_e)
-    / (S n); sd_seed^2 = (MS_seeds - MS_e) / n, not below 0. A negative MS_seeds - MS_e is taken as 0, so the
-    standard error is never below that of the seeds' averaged item scores. Degrees of freedom:
-    Satterthwaite's. One seed: the seed's part is unknown and the standard error NaN, not small.
+    In a task, x_si = mu + seed_s + item_i + e_si, all random (Searle, Casella and McCulloch 1992, ch. 4); a
+    seed's effects on several tasks may go together. With y_s the weighted sum of seed s and the mean squares
+    of items and rest of each task's two-way table,
+
+        within = sum_t w_t^2 MS_e,t / n_t              noise of y_s for given items
+        seed_sd^2 = max(var(y_s) - within, 0)
+        Var(mean) = seed_sd^2 / S + sum_t w_t^2 MS_items,t / (S n_t)
+
+    which for one task is (MS_seeds + MS_items - MS_e) / (S n). Degrees of freedom: Satterthwaite's. One
+    seed: its part is unknown and the standard error NaN, not small.
     """
-    x = np.asarray(scores, dtype=float)
-    if x.ndim != 2 or x.shape[1] < 2:
-        raise ValueError(f"scores of shape {x.shape}: [seeds, items] with two items or more are needed")
-    seeds, n = x.shape
-    centre = float(x.mean())
+    tables = [_table(scores) for scores in tasks]
+    seeds = len(tables[0])
+    if any(len(table) != seeds for table in tables):
+        raise ValueError(f"tasks with unlike numbers of seeds: {', '.join(str(len(t)) for t in tables)}")
+    by_seed = sum(w * table.mean(axis=1) for w, table in zip(weights, tables, strict=True))
+    centre, items = float(np.mean(by_seed)), sum(table.shape[1] for table in tables)
     if seeds == 1:
-        return SeedsMean(Estimate(centre, math.nan, n), math.nan, 0.0)
-    by_seed, by_item = x.mean(axis=1), x.mean(axis=0)
-    ms_seeds = n * float(by_seed.var(ddof=1))
-    ms_items = seeds * float(by_item.var(ddof=1))
-    rest = x - by_seed[:, None] - by_item[None, :] + centre
-    ms_rest = float(np.sum(rest**2)) / ((seeds - 1) * (n - 1))
-    between = max(ms_seeds - ms_rest, 0.0)
-    stderr = math.sqrt((between + ms_items) / (seeds * n))
-    df = satterthwaite([between, ms_items], [seeds - 1, n - 1])
-    return SeedsMean(Estimate(centre, stderr, n), math.sqrt(between / n), df)
+        return SeedsMean(Estimate(centre, math.nan, items), math.nan, 0.0)
+    squares = [_mean_squares(table) for table in tables]
+    sizes = [table.shape[1] for table in tables]
+    within = sum(w**2 * rest / n for w, (_, rest), n in zip(weights, squares, sizes, strict=True))
+    between = max(float(np.var(by_seed, ddof=1)) - within, 0.0)
+    shared = [w**2 * item / (seeds * n) for w, (item, _), n in zip(weights, squares, sizes, strict=True)]
+    df = satterthwaite([between / seeds, *shared], [seeds - 1, *(n - 1 for n in sizes)])
+    stderr = math.sqrt(between / seeds + sum(shared))
+    return SeedsMean(Estimate(centre, stderr, items), math.sqrt(between), df)
 
 
 def seeds_difference(a: ArrayLike, b: ArrayLike) -> SeedsMean:
@@ -59,12 +65,26 @@ def seeds_difference(a: ArrayLike, b: ArrayLike) -> SeedsMean:
     The item part is that of the differences of item means (pairing); the seed parts of both add up.
     ``seed_sd``: the root of their summed variances. NaN with a single seed on either side.
     """
-    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+    x, y = _table(a), _table(b)
+    if x.shape[1] != y.shape[1]:
         raise ValueError(f"scores of shapes {x.shape} and {y.shape}: [seeds, items], the same items")
-    first, second = seeds_mean(x), seeds_mean(y)
+    first, second = seeds_mean([x]), seeds_mean([y])
     d = y.mean(axis=0) - x.mean(axis=0)
     parts = [first.seed_sd**2 / len(x), second.seed_sd**2 / len(y), float(d.var(ddof=1)) / d.size]
     df = satterthwaite(parts, [len(x) - 1, len(y) - 1, d.size - 1])
     value = Estimate(float(d.mean()), math.sqrt(sum(parts)), d.size)
     return SeedsMean(value, math.hypot(first.seed_sd, second.seed_sd), df)
+
+
+def _table(scores: ArrayLike) -> NDArray[np.float64]:
+    x = np.asarray(scores, dtype=float)
+    if x.ndim != 2 or x.shape[1] < 2:
+        raise ValueError(f"scores of shape {x.shape}: [seeds, items] with two items or more are needed")
+    return x
+
+
+def _mean_squares(x: NDArray[np.float64]) -> tuple[float, float]:
+    """MS of items and of the rest in a two-way table without repeats, [seeds, items]."""
+    seeds, n = x.shape
+    rest = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0, keepdims=True) + x.mean()
+    return seeds * float(x.mean(axis=0).var(ddof=1)), float(np.sum(rest**2)) / ((seeds - 1) * (n - 1))

@@ -17,6 +17,7 @@ from folders import ADAPTER, MadeTask, make_run
 from cme_bench.errors import UsageError
 from cme_bench.reports.grids import latex_escape, markdown_escape
 from cme_bench.reports.runs import RunView, open_run
+from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import FIXED, comparison_tables, duration
 from cme_bench.reports.table_text import render
 from cme_bench.runs.store import write_json
@@ -262,6 +263,30 @@ def test_runs_with_one_name_are_told_apart(tmp_path: Path) -> None:
     again = make_run(tmp_path / "again", tasks(1, 1), records=False)
     (table,) = comparison_tables([zero, again])
     assert [row[0].text for row in table.rows] == ["smollm2 (z)", "smollm2 (again)"]
+
+
+def test_seeds_of_one_method_become_one_row(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    runs = [make_run(tmp_path / "base", {"cme_a": MadeTask(answers(50))})]
+    for seed in range(3):
+        scores = rng.permutation(answers(60 + 5 * seed))
+        identity = {"adapter": f"{seed}" * 64}
+        adapter = ADAPTER | {"name": f"t32-{seed}", "training_seconds": 3600.0 * (seed + 1)}
+        runs.append(
+            make_run(tmp_path / str(seed), {"cme_a": MadeTask(scores)}, adapter=adapter, identity=identity)
+        )
+    (table,) = comparison_tables(pool_seeds(runs))
+    base, pooled = table.rows
+    assert (pooled[0].text, pooled[4].text) == ("smollm2 + teamlora-32, 3 seeds", "2 h")
+    assert pooled[-1].value == pytest.approx(65)
+    assert pooled[-1].stderr is not None
+    assert pooled[-1].stderr > 2.5, "more than the spread of the seeds, 5 / sqrt(3)"
+    assert not any(cell.dagger for cell in (*base, *pooled))
+    assert any("Rows of several seeds" in note for note in table.notes)
+    with pytest.raises(UsageError, match="no two runs share"):
+        pool_seeds(runs[:2])
+    with pytest.raises(UsageError, match="the very same adapter"):
+        pool_seeds([*runs, runs[1]])
 
 
 def test_times_are_printed_in_their_unit() -> None:
