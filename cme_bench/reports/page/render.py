@@ -66,6 +66,11 @@ class Form:
     matrices: list[Matrix]
     tasks: list[dict[str, Any]]
 
+    @property
+    def shows_empty(self) -> bool:
+        """Whether some task extracts answers, so that there are shares without one."""
+        return any(share is not None for task in self.tasks for share in task["empty"])
+
 
 def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mixed: bool = False) -> str:
     """The page. UsageError if the runs differ, unless ``allow_mixed``."""
