@@ -56,12 +56,17 @@ def write_figures(inputs: FigureInputs, out: Path, *, allow_mixed: bool = False)
             yield f"{spec.name}: skipped, {missing}"
             continue
         figure = spec.draw(frame)
-        if notes:
+        if notes and _shows_runs(frame):
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
         figure.savefig(out / f"{spec.name}.png", dpi=_DPI)
         figure.savefig(out / f"{spec.name}.pdf", metadata=_PDF)
         write_text(out / f"{spec.name}.csv", frame.to_csv(index=False))
         yield f"{spec.name}: png, pdf, csv"
+
+
+def _shows_runs(frame: pd.DataFrame) -> bool:
+    """Whether numbers of runs are in the frame, so that their notes belong under the figure."""
+    return "score" in frame or "runs" in set(frame.get("source", []))
 
 
 def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
@@ -330,6 +335,7 @@ def draw_domains(frame: pd.DataFrame) -> Figure:
             edgecolor="white",
         )
     axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
+    axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{frame['form'].iloc[0]}: score (%), 95 % interval")
     axes.legend(frameon=False, fontsize=8)
     return figure
