@@ -98,7 +98,8 @@ def weights(tasks: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, float]
 
 
 def answer_of(record: Mapping[str, Any]) -> str:
-    """What the model answered, as text: the extracted answer, the most likely choice, or its text."""
+    """What the model answered, as text: the extracted answer, the most likely choice (with its number where
+    choices differ in their prompts only), or its text."""
     if "answer" in record:
         return str(record["answer"]["text"])
     response = record["response"]
@@ -106,4 +107,6 @@ def answer_of(record: Mapping[str, Any]) -> str:
         return str(response["text"])
     if len(response["logprobs"]) == 1:
         return f"{response['logprobs'][0]:.3f}"
-    return str(record["choices"][int(np.argmax(response["logprobs"]))]).strip()
+    chosen, choices = int(np.argmax(response["logprobs"])), record["choices"]
+    text = str(choices[chosen]).strip()
+    return text if len(set(choices)) == len(choices) else f"{chosen + 1}: {text}"

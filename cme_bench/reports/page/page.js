@@ -174,7 +174,7 @@
     const columns = make("div", "sides");
     for (const run of chosen) {
       const answer = item.runs[run];
-      const side = make("section", "", make("h3", "", meta.runs[run]));
+      const side = make("section", "", make("h3", "", meta.runs[run], " ", score(index.runs[run][place])));
       if (!answer) side.append(make("p", "", "This run has no such item."));
       else {
         if (asked.length > 1) side.append(...question(item.questions[answer.q]));
@@ -199,7 +199,7 @@
         const best = answer.logprobs[i] === top;
         const gold = choice.trim() === asked.target.trim();
         const mark = (best ? "most likely" : "") + (best && gold ? ", " : "") + (gold ? "gold" : "");
-        table.append(make("tr", best ? (gold ? "right" : "wrong") : "", make("td", "text", choice),
+        table.append(make("tr", best ? "best" : "", make("td", "text", choice),
           make("td", "", answer.logprobs[i].toFixed(3)), make("td", "text", mark)));
       });
       parts.push(make("div", "", make("small", "", "choices and their log-likelihoods")), table);
