@@ -38,8 +38,13 @@ def check_liveness(model: PeftModel, input_ids: Tensor, attention_mask: Tensor |
     if not torch.isfinite(difference).all():
         raise AdapterError(f"adapter {names} gives logits that are not finite")
     if greatest == 0.0:
-        raise AdapterError(
-            f"adapter {names} changes no logit: it was not applied, "
-            "or all its up-projections are zero (untrained?)"
-        )
+        raise AdapterError(unchanged(names))
     return greatest
+
+
+def unchanged(names: str) -> str:
+    """The sentence for an adapter that does nothing."""
+    return (
+        f"adapter {names} changes no logit: it was not applied, "
+        "or all its up-projections are zero (untrained?)"
+    )

@@ -44,13 +44,10 @@ def load_adapter(
     tensors that are missing, extra or of the wrong shape. The base model is unchanged then.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    weights = weights_file(folder)
     inner = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     if isinstance(base_model, PeftModel) and name in base_model.peft_config:
         raise AdapterError(f"{folder}: the model already has an adapter named {name!r}")
-    _check_base_name(folder, config, inner, allow_other_base)
-    _check_tensors(weights, config, inner)
+    check_adapter(inner, folder, allow_other_base=allow_other_base)
     device = str(next(inner.parameters()).device)
     if isinstance(base_model, PeftModel):
         base_model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
@@ -59,6 +56,18 @@ def load_adapter(
     return PeftModel.from_pretrained(
         base_model, str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=device
     )
+
+
+def check_adapter(base_model: nn.Module, folder: Path, *, allow_other_base: bool = False) -> PeftConfig:
+    """The settings of an adapter that fits ``base_model``, which may be on the meta device.
+
+    Raises AdapterError as ``load_adapter`` does.
+    """
+    config = read_config(folder)
+    weights = weights_file(folder)
+    _check_base_name(folder, config, base_model, allow_other_base)
+    _check_tensors(weights, config, base_model)
+    return config
 
 
 def _check_base_name(folder: Path, config: PeftConfig, model: nn.Module, allow_other_base: bool) -> None:

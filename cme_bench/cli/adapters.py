@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Describe adapters, and import them from other layouts.", no_args_is_help=True)
+app = typer.Typer(
+    help="Describe adapters, import them from other layouts, export them for vLLM.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -57,3 +59,25 @@ def import_(
     config = import_authors(source, out, base, alpha=alpha)
     typer.echo(f"{config.num_experts} experts of rank {config.r}, scale {config.scale:g}")
     typer.echo(str(out))
+
+
+@app.command("export-vllm")
+def export_vllm(
+    adapter: Annotated[
+        Path, typer.Argument(help="Adapter folder, of any method that vLLM's plugin computes.")
+    ],
+    base: Annotated[str, typer.Option(help="The base model: a folder, a hub id or 'smollm2'.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+) -> None:
+    """A checkpoint folder that vLLM serves with the adapter: vllm serve OUT, no flag needed.
+
+    Base weights are linked, not copied. cme-bench must be installed beside vLLM, whose plugin it is.
+    """
+    from cme_bench.engines.vllm.adapter import export_checkpoint, read_gated
+    from cme_bench.models.checkpoint import resolve_model
+    from cme_bench.models.load import load_config
+
+    checkpoint = resolve_model(base, offline=offline)
+    export_checkpoint(checkpoint.path, read_gated(adapter, load_config(checkpoint)), out)
+    typer.echo(f"vllm serve {out}")

@@ -32,7 +32,7 @@ def run(
             help="A PEFT adapter folder. Give it several times: one run folder each, base loaded once."
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="What computes: hf.")] = "hf",
+    engine: Annotated[str, typer.Option(help="What computes: hf (transformers) or vllm.")] = "hf",
     data: Annotated[
         str,
         typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl."),

@@ -28,6 +28,11 @@ class LoglikelihoodRequest:
 
     rows: tuple[tuple[TokenIds, TokenIds], ...]
 
+    @property
+    def n_tokens(self) -> int:
+        """Of the longest row."""
+        return max(len(context) + len(continuation) for context, continuation in self.rows)
+
 
 @dataclass(frozen=True, slots=True)
 class LoglikelihoodResponse:
@@ -50,6 +55,11 @@ class GenerateRequest:
     prompt: TokenIds
     max_new_tokens: int
     stop: tuple[str, ...] = ()
+
+    @property
+    def n_tokens(self) -> int:
+        """Prompt and new tokens together."""
+        return len(self.prompt) + self.max_new_tokens
 
 
 @dataclass(frozen=True, slots=True)

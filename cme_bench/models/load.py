@@ -24,6 +24,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         raise UsageError(f"{checkpoint.path}: the tokenizer cannot be loaded ({_first_line(err)})") from err
 
 
+def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids of the checkpoint's generation config (or of its config) and of the tokenizer."""
+    from transformers import GenerationConfig
+
+    if (checkpoint.path / "generation_config.json").is_file():
+        ids = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
+    else:
+        ids = getattr(config, "eos_token_id", None)
+    several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+
+
 def load_config(checkpoint: Checkpoint) -> Any:
     """The transformers config. UsageError if its architecture is unknown or needs remote code."""
     from transformers import AutoConfig

@@ -8,14 +8,21 @@ from pathlib import Path
 
 from cme_bench.errors import UsageError, did_you_mean
 
-ENGINES = ("hf",)
+ENGINES = ("hf", "vllm")
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
+    "block_size": "vllm: tokens of a cache block; default: 32 on a CPU, vLLM's own on a GPU",
+    "kv_gib": "vllm on a CPU: GiB of key-value cache; default: a quarter of the free memory, 8 at most",
+    "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
+    "max_seqs": "vllm: most sequences at a time",
+    "tensor_parallel": "vllm: devices (processes on a CPU) that share the model",
+    "compile": "vllm: 1 compiles and captures graphs (default on a GPU), 0 runs eagerly (default on a CPU)",
+    "window": "vllm: most requests in the engine at a time; default 1024",
     "max_length": "most tokens of a row; default: what the model's config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
-SWITCHES = frozenset({"shared_prefixes"})
+SWITCHES = frozenset({"shared_prefixes", "compile"})
 """Those that are 0 or 1."""
 
 

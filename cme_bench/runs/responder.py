@@ -9,18 +9,18 @@ from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.runs.engines import SOURCES, EngineSource, Job
 from cme_bench.runs.options import RunOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LIVENESS_TOKENS = 256
 
 
 class BaseModel:
     """The model that several adapters share. Weights are loaded on first use, and once."""
 
     def __init__(self, options: RunOptions) -> None:
+        self.options = options
         self.checkpoint: Checkpoint = resolve_model(options.model, offline=options.offline)
         self.config = load_config(self.checkpoint)
         self.device = choose_device()
@@ -38,6 +38,15 @@ class BaseModel:
     def model(self) -> PreTrainedModel:
         return load_model(self.checkpoint, self.dtype, self.device)
 
+    @functools.cached_property
+    def engines(self) -> EngineSource:
+        return SOURCES[self.options.engine](self)
+
+    def close(self) -> None:
+        """Free what computes."""
+        if "engines" in self.__dict__:
+            self.engines.close()
+
 
 class Responder:
     """A base model with one adapter or none; the engine is made on first use."""
@@ -48,7 +57,8 @@ class Responder:
         self.adapter: AdapterCheckpoint | None = (
             None if adapter is None else resolve_adapter(adapter, base.config)
         )
-        self._peft: Any = None
+        self.longest: int | None = None
+        """Most tokens of a row that will be asked, if that is known before the engine is made."""
         self._engine: Engine | None = None
 
     @property
@@ -82,36 +92,14 @@ class Responder:
         }
 
     def engine(self, first: LoglikelihoodRequest | GenerateRequest) -> Engine:
-        """The engine, loaded when it is first asked for; ``first`` is a request it will answer.
+        """The engine, made when it is first asked for; ``first`` is a request it will answer.
 
         Raises AdapterError if the adapter does not fit, or changes no logit of that request.
         """
         if self._engine is None:
-            from cme_bench.engines.hf.engine import HFEngine
-
-            model = self.base.model
-            if self.adapter is not None:
-                model = self._adapted(model, first_prompt(first))
-            self._engine = HFEngine(
-                model,
-                self.tokenizer,
-                max_length=self.max_length,
-                tokens_per_batch=self.options.settings.get("tokens_per_batch"),
-                plain=not self.options.settings.get("shared_prefixes", 1),
-            )
+            job = Job(self.max_length, self.longest or self.max_length, first_prompt(first))
+            self._engine = self.base.engines.open(self.adapter, job)
         return self._engine
-
-    def _adapted(self, model: PreTrainedModel, tokens: TokenIds) -> Any:
-        import torch
-
-        from cme_bench.adapters.liveness import check_liveness
-        from cme_bench.adapters.load import load_adapter
-
-        assert self.adapter is not None
-        self._peft = load_adapter(model, self.adapter.path, name=self.adapter.name)
-        ids = torch.tensor([tokens[-LIVENESS_TOKENS:]], device=self.base.device)
-        check_liveness(self._peft, ids)
-        return self._peft
 
     @property
     def loaded(self) -> Engine | None:
@@ -132,12 +120,11 @@ class Responder:
         }
 
     def close(self) -> None:
-        """Free the engine and take the adapter off the base model."""
+        """Done with this adapter; the base model stays for the next."""
         if self._engine is not None:
             self._engine.close()
-        if self._peft is not None:
-            self._peft.unload()
-            self._peft = None
+            self.base.engines.release()
+            self._engine = None
 
 
 def first_prompt(request: LoglikelihoodRequest | GenerateRequest) -> TokenIds:

@@ -70,6 +70,8 @@ def run(options: RunOptions, listener: Silent | None = None) -> list[Path]:
                 )
             finally:
                 responder.close()
+                if responder is responders[-1]:
+                    base.close()
     return folders
 
 
@@ -103,6 +105,7 @@ def _run_one(
         encoder = Encoder(responder.tokenizer)
         plans = [_plan(task, options, responder, encoder) for task in tasks]
         _check_truncation(plans, options.max_truncated)
+        responder.longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
         session = _Session(responder, writer, manifest, listener, stopping)
         results: list[TaskResult] = []

@@ -1,0 +1,263 @@
+"""One linear layer with a TeamLoRA adapter on a GPU: ways to compute it, for few and for many tokens.
+
+LLaMA-2-7B's two feed-forward layers as vLLM holds them (gate and up projection merged), bfloat16, four
+experts of rank 32. Variants: ``base`` (no adapter), ``separate`` (torch operations: product, softmax, gate,
+products), the three ways of ``cme_bench.vllm_plugin.kernels`` and ``auto``, which is what the plugin does.
+All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
+float64 on the same bfloat16 weights first. Needs a CUDA GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cme_bench import provenance
+from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
+LAYERS = {"gate_up": (4096, (11008, 11008)), "down": (11008, (4096,))}
+TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048, 8192)
+TOLERANCE = 1e-2
+"""Relative error of a bfloat16 variant, by norm: rounding of z and y."""
+
+
+def team_spec() -> GatedSpec:
+    return GatedSpec("teamlora", 32, 4, 2.0, False, True, None, ("x",))
+
+
+def spans_of(outs: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    spans, done = [], 0
+    for part, size in enumerate(outs):
+        spans.append((part, done, done + size))
+        done += size
+    return spans
+
+
+def make_layer(d_in: int, outs: tuple[int, ...], spec: GatedSpec) -> Any:
+    from cme_bench.vllm_plugin.kernels import Store
+
+    parts, d_out = len(outs), sum(outs)
+    weight = torch.randn(d_out, d_in, device="cuda", dtype=torch.bfloat16) * d_in**-0.5
+    store = Store.build(weight, spans_of(outs), spec)
+    store.place(
+        torch.randn(parts * spec.latent, d_in, device="cuda") * d_in**-0.5,
+        torch.randn(d_out, spec.gated, device="cuda") * 0.1,
+        torch.randn(parts * spec.experts, d_in, device="cuda") * d_in**-0.5,
+        torch.eye(spec.experts) + 0.1 * torch.randn(parts, spec.experts, spec.experts),
+    )
+    return store
+
+
+def separate(store: Any, spec: GatedSpec, narrow: Tensor, up: Tensor) -> Callable[[Tensor], Tensor]:
+    """The simplest form: plain torch operations, A and S as one matrix."""
+    parts = store.interaction.shape[0]
+    weight = store.weight.contiguous()
+
+    def run(x: Tensor) -> Tensor:
+        y = torch.nn.functional.linear(x, weight)
+        ext = torch.nn.functional.linear(x, narrow)
+        z, logits = ext[:, : parts * spec.latent], ext[:, parts * spec.latent :]
+        gate = shares(logits.reshape(len(x), parts, -1), store.interaction, spec)
+        return add_up(y, gated_latent(z, gate, spec), up, store.spans)
+
+    return run
+
+
+def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
+    """float64, from the layer's equations."""
+    x = x.double()
+    y = x @ store.weight.double().T
+    z, logits = x @ store.down.double().T, x @ store.router.double().T
+    parts, k, r = store.interaction.shape[0], spec.experts, spec.rank
+    phi = logits.reshape(len(x), parts, k).softmax(-1)
+    omega = torch.einsum("pij,tpj->tpi", store.interaction.double(), phi) * spec.scale
+    for part, start, stop in store.spans:
+        for i in range(k):
+            first = (part * k + i) * r
+            b = up[start:stop, i * r : (i + 1) * r].double()
+            y[:, start:stop] += omega[:, part, i, None] * (z[:, first : first + r] @ b.T)
+    return y
+
+
+def graph_of(run: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run(x)
+    return graph
+
+
+def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
+    d_in, outs = LAYERS[name]
+    spec = team_spec()
+    torch.manual_seed(0)
+    store = make_layer(d_in, outs, spec)
+    up = torch.cat(
+        [store.matrix[a:b, d_in + p * spec.gated : d_in + (p + 1) * spec.gated] for p, a, b in store.spans]
+    )
+    narrow = store.matrix[store.weight.shape[0] :, :d_in][: len(store.down) + len(store.router)].contiguous()
+    plain = store.weight.contiguous()
+    variants: dict[str, Callable[[Tensor], Tensor]] = {
+        "base": lambda x: torch.nn.functional.linear(x, plain),
+        "separate": separate(store, spec, narrow, up),
+        "rows": lambda x: store.apply(x, "rows"),
+        "columns": lambda x: store.apply(x, "columns"),
+        "split": lambda x: store.apply(x, "split"),
+        "auto": store.apply,
+    }
+    x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
+    wanted = exact(store, spec, up, x[:64])
+    errors = {}
+    for kind, run in variants.items():
+        if kind != "base":
+            found = run(x)[:64].double()
+            errors[kind] = float((found - wanted).norm() / wanted.norm())
+    calls = 20 if tokens <= 512 else 4
+    graphs = {kind: graph_of(run, x, calls) for kind, run in variants.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in variants}
+    for _ in range(rounds):
+        for kind, graph in graphs.items():
+            times[kind].append(timed(graph, calls, rounds=1))
+    return {
+        "layer": name,
+        "tokens": tokens,
+        "microseconds": {kind: statistics.median(found) for kind, found in times.items()},
+        "rounds": times,
+        "errors": errors,
+    }
+
+
+def tune(name: str, tokens: int) -> None:
+    """Print what the pieces of ``rows`` and ``columns`` take, and the tiles of the expanding kernel."""
+    from cme_bench.vllm_plugin import kernels
+
+    d_in, outs = LAYERS[name]
+    spec, d_out = team_spec(), sum(outs)
+    store = make_layer(d_in, outs, spec)
+    settings = kernels.Settings(len(outs), spec.rank, spec.experts, False, spec.scale, 0.0)
+    x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
+    linear = torch.nn.functional.linear
+    ext = linear(x, store.matrix[:, :d_in])
+    narrow = linear(x, store.matrix[d_out:, :d_in])
+    wide = kernels.gated_beside(x, narrow, store.interaction, settings)
+    plain = store.weight.contiguous()
+    pieces: dict[str, Callable[[Tensor], Tensor]] = {
+        "base": lambda x: linear(x, plain),
+        "base, strided": lambda x: linear(x, store.weight),
+        "x [W0; A; S]": lambda x: linear(x, store.matrix[:, :d_in]),
+        "x [A; S]": lambda x: linear(x, store.matrix[d_out:, :d_in]),
+        "[x | gz]": lambda x: kernels.gated_beside(x, narrow, store.interaction, settings),
+        "gz": lambda x: kernels.gated_beside(None, narrow, store.interaction, settings),
+        "[x | gz] [W0 | B]": lambda x: linear(wide, store.matrix[:d_out]),
+    }
+    for block_t in {16, 32, 64, 128} if tokens > 16 else {16}:
+        for block_n in (32, 64, 128):
+            for warps in (2, 4, 8):
+                blocks = kernels.Blocks(block_t, block_n, warps)
+
+                def expand(x: Tensor, blocks: Any = blocks) -> Tensor:
+                    return kernels.expand_add(
+                        ext,
+                        store.matrix,
+                        store.interaction,
+                        store.part_of_grain,
+                        d_in,
+                        d_out,
+                        settings,
+                        blocks,
+                    )
+
+                pieces[f"expand {block_t}x{block_n}x{warps}"] = expand
+    times = {}
+    for kind, run in pieces.items():
+        times[kind] = timed(graph_of(run, x, 10), 10)
+    shown = sorted((us, kind) for kind, us in times.items() if kind.startswith("expand"))[:4]
+    print(name, tokens, {k: round(us, 1) for k, us in times.items() if not k.startswith("expand")})
+    print("   ", [(kind, round(us, 1)) for us, kind in shown], flush=True)
+
+
+def timed(graph: torch.cuda.CUDAGraph, calls: int, rounds: int = 7) -> float:
+    """Microseconds of a call: the median of ``rounds`` replays."""
+    found = []
+    graph.replay()
+    for _ in range(rounds):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        stop.record()
+        stop.synchronize()
+        found.append(1000 * start.elapsed_time(stop) / calls)
+    return statistics.median(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="three sizes, three rounds")
+    parser.add_argument("--tune", action="store_true", help="only print the time of pieces and tiles")
+    parser.add_argument("--out", type=Path, help="file to write")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(2, "vllm_kernels: needs a CUDA GPU\n")
+    if args.tune:
+        for name in LAYERS:
+            for tokens in TOKENS:
+                tune(name, tokens)
+        return
+    sizes, rounds = ((1, 256, 2048), 3) if args.quick else (TOKENS, args.rounds)
+    results = []
+    for name in LAYERS:
+        for tokens in sizes:
+            found = measure(name, tokens, rounds)
+            results.append(found)
+            us = found["microseconds"]
+            shown = "  ".join(f"{kind} {us[kind]:8.1f} us ({us[kind] / us['base']:.3f})" for kind in us)
+            worst = max(found["errors"].values())
+            print(f"{name:8s} {tokens:5d} tokens   {shown}   error {worst:.1e}", flush=True)
+    report(results, args.out, save=not args.quick)
+
+
+def report(results: list[dict[str, Any]], out: Path | None, *, save: bool) -> None:
+    metrics = {
+        f"{found['layer']}_{found['tokens']}_{kind}_over_base": round(us / found["microseconds"]["base"], 4)
+        for found in results
+        for kind, us in found["microseconds"].items()
+        if kind != "base"
+    }
+    hardware = torch.cuda.get_device_name().replace(" ", "-").lower()
+    line = {
+        "bench": "vllm_kernels",
+        "hardware": hardware,
+        "commit": provenance.commit() or "unknown",
+        "metrics": metrics,
+    }
+    if out or save:
+        file = out or RESULTS / f"vllm_kernels-{hardware}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(line | {"torch": torch.__version__, "results": results}, indent=1) + "\n")
+    wrong = [r for r in results if max(r["errors"].values()) > TOLERANCE]
+    for found in wrong:
+        print(f"{found['layer']} {found['tokens']}: errors {found['errors']}", file=sys.stderr)
+    print(json.dumps(line))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

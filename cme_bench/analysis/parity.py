@@ -1,0 +1,160 @@
+"""Do two engines answer alike? The same token ids through both, compared item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest
+from cme_bench.prompts.encode import Encoder
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.runs.runner import build_requests
+from cme_bench.tasks.build import build_task
+from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.suite import load_suite
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question of a task, and where it came from."""
+
+    task: str
+    id: int
+    request: LoglikelihoodRequest | GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One item on which the engines differ more than they may: its answers, first engine first."""
+
+    task: str
+    id: int
+    answers: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Two engines compared on the same token ids.
+
+    choices: log-likelihoods compared; max_difference, mean_difference: of them, in nats a token (a
+    continuation's difference divided by its length); labels, labels_equal: questions, and those whose
+    likeliest choice is the same; texts, texts_equal: generated answers; first: the first item that differs.
+    """
+
+    engines: tuple[str, str]
+    dtype: str
+    choices: int
+    max_difference: float
+    mean_difference: float
+    labels: int
+    labels_equal: int
+    texts: int
+    texts_equal: int
+    first: Difference | None
+
+    def within(self, tolerance: float) -> bool:
+        """Whether no log-likelihood differs by more than ``tolerance`` and every answer is the same."""
+        same = self.labels == self.labels_equal and self.texts == self.texts_equal
+        return same and self.max_difference <= tolerance
+
+
+def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: float) -> Parity:
+    """Ask both engines the items of ``options``, with its first adapter if it has any.
+
+    An item is the ``first`` if its label or text differs, or a log-likelihood by more than ``tolerance``.
+    """
+    items: list[Item] = []
+    answers: list[list[Any]] = []
+    dtype = ""
+    for engine in engines:
+        base = BaseModel(replace(options, engine=engine))
+        responder = Responder(base.options, base, options.adapters[0] if options.adapters else None)
+        items = items or list(_items(options, responder))
+        responder.longest = max(item.request.n_tokens for item in items)
+        try:
+            answers.append(_answers(responder, [item.request for item in items]))
+        finally:
+            responder.close()
+            base.close()
+        dtype = responder.identity["dtype"]
+    return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=tolerance)
+
+
+def _items(options: RunOptions, responder: Responder) -> Iterator[Item]:
+    suite = load_suite(options.include, allow_code=options.allow_code)
+    source = open_source(options.data, offline=options.offline)
+    encoder = Encoder(responder.tokenizer)
+    for spec in suite.select(options.tasks):
+        task = build_task(spec, suite, source, shots=options.shots)
+        for item in build_requests(task, options, responder, encoder)[1]:
+            yield Item(task.name, item.id, item.request)
+
+
+def _answers(responder: Responder, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> list[Any]:
+    found: list[Any] = [None] * len(requests)
+    for kind in (LoglikelihoodRequest, GenerateRequest):
+        places = [i for i, request in enumerate(requests) if isinstance(request, kind)]
+        if places:
+            engine = responder.engine(requests[places[0]])
+            ask: Any = engine.loglikelihood if kind is LoglikelihoodRequest else engine.generate
+            for index, response in ask([requests[i] for i in places]):
+                found[places[index]] = response
+    return found
+
+
+def compare_answers(
+    items: Sequence[Item],
+    ours: Sequence[Any],
+    theirs: Sequence[Any],
+    *,
+    engines: tuple[str, str],
+    dtype: str,
+    tolerance: float,
+) -> Parity:
+    """The comparison of two lists of responses to ``items``."""
+    gaps: list[float] = []
+    labels = labels_equal = texts = texts_equal = 0
+    first: Difference | None = None
+    for item, one, other in zip(items, ours, theirs, strict=True):
+        if isinstance(one, GenerateResponse):
+            texts += 1
+            same = one == other
+            texts_equal += same
+            shown = (one.text, other.text)
+        else:
+            assert isinstance(item.request, LoglikelihoodRequest)
+            found = [
+                abs(a - b) / max(1, len(continuation))
+                for a, b, (_, continuation) in zip(
+                    one.logprobs, other.logprobs, item.request.rows, strict=True
+                )
+            ]
+            gaps += found
+            chosen = [max(range(len(r.logprobs)), key=r.logprobs.__getitem__) for r in (one, other)]
+            labels += 1
+            labels_equal += chosen[0] == chosen[1]
+            same = chosen[0] == chosen[1] and max(found) <= tolerance
+            shown = (
+                f"choice {chosen[0]} {_numbers(one.logprobs)}",
+                f"choice {chosen[1]} {_numbers(other.logprobs)}",
+            )
+        if not same and first is None:
+            first = Difference(item.task, item.id, shown)
+    return Parity(
+        engines=engines,
+        dtype=dtype,
+        choices=len(gaps),
+        max_difference=max(gaps, default=0.0),
+        mean_difference=sum(gaps) / len(gaps) if gaps else 0.0,
+        labels=labels,
+        labels_equal=labels_equal,
+        texts=texts,
+        texts_equal=texts_equal,
+        first=first,
+    )
+
+
+def _numbers(logprobs: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in logprobs) + "]"

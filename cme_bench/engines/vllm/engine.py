@@ -1,0 +1,202 @@
+"""The engine: requests become vLLM's, outputs become responses."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.liveness import unchanged
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    TokenIds,
+)
+from cme_bench.engines.hf.generate import check_requests as check_generate
+from cme_bench.engines.hf.generate import cut_at_stop
+from cme_bench.engines.hf.loglikelihood import check_requests as check_loglikelihood
+from cme_bench.engines.vllm.choices import Collector, Node, NodeScore
+from cme_bench.engines.vllm.host import Host
+from cme_bench.errors import CmeError
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class VLLMEngine(Engine):
+    """Computes on a ``Host`` with one adapter file, or as the base model.
+
+    Likelihoods are one-token generations over the trie of each question's choices (``choices.py``), which is
+    exact: the same logits, read at the same places. ``end_ids`` end a generation.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        tokenizer: PreTrainedTokenizerBase,
+        end_ids: frozenset[int],
+        *,
+        adapter: Path | None = None,
+        spec: GatedSpec | None = None,
+    ) -> None:
+        self.host = host
+        self.tokenizer = tokenizer
+        self.end_ids = end_ids
+        self.max_length = host.max_length
+        self.stats = EngineStats()
+        self._adapter, self._spec = adapter, spec
+
+    def loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        """Responses as questions finish. Questions are asked in the order of their tokens, so that those
+        that share a header follow one another. Raises as ``HFEngine.loglikelihood`` does."""
+        check_loglikelihood(requests, self.max_length)
+        return self._loglikelihood(requests)
+
+    def _loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        collector = Collector(requests)
+        order = sorted(range(len(requests)), key=lambda i: requests[i].rows)
+        asked = (
+            (
+                node,
+                node.prompt,
+                SamplingParams(
+                    max_tokens=1,
+                    temperature=0.0,
+                    logprob_token_ids=list(node.children),
+                    detokenize=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                ),
+            )
+            for node in collector.nodes([i for i in order if any(t for _, t in requests[i].rows)])
+        )
+        for index in order:
+            if not any(continuation for _, continuation in requests[index].rows):
+                nothing = len(requests[index].rows)
+                yield self._counted(
+                    requests[index], index, LoglikelihoodResponse((0.0,) * nothing, (True,) * nothing)
+                )
+        for node, output in self._ask(asked):
+            for index, response in collector.take(node, _node_score(node, output)):
+                yield self._counted(requests[index], index, response)
+
+    def _counted(
+        self, request: LoglikelihoodRequest, index: int, response: LoglikelihoodResponse
+    ) -> tuple[int, LoglikelihoodResponse]:
+        self.stats.requests += 1
+        self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in request.rows if t)
+        return index, response
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        """Responses as requests finish. Raises as ``HFEngine.generate`` does."""
+        check_generate(requests, self.max_length)
+        return self._generate(requests)
+
+    def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
+        asked = (
+            (
+                i,
+                requests[i].prompt,
+                SamplingParams(
+                    max_tokens=requests[i].max_new_tokens,
+                    temperature=0.0,
+                    stop=[text for text in requests[i].stop if text],
+                    stop_token_ids=sorted(self.end_ids),
+                    output_kind=RequestOutputKind.FINAL_ONLY,
+                ),
+            )
+            for i in order
+        )
+        for i, output in self._ask(asked):
+            tokens = list(output.outputs[0].token_ids)
+            self.stats.requests += 1
+            self.stats.tokens_generated += len(tokens)
+            self.stats.tokens_computed += len(tokens) - 1
+            self.stats.tokens_rowwise += len(requests[i].prompt) + len(tokens) - 1
+            yield i, self._response(requests[i], tokens)
+
+    def _response(self, request: GenerateRequest, tokens: list[int]) -> GenerateResponse:
+        """Text and reason from the token ids alone, by the rules that every engine follows."""
+        ended = bool(tokens) and tokens[-1] in self.end_ids
+        text = str(self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True))
+        cut = cut_at_stop(text, request.stop)
+        finish: FinishReason = "stop" if cut is not None else "eos" if ended else "length"
+        return GenerateResponse(text if cut is None else cut, len(tokens), finish)
+
+    def _ask(self, requests: Iterator[tuple[Any, Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        """What the host streams, counted."""
+        self.host.use(self._adapter, self._spec)
+        stream = self.host.stream(requests, self.host.settings.window)
+        while True:
+            started = time.perf_counter()
+            try:
+                key, output = next(stream)
+            except StopIteration:
+                return
+            finally:
+                self.stats.model_seconds += time.perf_counter() - started
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, peak)
+            self.stats.tokens_computed += len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+            yield key, output
+
+    def check_liveness(self, name: str, prompt: TokenIds) -> None:
+        """Raises AdapterError if the adapter called ``name`` changes no logit after ``prompt``."""
+        self.host.use(None, self._spec)
+        without = self._likeliest(prompt)
+        self.host.use(self._adapter, self._spec)
+        if self._likeliest(prompt) == without:
+            raise AdapterError(unchanged(name))
+
+    def _likeliest(self, prompt: TokenIds) -> dict[int, float]:
+        """Log-probabilities of the likeliest tokens after ``prompt``, as the host is set."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20, detokenize=False)
+        [(_, output)] = self.host.stream([(0, prompt, params)], window=1)
+        return {token: found.logprob for token, found in output.outputs[0].logprobs[0].items()}
+
+    def describe(self) -> dict[str, str]:
+        """Engine, dtype, device and the versions that compute."""
+        import torch
+        import transformers
+        import vllm
+
+        device = "cpu" if not torch.cuda.is_available() else f"cuda ({torch.cuda.get_device_name()})"
+        return {
+            "engine": "vllm",
+            "dtype": self.host.dtype,
+            "device": device,
+            "tensor_parallel": str(self.host.settings.tensor_parallel),
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+
+def _node_score(node: Node, output: Any) -> NodeScore:
+    found = output.outputs[0]
+    logprobs = {token: float(found.logprobs[0][token].logprob) for token in node.children}
+    if any(math.isnan(value) for value in logprobs.values()):
+        raise CmeError("the model's logits are NaN; its weights or dtype are broken")
+    return NodeScore(logprobs, int(found.token_ids[0]))

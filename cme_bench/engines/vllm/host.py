@@ -1,0 +1,174 @@
+"""A running vLLM: started for a model and an adapter's shape, told which adapter to use, asked, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cme_bench.engines.base import TokenIds
+from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+Key = TypeVar("Key")
+
+
+class Host:
+    """Holds at most one vLLM, and starts it when it is first needed.
+
+    An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
+    model runs on any.
+    """
+
+    def __init__(self, model: Path, dtype: str, settings: VllmSettings) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.max_length = 0
+        self.settings = settings
+        self.log = Path(tempfile.mkdtemp(prefix="cme-bench-vllm-")) / "engine.log"
+        self._llm: Any = None
+        self._spec: GatedSpec | None = None
+        self._adapter: Path | None = None
+
+    def allow(self, max_length: int) -> None:
+        """Rows of up to ``max_length`` tokens will be asked; an engine that runs with less is stopped."""
+        if max_length > self.max_length:
+            self.close()
+            self.max_length = max_length
+
+    def use(self, adapter: Path | None, spec: GatedSpec | None) -> None:
+        """Make the engine answer with this adapter file, or as the base model.
+
+        Raises UsageError if the file does not fit the model, CmeError if vLLM does not start.
+        """
+        if self._llm is None or (spec is not None and spec != self._spec):
+            self.close()
+            self._start(spec)
+        if adapter == self._adapter:
+            return
+        if adapter is None:
+            self._rpc("clear_gated_adapter")
+        else:
+            self._rpc("load_gated_adapter", str(adapter))
+        self._adapter = adapter
+        self._llm.reset_prefix_cache()  # cached keys and values are those of the adapter before
+
+    def _rpc(self, method: str, *args: str) -> None:
+        try:
+            self._llm.collective_rpc(method, args=args)
+        except Exception as error:  # what a worker raises arrives as whatever its transport makes of it
+            reason = _first_line(error)
+            raise UsageError(f"vLLM did not take the adapter: {reason}") from error
+
+    def _start(self, spec: GatedSpec | None) -> None:
+        for name, value in environment(self.settings).items():
+            os.environ.setdefault(name, value)
+        arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec)
+        with _output_to(self.log):
+            try:
+                from vllm import LLM
+
+                self._llm = LLM(**arguments)
+            except Exception as error:  # vLLM and what it builds on raise any type here
+                raise CmeError(
+                    f"vLLM did not start: {self._last_error() or _first_line(error)} (log: {self.log})"
+                ) from error
+        self._spec, self._adapter = spec, None
+
+    def stream(self, requests: Iterable[tuple[Key, TokenIds, Any]], window: int) -> Iterator[tuple[Key, Any]]:
+        """``(key, RequestOutput)`` as requests finish; at most ``window`` are in the engine at a time.
+
+        Args:
+            requests: ``(key, prompt, SamplingParams)``; taken only as there is room.
+
+        A consumer that stops reading aborts what is in flight. Raises CmeError, with the engine's own last
+        error, if it dies.
+        """
+        engine = self._llm.llm_engine
+        flying: dict[str, Key] = {}
+        source = iter(requests)
+        more, count = True, 0
+        try:
+            while more or flying:
+                while more and len(flying) < window:
+                    try:
+                        key, prompt, params = next(source)
+                    except StopIteration:
+                        more = False
+                        break
+                    name = f"{id(flying)}-{count}"
+                    count += 1
+                    flying[name] = key
+                    engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+                for output in engine.step() if flying else ():
+                    if output.finished:
+                        yield flying.pop(output.request_id), output
+        except Exception as error:
+            if type(error).__name__ != "EngineDeadError":
+                raise
+            flying.clear()
+            self._llm = None
+            raise CmeError(
+                f"vLLM's engine died: {self._last_error() or _first_line(error)} (log: {self.log}); what was "
+                "stored is intact, the same command goes on from there"
+            ) from error
+        finally:
+            if flying and self._llm is not None:
+                engine.abort_request(list(flying))
+                while engine.has_unfinished_requests():
+                    engine.step()
+
+    def _last_error(self) -> str:
+        """The last line of the log that reads like an exception, without vLLM's own prefixes."""
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return ""
+        shape = re.compile(r"(?:^|\s)((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b: .+)$")
+        for line in reversed(lines):
+            if (found := shape.search(line)) and "EngineDeadError" not in line:
+                return found[1]
+        return ""
+
+    def close(self) -> None:
+        """Stop the engine and free what it holds."""
+        if self._llm is None:
+            return
+        engine, self._llm = self._llm.llm_engine, None
+        with _output_to(self.log):
+            core = engine.engine_core
+            core.shutdown()
+        self._spec = self._adapter = None
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """What this process and those it starts write to standard output and error goes to ``log``.
+
+    Processes that are started in here keep doing so afterwards.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with log.open("ab", buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, number)
+                os.close(saved)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

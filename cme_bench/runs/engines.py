@@ -1,0 +1,124 @@
+"""Engines of a run: made when first asked for, on weights or a vLLM that several adapters share."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.engines.base import Engine, TokenIds
+
+if TYPE_CHECKING:
+    from cme_bench.models.adapter import AdapterCheckpoint
+    from cme_bench.runs.responder import BaseModel
+
+LIVENESS_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is made for. max_length: most tokens of a row that the model takes; longest: of any row
+    it will be asked; probe: a prompt of the run, whose answer an adapter must change."""
+
+    max_length: int
+    longest: int
+    probe: TokenIds
+
+
+class EngineSource(ABC):
+    """Makes engines for one base model."""
+
+    @abstractmethod
+    def __init__(self, base: BaseModel) -> None: ...
+
+    @abstractmethod
+    def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
+        """An engine that answers with ``adapter``. Raises AdapterError if the adapter does not fit or does
+        nothing."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """The engine opened last is done with; what the next one can use stays."""
+
+    def close(self) -> None:
+        """Free everything."""
+        self.release()
+
+
+class HFSource(EngineSource):
+    """transformers: the base's weights stay, adapters are put on and taken off."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._peft: Any = None
+
+    def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
+        from cme_bench.engines.hf.engine import HFEngine
+
+        settings = self._base.options.settings
+        model = self._base.model if adapter is None else self._adapted(adapter, job.probe)
+        return HFEngine(
+            model,
+            self._base.tokenizer,
+            max_length=job.max_length,
+            tokens_per_batch=settings.get("tokens_per_batch"),
+            plain=not settings.get("shared_prefixes", 1),
+        )
+
+    def _adapted(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Any:
+        import torch
+
+        from cme_bench.adapters.liveness import check_liveness
+        from cme_bench.adapters.load import load_adapter
+
+        self._peft = load_adapter(self._base.model, adapter.path, name=adapter.name)
+        check_liveness(self._peft, torch.tensor([probe[-LIVENESS_TOKENS:]], device=self._base.device))
+        return self._peft
+
+    def release(self) -> None:
+        if self._peft is not None:
+            self._peft.unload()
+            self._peft = None
+
+
+class VLLMSource(EngineSource):
+    """vLLM: one running engine; adapters of one shape are swapped in it."""
+
+    def __init__(self, base: BaseModel) -> None:
+        from cme_bench.engines.vllm.host import Host
+        from cme_bench.engines.vllm.settings import VllmSettings, require_vllm
+
+        require_vllm()
+        self._base = base
+        dtype = str(base.dtype).removeprefix("torch.")
+        self._host = Host(base.checkpoint.path, dtype, VllmSettings.from_pairs(base.options.settings))
+        self._files = tempfile.TemporaryDirectory(prefix="cme-bench-adapters-")
+
+    def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
+        from cme_bench.engines.vllm.adapter import read_gated
+        from cme_bench.engines.vllm.engine import VLLMEngine
+        from cme_bench.models.load import end_token_ids
+        from cme_bench.vllm_plugin.file import write_adapter
+
+        self._host.allow(job.longest)
+        ends = end_token_ids(self._base.checkpoint, self._base.config, self._base.tokenizer)
+        if adapter is None:
+            return VLLMEngine(self._host, self._base.tokenizer, ends)
+        gated = read_gated(adapter.path, self._base.config)
+        file = Path(self._files.name) / f"{adapter.hash}.safetensors"
+        write_adapter(file, gated.spec, gated.tensors)
+        engine = VLLMEngine(self._host, self._base.tokenizer, ends, adapter=file, spec=gated.spec)
+        engine.check_liveness(repr(adapter.name), job.probe[-LIVENESS_TOKENS:])
+        return engine
+
+    def release(self) -> None:
+        """The running engine stays for the next adapter."""
+
+    def close(self) -> None:
+        self._host.close()
+        self._files.cleanup()
+
+
+SOURCES: dict[str, type[EngineSource]] = {"hf": HFSource, "vllm": VLLMSource}

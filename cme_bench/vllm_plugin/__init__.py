@@ -1,0 +1,20 @@
+"""TeamLoRA, MoELoRA, HydraLoRA and LoRA inside vLLM, by its own plugin interface.
+
+``register`` is the entry point (group ``vllm.general_plugins``) that vLLM calls in every process. A model is
+then served with an adapter if its config holds ``GatedSpec.to_block()`` as ``quantization_config``: in the
+config.json of an exported folder, or through ``hf_overrides``. Nothing else of cme_bench is imported.
+"""
+
+from __future__ import annotations
+
+import logging
+
+
+def register() -> None:
+    """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
+    try:
+        from cme_bench.vllm_plugin import config  # noqa: F401 - importing it registers
+    except (ImportError, AttributeError) as error:
+        logging.getLogger("vllm.cme_bench").warning(
+            "cme_bench: this vLLM does not offer what the TeamLoRA plugin needs (%s); it is off", error
+        )

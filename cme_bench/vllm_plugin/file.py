@@ -1,0 +1,117 @@
+"""The plugin's adapter file: one safetensors file that holds its spec and ``<module>.<part>`` tensors.
+
+Parts are ``down``, ``up``, ``router``, ``interaction`` with the shapes of ``GatedSpec.shapes``, float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cme_bench.vllm_plugin.layout import Layout
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+ADAPTER_FILE = "gated_adapter.safetensors"
+_SPEC = "gated_spec"
+
+
+class AdapterFileError(ValueError):
+    """A file that is not what the engine was built for; one sentence that names file and tensor."""
+
+
+def write_adapter(path: Path, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Write an adapter file; ``tensors`` by ``<module>.<part>``."""
+    content = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
+    save_file(content, path, metadata={"format": "pt", _SPEC: json.dumps(spec.to_block())})
+
+
+def read_spec(path: Path) -> GatedSpec:
+    """The spec in an adapter file. Raises AdapterFileError if there is no such file or no spec in it."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return GatedSpec.from_block(json.loads(metadata[_SPEC]))
+    except (OSError, SafetensorError) as error:
+        raise AdapterFileError(f"{path} is not a readable safetensors file: {error}") from None
+    except (KeyError, ValueError) as error:
+        raise AdapterFileError(f"{path} holds no adapter for the plugin: {error}") from None
+
+
+Place = Callable[[Mapping[str, Tensor]], None]
+"""Takes the local tensors of one layer: ``down`` (parts * latent, local_in), ``router`` (parts * k,
+local_in), ``interaction`` (parts, k, k), and ``up`` (local_out, k r), zero where no part writes."""
+
+
+def load_adapter(path: Path, spec: GatedSpec, layers: Iterable[tuple[Layout, Place]]) -> int:
+    """Put the tensors of ``path`` into the layers of a model; the number of modules loaded.
+
+    Everything is checked before the first tensor is placed. Raises AdapterFileError if the file is for
+    another spec, if tensors are missing, extra or of the wrong shape, or if the model lacks a module.
+    """
+    found = read_spec(path)
+    if found != spec:
+        differs = [name for name in spec.to_block() if found.to_block()[name] != spec.to_block()[name]]
+        raise AdapterFileError(
+            f"{path} differs from the adapter that this engine was built for in {', '.join(differs)}"
+        )
+    layers = list(layers)
+    held = {part.module: part for layout, _ in layers for part in layout.parts}
+    for module in spec.modules:
+        if module not in held:
+            raise AdapterFileError(f"{path}: the model on vLLM has no linear layer {module}")
+    with safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check(path, shapes, spec, layers)
+        for layout, place in layers:
+            place(_local(file, layout, spec))
+    return len(held)
+
+
+def _check(
+    path: Path,
+    found: Mapping[str, tuple[int, ...]],
+    spec: GatedSpec,
+    layers: Iterable[tuple[Layout, Place]],
+) -> None:
+    expected = {
+        f"{part.module}.{name}": shape
+        for layout, _ in layers
+        for part in layout.parts
+        for name, shape in spec.shapes(part.d_in, part.d_out).items()
+    }
+    for name, shape in expected.items():
+        if name not in found:
+            raise AdapterFileError(f"{path}: tensor {name} is missing")
+        if found[name] != shape:
+            raise AdapterFileError(
+                f"{path}: tensor {name} has shape {list(found[name])}, the model asks for {list(shape)}"
+            )
+    for name in found:
+        if name not in expected:
+            raise AdapterFileError(f"{path}: tensor {name} belongs to no adapted layer of the model")
+
+
+def _local(file: Any, layout: Layout, spec: GatedSpec) -> dict[str, Tensor]:
+    low, high = layout.inputs
+    local: dict[str, Tensor] = {}
+    for name in ("down", "router"):
+        if name == "down" or spec.routed:
+            rows = [file.get_slice(f"{part.module}.{name}")[:, low:high] for part in layout.parts]
+            local[name] = torch.cat(rows)
+    if spec.interaction:
+        local["interaction"] = torch.stack(
+            [file.get_tensor(f"{part.module}.interaction") for part in layout.parts]
+        )
+    local["up"] = torch.zeros(layout.d_out, spec.gated)
+    for part in layout.parts:
+        up = file.get_slice(f"{part.module}.up")
+        for piece in part.slices:
+            local["up"][piece.start : piece.stop] = up[piece.source : piece.source + piece.stop - piece.start]
+    return local

@@ -1,0 +1,333 @@
+"""A linear layer with a gated adapter on a CUDA GPU: base weight and adapter in one matrix, fused kernels.
+
+The layer's weight W0 (d_out, d_in), the adapter's A and S (as rows) and B (as columns) lie in one matrix::
+
+            d_in          parts * k r
+         +-------------+---------------+
+         |     W0      |  B, one block | d_out
+         |             |  a part       |
+         +-------------+---------------+
+         |  A; S; 0    |   (unused)    | parts * (latent + k), padded to 64 rows
+         +-------------+---------------+
+
+so that three exact ways to compute ``y = x W0 + (omega z) B`` need no second copy of any weight:
+
+* ``rows``: one product x [W0; A; S] gives y, z and the router's logits; one kernel gates z, multiplies by B
+  and adds. Fewest launches: for few tokens.
+* ``columns``: a narrow product gives z and the logits; one kernel writes [x | omega z]; products with
+  [W0 | B] do the rest. One more pass over x, none over y: for many tokens where y is the wider.
+* ``split``: base product and narrow product apart; (omega z) B is added to y in place. One more pass over y,
+  none over x: for many tokens where x is the wider.
+
+Where each begins was measured (``benchmarks/vllm_kernels.py``). The logits come out of the same product as z,
+in the model's dtype; softmax, M and the gate are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import linear
+
+from cme_bench.vllm_plugin.reference import Span
+from cme_bench.vllm_plugin.spec import GatedSpec
+from cme_bench.vllm_plugin.triton_kernels import expand_add_kernel, widen_kernel
+
+ROW_ALIGNMENT = 64  # with unaligned rows cuBLAS took 1.2 to 3 times as long
+GRAINS = (128, 64)
+"""Parts of a layer must begin and end at multiples of one of these many output columns."""
+MIN_RANK = 16  # the least inner size of a product on the matrix units
+COLUMNS_FROM, SPLIT_FROM = 256, 1024
+"""Tokens from which ``columns`` and ``split`` are faster than ``rows`` (H100, LLaMA-2-7B's layers)."""
+PRODUCT_PER_PART_FROM = 4096
+
+
+def grain_of(spans: Sequence[Span], d_out: int) -> int | None:
+    """The largest grain that all parts, and the layer, fit."""
+    edges = [d_out, *(edge for _, start, stop in spans for edge in (start, stop))]
+    return next((grain for grain in GRAINS if not any(edge % grain for edge in edges)), None)
+
+
+def why_not(spec: GatedSpec, spans: Sequence[Span], d_out: int, dtype: torch.dtype) -> str | None:
+    """Why these kernels cannot serve a layer; None if they can."""
+    if dtype not in {torch.bfloat16, torch.float16}:
+        return f"dtype {str(dtype).removeprefix('torch.')}"
+    if spec.rank < MIN_RANK or spec.rank & (spec.rank - 1):
+        return f"rank {spec.rank} is no power of two of at least {MIN_RANK}"
+    if grain_of(spans, d_out) is None:
+        return f"a part's size is no multiple of {GRAINS[-1]}"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One layer's matrix and the views into it. Shapes as in the picture above.
+
+    weight (d_out, d_in); down (parts * latent, d_in); router (parts * k, d_in), empty without a router;
+    interaction (parts, k, k), float32; part_of_grain (d_out / grain,), the part that writes those output
+    columns, -1 for none.
+    """
+
+    matrix: Tensor
+    weight: Tensor
+    down: Tensor
+    router: Tensor
+    interaction: Tensor
+    part_of_grain: Tensor
+    spans: tuple[Span, ...]
+    spec: GatedSpec
+
+    @classmethod
+    def build(cls, weight: Tensor, spans: Sequence[Span], spec: GatedSpec) -> Store:
+        """The matrix with ``weight`` (d_out, d_in) copied in, and an adapter that is all zero."""
+        d_out, d_in = weight.shape
+        parts = 1 + max(part for part, _, _ in spans)
+        k = spec.experts if spec.routed else 0
+        rows = parts * (spec.latent + k)
+        matrix = weight.new_zeros(
+            d_out + -(-rows // ROW_ALIGNMENT) * ROW_ALIGNMENT, d_in + parts * spec.gated
+        )
+        matrix[:d_out, :d_in] = weight
+        z_end = d_out + parts * spec.latent
+        grain = grain_of(spans, d_out)
+        assert grain is not None
+        of_grain = torch.full((d_out // grain,), -1, dtype=torch.int32)
+        for part, start, stop in spans:
+            of_grain[start // grain : stop // grain] = part
+        return cls(
+            matrix=matrix,
+            weight=matrix[:d_out, :d_in],
+            down=matrix[d_out:z_end, :d_in],
+            router=matrix[z_end : z_end + parts * k, :d_in],
+            interaction=torch.eye(spec.experts, device=weight.device).repeat(parts, 1, 1),
+            part_of_grain=of_grain.to(weight.device),
+            spans=tuple(spans),
+            spec=spec,
+        )
+
+    def place(self, down: Tensor, up: Tensor, router: Tensor | None, interaction: Tensor | None) -> None:
+        """Copy an adapter in; ``up`` is (d_out, k r)."""
+        self.down.copy_(down)
+        d_in, width = self.weight.shape[1], self.spec.gated
+        for part, start, stop in self.spans:
+            first = d_in + part * width
+            self.matrix[start:stop, first : first + width].copy_(up[start:stop])
+        if router is not None:
+            self.router.copy_(router)
+        if interaction is not None:
+            self.interaction.copy_(interaction)
+
+    def apply(self, x: Tensor, way: str = "auto") -> Tensor:
+        """(tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens."""
+        result: Tensor = torch.ops.cme_bench.gated_linear(
+            x,
+            self.matrix,
+            self.interaction,
+            self.part_of_grain,
+            [edge for span in self.spans for edge in span],
+            self.weight.shape[0],
+            self.spec.rank,
+            self.spec.experts,
+            self.spec.shared_latent,
+            self.spec.scale,
+            self.spec.normalizer_floor or 0.0,
+            WAYS.index(way),
+        )
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Tile of a program of ``expand_add_kernel``: tokens x output columns, and its warps."""
+
+    tokens: int
+    columns: int
+    warps: int
+
+
+def expand_blocks(tokens: int, d_out: int) -> Blocks:
+    """The tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
+    wide = d_out > 8192
+    if tokens <= 16:
+        return Blocks(16, 64 if wide else 32, 2)
+    if tokens <= 64:
+        return Blocks(32, 64, 2) if wide else Blocks(32, 32, 4)
+    return Blocks(64, 128 if wide else 64, 4)
+
+
+def expand_add(  # noqa: PLR0917
+    ext: Tensor,
+    matrix: Tensor,
+    interaction: Tensor,
+    part_of_grain: Tensor,
+    d_in: int,
+    d_out: int,
+    settings: Settings,
+    blocks: Blocks,
+) -> Tensor:
+    """(tokens, d_out) from ``ext`` (tokens, rows of the matrix)."""
+    tokens, grain = len(ext), d_out // len(part_of_grain)
+    blocks = replace(blocks, columns=min(blocks.columns, grain))
+    out = ext.new_empty(tokens, d_out)
+    expand_add_kernel[(triton.cdiv(d_out, blocks.columns), triton.cdiv(tokens, blocks.tokens))](
+        ext,
+        matrix,
+        interaction,
+        part_of_grain,
+        out,
+        tokens,
+        d_in,
+        d_out,
+        ext.stride(0),
+        matrix.stride(0),
+        settings.parts,
+        settings.scale,
+        settings.floor,
+        RANK=settings.rank,
+        EXPERTS=settings.experts,
+        PADDED=triton.next_power_of_2(settings.experts),
+        SHARED=settings.shared,
+        GRAIN=grain,
+        CHUNK=settings.chunk,
+        BLOCK_T=blocks.tokens,
+        BLOCK_N=blocks.columns,
+        num_warps=blocks.warps,
+    )
+    return out
+
+
+def gated_beside(x: Tensor | None, ext: Tensor, interaction: Tensor, settings: Settings) -> Tensor:
+    """[x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | logits])."""
+    tokens, d_in = len(ext), 0 if x is None else x.shape[1]
+    width = settings.parts * settings.rank * settings.experts
+    wide = ext.new_empty(tokens, d_in + width)
+    block_t, block_d = 16, 512
+    copies = triton.cdiv(d_in, block_d)
+    chunks = width // settings.chunk
+    widen_kernel[(copies + chunks, triton.cdiv(tokens, block_t))](
+        ext if x is None else x,
+        ext,
+        interaction,
+        wide,
+        tokens,
+        d_in,
+        ext.stride(0),
+        wide.stride(0),
+        settings.parts,
+        settings.scale,
+        settings.floor,
+        copies,
+        RANK=settings.rank,
+        EXPERTS=settings.experts,
+        PADDED=triton.next_power_of_2(settings.experts),
+        SHARED=settings.shared,
+        CHUNK=settings.chunk,
+        BLOCK_T=block_t,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return wide
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the kernels need of a layer's adapter. ``floor`` 0: omega is not divided by its sum."""
+
+    parts: int
+    rank: int
+    experts: int
+    shared: bool
+    scale: float
+    floor: float
+
+    @property
+    def chunk(self) -> int:
+        """Columns of the gated latent that are multiplied at once: a power of two that divides k r."""
+        width = self.rank * self.experts
+        return min(128, width & -width)
+
+
+WAYS = ("auto", "rows", "columns", "split")
+
+
+def _gated_linear(  # noqa: PLR0917 - an operator's schema
+    x: Tensor,
+    matrix: Tensor,
+    interaction: Tensor,
+    part_of_grain: Tensor,
+    spans: list[int],
+    d_out: int,
+    rank: int,
+    experts: int,
+    shared: bool,
+    scale: float,
+    floor: float,
+    way: int,
+) -> Tensor:
+    x = x.contiguous()
+    d_in = x.shape[1]
+    settings = Settings(interaction.shape[0], rank, experts, shared, scale, floor)
+    name = WAYS[way]
+    if name == "auto":
+        many, first = ("columns", COLUMNS_FROM) if d_out > d_in else ("split", SPLIT_FROM)
+        name = many if len(x) >= first else "rows"
+    if name == "rows":
+        ext = linear(x, matrix[:, :d_in])
+        blocks = expand_blocks(len(x), d_out)
+        return expand_add(ext, matrix, interaction, part_of_grain, d_in, d_out, settings, blocks)
+    ext = linear(x, matrix[d_out:, :d_in])
+    triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
+    if name == "columns":
+        return _columns(gated_beside(x, ext, interaction, settings), matrix, d_in, d_out, settings, triples)
+    y = linear(x, matrix[:d_out, :d_in])
+    gated = gated_beside(None, ext, interaction, settings)
+    width = rank * experts
+    for part, start, stop in triples:
+        first = part * width
+        up = matrix[start:stop, d_in + first : d_in + first + width]
+        piece = y[:, start:stop]
+        torch.addmm(piece, gated[:, first : first + width], up.T, out=piece)
+    return y
+
+
+def _columns(  # noqa: PLR0917
+    wide: Tensor, matrix: Tensor, d_in: int, d_out: int, settings: Settings, spans: Sequence[Span]
+) -> Tensor:
+    """[x | omega z] [W0 | B]. Of B's blocks, part p needs no more than its own and those before it: one
+    product a part is narrower, which pays once there are enough tokens to fill the card with each."""
+    if len(wide) < PRODUCT_PER_PART_FROM or [span[0] for span in spans] != list(range(settings.parts)):
+        return linear(wide, matrix[:d_out])
+    y = wide.new_empty(len(wide), d_out)
+    edges = [*(start for _, start, _ in spans), d_out]
+    edges[0] = 0
+    for part in range(settings.parts):
+        k = d_in + (part + 1) * settings.rank * settings.experts
+        start, stop = edges[part], edges[part + 1]
+        torch.mm(wide[:, :k], matrix[start:stop, :k].T, out=y[:, start:stop])
+    return y
+
+
+def _gated_linear_shape(  # noqa: PLR0917
+    x: Tensor,
+    matrix: Tensor,
+    interaction: Tensor,
+    part_of_grain: Tensor,
+    spans: list[int],
+    d_out: int,
+    *_: object,
+) -> Tensor:
+    return x.new_empty(x.shape[0], d_out)
+
+
+_LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "gated_linear(Tensor x, Tensor matrix, Tensor interaction, Tensor part_of_grain, int[] spans, int d_out, "
+    "int rank, int experts, bool shared, float scale, float floor, int way) -> Tensor"
+)
+_LIBRARY.impl("gated_linear", _gated_linear, "CUDA")
+_LIBRARY._register_fake("gated_linear", _gated_linear_shape)

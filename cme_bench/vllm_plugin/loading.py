@@ -1,0 +1,37 @@
+"""Putting an adapter file into the layers of a model that vLLM holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cme_bench.vllm_plugin.file import load_adapter
+from cme_bench.vllm_plugin.method import GatedLinearMethod
+
+
+def gated_layers(model: nn.Module) -> list[Any]:
+    """The layers of ``model`` that the plugin serves. Raises ValueError if there are none."""
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(getattr(module, "quant_method", None), GatedLinearMethod)
+    ]
+    if not layers:
+        raise ValueError("this engine was started without an adapter: no layer can take one")
+    return layers
+
+
+def load_layers(layers: Sequence[Any], path: Path) -> int:
+    """Check the file against the layers, then copy it in; the number of modules. See ``load_adapter``."""
+    places = [(layer.quant_method.layout, partial(layer.quant_method.place, layer)) for layer in layers]
+    return load_adapter(path, layers[0].quant_method.spec, places)
+
+
+def clear_layers(layers: Sequence[Any]) -> None:
+    """Make the adapter the identity."""
+    for layer in layers:
+        layer.quant_method.clear(layer)

@@ -1,0 +1,173 @@
+"""The linear method: vLLM's unquantised linear, plus the adapter's update."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    QKVParallelLinear,
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+    register_weight_loader_v2_supported_method,
+)
+
+from cme_bench.vllm_plugin.layout import Layout, plan_layout
+from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+FUSION_SWITCH = "CME_BENCH_VLLM_FUSION"
+"""Environment variable: 0 turns the fused kernels off."""
+
+
+@register_weight_loader_v2_supported_method
+class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm carries no types here
+    """One layer's base weight and adapter. Without fusion the adapter lies in buffers of the layer:
+
+    gated_down (parts * latent, local_in) and gated_up (local_out, k r) in the model's dtype; gated_router
+    (parts * k, local_in) and gated_interaction (parts, k, k) in float32. With fusion, see ``kernels.Store``.
+    The buffers start as zeros: the adapter is then the identity.
+    """
+
+    supports_pre_processed_weights = False
+
+    def __init__(
+        self, spec: GatedSpec, members: list[str], when_ready: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.members = members
+        self.when_ready = when_ready
+        self.layout: Layout
+        self.store: Any = None  # kernels.Store, on CUDA
+
+    def create_weights(  # noqa: PLR0917 - vLLM's signature
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        super().create_weights(
+            layer,
+            input_size_per_partition,
+            output_partition_sizes,
+            input_size,
+            output_size,
+            params_dtype,
+            **extra_weight_attrs,
+        )
+        self.layout = plan_layout(
+            self.members,
+            self.spec.modules,
+            d_in=input_size,
+            local_in=input_size_per_partition,
+            local_outs=output_partition_sizes,
+            global_outs=_global_outputs(layer, output_partition_sizes, output_size),
+            rank=layer.tp_rank,
+            world=layer.tp_size,
+        )
+        spec, parts = self.spec, len(self.layout.parts)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "down": ((parts * spec.latent, input_size_per_partition), params_dtype),
+            "up": ((self.layout.d_out, spec.gated), params_dtype),
+        }
+        if spec.routed:
+            shapes["router"] = ((parts * spec.experts, input_size_per_partition), torch.float32)
+        if spec.interaction:
+            shapes["interaction"] = ((parts, spec.experts, spec.experts), torch.float32)
+        for name, (shape, dtype) in shapes.items():
+            layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=dtype), persistent=False)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """On CUDA, and unless switched off, base weight and adapter move into one matrix."""
+        if self.store is None and self._fuses(layer):
+            self._fuse(layer)
+        super().process_weights_after_loading(layer)
+        if self.when_ready is not None:
+            self.when_ready()
+
+    def _fuses(self, layer: Any) -> bool:
+        if not layer.weight.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0" or _sums_logits(layer):
+            return False
+        from cme_bench.vllm_plugin import kernels
+
+        layout = self.layout
+        return kernels.why_not(self.spec, layout.spans, layout.d_out, layer.weight.dtype) is None
+
+    def _fuse(self, layer: Any) -> None:
+        from cme_bench.vllm_plugin import kernels
+
+        self.store = kernels.Store.build(layer.weight.data, self.layout.spans, self.spec)
+        layer.weight.data = self.store.weight
+        for name in [name for name, _ in layer.named_buffers(recurse=False) if name.startswith("gated_")]:
+            delattr(layer, name)
+        layer.register_buffer("gated_matrix", self.store.matrix, persistent=False)
+
+    def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Copy an adapter into the layer, in place: captured graphs and compiled code see it."""
+        if self.store is not None:
+            self.store.place(
+                tensors["down"], tensors["up"], tensors.get("router"), tensors.get("interaction")
+            )
+            return
+        for name, tensor in tensors.items():
+            getattr(layer, f"gated_{name}").copy_(tensor)
+
+    def clear(self, layer: Any) -> None:
+        """Make the adapter the identity again: all of B zero."""
+        if self.store is not None:
+            self.store.matrix[: self.layout.d_out, self.store.weight.shape[1] :].zero_()
+        else:
+            layer.gated_up.zero_()
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., local_in) to (..., local_out)."""
+        tokens = x.reshape(-1, x.shape[-1])
+        if self.store is not None:
+            y = self.store.apply(tokens)
+            y = y if bias is None else y + bias
+        else:
+            y = super().apply(layer, tokens, bias)
+            y = add_up(y, self._gated(layer, tokens), layer.gated_up, self.layout.spans)
+        result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
+        return result
+
+    def _gated(self, layer: Any, x: Tensor) -> Tensor:
+        """(tokens, parts, k r). A row-parallel layer holds a slice of x: z may stay a partial sum, since the
+        layer's output is summed over ranks anyway, but the softmax needs the whole logits."""
+        z = linear(x, layer.gated_down)
+        if not self.spec.routed:
+            return gated_latent(z, None, self.spec)
+        if x.is_cuda:
+            logits = linear(x, layer.gated_router.to(x.dtype)).float()
+        else:
+            logits = linear(x.float(), layer.gated_router)
+        if _sums_logits(layer):
+            logits = tensor_model_parallel_all_reduce(logits.contiguous())
+        logits = logits.reshape(len(x), -1, self.spec.experts)
+        interaction = layer.gated_interaction if self.spec.interaction else None
+        return gated_latent(z, shares(logits, interaction, self.spec), self.spec)
+
+
+def _sums_logits(layer: Any) -> bool:
+    """Whether every rank has a slice of the layer's input only."""
+    return isinstance(layer, RowParallelLinear) and layer.tp_size > 1
+
+
+def _global_outputs(layer: LinearBase, local: list[int], output_size: int) -> list[int]:
+    """Output size of every partition over all ranks, key and value heads counted once."""
+    if isinstance(layer, QKVParallelLinear):
+        heads = layer.total_num_kv_heads
+        value = getattr(layer, "v_head_size", layer.head_size)
+        return [layer.total_num_heads * layer.head_size, heads * layer.head_size, heads * value]
+    return list(getattr(layer, "output_sizes", None) or [output_size])

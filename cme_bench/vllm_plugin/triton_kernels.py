@@ -1,0 +1,141 @@
+"""The Triton kernels behind ``kernels.py``, which launches them and says what their arguments are."""
+# mypy: ignore-errors
+# ruff: noqa: PLR0917
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _gates(
+    logits_at,
+    interaction,
+    live,
+    columns,
+    scale,
+    floor,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """scale * omega of the expert that each of ``columns`` [C] of the gated latent belongs to: [BLOCK_T, C].
+
+    ``logits_at`` [BLOCK_T, 1] points to the first logit of every token; PADDED is EXPERTS rounded up to a
+    power of two. Without a router (one expert) the gate is the scale.
+    """
+    if EXPERTS == 1:
+        return tl.where(live[:, None] & (columns >= 0)[None, :], scale, 0.0)
+    e = tl.arange(0, PADDED)
+    real = e < EXPERTS
+    logits = tl.load(logits_at + e[None, :], mask=live[:, None] & real[None, :], other=0.0).to(tl.float32)
+    logits = tl.where(real[None, :], logits, float("-inf"))
+    powers = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    phi = powers / tl.sum(powers, axis=1)[:, None]
+    gates = tl.zeros([logits_at.shape[0], columns.shape[0]], tl.float32)
+    total = tl.zeros([logits_at.shape[0]], tl.float32)
+    for i in tl.static_range(EXPERTS):
+        row = tl.load(interaction + i * EXPERTS + e, mask=real, other=0.0)
+        omega = tl.sum(phi * row[None, :], axis=1)
+        total += omega
+        gates = tl.where((columns // RANK == i)[None, :], omega[:, None], gates)
+    if floor > 0.0:
+        gates = gates / tl.maximum(total, floor)[:, None]
+    return gates * scale
+
+
+@triton.jit
+def expand_add_kernel(
+    ext,
+    matrix,
+    interaction,
+    part_of_grain,
+    out,
+    tokens,
+    d_in,
+    d_out,
+    ext_stride,
+    matrix_stride,
+    parts,
+    scale,
+    floor,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    GRAIN: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """out = y + sum_i (omega_i z_i) B_i, where ``ext`` is [y | z of every part | logits of every part]."""
+    width: tl.constexpr = RANK * EXPERTS
+    latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    live = t < tokens
+    row = t.to(tl.int64) * ext_stride
+    tile = live[:, None] & (n < d_out)[None, :]
+    part = tl.load(part_of_grain + tl.program_id(0) * BLOCK_N // GRAIN)
+    acc = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
+    if part >= 0:
+        logits_at = ext + d_out + parts * latent + part * EXPERTS + row[:, None]
+        for chunk in tl.static_range(width // CHUNK):
+            c = chunk * CHUNK + tl.arange(0, CHUNK)
+            b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
+            b = tl.load(b_at, mask=(n < d_out)[None, :], other=0.0)
+            zc = c % RANK if SHARED else c
+            z = tl.load(
+                ext + d_out + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0
+            )
+            m = interaction + part * EXPERTS * EXPERTS
+            gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
+            acc = tl.dot((z * gates).to(z.dtype), b, acc)
+    at = out + t.to(tl.int64)[:, None] * d_out + n[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=tile)
+
+
+@triton.jit
+def widen_kernel(
+    x,
+    ext,
+    interaction,
+    wide,
+    tokens,
+    d_in,
+    ext_stride,
+    wide_stride,
+    parts,
+    scale,
+    floor,
+    copies,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """wide = [x | omega_i z_i of every part and expert], where ``ext`` is [z | logits] of every part."""
+    width: tl.constexpr = RANK * EXPERTS
+    latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    live = t < tokens
+    t = t.to(tl.int64)
+    block = tl.program_id(0)
+    if block < copies:
+        d = block * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = live[:, None] & (d < d_in)[None, :]
+        values = tl.load(x + t[:, None] * d_in + d[None, :], mask=mask)
+        tl.store(wide + t[:, None] * wide_stride + d[None, :], values, mask=mask)
+    else:
+        part = (block - copies) // (width // CHUNK)
+        c = (block - copies) % (width // CHUNK) * CHUNK + tl.arange(0, CHUNK)
+        row = t * ext_stride
+        zc = c % RANK if SHARED else c
+        z = tl.load(ext + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0)
+        logits_at = ext + parts * latent + part * EXPERTS + row[:, None]
+        m = interaction + part * EXPERTS * EXPERTS
+        gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
+        to = wide + t[:, None] * wide_stride + d_in + part * width + c[None, :]
+        tl.store(to, (z * gates).to(z.dtype), mask=live[:, None])
