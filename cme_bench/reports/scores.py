@@ -18,6 +18,10 @@ from cme_bench.runs.store import Record
 AVERAGE = "average"
 
 
+class NoItemMeanError(UsageError):
+    """A task's metric is no mean over its items, so that items cannot be paired."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskScores:
     """One task of m runs: ``scores`` [n, m] of its main metric on the ``ids`` that all runs share.
@@ -44,7 +48,7 @@ def paired_tasks(runs: Sequence[RunView], form: str, *, allow_mixed: bool) -> It
     """The tasks of ``form`` that all runs have, read from their records, one at a time.
 
     UsageError if item sets or gold answers differ, unless ``allow_mixed``: then pairs are formed on the
-    shared ids, with a note. UsageError too for a metric that is no mean over items.
+    shared ids, with a note. NoItemMeanError for a metric that is no mean over items.
     """
     shared = [task for task in runs[0].tasks(form) if all(task in run.results["tasks"] for run in runs)]
     for task in shared:
@@ -70,7 +74,7 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool) -> TaskS
         raise UsageError(f"{task}: the runs share no item")
     values = [[record["scores"].get(metric) for record in records] for records in rows]
     if not all(isinstance(v, int | float) for column in values for v in column):
-        raise UsageError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
+        raise NoItemMeanError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
     return TaskScores(
         task=task,
         domain=str(result["domain"]),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.reports.runs import RunView
-from cme_bench.reports.scores import paired_tasks, weights
+from cme_bench.reports.scores import NoItemMeanError, TaskScores, paired_tasks, weights
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.resampling import (
     RESAMPLES,
@@ -48,10 +48,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Significance:
-    """A column for every domain and the average; ``notes``: what does not fit in pairing the items."""
+    """A column for every domain and the average; ``notes``: what does not fit in pairing the items;
+    ``reason``: why there are no columns, where there are none."""
 
     columns: dict[str, Column]
     notes: tuple[str, ...]
+    reason: str = ""
 
 
 def significance(
@@ -61,10 +63,17 @@ def significance(
     task is shared."""
     if len(runs) < 2 or not all(run.has_records and run.seeds == 1 for run in runs):
         return None
+    try:
+        return _significance(paired_tasks(runs, form, allow_mixed=allow_mixed), resamples)
+    except NoItemMeanError as err:
+        return Significance({}, (), reason=str(err))
+
+
+def _significance(pairs: Iterable[TaskScores], resamples: int) -> Significance | None:
     parts: dict[str, _Part] = {}
     places: list[tuple[str, str, str]] = []
     notes: list[str] = []
-    for number, pair in enumerate(paired_tasks(runs, form, allow_mixed=allow_mixed)):
+    for number, pair in enumerate(pairs):
         parts[pair.task] = _Part(
             means=pair.scores.mean(axis=0),
             flips=sign_flips(pair.scores, resamples=resamples, seed=number),

@@ -197,7 +197,9 @@ def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bo
     if len(runs) < 2:
         return
     yield "Bold: best of a column; underlined: second."
-    if tested is not None:
+    if tested is not None and tested.reason:
+        yield f"No significance tests: {tested.reason}."
+    elif tested is not None:
         yield (
             f"† not significantly different from the best (paired permutation test, Holm-adjusted p >= "
             f"{SIGNIFICANT})."

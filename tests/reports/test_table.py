@@ -20,7 +20,7 @@ from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import FIXED, comparison_tables, duration
 from cme_bench.reports.table_text import render
-from cme_bench.runs.store import write_json
+from cme_bench.runs.store import samples_file, write_json
 
 
 def answers(right: int, n: int = 100) -> list[float]:
@@ -102,6 +102,18 @@ def test_without_records_there_are_no_daggers_and_a_note_says_so(tmp_path: Path)
     (table,) = comparison_tables(runs)
     assert not any(cell.dagger for row in table.rows for cell in row)
     assert f"No significance tests: no per-item records in {tmp_path / 'two'}." in table.notes
+
+
+def test_a_metric_that_is_no_mean_over_items_is_shown_but_not_tested(tmp_path: Path) -> None:
+    runs = []
+    for name in ("one", "two"):
+        run = make_run(tmp_path / name, tasks(50, 40))
+        file = samples_file(run.folder, "cme_b")
+        file.write_bytes(file.read_bytes().replace(b'{"acc":1.0}', b'{"acc":[1,0]}'))
+        runs.append(run)
+    (table,) = comparison_tables(runs)
+    assert not any(cell.dagger for row in table.rows for cell in row)
+    assert any("No significance tests: cme_b: acc is no mean over items" in note for note in table.notes)
 
 
 def test_published_rows_are_marked_and_never_the_best(runs: list[RunView]) -> None:
