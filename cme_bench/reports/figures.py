@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from cme_bench.reports.figure_inputs import FigureInputs
 from cme_bench.reports.router_figures import OKABE_ITO, load_bars
-from cme_bench.reports.runs import RunView, check_alike, labels, watermarks
+from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.runs.store import write_text
 
@@ -40,7 +40,8 @@ class FigureSpec:
 
 
 def write_figures(inputs: FigureInputs, out: Path, *, allow_mixed: bool = False) -> Iterator[str]:
-    """Writes NAME.png, NAME.pdf and NAME.csv of every figure that has its inputs; a line for each figure.
+    """Writes NAME.png, NAME.pdf and NAME.csv of every figure that has its inputs, and SOURCES.md, which says
+    where the numbers come from; a line for each figure.
 
     UsageError if the runs differ, unless ``allow_mixed``.
     """
@@ -62,6 +63,16 @@ def write_figures(inputs: FigureInputs, out: Path, *, allow_mixed: bool = False)
         figure.savefig(out / f"{spec.name}.pdf", metadata=_PDF)
         write_text(out / f"{spec.name}.csv", frame.to_csv(index=False))
         yield f"{spec.name}: png, pdf, csv"
+    write_text(out / "SOURCES.md", "".join(f"- {line}\n" for line in [*notes, *_sources(inputs)]))
+
+
+def _sources(inputs: FigureInputs) -> Iterator[str]:
+    """Model, task hashes, versions and commit of every run; file, machine and commit of every benchmark."""
+    yield from provenance_notes(inputs.runs, labels(inputs.runs))
+    for bench in inputs.benchmarks:
+        yield f"{bench['file']}: {bench['bench']}, {bench['hardware']}, commit {bench['commit']}"
+    for curve in inputs.curves:
+        yield f"loss curve of {curve['name'].iloc[0]} ({curve['method'].iloc[0]}), {len(curve)} steps"
 
 
 def _shows_runs(frame: pd.DataFrame) -> bool:

@@ -60,6 +60,9 @@ def test_every_figure_is_drawn_with_its_numbers_beside(everything: list[Path], t
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert len(pd.read_csv(out / f"{name}.csv"))
+    sources = (out / "SOURCES.md").read_text()
+    assert sources.count("model aaaaaaaa, adapter bbbbbbbb, hf float32, tasks") == 4
+    assert "train_step-x.json: train_step, x, commit c" in sources
     experts = pd.read_csv(out / "figure3a_experts.csv")
     assert experts[["experts", "score"]].to_numpy().tolist() == [[2, 50], [4, 70], [4, 80]]
     scale = pd.read_csv(out / "figure3b_data_scale.csv")
@@ -92,7 +95,13 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         "figure5b_router: skipped, no folder of cme-bench router is given",
         "domains: png, pdf, csv",
     ]
-    assert {f.name for f in tmp_path.iterdir()} == {"base", "domains.png", "domains.pdf", "domains.csv"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "base",
+        "domains.png",
+        "domains.pdf",
+        "domains.csv",
+        "SOURCES.md",
+    }
 
 
 def test_unlike_runs_and_strange_folders_are_refused(tmp_path: Path) -> None:
