@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import time
@@ -22,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from cme_bench import provenance
 from cme_bench.engines import LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, tree
-from cme_bench.engines.hf.tree_attention import PackAttention
+from cme_bench.engines.hf.tree_attention import Asked, PackAttention
 
 WORKLOADS = {  # header, questions, question, choices, choice
     "mmlu_5shot": (600, 256, 90, 4, 1),
@@ -36,9 +36,7 @@ WORKLOADS = {  # header, questions, question, choices, choice
 class Dense(PackAttention):
     """One mask over the kept prefix and the whole pack."""
 
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: Any, **_: Any
-    ) -> Tensor:
+    def __call__(self, asked: Asked) -> Tensor:
         n, cached = self.pack.n_tokens, self.pack.cached
         if "dense" not in self.__dict__:
             starts, place = self.pack.starts, torch.arange(n, device=self.device)
@@ -47,40 +45,41 @@ class Dense(PackAttention):
             ).to(self.device)
             self.dense = (place <= place[:, None]) & (place[:, None] < ends)
             self.dense = torch.cat((self.dense.new_ones(n, cached), self.dense), 1)
-        keys, values = key, value
+        keys, values = asked.key, asked.value
         if cached:
-            kept = self.path.head(module, cached)
-            keys, values = torch.cat((kept[0], key), 2), torch.cat((kept[1], value), 2)
+            kept = self.path.head(asked.module, cached)
+            keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
         if self.pack.keep:
-            self.path.extend(module, cached, key, value)
-        groups = query.shape[1] // key.shape[1]
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        out = nn.functional.scaled_dot_product_attention(query, keys, values, self.dense, scale=scaling)
+            self.path.extend(asked.module, cached, asked.key, asked.value)
+        keys, values = (states.repeat_interleave(asked.groups, 1) for states in (keys, values))
+        out = nn.functional.scaled_dot_product_attention(
+            asked.query, keys, values, self.dense, scale=asked.scaling
+        )
         return out.transpose(1, 2)
 
 
 class Expanded(PackAttention):
     """A row a unit, each with its own copy of the kept prefix."""
 
-    def __call__(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, scaling: Any, **others: Any
-    ) -> Tensor:
+    def __call__(self, asked: Asked) -> Tensor:
         if not self._side_by_side:
-            return super().__call__(module, query, key, value, scaling=scaling, **others)
+            return super().__call__(asked)
         units, longest = self._real.shape
-        groups, cached = query.shape[1] // key.shape[1], self.pack.cached
+        query, groups, cached = asked.query, asked.groups, self.pack.cached
 
         def batch(states: Tensor) -> Tensor:
             rows = states[0].transpose(0, 1).index_select(0, self._gather)
             return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
 
-        keys, values, mask = batch(key), batch(value), self._own_mask(None, 1, query.dtype)
+        keys, values, mask = batch(asked.key), batch(asked.value), self._own_mask(None, 1, query.dtype)
         if cached:
-            kept = [t.expand(units, -1, -1, -1) for t in self.path.head(module, cached)]
+            kept = [t.expand(units, -1, -1, -1) for t in self.path.head(asked.module, cached)]
             keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
             mask = torch.cat((mask.new_zeros(units, 1, longest, cached), mask), 3)
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        out = nn.functional.scaled_dot_product_attention(batch(query), keys, values, mask, scale=scaling)
+        out = nn.functional.scaled_dot_product_attention(
+            batch(query), keys, values, mask, scale=asked.scaling
+        )
         out = out.transpose(1, 2).reshape(units * longest, query.shape[1], -1)
         return out.index_select(0, self._scatter)[None]
 
@@ -177,8 +176,13 @@ def main() -> None:
                     f"mean ll {found['mean']:.4f}",
                     flush=True,
                 )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu-{platform.machine()}"
-    print(json.dumps({"bench": "sharing", "hardware": device, "commit": "unknown", "metrics": metrics}))
+    line = {
+        "bench": "sharing",
+        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
+        "commit": provenance.commit() or "unknown",
+        "metrics": metrics,
+    }
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -1,91 +1,84 @@
-"""What the harness costs beside the model, and how fast a million stored records are summarised.
+"""What the harness costs beside the model, and how fast a million stored records become a table.
 
-``million_records_s``: one pass over 1,000,000 records of a samples file by the store's own reader, with a
-running mean and standard error of every score (not the runner's aggregation, which holds a task's records in
-memory); ``memory_growth_mib`` is how much the process grew. ``overhead_percent``: wall time of a run of 2,000
-items less the engine's model time, as a share of the wall time, by ``cme-bench run``; loading is part of it.
+``million_records_s``: from a samples file of 1,000,000 records, as ``cme-bench run`` stores them, to
+results.json, summary.csv and the printed comparison table; ``memory_growth_mib`` is by how much the process
+grows meanwhile, ``memory_growth_tenth_mib`` the same for a tenth of the records. ``overhead_percent``: wall
+time of ``cme-bench run`` on a likelihood task of 2,000 items less the engine's model time, as a share of the
+wall time; loading the model is part of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from cme_bench import provenance
-from cme_bench.runs.store import read_records
+from cme_bench import provenance, resident_memory
+from cme_bench.reports.runs import open_run
+from cme_bench.reports.table import comparison_tables, render
+from cme_bench.runs.results import write_results
+from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.scoring.aggregate import task_result
+from cme_bench.tasks.suite import load_suite
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench"
+TASK = "cme_arc_easy_ll"
 
 
-def write_records(file: Path, count: int) -> None:
-    """Records like a choice task's."""
-    with file.open("wb") as stream:
-        for i in range(count):
-            record = {
-                "id": i,
-                "key": f"{i:064x}",
-                "task": "0" * 64,
-                "scores": {"acc": float(i % 3 == 0), "acc_norm": float(i % 4 == 0)},
-                "margin": (i % 100) / 10,
-                "response": {"logprobs": [-1.5, -2.5, -3.5, -4.5], "greedy": [False] * 4},
-                "target": "A",
-                "truncated": 0,
-                "prompt": "Which of these is the right answer to the question? " * 4,
-                "choices": ["A", "B", "C", "D"],
-                "doc": {"question": "which?", "label": i % 4},
-            }
-            stream.write(orjson.dumps(record) + b"\n")
+def run(model: str, task: str, data: str, out: Path, *arguments: str) -> dict[str, Any]:
+    """``cme-bench run`` in a process of its own; the session's entry in run.json."""
+    command = [sys.executable, "-m", "cme_bench", "run", model, "--tasks", task, "--data", data]
+    command += ["--out", str(out), "--offline", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    session: dict[str, Any] = read_json(out / "run.json")["sessions"][-1]
+    return session
 
 
-def summarise(file: Path) -> dict[str, Any]:
-    """Mean and standard error of every score, from one pass over the file."""
-    count, sums = 0, {}
-    for record in read_records(file):
-        count += 1
-        for name, value in record["scores"].items():
-            total, squares = sums.get(name, (0.0, 0.0))
-            sums[name] = total + value, squares + value * value
-    return {
-        name: {
-            "mean": total / count,
-            "stderr": ((squares / count - (total / count) ** 2) / (count - 1)) ** 0.5,
-        }
-        for name, (total, squares) in sums.items()
-    }
+def repeated(file: Path, count: int) -> Iterator[bytes]:
+    """``count`` lines: the records of ``file`` over and over, each with an id of its own."""
+    records = list(read_records(file))
+    for id_, record in zip(range(count), itertools.cycle(records)):
+        yield orjson.dumps(record | {"id": id_}) + b"\n"
 
 
-def time_records(count: int) -> tuple[float, float]:
-    """Seconds, and how much memory grew in MiB."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "task.jsonl"
-        write_records(file, count)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        started = time.perf_counter()
-        summarise(file)
-        seconds = time.perf_counter() - started
-        return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+def summarise(folder: Path) -> float:
+    """Seconds from the stored records to the printed table."""
+    [spec] = load_suite().select(TASK)
+    started = time.perf_counter()
+    result = task_result(spec, None, read_records(samples_file(folder, TASK)))
+    write_results(folder, read_json(folder / "run.json"), [result])
+    for table in comparison_tables([open_run(folder)]):
+        render(table, "md")
+    return time.perf_counter() - started
 
 
-def overhead(model: str, data: str, limit: int) -> dict[str, float]:
-    """Wall and model seconds of one run; the wall time holds prompts, tokens, loading and storing."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "run"
-        command = [sys.executable, "-m", "cme_bench", "run", model, "--tasks", "cme_hellaswag_ll"]
-        command += ["--data", data, "--limit", str(limit), "--out", str(folder), "--offline"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        session = json.loads((folder / "run.json").read_text())["sessions"][-1]
-    return {"wall_s": session["seconds"], "model_s": session["engine"]["model_seconds"]}
+def time_records(folder: Path, count: int) -> dict[str, float]:
+    """Seconds, how much memory grew in MiB, and the size of a record in bytes."""
+    file = samples_file(folder, TASK)
+    whole = folder / "whole.jsonl"
+    with whole.open("wb") as stream:
+        stream.writelines(repeated(file, count))
+    shutil.move(file, folder / "few.jsonl")
+    shutil.move(whole, file)
+    size = file.stat().st_size / count
+    resident_memory.reset_peak()
+    before = resident_memory.peak()
+    seconds = summarise(folder)
+    grown = resident_memory.peak() - before
+    shutil.move(folder / "few.jsonl", file)
+    return {"seconds": seconds, "grown_mib": grown / 2**20, "record_bytes": size}
 
 
 def main() -> None:
@@ -96,27 +89,39 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"))
-    parser.add_argument("--quick", action="store_true", help="50,000 records (scaled up), no run")
+    parser.add_argument("--quick", action="store_true", help="50,000 records (scaled up), no long run")
     args = parser.parse_args()
     count = 50_000 if args.quick else args.records
-    seconds, grown = time_records(count)
-    metrics = {"million_records_s": round(seconds * 1e6 / count, 3), "memory_growth_mib": round(grown, 1)}
-    settings: dict[str, Any] = {"records": count, "load": os.getloadavg()[0]}
-    if not args.quick:
-        found = overhead(args.model, args.data, args.items)
-        metrics["overhead_percent"] = round(100 * (1 - found["model_s"] / found["wall_s"]), 2)
-        settings |= found | {"items": args.items, "model": args.model}
+    with tempfile.TemporaryDirectory() as scratch:
+        few = Path(scratch) / "few"
+        run(args.model, TASK, "mini", few)
+        tenth = time_records(few, count // 10)
+        found = time_records(few, count)
+        metrics = {
+            "million_records_s": round(found["seconds"] * 1e6 / count, 3),
+            "memory_growth_mib": round(found["grown_mib"], 1),
+            "memory_growth_tenth_mib": round(tenth["grown_mib"], 1),
+        }
+        settings: dict[str, Any] = {"records": count, "record_bytes": round(found["record_bytes"])}
+        if not args.quick:
+            started = time.perf_counter()
+            limit = ["--limit", str(args.items)]
+            session = run(args.model, "cme_hellaswag_ll", args.data, Path(scratch) / "long", *limit)
+            model_s, wall_s = session["engine"]["model_seconds"], session["seconds"]
+            metrics["overhead_percent"] = round(100 * (1 - model_s / wall_s), 2)
+            settings |= {"items": args.items, "model": args.model, "wall_s": wall_s, "model_s": model_s}
+            settings["process_s"] = time.perf_counter() - started
     line = {
         "bench": "store",
-        "hardware": provenance.processor(),
+        "hardware": provenance.hardware(),
         "commit": provenance.commit() or "unknown",
         "metrics": metrics,
     }
     if not args.quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        name = provenance.processor().lower().replace(" ", "-")
+        settings["load"] = os.getloadavg()[0]
         text = json.dumps(line | {"settings": settings}, indent=1)
-        (RESULTS / f"store-{name}.json").write_text(text + "\n")
+        (RESULTS / f"store-{line['hardware']}.json").write_text(text + "\n")
     print(json.dumps(line))
 
 

@@ -25,7 +25,6 @@ import argparse
 import functools
 import gc
 import json
-import platform
 import statistics
 import time
 import weakref
@@ -353,15 +352,6 @@ def _step(round_: dict[str, dict[str, Any]], name: str) -> float:
     return float(statistics.median(round_[name]["seconds"]))
 
 
-def hardware(device: torch.device) -> str:
-    """The accelerator's or the processor's name, fit for a file name."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"cpu {platform.machine()} {torch.get_num_threads()} threads"
-    return "-".join("".join(c if c.isalnum() or c == "_" else " " for c in name.lower()).split())
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -399,7 +389,8 @@ def main() -> None:
         print(bench.profile(known[args.profile], ids))
         return
     setup = asdict(shapes) | {"batch": batch, "base_dtype": str(bench.dtype).removeprefix("torch.")}
-    setup |= {"torch": torch.__version__, "steps": args.steps, "warmup": args.warmup}
+    setup |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    setup |= {"steps": args.steps, "warmup": args.warmup}
     print(json.dumps(setup), flush=True)
     rounds = []
     for number in range(args.rounds or (2 if args.quick else 5)):
@@ -412,7 +403,7 @@ def main() -> None:
         print(f"round {number + 1}: slowest step {slowest:.3f} s", flush=True)
     result: dict[str, Any] = {
         "bench": "train_step",
-        "hardware": hardware(device),
+        "hardware": provenance.hardware(cuda=device.type == "cuda"),
         "commit": args.commit or provenance.commit() or "unknown",
         "metrics": summarise(rounds),
     }

@@ -1,12 +1,17 @@
-"""Our transformers engine against stock lm-eval's ``hf``, on the same items: time, peak memory, same answers.
+"""``cme-bench run`` against stock lm-eval (``--model hf``) on the same items: time, memory, same answers.
 
-Both run lm-eval's own ``evaluate`` on the same task files (``cme-bench tasks export``, few-shot as the suite
-defines it), the same items and the same weights, in two processes of which one works at a time. The time of a
-task is that of ``evaluate``: prompts, tokens, scoring, metrics; loading the model and the data set is left
-out. lm-eval gets the batch size that is fastest on a part of the task. Peak memory is the process's resident
-set during the task (CUDA: the allocator's).
+What is timed is a user's evaluation of one task, without loading the model: prompts, tokens, scoring,
+metrics.
 
-A task fails if an answer differs, or a log-likelihood by more than 1e-3 in float32.
+* lm-eval: its own ``evaluate`` with its own task class on a task file and rows that it has loaded before
+  the clock starts, at the batch size that is fastest on a part of the items.
+* ours: ``cme_bench.runs.runner.run``, reading the rows and storing every record included, at its defaults.
+* cme-hf: our engine as lm-eval's model, under lm-eval's ``evaluate`` (``lm_eval --model cme-hf``).
+
+All see the same texts: the suite's prompts, few-shot exemplars from the head of the same split, the same
+rows (those and no others, so that nobody filters). Each works in a process of its own, one at a time. Peak
+memory is the process's resident set during the task (CUDA: the allocator's). A task fails if a predicted
+choice differs, or, in float32, a log-likelihood by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -15,20 +20,24 @@ import argparse
 import json
 import math
 import os
-import platform
-import resource
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cme_bench import resident_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench"
 TOLERANCE = 1e-3
+ENGINES = ("ours", "lm-eval", "cme-hf")
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,55 @@ FULL = [
 QUICK = [Case("hellaswag", 0, 6), Case("winogrande", 5, 6)]
 
 
-# ---- the worker: one engine, one model, tasks one after the other
+# ---- the workers: one engine, one model, tasks one after the other
+
+
+class LmEval:
+    """A model of lm-eval's registry under its ``evaluate``."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        from lm_eval.tasks import TaskManager
+
+        self.model = model
+        self.manager = TaskManager(include_path=str(folder))
+
+    def answer(self, name: str, case: Case, batch_size: int) -> dict[str, Any]:
+        from lm_eval import evaluator
+
+        if hasattr(self.model, "batch_size_per_gpu"):
+            self.model.batch_size_per_gpu = batch_size
+        tasks = self.manager.load([name])
+        found, used = measured(lambda: evaluator.evaluate(self.model, tasks, bootstrap_iters=0))
+        samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+        return used | {"scores": [[pair[0] for pair in s["filtered_resps"]] for s in samples]}
+
+
+class Ours:
+    """``cme-bench run`` with its model loaded."""
+
+    def __init__(self, model: str, dtype: str, folder: Path) -> None:
+        from cme_bench.runs.options import RunOptions
+        from cme_bench.runs.responder import BaseModel
+
+        self.folder = folder
+        self.options = RunOptions(model=model, dtype=dtype, offline=True)
+        self.base = BaseModel(self.options)
+        _ = self.base.model, self.base.tokenizer
+
+    def answer(self, name: str, case: Case, batch_size: int) -> dict[str, Any]:
+        from dataclasses import replace
+
+        from cme_bench.runs.runner import run
+        from cme_bench.runs.store import read_json, read_records, samples_file
+
+        task, out = f"cme_{case.task}_ll", self.folder / "run"
+        shutil.rmtree(out, ignore_errors=True)
+        options = replace(self.options, tasks=task, shots=case.shots, data=str(self.folder / name), out=out)
+        _, used = measured(lambda: run(options, base=self.base))
+        records = sorted(read_records(samples_file(out, task)), key=lambda record: record["id"])
+        stats = read_json(out / "run.json")["sessions"][-1]["engine"]
+        kept = {k: stats[k] for k in ("tokens_computed", "tokens_rowwise", "model_seconds")}
+        return used | kept | {"scores": [record["response"]["logprobs"] for record in records]}
 
 
 def work(engine: str, model: str, folder: Path, dtype: str) -> None:
@@ -65,58 +122,41 @@ def work(engine: str, model: str, folder: Path, dtype: str) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints goes to stderr
     import torch
-    from lm_eval.tasks import TaskManager
 
-    if engine == "lm-eval":
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    worker: LmEval | Ours
+    if engine == "ours":
+        worker = Ours(model, dtype, folder)
+    elif engine == "lm-eval":
         from lm_eval.models.huggingface import HFLM
 
-        load: Any = HFLM
+        worker = LmEval(HFLM(pretrained=model, dtype=dtype, device=device, batch_size=1), folder)
     else:
         from cme_bench.engines.lm_eval import CmeHF
 
-        load = CmeHF
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    lm = load(pretrained=model, dtype=dtype, device=device, batch_size=1)
-    manager = TaskManager(include_path=str(folder))
-    print(json.dumps({"ready": True, "device": device}), file=answers, flush=True)
+        worker = LmEval(CmeHF(pretrained=model, dtype=dtype, device=device), folder)
+    print(json.dumps({"device": device}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        if engine == "lm-eval":
-            lm.batch_size_per_gpu = asked["batch_size"]
-        print(json.dumps(evaluate(lm, manager, asked)), file=answers, flush=True)
+        found = worker.answer(asked["name"], Case(**asked["case"]), asked["batch_size"])
+        print(json.dumps(found), file=answers, flush=True)
 
 
-def evaluate(lm: Any, manager: Any, asked: dict[str, Any]) -> dict[str, Any]:
-    """Seconds, peak memory in bytes, and every item's log-likelihoods."""
+def measured(act: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """What ``act`` returns, its seconds, and the peak memory meanwhile in bytes."""
     import torch
-    from lm_eval import evaluator
 
-    tasks = manager.load([asked["name"]])
     on_cuda = torch.cuda.is_available()
     if on_cuda:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        resident_memory.reset_peak()
     started = time.perf_counter()
-    found = evaluator.evaluate(lm, tasks, samples={asked["name"]: asked["items"]}, bootstrap_iters=0)
+    found = act()
     seconds = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() if on_cuda else resident_peak()
-    samples = sorted(found["samples"][asked["name"]], key=lambda sample: sample["doc_id"])
-    scores = [[pair[0] for pair in sample["filtered_resps"]] for sample in samples]
-    return {"seconds": seconds, "peak": peak, "scores": scores, "tokens": tokens(lm)}
-
-
-def resident_peak() -> int:
-    """VmHWM, which is reset before every task; bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def tokens(lm: Any) -> dict[str, int]:
-    engine = getattr(lm, "engine", None)
-    return {} if engine is None else {k: v for k, v in asdict(engine.stats).items() if k.startswith("tokens")}
+    peak = torch.cuda.max_memory_allocated() if on_cuda else resident_memory.peak()
+    return found, {"seconds": seconds, "peak": peak}
 
 
 class Worker:
@@ -131,9 +171,9 @@ class Worker:
         )
         self.device = self._answer()["device"]
 
-    def run(self, name: str, items: list[int], batch_size: int = 1) -> dict[str, Any]:
+    def run(self, name: str, case: Case, batch_size: int = 1) -> dict[str, Any]:
         assert self.process.stdin is not None
-        asked = {"name": name, "items": items, "batch_size": batch_size}
+        asked = {"name": name, "case": asdict(case), "batch_size": batch_size}
         print(json.dumps(asked), file=self.process.stdin, flush=True)
         return self._answer()
 
@@ -151,91 +191,140 @@ class Worker:
         self.process.wait()
 
 
-# ---- the comparison
+# ---- the rows and the task files
 
 
-def export(cases: list[Case], data: Path, folder: Path) -> dict[str, int]:
-    """One task file a case, as ``cme-bench tasks export`` writes it, with the case's shots; the number of
-    rows each case may choose from."""
+def part_of(case: Case) -> str:
+    """The name of the case's first items, on which engines warm up and batch sizes are tried."""
+    return f"{case.name}_part"
+
+
+def prepare(case: Case, data: Path, folder: Path) -> int:
+    """Write the case's rows (``folder/NAME/DATASET/SPLIT.jsonl``) and lm-eval's task file (``NAME.yaml``), of
+    all its items and of a part; the number of items."""
     from cme_bench.tasks.export import export_tasks
     from cme_bench.tasks.sources import open_source
     from cme_bench.tasks.suite import load_suite
 
-    suite = load_suite(())
-    source = open_source(str(data), offline=True)
-    rows = {}
-    for case in cases:
-        name = f"cme_{case.task}_ll"
-        [spec] = suite.select(name)
-        rows[case.name] = len(source.rows(spec, spec.eval_split).table)
+    [spec] = load_suite(()).select(f"cme_{case.task}_ll")
+    rows = chosen_rows(case, data / spec.folder / f"{spec.eval_split}.jsonl")
+    for name, kept in ((case.name, rows), (part_of(case), rows[: max(4, len(rows) // 6)])):
+        dataset = folder / name / spec.folder
+        dataset.mkdir(parents=True)
+        (dataset / f"{spec.eval_split}.jsonl").write_text("".join(kept), encoding="utf-8")
+        if case.shots:
+            assert spec.fewshot_split is not None
+            shots = chosen_rows(case, data / spec.folder / f"{spec.fewshot_split}.jsonl", case.shots)
+            (dataset / f"{spec.fewshot_split}.jsonl").write_text("".join(shots), encoding="utf-8")
+        source = open_source(str(folder / name), offline=True)
         [file] = export_tasks([spec], source, folder)
         text = file.read_text(encoding="utf-8")
         file.unlink()
-        text = text.replace(f"task: {name}\n", f"task: {case.name}\n")
+        text = text.replace(f"task: {spec.name}\n", f"task: {name}\n")
         text = text.replace("num_fewshot: 0\n", f"num_fewshot: {case.shots}\n")
-        (folder / f"{case.name}.yaml").write_text(text, encoding="utf-8")
-    return rows
+        text = re.sub(r"^class: .*\n", "", text, flags=re.MULTILINE)  # lm-eval's own class
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return len(rows)
 
 
-def chosen_items(case: Case, data: Path, rows: int) -> list[int]:
-    """Places of the case's items among the ``rows`` of its split."""
-    if not case.subject:
-        return list(range(min(case.items, rows)))
-    lines = (data / case.task / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    places = [i for i, line in enumerate(lines) if json.loads(line)["subject"] == case.subject]
-    return places[: case.items]
+def chosen_rows(case: Case, file: Path, count: int | None = None) -> list[str]:
+    """The first rows of a file, of the case's subject if it names one."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    if case.subject:
+        lines = [line for line in lines if json.loads(line)["subject"] == case.subject]
+    return lines[: count or case.items]
 
 
-def best_batch_size(
-    theirs: Worker, case: Case, items: list[int], sizes: list[int]
-) -> tuple[int, dict[int, float]]:
-    """The size with the least time on a part of the items."""
-    if len(sizes) == 1:
-        return sizes[0], {}
-    part = items[: max(4, len(items) // 6)]
-    seconds = {size: theirs.run(case.name, part, size)["seconds"] for size in sizes}
-    return min(seconds, key=lambda size: seconds[size]), seconds
+# ---- the comparison
 
 
-def compare(case: Case, rows: int, ours: Worker, theirs: Worker, args: argparse.Namespace) -> dict[str, Any]:
-    items = chosen_items(case, args.data, rows)
-    ours.run(case.name, items[:2])  # warm-up of both: threads, allocator
-    size, tried = best_batch_size(theirs, case, items, args.batch_sizes)
+def compare(case: Case, items: int, workers: dict[str, Worker], args: argparse.Namespace) -> dict[str, Any]:
+    for name in ("ours", "cme-hf"):
+        workers[name].run(part_of(case), case)  # threads, allocator, kernels
+    tried = {size: workers["lm-eval"].run(part_of(case), case, size)["seconds"] for size in args.batch_sizes}
+    size = min(tried, key=lambda size: tried[size])
     rounds = []
     for _ in range(args.rounds):
-        one, other = ours.run(case.name, items), theirs.run(case.name, items, size)
+        found = {name: workers[name].run(case.name, case, size) for name in ENGINES}
         rounds.append(
-            {
-                "ours_s": one["seconds"],
-                "lm_eval_s": other["seconds"],
-                "ours_peak_gib": one["peak"] / 2**30,
-                "lm_eval_peak_gib": other["peak"] / 2**30,
-                "load": os.getloadavg()[0],
-            }
+            {name: {k: v for k, v in answer.items() if k != "scores"} for name, answer in found.items()}
+            | {"load": os.getloadavg()[0]}
         )
-    difference = max(
-        abs(a - b)
-        for mine, their in zip(one["scores"], other["scores"], strict=True)
-        for a, b in zip(mine, their, strict=True)
-    )
-    chosen = [[scores.index(max(scores)) for scores in found["scores"]] for found in (one, other)]
+    theirs = found["lm-eval"]["scores"]
     return {
-        "case": asdict(case) | {"items": len(items)},
+        "case": asdict(case) | {"items": items},
         "batch_size": size,
         "batch_sizes_tried_s": tried,
         "rounds": rounds,
-        "speedup": statistics.median(r["lm_eval_s"] / r["ours_s"] for r in rounds),
-        "max_difference": difference,
-        "labels_that_differ": sum(a != b for a, b in zip(*chosen, strict=True)),
+        "speedup": ratio(rounds, "ours", "seconds"),
+        "cme_hf_speedup": ratio(rounds, "cme-hf", "seconds"),
+        "memory": ratio(rounds, "ours", "peak"),
+        "max_difference": max(difference(found[name]["scores"], theirs) for name in ("ours", "cme-hf")),
+        "labels_that_differ": max(differing(found[name]["scores"], theirs) for name in ("ours", "cme-hf")),
     }
 
 
-def hardware(device: str) -> str:
-    if device == "cuda":
-        import torch
+def ratio(rounds: list[dict[str, Any]], engine: str, what: str) -> float:
+    """lm-eval's over ``engine``'s, median of the rounds."""
+    return statistics.median(r["lm-eval"][what] / r[engine][what] for r in rounds)
 
-        return torch.cuda.get_device_name().replace(" ", "-").lower()
-    return f"cpu-{os.cpu_count()}x-{platform.machine()}"
+
+def difference(ours: list[list[float]], theirs: list[list[float]]) -> float:
+    return max(
+        abs(a - b) for mine, their in zip(ours, theirs, strict=True) for a, b in zip(mine, their, strict=True)
+    )
+
+
+def differing(ours: list[list[float]], theirs: list[list[float]]) -> int:
+    """Items whose best choice is another."""
+    chosen = [[scores.index(max(scores)) for scores in found] for found in (ours, theirs)]
+    return sum(a != b for a, b in zip(*chosen, strict=True))
+
+
+def print_row(result: dict[str, Any]) -> None:
+    case, last = result["case"], result["rounds"][-1]
+    print(
+        f"{case['task']:13s} {case['shots']:2d}-shot {case['items']:4d} items  "
+        f"lm-eval {last['lm-eval']['seconds']:7.2f} s (batch {result['batch_size']})  "
+        f"ours {last['ours']['seconds']:6.2f} s ({last['ours']['model_seconds']:.2f} model) "
+        f"{result['speedup']:5.1f}x  "
+        f"cme-hf {last['cme-hf']['seconds']:6.2f} s {result['cme_hf_speedup']:5.1f}x  "
+        f"peak {last['lm-eval']['peak'] / 2**30:.2f} / {last['ours']['peak'] / 2**30:.2f} GiB  "
+        f"|d ll| {result['max_difference']:.1e}, {result['labels_that_differ']} labels differ  "
+        f"load {last['load']:.1f}",
+        flush=True,
+    )
+
+
+def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace) -> None:
+    """Write the file, print the line, fail if answers differ."""
+    from cme_bench import provenance
+
+    metrics = {f"speedup_{r['case']['task']}_{r['case']['shots']}shot": r["speedup"] for r in results}
+    metrics["geomean"] = geomean([r["speedup"] for r in results])
+    metrics["geomean_cme_hf"] = geomean([r["cme_hf_speedup"] for r in results])
+    metrics["least_memory_ratio"] = min(r["memory"] for r in results)
+    line = {
+        "bench": "vs_lm_eval",
+        "hardware": provenance.hardware(cuda=device == "cuda"),
+        "commit": args.commit or provenance.commit() or "unknown",
+        "metrics": {name: round(value, 3) for name, value in metrics.items()},
+    }
+    file = args.out or RESULTS / f"vs_lm_eval-{line['hardware']}.json"
+    if args.out or not (args.quick or args.only):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        settings = {"model": Path(args.model).name, "dtype": args.dtype, "items": args.items}
+        content = line | {"settings": settings, "results": results}
+        file.write_text(json.dumps(content, indent=1) + "\n")
+    wrong = [r for r in results if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
+    if wrong and args.dtype == "float32":
+        print(f"answers differ in {len(wrong)} tasks", file=sys.stderr)
+    print(json.dumps(line))
+    sys.exit(1 if wrong and args.dtype == "float32" else 0)
+
+
+def geomean(values: list[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def main() -> None:
@@ -248,13 +337,14 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of every task")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8], help="tried for lm-eval")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="tried for lm-eval")
     parser.add_argument("--only", nargs="+", help="names of cases, e.g. hellaswag_0shot")
-    parser.add_argument("--scale", type=float, default=1.0, help="times as many items of every task")
+    parser.add_argument("--items", type=int, help="items of every task in place of its own number")
     parser.add_argument("--quick", action="store_true", help="two tasks, six items each")
     parser.add_argument("--out", type=Path, help="the file to write, also with --only or --quick")
+    parser.add_argument("--commit", help="what is measured, where there is no checkout to ask")
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
-    parser.add_argument("--worker", choices=("ours", "lm-eval"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -267,58 +357,21 @@ def main() -> None:
 
         args.model = str(smollm2.ensure())
     cases = [
-        Case(c.task, c.shots, max(2, round(c.items * args.scale)), c.subject)
+        Case(c.task, c.shots, args.items or c.items, c.subject)
         for c in (QUICK if args.quick else FULL)
         if not args.only or c.name in args.only
     ]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        rows = export(cases, args.data, folder)
-        ours, theirs = Worker("ours", args, folder), Worker("lm-eval", args, folder)
+        counts = {case: prepare(case, args.data, folder) for case in cases}
+        workers = {engine: Worker(engine, args, folder) for engine in ENGINES}
         results = []
-        for case in cases:
-            results.append(compare(case, rows[case.name], ours, theirs, args))
+        for case, items in counts.items():
+            results.append(compare(case, items, workers, args))
             print_row(results[-1])
-        ours.close()
-        theirs.close()
-    report(results, ours.device, args)
-
-
-def print_row(result: dict[str, Any]) -> None:
-    case, last = result["case"], result["rounds"][-1]
-    print(
-        f"{case['task']:14s} {case['shots']:2d}-shot {case['items']:4d} items   "
-        f"lm-eval {last['lm_eval_s']:7.1f} s (batch {result['batch_size']})   ours {last['ours_s']:.1f} s   "
-        f"{result['speedup']:.1f}x   peak {last['lm_eval_peak_gib']:.2f} / {last['ours_peak_gib']:.2f} GiB   "
-        f"|d ll| {result['max_difference']:.1e}, {result['labels_that_differ']} labels differ   "
-        f"load {last['load']:.1f}",
-        flush=True,
-    )
-
-
-def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace) -> None:
-    """Write the file, print the line, fail if answers differ."""
-    from cme_bench import provenance
-
-    speedups = {f"speedup_{r['case']['task']}_{r['case']['shots']}shot": r["speedup"] for r in results}
-    geomean = math.exp(statistics.fmean(math.log(s) for s in speedups.values()))
-    line = {
-        "bench": "vs_lm_eval",
-        "hardware": hardware(device),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {name: round(value, 3) for name, value in (speedups | {"geomean": geomean}).items()},
-    }
-    file = args.out or RESULTS / f"vs_lm_eval-{line['hardware']}.json"
-    if args.out or not (args.quick or args.only):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"model": Path(args.model).name, "dtype": args.dtype, "scale": args.scale}
-        content = line | {"settings": settings, "results": results}
-        file.write_text(json.dumps(content, indent=1) + "\n")
-    wrong = [r for r in results if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
-    if wrong and args.dtype == "float32":
-        print(f"answers differ in {len(wrong)} tasks", file=sys.stderr)
-    print(json.dumps(line))
-    sys.exit(1 if wrong and args.dtype == "float32" else 0)
+        for worker in workers.values():
+            worker.close()
+    report(results, workers["ours"].device, args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -47,6 +48,15 @@ def processor() -> str:
         lines = []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return named or platform.processor() or platform.machine()
+
+
+def hardware(*, cuda: bool = False) -> str:
+    """What a benchmark ran on, fit for a file name: the first GPU, or the cores and their architecture."""
+    if not cuda:
+        return f"cpu-{os.cpu_count()}x-{platform.machine()}"
+    import torch
+
+    return "-".join(re.findall(r"[a-z0-9]+", torch.cuda.get_device_name().lower()))
 
 
 def machine() -> dict[str, str | int | None]:

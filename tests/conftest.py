@@ -14,6 +14,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 VOCAB_SIZE = 300
 
 
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    """One thread for tiny models: they gain nothing by more, and lose much on a busy machine."""
+    torch.set_num_threads(THREADS if request.node.get_closest_marker("slow") else 1)
+
+
 @pytest.fixture(scope="session")
 def toy_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level: 256 ids for bytes, six merges, unused ids, then <s> 270, </s> 271, <pad> 272."""

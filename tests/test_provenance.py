@@ -25,6 +25,12 @@ def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.
     assert str(provenance.commit.__wrapped__()).endswith("-dirty")
 
 
+def test_hardware_is_fit_for_a_file_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"cpu-\d+x-\w+", provenance.hardware())
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert provenance.hardware(cuda=True) == "nvidia-h100-80gb-hbm3"
+
+
 def test_machine_names_cores_and_processor() -> None:
     found = provenance.machine()
     assert found["cores"] == os.cpu_count()

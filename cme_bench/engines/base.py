@@ -96,7 +96,8 @@ class Engine(ABC):
     """
 
     max_length: int
-    """Most tokens a row may have: context plus continuation, or prompt plus new tokens."""
+    """Most tokens a row may have: context plus continuation, or prompt plus new tokens. Its last token is
+    never fed, so a model of n positions takes n + 1."""
 
     stats: EngineStats
 

@@ -1,5 +1,9 @@
 """Our engines below lm-eval: ``import cme_bench.engines.lm_eval`` registers the model ``cme-hf``.
 
+Its command line takes it after the import::
+
+    python -c "import cme_bench.engines.lm_eval, lm_eval.__main__ as m; m.cli_evaluate()" --model cme-hf ...
+
 Texts become token ids exactly as in lm-eval 0.4.13's ``HFLM``, so that scores agree with it.
 """
 
@@ -15,6 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from cme_bench.compiled_templates import keep_compiled
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.errors import UsageError
 
@@ -48,6 +53,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         chat_template_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        keep_compiled()
         self.engine = engine
         self.tokenizer = tokenizer
         self.add_bos_token = add_bos_token
@@ -282,11 +288,13 @@ class CmeHF(EngineLM):
         if adapter or peft:
             from peft import PeftModel
 
+            import cme_bench.adapters  # noqa: F401  # makes TeamLoRA and its kin known to PEFT
+
             model = PeftModel.from_pretrained(model, adapter or peft)
         engine = HFEngine(
             model,
             tokens,
-            max_length=fed + 1,  # the last token of a row is scored or generated, never fed
+            max_length=fed + 1,
             tokens_per_batch=tokens_per_batch,
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         )

@@ -328,7 +328,8 @@ class _Planner:
         return blocks, trunks
 
     def _block_packs(self, blocks: list[tuple[int, int]], start: int) -> Iterator[Pack]:
-        """Largest blocks first, so that blocks of a pack are of like size."""
+        """Largest blocks first, so that blocks of a pack are of like size: as rows of the largest's length,
+        they take up twice ``pack_tokens`` at most."""
         rows, limits = self.rows, self.limits
         sized = [(rows.tokens(low, high, start), low, high) for low, high in blocks]
         sized.sort(key=lambda block: -block[0])
@@ -336,7 +337,11 @@ class _Planner:
         tokens = scored = 0
         for size, low, high in sized:
             needed = rows.scored(low, high, start)
-            if units and (tokens + size > limits.pack_tokens or scored + needed > limits.pack_scored):
+            if units and (
+                tokens + size > limits.pack_tokens
+                or scored + needed > limits.pack_scored
+                or (len(units) + 1) * len(units[0].tokens) > 2 * limits.pack_tokens
+            ):
                 yield Pack(start, False, tuple(units))
                 units, tokens, scored = [], 0, 0
             units.append(rows.block(low, high, start))

@@ -37,7 +37,13 @@ class Encoder:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
-        ids = self.tokenizer(distinct, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(
+            distinct,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
         return {
             text: (self._bos if special and not self._has_bos(text) else ()) + tuple(row)
             for text, row in zip(distinct, ids, strict=True)

@@ -87,10 +87,11 @@ def build_items(
 ) -> list[Item]:
     """The items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
 
-    A prompt longer than ``max_length`` (less what is to be generated) loses tokens from its left, never the
-    BOS and never its last token; the count is kept. Raises UsageError with the row's place for labels out of
-    range, templates that fail on a row, answers that leave no room for a prompt, and generation settings
-    other than greedy.
+    ``max_length``: most tokens the model is fed. A prompt that does not fit loses tokens from its left, never
+    the BOS and never its last token; the count is kept. As in lm-eval, the last token of what is scored needs
+    no place, since it is not fed, and what is generated is counted in full. Raises UsageError with the row's
+    place for labels out of range, templates that fail on a row, answers that leave no room for a prompt, and
+    generation settings other than greedy.
     """
     ids = limited_ids(range(len(task.docs)), limit)
     rendered = [render_item(task, index, prompt_format, seed) for index in ids]
@@ -168,7 +169,7 @@ def _loglikelihood_items(
         cut = 0
         for _ in item.instances:
             context, continuation = next(encoded)
-            room = max_length - len(continuation)
+            room = max_length + 1 - len(continuation)
             if room <= encoder.prefix_length:
                 raise UsageError(
                     f"{task.place(item.id)}: task {task.name}: a choice of {len(continuation)} tokens leaves "

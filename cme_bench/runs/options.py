@@ -18,11 +18,12 @@ SETTINGS = {
     "max_seqs": "vllm: most sequences at a time",
     "tensor_parallel": "vllm: devices (processes on a CPU) that share the model",
     "compile": "vllm: 1 compiles and captures graphs (default on a GPU), 0 runs eagerly (default on a CPU)",
+    "in_process": "vllm: 1 runs the engine in this process (default on a CPU), 0 in processes of its own",
     "window": "vllm: most requests in the engine at a time; default 1024",
-    "max_length": "most tokens of a row; default: what the model's config allows",
+    "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
-SWITCHES = frozenset({"shared_prefixes", "compile"})
+SWITCHES = frozenset({"shared_prefixes", "compile", "in_process"})
 """Those that are 0 or 1."""
 
 

@@ -77,6 +77,7 @@ class Responder:
 
     @property
     def max_length(self) -> int:
+        """Most tokens the model is fed of a row."""
         from cme_bench.engines.hf.forward import max_positions
 
         return self.options.settings.get("max_length", max_positions(self.base.config))
@@ -97,7 +98,8 @@ class Responder:
         Raises AdapterError if the adapter does not fit, or changes no logit of that request.
         """
         if self._engine is None:
-            job = Job(self.max_length, self.longest or self.max_length, first_prompt(first))
+            most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
+            job = Job(most, self.longest or most, first_prompt(first))
             self._engine = self.base.engines.open(self.adapter, job)
         return self._engine
 

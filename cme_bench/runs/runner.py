@@ -39,17 +39,17 @@ WINDOW_SECONDS = 1.0
 """A flush window: finished items are stored once there are this many or they are this old."""
 
 
-def run(options: RunOptions, listener: Silent | None = None) -> list[Path]:
+def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
 
-    Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
-    everything finished so far stored.
+    ``base``: the model of ``options`` where it is loaded already. Raises UsageError for bad input before
+    weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far stored.
     """
     listener = listener or Silent()
     suite = load_suite(options.include, allow_code=options.allow_code)
     specs = suite.select(options.tasks)
     source = open_source(options.data, offline=options.offline)
-    base = BaseModel(options)
+    base = base or BaseModel(options)
     responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
     folders = [run_folder(options, responder) for responder in responders]
     _check_distinct(folders)

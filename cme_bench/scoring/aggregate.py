@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
@@ -43,25 +46,96 @@ class Summary:
     average: Estimate
 
 
-def task_result(spec: Any, lm_task: Any, records: Sequence[Mapping[str, Any]]) -> TaskResult:
-    """Aggregate the records of one task. Means are ours; other aggregations are lm-eval's, their standard
-    errors its bootstrap (100 resamples)."""
-    metrics = {name: _estimate(lm_task, name, records) for name in records[0]["scores"]}
-    finishes = [r["response"]["finish"] for r in records if "finish" in r["response"]]
-    answers = [r["answer"]["rule"] for r in records if "answer" in r]
-    quality = {"truncated": sum(r["truncated"] > 0 for r in records) / len(records)}
-    if finishes:
-        quality["hit_length"] = finishes.count("length") / len(finishes)
-    if answers:
-        quality["empty"] = answers.count("none") / len(answers)
+def task_result(spec: Any, lm_task: Any, records: Iterable[Mapping[str, Any]]) -> TaskResult:
+    """Aggregate the records of one task in one pass; the last record of an item is the one that counts.
+
+    Only numbers are held meanwhile, not the records, so a generator over a file of any size will do. Means
+    are ours; other aggregations are lm-eval's, their standard errors its bootstrap (100 resamples).
+    """
+    scores = _Scores()
+    for record in records:
+        scores.add(record)
+    metrics = {name: _estimate(lm_task, name, scores) for name in scores.names}
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
     form = FORMS.get(spec.output_type, "likelihood")
-    return TaskResult(spec.name, form, spec.domain, spec.dataset, primary, metrics, quality)
+    return TaskResult(spec.name, form, spec.domain, spec.dataset, primary, metrics, scores.quality())
 
 
-def _estimate(lm_task: Any, name: str, records: Sequence[Mapping[str, Any]]) -> Estimate:
-    values = [r["scores"][name] for r in records]
-    if all(isinstance(v, float | int) for v in values):
+_STORED, _TRUNCATED, _GENERATED, _HIT_LENGTH, _READ, _EMPTY = (1 << bit for bit in range(6))
+
+
+@dataclass(slots=True)
+class _Scores:
+    """What is counted of every item, at the place of its id: 8 bytes a metric and one of marks."""
+
+    marks: bytearray = field(default_factory=bytearray)
+    numbers: dict[str, array[float]] = field(default_factory=dict)
+    others: dict[str, dict[int, Any]] = field(default_factory=dict)  # scores that are no numbers
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.numbers)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        place = record["id"]
+        if place >= len(self.marks):
+            self._grow(max(place + 1, 2 * len(self.marks)))
+        self.marks[place] = _marks(record)
+        for name, value in record["scores"].items():
+            if name not in self.numbers:
+                self.numbers[name] = array("d", bytes(8 * len(self.marks)))
+            if isinstance(value, float | int):
+                self.numbers[name][place] = value
+                if name in self.others:
+                    self.others[name].pop(place, None)
+            else:
+                self.others.setdefault(name, {})[place] = value
+
+    def _grow(self, size: int) -> None:
+        more = size - len(self.marks)
+        self.marks.extend(bytes(more))
+        for column in self.numbers.values():
+            column.frombytes(bytes(8 * more))
+
+    def values(self, name: str) -> Any:
+        """By ascending id: an array of numbers, or a list if some scores are none."""
+        places = np.flatnonzero(np.frombuffer(self.marks, np.uint8))
+        found = np.frombuffer(self.numbers[name])[places]
+        if not self.others.get(name):
+            return found
+        return [
+            self.others[name].get(place, value)
+            for place, value in zip(places.tolist(), found.tolist(), strict=True)
+        ]
+
+    def quality(self) -> dict[str, float]:
+        """Shares as :class:`TaskResult` has them."""
+        marks = np.frombuffer(self.marks, np.uint8)
+
+        def count(mark: int) -> int:
+            return int(np.count_nonzero(marks & mark))
+
+        quality = {"truncated": count(_TRUNCATED) / count(_STORED)}
+        if generated := count(_GENERATED):
+            quality["hit_length"] = count(_HIT_LENGTH) / generated
+        if read := count(_READ):
+            quality["empty"] = count(_EMPTY) / read
+        return quality
+
+
+def _marks(record: Mapping[str, Any]) -> int:
+    marks = _STORED | (_TRUNCATED if record["truncated"] > 0 else 0)
+    finish = record["response"].get("finish")
+    if finish is not None:
+        marks |= _GENERATED | (_HIT_LENGTH if finish == "length" else 0)
+    if "answer" in record:
+        marks |= _READ | (_EMPTY if record["answer"]["rule"] == "none" else 0)
+    return marks
+
+
+def _estimate(lm_task: Any, name: str, scores: _Scores) -> Estimate:
+    values = scores.values(name)
+    if not scores.others.get(name):
         return mean(values)
     from lm_eval.api.metrics import stderr_for_metric
 

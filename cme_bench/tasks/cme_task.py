@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from lm_eval import utils
 from lm_eval.api.task import ConfigurableTask
 
+from cme_bench.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 
 
 class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
-    """A ConfigurableTask with two additions, both declared in ``metadata``:
+    """A ConfigurableTask that renders exemplars once, with two additions, both declared in ``metadata``:
 
     ``answer: {type: label|letter|short|summary, options: TEMPLATE}``: how a generated response is read and
     scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's own metrics apply.
     ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
     """
 
+    _exemplars: Mapping[int, dict[tuple[str, str | None], Any]] = MappingProxyType({})
+    """What was rendered of every few-shot row, by the row's ``id``: the sampler holds them all."""
+
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        keep_compiled()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         metadata: dict[str, Any] = config.get("metadata") or {}
         self.answer: dict[str, Any] | None = metadata.get("answer")
@@ -37,6 +43,8 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 for name in (*METRICS[self.answer["type"]], "answered")
             ]
         super().__init__(config=config, **kwargs)
+        if hasattr(self, "sampler"):
+            self._exemplars = {id(row): {} for row in self.sampler.fewshot_docs()}
         self._group_field: str | None = metadata.get("fewshot_group")
         self._groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         if self._group_field and hasattr(self, "sampler"):
@@ -47,6 +55,25 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         if self._group_field and num_fewshot:
             self.sampler.replace_df(self._groups[doc[self._group_field]])
         return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        return self._rendered("text", doc, doc_to_text, super().doc_to_text)
+
+    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+        return self._rendered("target", doc, doc_to_target, super().doc_to_target)
+
+    def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+        return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
+
+    def _rendered(self, field: str, doc: Any, template: Any, render: Callable[[Any, Any], Any]) -> Any:
+        """``render(doc, template)``, for an exemplar what it gave the first time."""
+        known = self._exemplars.get(id(doc))
+        if known is None or not (template is None or isinstance(template, str)):
+            return render(doc, template)
+        key = field, template
+        if key not in known:
+            known[key] = render(doc, template)
+        return known[key]
 
     def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:
         """The right answer of one row, as ``metadata.answer`` declares it."""

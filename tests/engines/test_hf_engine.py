@@ -34,7 +34,7 @@ def test_describe_names_what_computes(
 def test_max_length_is_the_models_unless_given(
     tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    assert HFEngine(tiny_model, toy_tokenizer).max_length == 64
+    assert HFEngine(tiny_model, toy_tokenizer).max_length == 65
     assert HFEngine(tiny_model, toy_tokenizer, max_length=9).max_length == 9
     assert max_positions(transformers.GPT2Config(n_positions=77)) == 77
     assert max_positions(BloomConfig()) == 2048

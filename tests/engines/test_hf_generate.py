@@ -142,10 +142,10 @@ def test_requests_past_the_limit_are_named(
     tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
 ) -> None:
     engine = HFEngine(tiny_model, toy_tokenizer)
-    at_limit = GenerateRequest(make_ids(60), 4)
-    assert generate_all(engine, [at_limit])[0].n_tokens <= 4
-    with pytest.raises(ValueError, match=r"request 1: 60 \+ 5 new tokens exceed max_length 64"):
-        engine.generate([at_limit, GenerateRequest(make_ids(60), 5)])
+    at_limit = GenerateRequest(make_ids(60), 5)
+    assert generate_all(engine, [at_limit])[0].n_tokens <= 5
+    with pytest.raises(ValueError, match=r"request 1: 60 \+ 6 new tokens exceed max_length 65"):
+        engine.generate([at_limit, GenerateRequest(make_ids(60), 6)])
     with pytest.raises(ValueError, match="request 0: the prompt is empty"):
         engine.generate([GenerateRequest((), 5)])
     with pytest.raises(ValueError, match="request 0: max_new_tokens must be positive"):

@@ -45,7 +45,7 @@ def requests_of_all_shapes(make_ids: Callable[[int], TokenIds]) -> list[Loglikel
     requests.append(LoglikelihoodRequest(((make_ids(1), make_ids(1)), (make_ids(1), make_ids(30)))))
     requests.append(LoglikelihoodRequest(((context, ()), (context, choice))))
     requests.append(LoglikelihoodRequest(((context, ()),)))
-    requests.append(LoglikelihoodRequest(((make_ids(60), make_ids(4)), (make_ids(1), make_ids(63)))))
+    requests.append(LoglikelihoodRequest(((make_ids(60), make_ids(5)), (make_ids(1), make_ids(64)))))
     return requests
 
 
@@ -60,7 +60,7 @@ def test_every_family_equals_each_row_alone(
     plain: bool,
 ) -> None:
     engine = HFEngine(family_model, toy_tokenizer, tokens_per_batch=tokens_per_batch, plain=plain)
-    assert engine.max_length == 64
+    assert engine.max_length == 65
     assert engine.rowwise_because == ("asked for" if plain else None)
     for request, found in zip(requests_of_all_shapes, score_all(engine, requests_of_all_shapes), strict=True):
         assert_same(found, reference(family_model, request))
@@ -96,8 +96,8 @@ def test_a_row_past_the_limit_is_named_before_anything_runs(
 ) -> None:
     engine = HFEngine(tiny_model, toy_tokenizer)
     fits = LoglikelihoodRequest(((make_ids(60), make_ids(4)),))
-    too_long = LoglikelihoodRequest(((make_ids(3), make_ids(4)), (make_ids(60), make_ids(5))))
-    with pytest.raises(ValueError, match=r"request 1, choice 1: 60 \+ 5 tokens exceed max_length 64"):
+    too_long = LoglikelihoodRequest(((make_ids(3), make_ids(4)), (make_ids(60), make_ids(6))))
+    with pytest.raises(ValueError, match=r"request 1, choice 1: 60 \+ 6 tokens exceed max_length 65"):
         engine.loglikelihood([fits, too_long])
     with pytest.raises(ValueError, match="request 0, choice 0: the context is empty"):
         engine.loglikelihood([LoglikelihoodRequest((((), make_ids(2)),))])

@@ -66,6 +66,27 @@ def test_any_trie_on_every_family(
     assert_equal_to_plain(family_model, toy_tokenizer, asked, plan)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@SMALL
+@given(asked=requests(), plan=limits)
+def test_any_trie_on_cuda(
+    family_model: Any,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    dtype: torch.dtype,
+    asked: list[LoglikelihoodRequest],
+    plan: PlanLimits,
+) -> None:
+    model = copy.deepcopy(family_model).to("cuda", dtype)
+    engine = HFEngine(model, toy_tokenizer)
+    assert engine.rowwise_because is None
+    engine.limits = dataclasses.replace(plan)
+    expected = score_all(HFEngine(family_model, toy_tokenizer, plain=True), asked)
+    close = {"abs": 1e-3} if dtype == torch.float32 else {"rel": 0.1, "abs": 1.0}
+    for one, other in zip(score_all(engine, asked), expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, **close)
+
+
 @pytest.fixture
 def questions(make_ids: Callable[[int], TokenIds]) -> list[LoglikelihoodRequest]:
     """A header, 20 questions, choices of several lengths."""

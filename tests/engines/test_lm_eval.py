@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import peft
 import pytest
@@ -14,10 +18,17 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.lm_eval import CmeHF, EngineLM
 from cme_bench.errors import UsageError
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.items import RenderedItem, _loglikelihood_items
+from cme_bench.tasks.export import export_tasks
+from cme_bench.tasks.sources import mini_source
+from cme_bench.tasks.suite import load_suite
 
 PAIRS = [
     ("The cat sat on", " the mat"),
@@ -148,6 +159,48 @@ def test_settings_that_are_not_greedy_are_refused(
         ours.generate_until(instances("generate_until", [("A", settings)]))
 
 
+def test_a_run_cuts_a_prompt_where_lm_eval_does(
+    ours: EngineLM, theirs: HFLM, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """All three feed 64 positions; the last token of a row is scored, not fed."""
+    engine = RecordingEngine(ours.engine)
+    [item] = _loglikelihood_items(
+        SimpleNamespace(name="t", place=str),  # type: ignore[arg-type]
+        [RenderedItem(0, {}, "", tuple(instances("loglikelihood", [("x" * 100, " the end")])))],
+        Encoder(toy_tokenizer),
+        resolve_format("plain", toy_tokenizer, generated=False),
+        max_length=64,
+    )
+    EngineLM(engine, toy_tokenizer).loglikelihood(list(item.instances))
+    assert [item.request] == engine.asked
+    with mock.patch.object(theirs, "_model_call", side_effect=theirs._model_call) as call:
+        expected = theirs.loglikelihood(list(item.instances), disable_tqdm=True)
+    fed = call.call_args.args[0][0].tolist()
+    [(context, continuation)] = item.request.rows
+    assert [*context, *continuation[:-1]] == fed
+    assert len(fed) == 64
+    [(_, found)] = ours.engine.loglikelihood([item.request])
+    assert found.logprobs == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_lm_evals_command_line_takes_our_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By the one-liner that the module documents."""
+    from cme_bench.engines import lm_eval as module
+
+    [line] = [line for line in str(module.__doc__).splitlines() if "python -c" in line]
+    code = line.split('"')[1]
+    suite = load_suite()
+    export_tasks(suite.select("cme_rte_ll"), mini_source(), tmp_path / "tasks")
+    arguments = ["--model", "cme-hf", "--model_args", f"pretrained={tiny_checkpoint},dtype=float32"]
+    arguments += ["--tasks", "cme_rte_ll", "--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "|cme_rte_ll|" in done.stdout.replace(" ", "")
+
+
 def test_a_continuation_that_fills_the_model_is_refused(ours: EngineLM) -> None:
     with pytest.raises(UsageError, match="leaves no room for context"):
         ours.loglikelihood(instances("loglikelihood", [("A", "b" * 65)]))
@@ -161,11 +214,19 @@ def test_chat_template(ours: EngineLM) -> None:
     assert ours.chat_template(True) == ours.tokenizer.chat_template
 
 
+ADAPTERS = {
+    "lora": peft.LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False),
+    "teamlora": TeamLoraConfig(r=2, alpha=8.0, init="random", num_experts=2, task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
 def test_registered_model_loads_a_folder_with_an_adapter(
     tiny_model: LlamaForCausalLM,
     toy_tokenizer: PreTrainedTokenizerFast,
     ours: EngineLM,
     tmp_path: Path,
+    method: str,
 ) -> None:
     assert get_model("cme-hf") is CmeHF
     base, adapter = tmp_path / "base", tmp_path / "adapter"
@@ -180,9 +241,8 @@ def test_registered_model_loads_a_folder_with_an_adapter(
     assert [score for score, _ in plain.loglikelihood(requests)] == pytest.approx(expected, abs=1e-4)
 
     torch.manual_seed(0)
-    config = peft.LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False)
     fresh = LlamaForCausalLM.from_pretrained(base)
-    peft.get_peft_model(fresh, config).save_pretrained(adapter)
+    peft.get_peft_model(fresh, ADAPTERS[method]).save_pretrained(adapter)
     adapted = CmeHF(str(base), adapter=str(adapter), dtype="float32", device="cpu")
     assert adapted.max_length == 64
     assert [score for score, _ in adapted.loglikelihood(requests)] != pytest.approx(expected, abs=1e-3)

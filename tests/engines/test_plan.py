@@ -106,6 +106,16 @@ def test_headers_within_headers_are_kept_depth_first() -> None:
     assert [pack.n_tokens for pack in packs if pack.keep] == [50, 30, 30, 30]
 
 
+def test_blocks_of_very_different_sizes_do_not_travel_together() -> None:
+    """Side by side as rows of the longest's length, blocks take up twice a pack at most."""
+    rows = [(tuple(range(100 * q, 100 * q + n)), (5,)) for q, n in enumerate([90, *[5] * 60])]
+    packs, _ = follow(rows, PlanLimits(400, 400, 100, 1000, 1000))
+    assert len(packs) > 1
+    for pack in packs:
+        sizes = [len(unit.tokens) for unit in pack.units]
+        assert max(sizes) * len(sizes) <= 2 * 400
+
+
 def test_a_long_header_comes_in_chunks() -> None:
     header = tuple(range(2000))
     rows = [((*header, 3000 + q), (5,)) for q in range(400)]

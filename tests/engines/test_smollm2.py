@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.lm_eval import EngineLM
 from cme_bench.models import smollm2
@@ -22,9 +25,14 @@ QUESTIONS = [
 
 
 @pytest.mark.slow
-def test_smollm2_agrees_with_lm_eval() -> None:
+@pytest.mark.parametrize("method", ["base", "teamlora"])
+def test_smollm2_agrees_with_lm_eval(method: str) -> None:
     folder = smollm2.ensure()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    if method == "teamlora":
+        torch.manual_seed(0)
+        config = TeamLoraConfig(r=4, alpha=4.0, init="random", num_experts=4, task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, config).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ours = EngineLM(HFEngine(model, tokenizer), tokenizer)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
@@ -48,4 +56,9 @@ def test_smollm2_agrees_with_lm_eval() -> None:
     ]
     texts = ours.generate_until(asking)
     assert texts == theirs.generate_until(asking, disable_tqdm=True)
-    assert "Paris" in texts[1]
+    if method == "base":
+        assert "Paris" in texts[1]
+        return
+    with model.disable_adapter():
+        without = ours.loglikelihood(scoring[:1])
+    assert without[0][0] != pytest.approx(found[0][0], abs=1e-2), "the adapter does something"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from cme_bench.engines import LoglikelihoodRequest, TokenIds
 from cme_bench.engines.plan import PlanLimits
 
-LENGTH = 64
+LENGTH = 65  # of models with 64 positions
 
 _token = st.integers(0, 3)  # few, so that prefixes meet by chance too
 _continuations = st.one_of(

@@ -124,7 +124,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_but_not_its_bos(
         cut = build_items(task(name), WithBos(toy_tokenizer), form, max_length=60, limit=3)
         for long, short in zip(whole, cut, strict=True):
             before, after = contexts(long)[0], contexts(short)[0]
-            room = 60 - (answer or max(len(rest) for _, rest in short.request.rows))  # type: ignore[union-attr]
+            room = 60 - (answer or max(len(rest) for _, rest in short.request.rows) - 1)  # type: ignore[union-attr]
             assert after[0] == toy_tokenizer.bos_token_id
             assert after[1:] == before[-(len(after) - 1) :]
             assert short.truncated == len(before) - min(map(len, contexts(short)))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
+from cme_bench import resident_memory
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
@@ -36,9 +35,9 @@ class HFEngine(Engine):
     """Computes with a loaded transformers model.
 
     ``model`` is a causal LM or a PeftModel around one; it is set to eval mode, and moved when ``device`` is
-    given. ``max_length`` (tokens) defaults to what the model's config allows. ``tokens_per_batch`` bounds
-    rows x padded length of a batch; by default 4096 on CPU, and chosen from the free memory on CUDA. A batch
-    that ran out of memory counts in ``stats.model_seconds`` only.
+    given. ``max_length`` (tokens) defaults to what the model's config allows, one more than it has positions.
+    ``tokens_per_batch`` bounds rows x padded length of a batch; by default 4096 on CPU, and chosen from the
+    free memory on CUDA. A batch that ran out of memory counts in ``stats.model_seconds`` only.
 
     Likelihoods share every common prefix (``cme_bench.engines.plan``) where the model allows it; ``plain``
     computes every row alone instead, the slow and obvious way. ``kept_tokens`` bounds the prefix whose keys
@@ -61,7 +60,7 @@ class HFEngine(Engine):
         base = base_model(model)
         self.device: torch.device = base.get_input_embeddings().weight.device
         self.dtype: torch.dtype = base.dtype
-        self.max_length = max_positions(base.config) if max_length is None else max_length
+        self.max_length = max_positions(base.config) + 1 if max_length is None else max_length
         if tokens_per_batch is None:
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
@@ -200,6 +199,5 @@ class HFEngine(Engine):
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
         else:
-            unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            peak = resident_memory.peak()
         self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, peak)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.tree_attention import (
+    Asked,
     Path,
     UnsupportedAttentionError,
     additive,
-    attention,
     attention_of,
     fold,
     merge,
@@ -50,34 +48,22 @@ class PrefixSession:
         """[rows, n], of the newest tokens."""
         return self._prefix + (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -n:]
 
-    def _attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _attend(self, asked: Asked) -> Tensor:
+        module, query, key, value = asked.module, asked.query, asked.key, asked.value
         rows, heads, n, _ = query.shape
         if key.shape[2] != n:
             raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")
         if module in self._own:
             key, value = (torch.cat(pair, 2) for pair in zip(self._own[module], (key, value), strict=True))
         self._own[module] = key, value
-        groups = heads // key.shape[1]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attend = functools.partial(attention, scale=scale, softcap=softcap)
-
-        own_mask, first, prefix_mask = self._masks_for(window, groups, n, query.dtype)
-        own, own_lse = attend(fold(query, groups), key, value, mask=own_mask)
+        groups = asked.groups
+        own_mask, first, prefix_mask = self._masks_for(asked.window, groups, n, query.dtype)
+        own, own_lse = asked.attend(fold(query, groups), key, value, mask=own_mask)
         own, own_lse = own.reshape(rows, heads, n, -1), own_lse.reshape(rows, heads, n)
 
         keys, values = (states[:, :, first:] for states in self._path.head(module, self._prefix))
         flat = fold(query, groups).transpose(0, 1).reshape(1, heads // groups, rows * groups * n, -1)
-        seen, lse = attend(flat, keys, values, mask=prefix_mask)
+        seen, lse = asked.attend(flat, keys, values, mask=prefix_mask)
         seen = seen.reshape(heads // groups, rows, groups * n, -1).transpose(0, 1).reshape(own.shape)
         lse = lse.reshape(heads // groups, rows, groups * n).transpose(0, 1).reshape(own_lse.shape)
         return merge(seen, lse, own, own_lse).transpose(1, 2)

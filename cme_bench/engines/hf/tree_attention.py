@@ -11,12 +11,13 @@ Query heads that share a key head are laid along the query axis, so grouped keys
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -29,12 +30,43 @@ if TYPE_CHECKING:
 
 NAME = "cme_tree"
 _FLASH_HEAD_DIM = 256
+_ALIGNED_KEYS = 8
+"""CUDA's masked kernel takes keys in multiples of this only."""
 _IGNORED = frozenset({"position_ids", "use_cache", "cache_position"})
 """Arguments that say nothing which the pack does not say."""
 
 
-Attend: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
-"""``attention`` with its scale and softcap filled in."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one layer asks of its attention, for the tokens that are fed.
+
+    ``query`` [rows, heads, n, size], ``key`` and ``value`` [rows, key heads, n, size]. A token sees those
+    less than ``window`` positions before it.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def groups(self) -> int:
+        """Query heads of a key head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, causal: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """``attention`` of any queries and keys at this layer's scale."""
+        scale = self.query.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        return attention(query, key, value, scale=scale, mask=mask, causal=causal, softcap=self.softcap)
+
+
+Attention: TypeAlias = Callable[[Asked], Tensor]
+"""What a model attends by within ``attention_of``: [rows, n, heads, size]."""
 
 
 class UnsupportedAttentionError(Exception):
@@ -74,64 +106,49 @@ class PackAttention:
         self.path = path
         self.device = device
         self.windows: list[int | None] = []
-        n, units = pack.n_tokens, len(pack.units)
-        self._longest = max(len(unit.tokens) for unit in pack.units)
-        self._side_by_side = units > 1
+        on_cuda = device.type == "cuda"
+        self._longest = int(np.diff(pack.starts).max())
+        self._side_by_side = len(pack.units) > 1 or on_cuda
         self._positions = torch.from_numpy(pack.positions).to(device)  # [n]
         if self._side_by_side:
-            sizes = torch.tensor([len(unit.tokens) for unit in pack.units], device=device)
-            starts = torch.from_numpy(pack.starts[:-1]).to(device)
-            offsets = torch.arange(self._longest, device=device)
-            self._real = offsets < sizes[:, None]  # [units, longest]
-            self._gather = torch.where(self._real, starts[:, None] + offsets, starts[:, None]).flatten()
-            self._scatter = self._real.flatten().nonzero()[:, 0]  # [n]
-            assert len(self._scatter) == n
+            if on_cuda:
+                self._longest += -self._longest % _ALIGNED_KEYS
+            starts, offsets = pack.starts[:-1, None], np.arange(self._longest)
+            real = offsets < np.diff(pack.starts)[:, None]  # [units, longest]
+            self._real = torch.from_numpy(real).to(device)
+            self._gather = torch.from_numpy(np.where(real, starts + offsets, starts).ravel()).to(device)
+            self._scatter = torch.from_numpy(np.flatnonzero(real)).to(device)  # [n]
         self._masks: dict[tuple[int | None, int, torch.dtype], Tensor | None] = {}
 
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """[1, n, heads, head size] of ``query`` [1, heads, n, ...], ``key`` and ``value`` [1, key heads, n,
-        ...]. A token sees those less than ``window`` positions before it."""
-        n, cached = self.pack.n_tokens, self.pack.cached
-        if key.shape[0] != 1 or key.shape[2] != n or query.shape[2] != n:
+    def __call__(self, asked: Asked) -> Tensor:
+        """[1, n, heads, head size]."""
+        n, cached, query = self.pack.n_tokens, self.pack.cached, asked.query
+        if asked.key.shape[0] != 1 or asked.key.shape[2] != n or query.shape[2] != n:
             raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")
-        self.windows.append(window)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        attend = functools.partial(attention, scale=scale, softcap=softcap)
-
-        out, lse = self._own(query, key, value, window, attend)
+        self.windows.append(asked.window)
+        out, lse = self._own(asked)
         if cached:
-            keys, values = self.path.head(module, cached)
-            groups = query.shape[1] // key.shape[1]
-            first, mask = self._prefix_mask(window, groups, query.dtype)
-            seen, seen_lse = attend(fold(query, groups), keys[:, :, first:], values[:, :, first:], mask=mask)
+            keys, values = self.path.head(asked.module, cached)
+            first, mask = self._prefix_mask(asked.window, asked.groups, query.dtype)
+            seen, seen_lse = asked.attend(
+                fold(query, asked.groups), keys[:, :, first:], values[:, :, first:], mask=mask
+            )
             out = merge(seen.reshape(out.shape), seen_lse.reshape(lse.shape), out, lse)
         if self.pack.keep:
-            self.path.extend(module, cached, key, value)
+            self.path.extend(asked.module, cached, asked.key, asked.value)
         return out.transpose(1, 2)
 
-    def _own(
-        self, query: Tensor, key: Tensor, value: Tensor, window: int | None, attend: Attend
-    ) -> tuple[Tensor, Tensor]:
+    def _own(self, asked: Asked) -> tuple[Tensor, Tensor]:
         """``(out, lse)`` [1, heads, n, ...] and [1, heads, n] over the tokens' own units."""
+        query, key, value, window, groups = asked.query, asked.key, asked.value, asked.window, asked.groups
         _, heads, n, _ = query.shape
-        groups = heads // key.shape[1]
+        if self.pack.keep and (window is None or window >= n):
+            if groups > 1:
+                key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+            return asked.attend(query, key, value, causal=True)
         if not self._side_by_side:
-            if self.pack.keep and (window is None or window >= n):
-                if groups > 1:
-                    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-                return attend(query, key, value, causal=True)
             mask = self._own_mask(window, groups, query.dtype)
-            out, lse = attend(fold(query, groups), key, value, mask=mask)
+            out, lse = asked.attend(fold(query, groups), key, value, mask=mask)
             return out.reshape(1, heads, n, -1), lse.reshape(1, heads, n)
         units, longest = self._real.shape
 
@@ -140,7 +157,7 @@ class PackAttention:
             return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
 
         mask = self._own_mask(window, groups, query.dtype)
-        out, lse = attend(fold(batch(query), groups), batch(key), batch(value), mask=mask)
+        out, lse = asked.attend(fold(batch(query), groups), batch(key), batch(value), mask=mask)
         out = out.reshape(units, heads, longest, -1).transpose(1, 2).reshape(units * longest, heads, -1)
         lse = lse.reshape(units, heads, longest).transpose(1, 2).reshape(units * longest, heads)
         return (
@@ -238,7 +255,7 @@ def attention(
                 query, key, value, 0.0, causal, False, scale=scale
             )
             return found[0], found[1][..., : query.shape[2]]
-        if mask is None or key.shape[2] % 8 == 0:
+        if mask is None or key.shape[2] % _ALIGNED_KEYS == 0:
             if mask is not None:
                 mask = mask.expand(*query.shape[:3], key.shape[2])
             out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
@@ -256,22 +273,6 @@ def attention(
         scores += mask
     lse = scores.logsumexp(-1)
     return (scores - lse[..., None]).exp_().to(value.dtype) @ value, lse
-
-
-class Attention(Protocol):
-    """What a model attends by within ``attention_of``."""
-
-    def __call__(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float | None,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor: ...
 
 
 _active: ContextVar[Attention] = ContextVar("cme_tree_attention")
@@ -301,8 +302,8 @@ def _tree_attention(
         raise UnsupportedAttentionError(
             f"attention with {', '.join(unknown) or 'a mask or dropout'} of its own"
         )
-    out = _active.get()(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
-    return out.contiguous(), None
+    asked = Asked(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
+    return _active.get()(asked).contiguous(), None
 
 
 AttentionInterface.register(NAME, _tree_attention)

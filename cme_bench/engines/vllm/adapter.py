@@ -29,7 +29,7 @@ from cme_bench.vllm_plugin.spec import EMBEDDED, SUBFOLDER, GatedSpec
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
-_ADALORA_EPSILON = 1e-5  # PEFT's SVDLinear divides by ranknum + 1e-5
+_ADALORA_EPSILON = 1e-5  # PEFT's SVDLinear divides by the initial rank + 1e-5, also where ranks were cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
     if isinstance(next(iter(layers.values())), RoutedLinear):
         spec = _routed_spec(config, tuple(sorted(layers)))
         return GatedAdapter(spec, _routed_tensors(tensors, layers, spec))
-    plain = {name: _plain_parts(folder, name, layer, tensors) for name, layer in layers.items()}
+    plain = {name: _plain_parts(folder, config, name, layer, tensors) for name, layer in layers.items()}
     rank = max(len(down) for down, _ in plain.values())
     spec = GatedSpec(
         method=_method(config),
@@ -124,7 +124,7 @@ def _routed_tensors(
 
 
 def _plain_parts(
-    folder: Path, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]
+    folder: Path, config: Any, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """``down`` (rank, d_in) and ``up`` (d_out, rank) of ``x A B``, float32, all factors included."""
 
@@ -132,7 +132,7 @@ def _plain_parts(
         return tensors[f"{_PREFIX}{name}.{key}"].float()
 
     if isinstance(layer, SVDLinear):
-        scale = layer.scaling[_ADAPTER] / (float(layer.ranknum[_ADAPTER]) + _ADALORA_EPSILON)
+        scale = layer.scaling[_ADAPTER] / (config.init_r + _ADALORA_EPSILON)
         return part("lora_A") * part("lora_E") * scale, part("lora_B")
     if isinstance(layer, LoraLinear):
         return part("lora_A.weight") * layer.scaling[_ADAPTER], part("lora_B.weight")

@@ -69,6 +69,7 @@ class Host:
     def _start(self, spec: GatedSpec | None) -> None:
         for name, value in environment(self.settings).items():
             os.environ.setdefault(name, value)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
         arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec)
         with _output_to(self.log):
             try:
@@ -142,8 +143,12 @@ class Host:
             return
         engine, self._llm = self._llm.llm_engine, None
         with _output_to(self.log):
-            core = engine.engine_core
-            core.shutdown()
+            engine.engine_core.shutdown()
+            if self.settings.alone:
+                from vllm.distributed import cleanup_dist_env_and_memory
+
+                del engine
+                cleanup_dist_env_and_memory()
         self._spec = self._adapter = None
 
 

@@ -27,15 +27,22 @@ class VllmSettings:
     max_seqs: int | None = None
     tensor_parallel: int = 1
     compile: bool | None = None
+    in_process: bool | None = None
     window: int = 1024
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, int]) -> VllmSettings:
         """From ``--set`` pairs; those of other engines are left alone."""
         known: dict[str, Any] = {f.name: pairs[f.name] for f in fields(cls) if f.name in pairs}
-        if "compile" in known:
-            known["compile"] = bool(known["compile"])
+        known |= {name: bool(known[name]) for name in ("compile", "in_process") if name in known}
         return cls(**known)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the engine runs in this process: no second and third process that load everything, but
+        none that could fail apart either. Default: on a CPU, unless several processes share the model."""
+        chosen = on_cpu() if self.in_process is None else self.in_process
+        return chosen and self.tensor_parallel == 1
 
 
 def require_vllm() -> str:
@@ -62,10 +69,16 @@ def require_vllm() -> str:
 
 def environment(settings: VllmSettings) -> dict[str, str]:
     """Environment variables that vLLM reads when it is imported; the user's own win."""
-    chosen = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    chosen = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # by one: a row's last token is never fed
+    }
     if on_cpu():
         gib = settings.kv_gib or default_kv_gib()
         chosen |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": str(gib)}
+        if settings.tensor_parallel > 1:
+            chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # more processes than memory nodes
     if importlib.util.find_spec("flashinfer") is None:
         chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return chosen
@@ -93,6 +106,7 @@ def engine_arguments(
     arguments["enforce_eager"] = cpu if settings.compile is None else not settings.compile
     if cpu:
         arguments["block_size"] = settings.block_size or CPU_BLOCK
+        arguments["distributed_executor_backend"] = "uni" if settings.alone else "mp"
     else:
         if settings.block_size:
             arguments["block_size"] = settings.block_size

@@ -1,0 +1,19 @@
+"""lm-eval's templates, compiled once.
+
+lm-eval 0.4.13 parses and compiles a task's Jinja template again for every field of every row and exemplar,
+which takes longer than a small model's answer on a GPU. Rendering stays lm-eval's own.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from lm_eval.utils import env
+
+MOST_TEMPLATES = 4096
+
+
+def keep_compiled() -> None:
+    """Make lm-eval keep the templates that it compiles in this process; asked again, nothing changes."""
+    if not hasattr(env.from_string, "cache_info"):
+        env.from_string = functools.lru_cache(maxsize=MOST_TEMPLATES)(env.from_string)

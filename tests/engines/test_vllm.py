@@ -1,0 +1,294 @@
+"""The real vLLM on a CPU against the transformers engine, token ids in and numbers out, float32."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
+from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.vllm_plugin.file import write_adapter
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+BLOCK = 32
+LENGTH = 160
+TOLERANCE = 1e-4
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "teamlora": lambda: TeamLoraConfig(r=4, num_experts=3, init="random", target_attention=True),
+    "teamlora-authors": lambda: TeamLoraConfig.preset(
+        "authors-2024-08", r=4, num_experts=3, init="random", target_attention=True
+    ),
+    "moelora": lambda: MoeLoraConfig(r=4, num_experts=4, init="random"),
+    "hydralora": lambda: HydraLoraConfig(r=4, num_experts=2, init="random", target_modules=["up_proj"]),
+    "moslora": lambda: MosLoraConfig(r=4, init="random"),
+    "lora": lambda: LoraConfig(
+        r=4,
+        init_lora_weights=False,
+        target_modules=ATTENTION,
+        use_rslora=True,
+        rank_pattern={"layers.1.mlp.up_proj": 7},
+    ),
+    "adalora": lambda: AdaLoraConfig(
+        init_r=4,
+        target_r=2,
+        total_step=10,
+        target_modules=["gate_proj", "down_proj"],
+        init_lora_weights=False,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Two layers, three query heads and one key head of width 64."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.08,
+        bos_token_id=toy_tokenizer.bos_token_id,
+        eos_token_id=toy_tokenizer.eos_token_id,
+        pad_token_id=toy_tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("vllm") / "base"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    toy_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path) -> dict[str, Path]:
+    """A random adapter of every method."""
+    folders = {}
+    for seed, (name, config) in enumerate([*CONFIGS.items(), ("teamlora-2", CONFIGS["teamlora"])]):
+        torch.manual_seed(seed)
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config())
+        folders[name] = base.parent / name
+        model.save_pretrained(folders[name])
+    return folders
+
+
+class Bench:
+    """One vLLM, asked with any adapter, and what transformers says to the same."""
+
+    def __init__(self, base: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> None:
+        from cme_bench.engines.vllm.host import Host
+        from cme_bench.engines.vllm.settings import VllmSettings
+
+        self.base, self.tokenizer = base, tokenizer
+        self.host = Host(base, "float32", VllmSettings(kv_gib=1, block_size=BLOCK, **settings))
+        self.host.allow(LENGTH)
+
+    def vllm(self, adapter: Path | None = None) -> Any:
+        from cme_bench.engines.vllm.adapter import read_gated
+        from cme_bench.engines.vllm.engine import VLLMEngine
+
+        ends = frozenset([self.tokenizer.eos_token_id])
+        if adapter is None:
+            return VLLMEngine(self.host, self.tokenizer, ends)
+        gated = read_gated(adapter, LlamaConfig.from_pretrained(self.base))
+        file = self.base.parent / f"{adapter.name}.safetensors"
+        write_adapter(file, gated.spec, gated.tensors)
+        return VLLMEngine(self.host, self.tokenizer, ends, adapter=file, spec=gated.spec)
+
+    def transformers(self, adapter: Path | None = None) -> HFEngine:
+        model: Any = LlamaForCausalLM.from_pretrained(self.base)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter)
+        return HFEngine(model, self.tokenizer, plain=True)
+
+
+@pytest.fixture(scope="module")
+def bench(base: Path, toy_tokenizer: PreTrainedTokenizerFast) -> Iterator[Bench]:
+    bench = Bench(base, toy_tokenizer)
+    yield bench
+    bench.host.close()
+
+
+def ids(n: int, seed: int = 0) -> TokenIds:
+    source = random.Random(seed)
+    return tuple(source.randrange(3, 260) for _ in range(n))
+
+
+def questions() -> list[LoglikelihoodRequest]:
+    """Contexts around the edges of cache blocks; choices of one token, of many, sharing a whole block, one
+    the beginning of another, one twice, one empty; the same question twice."""
+    asked = []
+    for n in (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 1, 2 * BLOCK, 2 * BLOCK + 1):
+        context, long = ids(n, n), ids(BLOCK + 8, 99)
+        families: list[list[TokenIds]] = [
+            [(5,), (6,), (7,)],
+            [ids(3, 1), ids(5, 2), ids(1, 3)],
+            [(*long, 4), (*long, 9, 9), long],
+            [ids(4, 4), ids(4, 4)[:2], ids(4, 4)[:2], ()],
+            [ids(BLOCK, 5), ids(BLOCK, 5) + ids(2, 6)],
+        ]
+        asked += [LoglikelihoodRequest(tuple((context, c) for c in choices)) for choices in families]
+    full = ids(LENGTH - 4, 8)
+    asked.append(LoglikelihoodRequest(((full, ids(4, 9)), (full, (3,)))))
+    return [*asked, asked[0], asked[2]]
+
+
+def answers(engine: Any, asked: list[LoglikelihoodRequest]) -> list[LoglikelihoodResponse]:
+    found = dict(engine.loglikelihood(asked))
+    assert sorted(found) == list(range(len(asked)))
+    return [found[i] for i in range(len(asked))]
+
+
+def assert_alike(ours: list[LoglikelihoodResponse], theirs: list[LoglikelihoodResponse]) -> None:
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE), index
+        assert one.greedy == other.greedy, index
+
+
+def test_every_edge_of_the_cache_is_exact(bench: Bench) -> None:
+    """42 questions, asked of a cold cache, of a warm one, and in another order."""
+    asked = questions()
+    wanted = answers(bench.transformers(), asked)
+    assert_alike(answers(bench.vllm(), asked), wanted)
+    assert_alike(answers(bench.vllm(), asked), wanted)
+    shuffled = list(range(len(asked)))
+    random.Random(1).shuffle(shuffled)
+    again = answers(bench.vllm(), [asked[i] for i in shuffled])
+    assert_alike(again, [wanted[i] for i in shuffled])
+
+
+def test_shared_prefixes_come_from_the_cache(bench: Bench) -> None:
+    header = ids(3 * BLOCK, 20)
+    asked = [
+        LoglikelihoodRequest(((header + ids(4, i), (3,)), (header + ids(4, i), (4,)))) for i in range(20)
+    ]
+    engine = bench.vllm()
+    answers(engine, asked)
+    assert engine.stats.tokens_rowwise == 2 * 20 * (3 * BLOCK + 4)
+    assert engine.stats.tokens_computed < 20 * (BLOCK + 4) + 3 * BLOCK
+
+
+def test_generation_equals_greedy_decoding_of_transformers(bench: Bench) -> None:
+    asked = [GenerateRequest(ids(n, n), 12) for n in (1, 7, BLOCK, BLOCK + 5)]
+    plain = dict(bench.transformers().generate(asked))
+    assert dict(bench.vllm().generate(asked)) == plain
+    stop = next(character for character in plain[1].text if character.isascii())
+    stopped = [GenerateRequest(r.prompt, 12, (stop, "")) for r in asked]
+    found, wanted = dict(bench.vllm().generate(stopped)), dict(bench.transformers().generate(stopped))
+    # vLLM looks for the stop string once a character's bytes are whole, so it may stop some tokens later
+    assert [(r.text, r.finish) for _, r in sorted(found.items())] == [
+        (r.text, r.finish) for _, r in sorted(wanted.items())
+    ]
+    assert found[1].finish == "stop"
+
+
+@pytest.mark.parametrize("method", [*CONFIGS, "teamlora-2"])
+def test_every_method_equals_transformers(bench: Bench, adapters: dict[str, Path], method: str) -> None:
+    """The last one has the shape of the first: swapped in, not started anew."""
+    asked = questions()[::3]
+    engine = bench.vllm(adapters[method])
+    engine.check_liveness(method, ids(9))
+    found = answers(engine, asked)
+    assert_alike(found, answers(bench.transformers(adapters[method]), asked))
+    base = answers(bench.transformers(), asked)
+    assert any(abs(a.logprobs[0] - b.logprobs[0]) > 0.01 for a, b in zip(found, base, strict=True))
+
+
+def test_a_swap_leaves_nothing_of_the_adapter_before(bench: Bench, adapters: dict[str, Path]) -> None:
+    """Same prompts before and after: cached keys and values of the old adapter must not answer."""
+    asked = questions()[20:30]
+    first, second = bench.vllm(adapters["teamlora"]), bench.vllm(adapters["teamlora-2"])
+    before = answers(first, asked)
+    running = bench.host._llm
+    assert_alike(answers(second, asked), answers(bench.transformers(adapters["teamlora-2"]), asked))
+    assert_alike(answers(first, asked), before)
+    assert_alike(answers(bench.vllm(), asked), answers(bench.transformers(), asked))
+    assert bench.host._llm is running
+
+
+def test_an_adapter_that_does_nothing_is_refused(bench: Bench, base: Path) -> None:
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), TeamLoraConfig(r=4, num_experts=3))
+    model.save_pretrained(base.parent / "idle")
+    with pytest.raises(AdapterError, match="'idle' changes no logit"):
+        bench.vllm(base.parent / "idle").check_liveness("'idle'", ids(9))
+
+
+def test_a_file_that_does_not_fit_is_refused_and_the_engine_goes_on(
+    bench: Bench, adapters: dict[str, Path]
+) -> None:
+    engine = bench.vllm(adapters["teamlora"])
+    asked = questions()[:3]
+    wanted = answers(engine, asked)
+    broken = bench.base.parent / "broken.safetensors"
+    spec = engine._spec
+    write_adapter(broken, spec, {f"{spec.modules[0]}.down": torch.zeros(1, 1)})
+    with pytest.raises(UsageError, match=r"broken\.safetensors: tensor .* (is missing|has shape)"):
+        bench.host.use(broken, spec)
+    assert_alike(answers(engine, asked), wanted)
+
+
+def test_stopping_early_leaves_the_engine_usable(bench: Bench) -> None:
+    asked = questions()
+    stream = bench.vllm().loglikelihood(asked)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert_alike(answers(bench.vllm(), asked[:4]), answers(bench.transformers(), asked[:4]))
+
+
+@pytest.mark.parametrize("settings", [{"compile": True}, {"tensor_parallel": 3}], ids=["compiled", "tp3"])
+def test_compiled_and_in_three_processes(
+    base: Path, toy_tokenizer: PreTrainedTokenizerFast, adapters: dict[str, Path], settings: dict[str, Any]
+) -> None:
+    """Three ranks share one key head; in row-parallel layers each has a third of the router's logits."""
+    bench = Bench(base, toy_tokenizer, **settings)
+    asked = questions()[::4]
+    try:
+        for name in ("teamlora", "teamlora-2"):
+            found = answers(bench.vllm(adapters[name]), asked)
+            assert_alike(found, answers(bench.transformers(adapters[name]), asked))
+    finally:
+        bench.host.close()
+
+
+def test_an_exported_folder_is_served_without_a_flag(
+    base: Path, toy_tokenizer: PreTrainedTokenizerFast, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """vLLM's own entry point, told nothing but the folder; then its engine dies under a run."""
+    from cme_bench.cli.adapters import export_vllm
+
+    folder = tmp_path / "served"
+    export_vllm(adapters["teamlora"], str(base), folder, offline=True)
+    with pytest.raises(UsageError, match="is not empty"):
+        export_vllm(adapters["teamlora"], str(base), folder, offline=True)
+    asked = questions()[::4]
+    wanted = answers(Bench(base, toy_tokenizer).transformers(adapters["teamlora"]), asked)
+    bench = Bench(folder, toy_tokenizer, in_process=False)
+    found = answers(bench.vllm(), asked)
+    assert_alike(found, wanted)
+    for child in psutil.Process().children(recursive=True):
+        if "EngineCore" in child.name() or "EngineCore" in " ".join(child.cmdline()):
+            os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(CmeError, match=r"engine died.*the same command goes on"):
+        answers(bench.vllm(), asked)
+    assert_alike(answers(bench.vllm(), asked[:2]), wanted[:2])  # and starts anew
+    bench.host.close()
