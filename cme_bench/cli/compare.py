@@ -29,6 +29,9 @@ def compare(
         str | None,
         typer.Option(metavar="FIELD", help="Items with one value of this field (a passage) are one draw."),
     ] = None,
+    mid_p: Annotated[
+        bool, typer.Option("--mid-p", help="McNemar's mid-p: closer to its level than the exact p.")
+    ] = False,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare runs that differ; each difference becomes a note.")
     ] = False,
@@ -44,7 +47,7 @@ def compare(
     for option, value, known in (("--by", by, ("domain", "task")), ("--format", fmt, ("md", "csv"))):
         if value not in known:
             raise UsageError(f"{option} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
-    found = compare_runs(open_run(a), open_run(b), allow_mixed=allow_mixed, cluster=cluster)
+    found = compare_runs(open_run(a), open_run(b), allow_mixed=allow_mixed, cluster=cluster, mid_p=mid_p)
     if fmt == "csv":
         text = comparisons_csv(found) + "\n"
     else:

@@ -70,20 +70,24 @@ def compare_runs(
     *,
     allow_mixed: bool = False,
     cluster: str | None = None,
+    mid_p: bool = False,
     resamples: int = RESAMPLES,
 ) -> list[Comparison]:
     """A comparison for each form that both runs have.
 
     ``cluster`` names a field of the items (a passage, a title): items that share its value are one draw, in
-    the tasks whose items have it. Raises UsageError if the runs differ in engine, dtype, data, tasks, item
-    ids, formats or task versions, unless ``allow_mixed``; then each difference is a note.
+    the tasks whose items have it. ``mid_p`` takes McNemar's mid-p values instead of exact ones. Raises
+    UsageError if the runs differ in engine, dtype, data, tasks, item ids, formats or task versions, unless
+    ``allow_mixed``; then each difference is a note.
     """
     mixed = check_alike([a, b], allow_mixed=allow_mixed)
     forms = [form for form in a.results["forms"] if form in b.results["forms"]]
     if not forms:
         raise UsageError(f"{a.folder} and {b.folder} share no task")
     return [
-        _compare(a, b, form, mixed, allow_mixed=allow_mixed, cluster=cluster, resamples=resamples)
+        _compare(
+            a, b, form, mixed, allow_mixed=allow_mixed, cluster=cluster, mid_p=mid_p, resamples=resamples
+        )
         for form in forms
     ]
 
@@ -105,6 +109,7 @@ def _compare(
     *,
     allow_mixed: bool,
     cluster: str | None,
+    mid_p: bool,
     resamples: int,
 ) -> Comparison:
     paired: dict[str, _Paired] = {}
@@ -115,7 +120,7 @@ def _compare(
         groups = _groups(scores, cluster)
         if groups is not None:
             clustered.append(scores.task)
-        paired[scores.task] = _task(scores, groups, resamples=resamples, seed=number)
+        paired[scores.task] = _task(scores, groups, mid_p=mid_p, resamples=resamples, seed=number)
         flips += _flips(scores)
         notes += scores.notes
     if cluster is not None and not clustered:
@@ -147,13 +152,17 @@ def _groups(scores: TaskScores, field: str | None) -> list[str] | None:
     return [str(record["doc"][field]) for record in scores.records[0]]
 
 
-def _task(scores: TaskScores, groups: list[str] | None, *, resamples: int, seed: int) -> _Paired:
+def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resamples: int, seed: int) -> _Paired:
     x, y = scores.scores.T
     difference = paired_difference(x, y, clusters=groups)
     first, second = sign_flips(_pooled(scores.scores, groups), resamples=resamples, seed=seed).T
     flips = second - first
-    binary = groups is None and is_binary(x) and is_binary(y)
-    p = float(mcnemar(difference.wins, difference.losses)) if binary else _permutation(difference, flips)
+    if groups is None and is_binary(x) and is_binary(y):
+        test = "McNemar, mid-p" if mid_p else "McNemar, exact"
+        p = float(mcnemar(difference.wins, difference.losses, mid=mid_p))
+    else:
+        test = "permutation"
+        p = _permutation(difference, flips)
     row = Row(
         name=scores.task,
         metric=scores.metric,
@@ -162,7 +171,7 @@ def _task(scores: TaskScores, groups: list[str] | None, *, resamples: int, seed:
         difference=difference,
         p=p,
         adjusted=p,
-        test="McNemar, exact" if binary else "permutation",
+        test=test,
         detectable=detectable(difference.stderr),
     )
     return _Paired(scores.place, row, flips)

@@ -19,13 +19,13 @@ _NAMED = 3
 class RunView:
     """What one run folder says: ``run`` is run.json, ``results`` our part of results.json.
 
-    ``seeds``: how many runs of one method were pooled into it.
+    ``members``: the runs of several seeds that were pooled into it, if it is no single run.
     """
 
     folder: Path
     run: dict[str, Any]
     results: dict[str, Any]
-    seeds: int = 1
+    members: tuple[RunView, ...] = ()
 
     @property
     def label(self) -> str:
@@ -48,6 +48,8 @@ class RunView:
     @property
     def has_records(self) -> bool:
         """Whether every finished task has a samples file."""
+        if self.members:
+            return all(member.has_records for member in self.members)
         return all((self.folder / "samples" / f"{task}.jsonl").is_file() for task in self.results["tasks"])
 
     def limits(self) -> set[int]:
@@ -134,9 +136,10 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
     """One line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
     for run, name in zip(runs, names, strict=True):
         identity, versions = run.run["identity"], run.run["versions"]
-        adapter = identity.get("adapter", "none")
+        adapters = [r.run["identity"].get("adapter", "none")[:8] for r in run.members or (run,)]
         parts = [
-            f"model {identity['model'][:8]}" + ("" if adapter == "none" else f", adapter {adapter[:8]}"),
+            f"model {identity['model'][:8]}",
+            *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
             f"{identity['engine']} {identity['dtype']}",
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),

@@ -50,7 +50,7 @@ def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
         "name": f"{adapter['method']}-{adapter['rank']}, {len(runs)} seeds",
         "training_seconds": sum(times) / len(times) if all(times) else None,
     }
-    return replace(runs[0], run=runs[0].run | {"adapter": named}, results=results, seeds=len(runs))
+    return replace(runs[0], run=runs[0].run | {"adapter": named}, results=results, members=tuple(runs))
 
 
 def _estimate(tasks: dict[str, TaskScores], own: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""All pairs of runs at once: paired permutation tests and bootstrap, by domain and for the average."""
+"""All pairs of runs at once, by domain and for the average: paired tests, over seeds where runs pool them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cme_bench.stats.resampling import (
     share_best,
     sign_flips,
 )
+from cme_bench.stats.seeds import seeds_difference, seeds_mean
 
 Floats = NDArray[np.float64]
 
@@ -25,7 +26,7 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class Column:
     """One domain or the average of m runs: ``means`` [m], ``p`` [m, m] of every pair, and how often each run
-    is the ``best`` [m] when items are drawn anew."""
+    is the ``best`` [m] when items are drawn anew. NaNs where runs of one seed meet pooled ones."""
 
     means: Floats
     p: Floats
@@ -59,11 +60,13 @@ class Significance:
 def significance(
     runs: Sequence[RunView], form: str, *, allow_mixed: bool = False, resamples: int = RESAMPLES
 ) -> Significance | None:
-    """Tests between all runs of one form. None if some run has no per-item records or pools seeds, or if no
-    task is shared."""
-    if len(runs) < 2 or not all(run.has_records and run.seeds == 1 for run in runs):
+    """Tests between all runs of one form: paired permutation tests, or t tests over seeds and items where
+    some run pools seeds. None if some run has no per-item records, or if no task is shared."""
+    if len(runs) < 2 or not all(run.has_records for run in runs):
         return None
     try:
+        if any(run.members for run in runs):
+            return _over_seeds(runs, form, allow_mixed)
         return _significance(paired_tasks(runs, form, allow_mixed=allow_mixed), resamples)
     except NoItemMeanError as err:
         return Significance({}, (), reason=str(err))
@@ -101,3 +104,27 @@ def _column(parts: Mapping[str, _Part], own: Mapping[str, float]) -> Column:
 
     means = total("means")
     return Column(means, permutation_pvalues(means, total("flips")), share_best(total("draws")))
+
+
+def _over_seeds(runs: Sequence[RunView], form: str, allow_mixed: bool) -> Significance | None:
+    members = [run.members or (run,) for run in runs]
+    pairs = list(paired_tasks([m for group in members for m in group], form, allow_mixed=allow_mixed))
+    if not pairs:
+        return None
+    ends = np.cumsum([len(group) for group in members])[:-1]
+    scores = {pair.task: [part.T for part in np.split(pair.scores, ends, axis=1)] for pair in pairs}
+    columns = {
+        name: _seed_column([[scores[task][i] for task in own] for i in range(len(runs))], list(own.values()))
+        for name, own in weights([pair.place for pair in pairs]).items()
+    }
+    return Significance(columns, tuple(note for pair in pairs for note in pair.notes))
+
+
+def _seed_column(runs: Sequence[Sequence[Floats]], own: Sequence[float]) -> Column:
+    """``runs[i]`` are the scores [seeds, items] of run i in each task, weighed by ``own``."""
+    means = np.array([seeds_mean(tasks, own).estimate.value for tasks in runs])
+    p = np.ones((len(runs), len(runs)))
+    for i, first in enumerate(runs):
+        for j in range(i + 1, len(runs)):
+            p[i, j] = p[j, i] = seeds_difference(first, runs[j], own).pvalue()
+    return Column(means, p, np.full(len(runs), np.nan))

@@ -197,15 +197,16 @@ def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bo
     if len(runs) < 2:
         return
     yield "Bold: best of a column; underlined: second."
+    pooled = [run for run in runs if run.members]
+    if pooled:
+        yield "Rows of several seeds: mean and SE over seeds and items, both random."
     if tested is not None and tested.reason:
         yield f"No significance tests: {tested.reason}."
     elif tested is not None:
-        yield (
-            f"† not significantly different from the best (paired permutation test, Holm-adjusted p >= "
-            f"{SIGNIFICANT})."
-        )
-    elif any(run.seeds > 1 for run in runs):
-        yield "Rows of several seeds: mean and SE over seeds and items, both random; no significance tests."
+        test = "t test over seeds and items" if pooled else "paired permutation test"
+        yield f"† not significantly different from the best ({test}, Holm-adjusted p >= {SIGNIFICANT})."
+        if pooled and len(pooled) < len(runs):
+            yield "Rows of a single seed are not tested: how seeds spread is unknown of them."
     elif wanted:
         bare = [str(run.folder) for run in runs if not run.has_records]
         yield f"No significance tests: no per-item records in {', '.join(bare) or 'a shared task'}."

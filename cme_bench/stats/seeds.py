@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from cme_bench.stats.estimates import Estimate
-from cme_bench.stats.intervals import satterthwaite, student
+from cme_bench.stats.intervals import satterthwaite
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,12 @@ class SeedsMean:
     seed_sd: float
     df: float
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Student's interval of the method's mean."""
-        return student(self.estimate, self.df, level)
+    def pvalue(self) -> float:
+        """Two-sided t test of a mean of 0; NaN without a standard error, 1 if nothing varies or differs."""
+        value, stderr = self.estimate.value, self.estimate.stderr
+        if stderr == 0:
+            return 1.0 if value == 0 else 0.0
+        return 2 * float(stats.t.sf(abs(value) / stderr, self.df))
 
 
 def seeds_mean(tasks: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)) -> SeedsMean:
@@ -59,21 +63,27 @@ def seeds_mean(tasks: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)) ->
     return SeedsMean(Estimate(centre, stderr, items), math.sqrt(between), df)
 
 
-def seeds_difference(a: ArrayLike, b: ArrayLike) -> SeedsMean:
-    """Mean of b less mean of a, each [its own number of seeds, the same n items].
+def seeds_difference(
+    a: Sequence[ArrayLike], b: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)
+) -> SeedsMean:
+    """:func:`seeds_mean` of b less that of a: the same tasks and items, each side with seeds of its own.
 
-    The item part is that of the differences of item means (pairing); the seed parts of both add up.
-    ``seed_sd``: the root of their summed variances. NaN with a single seed on either side.
+    The item part is that of the differences of item means (pairing takes out what items have in common); the
+    seed parts of both sides add up. ``seed_sd``: the root of their summed variances. NaN with a single seed
+    on either side.
     """
-    x, y = _table(a), _table(b)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"scores of shapes {x.shape} and {y.shape}: [seeds, items], the same items")
-    first, second = seeds_mean([x]), seeds_mean([y])
-    d = y.mean(axis=0) - x.mean(axis=0)
-    parts = [first.seed_sd**2 / len(x), second.seed_sd**2 / len(y), float(d.var(ddof=1)) / d.size]
-    df = satterthwaite(parts, [len(x) - 1, len(y) - 1, d.size - 1])
-    value = Estimate(float(d.mean()), math.sqrt(sum(parts)), d.size)
-    return SeedsMean(value, math.hypot(first.seed_sd, second.seed_sd), df)
+    first, second = seeds_mean(a, weights), seeds_mean(b, weights)
+    shapes = [(_table(x).shape, _table(y).shape) for x, y in zip(a, b, strict=True)]
+    if any(one[1] != other[1] for one, other in shapes):
+        raise ValueError(f"scores of shapes {shapes}: [seeds, items], the same items on both sides")
+    differences = [_table(y).mean(axis=0) - _table(x).mean(axis=0) for x, y in zip(a, b, strict=True)]
+    seeds = len(_table(a[0])), len(_table(b[0]))
+    between = [first.seed_sd**2 / seeds[0], second.seed_sd**2 / seeds[1]]
+    shared = [w**2 * float(d.var(ddof=1)) / d.size for w, d in zip(weights, differences, strict=True)]
+    df = satterthwaite([*between, *shared], [seeds[0] - 1, seeds[1] - 1, *(d.size - 1 for d in differences)])
+    value = second.estimate.value - first.estimate.value
+    estimate = Estimate(value, math.sqrt(sum(between) + sum(shared)), sum(d.size for d in differences))
+    return SeedsMean(estimate, math.hypot(first.seed_sd, second.seed_sd), df)
 
 
 def _table(scores: ArrayLike) -> NDArray[np.float64]:

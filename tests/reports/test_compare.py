@@ -64,6 +64,10 @@ def test_tasks_are_tested_by_mcnemar_or_permutation(runs: list[RunView]) -> None
     assert row.difference.value == pytest.approx(b.mean() - a.mean())
     assert row.p == pytest.approx(stats.binomtest(wins, wins + losses).pvalue)
     assert row.test == "McNemar, exact"
+    (mid,) = compare_runs(*runs, mid_p=True)
+    other = next(r for r in mid.tasks if r.name == "cme_snli")
+    assert other.test == "McNemar, mid-p"
+    assert other.p == pytest.approx(row.p - stats.binom.pmf(min(wins, losses), wins + losses, 0.5))
     a, b = (scores(run, "cme_xsum") for run in runs)
     row = rows["cme_xsum"]
     assert row.test == "permutation"

@@ -295,10 +295,35 @@ def test_seeds_of_one_method_become_one_row(tmp_path: Path) -> None:
     assert pooled[-1].stderr > 2.5, "more than the spread of the seeds, 5 / sqrt(3)"
     assert not any(cell.dagger for cell in (*base, *pooled))
     assert any("Rows of several seeds" in note for note in table.notes)
+    assert any("Rows of a single seed are not tested" in note for note in table.notes)
+    assert any("adapter 00000000 11111111 22222222" in note for note in table.notes)
     with pytest.raises(UsageError, match="no two runs share"):
         pool_seeds(runs[:2])
     with pytest.raises(UsageError, match="the very same adapter"):
         pool_seeds([*runs, runs[1]])
+
+
+def test_pooled_rows_are_tested_over_seeds(tmp_path: Path) -> None:
+    """Three methods of three seeds: one as good as the best, one far behind."""
+    rng = np.random.default_rng(1)
+    hard = rng.random(200)
+    runs = []
+    for method, rate in (("lora", 0.3), ("moelora", 0.6), ("teamlora", 0.62)):
+        for seed in range(3):
+            scores = (0.7 * hard + 0.3 * rng.random(200) < rate) * 1.0
+            runs.append(
+                make_run(
+                    tmp_path / f"{method}{seed}",
+                    {"cme_a": MadeTask(scores)},
+                    adapter=ADAPTER | {"method": method},
+                    identity={"adapter": f"{method}{seed}"},
+                )
+            )
+    (table,) = comparison_tables(pool_seeds(runs))
+    assert [row[1].text for row in table.rows] == ["lora", "moelora", "teamlora"]
+    assert [row[-1].best for row in table.rows] == [False, False, True]
+    assert [row[-1].dagger for row in table.rows] == [False, True, False]
+    assert any("t test over seeds and items" in note for note in table.notes)
 
 
 def test_times_are_printed_in_their_unit() -> None:

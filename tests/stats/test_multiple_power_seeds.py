@@ -12,9 +12,10 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import NormalIndPower
 
+from cme_bench.stats.intervals import student
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.power import detectable
-from cme_bench.stats.seeds import seeds_difference, seeds_mean
+from cme_bench.stats.seeds import SeedsMean, seeds_difference, seeds_mean
 
 
 @pytest.mark.parametrize("p", [[0.01, 0.04, 0.03, 0.005], [0.5], [0.9, 0.8, 0.02], [0.01, 0.01, 0.01]])
@@ -49,6 +50,10 @@ def draw(rng: np.random.Generator, seeds: int, n: int, seed_sd: float) -> np.nda
     )
 
 
+def interval(found: SeedsMean) -> tuple[float, float]:
+    return student(found.estimate, found.df)
+
+
 def test_mean_squares_are_those_of_an_analysis_of_variance() -> None:
     x = draw(np.random.default_rng(0), seeds=4, n=30, seed_sd=0.2)
     frame = (
@@ -68,7 +73,7 @@ def test_interval_over_seeds_and_items_covers(seed_sd: float) -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(2000):
-        low, high = seeds_mean([draw(rng, 5, 100, seed_sd)]).interval()
+        low, high = interval(seeds_mean([draw(rng, 5, 100, seed_sd)]))
         hits += low <= 0.5 <= high
     assert 0.935 <= hits / 2000 <= 0.975
 
@@ -80,7 +85,7 @@ def test_a_seed_that_is_good_everywhere_widens_the_average() -> None:
     for _ in range(2000):
         effect = 0.05 * rng.normal(size=(5, 1))
         tasks = [draw(rng, 5, 100, 0.0) + effect for _ in range(3)]
-        low, high = seeds_mean(tasks, [1 / 3] * 3).interval()
+        low, high = interval(seeds_mean(tasks, [1 / 3] * 3))
         hits += low <= 0.5 <= high
         apart = [seeds_mean([t]) for t in tasks]
         stderr = math.sqrt(sum(p.estimate.stderr**2 for p in apart)) / 3
@@ -96,15 +101,30 @@ def test_one_seed_says_nothing_about_seeds() -> None:
         seeds_mean([[0.1, 0.2]])
 
 
-def test_difference_of_methods_pairs_items_and_adds_the_seeds() -> None:
+@pytest.mark.parametrize("weights", [(1.0,), (0.25, 0.75)])
+def test_difference_of_methods_pairs_items_and_keeps_its_level(weights: tuple[float, ...]) -> None:
+    """2,000 draws of two equally good methods, 4 and 3 seeds, whose seeds work alike on all tasks."""
     rng = np.random.default_rng(3)
-    hits = 0
-    for _ in range(1000):
-        items = 0.3 * rng.normal(size=(1, 80))
-        a = 0.5 + 0.05 * rng.normal(size=(4, 1)) + items + 0.1 * rng.normal(size=(4, 80))
-        b = 0.6 + 0.03 * rng.normal(size=(3, 1)) + items + 0.1 * rng.normal(size=(3, 80))
-        found = seeds_difference(a, b)
-        low, high = found.interval()
-        hits += low <= 0.1 <= high
-    assert 0.93 <= hits / 1000 <= 0.98
-    assert found.estimate.n == 80
+    rejected = 0
+    for _ in range(2000):
+        effects = 0.05 * rng.normal(size=(4, 1)), 0.05 * rng.normal(size=(3, 1))
+        sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        for _ in weights:
+            items = 0.3 * rng.normal(size=(1, 80))
+            for side, effect in zip(sides, effects, strict=True):
+                side.append(0.5 + effect + items + 0.1 * rng.normal(size=(len(effect), 80)))
+        found = seeds_difference(*sides, weights)
+        rejected += found.pvalue() <= 0.05
+        assert found.estimate.n == 80 * len(weights)
+    assert 0.03 <= rejected / 2000 <= 0.06
+
+
+def test_a_clear_difference_is_found_and_one_seed_is_none() -> None:
+    rng = np.random.default_rng(4)
+    a, b = 0.4 + 0.02 * rng.normal(size=(3, 50)), 0.6 + 0.02 * rng.normal(size=(3, 50))
+    assert seeds_difference([a], [b]).pvalue() < 1e-4
+    assert seeds_difference([a], [b]).estimate.value == pytest.approx(b.mean() - a.mean())
+    assert seeds_difference([a], [a]).pvalue() == 1
+    assert math.isnan(seeds_difference([a[:1]], [b]).pvalue())
+    with pytest.raises(ValueError, match="the same items on both sides"):
+        seeds_difference([a], [b[:, :40]])
