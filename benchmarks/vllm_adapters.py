@@ -320,10 +320,9 @@ def report(found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     import torch
     import vllm
 
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu-{os.cpu_count()}"
     line = {
         "bench": "vllm_adapters",
-        "hardware": name.replace(" ", "-").lower(),
+        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
         "commit": provenance.commit() or "unknown",
         "metrics": {key: round(value, 4) for key, value in metrics.items()},
     }

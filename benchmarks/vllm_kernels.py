@@ -241,7 +241,7 @@ def report(results: list[dict[str, Any]], out: Path | None, *, save: bool) -> No
         for kind, us in found["microseconds"].items()
         if kind != "base"
     }
-    hardware = torch.cuda.get_device_name().replace(" ", "-").lower()
+    hardware = provenance.hardware(cuda=True)
     line = {
         "bench": "vllm_kernels",
         "hardware": hardware,

@@ -71,7 +71,7 @@ def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: flo
     for engine in engines:
         base = BaseModel(replace(options, engine=engine))
         responder = Responder(base.options, base, options.adapters[0] if options.adapters else None)
-        items = items or list(_items(options, responder))
+        items = items or list(task_items(options, responder))
         responder.longest = max(item.request.n_tokens for item in items)
         try:
             answers.append(_answers(responder, [item.request for item in items]))
@@ -82,7 +82,8 @@ def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: flo
     return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=tolerance)
 
 
-def _items(options: RunOptions, responder: Responder) -> Iterator[Item]:
+def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
+    """What a run of ``options`` asks of ``responder``."""
     suite = load_suite(options.include, allow_code=options.allow_code)
     source = open_source(options.data, offline=options.offline)
     encoder = Encoder(responder.tokenizer)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from tries import requests
 
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
-from cme_bench.engines.vllm.choices import MOST_CHILDREN, Collector, Node, NodeScore, question_nodes
+from cme_bench.engines.vllm.choices import (
+    MOST_CHILDREN,
+    Ask,
+    Collector,
+    Node,
+    Place,
+    Score,
+    Tail,
+    plan_question,
+    question_nodes,
+)
 
 
 def toy_logprob(prompt: TokenIds, token: int) -> float:
@@ -22,8 +32,12 @@ def toy_argmax(prompt: TokenIds) -> int:
     return hash(prompt) % 4
 
 
-def toy_score(node: Node) -> NodeScore:
-    return NodeScore({t: toy_logprob(node.prompt, t) for t in node.children}, toy_argmax(node.prompt))
+def toy_scores(ask: Ask) -> dict[Place, Score]:
+    """What an engine says: of a node its children, of a tail every token."""
+    places = [(ask.prompt, token) for token in ask.children]
+    if isinstance(ask, Tail):
+        places += [(ask.context + ask.continuation[:i], t) for i, t in enumerate(ask.continuation[:-1])]
+    return {place: Score(toy_logprob(*place), toy_argmax(place[0]) == place[1]) for place in places}
 
 
 def plain(request: LoglikelihoodRequest) -> LoglikelihoodResponse:
@@ -38,24 +52,27 @@ def plain(request: LoglikelihoodRequest) -> LoglikelihoodResponse:
 
 
 @settings(max_examples=60, deadline=None)
-@given(asked=requests(), seed=st.integers(0, 1000))
-def test_answers_equal_a_plain_reading_in_any_order(asked: list[LoglikelihoodRequest], seed: int) -> None:
+@given(asked=requests(), seed=st.integers(0, 1000), block=st.sampled_from([1, 16, 1000]))
+def test_answers_equal_a_plain_reading_in_any_order(
+    asked: list[LoglikelihoodRequest], seed: int, block: int
+) -> None:
+    """With blocks of 1 nodes are the cheaper way, with blocks of 1000 tails."""
     source = random.Random(seed)
     order = list(range(len(asked)))
     source.shuffle(order)
-    collector = Collector(asked)
+    collector = Collector(asked, block)
     found: dict[int, LoglikelihoodResponse] = {}
-    flying: list[Node] = []
-    for node in collector.nodes(order):
+    flying: list[Ask] = []
+    for node in collector.asks(order):
         flying.append(node)
         if source.random() < 0.5:  # answers come back while questions are still being asked
             done = flying.pop(source.randrange(len(flying)))
-            for index, response in collector.take(done, toy_score(done)):
+            for index, response in collector.take(done, toy_scores(done)):
                 assert index not in found
                 found[index] = response
     source.shuffle(flying)
     for node in flying:
-        found |= dict(collector.take(node, toy_score(node)))
+        found |= dict(collector.take(node, toy_scores(node)))
     assert sorted(found) == sorted(order)
     for index, request in enumerate(asked):
         wanted = plain(request)
@@ -78,13 +95,22 @@ def test_a_wide_node_is_asked_in_pieces_and_put_together() -> None:
     request = LoglikelihoodRequest(choices)
     nodes = question_nodes(request)
     assert [len(node.children) for node in nodes] == [MOST_CHILDREN, 5]
-    collector = Collector([request])
-    found = [answer for node in collector.nodes([0]) for answer in collector.take(node, toy_score(node))]
+    collector = Collector([request], 16)
+    found = [answer for node in collector.asks([0]) for answer in collector.take(node, toy_scores(node))]
     assert found == [(0, plain(request))]
 
 
 def test_equal_questions_in_flight_are_asked_once() -> None:
     request = LoglikelihoodRequest((((1, 2), (3,)),))
-    collector = Collector([request, request])
-    [node] = collector.nodes([0, 1])
-    assert dict(collector.take(node, toy_score(node))) == {0: plain(request), 1: plain(request)}
+    collector = Collector([request, request], 16)
+    [node] = collector.asks([0, 1])
+    assert dict(collector.take(node, toy_scores(node))) == {0: plain(request), 1: plain(request)}
+
+
+def test_the_cheaper_way_is_chosen() -> None:
+    """Long choices that part at once: tails. One token more on a shared beginning: nodes."""
+    context = tuple(range(64))
+    apart = LoglikelihoodRequest(tuple((context, (c, 1, 2, 3, 4, 5)) for c in range(4)))
+    assert plan_question(apart, 32) == [Tail(context, (c, 1, 2, 3, 4, 5)) for c in range(4)]
+    together = LoglikelihoodRequest(tuple((context, (1, c)) for c in range(9)))
+    assert plan_question(together, 1) == [Node(context, (1,)), Node((*context, 1), tuple(range(9)))]

@@ -1,20 +1,33 @@
-"""Likelihoods as one-token generations: the way of scoring that lets vLLM use its prefix cache.
+"""Likelihoods on vLLM in the ways that let it use its prefix cache.
 
-lm-eval asks vLLM for ``prompt_logprobs``, which computes every context anew for every choice and scores every
-place of it over the vocabulary. Here every inner node of the trie of a question's choices is one request:
-the prompt is context + node, one token is generated, and the log-probabilities of exactly the node's children
-are returned. Single-token choices are one request a question; shared contexts come from the prefix cache.
+lm-eval asks for ``prompt_logprobs``, which computes every context anew for every choice and scores every
+place of it over the vocabulary. Here a question is asked in one of two ways, whichever computes less:
+
+* **nodes**: every inner node of the trie of its choices is one request: the prompt is context + node, one
+  token is generated, and the log-probabilities of exactly the node's children are returned. A question with
+  single-token choices is one request.
+* **tails**: every choice is one request whose prompt is the row without its last token. The last token is
+  scored as a node's child, those before it as prompt tokens, and the context may come from the cache. That is
+  exact only if nothing of the choice came from there: else the row is asked again, past the cache.
+
+A cache holds whole blocks only, so a request computes what lies beyond its prompt's last whole block: many
+nodes of a long choice would each compute that again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 
 MOST_CHILDREN = 128
 """What vLLM allows in ``SamplingParams.logprob_token_ids``."""
+REQUEST_TOKENS = 8
+"""A request costs as much as that many tokens more (measured on 2 CPU cores, SmolLM2-135M)."""
+SCORED_TOKENS = 1.5
+"""A prompt token whose logits are needed costs that many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +39,36 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeScore:
-    """``logprobs``: natural log of P(child | prompt), by child; ``argmax``: the likeliest token of all."""
+class Tail:
+    """Score ``continuation``, of two tokens or more, after ``context``."""
 
-    logprobs: Mapping[int, float]
-    argmax: int
+    context: TokenIds
+    continuation: TokenIds
+
+    @property
+    def prompt(self) -> TokenIds:
+        return self.context + self.continuation[:-1]
+
+    @property
+    def children(self) -> TokenIds:
+        return self.continuation[-1:]
 
 
-def question_nodes(request: LoglikelihoodRequest) -> list[Node]:
+Ask: TypeAlias = Node | Tail
+
+Place: TypeAlias = tuple[TokenIds, int]
+"""A token after a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Natural log of P(token | prompt), and whether the token is the likeliest there."""
+
+    logprob: float
+    greedy: bool
+
+
+def question_nodes(request: LoglikelihoodRequest) -> list[Ask]:
     """The nodes that together score a request, in the order of their prompts; none for empty choices.
 
     A node of more than ``MOST_CHILDREN`` children is asked in several pieces.
@@ -42,7 +77,7 @@ def question_nodes(request: LoglikelihoodRequest) -> list[Node]:
     for context, continuation in request.rows:
         for depth, token in enumerate(continuation):
             children.setdefault(context + continuation[:depth], set()).add(token)
-    nodes = []
+    nodes: list[Ask] = []
     for prompt in sorted(children):
         tokens = sorted(children[prompt])
         for start in range(0, len(tokens), MOST_CHILDREN):
@@ -50,58 +85,68 @@ def question_nodes(request: LoglikelihoodRequest) -> list[Node]:
     return nodes
 
 
-def put_together(
-    request: LoglikelihoodRequest, scores: Mapping[TokenIds, NodeScore]
-) -> LoglikelihoodResponse:
-    """The response, from the scores of the request's nodes by prompt (pieces of one node joined)."""
-    logprobs, greedy = [], []
-    for context, continuation in request.rows:
-        total, chosen = 0.0, True
-        for depth, token in enumerate(continuation):
-            score = scores[context + continuation[:depth]]
-            total += score.logprobs[token]
-            chosen = chosen and score.argmax == token
-        logprobs.append(total)
-        greedy.append(chosen)
-    return LoglikelihoodResponse(tuple(logprobs), tuple(greedy))
+def question_tails(request: LoglikelihoodRequest) -> list[Ask]:
+    """A tail for every distinct choice of two tokens or more, and nodes for the others."""
+    rows = sorted({(context, continuation) for context, continuation in request.rows if continuation})
+    short = tuple(row for row in rows if len(row[1]) == 1)
+    tails: list[Ask] = [Tail(*row) for row in rows if len(row[1]) > 1]
+    return [*(question_nodes(LoglikelihoodRequest(short)) if short else []), *tails]
+
+
+def plan_question(request: LoglikelihoodRequest, block: int) -> list[Ask]:
+    """The cheaper way to ask, for a cache with blocks of ``block`` tokens."""
+    nodes = question_nodes(request)
+    if all(len(continuation) < 2 for _, continuation in request.rows):
+        return nodes
+    tails = question_tails(request)
+    return min(nodes, tails, key=lambda asks: sum(_cost(ask, block) for ask in asks))
+
+
+def _cost(ask: Ask, block: int) -> float:
+    reused = ask.prompt if isinstance(ask, Node) else ask.context
+    computed = len(ask.prompt) - (len(reused) - 1) // block * block
+    return REQUEST_TOKENS + computed * (1.0 if isinstance(ask, Node) else SCORED_TOKENS)
 
 
 class Collector:
-    """Node scores come in, in any order; responses go out when a question's last node is there.
+    """Scores come in, in any order; responses go out when a question's last one is there.
 
-    Equal nodes of several questions are asked once.
+    What several questions ask while it is in work is asked once.
     """
 
-    def __init__(self, requests: Sequence[LoglikelihoodRequest]) -> None:
+    def __init__(self, requests: Sequence[LoglikelihoodRequest], block: int) -> None:
         self._requests = requests
+        self._block = block
         self._waiting: dict[int, int] = {}
-        self._scores: dict[int, dict[TokenIds, NodeScore]] = {}
-        self._askers: dict[Node, list[int]] = {}
+        self._scores: dict[int, dict[Place, Score]] = {}
+        self._askers: dict[Ask, list[int]] = {}
 
-    def nodes(self, order: Sequence[int]) -> Iterator[Node]:
-        """Nodes to ask, questions in ``order``, each question's nodes one after the other.
-
-        A node that another question asked and that has not been answered yet is not asked again.
-        """
+    def asks(self, order: Sequence[int]) -> Iterator[Ask]:
+        """What to ask, questions in ``order``, each question's asks one after the other."""
         for index in order:
-            nodes = question_nodes(self._requests[index])
-            self._waiting[index] = len(nodes)
+            asks = plan_question(self._requests[index], self._block)
+            self._waiting[index] = len(asks)
             self._scores[index] = {}
-            for node in nodes:
-                askers = self._askers.setdefault(node, [])
+            for ask in asks:
+                askers = self._askers.setdefault(ask, [])
                 askers.append(index)
                 if len(askers) == 1:
-                    yield node
+                    yield ask
 
-    def take(self, node: Node, score: NodeScore) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        """The questions that this node completes, each with its response."""
-        for index in self._askers.pop(node):
-            scores = self._scores[index]
-            known = scores.get(node.prompt)
-            scores[node.prompt] = (
-                score if known is None else NodeScore({**known.logprobs, **score.logprobs}, score.argmax)
-            )
+    def take(self, ask: Ask, scores: dict[Place, Score]) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        """The questions that the answer to ``ask`` completes, each with its response."""
+        for index in self._askers.pop(ask):
+            self._scores[index] |= scores
             self._waiting[index] -= 1
             if not self._waiting[index]:
-                del self._waiting[index], self._scores[index]
-                yield index, put_together(self._requests[index], scores)
+                yield index, _put_together(self._requests[index], self._scores.pop(index))
+                del self._waiting[index]
+
+
+def _put_together(request: LoglikelihoodRequest, scores: dict[Place, Score]) -> LoglikelihoodResponse:
+    logprobs, greedy = [], []
+    for context, continuation in request.rows:
+        found = [scores[context + continuation[:depth], t] for depth, t in enumerate(continuation)]
+        logprobs.append(sum((score.logprob for score in found), 0.0))
+        greedy.append(all(score.greedy for score in found))
+    return LoglikelihoodResponse(tuple(logprobs), tuple(greedy))

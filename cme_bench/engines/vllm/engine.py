@@ -24,7 +24,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.hf.generate import check_requests as check_generate
 from cme_bench.engines.hf.generate import cut_at_stop
 from cme_bench.engines.hf.loglikelihood import check_requests as check_loglikelihood
-from cme_bench.engines.vllm.choices import Collector, Node, NodeScore
+from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
 from cme_bench.errors import CmeError
 from cme_bench.vllm_plugin.spec import GatedSpec
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 class VLLMEngine(Engine):
     """Computes on a ``Host`` with one adapter file, or as the base model.
 
-    Likelihoods are one-token generations over the trie of each question's choices (``choices.py``), which is
-    exact: the same logits, read at the same places. ``end_ids`` end a generation.
+    Likelihoods are asked in ways that use the prefix cache (``choices.py``) and are exact: the same logits,
+    read at the same places. ``end_ids`` end a generation.
     """
 
     def __init__(
@@ -67,33 +67,24 @@ class VLLMEngine(Engine):
     def _loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        collector = Collector(requests)
+        collector = Collector(requests, self.host.settings.cache_block)
         order = sorted(range(len(requests)), key=lambda i: requests[i].rows)
-        asked = (
-            (
-                node,
-                node.prompt,
-                SamplingParams(
-                    max_tokens=1,
-                    temperature=0.0,
-                    logprob_token_ids=list(node.children),
-                    detokenize=False,
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                ),
-            )
-            for node in collector.nodes([i for i in order if any(t for _, t in requests[i].rows)])
-        )
-        for index in order:
-            if not any(continuation for _, continuation in requests[index].rows):
-                nothing = len(requests[index].rows)
-                yield self._counted(
-                    requests[index], index, LoglikelihoodResponse((0.0,) * nothing, (True,) * nothing)
-                )
-        for node, output in self._ask(asked):
-            for index, response in collector.take(node, _node_score(node, output)):
+        empty = [i for i in order if not any(continuation for _, continuation in requests[i].rows)]
+        for index in empty:
+            n = len(requests[index].rows)
+            yield self._counted(requests[index], index, LoglikelihoodResponse((0.0,) * n, (True,) * n))
+        order = [i for i in order if i not in set(empty)]
+        again: list[Ask] = []
+        asked = ((ask, ask.prompt, _scoring(ask, past_cache=False)) for ask in collector.asks(order))
+        for ask, output in self._ask(asked):
+            if isinstance(ask, Tail) and (output.num_cached_tokens or 0) >= len(ask.context):
+                again.append(ask)  # tokens of the choice came from the cache: they have no logits
+                continue
+            for index, response in collector.take(ask, _scores(ask, output)):
+                yield self._counted(requests[index], index, response)
+        rest = ((ask, ask.prompt, _scoring(ask, past_cache=True)) for ask in again)
+        for ask, output in self._ask(rest) if again else ():
+            for index, response in collector.take(ask, _scores(ask, output)):
                 yield self._counted(requests[index], index, response)
 
     def _counted(
@@ -194,9 +185,35 @@ class VLLMEngine(Engine):
         }
 
 
-def _node_score(node: Node, output: Any) -> NodeScore:
+def _scoring(ask: Ask, *, past_cache: bool) -> Any:
+    """SamplingParams that score ``ask``; ``past_cache``: compute the whole prompt."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    tail: dict[str, Any] = {"prompt_logprobs": 0, "skip_reading_prefix_cache": past_cache}
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        logprob_token_ids=list(ask.children),
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **(tail if isinstance(ask, Tail) else {}),
+    )
+
+
+def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
     found = output.outputs[0]
-    logprobs = {token: float(found.logprobs[0][token].logprob) for token in node.children}
-    if any(math.isnan(value) for value in logprobs.values()):
+    argmax = int(found.token_ids[0])
+    scores = {
+        (ask.prompt, token): Score(float(found.logprobs[0][token].logprob), argmax == token)
+        for token in ask.children
+    }
+    if isinstance(ask, Tail):
+        before = ask.continuation[:-1]
+        places = output.prompt_logprobs[-len(before) :]
+        for depth, (token, place) in enumerate(zip(before, places, strict=True)):
+            prompt = ask.context + before[:depth]
+            scores[prompt, token] = Score(float(place[token].logprob), place[token].rank == 1)
+    if any(math.isnan(score.logprob) for score in scores.values()):
         raise CmeError("the model's logits are NaN; its weights or dtype are broken")
-    return NodeScore(logprobs, int(found.token_ids[0]))
+    return scores

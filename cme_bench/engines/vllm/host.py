@@ -42,6 +42,10 @@ class Host:
             self.close()
             self.max_length = max_length
 
+    def adopt(self, llm: Any, max_length: int) -> None:
+        """Use a ``vllm.LLM`` that somebody else started, as a base model."""
+        self._llm, self.max_length = llm, max_length
+
     def use(self, adapter: Path | None, spec: GatedSpec | None) -> None:
         """Make the engine answer with this adapter file, or as the base model.
 

@@ -13,8 +13,8 @@ from cme_bench.errors import UsageError
 from cme_bench.vllm_plugin.spec import WORKER, GatedSpec
 
 GIB = 1 << 30
-CPU_BLOCK = 32
-"""Tokens of a cache block on a CPU; vLLM's default of 128 hides most shared prefixes from its cache."""
+CPU_BLOCK, GPU_BLOCK = 32, 16
+"""Tokens of a cache block. On a CPU vLLM's default of 128 would hide most shared prefixes from its cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,11 @@ class VllmSettings:
         known: dict[str, Any] = {f.name: pairs[f.name] for f in fields(cls) if f.name in pairs}
         known |= {name: bool(known[name]) for name in ("compile", "in_process") if name in known}
         return cls(**known)
+
+    @property
+    def cache_block(self) -> int:
+        """Tokens of a cache block."""
+        return self.block_size or (CPU_BLOCK if on_cpu() else GPU_BLOCK)
 
     @property
     def alone(self) -> bool:
@@ -97,6 +102,7 @@ def engine_arguments(
         "dtype": dtype,
         "max_model_len": max_length,
         "enable_prefix_caching": True,
+        "block_size": settings.cache_block,
         "tensor_parallel_size": settings.tensor_parallel,
         "trust_remote_code": False,
         "seed": 0,
@@ -105,11 +111,8 @@ def engine_arguments(
     cpu = on_cpu()
     arguments["enforce_eager"] = cpu if settings.compile is None else not settings.compile
     if cpu:
-        arguments["block_size"] = settings.block_size or CPU_BLOCK
         arguments["distributed_executor_backend"] = "uni" if settings.alone else "mp"
     else:
-        if settings.block_size:
-            arguments["block_size"] = settings.block_size
         arguments["gpu_memory_utilization"] = memory_fraction(settings)
     if settings.max_seqs:
         arguments["max_num_seqs"] = settings.max_seqs
