@@ -74,6 +74,8 @@ def test_imports_point_downwards(folder: str) -> None:
         "cme_bench.tasks.suite",
         "cme_bench.reports.table",
         "cme_bench.reports.router_figures",
+        "cme_bench.reports.compare, cme_bench.reports.page.render",
+        "cme_bench.reports.figures, cme_bench.reports.frame, cme_bench.reports.card",
         "cme_bench.analysis.router",
         "cme_bench.stats.estimates",
         "cme_bench.engines",

@@ -11,24 +11,48 @@ from cme_bench.cli import app
 
 
 @app.command(
-    epilog="Examples:  cme-bench table runs/*   |   cme-bench table runs/base runs/adapted --format latex"
+    epilog="Examples:  cme-bench table runs/*   |   cme-bench table runs/base runs/adapted --paper --format "
+    "latex -o table.tex"
 )
 def table(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, a row each.")],
-    fmt: Annotated[str, typer.Option("--format", help="md, latex (booktabs) or csv.")] = "md",
+    fmt: Annotated[str, typer.Option("--format", help="md, latex (booktabs), html or csv.")] = "md",
     se: Annotated[bool, typer.Option(help="Show standard errors.")] = True,
+    n: Annotated[bool, typer.Option("--n", help="Show the number of items of each score.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Add the published rows, marked as on another base model.")
+    ] = False,
+    tests: Annotated[
+        bool, typer.Option(help="Mark scores not significantly different from the best (reads all items).")
+    ] = True,
+    seeds: Annotated[
+        bool,
+        typer.Option(
+            "--pool-seeds", help="One row for runs that differ in the adapter's training seed only."
+        ),
+    ] = False,
+    columns: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most N scores side by side; default: 6 in LaTeX, all elsewhere."),
+    ] = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare runs that differ; each difference becomes a note.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead.")] = None,
 ) -> None:
-    """Compare runs: method x domain, with parameters, n, standard errors and the best in bold."""
-    from cme_bench.reports.runs import open_run
-    from cme_bench.reports.table import comparison_tables, render
+    """Compare runs in the paper's layout: method x domain, best in bold, a dagger where it may be chance."""
+    from cme_bench.reports.runs import check_alike, open_run
+    from cme_bench.reports.seeds import pool_seeds
+    from cme_bench.reports.table import comparison_tables
+    from cme_bench.reports.table_text import render
     from cme_bench.runs.store import write_text
 
-    tables = comparison_tables([open_run(folder) for folder in runs], allow_mixed=allow_mixed)
-    text = "\n\n".join(render(t, fmt, with_se=se) for t in tables) + "\n"
+    views = [open_run(folder) for folder in runs]
+    if seeds:
+        check_alike(views, allow_mixed=allow_mixed)
+        views = pool_seeds(views, allow_mixed=allow_mixed)
+    tables = comparison_tables(views, allow_mixed=allow_mixed, paper=paper, tests=tests)
+    text = render(tables, fmt, with_se=se, with_n=n, columns=columns)
     if output is None:
         print(text, end="")
     else:

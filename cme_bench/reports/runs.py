@@ -1,8 +1,8 @@
-"""Run folders as the tables see them, and whether they may stand side by side."""
+"""Run folders as the reports see them, and whether they may stand side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,22 @@ from typing import Any
 from cme_bench.errors import UsageError
 from cme_bench.runs.store import read_json
 
+ALLOW = "--allow-mixed compares anyway, with a note for each difference"
+_NAMED = 3
+"""So many task names stand in a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What one run folder says: ``run`` is run.json, ``results`` our part of results.json."""
+    """What one run folder says: ``run`` is run.json, ``results`` our part of results.json.
+
+    ``members``: the runs of several seeds that were pooled into it, if it is no single run.
+    """
 
     folder: Path
     run: dict[str, Any]
     results: dict[str, Any]
+    members: tuple[RunView, ...] = ()
 
     @property
     def label(self) -> str:
@@ -37,9 +45,25 @@ class RunView:
     def finished(self) -> bool:
         return bool(self.run.get("finished"))
 
+    @property
+    def has_records(self) -> bool:
+        """Whether every finished task has a samples file."""
+        if self.members:
+            return all(member.has_records for member in self.members)
+        return all((self.folder / "samples" / f"{task}.jsonl").is_file() for task in self.results["tasks"])
+
     def limits(self) -> set[int]:
         """The --limit values of its tasks that left rows out."""
         return {t["n"] for t in self.run["tasks"].values() if t["n"] < t["rows"]}
+
+    def tasks(self, form: str) -> list[str]:
+        """Its finished tasks of one form."""
+        return [name for name, result in self.results["tasks"].items() if result["form"] == form]
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of exemplars that occur in its tasks, ascending."""
+        return sorted({t.get("shots", 0) for t in self.run["tasks"].values()})
 
 
 def open_run(folder: Path) -> RunView:
@@ -50,19 +74,97 @@ def open_run(folder: Path) -> RunView:
     return RunView(folder, run, read_json(folder / "results.json")["cme"])
 
 
+def labels(runs: Sequence[RunView]) -> list[str]:
+    """A name for each run: its model's, with the number of shots and the folder where names would repeat."""
+    names = [run.label for run in runs]
+    shots = [",".join(str(s) for s in run.shots) + "-shot" for run in runs]
+    if len(set(shots)) > 1:
+        names = [
+            f"{name}, {shot}" if names.count(name) > 1 else name
+            for name, shot in zip(names, shots, strict=True)
+        ]
+    return [
+        f"{name} ({run.folder.name})" if names.count(name) > 1 else name
+        for name, run in zip(names, runs, strict=True)
+    ]
+
+
 def differences(runs: Sequence[RunView]) -> list[str]:
-    """Why the runs are not alike, one sentence each: engines, dtypes, task versions, item counts, formats."""
-    found = []
+    """Why the runs are not alike, one sentence each: engines, dtypes, data, tasks, item sets, formats."""
+    return list(_differences(runs))
+
+
+def check_alike(runs: Sequence[RunView], *, allow_mixed: bool) -> list[str]:
+    """:func:`differences`; UsageError if there are any and they are not allowed."""
+    mixed = differences(runs) if len(runs) > 1 else []
+    if mixed and not allow_mixed:
+        raise UsageError(f"the runs cannot be compared: {'; '.join(mixed)} ({ALLOW})")
+    return mixed
+
+
+def _differences(runs: Sequence[RunView]) -> Iterator[str]:
     for part, name in (("engine", "engines"), ("dtype", "dtypes"), ("data", "data sources")):
         values = sorted({str(r.run["identity"].get(part)) for r in runs})
         if len(values) > 1:
-            found.append(f"{name} differ: {', '.join(values)}")
+            yield f"{name} differ: {', '.join(values)}"
     shared = set.intersection(*(set(r.results["tasks"]) for r in runs))
     every = set.union(*(set(r.results["tasks"]) for r in runs))
     if shared != every:
-        found.append(f"tasks differ: {', '.join(sorted(every - shared))} not in all runs")
-    for part, name in (("n", "item counts"), ("prompt_format", "prompt formats"), ("hash", "task versions")):
-        tasks = [t for t in sorted(shared) if len({r.run["tasks"][t][part] for r in runs}) > 1]
+        yield f"tasks differ: {some(sorted(every - shared))} not in all runs"
+    planned = [{task: run.run["tasks"][task] for task in sorted(shared)} for run in runs]
+    for parts, name in (
+        (("n", "rows", "limit"), "item sets"),
+        (("prompt_format",), "prompt formats"),
+        (("shots",), "shots"),
+        (("hash",), "task versions"),
+    ):
+        tasks = [t for t in sorted(shared) if len({tuple(p[t].get(k) for k in parts) for p in planned}) > 1]
         if tasks:
-            found.append(f"{name} differ in {', '.join(tasks)}")
-    return found
+            yield f"{name} differ in {some(tasks)}"
+    seeds = sorted({str(run.run.get("seed", 0)) for run in runs})
+    if len(seeds) > 1 and any(run.shots != [0] for run in runs):
+        yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[str]:
+    """One line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
+    for run, name in zip(runs, names, strict=True):
+        identity, versions = run.run["identity"], run.run["versions"]
+        adapters = [r.run["identity"].get("adapter", "none")[:8] for r in run.members or (run,)]
+        parts = [
+            f"model {identity['model'][:8]}",
+            *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
+            f"{identity['engine']} {identity['dtype']}",
+            f"tasks {tasks_hash(run)}",
+            *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),
+            *([f"commit {run.run['commit']}"] if run.run.get("commit") else []),
+        ]
+        yield f"{name}: {', '.join(parts)}"
+
+
+_PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch")
+
+
+def tasks_hash(run: RunView) -> str:
+    """One hash for all finished tasks: the first 8 digits of sha256 over their hashes in name order."""
+    import hashlib
+
+    tasks = sorted((name, t["hash"]) for name, t in run.results["tasks"].items())
+    return hashlib.sha256(repr(tasks).encode()).hexdigest()[:8]
+
+
+def watermarks(runs: Sequence[RunView]) -> Iterator[str]:
+    """What a reader must know before believing a number: mini items, limits, unfinished runs."""
+    if any(run.run["identity"]["data"] == "mini" for run in runs):
+        yield "LIMITED: 'mini' items are a smoke test written for this project, not a measurement."
+    if limits := sorted(set().union(*(run.limits() for run in runs))):
+        yield f"LIMITED: only {', '.join(str(n) for n in limits)} items of some tasks (a fixed shuffle)."
+    for run in runs:
+        if not run.finished:
+            yield f"UNFINISHED: {run.folder}"

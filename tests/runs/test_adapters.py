@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import open_run
-from cme_bench.reports.table import comparison_tables, render
+from cme_bench.reports.table import comparison_tables
+from cme_bench.reports.table_text import render
 from cme_bench.runs import responder
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
@@ -67,7 +68,7 @@ def test_every_method_on_one_base(
     assert len(answers) == len(CONFIGS) + 1, "every adapter changes the answers, each in its own way"
     (table,) = comparison_tables([open_run(f) for f in (base, *folders)])
     assert [row[1].text for row in table.rows] == ["base", *CONFIGS]
-    assert "tiny + teamlora" in render(table, "md")
+    assert "tiny + teamlora" in render([table], "md")
     manifest = orjson.loads((folders[1] / "run.json").read_bytes())
     assert manifest["adapter"]["rank"] == 2
     assert manifest["adapter"]["experts"] == 4

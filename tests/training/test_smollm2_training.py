@@ -14,7 +14,8 @@ import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_model, load_tokenizer
 from cme_bench.reports.runs import open_run
-from cme_bench.reports.table import comparison_tables, render
+from cme_bench.reports.table import comparison_tables
+from cme_bench.reports.table_text import render
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
@@ -62,7 +63,7 @@ def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path:
     assert logprobs(plain) != logprobs(adapted)
     (table,) = comparison_tables([open_run(plain), open_run(adapted)])
     assert [row[1].text for row in table.rows] == ["base", method]
-    assert f"smollm2 + {method}" in render(table, "md")
+    assert f"smollm2 + {method}" in render([table], "md")
 
 
 def logprobs(folder: Path) -> list[list[float]]:

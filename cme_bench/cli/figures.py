@@ -1,0 +1,38 @@
+"""``cme-bench figures``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cme_bench.cli import app
+
+
+@app.command(epilog="Example:  cme-bench figures runs/* results/bench/train_step-*.json router/ -o figures")
+def figures(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, training folders, folders of cme-bench router, JSON files of benchmarks."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for png, pdf and csv files.")],
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Draw runs that differ together; the figures say so.")
+    ] = False,
+) -> None:
+    """Draw the paper's figures 1, 3a, 3b, 4a, 4b, 5b and scores by domain, as far as there are inputs."""
+    from cme_bench.errors import UsageError
+    from cme_bench.reports.figure_inputs import read_inputs
+    from cme_bench.reports.figures import write_figures
+
+    found = read_inputs(inputs)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise UsageError(f"--out {out}: cannot be written ({err.strerror or err})") from err
+    for line in write_figures(found, out, allow_mixed=allow_mixed):
+        print(line)
+    print(f"Figures are in {out}")

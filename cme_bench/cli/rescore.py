@@ -1,0 +1,30 @@
+"""``cme-bench rescore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cme_bench.cli import app
+
+
+@app.command(epilog="Example:  cme-bench rescore runs/llama-team")
+def rescore(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the rows are now, if not where the run read them.")
+    ] = None,
+) -> None:
+    """Score a run's stored responses again with today's extraction and metrics, without a model."""
+    from cme_bench.runs.rescore import rescore as rescore_run
+
+    found = rescore_run(run, data=data)
+    for task in found:
+        print(
+            f"{task.task}: {task.metric} {100 * task.before:.2f} -> {100 * task.after:.2f}, "
+            f"{task.changed} of {task.items} items changed"
+            + (" (prompts not compared: the model's tokenizer is gone)" if task.unchecked else "")
+        )
+    print(f"Results are in {run}")

@@ -1,0 +1,51 @@
+"""A run's scores as the metrics block of a Hugging Face model card."""
+
+from __future__ import annotations
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from cme_bench.reports.runs import RunView, watermarks
+
+
+def model_card(run: RunView) -> str:
+    """YAML front matter with a ``model-index``: every task's main metric in %, then the macro averages.
+
+    Dataset names carry what a reader must know: the form, the number of shots, and a limit. The block says
+    that CME is a reconstruction, by its source.
+    """
+    marks = "; ".join(mark.split(":")[0].lower() for mark in watermarks([run]))
+    results = []
+    for name, task in run.results["tasks"].items():
+        planned = run.run["tasks"][name]
+        part = f", {planned['n']} of {planned['rows']} items" if planned["n"] < planned["rows"] else ""
+        estimate = task["metrics"][task["primary"]]
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name=task["domain"],
+                dataset_type=task["dataset"],
+                dataset_name=f"{name} ({task['form']}, {planned['shots']}-shot{part})",
+                metric_type=task["primary"],
+                metric_name=_named(task["primary"], estimate["stderr"]),
+                metric_value=round(100 * estimate["value"], 2),
+            )
+        )
+    for form, summary in run.results["forms"].items():
+        average = summary["average"]
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name="average",
+                dataset_type="cme",
+                dataset_name=f"CME, {form} (cme-bench's reconstruction{'; ' + marks if marks else ''})",
+                metric_type="macro",
+                metric_name=_named(f"macro mean over {len(summary['domains'])} domains", average["stderr"]),
+                metric_value=round(100 * average["value"], 2),
+            )
+        )
+    data = ModelCardData(model_name=run.label, eval_results=results)
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _named(metric: str, stderr: float | None) -> str:
+    return f"{metric} (%)" if stderr is None else f"{metric} (%, SE {100 * stderr:.2f})"

@@ -1,0 +1,105 @@
+"""Items of the page as compressed blocks that the browser opens when they are looked at.
+
+Everything a model or a dataset wrote travels as base64 of gzip of JSON: it cannot end a script element, and
+the page's script puts it into text nodes only.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from cme_bench.reports.runs import RunView
+from cme_bench.reports.scores import answer_of
+from cme_bench.runs.records import current_records
+from cme_bench.runs.store import Record
+
+CHUNK_ITEMS = 200
+"""Items of a block: some 50 kB compressed, a few ms to open."""
+
+
+@dataclass(slots=True)
+class Blocks:
+    """Compressed blocks, numbered from 0."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def add(self, value: Any) -> int:
+        """The number of a new block that holds ``value``."""
+        packed = gzip.compress(orjson.dumps(value), compresslevel=6, mtime=0)
+        self.texts.append(base64.b64encode(packed).decode("ascii"))
+        return len(self.texts) - 1
+
+
+def task_payload(runs: Sequence[RunView], task: str, blocks: Blocks) -> dict[str, Any] | None:
+    """Packs all items of a task into ``blocks``; what the page must know of it.
+
+    ``index`` is the block with ids, scores and flags of all items; ``chunks`` are the blocks with texts, each
+    of CHUNK_ITEMS items in the index's order. Runs without the task or without records have nulls. None if
+    no run has records.
+    """
+    by_run = [_records(run, task) for run in runs]
+    ids = sorted(set().union(*(set(records) for records in by_run)))
+    if not ids:
+        return None
+    metric = next(run.results["tasks"][task]["primary"] for run in runs if task in run.results["tasks"])
+    index = {
+        "ids": ids,
+        "runs": [[_light(records.get(i), metric) for i in ids] for records in by_run],
+    }
+    chunks = [
+        blocks.add(
+            [_item(i, [records.get(i) for records in by_run]) for i in ids[start : start + CHUNK_ITEMS]]
+        )
+        for start in range(0, len(ids), CHUNK_ITEMS)
+    ]
+    return {"index": blocks.add(index), "chunks": chunks, "chunk": CHUNK_ITEMS, "n": len(ids)}
+
+
+def _records(run: RunView, task: str) -> dict[int, Record]:
+    if task not in run.results["tasks"] or not (run.folder / "samples" / f"{task}.jsonl").is_file():
+        return {}
+    return {r["id"]: r for r in current_records(run.folder, task, run.run["tasks"][task])}
+
+
+def _light(record: Record | None, metric: str) -> list[Any] | None:
+    """Score, and whether the extraction was empty, the generation cut by its limit, the prompt truncated."""
+    if record is None:
+        return None
+    empty = "answer" in record and record["answer"]["rule"] == "none"
+    long = record["response"].get("finish") == "length"
+    return [record["scores"].get(metric), int(empty), int(long), int(record["truncated"] > 0)]
+
+
+def _item(number: int, records: Sequence[Record | None]) -> dict[str, Any]:
+    """One item for all runs; a prompt that several runs share is held once."""
+    questions: list[dict[str, Any]] = []
+    answers: list[dict[str, Any] | None] = []
+    for record in records:
+        if record is None:
+            answers.append(None)
+            continue
+        question = {"prompt": record["prompt"], "choices": record["choices"], "target": record["target"]}
+        if question not in questions:
+            questions.append(question)
+        answers.append(_answer(record) | {"q": questions.index(question)})
+    return {"id": number, "questions": questions, "runs": answers}
+
+
+def _answer(record: Mapping[str, Any]) -> dict[str, Any]:
+    response = record["response"]
+    return {
+        "answer": answer_of(record),
+        "rule": record.get("answer", {}).get("rule"),
+        "text": response.get("text"),
+        "finish": response.get("finish"),
+        "logprobs": response.get("logprobs"),
+        "margin": response.get("margin"),
+        "scores": record["scores"],
+        "truncated": record["truncated"],
+    }

@@ -1,0 +1,201 @@
+"""Runs to one HTML file: tables, bars, tests and provenance as HTML; items as blocks for the script.
+
+The file asks for nothing from anywhere: its Content-Security-Policy names the hashes of its own script and
+style and forbids everything else, so that nothing a model wrote could run even if it were taken for markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import orjson
+
+from cme_bench.reports.compare_text import pvalue
+from cme_bench.reports.page.payload import Blocks, task_payload
+from cme_bench.reports.runs import RunView, labels, tasks_hash
+from cme_bench.reports.scores import AVERAGE
+from cme_bench.reports.table import FIXED, SIGNIFICANT, ComparisonTable, comparison_tables
+from cme_bench.stats.estimates import Estimate
+from cme_bench.stats.intervals import student, wilson
+
+_BINARY = ("acc", "em")
+"""Metrics of 0/1 items among those that stand for a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One score with its 95 % interval, in percent."""
+
+    run: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Cell of a significance matrix: row less column in points, adjusted p."""
+
+    difference: str
+    p: str
+    significant: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """All pairs of runs in one column; ``best``: how often each is best among resampled items, in %."""
+
+    column: str
+    pairs: list[list[Pair | None]]
+    best: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the page shows of one form."""
+
+    table: ComparisonTable
+    bars: list[tuple[str, list[Bar]]]
+    matrices: list[Matrix]
+    tasks: list[dict[str, Any]]
+
+    @property
+    def shows_empty(self) -> bool:
+        """Whether some task extracts answers, so that there are shares without one."""
+        return any(share is not None for task in self.tasks for share in task["empty"])
+
+
+def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mixed: bool = False) -> str:
+    """The page. UsageError if the runs differ, unless ``allow_mixed``."""
+    blocks = Blocks()
+    names = labels(runs)
+    forms = [_form(table, runs, blocks) for table in comparison_tables(runs, allow_mixed=allow_mixed)]
+    script, style = _file("page.js"), _file("page.css")
+    meta = {
+        "runs": names,
+        "tasks": [task for form in forms for task in form.tasks if task["payload"] is not None],
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(_file("page.html.j2")).render(
+        title=title,
+        names=names,
+        forms=forms,
+        fixed=len(FIXED),
+        level=SIGNIFICANT,
+        provenance=[_provenance(run) for run in runs],
+        script=script,
+        style=style,
+        policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "base-uri 'none'; form-action 'none'",
+        meta=orjson.dumps(meta).decode().replace("<", "\\u003c"),
+        blocks=blocks.texts,
+    )
+
+
+def _file(name: str) -> str:
+    return resources.files("cme_bench.reports.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: Blocks) -> Form:
+    numbered = [(i, run) for i, run in enumerate(runs) if table.form in run.results["forms"]]
+    tasks = dict.fromkeys(task for run in runs for task in run.tasks(table.form))
+    return Form(
+        table=table,
+        bars=[(column, list(_bars(numbered, table.form, column))) for column in table.columns[len(FIXED) :]],
+        matrices=list(_matrices(table)),
+        tasks=[_task(task, runs, blocks) for task in tasks],
+    )
+
+
+def _bars(numbered: Sequence[tuple[int, RunView]], form: str, column: str) -> Iterator[Bar]:
+    for number, run in numbered:
+        if column == AVERAGE or column in run.results["forms"][form]["domains"]:
+            yield _bar(number, run, form, column)
+
+
+def _bar(number: int, run: RunView, form: str, column: str) -> Bar:
+    """Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few items
+    (Student)."""
+    summary = run.results["forms"][form]
+    found = summary["average"] if column == AVERAGE else summary["domains"][column]
+    own = [t for t in run.results["tasks"].values() if t["form"] == form and t["domain"] == column]
+    if len(own) == 1 and own[0]["primary"] in _BINARY:
+        low, high = (float(x) for x in wilson(found["value"] * found["n"], found["n"]))
+    else:
+        stderr = np.nan if found["stderr"] is None else found["stderr"]
+        low, high = student(Estimate(found["value"], stderr, found["n"]), max(found["n"] - 1, 1))
+        low, high = np.nan_to_num([low, high], nan=found["value"])
+    return Bar(number, 100 * found["value"], 100 * max(low, 0.0), 100 * min(high, 1.0))
+
+
+def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
+    if table.tested is None:
+        return
+    names = [AVERAGE, *(c for c in table.columns[len(FIXED) :] if c != AVERAGE)]
+    for column in names:
+        if column not in table.tested.columns:
+            continue
+        found = table.tested.columns[column]
+        p = found.adjusted()
+        pairs = [
+            [
+                None
+                if i == j
+                else Pair(
+                    f"{100 * (found.means[i] - found.means[j]):+.2f}",
+                    pvalue(float(p[i, j])),
+                    bool(p[i, j] < SIGNIFICANT),
+                )
+                for j in range(len(p))
+            ]
+            for i in range(len(p))
+        ]
+        yield Matrix(column, pairs, [f"{100 * share:.0f} %" for share in found.best])
+
+
+def _task(task: str, runs: Sequence[RunView], blocks: Blocks) -> dict[str, Any]:
+    results = [run.results["tasks"].get(task) for run in runs]
+    first = next(r for r in results if r is not None)
+    return {
+        "name": task,
+        "domain": first["domain"],
+        "metric": first["primary"],
+        "n": max(r["metrics"][r["primary"]]["n"] for r in results if r is not None),
+        "scores": [None if r is None else 100 * r["metrics"][r["primary"]]["value"] for r in results],
+        "empty": [None if r is None else r["quality"].get("empty") for r in results],
+        "payload": task_payload(runs, task, blocks),
+    }
+
+
+def _provenance(run: RunView) -> list[tuple[str, str]]:
+    """What made a run, as pairs of name and value."""
+    content = run.run
+    identity, machine = content["identity"], content.get("machine") or {}
+    adapter = content.get("adapter") or {}
+    sessions = content.get("sessions") or []
+    pairs = [
+        ("folder", str(run.folder)),
+        ("command", " ".join(content.get("arguments", {}).get("command") or [])),
+        ("model", f"{content['model'].get('path', content['model']['name'])} ({identity['model'][:12]})"),
+        ("adapter", f"{adapter['path']} ({identity['adapter'][:12]})" if adapter.get("path") else "none"),
+        ("engine, dtype", f"{identity['engine']}, {identity['dtype']}"),
+        ("data", str(identity["data"])),
+        ("shots, seed", f"{', '.join(str(s) for s in run.shots)}; {content.get('seed', 0)}"),
+        ("tasks", f"{len(run.results['tasks'])}, together {tasks_hash(run)}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in content["versions"].items())),
+        ("commit", str(content.get("commit") or "unknown")),
+        ("machine", ", ".join(str(v) for v in machine.values())),
+        ("time", f"{sum(s['seconds'] for s in sessions):,.0f} s in {len(sessions)} session(s)"),
+    ]
+    return [(name, value) for name, value in pairs if value]

@@ -1,0 +1,116 @@
+"""Item scores of several runs side by side, and how items add up to domains and the average."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme_bench.errors import UsageError
+from cme_bench.reports.runs import ALLOW, RunView
+from cme_bench.runs.records import current_records
+from cme_bench.runs.store import Record
+
+AVERAGE = "average"
+
+
+class NoItemMeanError(UsageError):
+    """A task's metric is no mean over its items, so that items cannot be paired."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScores:
+    """One task of m runs: ``scores`` [n, m] of its main metric on the ``ids`` that all runs share.
+
+    ``records[j]`` are run j's records of these ids, in order; ``notes`` say what does not fit.
+    """
+
+    task: str
+    domain: str
+    dataset: str
+    metric: str
+    ids: tuple[int, ...]
+    scores: NDArray[np.float64]
+    records: tuple[tuple[Record, ...], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Task, domain, dataset."""
+        return self.task, self.domain, self.dataset
+
+
+def paired_tasks(runs: Sequence[RunView], form: str, *, allow_mixed: bool) -> Iterator[TaskScores]:
+    """The tasks of ``form`` that all runs have, read from their records, one at a time.
+
+    UsageError if item sets or gold answers differ, unless ``allow_mixed``: then pairs are formed on the
+    shared ids, with a note. NoItemMeanError for a metric that is no mean over items.
+    """
+    shared = [task for task in runs[0].tasks(form) if all(task in run.results["tasks"] for run in runs)]
+    for task in shared:
+        yield _paired_task(runs, task, allow_mixed)
+
+
+def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool) -> TaskScores:
+    result = runs[0].results["tasks"][task]
+    metric = str(result["primary"])
+    by_id: list[dict[int, Record]] = [
+        {r["id"]: r for r in current_records(run.folder, task, run.run["tasks"][task])} for run in runs
+    ]
+    ids = sorted(set.intersection(*(set(records) for records in by_id)))
+    notes = []
+    if left_out := len(set.union(*(set(records) for records in by_id))) - len(ids):
+        notes.append(f"sample ids differ in {task}: {left_out} items are not in all runs")
+    rows = [tuple(records[i] for i in ids) for records in by_id]
+    if odd := sum(len({record["target"] for record in same}) > 1 for same in zip(*rows, strict=True)):
+        notes.append(f"gold answers differ in {task}: {odd} items")
+    if notes and not allow_mixed:
+        raise UsageError(f"the runs cannot be paired: {'; '.join(notes)} ({ALLOW})")
+    if not ids:
+        raise UsageError(f"{task}: the runs share no item")
+    values = [[record["scores"].get(metric) for record in records] for records in rows]
+    if not all(isinstance(v, int | float) for column in values for v in column):
+        raise NoItemMeanError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
+    return TaskScores(
+        task=task,
+        domain=str(result["domain"]),
+        dataset=str(result["dataset"]),
+        metric=metric,
+        ids=tuple(ids),
+        scores=np.array(values, dtype=float).T,
+        records=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def weights(tasks: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, float]]:
+    """For every domain, and for the average: the weight of each of its tasks (task, domain, dataset).
+
+    A dataset is the mean of its tasks, a domain of its datasets, the average of the domains.
+    """
+    in_dataset = Counter((domain, dataset) for _, domain, dataset in tasks)
+    datasets = Counter(domain for domain, _ in in_dataset)
+    by_domain: dict[str, dict[str, float]] = {domain: {} for domain in datasets}
+    for task, domain, dataset in tasks:
+        by_domain[domain][task] = 1 / (in_dataset[domain, dataset] * datasets[domain])
+    average = {task: w / len(by_domain) for own in by_domain.values() for task, w in own.items()}
+    return by_domain | {AVERAGE: average}
+
+
+def answer_of(record: Mapping[str, Any]) -> str:
+    """What the model answered, as text: the extracted answer, the most likely choice (with its number where
+    choices differ in their prompts only), or its text."""
+    if "answer" in record:
+        return str(record["answer"]["text"])
+    response = record["response"]
+    if "text" in response:
+        return str(response["text"])
+    if len(response["logprobs"]) == 1:
+        return f"{response['logprobs'][0]:.3f}"
+    chosen, choices = int(np.argmax(response["logprobs"])), record["choices"]
+    text = str(choices[chosen]).strip()
+    return text if len(set(choices)) == len(choices) else f"{chosen + 1}: {text}"

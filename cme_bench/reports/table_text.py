@@ -1,0 +1,157 @@
+"""A comparison table as Markdown, LaTeX (booktabs), HTML and csv."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Sequence
+
+from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.reports import grids
+from cme_bench.reports.grids import latex_escape, markdown_escape
+from cme_bench.reports.table import FIXED, Cell, ComparisonTable
+
+FORMATS = ("md", "latex", "html", "csv")
+LATEX_COLUMNS = 6
+"""So many scores stand side by side in LaTeX unless told otherwise: what a page can hold with errors."""
+
+_Text = Callable[[Cell], str]
+
+
+def render(
+    tables: Sequence[ComparisonTable],
+    fmt: str,
+    *,
+    with_se: bool = True,
+    with_n: bool = False,
+    columns: int | None = None,
+) -> str:
+    """All tables in one text, with a newline at the end.
+
+    ``columns``: at most so many scores side by side; what is left follows in a block below, which repeats
+    model and method. Default: 6 in LaTeX, all of them elsewhere. csv is tidy and never split. UsageError for
+    an unknown format.
+    """
+    if fmt not in FORMATS:
+        raise UsageError(
+            f"unknown table format {fmt!r}{did_you_mean(fmt, FORMATS)}; one of {', '.join(FORMATS)}"
+        )
+    if fmt == "csv":
+        return _csv(tables) + "\n"
+    draw = {"md": _markdown, "latex": _latex, "html": _html}[fmt]
+    width = columns or (LATEX_COLUMNS if fmt == "latex" else 1000)
+    body = "\n\n".join(draw(table, width, with_se, with_n) for table in tables)
+    return (_page(body) if fmt == "html" else body) + "\n"
+
+
+def _number(cell: Cell, with_se: bool, with_n: bool) -> str:
+    """Value, standard error and n as asked for; no marks."""
+    text = f"{cell.value:.2f}"
+    if with_se and cell.stderr is not None:
+        text += f" ± {cell.stderr:.2f}"
+    if with_n and cell.n is not None:
+        text += f" ({cell.n})"
+    return text
+
+
+def _blocks(table: ComparisonTable, width: int) -> Iterator[list[int]]:
+    """Indices of the columns of each block: the first carries all identifying columns, later ones two."""
+    scores = list(range(len(FIXED), len(table.columns)))
+    count = -(-len(scores) // width)
+    size = -(-len(scores) // count)  # blocks of about the same width
+    for start in range(0, len(scores), size):
+        yield [*range(len(FIXED) if start == 0 else 2), *scores[start : start + size]]
+
+
+def _pick(rows: Sequence[Sequence[Cell]], kept: Sequence[int], text: _Text) -> list[list[str]]:
+    return [[text(row[i]) for i in kept] for row in rows]
+
+
+def _markdown(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+    def text(cell: Cell) -> str:
+        if cell.value is None:
+            return markdown_escape(cell.text)
+        shown = _number(cell, with_se, with_n)
+        shown = f"**{shown}**" if cell.best else f"<u>{shown}</u>" if cell.second else shown
+        return shown + ("†" if cell.dagger else "")
+
+    blocks = [
+        grids.markdown(
+            [table.columns[i] for i in kept],
+            _pick((*table.rows, *table.published), kept, text),
+            left=2,
+        )
+        for kept in _blocks(table, width)
+    ]
+    notes = "\n".join(f"- {note}" for note in table.notes)
+    return "\n\n".join([f"**{table.caption}**", *blocks, notes])
+
+
+def _latex(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+    def text(cell: Cell) -> str:
+        if cell.value is None:
+            return latex_escape(cell.text)
+        value, _, rest = _number(cell, with_se, with_n).partition(" ")
+        if cell.best:
+            value = rf"\textbf{{{value}}}"
+        elif cell.second:
+            value = rf"\underline{{{value}}}"
+        small = rf"{{\scriptsize {latex_escape(rest)}}}" if rest else ""
+        return value + (r"$^\dagger$" if cell.dagger else "") + small
+
+    panels = []
+    for kept in _blocks(table, width):
+        groups = [_pick(table.rows, kept, text)]
+        if table.published:
+            groups.append(_pick(table.published, kept, text))
+        panels.append(grids.latex([latex_escape(table.columns[i]) for i in kept], groups, left=2))
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,graphicx}",
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{latex_escape(table.caption)}.}}",
+            "\n\n\\medskip\n".join(panels),
+            *(rf"\par\footnotesize {latex_escape(note)}" for note in table.notes),
+            r"\end{table}",
+        ]
+    )
+
+
+def _html(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+    def text(cell: Cell) -> str:
+        if cell.value is None:
+            return html.escape(cell.text)
+        shown = _number(cell, with_se, with_n)
+        shown = f"<b>{shown}</b>" if cell.best else f"<u>{shown}</u>" if cell.second else shown
+        return shown + ("†" if cell.dagger else "")
+
+    rows = (*table.rows, *table.published)
+    blocks = [
+        grids.html_table([html.escape(table.columns[i]) for i in kept], _pick(rows, kept, text), left=2)
+        for kept in _blocks(table, width)
+    ]
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    return "\n".join([f"<h2>{html.escape(table.caption)}</h2>", *blocks, f"<ul>{notes}</ul>"])
+
+
+def _page(body: str) -> str:
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>CME</title>\n'
+        "<style>:root{color-scheme:light dark}body{font:15px system-ui,sans-serif;margin:2em}"
+        "table{border-collapse:collapse}th,td{padding:.2em .6em;text-align:right}"
+        "thead th{border-block:1px solid}.text{text-align:left}</style>\n" + body + "\n</html>"
+    )
+
+
+def _csv(tables: Sequence[ComparisonTable]) -> str:
+    """Tidy: one line a row and column, with value, standard error (percent), n and marks."""
+    rows = []
+    for table in tables:
+        for row, source in (*((r, "ours") for r in table.rows), *((r, "published") for r in table.published)):
+            for name, cell in zip(table.columns, row, strict=True):
+                if cell.value is not None:
+                    marks = [cell.value, cell.stderr, cell.n, int(cell.best), int(cell.dagger)]
+                    rows.append([table.form, source, *(c.text for c in row[: len(FIXED)]), name, *marks])
+    return grids.csv_text(
+        ["form", "source", *FIXED, "column", "value", "stderr", "n", "best", "dagger"], rows
+    )

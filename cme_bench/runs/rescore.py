@@ -1,0 +1,139 @@
+"""Scores stored responses again, with the task files and scoring code of today, without a model.
+
+Needs the task's rows (as the run did) and, where prompts are made with a chat template, the model's tokenizer
+if it is still there. After a crash at any moment the same command goes on: records are appended first, and
+``run.json`` and ``results.json`` are replaced at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cme_bench.errors import UsageError
+from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.models.load import load_tokenizer
+from cme_bench.prompts.formats import PromptFormat, resolve_format
+from cme_bench.prompts.items import render_item
+from cme_bench.provenance import commit, versions
+from cme_bench.runs.records import current_records
+from cme_bench.runs.results import write_results
+from cme_bench.runs.runner import task_hash
+from cme_bench.runs.store import Record, RunWriter, read_json, write_json
+from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.items import score_record
+from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.suite import load_suite
+
+
+@dataclass(frozen=True, slots=True)
+class RescoredTask:
+    """``changed`` of ``items`` got other scores; ``before`` and ``after`` are the main metric's means.
+
+    ``unchecked``: no tokenizer was at hand, so that prompts were not rendered anew and compared.
+    """
+
+    task: str
+    metric: str
+    items: int
+    changed: int
+    before: float
+    after: float
+    unchecked: bool
+
+
+def rescore(folder: Path, *, data: str | None = None) -> list[RescoredTask]:
+    """Rescores every finished task of a run folder and rewrites its results.
+
+    ``data`` replaces the run's ``--data``, for rows that have moved. Raises UsageError if rows, prompts or
+    choices are no longer those that were answered: then the responses belong to other questions.
+    """
+    content, old = read_json(folder / "run.json"), read_json(folder / "results.json")["cme"]
+    arguments = content["arguments"]
+    include = [Path(p) for p in arguments.get("include", [])]
+    suite = load_suite(include, allow_code=arguments.get("allow_code", False))
+    source = open_source(data or content["identity"]["data"], offline=arguments.get("offline", False))
+    tokenizer = _tokenizer(content["model"])
+    outcomes: list[RescoredTask] = []
+    results: list[TaskResult] = []
+    with RunWriter(folder) as writer:
+        for name, result in old["tasks"].items():
+            planned = content["tasks"][name]
+            task = build_task(suite.task(name), suite, source, shots=planned["shots"])
+            stored = current_records(folder, name, planned, any_version=True)
+            unchecked = planned["prompt_format"] == "chat" and tokenizer is None
+            asked = None if unchecked else _format(planned, tokenizer)
+            hash_ = task_hash(task, planned["prompt_format"], planned["policy"])
+            fresh = [_rescored(task, record, asked, hash_, content.get("seed", 0)) for record in stored]
+            renewed = [new for new, record in zip(fresh, stored, strict=True) if new != record]
+            changed = [new["scores"] != record["scores"] for new, record in zip(fresh, stored, strict=True)]
+            writer.append(name, renewed)
+            planned |= {"hash": hash_, "primary": task.spec.primary}
+            results.append(task_result(task.spec, task.lm_eval, fresh))
+            before = result["metrics"].get(results[-1].primary, {}).get("value", float("nan"))
+            outcomes.append(
+                RescoredTask(
+                    task=name,
+                    metric=results[-1].primary,
+                    items=len(fresh),
+                    changed=sum(changed),
+                    before=before,
+                    after=results[-1].score.value,
+                    unchecked=unchecked,
+                )
+            )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        done = {"at": now, "commit": commit(), "versions": versions()}
+        content["rescored"] = [*content.get("rescored", []), done]
+        write_json(folder / "run.json", content)
+        write_results(folder, content, results)
+    return outcomes
+
+
+def _tokenizer(model: dict[str, Any]) -> Any:
+    """The run's tokenizer; None if its folder is gone."""
+    path = Path(model["path"])
+    if not path.is_dir():
+        return None
+    return load_tokenizer(Checkpoint(model["name"], path, model["hash"]))
+
+
+def _format(planned: dict[str, Any], tokenizer: Any) -> PromptFormat:
+    generated = planned["output_type"] == "generate_until"
+    return resolve_format(planned["prompt_format"], tokenizer, generated=generated)
+
+
+def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str, seed: int) -> Record:
+    """``record`` with the scores and the target of today. UsageError if it answers another question."""
+    number = record["id"]
+    if number >= len(task.docs):
+        raise UsageError(f"{task.name}: item {number} is stored, but there are {len(task.docs)} rows now")
+    doc = task.docs[number]
+    if orjson.loads(orjson.dumps(doc, option=orjson.OPT_SERIALIZE_NUMPY)) != record["doc"]:
+        raise UsageError(
+            f"{task.place(number)}: task {task.name}: item {number} is another row than the one that was "
+            "answered; run it again"
+        )
+    instances: Sequence[Any]
+    if asked is None:
+        built = task.lm_eval.construct_requests(
+            doc=doc, ctx=record["prompt"], metadata=(task.name, number, 1), apply_chat_template=True
+        )
+        instances, target = built if isinstance(built, list) else [built], record["target"]
+    else:
+        rendered = render_item(task, number, asked, seed)
+        if (rendered.contexts[0], list(rendered.choices)) != (record["prompt"], record["choices"]):
+            raise UsageError(
+                f"task {task.name} ({task.spec.path}) asks item {number} otherwise than the stored response "
+                "was asked; run it again"
+            )
+        instances, target = rendered.instances, rendered.target
+    kept = {key: value for key, value in record.items() if key not in ("scores", "answer")}
+    scored = score_record(task.lm_eval, doc, instances, record["response"])
+    return kept | scored | {"task": hash_, "target": target}
