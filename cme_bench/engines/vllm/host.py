@@ -7,6 +7,8 @@ import os
 import re
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +19,7 @@ from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 Key = TypeVar("Key")
+WATCH_SECONDS = 1.0
 
 
 class Host:
@@ -85,6 +88,8 @@ class Host:
                     f"vLLM did not start: {self._last_error() or _first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
+        core = self._llm.llm_engine.engine_core
+        threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
 
     def stream(self, requests: Iterable[tuple[Key, TokenIds, Any]], window: int) -> Iterator[tuple[Key, Any]]:
         """``(key, RequestOutput)`` as requests finish; at most ``window`` are in the engine at a time.
@@ -154,6 +159,21 @@ class Host:
                 del engine
                 cleanup_dist_env_and_memory()
         self._spec = self._adapter = None
+
+
+def _wake_when_dead(core: Any) -> None:
+    """Let whoever waits for the engine's outputs know that its process has died.
+
+    vLLM 0.32 notes the death but leaves a caller of ``step`` waiting on an empty queue for ever. An engine in
+    this process has neither the note nor the queue.
+    """
+    while hasattr(core, "resources") and hasattr(core, "outputs_queue"):
+        if core.resources.engine_dead:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            core.outputs_queue.put_nowait(EngineDeadError())
+            return
+        time.sleep(WATCH_SECONDS)
 
 
 @contextlib.contextmanager
