@@ -1,0 +1,109 @@
+"""A whole run on the real vLLM (CPU) beside the same run on transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.adapters.errors import AdapterError
+from cme_bench.analysis.parity import measure_parity
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import Record, read_json, read_records, samples_file
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+TASKS = ("cme_rte_ll", "cme_arc_easy_ll", "cme_rte")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        bos_token_id=toy_tokenizer.bos_token_id,
+        eos_token_id=toy_tokenizer.eos_token_id,
+        pad_token_id=toy_tokenizer.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("vllm-run") / "base"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    toy_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def adapter(base: Path, name: str, seed: int, init: str = "random") -> str:
+    torch.manual_seed(seed)
+    config = TeamLoraConfig(r=4, num_experts=3, init=init, task_type="CAUSAL_LM")
+    get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(base.parent / name)
+    return str(base.parent / name)
+
+
+@pytest.fixture
+def options(base: Path) -> RunOptions:
+    return RunOptions(
+        str(base),
+        ",".join(TASKS),
+        data="mini",
+        limit=6,
+        dtype="float32",
+        offline=True,
+        settings={"kv_gib": 1},
+    )
+
+
+def by_id(folder: Path, task: str) -> dict[int, Record]:
+    return {record["id"]: record for record in read_records(samples_file(folder, task))}
+
+
+def test_two_adapters_on_one_engine_equal_transformers(
+    base: Path, options: RunOptions, tmp_path: Path
+) -> None:
+    both = replace(options, adapters=(adapter(base, "one", 1), adapter(base, "two", 2)))
+    theirs = run(replace(both, out=tmp_path / "hf"))
+    ours = run(replace(both, out=tmp_path / "vllm", engine="vllm"))
+    for mine, other in zip(ours, theirs, strict=True):
+        for task in TASKS:
+            found, wanted = by_id(mine, task), by_id(other, task)
+            assert found.keys() == wanted.keys()
+            for item, record in found.items():
+                assert record["scores"] == wanted[item]["scores"]
+                response, reference = record["response"], wanted[item]["response"]
+                if "logprobs" in reference:
+                    assert response["logprobs"] == pytest.approx(reference["logprobs"], abs=2e-3)
+                else:
+                    assert response["text"] == reference["text"]
+        engine = read_json(mine / "run.json")["engine"]
+        assert engine["engine"] == "vllm"
+        assert engine["vllm"]
+    again = run(replace(both, out=tmp_path / "vllm", engine="vllm"))
+    assert read_json(again[0] / "run.json")["sessions"][-1]["items"] == 0
+
+
+def test_an_adapter_that_does_nothing_fails_the_run(base: Path, options: RunOptions, tmp_path: Path) -> None:
+    idle = replace(
+        options, adapters=(adapter(base, "idle", 3, "zero"),), out=tmp_path / "idle", engine="vllm"
+    )
+    with pytest.raises(AdapterError, match="'idle' changes no logit"):
+        run(idle)
+
+
+def test_parity_finds_the_engines_alike(base: Path, options: RunOptions) -> None:
+    found = measure_parity(replace(options, adapters=(adapter(base, "three", 4),)), ("hf", "vllm"), 1e-4)
+    assert found.within(1e-4), found
+    assert (found.labels, found.texts) == (12, 6)
