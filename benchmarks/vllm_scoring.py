@@ -2,7 +2,7 @@
 
 lm-eval 0.4.13's ``vllm`` model starts the engine, with prefix caching on; both then score the same token ids
 on it in turn, the cache emptied before each measurement. Single-token choices are MMLU's letters, multi-token
-choices ARC's answer texts, from the suite's own task files. The time is that of scoring alone: no prompts, no
+choices ARC's answer texts (5-shot and 0-shot), from the suite's own task files. The time is that of scoring alone: no prompts, no
 tokenising, no start-up. In float32 the answers must be equal.
 """
 
@@ -22,18 +22,24 @@ from cme_bench import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench"
-TASKS = {"single_token": "cme_mmlu_ll", "multi_token": "cme_arc_challenge_ll"}
+CASES = {
+    "single_token": ("cme_mmlu_ll", 0),
+    "multi_token": ("cme_arc_challenge_ll", 5),
+    "multi_token_0shot": ("cme_arc_challenge_ll", 0),
+}
+"""Task and exemplars. Without exemplars ARC's context of some 35 tokens is hardly more than a cache block, and
+there is little to share."""
 TOLERANCE = 1e-3
 
 
-def asked(task: str, options: Any) -> list[Any]:
+def asked(task: str, shots: int, options: Any) -> list[Any]:
     """The task's requests, as a run asks them."""
     from dataclasses import replace
 
     from cme_bench.analysis.parity import task_items
     from cme_bench.runs.responder import BaseModel, Responder
 
-    options = replace(options, tasks=task)
+    options = replace(options, tasks=task, shots=shots)
     return [item.request for item in task_items(options, Responder(options, BaseModel(options)))]
 
 
@@ -103,7 +109,8 @@ def measure(name: str, requests: list[Any], engines: tuple[Any, Any], rounds: in
             seconds[who].append(time.perf_counter() - started)
     pairs = list(zip(found["ours"], found["lm_eval"], strict=True))
     result = {
-        "task": TASKS[name],
+        "task": CASES[name][0],
+        "shots": CASES[name][1],
         "questions": len(requests),
         "context_tokens": statistics.mean(len(request.rows[0][0]) for request in requests),
         "choice_tokens": statistics.mean(len(c) for request in requests for _, c in request.rows),
@@ -113,7 +120,7 @@ def measure(name: str, requests: list[Any], engines: tuple[Any, Any], rounds: in
         "labels_that_differ": sum(mine.index(max(mine)) != their.index(max(their)) for mine, their in pairs),
     }
     print(
-        f"{name:13s} {len(requests)} questions, {result['context_tokens']:.0f} + "
+        f"{name:17s} {len(requests)} questions, {result['context_tokens']:.0f} + "
         f"{result['choice_tokens']:.1f} tokens   lm-eval {seconds['lm_eval'][-1]:.1f} s   "
         f"ours {seconds['ours'][-1]:.1f} s   {result['speedup']:.2f}x   "
         f"|d ll| {result['max_difference']:.1e}, {result['labels_that_differ']} labels differ",
@@ -141,7 +148,7 @@ def main() -> None:
 
     args.model = str(resolve_model(args.model, offline=True).path)
     options = RunOptions(args.model, data=args.data, limit=args.items, dtype=args.dtype, offline=True)
-    requests = {name: asked(task, options) for name, task in TASKS.items()}
+    requests = {name: asked(*case, options) for name, case in CASES.items()}
     longest = max(request.n_tokens for found in requests.values() for request in found)
     engines = start(args, longest)
     results = {name: measure(name, found, engines, args.rounds) for name, found in requests.items()}
