@@ -2,8 +2,8 @@
 
 lm-eval 0.4.13's ``vllm`` model starts the engine, with prefix caching on; both then score the same token ids
 on it in turn, the cache emptied before each measurement. Single-token choices are MMLU's letters, multi-token
-choices ARC's answer texts (5-shot and 0-shot), from the suite's own task files. The time is that of scoring alone: no prompts, no
-tokenising, no start-up. In float32 the answers must be equal.
+choices ARC's answer texts (5-shot and 0-shot), from the suite's own task files. The time is that of scoring
+alone: no prompts, no tokenising, no start-up. In float32 the answers must be equal.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CASES = {
     "multi_token": ("cme_arc_challenge_ll", 5),
     "multi_token_0shot": ("cme_arc_challenge_ll", 0),
 }
-"""Task and exemplars. Without exemplars ARC's context of some 35 tokens is hardly more than a cache block, and
-there is little to share."""
+"""Task and exemplars. Without exemplars ARC's context of some 35 tokens is hardly more than a cache block,
+and there is little to share."""
 TOLERANCE = 1e-3
 
 
