@@ -6,6 +6,7 @@ A commit is always one that the hub named; later runs ask for exactly that one, 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 from pathlib import Path
 
 import orjson
@@ -14,6 +15,16 @@ from cme_bench.errors import UsageError
 from cme_bench.paths import cache_folder
 
 LOCK_NAME = "hub-lock.json"
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises where the hub or the network fails. Its versions use httpx or httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    clients = [
+        importlib.import_module(name) for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
+    ]
+    return HfHubHTTPError, OSError, *(client.HTTPError for client in clients)
 
 
 def default_lock_file() -> Path:

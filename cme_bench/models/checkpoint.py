@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
 from cme_bench.paths import cache_folder
 
 _WEIGHTS = (".safetensors",)
@@ -75,7 +75,6 @@ def fetch_snapshot(
 ) -> tuple[Path, str]:
     """Folder and commit of a model of the hub: in the hub's cache, or in ``local_dir``."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     commit = read_lock(lock_file).get(f"models/{name}")
     try:
@@ -90,7 +89,7 @@ def fetch_snapshot(
             local_files_only=offline,
             local_dir=local_dir,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as err:
+    except hub_errors() as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CmeError(f"model {name}: the hub did not deliver it ({reason})") from err
     return Path(folder), commit

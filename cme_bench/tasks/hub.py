@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
@@ -99,18 +99,9 @@ def _load(path: str, name: str | None, split: str, commit: str, kwargs: dict[str
 def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
     """``ask()``, with the hub's and the network's errors as one line."""
     import datasets
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return ask()
-    except (
-        HfHubHTTPError,
-        httpx.HTTPError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        datasets.exceptions.DatasetsError,
-    ) as err:
+    except (*hub_errors(), ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CmeError(f"{what}: the hub did not deliver it ({reason})") from err

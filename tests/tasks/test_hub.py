@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from hub_server import FIRST, SECOND, Hub, Server, serving
 
+from cme_bench.hub_lock import hub_errors
+
 # Asks for rows as a run does. A process of its own: HF_ENDPOINT and HF_HOME are read when libraries load.
 ASKER = """
 import json, sys, time
@@ -151,3 +153,10 @@ def test_a_split_that_does_not_exist_is_one_line(hub: Hub, ask: Asker, lock: Pat
     assert answer.startswith("CmeError 1: dataset acme/splits: ")
     assert "nosuch" in answer
     assert hub.asked
+
+
+@pytest.mark.parametrize("client", ["httpx", "httpx2"])
+def test_a_network_that_fails_is_one_of_the_hubs_errors(client: str) -> None:
+    """Whichever client the installed huggingface_hub speaks through."""
+    module = pytest.importorskip(client)
+    assert issubclass(module.ConnectError, hub_errors())
