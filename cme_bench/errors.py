@@ -28,3 +28,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def first_line(err: BaseException) -> str:
+    """What an error of somebody else's says, as one line; its type if it says nothing."""
+    text = str(err).strip().splitlines()
+    return text[0] if text else type(err).__name__

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.errors import CmeError, UsageError, first_line
 from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
 from cme_bench.paths import cache_folder
 
@@ -90,8 +90,7 @@ def fetch_snapshot(
             local_dir=local_dir,
         )
     except hub_errors() as err:
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise CmeError(f"model {name}: the hub did not deliver it ({reason})") from err
+        raise CmeError(f"model {name}: the hub did not deliver it ({first_line(err)})") from err
     return Path(folder), commit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, did_you_mean
+from cme_bench.errors import CmeError, UsageError, did_you_mean, first_line
 from cme_bench.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise UsageError(f"{checkpoint.path}: the tokenizer cannot be loaded ({_first_line(err)})") from err
+        raise UsageError(f"{checkpoint.path}: the tokenizer cannot be loaded ({first_line(err)})") from err
 
 
 def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozenset[int]:
@@ -43,7 +43,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise UsageError(f"{checkpoint.path / 'config.json'}: {_first_line(err)}") from err
+        raise UsageError(f"{checkpoint.path / 'config.json'}: {first_line(err)}") from err
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -58,7 +58,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
             checkpoint.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({_first_line(err)})") from err
+        raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({first_line(err)})") from err
     return model.to(device).eval()
 
 
@@ -81,8 +81,3 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
         return torch.float32
     stored = getattr(config, "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.bfloat16
-
-
-def _first_line(err: BaseException) -> str:
-    text = str(err).strip().splitlines()
-    return text[0] if text else type(err).__name__

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.errors import CmeError, UsageError, first_line
 from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
@@ -103,5 +103,4 @@ def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except (*hub_errors(), ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise CmeError(f"{what}: the hub did not deliver it ({reason})") from err
+        raise CmeError(f"{what}: the hub did not deliver it ({first_line(err)})") from err

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from cme_bench.engines.base import TokenIds
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.errors import CmeError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 Key = TypeVar("Key")
@@ -70,7 +70,7 @@ class Host:
         try:
             self._llm.collective_rpc(method, args=args)
         except Exception as error:  # what a worker raises arrives as whatever its transport makes of it
-            reason = _first_line(error)
+            reason = first_line(error)
             raise UsageError(f"vLLM did not take the adapter: {reason}") from error
 
     def _start(self, spec: GatedSpec | None) -> None:
@@ -85,7 +85,7 @@ class Host:
                 self._llm = LLM(**arguments)
             except Exception as error:  # vLLM and what it builds on raise any type here
                 raise CmeError(
-                    f"vLLM did not start: {self._last_error() or _first_line(error)} (log: {self.log})"
+                    f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
         core = self._llm.llm_engine.engine_core
@@ -125,7 +125,7 @@ class Host:
             flying.clear()
             self._llm = None
             raise CmeError(
-                f"vLLM's engine died: {self._last_error() or _first_line(error)} (log: {self.log}); what was "
+                f"vLLM's engine died: {self._last_error() or first_line(error)} (log: {self.log}); what was "
                 "stored is intact, the same command goes on from there"
             ) from error
         finally:
@@ -196,8 +196,3 @@ def _output_to(log: Path) -> Iterator[None]:
             for number, saved in zip((1, 2), kept, strict=True):
                 os.dup2(saved, number)
                 os.close(saved)
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

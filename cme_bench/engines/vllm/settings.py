@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError
+from cme_bench.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import WORKER, GatedSpec
 
 GIB = 1 << 30
@@ -61,9 +61,9 @@ def require_vllm() -> str:
         import vllm
         from vllm import LLM, SamplingParams  # noqa: F401
     except Exception as error:  # a broken installation fails with anything
-        text = str(error).strip().splitlines()
-        reason = text[0] if text else type(error).__name__
-        raise UsageError(f"engine vllm: the installed vLLM cannot be imported ({reason})") from error
+        raise UsageError(
+            f"engine vllm: the installed vLLM cannot be imported ({first_line(error)})"
+        ) from error
     if "logprob_token_ids" not in getattr(SamplingParams, "__struct_fields__", ()):
         raise UsageError(
             f"engine vllm: vLLM {vllm.__version__} cannot score chosen tokens (SamplingParams has no "
