@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, TokenIds
-from cme_bench.errors import UsageError
+from cme_bench.errors import UsageError, first_line
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 
@@ -134,8 +134,7 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
         )
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
     except Exception as err:  # a template may raise anything on a row it does not fit
-        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise UsageError(f"{task.place(index)}: task {task.name}: {reason}") from err
+        raise UsageError(f"{task.place(index)}: task {task.name}: {first_line(err)}") from err
     return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
 
 

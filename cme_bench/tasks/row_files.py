@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -69,7 +69,7 @@ def read_jsonl(file: Path) -> Rows:
             if not isinstance(row, dict):
                 raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
             if rows and row.keys() != rows[0].keys():
-                odd = ", ".join(sorted(row.keys() ^ rows[0].keys()))
+                odd = ", ".join(map(repr, sorted(row.keys() ^ rows[0].keys())))
                 raise UsageError(f"{file}:{number}: keys differ from those of line {lines[0]}: {odd}")
             rows.append(row)
             lines.append(number)
@@ -80,8 +80,8 @@ def read_jsonl(file: Path) -> Rows:
     try:
         table = datasets.Dataset.from_list(rows)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as err:
-        reason = str(err).splitlines()[0]
-        raise UsageError(f"{_first_misfit(file, rows, lines)}: types differ between rows ({reason})") from err
+        place = _first_misfit(file, rows, lines)
+        raise UsageError(f"{place}: types differ between rows ({first_line(err)})") from err
     return Rows(table, str(file), lines)
 
 
@@ -132,7 +132,7 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
     except UnicodeDecodeError as err:
         raise UsageError(f"{file}: not UTF-8 text ({err.reason} at byte {err.start})") from err
     except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as err:
-        raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({err})") from err
+        raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({first_line(err)})") from err
     return Rows(datasets.Dataset.from_pandas(table, preserve_index=False), str(file), lines)
 
 
@@ -145,7 +145,7 @@ def read_parquet(file: Path) -> Rows:
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
     except (pyarrow.ArrowException, OSError) as err:
-        raise UsageError(f"{file}: not a Parquet file ({str(err).splitlines()[0]})") from err
+        raise UsageError(f"{file}: not a Parquet file ({first_line(err)})") from err
     if not rows:
         raise UsageError(f"{file}: holds no rows")
     return Rows(datasets.Dataset.from_list(rows), str(file))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from cme_bench.errors import UsageError
+from cme_bench.errors import UsageError, first_line
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -106,7 +106,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise UsageError(f"{path}:{line}: {err.problem or 'broken YAML'}") from err
     except (yaml.YAMLError, ValueError) as err:
         line = text.count("\n", 0, getattr(err, "position", 0)) + 1
-        raise UsageError(f"{path}:{line}: {str(err).splitlines()[0]}") from err
+        raise UsageError(f"{path}:{line}: {first_line(err)}") from err
     except RecursionError as err:
         raise UsageError(f"{path}: nested too deeply") from err
     finally:

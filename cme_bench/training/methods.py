@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.blueprint import adapted, bare_model
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError, did_you_mean, first_line
 from cme_bench.training.options import DEFAULT_EXPERTS, ROUTED, TrainOptions
 
 _CLASSES: dict[str, type[PeftConfig]] = {
@@ -76,7 +76,7 @@ def check_fit(config: PeftConfig, base: PretrainedConfig) -> None:
 
 
 def _no_fit(config: PeftConfig, model: nn.Module, err: ValueError) -> str:
-    reason = str(err).splitlines()[0]
+    reason = first_line(err)
     if "not found" not in reason:
         return reason
     targets = config.target_modules

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError, did_you_mean, first_line
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.yaml_loader import load_yaml
@@ -192,7 +192,7 @@ def render(text: str, row: Row) -> str:
     try:
         return str(_template(text).render(**row))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
-        raise ValueError(f"{type(err).__name__}: {str(err).splitlines()[0] if str(err) else text}") from err
+        raise ValueError(f"{type(err).__name__}: {first_line(err) if str(err) else text}") from err
 
 
 def holds(expression: str, row: Row) -> bool:

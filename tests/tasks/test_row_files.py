@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pandas
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from workshop import Workshop
 
@@ -88,6 +88,7 @@ LINES = st.lists(st.one_of(st.binary(max_size=40), ROW.map(lambda row: json.dump
 
 @FUZZ
 @given(LINES)
+@example([b"{}", b'{"\\n":null}'])  # a key with a line break
 def test_any_bytes_are_rows_or_one_line(tmp_path: Path, lines: list[bytes]) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b"\n".join(lines))
