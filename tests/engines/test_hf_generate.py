@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.engines import GenerateRequest, GenerateResponse, TokenIds
 from cme_bench.engines.hf import HFEngine, generate
+from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.errors import CmeError
 
 
@@ -125,7 +126,7 @@ def test_a_stop_string_longer_than_any_token_is_found_in_the_tail(
     ],
 )
 def test_cut_at_stop(text: str, stop: tuple[str, ...], expected: str | None) -> None:
-    assert generate.cut_at_stop(text, stop) == expected
+    assert cut_at_stop(text, stop) == expected
 
 
 def test_the_tokenizers_end_token_stops_a_model_that_names_none(

@@ -18,6 +18,7 @@ from cme_bench.engines.base import (
     LoglikelihoodRequest,
     LoglikelihoodResponse,
 )
+from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
@@ -80,7 +81,7 @@ class HFEngine(Engine):
         Raises ValueError for a row longer than ``max_length``, before anything is computed; CmeError when
         one row alone exceeds the memory, or logits are NaN.
         """
-        scoring.check_requests(requests, self.max_length)
+        check_loglikelihood(requests, self.max_length)
         return self._loglikelihood(requests)
 
     def _loglikelihood(
@@ -132,7 +133,7 @@ class HFEngine(Engine):
         Raises ValueError when prompt and new tokens exceed ``max_length``, before anything is computed;
         CmeError as ``loglikelihood`` does.
         """
-        generation.check_requests(requests, self.max_length)
+        check_generate(requests, self.max_length)
         return self._generate(requests)
 
     def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:

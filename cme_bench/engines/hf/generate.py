@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
 from cme_bench.engines.hf.forward import CausalForward, left_pad
+from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.errors import CmeError
 
 if TYPE_CHECKING:
@@ -47,22 +48,6 @@ class Positions:
     padding: int = 0
 
 
-def check_requests(requests: Sequence[GenerateRequest], max_length: int) -> None:
-    """ValueError for the first request that cannot be run, named by its index."""
-    for index, request in enumerate(requests):
-        if not request.prompt:
-            raise ValueError(f"request {index}: the prompt is empty")
-        if request.max_new_tokens < 1:
-            raise ValueError(
-                f"request {index}: max_new_tokens must be positive, not {request.max_new_tokens}"
-            )
-        if len(request.prompt) + request.max_new_tokens > max_length:
-            raise ValueError(
-                f"request {index}: {len(request.prompt)} + {request.max_new_tokens} new tokens exceed "
-                f"max_length {max_length}"
-            )
-
-
 def plan_generation(
     requests: Sequence[GenerateRequest], indices: Sequence[int], prefix: int = 0
 ) -> list[GenerationRow]:
@@ -77,13 +62,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     ids = getattr(config, "eos_token_id", None)
     several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
     return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str | None:
-    """``text`` before the first stop string in it, None when there is none; an empty string never stops."""
-    found = [text.find(s) for s in stop if s]
-    found = [place for place in found if place >= 0]
-    return text[: min(found)] if found else None
 
 
 class DecodingSession(Protocol):

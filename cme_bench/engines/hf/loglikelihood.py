@@ -48,19 +48,6 @@ class RowScore:
     greedy: bool
 
 
-def check_requests(requests: Sequence[LoglikelihoodRequest], max_length: int) -> None:
-    """ValueError for the first row that cannot be scored, named by its index."""
-    for index, request in enumerate(requests):
-        for choice, (context, continuation) in enumerate(request.rows):
-            if not context:
-                raise ValueError(f"request {index}, choice {choice}: the context is empty")
-            if len(context) + len(continuation) > max_length:
-                raise ValueError(
-                    f"request {index}, choice {choice}: {len(context)} + {len(continuation)} tokens exceed "
-                    f"max_length {max_length}"
-                )
-
-
 def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
     """Distinct rows, requests with the longest row first, the rows of a request adjacent."""
 

@@ -21,9 +21,8 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
     TokenIds,
 )
-from cme_bench.engines.hf.generate import check_requests as check_generate
-from cme_bench.engines.hf.generate import cut_at_stop
-from cme_bench.engines.hf.loglikelihood import check_requests as check_loglikelihood
+from cme_bench.engines.checks import check_generate, check_loglikelihood
+from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
 from cme_bench.errors import CmeError
