@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_llama import random_llama, save_checkpoint
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-VOCAB_SIZE = 300
-
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 THREADS = torch.get_num_threads()
 
@@ -49,44 +47,14 @@ def toy_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tiny_model(toy_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Two random layers, float32, 64 positions; its weights must not be changed by a test."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=toy_tokenizer.bos_token_id,
-        eos_token_id=toy_tokenizer.eos_token_id,
-        pad_token_id=toy_tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
+    return random_llama(0, hidden=64, heads=4, kv_heads=2, tokenizer=toy_tokenizer)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A model folder: two random layers with room for 8,192 tokens, and the toy tokenizer."""
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        initializer_range=0.3,
-        bos_token_id=toy_tokenizer.bos_token_id,
-        eos_token_id=toy_tokenizer.eos_token_id,
-        pad_token_id=toy_tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    toy_tokenizer.save_pretrained(folder)
-    return folder
+    model = random_llama(1, positions=8192, tokenizer=toy_tokenizer)
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny", model, toy_tokenizer)
 
 
 @pytest.fixture(scope="session")

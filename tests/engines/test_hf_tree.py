@@ -12,10 +12,10 @@ import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from tiny_llama import random_llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
-    LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
@@ -243,21 +243,6 @@ def test_a_model_whose_tokens_see_what_comes_after_runs_row_by_row(
 # ---- memory
 
 
-def long_model() -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=4096,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
 def test_a_long_header_and_many_questions_stay_within_the_budget(
     toy_tokenizer: PreTrainedTokenizerFast,
     make_ids: Callable[[int], TokenIds],
@@ -288,7 +273,7 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
     for _ in range(1000):
         context = header + make_ids(6)
         asked.append(LoglikelihoodRequest(tuple((context, make_ids(n)) for n in (1, 3))))
-    engine = HFEngine(long_model(), toy_tokenizer, tokens_per_batch=512)
+    engine = HFEngine(random_llama(1, positions=4096), toy_tokenizer, tokens_per_batch=512)
     score_all(engine, asked)
     bytes_per_token = 2 * 2 * 16 * 4  # keys and values, 2 layers, 1 head of 16, float32
     assert max(kept) == 2000 * bytes_per_token

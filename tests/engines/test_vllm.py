@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from tiny_llama import random_llama, save_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
@@ -62,24 +63,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
     """Two layers, three query heads and one key head of width 64."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=384,  # 64 times a multiple of three: three ranks share the output embedding
-        hidden_size=192,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=1,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.08,
-        bos_token_id=toy_tokenizer.bos_token_id,
-        eos_token_id=toy_tokenizer.eos_token_id,
-        pad_token_id=toy_tokenizer.pad_token_id,
+    vocab = 384  # 64 times a multiple of three: three ranks share the output embedding
+    model = random_llama(
+        0, hidden=192, heads=3, positions=LENGTH, vocab=vocab, spread=0.08, tokenizer=toy_tokenizer
     )
-    folder = tmp_path_factory.mktemp("vllm") / "base"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    toy_tokenizer.save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("vllm") / "base", model, toy_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llama import random_llama, save_checkpoint
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
@@ -27,24 +28,8 @@ TASKS = ("cme_rte_ll", "cme_arc_easy_ll", "cme_rte")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=384,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        initializer_range=0.1,
-        bos_token_id=toy_tokenizer.bos_token_id,
-        eos_token_id=toy_tokenizer.eos_token_id,
-        pad_token_id=toy_tokenizer.pad_token_id,
-    )
-    folder = tmp_path_factory.mktemp("vllm-run") / "base"
-    LlamaForCausalLM(config).save_pretrained(folder)
-    toy_tokenizer.save_pretrained(folder)
-    return folder
+    model = random_llama(0, hidden=128, positions=1024, vocab=384, spread=0.1, tokenizer=toy_tokenizer)
+    return save_checkpoint(tmp_path_factory.mktemp("vllm-run") / "base", model, toy_tokenizer)
 
 
 def adapter(base: Path, name: str, seed: int, init: str = "random") -> str:
