@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
+from vllm.config import get_current_vllm_config
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import (
     LinearBase,
@@ -24,6 +25,9 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 
 FUSION_SWITCH = "CME_BENCH_VLLM_FUSION"
 """Environment variable: 0 turns the fused kernels off."""
+_HEADS_IN_ORDER = frozenset({"phi3"})
+"""Model types whose checkpoints fuse q, k and v as vLLM does, one after the other. Elsewhere heads are
+interleaved and vLLM reorders rows while it loads them; an adapter's rows would stay behind."""
 
 
 @register_weight_loader_v2_supported_method
@@ -66,6 +70,8 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             params_dtype,
             **extra_weight_attrs,
         )
+        if isinstance(layer, QKVParallelLinear) and len(self.members) == 1:
+            _refuse_interleaved(self.members[0])
         self.layout = plan_layout(
             self.members,
             self.spec.modules,
@@ -157,6 +163,15 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         logits = logits.reshape(len(x), -1, self.spec.experts)
         interaction = layer.gated_interaction if self.spec.interaction else None
         return gated_latent(z, shares(logits, interaction, self.spec), self.spec)
+
+
+def _refuse_interleaved(module: str) -> None:
+    kind = get_current_vllm_config().model_config.hf_config.model_type
+    if kind not in _HEADS_IN_ORDER:
+        raise ValueError(
+            f"{module}: in a {kind} model vLLM may reorder the rows of this layer, so that an adapter would "
+            "reach the wrong heads; adapt other layers, or use --engine hf"
+        )
 
 
 def _sums_logits(layer: Any) -> bool:
