@@ -26,7 +26,8 @@ import orjson
 
 from cme_bench import provenance, resident_memory
 from cme_bench.reports.runs import open_run
-from cme_bench.reports.table import comparison_tables, render
+from cme_bench.reports.table import comparison_tables
+from cme_bench.reports.table_text import render
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import read_json, read_records, samples_file
 from cme_bench.scoring.aggregate import task_result
