@@ -135,11 +135,11 @@ def plan_limits(config: Any, device: torch.device, tokens_per_batch: int) -> Pla
     """Sizes of packs for a model of ``config``, ``tokens_per_batch`` at most.
 
     The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
-    pack stay below 64 MiB there and 1 GiB on CUDA.
+    pack stay below 128 MiB there and 1 GiB on CUDA.
     """
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     on_cuda = device.type == "cuda"
-    pack, block, forward, logits = (8192, 1024, 1024, 1 << 28) if on_cuda else (1024, 256, 64, 1 << 24)
+    pack, block, forward, logits = (8192, 1024, 1024, 1 << 28) if on_cuda else (1024, 256, 64, 1 << 25)
     return PlanLimits(
         pack_tokens=min(pack, tokens_per_batch),
         pack_scored=max(1, logits // vocabulary),
