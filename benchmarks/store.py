@@ -60,8 +60,7 @@ def summarise(folder: Path) -> float:
     started = time.perf_counter()
     result = task_result(spec, None, read_records(samples_file(folder, TASK)))
     write_results(folder, read_json(folder / "run.json"), [result])
-    for table in comparison_tables([open_run(folder)]):
-        render(table, "md")
+    render(comparison_tables([open_run(folder)]), "md")
     return time.perf_counter() - started
 
 
