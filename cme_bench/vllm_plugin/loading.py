@@ -14,14 +14,19 @@ from cme_bench.vllm_plugin.method import GatedLinearMethod
 
 
 def gated_layers(model: nn.Module) -> list[Any]:
-    """The layers of ``model`` that the plugin serves. Raises ValueError if there are none."""
+    """The layers of ``model`` that the plugin serves. Raises ValueError if there are none: the engine was
+    started without an adapter, or vLLM has no model class of its own for this architecture and runs
+    transformers' one, whose layers have other names."""
     layers = [
         module
         for module in model.modules()
         if isinstance(getattr(module, "quant_method", None), GatedLinearMethod)
     ]
     if not layers:
-        raise ValueError("this engine was started without an adapter: no layer can take one")
+        raise ValueError(
+            f"no layer of vLLM's {type(model).__name__} can take an adapter: the engine was started without "
+            "one, or vLLM has no model class of its own for this architecture; use --engine hf"
+        )
     return layers
 
 
