@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest
-from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.engines.base import GenerateRequest, UnansweredError
+from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items
@@ -44,35 +44,42 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
 
     ``base``: the model of ``options`` where it is loaded already; it stays loaded. Raises UsageError for bad
     input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far
-    stored.
+    stored, CmeError at the end if no worker of engine ray survived some items.
     """
     listener = listener or Silent()
     suite = load_suite(options.include, allow_code=options.allow_code)
     specs = suite.select(options.tasks)
     source = open_source(options.data, offline=options.offline)
     given, base = base, base or BaseModel(options)
-    responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
-    folders = [run_folder(options, responder) for responder in responders]
-    _check_distinct(folders)
-    tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
-    with _interruptible() as stopping:
-        for responder, folder in zip(responders, folders, strict=True):
-            if len(folders) > 1:
-                listener.note(f"{responder.name} -> {folder}")
-            try:
-                _run_one(
-                    options,
-                    responder,
-                    folder,
-                    tasks,
-                    source=source.name,
-                    listener=listener,
-                    stopping=stopping,
-                )
-            finally:
-                responder.close()
-                if responder is responders[-1] and given is None:
-                    base.close()
+    base.note = listener.note
+    unanswered: list[str] = []
+    try:
+        responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
+        folders = [run_folder(options, responder) for responder in responders]
+        _check_distinct(folders)
+        tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+        with _interruptible() as stopping:
+            for responder, folder in zip(responders, folders, strict=True):
+                if len(folders) > 1:
+                    listener.note(f"{responder.name} -> {folder}")
+                try:
+                    manifest = _run_one(
+                        options,
+                        responder,
+                        folder,
+                        tasks,
+                        source=source.name,
+                        listener=listener,
+                        stopping=stopping,
+                    )
+                finally:
+                    responder.close()
+                unanswered += [f"{folder}: {line}" for line in manifest.unanswered_lines()]
+    finally:
+        if given is None:
+            base.close()
+    if unanswered:
+        raise CmeError(f"no worker survived {'; '.join(unanswered)}; all other items are scored")
     return folders
 
 
@@ -100,7 +107,7 @@ def _run_one(
     source: str,
     listener: Silent,
     stopping: threading.Event,
-) -> None:
+) -> Manifest:
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, options, responder)
         encoder = Encoder(responder.tokenizer)
@@ -115,12 +122,23 @@ def _run_one(
                 records = session.run_task(plan)
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
-                results.append(task_result(plan.task.spec, plan.task.lm_eval, records))
+                if not records:
+                    continue  # no item has an answer
+                results.append(_result(plan, records))
                 write_results(folder, manifest.content, results)
                 listener.finish(plan.task.name, _outcome(results[-1]))
             manifest.finish()
         finally:
             manifest.save(responder.loaded)
+    return manifest
+
+
+def _result(plan: _Plan, records: Sequence[Record]) -> TaskResult:
+    """Of the items that have an answer; ``quality`` says what share has none."""
+    result = task_result(plan.task.spec, plan.task.lm_eval, records)
+    if missing := len(plan.items) - len(records):
+        result.quality["unanswered"] = missing / len(plan.items)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +232,7 @@ class _Session:
     def run_task(self, plan: _Plan) -> list[Record]:
         """Records of a task's items in order: stored ones reused, the others computed and stored.
 
-        Fewer than all of them if the run was asked to stop.
+        Fewer than all of them if the run was asked to stop, or if no worker survived some items.
         """
         name = plan.task.name
         hash_ = self.manifest.tasks[name].hash
@@ -223,16 +241,20 @@ class _Session:
         self.listener.start(name, total=len(plan.items), done=len(plan.items) - len(pending))
         window: list[Record] = []
         opened = time.monotonic()
-        for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
-            item = plan.items[pending[position]]
-            record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
-            records[item.id] = record
-            window.append(record)
-            if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
-                self._flush(name, window)
-                opened = time.monotonic()
-                if self.stopping.is_set():
-                    break
+        try:
+            for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
+                item = plan.items[pending[position]]
+                record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
+                records[item.id] = record
+                window.append(record)
+                if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
+                    self._flush(name, window)
+                    opened = time.monotonic()
+                    if self.stopping.is_set():
+                        break
+        except UnansweredError as error:
+            lost = {plan.items[pending[i]].id: reason for i, reason in error.reasons.items()}
+            self.manifest.unanswered[name] = lost
         self._flush(name, window)
         return [records[item.id] for item in plan.items if item.id in records]
 
