@@ -27,7 +27,10 @@ from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.errors import CmeError, UsageError
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+pytestmark = [
+    pytest.mark.slow,  # ray takes some seconds to start
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+]
 
 DEADLY, BROKEN, BAD, SLOW = 900, 901, 902, 903
 """Tokens that end the process, break the engine, are a user's mistake, and take a while."""

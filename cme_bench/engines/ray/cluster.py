@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.errors import CmeError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -94,10 +94,11 @@ def _connect(address: str | None) -> None:
     try:
         with _signals_kept():
             ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--address {address}: no ray cluster answers there ({first_line(error)})"
-        ) from error
+    except Exception as error:  # ray raises any type here, Exception itself where a node does not come up
+        reason = first_line(error)
+        if settings:
+            raise CmeError(f"ray did not start on this machine: {reason}") from error
+        raise UsageError(f"--address {address}: no ray cluster answers there ({reason})") from error
 
 
 @contextlib.contextmanager

@@ -76,9 +76,8 @@ class Pool:
                 "max_restarts": 0,  # a new worker must be told what to open: this module does it
                 "max_task_retries": 0,
                 "scheduling_strategy": "SPREAD",
-                "runtime_env": {"env_vars": self._environment},
             }
-            place.actor = ray.remote(Worker).options(**options).remote()
+            place.actor = ray.remote(Worker).options(**options).remote(self._environment)
         place.opening, place.ready = opening, False
         place.reply = place.actor.open.remote(self._make, opening)
 

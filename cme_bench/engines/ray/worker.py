@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -48,9 +48,14 @@ class Answers:
 
 
 class Worker:
-    """One engine in a process of its own."""
+    """One engine in a process of its own.
 
-    def __init__(self) -> None:
+    ``environment``: variables that torch and others read when they are imported, which is later. (As ray's
+    ``runtime_env`` they would keep ray from handing out a process that is already there.)
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
         self._source: Source | None = None
         self._engine: Engine | None = None
 
