@@ -144,6 +144,7 @@ class RaySource(EngineSource):
             max_length=job.max_length,
             kind=self._base.options.worker,
             note=self._base.note,
+            stopping=self._base.stopping,
         )
 
     def release(self) -> None:

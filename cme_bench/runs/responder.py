@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 class BaseModel:
     """The model that several adapters share. Weights are loaded on first use, and once.
 
-    ``cluster``: where engine ray computes, which also decides the device; ``note``: is told what a user may
-    want to know of it.
+    ``cluster``: where engine ray computes, which also decides the device; ``note`` is told what a user may
+    want to know of it; ``stopping``: whether the run was asked to stop.
     """
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
         self.note: Callable[[str], None] = lambda message: None
+        self.stopping: Callable[[], bool] = lambda: False
         self.checkpoint: Checkpoint = resolve_model(options.model, offline=options.offline)
         self.config = load_config(self.checkpoint)
         self.cluster = (

@@ -59,6 +59,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
         _check_distinct(folders)
         tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
         with _interruptible() as stopping:
+            base.stopping = stopping.is_set
             for responder, folder in zip(responders, folders, strict=True):
                 if len(folders) > 1:
                     listener.note(f"{responder.name} -> {folder}")

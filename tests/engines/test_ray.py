@@ -196,6 +196,15 @@ def test_a_consumer_that_stops_reading_stops_the_work(bench: Bench) -> None:
     assert len(collect(bench.engine().loglikelihood(questions(30)))) == 30
 
 
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_workers(crew: Crew) -> None:
+    pool = Pool(crew, SumsSource, {})
+    engine = RayEngine(
+        pool, (0.0,), max_length=1000, kind="sums", note=lambda message: None, stopping=lambda: True
+    )
+    assert collect(engine.loglikelihood(questions(30))) == {}
+    pool.close()
+
+
 def test_too_long_a_request_is_refused_before_anything_is_sent(bench: Bench) -> None:
     with pytest.raises(ValueError, match="request 0 has 1003 tokens, more than 1000"):
         bench.engine().loglikelihood([LoglikelihoodRequest((((1,) * 1002, (1,)),))])

@@ -34,17 +34,25 @@ class RayEngine(Engine):
     """Answers with the workers of ``pool``, told to open ``opening``, which are started when first needed.
 
     The number of workers changes no answer by more than their engine's own tolerance. ``note`` is told when
-    workers are ready, die, or cannot be had.
+    workers die or cannot be had. Once ``stopping`` says so, answers end, however long workers still take.
     """
 
     def __init__(
-        self, pool: Pool, opening: Opening, *, max_length: int, kind: str, note: Callable[[str], None]
+        self,
+        pool: Pool,
+        opening: Opening,
+        *,
+        max_length: int,
+        kind: str,
+        note: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.max_length = max_length
         self.stats = EngineStats()
         self._pool = pool
         self._opening = opening
         self._note = note
+        self._stopping = stopping
         self._description = {"engine": kind}
         self._by_worker: dict[int, EngineStats] = {}
         for place in pool.places:
@@ -74,6 +82,8 @@ class RayEngine(Engine):
         watch = _Watch(self._pool, self._note)
         try:
             while work or any(place.flights for place in self._pool.places):
+                if self._stopping():
+                    return
                 for place in self._pool.places:
                     self._supply(place, work, requests)
                 spoke = self._pool.wait(WAIT_SECONDS)
