@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cme_bench.engines.base import GenerateRequest, UnansweredError
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
@@ -38,6 +38,9 @@ WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0
 """A flush window: finished items are stored once there are this many or they are this old."""
 
+Asked: TypeAlias = dict[tuple[str, str], list[Item]]
+"""Items by task and prompt format: adapters of one base are asked the same, built once."""
+
 
 def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
@@ -58,6 +61,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
         folders = [run_folder(options, responder) for responder in responders]
         _check_distinct(folders)
         tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+        asked: Asked = {}
         with _interruptible() as stopping:
             base.stopping = stopping.is_set
             for responder, folder in zip(responders, folders, strict=True):
@@ -69,6 +73,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
                         responder,
                         folder,
                         tasks,
+                        asked,
                         source=source.name,
                         listener=listener,
                         stopping=stopping,
@@ -104,6 +109,7 @@ def _run_one(
     responder: Responder,
     folder: Path,
     tasks: Sequence[Task],
+    asked: Asked,
     *,
     source: str,
     listener: Silent,
@@ -112,7 +118,7 @@ def _run_one(
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, options, responder)
         encoder = Encoder(responder.tokenizer)
-        plans = [_plan(task, options, responder, encoder) for task in tasks]
+        plans = [_plan(task, options, responder, encoder, asked) for task in tasks]
         _check_truncation(plans, options.max_truncated)
         responder.longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
@@ -185,14 +191,24 @@ def build_requests(
     task: Task, options: RunOptions, responder: Responder, encoder: Encoder
 ) -> tuple[PromptFormat, list[Item]]:
     """The items of ``task`` as the run of ``options`` asks them of ``responder``, and their prompt format."""
-    prompt_format = resolve_format(
+    prompt_format = _format(task, options, responder)
+    return prompt_format, _items(task, options, responder, encoder, prompt_format)
+
+
+def _format(task: Task, options: RunOptions, responder: Responder) -> PromptFormat:
+    return resolve_format(
         options.prompt_format,
         responder.tokenizer,
         saved=responder.saved_format,
         generated=task.spec.output_type == "generate_until",
         system=options.system,
     )
-    items = build_items(
+
+
+def _items(
+    task: Task, options: RunOptions, responder: Responder, encoder: Encoder, prompt_format: PromptFormat
+) -> list[Item]:
+    return build_items(
         task,
         encoder,
         prompt_format,
@@ -200,14 +216,16 @@ def build_requests(
         limit=options.limit,
         seed=options.seed,
     )
-    return prompt_format, items
 
 
-def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder) -> _Plan:
-    prompt_format, items = build_requests(task, options, responder, encoder)
+def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder, asked: Asked) -> _Plan:
+    prompt_format = _format(task, options, responder)
+    place = (task.name, prompt_format.name)
+    if place not in asked:
+        asked[place] = _items(task, options, responder, encoder, prompt_format)
     identity = responder.identity
-    keys = [response_key(identity, item.request) for item in items]
-    return _Plan(task, items, keys, prompt_format.name, prompt_format.policy, options.limit)
+    keys = [response_key(identity, item.request) for item in asked[place]]
+    return _Plan(task, asked[place], keys, prompt_format.name, prompt_format.policy, options.limit)
 
 
 def _check_truncation(plans: Sequence[_Plan], allowed: int | None) -> None:
