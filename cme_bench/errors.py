@@ -24,6 +24,10 @@ class InterruptedRun(CmeError):  # noqa: N818 - the run stops on request, it doe
     exit_code = 3
 
 
+class EngineDiedError(CmeError):
+    """What computes has died. What was stored is intact, and a new engine may go on from there."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the nearest known name, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

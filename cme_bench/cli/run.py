@@ -32,7 +32,18 @@ def run(
             help="A PEFT adapter folder. Give it several times: one run folder each, base loaded once."
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="What computes: hf (transformers) or vllm.")] = "hf",
+    engine: Annotated[
+        str, typer.Option(help="What computes: hf (transformers), vllm, or ray (several of either).")
+    ] = "hf",
+    worker: Annotated[str | None, typer.Option(help="ray: what a worker computes with, hf or vllm.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="ray: how many workers; default: as there are GPUs, or nodes without GPUs."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="ray: HOST:PORT of a cluster's head, or 'auto'; default: this machine alone."),
+    ] = None,
     data: Annotated[
         str,
         typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl."),
@@ -79,15 +90,23 @@ def run(
     """
     from cme_bench.cli.progress import show_progress
     from cme_bench.errors import UsageError, did_you_mean
-    from cme_bench.runs.options import ENGINES, RunOptions, parse_settings
+    from cme_bench.runs.options import ENGINES, WORKERS, RunOptions, parse_settings
 
     if engine not in ENGINES:
         raise UsageError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
+    if worker is not None and worker not in WORKERS:
+        raise UsageError(f"unknown worker {worker!r}{did_you_mean(worker, WORKERS)}")
+    for name, value in (("worker", worker), ("workers", workers), ("address", address)):
+        if value is not None and engine != "ray":
+            raise UsageError(f"--{name} is for --engine ray, not for {engine}")
     options = RunOptions(
         model=model,
         tasks=tasks,
         adapters=tuple(adapter or ()),
         engine=engine,
+        worker=worker or "hf",
+        workers=workers,
+        address=address,
         data=data,
         limit=limit,
         shots=shots,

@@ -7,9 +7,11 @@ responses are small frozen dataclasses that pickle, hash and compare by value.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
+
+from cme_bench.errors import CmeError
 
 TokenIds: TypeAlias = tuple[int, ...]
 """Token ids of one text, special tokens included where the model expects them."""
@@ -85,6 +87,33 @@ class EngineStats:
     peak_memory_bytes: int = 0
     extra: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def total(cls, parts: Iterable[EngineStats]) -> EngineStats:
+        """Of several engines: sums, and the largest peak."""
+        whole = cls()
+        for part in parts:
+            whole.requests += part.requests
+            whole.tokens_computed += part.tokens_computed
+            whole.tokens_padding += part.tokens_padding
+            whole.tokens_rowwise += part.tokens_rowwise
+            whole.tokens_generated += part.tokens_generated
+            whole.model_seconds += part.model_seconds
+            whole.peak_memory_bytes = max(whole.peak_memory_bytes, part.peak_memory_bytes)
+            for name, value in part.extra.items():
+                whole.extra[name] = whole.extra.get(name, 0.0) + value
+        return whole
+
+
+class UnansweredError(CmeError):
+    """Some requests have no response, because no engine survived them; all others were yielded before.
+
+    ``reasons``: by index of the request, what the last engine died of.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(f"{len(reasons)} requests could not be answered")
+        self.reasons = dict(reasons)
+
 
 class Engine(ABC):
     """Computes requests for one loaded model.
@@ -92,7 +121,8 @@ class Engine(ABC):
     Both methods yield ``(index, response)`` in the order in which batches finish, each index exactly once;
     a consumer that stops reading stops the work. Results do not depend on the order of the requests or on
     what else is in the batch (fp32: to 1e-4). Requests longer than ``max_length`` are the caller's mistake:
-    ``ValueError``.
+    ``ValueError``. An engine that can outlive its processes raises ``UnansweredError`` at the end, for
+    requests that none of them survived.
     """
 
     max_length: int

@@ -146,7 +146,7 @@ def plan_packs(rows: Sequence[tuple[TokenIds, TokenIds]], limits: PlanLimits) ->
     Every token of a continuation is one read of row ``i``, its index in ``rows``. Packs must be run in order.
     """
     if rows:
-        yield from _Planner(_SortedRows(rows), limits).packs()
+        yield from _Planner(SortedRows(rows), limits).packs()
 
 
 def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tuple[list[int], int]]:
@@ -157,7 +157,7 @@ def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tup
     """
     alone: list[int] = []
     if prompts:
-        rows = _SortedRows([(prompt, (0,)) for prompt in prompts])
+        rows = SortedRows([(prompt, (0,)) for prompt in prompts])
         work = [(0, len(prompts))]
         while work:
             low, high = work.pop()
@@ -187,7 +187,7 @@ def chain_packs(tokens: TokenIds, limits: PlanLimits) -> Iterator[Pack]:
         yield Pack(start, True, (Unit(part, positions, np.full(n, n), nothing, nothing, nothing),))
 
 
-class _SortedRows:
+class SortedRows:
     """Rows in the order of their tokens, and what neighbours share: a trie without nodes."""
 
     def __init__(self, rows: Sequence[tuple[TokenIds, TokenIds]]) -> None:
@@ -269,7 +269,7 @@ class _SortedRows:
 
 
 class _Planner:
-    def __init__(self, rows: _SortedRows, limits: PlanLimits) -> None:
+    def __init__(self, rows: SortedRows, limits: PlanLimits) -> None:
         self.rows = rows
         self.limits = limits
 

@@ -50,9 +50,10 @@ def warnings(folder: Path) -> Iterator[str]:
         "empty": "answers in which no rule found an answer",
         "hit_length": "generations that hit the length limit",
         "truncated": "prompts cut to fit the context",
+        "unanswered": "items without a response, which are not scored (run.json names them)",
     }
     for task, result in read_json(folder / "results.json")["cme"]["tasks"].items():
         for kind, share in result["quality"].items():
             prose = kind == "hit_length" and result["primary"] == "acc"
-            if share > WARN_SHARE and not prose:
+            if (share > WARN_SHARE or kind == "unanswered") and not prose:
                 yield f"{task}: {100 * share:.1f} % {words[kind]}"

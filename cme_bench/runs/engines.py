@@ -121,4 +121,37 @@ class VLLMSource(EngineSource):
         self._files.cleanup()
 
 
-SOURCES: dict[str, type[EngineSource]] = {"hf": HFSource, "vllm": VLLMSource}
+class RaySource(EngineSource):
+    """ray: workers on the nodes of a cluster, each with one of the sources above, for the whole run."""
+
+    def __init__(self, base: BaseModel) -> None:
+        from cme_bench.engines.ray.pool import Pool
+        from cme_bench.runs.ray_worker import worker_environment, worker_source
+
+        assert base.cluster is not None
+        crew = base.cluster.crew
+        self._base = base
+        self._pool = Pool(crew, worker_source(base), worker_environment(base.options, crew))
+
+    def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
+        """What opening an adapter raises in a worker is raised by the first answer."""
+        from cme_bench.engines.ray.engine import RayEngine
+
+        named = None if adapter is None else (str(adapter.path), adapter.hash)
+        return RayEngine(
+            self._pool,
+            (named, job),
+            max_length=job.max_length,
+            kind=self._base.options.worker,
+            note=self._base.note,
+            stopping=self._base.stopping,
+        )
+
+    def release(self) -> None:
+        """Workers take their adapter off when they are told to open the next."""
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+SOURCES: dict[str, type[EngineSource]] = {"hf": HFSource, "vllm": VLLMSource, "ray": RaySource}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,8 @@ class Manifest:
         self.file = file
         self.content = content
         self.tasks: dict[str, PlannedTask] = {}
+        self.unanswered: dict[str, dict[int, str]] = {}
+        """By task and item: what the last worker died of that was asked it."""
         self._session: dict[str, Any] = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": 0.0,
@@ -98,6 +100,7 @@ class Manifest:
             "machine": machine(),
             "engine": {},
             "tasks": {},
+            "unanswered": {},
             "finished": False,
             "sessions": sessions,
         }
@@ -116,7 +119,13 @@ class Manifest:
             self.save(engine)
 
     def finish(self) -> None:
-        self.content["finished"] = True
+        """All tasks are done; the run is finished unless items have no answer."""
+        self.content["finished"] = not self.unanswered
+
+    def unanswered_lines(self) -> Iterator[str]:
+        """``task, item id (reason)`` of every item without an answer."""
+        for task, items in self.unanswered.items():
+            yield from (f"{task}, item {id_} ({reason})" for id_, reason in items.items())
 
     def save(self, engine: Engine | None) -> None:
         """Write ``run.json``."""
@@ -124,6 +133,10 @@ class Manifest:
         if engine is not None:
             self.content["engine"] = engine.describe()
             self._session["engine"] = asdict(engine.stats)
+        self.content["unanswered"] = {
+            task: {str(id_): reason for id_, reason in items.items()}
+            for task, items in self.unanswered.items()
+        }
         write_json(self.file, self.content)
         self._saved = time.monotonic()
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from cme_bench.errors import UsageError, did_you_mean
 
-ENGINES = ("hf", "vllm")
+ENGINES = ("hf", "vllm", "ray")
+WORKERS = ("hf", "vllm")
+"""What computes in a worker of engine ray."""
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
@@ -16,7 +18,7 @@ SETTINGS = {
     "kv_gib": "vllm on a CPU: GiB of key-value cache; default: a quarter of the free memory, 8 at most",
     "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
     "max_seqs": "vllm: most sequences at a time",
-    "tensor_parallel": "vllm: devices (processes on a CPU) that share the model",
+    "tensor_parallel": "vllm: devices (processes on a CPU) that share the model; ray: of each worker",
     "compile": "vllm: 1 compiles and captures graphs (default on a GPU), 0 runs eagerly (default on a CPU)",
     "in_process": "vllm: 1 runs the engine in this process (default on a CPU), 0 in processes of its own",
     "window": "vllm: most requests in the engine at a time; default 1024",
@@ -35,6 +37,9 @@ class RunOptions:
     tasks: str = "cme"
     adapters: tuple[str, ...] = ()
     engine: str = "hf"
+    worker: str = "hf"
+    workers: int | None = None
+    address: str | None = None
     data: str = "hub"
     limit: int | None = None
     shots: int | None = None
@@ -49,6 +54,16 @@ class RunOptions:
     max_truncated: int | None = None
     settings: Mapping[str, int] = field(default_factory=dict)
     command: tuple[str, ...] = ()
+
+    @property
+    def computes(self) -> str:
+        """The engine that computes answers: ``engine``, or that of ray's workers."""
+        return self.worker if self.engine == "ray" else self.engine
+
+    @property
+    def gpus_per_worker(self) -> int:
+        """Of engine ray, where there are GPUs."""
+        return self.settings.get("tensor_parallel", 1) if self.worker == "vllm" else 1
 
 
 def parse_settings(pairs: list[str]) -> dict[str, int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
+from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
@@ -17,13 +19,24 @@ if TYPE_CHECKING:
 
 
 class BaseModel:
-    """The model that several adapters share. Weights are loaded on first use, and once."""
+    """The model that several adapters share. Weights are loaded on first use, and once.
+
+    ``cluster``: where engine ray computes, which also decides the device; ``note`` is told what a user may
+    want to know of it; ``stopping``: whether the run was asked to stop.
+    """
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
+        self.note: Callable[[str], None] = lambda message: None
+        self.stopping: Callable[[], bool] = lambda: False
         self.checkpoint: Checkpoint = resolve_model(options.model, offline=options.offline)
         self.config = load_config(self.checkpoint)
-        self.device = choose_device()
+        self.cluster = (
+            Cluster(options.address, options.workers, options.gpus_per_worker)
+            if options.engine == "ray"
+            else None
+        )
+        self.device = choose_device() if self.cluster is None else self.cluster.device
         self.dtype = choose_dtype(options.dtype, self.config, self.device)
 
     @functools.cached_property
@@ -46,6 +59,8 @@ class BaseModel:
         """Free what computes."""
         if "engines" in self.__dict__:
             self.engines.close()
+        if self.cluster is not None:
+            self.cluster.close()
 
 
 class Responder:
@@ -84,12 +99,15 @@ class Responder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a stored response belongs to: two responders with one identity answer alike."""
+        """What a stored response belongs to: two responders with one identity answer alike.
+
+        Engine ray changes where an answer is computed and not how, so its workers' engine stands here.
+        """
         return {
             "model": self.base.checkpoint.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
             "dtype": str(self.base.dtype).removeprefix("torch."),
-            "engine": self.options.engine,
+            "engine": self.options.computes,
         }
 
     def engine(self, first: LoglikelihoodRequest | GenerateRequest) -> Engine:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from cme_bench.engines.base import GenerateRequest
-from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.engines.base import GenerateRequest, UnansweredError
+from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items
@@ -38,41 +38,54 @@ WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0
 """A flush window: finished items are stored once there are this many or they are this old."""
 
+Asked: TypeAlias = dict[tuple[str, str], list[Item]]
+"""Items by task and prompt format: adapters of one base are asked the same, built once."""
+
 
 def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
 
     ``base``: the model of ``options`` where it is loaded already; it stays loaded. Raises UsageError for bad
     input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far
-    stored.
+    stored, CmeError at the end if no worker of engine ray survived some items.
     """
     listener = listener or Silent()
     suite = load_suite(options.include, allow_code=options.allow_code)
     specs = suite.select(options.tasks)
     source = open_source(options.data, offline=options.offline)
     given, base = base, base or BaseModel(options)
-    responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
-    folders = [run_folder(options, responder) for responder in responders]
-    _check_distinct(folders)
-    tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
-    with _interruptible() as stopping:
-        for responder, folder in zip(responders, folders, strict=True):
-            if len(folders) > 1:
-                listener.note(f"{responder.name} -> {folder}")
-            try:
-                _run_one(
-                    options,
-                    responder,
-                    folder,
-                    tasks,
-                    source=source.name,
-                    listener=listener,
-                    stopping=stopping,
-                )
-            finally:
-                responder.close()
-                if responder is responders[-1] and given is None:
-                    base.close()
+    base.note = listener.note
+    unanswered: list[str] = []
+    try:
+        responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
+        folders = [run_folder(options, responder) for responder in responders]
+        _check_distinct(folders)
+        tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+        asked: Asked = {}
+        with _interruptible() as stopping:
+            base.stopping = stopping.is_set
+            for responder, folder in zip(responders, folders, strict=True):
+                if len(folders) > 1:
+                    listener.note(f"{responder.name} -> {folder}")
+                try:
+                    manifest = _run_one(
+                        options,
+                        responder,
+                        folder,
+                        tasks,
+                        asked,
+                        source=source.name,
+                        listener=listener,
+                        stopping=stopping,
+                    )
+                finally:
+                    responder.close()
+                unanswered += [f"{folder}: {line}" for line in manifest.unanswered_lines()]
+    finally:
+        if given is None:
+            base.close()
+    if unanswered:
+        raise CmeError(f"no worker survived {'; '.join(unanswered)}; all other items are scored")
     return folders
 
 
@@ -96,15 +109,16 @@ def _run_one(
     responder: Responder,
     folder: Path,
     tasks: Sequence[Task],
+    asked: Asked,
     *,
     source: str,
     listener: Silent,
     stopping: threading.Event,
-) -> None:
+) -> Manifest:
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, options, responder)
         encoder = Encoder(responder.tokenizer)
-        plans = [_plan(task, options, responder, encoder) for task in tasks]
+        plans = [_plan(task, options, responder, encoder, asked) for task in tasks]
         _check_truncation(plans, options.max_truncated)
         responder.longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
@@ -115,12 +129,23 @@ def _run_one(
                 records = session.run_task(plan)
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
-                results.append(task_result(plan.task.spec, plan.task.lm_eval, records))
+                if not records:
+                    continue  # no item has an answer
+                results.append(_result(plan, records))
                 write_results(folder, manifest.content, results)
                 listener.finish(plan.task.name, _outcome(results[-1]))
             manifest.finish()
         finally:
             manifest.save(responder.loaded)
+    return manifest
+
+
+def _result(plan: _Plan, records: Sequence[Record]) -> TaskResult:
+    """Of the items that have an answer; ``quality`` says what share has none."""
+    result = task_result(plan.task.spec, plan.task.lm_eval, records)
+    if missing := len(plan.items) - len(records):
+        result.quality["unanswered"] = missing / len(plan.items)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +191,24 @@ def build_requests(
     task: Task, options: RunOptions, responder: Responder, encoder: Encoder
 ) -> tuple[PromptFormat, list[Item]]:
     """The items of ``task`` as the run of ``options`` asks them of ``responder``, and their prompt format."""
-    prompt_format = resolve_format(
+    prompt_format = _format(task, options, responder)
+    return prompt_format, _items(task, options, responder, encoder, prompt_format)
+
+
+def _format(task: Task, options: RunOptions, responder: Responder) -> PromptFormat:
+    return resolve_format(
         options.prompt_format,
         responder.tokenizer,
         saved=responder.saved_format,
         generated=task.spec.output_type == "generate_until",
         system=options.system,
     )
-    items = build_items(
+
+
+def _items(
+    task: Task, options: RunOptions, responder: Responder, encoder: Encoder, prompt_format: PromptFormat
+) -> list[Item]:
+    return build_items(
         task,
         encoder,
         prompt_format,
@@ -181,14 +216,16 @@ def build_requests(
         limit=options.limit,
         seed=options.seed,
     )
-    return prompt_format, items
 
 
-def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder) -> _Plan:
-    prompt_format, items = build_requests(task, options, responder, encoder)
+def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder, asked: Asked) -> _Plan:
+    prompt_format = _format(task, options, responder)
+    place = (task.name, prompt_format.name)
+    if place not in asked:
+        asked[place] = _items(task, options, responder, encoder, prompt_format)
     identity = responder.identity
-    keys = [response_key(identity, item.request) for item in items]
-    return _Plan(task, items, keys, prompt_format.name, prompt_format.policy, options.limit)
+    keys = [response_key(identity, item.request) for item in asked[place]]
+    return _Plan(task, asked[place], keys, prompt_format.name, prompt_format.policy, options.limit)
 
 
 def _check_truncation(plans: Sequence[_Plan], allowed: int | None) -> None:
@@ -214,7 +251,7 @@ class _Session:
     def run_task(self, plan: _Plan) -> list[Record]:
         """Records of a task's items in order: stored ones reused, the others computed and stored.
 
-        Fewer than all of them if the run was asked to stop.
+        Fewer than all of them if the run was asked to stop, or if no worker survived some items.
         """
         name = plan.task.name
         hash_ = self.manifest.tasks[name].hash
@@ -223,16 +260,20 @@ class _Session:
         self.listener.start(name, total=len(plan.items), done=len(plan.items) - len(pending))
         window: list[Record] = []
         opened = time.monotonic()
-        for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
-            item = plan.items[pending[position]]
-            record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
-            records[item.id] = record
-            window.append(record)
-            if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
-                self._flush(name, window)
-                opened = time.monotonic()
-                if self.stopping.is_set():
-                    break
+        try:
+            for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
+                item = plan.items[pending[position]]
+                record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
+                records[item.id] = record
+                window.append(record)
+                if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
+                    self._flush(name, window)
+                    opened = time.monotonic()
+                    if self.stopping.is_set():
+                        break
+        except UnansweredError as error:
+            lost = {plan.items[pending[i]].id: reason for i, reason in error.reasons.items()}
+            self.manifest.unanswered[name] = lost
         self._flush(name, window)
         return [records[item.id] for item in plan.items if item.id in records]
 

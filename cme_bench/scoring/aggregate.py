@@ -25,7 +25,7 @@ class TaskResult:
 
     ``metrics[name]`` are estimates over its items, ``primary`` names the one that stands for it. ``quality``
     holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
-    ``truncated`` (prompt cut to fit).
+    ``truncated`` (prompt cut to fit), and ``unanswered`` where items have no response and are not scored.
     """
 
     task: str

@@ -41,6 +41,9 @@ def own_data(tmp_path: Path, dataset: str = "rte") -> Path:
         (("--tasks", "sentimant"), "unknown task 'sentimant'; did you mean 'sentiment'?"),
         (("--data", "/no/such/folder"), "--data /no/such/folder: no such folder"),
         (("--engine", "vlm"), "unknown engine 'vlm'"),
+        (("--engine", "ray", "--worker", "vlm"), "unknown worker 'vlm'; did you mean 'vllm'?"),
+        (("--workers", "2"), "--workers is for --engine ray, not for hf"),
+        (("--engine", "ray", "--address", "ray://head:10001"), "takes HOST:PORT of the cluster's head"),
         (("--dtype", "float23"), "unknown dtype 'float23'; did you mean 'float32'?"),
         (("--format", "plane"), "unknown prompt format 'plane'; did you mean 'plain'?"),
         (
@@ -185,3 +188,11 @@ def test_second_run_on_a_live_folder(
             tmp_path / "r",
         )
     assert "is being written by another run" in line
+
+
+def test_ray_that_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    said = refused(monkeypatch, capsys, tiny_checkpoint, "--engine", "ray", "--data", "mini")
+    assert said == "cme-bench: engine ray: ray is not installed; install the extra 'ray' (README, Install)"

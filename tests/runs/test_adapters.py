@@ -16,7 +16,7 @@ from cme_bench.errors import UsageError
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
-from cme_bench.runs import responder
+from cme_bench.runs import responder, runner
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
@@ -58,8 +58,12 @@ def test_every_method_on_one_base(
     loads = []
     original = responder.load_model
     monkeypatch.setattr(responder, "load_model", lambda *args: loads.append(1) or original(*args))
+    builds = []
+    build = runner.build_items
+    monkeypatch.setattr(runner, "build_items", lambda *a, **k: builds.append(1) or build(*a, **k))
     folders = run(options(tiny_checkpoint, tmp_path / "all", *adapters))
     assert len(loads) == 1, "the base is loaded once"
+    assert len(builds) == 1, "prompts are made once"
     assert [f.name for f in folders] == list(CONFIGS)
     (alone,) = run(options(tiny_checkpoint, tmp_path / "alone", adapters[-2]))
     (base,) = run(options(tiny_checkpoint, tmp_path / "base"))

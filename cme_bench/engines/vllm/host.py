@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from cme_bench.engines.base import TokenIds
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
-from cme_bench.errors import CmeError, UsageError, first_line
+from cme_bench.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 Key = TypeVar("Key")
@@ -97,8 +97,8 @@ class Host:
         Args:
             requests: ``(key, prompt, SamplingParams)``; taken only as there is room.
 
-        A consumer that stops reading aborts what is in flight. Raises CmeError, with the engine's own last
-        error, if it dies.
+        A consumer that stops reading aborts what is in flight. Raises EngineDiedError, with the engine's own
+        last error, if it dies.
         """
         engine = self._llm.llm_engine
         flying: dict[str, Key] = {}
@@ -124,7 +124,7 @@ class Host:
                 raise
             flying.clear()
             self._llm = None
-            raise CmeError(
+            raise EngineDiedError(
                 f"vLLM's engine died: {self._last_error() or first_line(error)} (log: {self.log}); what was "
                 "stored is intact, the same command goes on from there"
             ) from error

@@ -1,0 +1,345 @@
+"""What an item costs the one process that plans, deals and stores, and where that ends scaling.
+
+Measured here, per item: planning (prompts, tokens, keys), sharding, dealing through a real ray whose workers
+compute nothing, scoring and storing; the table of many checkpoints from their results.json. Then the ray
+engine's own books (shards, windows, thieves, a lost node) run on a simulated clock with those costs and a
+given speed of a worker: how long suite ``cme`` takes on 1 to 800 workers, and what part of it the driver is
+busy. A worker's speed is a parameter, not a measurement: see docs/scaling.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cme_bench import provenance
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+)
+from cme_bench.engines.ray.cluster import Cluster
+from cme_bench.engines.ray.engine import IN_FLIGHT, RayEngine
+from cme_bench.engines.ray.pool import Pool
+from cme_bench.engines.ray.shards import plan_shards
+from cme_bench.engines.ray.work import Work
+from cme_bench.engines.ray.worker import BATCH_ITEMS
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.items import Item
+from cme_bench.reports.runs import open_run
+from cme_bench.reports.table import comparison_tables
+from cme_bench.reports.table_text import render
+from cme_bench.runs.identity import response_key
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.runs.runner import WINDOW_ITEMS, build_requests, run
+from cme_bench.runs.store import RunWriter, read_records, samples_file
+from cme_bench.scoring.items import response_record, score_record
+from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.suite import load_suite
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results" / "bench"
+TASKS = "cme_boolq,cme_rte_ll"
+
+
+class Nothing(Engine):
+    """Answers at once."""
+
+    max_length = 1 << 30
+
+    def __init__(self) -> None:
+        self.stats = EngineStats()
+
+    def loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        for index, request in enumerate(requests):
+            n = len(request.rows)
+            yield index, LoglikelihoodResponse((-1.0,) * n, (False,) * n)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        for index, _ in enumerate(requests):
+            yield index, GenerateResponse("a short answer", 5, "eos")
+
+    def describe(self) -> dict[str, str]:
+        return {"engine": "nothing"}
+
+
+class NothingSource:
+    def open(self) -> Engine:
+        return Nothing()
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A task and its items; ``seconds`` of the processor an item."""
+
+    task: Task
+    items: list[Item]
+    seconds: float
+
+    @property
+    def requests(self) -> list[Any]:
+        return [item.request for item in self.items]
+
+
+def planning(options: RunOptions) -> list[Planned]:
+    suite, source = load_suite(), open_source(options.data, offline=True)
+    responder = Responder(options, BaseModel(options))
+    encoder = Encoder(responder.tokenizer)
+    found = []
+    for spec in suite.select(options.tasks):
+        started = time.process_time()
+        task = build_task(spec, suite, source)
+        _, items = build_requests(task, options, responder, encoder)
+        for item in items:
+            response_key(responder.identity, item.request)
+        found.append(Planned(task, items, (time.process_time() - started) / len(items)))
+    return found
+
+
+def sharding(planned: Planned) -> float:
+    """Seconds an item, for 100 workers."""
+    started = time.process_time()
+    plan_shards(planned.requests, 100)
+    return (time.process_time() - started) / len(planned.items)
+
+
+def scoring(planned: Planned) -> float:
+    """Seconds an item."""
+    answers = dict(_ask(Nothing(), planned.requests))
+    started = time.process_time()
+    for place, item in enumerate(planned.items):
+        score_record(planned.task.lm_eval, item.doc, item.instances, response_record(answers[place]))
+    return (time.process_time() - started) / len(planned.items)
+
+
+def _ask(engine: Engine, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    if isinstance(requests[0], GenerateRequest):
+        return engine.generate(requests)
+    return engine.loglikelihood(requests)
+
+
+def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
+    """Processor seconds an item of the driver, with workers that compute nothing."""
+    pool = Pool(cluster.crew, NothingSource, {})
+    engine = RayEngine(pool, (), max_length=1 << 30, kind="nothing", note=lambda message: None)
+    try:
+        while not all(place.ready for place in pool.places):
+            list(_ask(engine, requests[:2]))
+        busy = time.process_time()
+        count = len(list(_ask(engine, requests)))
+        return (time.process_time() - busy) / count
+    finally:
+        pool.close()
+
+
+def storing(folder: Path, count: int) -> dict[str, float]:
+    """Seconds and bytes a record, in windows as a run stores them."""
+    records = [r for task in TASKS.split(",") for r in read_records(samples_file(folder, task))]
+    records = [records[i % len(records)] | {"id": i} for i in range(count)]
+    with RunWriter(folder.parent / "store") as writer:
+        started = time.perf_counter()
+        for start in range(0, count, WINDOW_ITEMS):
+            writer.append("task", records[start : start + WINDOW_ITEMS])
+        seconds = time.perf_counter() - started
+    size = samples_file(folder.parent / "store", "task").stat().st_size
+    return {"seconds": seconds / count, "bytes": size / count}
+
+
+def tabulating(folder: Path, checkpoints: int) -> float:
+    """Seconds of the table of so many run folders, from their results.json."""
+    folders = []
+    for number in range(checkpoints):
+        copy = folder.parent / "runs" / f"run-{number}"
+        copy.mkdir(parents=True)
+        for name in ("run.json", "results.json"):
+            shutil.copy(folder / name, copy / name)
+        folders.append(copy)
+    started = time.perf_counter()
+    text = render(comparison_tables([open_run(f) for f in folders], tests=False), "md")
+    assert text.count("run-") >= checkpoints
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds: of the driver an item; of a worker an item (its speed), and to start."""
+
+    driver: float
+    worker: float
+    start: float
+
+
+class Simulation:
+    """Tasks of so many items, one after the other, on ``workers`` that start at the same time.
+
+    A question costs its worker between a half and three halves of the mean. Batches reach the driver in the
+    order in which they are computed, and it takes them one by one. ``kill_at``: when worker 0 dies, to be
+    started anew.
+    """
+
+    def __init__(self, workers: int, costs: Costs, kill_at: float = math.inf) -> None:
+        self.costs = costs
+        self.kill_at = kill_at
+        self.free = [costs.start] * workers  # when each has computed all that it has
+        self.driver = self.busy = 0.0
+        self.repeated = 0
+        self._source = random.Random(0)
+
+    def run(self, sizes: Sequence[int]) -> None:
+        for items in sizes:
+            self._task(items)
+
+    def _task(self, items: int) -> None:
+        speeds = [self.costs.worker * self._source.uniform(0.5, 1.5) for _ in range(items)]
+        requests = [GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)]
+        self._work = Work(requests, len(self.free))
+        self._speeds = speeds
+        self._flights: list[list[Any]] = [[] for _ in self.free]  # [shard, answered, life of the worker]
+        self._events: list[tuple[float, int, int, int]] = []
+        self._life = 0
+        for worker in range(len(self.free)):
+            self._supply(worker, self.driver)
+        while self._events:
+            if self._events[0][0] > self.kill_at:
+                self._kill()
+            at, worker, life, count = heapq.heappop(self._events)
+            if worker == 0 and life != self._life:
+                continue
+            self.driver = max(self.driver, at) + count * self.costs.driver
+            self.busy += count * self.costs.driver
+            flight = self._flights[worker][0]
+            flight[1] += count
+            if flight[1] == len(flight[0]):
+                self._flights[worker].pop(0)
+                self._supply(worker, self.driver)
+
+    def _supply(self, worker: int, now: float) -> None:
+        while len(self._flights[worker]) < IN_FLIGHT and (shard := self._work.take(worker)):
+            self._flights[worker].append([shard, 0])
+            at = max(self.free[worker], now)
+            for start in range(0, len(shard), BATCH_ITEMS):
+                batch = shard.requests[start : start + BATCH_ITEMS]
+                at += sum(self._speeds[i] for i in batch)
+                life = self._life if worker == 0 else 0
+                heapq.heappush(self._events, (at, worker, life, len(batch)))
+            self.free[worker] = at
+
+    def _kill(self) -> None:
+        """What worker 0 had not sent goes back; of its batch in work, half is computed twice on average."""
+        self._life += 1
+        self.free[0] = self.kill_at + self.costs.start
+        lost, self._flights[0] = self._flights[0], []
+        for shard, done in reversed(lost):
+            self._work.give_back(0, shard, shard.requests[done:])
+        if lost:
+            self.repeated = min(BATCH_ITEMS, len(lost[0][0]) - lost[0][1]) // 2
+        now, self.kill_at = self.kill_at, math.inf
+        self._supply(0, now)
+
+
+def simulate(sizes: Sequence[int], costs: Costs, counts: Sequence[int]) -> list[dict[str, float]]:
+    """A run of suite cme on so many workers, and the same with a worker lost in its middle."""
+    rows = []
+    for workers in counts:
+        ideal = costs.start + sum(sizes) * costs.worker / workers
+        whole, hurt = Simulation(workers, costs), Simulation(workers, costs, kill_at=ideal / 2)
+        for simulation in (whole, hurt):
+            simulation.run(sizes)
+        rows.append(
+            {
+                "workers": workers,
+                "seconds": whole.driver,
+                "efficiency": ideal / whole.driver,
+                "driver_busy": whole.busy / whole.driver,
+                "a_lost_worker_costs_s": hurt.driver - whole.driver,
+                "items_repeated": hurt.repeated,
+            }
+        )
+        print("  ".join(f"{name} {value:.3g}" for name, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder, or mini")
+    parser.add_argument("--limit", type=int, default=1000, help="items of each task that is planned")
+    parser.add_argument("--records", type=int, default=20_000)
+    parser.add_argument("--checkpoints", type=int, default=1000)
+    parser.add_argument("--worker-items-per-second", type=float, default=60.0)
+    parser.add_argument("--start", type=float, default=90.0, help="seconds until a worker is ready")
+    parser.add_argument("--quick", action="store_true", help="mini items, everything small")
+    args = parser.parse_args()
+    if args.quick:
+        args.data, args.limit, args.records, args.checkpoints = "mini", 12, 500, 20
+    options = RunOptions("smollm2", data=args.data, limit=args.limit, tasks=TASKS, offline=True)
+    planned = planning(options)
+    cluster = Cluster("local", 2, 1)
+    try:
+        deal_s = statistics.mean(dealing(cluster, one.requests) for one in planned)
+    finally:
+        cluster.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        [folder] = run(replace(options, data="mini", limit=6, out=Path(scratch) / "run"))
+        stored = storing(folder, args.records)
+        table_s = tabulating(folder, args.checkpoints)
+    score_s = statistics.mean(map(scoring, planned))
+    driver_s = deal_s + score_s + stored["seconds"]
+    costs = Costs(driver_s, 1 / args.worker_items_per_second, args.start)
+    sizes = [spec.items for spec in load_suite().select("cme")]
+    rows = simulate(sizes if not args.quick else [500], costs, (1, 8, 100, 800) if not args.quick else (1, 8))
+    metrics = {
+        "plan_us": statistics.mean(one.seconds for one in planned) * 1e6,
+        "shard_us": statistics.mean(map(sharding, planned)) * 1e6,
+        "deal_us": deal_s * 1e6,
+        "score_us": score_s * 1e6,
+        "store_us": stored["seconds"] * 1e6,
+        "record_bytes": stored["bytes"],
+        "driver_items_per_s": 1 / driver_s,
+        f"table_{args.checkpoints}_s": table_s,
+    }
+    line = {
+        "bench": "scaling_limits",
+        "hardware": provenance.hardware(),
+        "commit": provenance.commit() or "unknown",
+        "metrics": {name: round(value, 2) for name, value in metrics.items()},
+    }
+    if not args.quick:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "items": sum(sizes),
+            "worker_items_per_second": args.worker_items_per_second,
+            "start_s": args.start,
+            "load": os.getloadavg()[0],
+        }
+        text = json.dumps(line | {"settings": settings, "simulated": rows}, indent=1)
+        (RESULTS / f"scaling_limits-{line['hardware']}.json").write_text(text + "\n")
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

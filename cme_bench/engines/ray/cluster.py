@@ -1,0 +1,139 @@
+"""The ray cluster of a run: one that is there, or one started on this machine for the run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.errors import CmeError, UsageError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+OBJECT_STORE_BYTES = 256 << 20
+"""Of a cluster of our own: what travels is token ids and scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a machine lends: whole cores and GPUs."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """So many workers with so many cores and GPUs each."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+class Cluster:
+    """A connection to a cluster, from the time it is made until ``close``.
+
+    Args:
+        address: ``HOST:PORT`` of the head, ``auto`` for the one that runs on this machine, None for the one
+            that RAY_ADDRESS names (as under ``ray job submit``), else for one of our own.
+        workers: how many; None: as many as there is room for, on a cluster without GPUs one a node.
+        gpus: of each worker, if the cluster has any; else workers share its cores.
+
+    Raises UsageError if ray is not installed, nobody answers there, or there is no room for so many.
+    """
+
+    def __init__(self, address: str | None, workers: int | None, gpus: int) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise UsageError("engine ray: ray is not installed; install the extra 'ray' (README, Install)")
+        import ray
+
+        if address is not None and address.startswith("ray://"):
+            raise UsageError(
+                f"--address {address}: takes HOST:PORT of the cluster's head, from a machine of the cluster; "
+                "from elsewhere use 'ray job submit'"
+            )
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            _connect(address)
+        nodes = alive_nodes()
+        try:
+            self.crew = plan_crew(nodes, workers, gpus if any(node.gpus for node in nodes) else 0)
+        except UsageError:
+            self.close()
+            raise
+
+    @property
+    def device(self) -> torch.device:
+        """What workers compute on."""
+        import torch
+
+        return torch.device("cuda" if self.crew.gpus else "cpu")
+
+    def close(self) -> None:
+        """Leave; workers end, and so does a cluster of our own."""
+        import ray
+
+        if self._ours and ray.is_initialized():
+            ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    settings: dict[str, Any] = {}
+    if address == "local":
+        settings = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+    try:
+        with _signals_kept():
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
+    except Exception as error:  # ray raises any type here, Exception itself where a node does not come up
+        reason = first_line(error)
+        if settings:
+            raise CmeError(f"ray did not start on this machine: {reason}") from error
+        raise UsageError(f"--address {address}: no ray cluster answers there ({reason})") from error
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """ray takes SIGTERM for itself when it starts a cluster; a run has its own way to stop."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def alive_nodes() -> list[Node]:
+    """Machines that are up now."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
+
+
+def plan_crew(nodes: Sequence[Node], workers: int | None, gpus: int) -> Crew:
+    """See ``Cluster``; ``gpus`` 0: workers compute on cores."""
+    if gpus:
+        room = sum(node.gpus // gpus for node in nodes)
+        if room < (workers or 1):
+            raise UsageError(
+                f"the cluster has room for {room} workers of {gpus} GPUs, not for {workers or 1} "
+                f"({sum(node.gpus for node in nodes)} GPUs on {len(nodes)} nodes)"
+            )
+        return Crew(workers or room, 1, gpus)
+    cores = [node.cpus for node in nodes if node.cpus]
+    workers = workers or len(cores)
+    most = next((c for c in range(max(cores, default=0), 0, -1) if sum(n // c for n in cores) >= workers), 0)
+    if not workers or not most:
+        raise UsageError(f"the cluster has room for {sum(cores)} workers of one core, not for {workers or 1}")
+    return Crew(workers, most, 0)

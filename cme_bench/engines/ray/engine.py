@@ -1,0 +1,180 @@
+"""The engine that a run sees: it deals shards to workers and passes on what they answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    GenerateRequest,
+    GenerateResponse,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    UnansweredError,
+)
+from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
+from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
+from cme_bench.engines.ray.work import Work
+from cme_bench.errors import CmeError, UsageError
+
+IN_FLIGHT = 2
+"""Shards that a worker has: one that it computes, one that it need not wait for."""
+MOST_LOST = 8
+"""With more questions than this that no worker survives, the fault is not theirs."""
+WAIT_SECONDS = 1.0
+NOTE_SECONDS = 60.0
+NO_ROOM_SECONDS = 120.0
+"""How long a run waits for nodes to come back when none could hold a worker."""
+
+
+class RayEngine(Engine):
+    """Answers with the workers of ``pool``, told to open ``opening``, which are started when first needed.
+
+    The number of workers changes no answer by more than their engine's own tolerance. ``note`` is told when
+    workers die or cannot be had. Once ``stopping`` says so, answers end, however long workers still take.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        opening: Opening,
+        *,
+        max_length: int,
+        kind: str,
+        note: Callable[[str], None],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.max_length = max_length
+        self.stats = EngineStats()
+        self._pool = pool
+        self._opening = opening
+        self._note = note
+        self._stopping = stopping
+        self._description = {"engine": kind}
+        self._by_worker: dict[int, EngineStats] = {}
+        for place in pool.places:
+            place.failures = 0
+
+    def loglikelihood(
+        self, requests: Sequence[LoglikelihoodRequest]
+    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        """Responses as they arrive. Raises what a worker's engine raises, and UnansweredError."""
+        self._check(requests)
+        return self._answers(requests)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
+        """As ``loglikelihood``."""
+        self._check(requests)
+        return self._answers(requests)
+
+    def _check(self, requests: Requests) -> None:
+        for index, request in enumerate(requests):
+            if request.n_tokens > self.max_length:
+                raise ValueError(
+                    f"request {index} has {request.n_tokens} tokens, more than {self.max_length}"
+                )
+
+    def _answers(self, requests: Requests) -> Iterator[tuple[int, Any]]:
+        work = Work(requests, len(self._pool.places))
+        watch = _Watch(self._pool, self._note)
+        try:
+            while work or any(place.flights for place in self._pool.places):
+                if self._stopping():
+                    return
+                for place in self._pool.places:
+                    self._supply(place, work, requests)
+                spoke = self._pool.wait(WAIT_SECONDS)
+                watch.check(spoke)
+                for place in spoke:
+                    yield from self._hear(place, work)
+        finally:
+            self._pool.end_busy()
+        if work.lost:
+            raise UnansweredError(work.lost)
+
+    def _supply(self, place: Place, work: Work, requests: Requests) -> None:
+        """Give a place what it lacks: a worker, the right opening, shards."""
+        if place.reply is not None or (not place.flights and not work):
+            return
+        if place.opening != self._opening:
+            wanted = place.actor or work.has_own(place.index) or not any(p.actor for p in self._pool.places)
+            if wanted and place.failures < STARTS:
+                self._pool.open(place, self._opening)
+            return
+        while len(place.flights) < IN_FLIGHT and (shard := work.take(place.index)):
+            self._pool.send(place, shard, requests)
+
+    def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:
+        """What a worker has to say: that it is ready, answers, or its end."""
+        try:
+            if place.reply is not None:
+                self._description = self._pool.opened(place).description
+                return
+            answers = self._pool.receive(place)
+        except WorkerDiedError as error:
+            self._bury(place, work, str(error))
+            return
+        flight = place.flights[0]
+        if answers is None:
+            place.flights.popleft()
+            if flight.unanswered:
+                raise CmeError(f"a worker ({place.where}) left {len(flight.unanswered)} requests unanswered")
+            return
+        self._by_worker[place.serial] = answers.stats
+        self.stats = EngineStats.total(self._by_worker.values())
+        for position, response in answers.responses:
+            index = flight.shard.requests[position]
+            del flight.unanswered[index]
+            yield index, response
+
+    def _bury(self, place: Place, work: Work, reason: str) -> None:
+        """The worker of a place is gone: what it had is done by others, and a new one takes its place."""
+        if place.reply is not None:
+            place.failures += 1
+            self._note(f"worker {place.index + 1} did not start: {reason}")
+        elif place.flights:
+            self._note(f"worker {place.index + 1} ({place.where}) died: {reason}")
+            current, *others = place.flights
+            for flight in reversed(others):
+                work.give_back(place.index, flight.shard, list(flight.unanswered))
+            work.suspect(place.index, current.shard, list(current.unanswered), reason)
+        self._pool.end(place)
+        if len(work.lost) > MOST_LOST:
+            raise CmeError(f"{len(work.lost)} questions in a row killed their workers; the last: {reason}")
+        if all(other.failures >= STARTS for other in self._pool.places):
+            raise CmeError(f"no worker could be started: {reason}")
+
+    def describe(self) -> dict[str, str]:
+        """What the first worker says of its engine, and how many there are."""
+        import ray
+
+        crew = self._pool.crew
+        each = f"{crew.gpus} GPUs" if crew.gpus else f"{crew.cpus} cores"
+        return self._description | {"ray": ray.__version__, "workers": f"{crew.workers}, {each} each"}
+
+
+class _Watch:
+    """Says now and then that a run waits for workers, and gives up where none could ever be had."""
+
+    def __init__(self, pool: Pool, note: Callable[[str], None]) -> None:
+        self._pool = pool
+        self._note = note
+        self._since = self._told = time.monotonic()
+
+    def check(self, spoke: Sequence[Place]) -> None:
+        """``spoke``: places that had something to say just now."""
+        now = time.monotonic()
+        if spoke or any(place.ready for place in self._pool.places):
+            self._since = self._told = now
+        elif now - self._told > NOTE_SECONDS:
+            self._told = now
+            self._note("waiting for a worker: loading the model, or no node has room")
+        if now - self._since > NO_ROOM_SECONDS:
+            nodes = alive_nodes()
+            try:
+                plan_crew(nodes, 1, self._pool.crew.gpus)
+            except UsageError as error:
+                raise CmeError(f"no worker for {now - self._since:.0f} s: {error}") from error

@@ -1,0 +1,103 @@
+"""Whole questions, cut so that those that share a prefix stay together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.plan import SortedRows
+
+PORTION = 2 / 3
+"""Of what a worker has left, the next shard: large at first, so that prefixes are seldom computed twice and
+batches are full; small at the end, so that workers finish together."""
+LEAST, MOST = 16, 2048
+"""Questions of a shard, where there are so many."""
+PREFIXES = 8
+"""A shard is at least so many times its own common prefix, which it computes again."""
+DRIFT = 4
+"""A cut may move by so many tokens for each token that neighbours there share less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """``requests``: indices, in the order of their tokens. ``cost``: about as many tokens are computed.
+    ``deaths``: workers that died with this request alone, if it is one."""
+
+    requests: tuple[int, ...]
+    cost: int
+    deaths: int = 0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def plan_shards(
+    requests: Sequence[LoglikelihoodRequest | GenerateRequest], workers: int
+) -> list[deque[Shard]]:
+    """A queue for each worker, of about the same cost: neighbours in the order of tokens, cut where they
+    share little. Every request is in one shard. The plan depends on nothing but its arguments."""
+    queues: list[deque[Shard]] = [deque() for _ in range(workers)]
+    if not requests:
+        return queues
+    rows = SortedRows([(_context(request), (0,)) for request in requests])
+    answers = np.array([_answer_tokens(requests[i]) for i in rows.row.tolist()])
+    cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + answers))))
+    start, n = 0, len(requests)
+    for place, queue in enumerate(queues):
+        stop = cutter.cut(start, n, cutter.share(start, n, 1 / (workers - place)))
+        queue.extend(cutter.shards(start, stop))
+        start = stop
+    return queues
+
+
+def _context(request: LoglikelihoodRequest | GenerateRequest) -> tuple[int, ...]:
+    return request.prompt if isinstance(request, GenerateRequest) else request.rows[0][0]
+
+
+def _answer_tokens(request: LoglikelihoodRequest | GenerateRequest) -> int:
+    if isinstance(request, GenerateRequest):
+        return request.max_new_tokens
+    return sum(len(continuation) for _, continuation in request.rows)
+
+
+class _Cutter:
+    """``costs``: [n + 1], of the first i rows."""
+
+    def __init__(self, rows: SortedRows, costs: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self.costs = costs
+
+    def share(self, low: int, high: int, portion: float) -> int:
+        """So many rows from ``low`` have this portion of the cost of [low, high)."""
+        wanted = self.costs[low] + portion * (self.costs[high] - self.costs[low])
+        return int(np.searchsorted(self.costs[low : high + 1], wanted, side="left"))
+
+    def cut(self, low: int, high: int, count: int) -> int:
+        """Where to end a shard of about ``count`` rows from ``low``: at ``high`` at the latest."""
+        middle = low + count
+        if middle >= high:
+            return high
+        first, last = max(low + 1, middle - count // 2), min(high - 1, middle + count // 2)
+        places = slice(first, last + 1)
+        away = abs(self.costs[places] - self.costs[middle])
+        return first + int(np.argmin(DRIFT * self.rows.shared[places] + away))
+
+    def shards(self, low: int, high: int) -> list[Shard]:
+        """[low, high) in shards that grow smaller."""
+        found = []
+        while low < high:
+            cost = self.costs[high] - self.costs[low]
+            worth = PREFIXES * self.rows.common(low, high) / cost
+            count = max(LEAST, self.share(low, high, min(1.0, max(PORTION, worth))))
+            if high - low - count < LEAST:
+                count = high - low
+            stop = self.cut(low, high, min(count, MOST))
+            indices = tuple(self.rows.row[low:stop].tolist())
+            found.append(Shard(indices, int(self.costs[stop] - self.costs[low])))
+            low = stop
+        return found

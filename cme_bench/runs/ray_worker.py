@@ -1,0 +1,84 @@
+"""What a run sends to the workers of engine ray: how to open engines there, and proof of what to open.
+
+A worker reads the model and adapters from its own node, by the same names: a shared file system, or the same
+files. Hashes and versions must be those of the driver, else answers of two kinds would stand in one run.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cme_bench.engines.base import Engine
+from cme_bench.engines.ray.cluster import Crew
+from cme_bench.errors import UsageError
+from cme_bench.models.adapter import resolve_adapter
+from cme_bench.provenance import versions
+from cme_bench.runs.engines import Job
+from cme_bench.runs.options import RunOptions
+
+if TYPE_CHECKING:
+    from cme_bench.runs.responder import BaseModel
+
+
+def worker_environment(options: RunOptions, crew: Crew) -> dict[str, str]:
+    """Environment variables of a worker."""
+    environment = {"TQDM_DISABLE": "1"}
+    if options.offline:
+        environment["HF_HUB_OFFLINE"] = "1"
+    if not crew.gpus:
+        # vLLM's workers of one node would all bind to its first cores
+        environment |= {"OMP_NUM_THREADS": str(crew.cpus), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return environment
+
+
+def worker_source(base: BaseModel) -> Callable[[], WorkerSource]:
+    """Makes, in a worker's process, what opens engines for ``base`` there."""
+    folder = Path(base.options.model).expanduser().is_dir()
+    options = replace(
+        base.options,
+        engine=base.options.worker,
+        model=str(base.checkpoint.path) if folder else base.options.model,
+        dtype=str(base.dtype).removeprefix("torch."),
+    )
+    return functools.partial(WorkerSource, options, base.checkpoint.hash, versions())
+
+
+class WorkerSource:
+    """The engines of one worker.
+
+    Raises UsageError if the model on this node has another hash, or the packages other versions.
+    """
+
+    def __init__(self, options: RunOptions, hash_: str, driver: Mapping[str, str]) -> None:
+        from cme_bench.runs.responder import BaseModel
+
+        for package, version in driver.items():
+            if (found := versions().get(package)) != version:
+                raise UsageError(f"{_node()} has {package} {found}, the driver {version}")
+        self._base = BaseModel(options)
+        if self._base.checkpoint.hash != hash_:
+            raise UsageError(f"{_node()}: {self._base.checkpoint.path} is another model than the driver's")
+
+    def open(self, adapter: tuple[str, str] | None, job: Job) -> Engine:
+        """An engine with the adapter of this folder and hash; raises UsageError if it is another here."""
+        if adapter is None:
+            return self._base.engines.open(None, job)
+        found = resolve_adapter(adapter[0], self._base.config)
+        if found.hash != adapter[1]:
+            raise UsageError(f"{_node()}: {found.path} is another adapter than the driver's")
+        return self._base.engines.open(found, job)
+
+    def release(self) -> None:
+        self._base.engines.release()
+
+    def close(self) -> None:
+        self._base.close()
+
+
+def _node() -> str:
+    return f"node {os.uname().nodename}"

@@ -1,0 +1,282 @@
+"""Whole runs on two real ray nodes of one machine, beside the same runs in one process."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import LlamaForCausalLM
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.engines.base import Engine, LoglikelihoodRequest
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.runs import ray_worker
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.progress import Silent
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import read_json, read_records, samples_file
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed"),
+]
+TASKS = ("cme_arc_easy_ll", "cme_rte_ll", "cme_boolq")
+
+
+class TwoNodes:
+    """A head with the driver's node, and a second node that can be killed and replaced; one core each."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        self.second = self.cluster.add_node(num_cpus=1)
+
+    def kill_second(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def mend(self) -> None:
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[TwoNodes]:
+    found = TwoNodes()
+    yield found
+    found.cluster.shutdown()
+
+
+class Watcher(Silent):
+    """Does something once, when so many items are stored; keeps notes and what was found in the store."""
+
+    def __init__(self, after: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self.after, self.act = after, act
+        self.stored = 0
+        self.notes: list[str] = []
+        self.resumed: dict[str, int] = {}
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def start(self, task: str, *, total: int, done: int) -> None:
+        self.resumed[task] = done
+
+    def advance(self, items: int) -> None:
+        before, self.stored = self.stored, self.stored + items
+        if before < self.after <= self.stored:
+            self.act()
+
+
+def options(out: Path, **changes: Any) -> RunOptions:
+    settings: dict[str, Any] = {"tasks": ",".join(TASKS), "data": "mini", "dtype": "float32"} | changes
+    return RunOptions(model="smollm2", out=out, offline=True, **settings)
+
+
+def on_ray(nodes: TwoNodes, out: Path, **changes: Any) -> RunOptions:
+    nodes.mend()
+    return options(out, engine="ray", workers=2, address=nodes.cluster.address, **changes)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    return run(options(tmp_path_factory.mktemp("alone")))[0]
+
+
+def check_equal(folder: Path, reference: Path, tolerance: float = 1e-4) -> None:
+    """The same items, each stored once, with the same labels and texts and log-likelihoods within 1e-4."""
+    for task in TASKS:
+        records = list(read_records(samples_file(folder, task)))
+        found = {record["id"]: record for record in records}
+        wanted = {record["id"]: record for record in read_records(samples_file(reference, task))}
+        assert len(records) == len(found), "nothing is stored twice"
+        assert found.keys() == wanted.keys(), "complete"
+        for item, record in found.items():
+            assert record["scores"] == wanted[item]["scores"]
+            response, expected = record["response"], wanted[item]["response"]
+            if "logprobs" in expected:
+                assert response["logprobs"] == pytest.approx(expected["logprobs"], abs=tolerance)
+            else:
+                assert response["text"] == expected["text"]
+    mine, theirs = (read_json(f / "results.json")["cme"] for f in (folder, reference))
+    assert {t: r["metrics"]["acc"] for t, r in mine["tasks"].items()} == {
+        t: r["metrics"]["acc"] for t, r in theirs["tasks"].items()
+    }
+
+
+def test_two_nodes_equal_one_process_and_either_resumes_the_other(
+    nodes: TwoNodes, alone: Path, tmp_path: Path
+) -> None:
+    watcher = Watcher()
+    (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher)
+    check_equal(folder, alone)
+    manifest = read_json(folder / "run.json")
+    assert manifest["identity"] == read_json(alone / "run.json")["identity"], "the same answers by any count"
+    assert manifest["engine"]["workers"] == "2, 1 cores each"
+    assert manifest["engine"]["engine"] == "hf"
+    again = Watcher()
+    run(options(tmp_path / "r"), again)
+    assert again.stored == 0
+    assert sum(again.resumed.values()) == sum(task["n"] for task in manifest["tasks"].values())
+
+
+def test_a_node_killed_in_the_middle_loses_and_repeats_nothing(
+    nodes: TwoNodes, alone: Path, tmp_path: Path
+) -> None:
+    nodes.mend()
+    watcher = Watcher(14, nodes.kill_second)
+    (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher)
+    assert nodes.second is None, "it was killed"
+    assert any("died" in note for note in watcher.notes), watcher.notes
+    check_equal(folder, alone)
+
+
+def test_vllm_workers_equal_one_process(nodes: TwoNodes, alone: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    (folder,) = run(on_ray(nodes, tmp_path / "r", worker="vllm", settings={"kv_gib": 1}))
+    check_equal(folder, alone, tolerance=2e-3)
+    assert read_json(folder / "run.json")["identity"]["engine"] == "vllm"
+
+
+def test_adapters_are_swapped_on_loaded_workers(
+    nodes: TwoNodes, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    adapters = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        config = TeamLoraConfig(r=2, num_experts=2, init="random", task_type="CAUSAL_LM")
+        model = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_checkpoint), config)
+        model.save_pretrained(tmp_path / f"adapter-{seed}")
+        adapters.append(str(tmp_path / f"adapter-{seed}"))
+    asked = replace(
+        on_ray(nodes, tmp_path / "ray", tasks="cme_rte_ll,cme_boolq"),
+        model=str(tiny_checkpoint),
+        adapters=tuple(adapters),
+    )
+    ours = run(asked)
+    theirs = run(replace(asked, engine="hf", out=tmp_path / "hf"))
+    for mine, reference in zip(ours, theirs, strict=True):
+        for task in ("cme_rte_ll", "cme_boolq"):
+            found, wanted = (
+                {r["id"]: r["response"] for r in read_records(samples_file(folder, task))}
+                for folder in (mine, reference)
+            )
+            assert found.keys() == wanted.keys()
+            if task == "cme_rte_ll":
+                for item, response in found.items():
+                    assert response["logprobs"] == pytest.approx(wanted[item]["logprobs"], abs=1e-4)
+            else:
+                assert {i: r["text"] for i, r in found.items()} == {i: r["text"] for i, r in wanted.items()}
+    idle = replace(asked, adapters=(adapters[0],), out=tmp_path / "ray" / "adapter-1")
+    assert run(idle) == [tmp_path / "ray" / "adapter-1"]
+
+
+def test_a_model_that_differs_on_a_node_is_refused(
+    nodes: TwoNodes, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cme_bench.runs.responder.resolve_model", another_hash)
+    asked = replace(on_ray(nodes, tmp_path / "r"), model=str(tiny_checkpoint))
+    with pytest.raises(UsageError, match=r"node .*tiny is another model than the driver's"):
+        run(asked)
+
+
+def another_hash(name: str, **_: Any) -> Any:
+    from cme_bench.models.checkpoint import resolve_model
+
+    return replace(resolve_model(name), hash="0" * 64)
+
+
+class DeadlySource:
+    """A worker's source whose process ends when it is asked anything that has ``text`` in it."""
+
+    def __init__(self, make: Callable[[], Any], text: str) -> None:
+        self.source = make()
+        self.text = text
+
+    def open(self, *opening: Any) -> Engine:
+        engine = self.source.open(*opening)
+        score = engine.loglikelihood
+
+        def loglikelihood(requests: Sequence[LoglikelihoodRequest]) -> Any:
+            if any(self.text in engine.tokenizer.decode(request.rows[0][0]) for request in requests):
+                os._exit(1)
+            return score(requests)
+
+        engine.loglikelihood = loglikelihood
+        return engine
+
+    def release(self) -> None:
+        self.source.release()
+
+    def close(self) -> None:
+        self.source.close()
+
+
+def test_an_item_that_kills_its_workers_is_named_and_the_rest_is_scored(
+    nodes: TwoNodes, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(on_ray(nodes, tmp_path / "r", tasks="cme_rte_ll"), model=str(tiny_checkpoint))
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(
+        ray_worker,
+        "worker_source",
+        lambda base, make=ray_worker.worker_source: functools.partial(DeadlySource, make(base), "Bruges"),
+    )
+    with pytest.raises(CmeError, match=r"cme_rte_ll, item 3 \(.*all other items are scored") as error:
+        run(asked)
+    assert error.value.exit_code == 1
+    manifest = read_json(tmp_path / "r" / "run.json")
+    assert list(manifest["unanswered"]["cme_rte_ll"]) == ["3"]
+    assert not manifest["finished"]
+    result = read_json(tmp_path / "r" / "results.json")["cme"]["tasks"]["cme_rte_ll"]
+    assert (result["metrics"]["acc"]["n"], result["quality"]["unanswered"]) == (11, 1 / 12)
+    watcher = Watcher()
+    run(replace(asked, engine="hf"), watcher)
+    assert watcher.stored == 1, "the same command adds it once it is harmless"
+    manifest = read_json(tmp_path / "r" / "run.json")
+    assert (manifest["unanswered"], manifest["finished"]) == ({}, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_driver_leaves_no_process_behind_and_is_resumed(
+    number: signal.Signals, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On a cluster of its own, whose processes are all below the driver."""
+    command = [sys.executable, "-m", "cme_bench", "run", str(tiny_checkpoint), "--tasks", "cme_ll,cme_boolq"]
+    command += ["--data", "mini", "--offline", "--out", str(tmp_path / "r")]
+    process = subprocess.Popen([*command, "--engine", "ray", "--workers", "1"], stderr=subprocess.PIPE)
+    samples = tmp_path / "r" / "samples"
+    while process.poll() is None and not any(f.stat().st_size for f in samples.glob("*.jsonl")):
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (3 if number == signal.SIGTERM else -9), said
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, [p.cmdline() for p in alive]
+    subprocess.run(command, check=True, capture_output=True)
+    assert read_json(tmp_path / "r" / "run.json")["finished"]
+    for file in samples.glob("*.jsonl"):
+        ids = [record["id"] for record in read_records(file)]
+        assert len(ids) == len(set(ids)), "nothing is stored twice"
