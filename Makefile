@@ -23,7 +23,7 @@ demo: setup  ## SmolLM2 on our own mini items, all 11 domains, and the table
 	$(BIN)/cme-bench table results/demo
 
 test: setup  ## fast tests, under 5 minutes
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup  ## real models, engines and training
 	$(PYTEST) -m slow
