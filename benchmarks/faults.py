@@ -131,10 +131,11 @@ def full_disk(bench: Bench, out: Path) -> float:
 
 
 def _full_disk(bench: Bench, out: Path) -> float:
-    """A tmpfs of a few pages that is enlarged after the failure."""
+    """A tmpfs with room for a third to two thirds of the run, enlarged after the failure."""
     inside = bench.scratch / "disk"
     inside.mkdir(exist_ok=True)
-    size = bench.draw.randint(40, 40 + bench.items // 2)
+    whole = sum(f.stat().st_size for f in (bench.scratch / "reference-hf").rglob("*") if f.is_file())
+    size = bench.draw.randint(whole // 3072, whole // 1536)
     mount("-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(inside))
     process = bench.start(inside / "run")
     expect(process, 1, "No space left on device.*run the same command again")

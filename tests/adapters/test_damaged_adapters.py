@@ -24,7 +24,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -31,7 +31,7 @@ from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -133,7 +133,7 @@ def test_a_damaged_folder_is_resumed_or_named(tiny_checkpoint: Path, tmp_path: P
     shutil.copytree(tmp_path / "r", tmp_path / "kept")
     names = ("run.json", "results.json", "samples/cme_rte_ll.jsonl", "summary.csv")
 
-    @settings(FUZZ, max_examples=25)
+    @settings(FUZZ, max_examples=15)
     @given(st.sampled_from(names), st.data())
     def holds(name: str, data: st.DataObject) -> None:
         shutil.copytree(tmp_path / "kept", tmp_path / "r", dirs_exist_ok=True)
