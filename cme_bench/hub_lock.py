@@ -6,25 +6,14 @@ A commit is always one that the hub named; later runs ask for exactly that one, 
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import UsageError
+from cme_bench.errors import CmeError, UsageError
 from cme_bench.paths import cache_folder
 
 LOCK_NAME = "hub-lock.json"
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises where the hub or the network fails. Its versions use httpx or httpx2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    clients = [
-        importlib.import_module(name) for name in ("httpx", "httpx2") if importlib.util.find_spec(name)
-    ]
-    return HfHubHTTPError, OSError, *(client.HTTPError for client in clients)
 
 
 def default_lock_file() -> Path:
@@ -47,14 +36,20 @@ def read_lock(file: Path) -> dict[str, str]:
 
 
 def write_lock(file: Path, key: str, commit: str) -> str:
-    """Record ``key`` -> ``commit`` unless another process did so first; the commit that counts."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".flock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        lock = read_lock(file)
-        if key not in lock:
-            lock[key] = commit
-            scratch = file.with_suffix(".tmp")
-            scratch.write_bytes(orjson.dumps(lock, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-            scratch.replace(file)
-        return lock[key]
+    """Record ``key`` -> ``commit`` unless another process did so first; the commit that counts.
+
+    CmeError if the file cannot be written: a commit that is used must be recorded.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".flock").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            lock = read_lock(file)
+            if key not in lock:
+                lock[key] = commit
+                scratch = file.with_suffix(".tmp")
+                scratch.write_bytes(orjson.dumps(lock, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+                scratch.replace(file)
+            return lock[key]
+    except OSError as err:
+        raise CmeError(f"cannot write {file} ({err.strerror or err})") from err

@@ -39,6 +39,19 @@ def _git(*command: str) -> str:
     return done.stdout.strip()
 
 
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def without_secrets(text: str) -> str:
+    """``text`` as it may be recorded: the hub's tokens, known by their form or from the environment, are
+    left out."""
+    for name in _TOKEN_VARIABLES:
+        if value := os.environ.get(name):
+            text = text.replace(value, "(hub token)")
+    return _TOKEN.sub("(hub token)", text)
+
+
 @functools.cache
 def processor() -> str:
     """The processor's model name where the system tells it, else its architecture."""

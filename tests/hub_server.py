@@ -24,7 +24,8 @@ def commit_of(text: str) -> dict[str, bytes]:
 @dataclass
 class Hub:
     """What the stand-in serves: files by commit for every dataset; other files for the datasets and models
-    that ``repos`` names (``datasets/OWNER/NAME``); which commit is the head; what it was asked."""
+    that ``repos`` names (``datasets/OWNER/NAME``); which commit is the head; how many requests it will cut
+    off in the middle of the answer, or before it; what it was asked."""
 
     commits: dict[str, dict[str, bytes]] = field(
         default_factory=lambda: {FIRST: commit_of("first"), SECOND: commit_of("second")}
@@ -32,6 +33,7 @@ class Hub:
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     head: str = FIRST
     status: int = 200
+    drops: int = 0
     asked: list[str] = field(default_factory=list)
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
@@ -83,6 +85,15 @@ class Handler(BaseHTTPRequestHandler):
             path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
         )
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if self.server.hub.drops > 0:
+            self.server.hub.drops -= 1
+            self.close_connection = True
+            if self.server.hub.drops % 2 and self.command != "HEAD":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+            return
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         if status == 404:

@@ -126,6 +126,18 @@ def test_fetched_again_nothing_is_asked_and_the_lock_holds(fetched: Path, server
     assert json.loads((fetched / "hub-lock.json").read_text())["datasets/nyu-mll/glue"] == FIRST
 
 
+def test_a_model_cannot_write_beside_its_folder(
+    server: Server, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    model = {file.name: file.read_bytes() for file in tiny_checkpoint.iterdir()}
+    evil = {"../../evil.json": b"{}", "../../../evil.txt": b"x", str(tmp_path / "evil.json"): b"{}"}
+    server.hub = Hub(repos={"models/acme/evil": model | evil})
+    command(server, tmp_path, RUN, "fetch", "acme/evil", "--out", tmp_path / "out")
+    names = [file for file in tmp_path.rglob("*evil*") if file.is_file()]
+    inside = tmp_path / "out" / "models" / "evil"
+    assert all(file.is_relative_to(inside) or file.is_relative_to(tmp_path / "home") for file in names), names
+
+
 def test_what_the_hub_does_not_deliver_is_named_and_the_rest_is_fetched(
     server: Server, tmp_path: Path
 ) -> None:

@@ -12,8 +12,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.field_types import misfit
 from cme_bench.adapters.registry import METHODS
-from cme_bench.errors import did_you_mean
+from cme_bench.errors import did_you_mean, first_line
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -42,7 +43,7 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / CONFIG_FILE
     content = read_json(path)
     name = content.get("peft_type")
-    if name not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(name, str) or name not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = [str(member.value) for member in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise AdapterError(f"{path}: unknown peft_type {name!r}{did_you_mean(str(name), known)}")
     config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[name]
@@ -51,10 +52,12 @@ def read_config(folder: Path) -> PeftConfig:
         for key in content:
             if key not in names:
                 raise AdapterError(f"{path}: unknown field {key!r}{did_you_mean(key, names)}")
+    if problem := misfit(content, config_cls):
+        raise AdapterError(f"{path}: {problem}")
     try:
         return config_cls.from_peft_type(**content)
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"{path}: {error}") from None
+        raise AdapterError(f"{path}: {first_line(error)}") from None
 
 
 def weights_file(folder: Path) -> Path:
@@ -77,4 +80,4 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{path} is not a readable safetensors file: {error}") from None
+        raise AdapterError(f"{path} is not a readable safetensors file: {first_line(error)}") from None

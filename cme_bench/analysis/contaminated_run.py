@@ -14,7 +14,8 @@ import orjson
 
 from cme_bench.analysis.contamination import N, find_overlaps, row_texts
 from cme_bench.errors import UsageError
-from cme_bench.runs.store import read_json, read_records, samples_file, write_json, write_text
+from cme_bench.runs.folder import read_results
+from cme_bench.runs.store import read_records, samples_file, write_json, write_text
 from cme_bench.stats.estimates import Estimate, mean
 
 
@@ -37,7 +38,7 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
 
     ``training`` says in the files what the texts are. UsageError if the folder holds no run with records.
     """
-    tasks = read_json(folder / "results.json")["cme"]["tasks"]
+    tasks = read_results(folder)["tasks"]
     records = {task: _last_records(folder, task) for task in tasks}
     if not any(records.values()):
         raise UsageError(f"{folder}: holds no records (samples/*.jsonl) whose items could be compared")

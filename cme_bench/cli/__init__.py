@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 
-from cme_bench.errors import CmeError
+from cme_bench.errors import CmeError, InterruptedRun
+from cme_bench.terminal import say
+
+_CLICK_INTERRUPTED = 130
+"""The exit code that the command line's library makes of a KeyboardInterrupt."""
 
 app = typer.Typer(
     name="cme-bench",
@@ -23,14 +29,30 @@ def main() -> None:
     """Entry point: errors a user can act on become one line on stderr and their exit code."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # one live display, ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a run takes both over
     try:
         app()
     except CmeError as err:
-        print(f"cme-bench: {err}", file=sys.stderr)
+        say(f"cme-bench: {err}", file=sys.stderr)
         sys.exit(err.exit_code)
+    except MemoryError:
+        say(
+            "cme-bench: out of memory; what was stored is intact: free some, or take a smaller model, dtype "
+            "or --set tokens_per_batch, then run the same command again",
+            file=sys.stderr,
+        )
+        sys.exit(CmeError.exit_code)
+    except SystemExit as stop:
+        if stop.code != _CLICK_INTERRUPTED:
+            raise
+        _interrupted()
     except KeyboardInterrupt:
-        print("cme-bench: interrupted", file=sys.stderr)
-        sys.exit(3)
+        _interrupted()
+
+
+def _interrupted() -> NoReturn:
+    say("cme-bench: interrupted", file=sys.stderr)
+    sys.exit(InterruptedRun.exit_code)
 
 
 from cme_bench.cli import (  # noqa: E402 - commands register on `app`

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 
 @app.command(epilog="Example:  cme-bench card runs/llama-team >> README.md")
@@ -22,7 +23,7 @@ def card(
 
     text = model_card(open_run(run))
     if output is None:
-        print(text, end="")
+        say(text, end="")
     else:
         write_text(output, text)
-        print(f"The block is in {output}")
+        say(f"The block is in {output}")

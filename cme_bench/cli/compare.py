@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 
 @app.command(
@@ -53,10 +54,10 @@ def compare(
     else:
         text = "\n\n".join(comparison_markdown(c, by=by, flips=flips) for c in found) + "\n"
     if output is None:
-        print(text, end="")
+        say(text, end="")
     else:
         write_text(output, text)
-        print(f"The comparison is in {output}")
+        say(f"The comparison is in {output}")
     if flips_file is not None:
         write_text(flips_file, flips_csv(found) + "\n")
-        print(f"The items that flipped are in {flips_file}")
+        say(f"The items that flipped are in {flips_file}")

@@ -36,20 +36,22 @@ def contamination(
     from rich.table import Table
 
     from cme_bench.analysis.contaminated_run import check_run, file_texts
+    from cme_bench.terminal import markup
 
     file = Path(train).expanduser()
     texts = file_texts(file) if file.is_file() else _mixture_texts(train, datasets, offline)
     found = check_run(run, texts, training=train if file.is_file() else f"{train} ({datasets})", n=n)
-    table = Table(title=f"items that share a {n}-gram with {train}", show_edge=False)
+    table = Table(title=f"items that share a {n}-gram with {markup(train)}", show_edge=False)
     for name in ("task", "items", "checked", "overlapping", "%", "score", "without them"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for t in found:
         share = f"{100 * len(t.overlapping) / t.checked:.1f}" if t.checked else "-"
         scores = ("-" if e is None else f"{100 * e.value:.2f}" for e in (t.score, t.clean))
-        table.add_row(t.task, str(t.items), str(t.checked), str(len(t.overlapping)), share, *scores)
+        table.add_row(markup(t.task), str(t.items), str(t.checked), str(len(t.overlapping)), share, *scores)
     console = Console()
     console.print(table)
-    console.print(f"Written to {run}/contamination.csv and .json", soft_wrap=True, highlight=False)
+    written = f"Written to {run}/contamination.csv and .json"
+    console.print(markup(written), soft_wrap=True, highlight=False)
 
 
 def _mixture_texts(train: str, datasets: str, offline: bool) -> Iterator[str]:

@@ -20,6 +20,8 @@ def doctor() -> None:
     """
     from rich.console import Console
 
+    from cme_bench.terminal import markup
+
     console = Console()
     failed = False
     for name, check in _CHECKS.items():
@@ -29,7 +31,7 @@ def doctor() -> None:
             ok, text = False, f"{type(err).__name__}: {err}"
         failed |= not ok
         mark = "[green]ok  [/green]" if ok else "[red]FAIL[/red]"
-        console.print(f"{mark} {name:<10} {text}", highlight=False, soft_wrap=True)
+        console.print(f"{mark} {name:<10} {markup(text)}", highlight=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 if TYPE_CHECKING:
     from cme_bench.tasks.fetch import WantedSplit
@@ -48,16 +49,16 @@ def fetch(
         for item in fetch_splits(wanted, out):
             failed += item.error is not None
             done = "there already" if item.rows is None else f"{item.rows} rows"
-            print(f"{item.wanted.file}: {item.error or done}")
+            say(f"{item.wanted.file}: {item.error or done}")
     for name in models or ():
         try:
-            print(f"{fetch_model(name, out)}: {name}")
+            say(f"{fetch_model(name, out)}: {name}")
         except CmeError as err:
             failed += 1
-            print(err)
+            say(err)
     if failed:
         raise CmeError(f"{failed} could not be fetched; the same command goes on with those")
-    print(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
+    say(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
 
 
 def _training_splits(suite: Suite, datasets: set[str], out: Path) -> list[WantedSplit]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 
 @app.command(epilog="Example:  cme-bench figures runs/* results/bench/train_step-*.json router/ -o figures")
@@ -34,5 +35,5 @@ def figures(
     except OSError as err:
         raise UsageError(f"--out {out}: cannot be written ({err.strerror or err})") from err
     for line in write_figures(found, out, allow_mixed=allow_mixed):
-        print(line)
-    print(f"Figures are in {out}")
+        say(line)
+    say(f"Figures are in {out}")

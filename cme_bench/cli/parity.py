@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.25, "float16": 0.05}
 
@@ -68,20 +69,20 @@ def parity(
     kind = str(choose_dtype(dtype, config, choose_device())).removeprefix("torch.")
     allowed = TOLERANCES[kind] if tolerance is None else tolerance
     found = measure_parity(options, (pair[0], pair[1]), allowed)
-    print(f"{found.engines[0]} against {found.engines[1]}, {found.dtype}")
+    say(f"{found.engines[0]} against {found.engines[1]}, {found.dtype}")
     if found.choices:
-        print(
+        say(
             f"  |d logprob| a token: max {found.max_difference:.2e}, mean {found.mean_difference:.2e} "
             f"({found.choices} continuations)"
         )
-        print(f"  same choice: {found.labels_equal} of {found.labels} questions")
+        say(f"  same choice: {found.labels_equal} of {found.labels} questions")
     if found.texts:
-        print(f"  same text: {found.texts_equal} of {found.texts} answers")
+        say(f"  same text: {found.texts_equal} of {found.texts} answers")
     if found.first:
-        print(f"  first difference: {found.first.task}, item {found.first.id}")
+        say(f"  first difference: {found.first.task}, item {found.first.id}")
         for name, answer in zip(found.engines, found.first.answers, strict=True):
-            print(f"    {name}: {answer!r}")
+            say(f"    {name}: {answer!r}")
     exact = kind == "float32"
     if not (found.within(allowed) if exact else found.max_difference <= allowed):
         raise CmeError(f"the engines do not answer alike (tolerance {allowed:g} a token)")
-    print(f"  alike (tolerance {allowed:g} a token)")
+    say(f"  alike (tolerance {allowed:g} a token)")

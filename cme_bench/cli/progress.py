@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cme_bench.runs.progress import Silent
+from cme_bench.terminal import markup, say, visible
 
 LINE_SECONDS = 5.0
 
@@ -34,12 +35,12 @@ class LiveBar(Silent):
         self.bar: TaskID | None = None
 
     def note(self, message: str) -> None:
-        self.progress.console.print(message, highlight=False)
+        self.progress.console.print(visible(message), highlight=False, markup=False)
 
     def start(self, task: str, *, total: int, done: int) -> None:
         if done:
             self.note(f"{task}: resumed {done}/{total}")
-        self.bar = self.progress.add_task(task, total=total, completed=done)
+        self.bar = self.progress.add_task(markup(task), total=total, completed=done)
 
     def advance(self, items: int) -> None:
         if self.bar is not None:
@@ -58,7 +59,7 @@ class PlainLines(Silent):
         self.task, self.total, self.done, self.shown = "", 0, 0, 0.0
 
     def note(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        say(message, file=sys.stderr)
 
     def start(self, task: str, *, total: int, done: int) -> None:
         self.task, self.total, self.done, self.shown = task, total, done, time.monotonic()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 
 @app.command(epilog="Example:  cme-bench report runs/base runs/adapted -o report.html")
@@ -29,4 +30,4 @@ def report(
 
     page = render_page([open_run(folder) for folder in runs], title=title, allow_mixed=allow_mixed)
     write_text(output, page)
-    print(f"The report is in {output} ({len(page.encode()) / 2**20:.1f} MiB)")
+    say(f"The report is in {output} ({len(page.encode()) / 2**20:.1f} MiB)")

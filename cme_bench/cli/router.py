@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 _EPILOG = (
     "Examples:  cme-bench router runs/llama-team -o router   |   cme-bench router ./team --data ./data "
@@ -51,6 +52,7 @@ def router(
     from cme_bench.analysis.router_prompts import RouterOptions
     from cme_bench.cli.progress import show_progress
     from cme_bench.errors import UsageError
+    from cme_bench.reports.grids import no_formula
     from cme_bench.reports.router_figures import write_router_figures
     from cme_bench.runs.store import write_text
 
@@ -80,8 +82,8 @@ def router(
     if len(interaction):
         frames["router_interaction.csv"] = interaction
     for name, frame in frames.items():
-        write_text(out / name, frame.to_csv(index=False))
+        write_text(out / name, frame.map(no_formula).to_csv(index=False))
     write_router_figures(load, interaction, found.title, out)
-    print(found.title)
-    print(mean_by(load, [label])[[label, "expert", *VALUES]].to_string(index=False, float_format="%.4f"))
-    print(f"Tables and figures are in {out}")
+    say(found.title)
+    say(mean_by(load, [label])[[label, "expert", *VALUES]].to_string(index=False, float_format="%.4f"))
+    say(f"Tables and figures are in {out}")

@@ -138,11 +138,12 @@ def _print_summary(folder: Path, engine_stats: bool) -> None:
 
     from cme_bench.reports.engine_stats import stats_lines
     from cme_bench.reports.run_summary import summary_table, warnings
+    from cme_bench.terminal import markup
 
     console = Console()
     console.print(summary_table(folder))
     for line in stats_lines(folder) if engine_stats else ():
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(markup(line), soft_wrap=True, highlight=False)
     for warning in warnings(folder):
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True)
-    console.print(f"Results are in {folder}", soft_wrap=True, highlight=False)
+        console.print(f"[yellow]warning:[/yellow] {markup(warning)}", soft_wrap=True)
+    console.print(f"Results are in {markup(str(folder))}", soft_wrap=True, highlight=False)

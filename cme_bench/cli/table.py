@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 
 @app.command(
@@ -54,7 +55,7 @@ def table(
     tables = comparison_tables(views, allow_mixed=allow_mixed, paper=paper, tests=tests)
     text = render(tables, fmt, with_se=se, with_n=n, columns=columns)
     if output is None:
-        print(text, end="")
+        say(text, end="")
     else:
         write_text(output, text)
-        print(f"The table is in {output}")
+        say(f"The table is in {output}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import markup, say
 
 if TYPE_CHECKING:
     from cme_bench.tasks.spec import TaskSpec
@@ -45,7 +46,7 @@ def ls(
         widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
         for row in (COLUMNS, *rows):
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            print(line.rstrip())
+            say(line.rstrip())
 
 
 def _row(spec: TaskSpec) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     for row in rows:
         if domain and row[0] != domain:
             table.add_section()
-        table.add_row("" if row[0] == domain else row[0], *row[1:])
+        table.add_row("" if row[0] == domain else markup(row[0]), *map(markup, row[1:]))
         domain = row[0]
     Console().print(table)
 
@@ -92,7 +93,7 @@ def show(
 
     spec = load_suite(tuple(include or ())).task(task)
     here = f"{Path.cwd()}/"
-    print(dump_with_places(spec.config, {k: v.removeprefix(here) for k, v in spec.where.items()}), end="")
+    say(dump_with_places(spec.config, {k: v.removeprefix(here) for k, v in spec.where.items()}), end="")
 
 
 @tasks_app.command()
@@ -136,17 +137,17 @@ def preview(
     if tokenizer is not None:
         items = build_items(built, Encoder(tokenizer), form, max_length=max_length, limit=number, seed=seed)
     for place, (index, item) in enumerate(zip(ids, rendered, strict=True)):
-        print(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
+        say(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):
-            print(line)
+            say(line)
         if built.shots:
             rows = ", ".join(map(str, built.exemplars(seed, index)))
-            print(f"exemplars: rows {rows} of {spec.fewshot_split}")
+            say(f"exemplars: rows {rows} of {spec.fewshot_split}")
         if items:
             for line in preview_tokens(items[place], tokenizer):
-                print(line)
-    print(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
-    print(f"hash {task_hash(built, form.name, form.policy)}")
+                say(line)
+    say(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
+    say(f"hash {task_hash(built, form.name, form.policy)}")
 
 
 def load_reader(model: str, offline: bool) -> tuple[object, int]:
@@ -175,4 +176,4 @@ def export(
     specs = load_suite(tuple(include or ())).select(tasks)
     files = export_tasks(specs, open_source(data, offline=offline), out)
     plural = "s" if len(files) > 1 else ""
-    print(f"{len(files)} task{plural} in {out}; lm_eval --include_path {out} --tasks {tasks} runs them")
+    say(f"{len(files)} task{plural} in {out}; lm_eval --include_path {out} --tasks {tasks} runs them")

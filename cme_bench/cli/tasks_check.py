@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cme_bench.cli.tasks import AllowCode, Offline, load_reader, tasks_app
+from cme_bench.terminal import say
 
 if TYPE_CHECKING:
     from cme_bench.tasks.check import Checked
@@ -71,23 +72,23 @@ def lock(
     specs, locked = list(load_suite().tasks.values()), read_lock(file)
     found = changes(specs, locked)
     for change in found:
-        print(change)
+        say(change)
     if check_only:
-        print(f"{len(found)} of {len(specs)} tasks differ from {file}")
+        say(f"{len(found)} of {len(specs)} tasks differ from {file}")
         raise typer.Exit(bool(found))
     write_lock(file, renewed(specs, locked, today=datetime.now(UTC).date().isoformat()))
-    print(f"{len(specs)} tasks are locked in {file}")
+    say(f"{len(specs)} tasks are locked in {file}")
 
 
 def print_checked(checked: list[Checked]) -> bool:
     """Print what was found; whether there are no errors."""
     for task in checked:
         for finding in task.findings:
-            print(finding)
+            say(finding)
         if task.name and not task.failed:
-            print(f"ok: {task.name}: {', '.join(task.facts)}")
+            say(f"ok: {task.name}: {', '.join(task.facts)}")
     levels = [finding.level for task in checked for finding in task.findings]
     errors, warnings = levels.count("error"), levels.count("warning")
     named = sum(bool(task.name) for task in checked)
-    print(f"{named} task{'' if named == 1 else 's'} checked: {errors} errors, {warnings} warnings")
+    say(f"{named} task{'' if named == 1 else 's'} checked: {errors} errors, {warnings} warnings")
     return not errors

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from cme_bench.cli.tasks import Offline, tasks_app
+from cme_bench.terminal import say
 
 if TYPE_CHECKING:
     from cme_bench.tasks.draft import Draft
@@ -102,10 +103,10 @@ def new(
     draft = replace(draft, instruction=instruction or "", form=form or usual)
     text = task_yaml(name, draft, rows, origin, {"domain": domain, "licence": licence})
     file = write_task(out, name, text, origin, force=force)
-    print(f"{file}: {draft.kind}, question {', '.join(draft.question)}, answer {draft.answer}, {draft.form}")
+    say(f"{file}: {draft.kind}, question {', '.join(draft.question)}, answer {draft.answer}, {draft.form}")
     fine = print_checked(check_path(file, suite, open_source("hub", offline=offline)))
-    print(f"preview: cme-bench tasks preview {name} --include {out} --model smollm2")
-    print(f"run:     cme-bench run smollm2 --tasks {name} --include {out}")
+    say(f"preview: cme-bench tasks preview {name} --include {out} --model smollm2")
+    say(f"run:     cme-bench run smollm2 --tasks {name} --include {out}")
     if not fine:
         raise typer.Exit(2)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 _EPILOG = (
     "Examples:  cme-bench train smollm2 --method teamlora --data ./data --out adapters/team   |   the same "
@@ -187,4 +188,4 @@ def train(
         listener.note(f"cme-bench train {model} --method {method}: preparing")
         folder = train_adapter(options, listener)
     if main_process:
-        print(f"The adapter is in {folder}")
+        say(f"The adapter is in {folder}")

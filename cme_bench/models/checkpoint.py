@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import CmeError, UsageError, first_line
-from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
+from cme_bench.errors import UsageError
+from cme_bench.hub_client import from_hub
+from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.paths import cache_folder
 
 _WEIGHTS = (".safetensors",)
 _IDENTITY = (*_WEIGHTS, "config.json", "adapter_config.json")
 HUB_FILE = "hub.json"
 """In a folder that ``cme-bench fetch`` wrote: the model's hub id and commit."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -73,24 +76,30 @@ def _fetched_revision(path: Path) -> str | None:
 def fetch_snapshot(
     name: str, *, lock_file: Path, offline: bool = False, local_dir: Path | None = None
 ) -> tuple[Path, str]:
-    """Folder and commit of a model of the hub: in the hub's cache, or in ``local_dir``."""
+    """Folder and commit of a model of the hub: in the hub's cache, or in ``local_dir``.
+
+    UsageError if ``name`` is no hub id.
+    """
+    if not _HUB_ID.fullmatch(name):
+        raise UsageError(f"model {name!r}: not a hub id ('owner/name')")
     from huggingface_hub import HfApi, snapshot_download
 
     commit = read_lock(lock_file).get(f"models/{name}")
-    try:
-        if commit is None:
-            if offline:
-                raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
-            commit = write_lock(lock_file, f"models/{name}", str(HfApi().model_info(name).sha))
-        folder = snapshot_download(
+    if commit is None:
+        if offline:
+            raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
+        found = from_hub(f"model {name}", lambda: HfApi().model_info(name))
+        commit = write_lock(lock_file, f"models/{name}", str(found.sha))
+    folder = from_hub(
+        f"model {name}",
+        lambda: snapshot_download(
             name,
             revision=commit,
             allow_patterns=_HUB_FILES,
             local_files_only=offline,
             local_dir=local_dir,
-        )
-    except hub_errors() as err:
-        raise CmeError(f"model {name}: the hub did not deliver it ({first_line(err)})") from err
+        ),
+    )
     return Path(folder), commit
 
 

@@ -48,6 +48,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode."""
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -59,7 +60,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({first_line(err)})") from err
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError as err:
+        raise CmeError(f"{checkpoint.path}: the weights do not fit on {device} ({first_line(err)})") from err
 
 
 def choose_device() -> torch.device:

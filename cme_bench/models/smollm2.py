@@ -119,4 +119,4 @@ def _steps() -> Iterator[Step]:
             progress.update(bar, completed=done, description=f"smollm2: {name}")
 
         yield step
-    console.print(f"smollm2: made in {model_folder()}", soft_wrap=True)
+    console.print(f"smollm2: made in {model_folder()}", soft_wrap=True, markup=False)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cme_bench.reports.compare import Comparison, Row
-from cme_bench.reports.grids import csv_text, markdown, markdown_escape
+from cme_bench.reports.grids import csv_text, markdown, markdown_escape, markdown_line
 
 SIGNIFICANT = 0.05
 _COLUMNS = ("n", "A", "B", "B − A", "95 % CI", "p", "p (Holm)", "wins", "losses", "ties", "MDE", "test")
@@ -32,7 +32,7 @@ def comparison_markdown(comparison: Comparison, *, by: str = "domain", flips: in
         "",
         f"- {found} of {len(rows)} {by}s differ at {SIGNIFICANT} after Holm's adjustment; bold: those.",
         "- B − A in points, paired by item; MDE: the smallest true difference found with 80 % power.",
-        *(f"- {note}" for note in comparison.notes),
+        *(f"- {markdown_line(note)}" for note in comparison.notes),
     ]
     if flips:
         lines += ["", "Items that flipped (ids):", "", *_flip_lines(comparison, flips)]

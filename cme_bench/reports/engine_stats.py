@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cme_bench.runs.store import read_json
+from cme_bench.runs.folder import read_run
 
 
 def stats_lines(folder: Path) -> Iterator[str]:
     """Tokens computed against row by row, tokens/s, padding share and peak memory, over all sessions of a
     run folder; one line if everything came from the store."""
-    run = read_json(folder / "run.json")
-    sessions = [session["engine"] for session in run["sessions"] if "engine" in session]
+    run = read_run(folder)
+    sessions = [session["engine"] for session in run["sessions"] if session.get("engine")]
 
     def total(name: str) -> float:
-        return float(sum(stats[name] for stats in sessions))
+        return float(sum(stats.get(name) or 0 for stats in sessions))
 
     computed, rowwise, padding = (total(f"tokens_{name}") for name in ("computed", "rowwise", "padding"))
-    if not computed:
+    seconds = total("model_seconds")
+    if computed <= 0 or seconds <= 0:
         yield "engine: nothing was computed, all responses were stored"
         return
-    seconds = total("model_seconds")
-    share = run["engine"].get("prefixes", "")
+    share = (run.get("engine") or {}).get("prefixes")
     yield (
         f"engine: {computed:,.0f} tokens computed, {rowwise:,.0f} row by row ({rowwise / computed:.1f}x)"
         + (f", prefixes {share}" if share else "")
@@ -31,5 +31,5 @@ def stats_lines(folder: Path) -> Iterator[str]:
         f"engine: {computed / seconds:,.0f} tokens/s in {seconds:,.1f} s of model time, "
         f"{100 * padding / (computed + padding):.1f} % padding, "
         f"{total('tokens_generated'):,.0f} tokens generated, "
-        f"peak memory {max(stats['peak_memory_bytes'] for stats in sessions) / 2**30:.2f} GiB"
+        f"peak memory {max(stats.get('peak_memory_bytes') or 0 for stats in sessions) / 2**30:.2f} GiB"
     )

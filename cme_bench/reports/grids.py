@@ -7,6 +7,8 @@ import html
 import io
 from collections.abc import Iterable, Sequence
 
+from cme_bench.terminal import visible
+
 _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -30,8 +32,17 @@ def latex_escape(text: str) -> str:
 
 def markdown_escape(text: str) -> str:
     """``text`` for a cell of a Markdown table: no markup, no HTML, no new cell, on one line."""
-    line = " ".join(text.split())
-    for special in "\\`*_[]|":
+    return _markdown_text(text, "\\`*_[]|")
+
+
+def markdown_line(text: str) -> str:
+    """``text``, with names of others' choosing in it, as one line of Markdown without HTML or links."""
+    return _markdown_text(text, "[")
+
+
+def _markdown_text(text: str, specials: str) -> str:
+    line = visible(" ".join(text.split()))
+    for special in specials:
         line = line.replace(special, f"\\{special}")
     return html.escape(line, quote=False)
 
@@ -86,10 +97,22 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     return f"<table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
+def no_formula(cell: object) -> object:
+    """A cell of a csv file: numbers and harmless text as they are."""
+    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return cell if cell == "-" else f"'{cell}"
+    return cell
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Comma-separated, a header line first, no newline at the end."""
+    """Comma-separated, a header line first, no newline at the end. Text that a spreadsheet would take for a
+    formula gets an apostrophe before it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([no_formula(cell) for cell in row] for row in rows)
     return out.getvalue().rstrip("\n")

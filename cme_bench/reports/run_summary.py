@@ -7,15 +7,16 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cme_bench.runs.store import read_json
+from cme_bench.runs.folder import read_results
+from cme_bench.terminal import markup
 
 WARN_SHARE = 0.01
 
 
 def summary_table(folder: Path) -> Table:
     """Every task, every domain and the average of a run folder."""
-    results = read_json(folder / "results.json")["cme"]
-    table = Table(title=str(folder), show_edge=False)
+    results = read_results(folder)
+    table = Table(title=markup(str(folder)), show_edge=False)
     for name, justify in (("domain", "left"), ("task", "left"), ("metric", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name in ("score", "± SE", "n"):
@@ -23,12 +24,13 @@ def summary_table(folder: Path) -> Table:
     table.add_column("task hash")
     for task, result in results["tasks"].items():
         estimate = result["metrics"][result["primary"]]
-        table.add_row(result["domain"], task, result["primary"], *_cells(estimate), result["hash"][:8])
+        names = (markup(name) for name in (result["domain"], task, result["primary"]))
+        table.add_row(*names, *_cells(estimate), markup(result["hash"][:8]))
     for form, summary in results["forms"].items():
         table.add_section()
         for domain, estimate in summary["domains"].items():
-            table.add_row(domain, f"({form})", "macro", *_cells(estimate))
-        table.add_row("[bold]average[/bold]", f"({form})", "macro", *_cells(summary["average"]))
+            table.add_row(markup(domain), f"({markup(form)})", "macro", *_cells(estimate))
+        table.add_row("[bold]average[/bold]", f"({markup(form)})", "macro", *_cells(summary["average"]))
     return table
 
 
@@ -52,7 +54,7 @@ def warnings(folder: Path) -> Iterator[str]:
         "truncated": "prompts cut to fit the context",
         "unanswered": "items without a response, which are not scored (run.json names them)",
     }
-    for task, result in read_json(folder / "results.json")["cme"]["tasks"].items():
+    for task, result in read_results(folder)["tasks"].items():
         for kind, share in result["quality"].items():
             prose = kind == "hit_length" and result["primary"] == "acc"
             if (share > WARN_SHARE or kind == "unanswered") and not prose:

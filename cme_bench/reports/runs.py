@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.errors import UsageError
+from cme_bench.runs.folder import read_both
 from cme_bench.runs.store import read_json
 
 ALLOW = "--allow-mixed compares anyway, with a note for each difference"
@@ -68,10 +69,10 @@ class RunView:
 
 def open_run(folder: Path) -> RunView:
     """Read a run folder. UsageError if it is none, or has no finished task yet."""
-    run = read_json(folder / "run.json")
     if not (folder / "results.json").exists():
+        read_json(folder / "run.json")
         raise UsageError(f"{folder}: no task of this run is finished yet")
-    return RunView(folder, run, read_json(folder / "results.json")["cme"])
+    return RunView(folder, *read_both(folder))
 
 
 def labels(runs: Sequence[RunView]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports import grids
-from cme_bench.reports.grids import latex_escape, markdown_escape
+from cme_bench.reports.grids import latex_escape, markdown_escape, markdown_line
 from cme_bench.reports.table import FIXED, Cell, ComparisonTable
 
 FORMATS = ("md", "latex", "html", "csv")
@@ -82,7 +82,7 @@ def _markdown(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -
         )
         for kept in _blocks(table, width)
     ]
-    notes = "\n".join(f"- {note}" for note in table.notes)
+    notes = "\n".join(f"- {markdown_line(note)}" for note in table.notes)
     return "\n\n".join([f"**{table.caption}**", *blocks, notes])
 
 

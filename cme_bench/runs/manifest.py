@@ -14,8 +14,9 @@ import orjson
 
 from cme_bench.engines.base import Engine
 from cme_bench.errors import UsageError
-from cme_bench.provenance import commit, machine, versions
+from cme_bench.provenance import commit, machine, versions, without_secrets
 from cme_bench.runs.options import RunOptions
+from cme_bench.runs.shape import ListOf, Maybe, check_shape
 from cme_bench.runs.store import read_json, write_json
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SAVE_SECONDS = 2.0
+_RESUMED = {"identity": dict, "sessions": Maybe(ListOf({"seconds": float}))}
+"""What is read of an earlier ``run.json``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,10 @@ class Manifest:
         sessions: list[Any] = []
         if file.exists():
             old = read_json(file)
-            sessions = old.get("sessions", [])
+            check_shape(old, _RESUMED, str(file))
+            sessions = old.get("sessions") or []
             for part, value in identity.items():
-                if (held := old.get("identity", {}).get(part)) != value:
+                if (held := old["identity"].get(part)) != value:
                     raise UsageError(
                         f"{folder} holds a run with {part} {_short(held)}, not {_short(value)}; "
                         "name another folder with --out"
@@ -152,8 +156,8 @@ def _short(value: object) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return without_secrets(str(value))
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return value

@@ -21,10 +21,11 @@ from cme_bench.models.load import load_tokenizer
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.provenance import commit, versions
+from cme_bench.runs.folder import read_both
 from cme_bench.runs.records import current_records
 from cme_bench.runs.results import write_results
 from cme_bench.runs.runner import task_hash
-from cme_bench.runs.store import Record, RunWriter, read_json, write_json
+from cme_bench.runs.store import Record, RunWriter, write_json
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.tasks.build import Task, build_task
@@ -48,16 +49,17 @@ class RescoredTask:
     unchecked: bool
 
 
-def rescore(folder: Path, *, data: str | None = None) -> list[RescoredTask]:
+def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) -> list[RescoredTask]:
     """Rescores every finished task of a run folder and rewrites its results.
 
-    ``data`` replaces the run's ``--data``, for rows that have moved. Raises UsageError if rows, prompts or
-    choices are no longer those that were answered: then the responses belong to other questions.
+    ``data`` replaces the run's ``--data``, for rows that have moved. ``allow_code``: run ``!function`` of the
+    task files that the run included; what the folder says of that is not asked, it may be a stranger's.
+    Raises UsageError if rows, prompts or choices are no longer those that were answered: then the responses
+    belong to other questions.
     """
-    content, old = read_json(folder / "run.json"), read_json(folder / "results.json")["cme"]
-    arguments = content["arguments"]
-    include = [Path(p) for p in arguments.get("include", [])]
-    suite = load_suite(include, allow_code=arguments.get("allow_code", False))
+    content, old = read_both(folder)
+    arguments = content.get("arguments") or {}
+    suite = load_suite([Path(p) for p in arguments.get("include") or ()], allow_code=allow_code)
     source = open_source(data or content["identity"]["data"], offline=arguments.get("offline", False))
     tokenizer = _tokenizer(content["model"])
     outcomes: list[RescoredTask] = []

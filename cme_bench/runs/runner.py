@@ -10,13 +10,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cme_bench.engines.base import GenerateRequest, UnansweredError
+from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
@@ -27,7 +28,7 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import BaseModel, Responder
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import Record, RunWriter, read_records, samples_file
+from cme_bench.runs.store import Record, RunWriter, read_records
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import response_record, score_record
 from cme_bench.tasks.build import Task, build_task
@@ -126,12 +127,12 @@ def _run_one(
         results: list[TaskResult] = []
         try:
             for plan in plans:
-                records = session.run_task(plan)
+                stored = session.run_task(plan)
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
-                if not records:
+                if not stored:
                     continue  # no item has an answer
-                results.append(_result(plan, records))
+                results.append(_result(plan, session.records(plan), stored))
                 write_results(folder, manifest.content, results)
                 listener.finish(plan.task.name, _outcome(results[-1]))
             manifest.finish()
@@ -140,10 +141,10 @@ def _run_one(
     return manifest
 
 
-def _result(plan: _Plan, records: Sequence[Record]) -> TaskResult:
-    """Of the items that have an answer; ``quality`` says what share has none."""
+def _result(plan: _Plan, records: Iterable[Record], stored: int) -> TaskResult:
+    """Of the items that have an answer, ``stored`` in all; ``quality`` says what share has none."""
     result = task_result(plan.task.spec, plan.task.lm_eval, records)
-    if missing := len(plan.items) - len(records):
+    if missing := len(plan.items) - stored:
         result.quality["unanswered"] = missing / len(plan.items)
     return result
 
@@ -248,79 +249,120 @@ class _Session:
     listener: Silent
     stopping: threading.Event
 
-    def run_task(self, plan: _Plan) -> list[Record]:
-        """Records of a task's items in order: stored ones reused, the others computed and stored.
+    def run_task(self, plan: _Plan) -> int:
+        """Have a record of every item in the store: what is there is reused, the rest computed and stored.
 
-        Fewer than all of them if the run was asked to stop, or if no worker survived some items.
+        Some are missing if the run was asked to stop, or if no worker survived them. Gives how many are
+        there; records are not held, so that memory does not grow with them.
         """
         name = plan.task.name
         hash_ = self.manifest.tasks[name].hash
-        records = _stored(plan, self.writer, hash_)
-        pending = [i for i, item in enumerate(plan.items) if item.id not in records]
-        self.listener.start(name, total=len(plan.items), done=len(plan.items) - len(pending))
-        window: list[Record] = []
-        opened = time.monotonic()
+        done = len(stored := _stored(plan, self.writer, hash_))
+        pending = [i for i, item in enumerate(plan.items) if item.id not in stored]
+        self.listener.start(name, total=len(plan.items), done=done)
         try:
-            for position, response in _ask(self.responder, [plan.items[i].request for i in pending]):
-                item = plan.items[pending[position]]
-                record = _record(plan, item, plan.keys[pending[position]], hash_, response_record(response))
-                records[item.id] = record
-                window.append(record)
-                if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
-                    self._flush(name, window)
-                    opened = time.monotonic()
-                    if self.stopping.is_set():
-                        break
+            for window in _windows(_ask(self.responder, [plan.items[i].request for i in pending])):
+                places = [(pending[position], response) for position, response in window]
+                self.writer.append(
+                    name,
+                    [
+                        _record(plan, plan.items[i], plan.keys[i], hash_, response_record(response))
+                        for i, response in places
+                    ],
+                )
+                done += len(window)
+                self.manifest.count(len(window), self.responder.loaded)
+                self.listener.advance(len(window))
+                if self.stopping.is_set():
+                    break
         except UnansweredError as error:
             lost = {plan.items[pending[i]].id: reason for i, reason in error.reasons.items()}
             self.manifest.unanswered[name] = lost
-        self._flush(name, window)
-        return [records[item.id] for item in plan.items if item.id in records]
+        except LogitsError as err:
+            item = None if err.request is None else plan.items[pending[err.request]].id
+            raise err.within(name, item) from err
+        return done
 
-    def _flush(self, name: str, window: list[Record]) -> None:
-        self.writer.append(name, window)
-        self.manifest.count(len(window), self.responder.loaded)
-        self.listener.advance(len(window))
-        window.clear()
+    def records(self, plan: _Plan) -> Iterator[Record]:
+        """The stored records of a task as it is now, one at a time."""
+        hash_ = self.manifest.tasks[plan.task.name].hash
+        keys = _keys(plan)
+        for record in read_records(self.writer.samples_file(plan.task.name)):
+            if record["task"] == hash_ and keys.get(record["id"]) == record["key"]:
+                yield record
 
 
 def _ask(responder: Responder, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     if not requests:
-        return iter(())
+        return
     engine = responder.engine(requests[0])
     if isinstance(requests[0], GenerateRequest):
-        return engine.generate(requests)
-    return engine.loglikelihood(requests)
+        yield from engine.generate(requests)
+    else:
+        yield from engine.loglikelihood(requests)
 
 
-def _stored(plan: _Plan, writer: RunWriter, hash_: str) -> dict[int, Record]:
-    """Records of this plan's items that are already in the store, by item id.
+def _windows(responses: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """What is stored at a time. If the engine fails, what it finished before comes out first."""
+    window: list[tuple[int, Any]] = []
+    opened = time.monotonic()
+    failure: CmeError | None = None
+    try:
+        for response in responses:
+            window.append(response)
+            if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
+                yield window
+                window = []
+                opened = time.monotonic()
+    except CmeError as err:
+        failure = err
+    if window:
+        yield window
+    if failure is not None:
+        raise failure
+
+
+def _keys(plan: _Plan) -> dict[int, str]:
+    return {item.id: key for item, key in zip(plan.items, plan.keys, strict=True)}
+
+
+def _stored(plan: _Plan, writer: RunWriter, hash_: str) -> set[int]:
+    """Ids of this plan's items that need no computing.
 
     A response counts if its key is the item's; where it was scored under another version of the task, or
     lies behind a later record of the same item, it is scored again and appended, so that the last record of
     every item is the current one.
     """
-    wanted = set(plan.keys)
-    by_item: dict[tuple[int, str], Record] = {}
-    by_key: dict[str, Record] = {}
-    last: dict[int, str] = {}
-    for record in read_records(samples_file(writer.folder, plan.task.name)):
-        last[record["id"]] = record["key"]
+    file = writer.samples_file(plan.task.name)
+    keys, wanted = _keys(plan), set(plan.keys)
+    answered: set[str] = set()
+    current: set[int] = set()
+    for record in read_records(file):
+        number, key = record["id"], record["key"]
+        if key in wanted:
+            answered.add(key)
+        if record["task"] == hash_ and keys.get(number) == key:
+            current.add(number)
+        else:
+            current.discard(number)
+    stale = [i for i, item in enumerate(plan.items) if item.id not in current and plan.keys[i] in answered]
+    if stale:
+        responses = _responses(file, {plan.keys[i] for i in stale})
+        for i in stale:
+            item, key = plan.items[i], plan.keys[i]
+            response = responses.get((item.id, key)) or responses[None, key]
+            writer.append(plan.task.name, [_record(plan, item, key, hash_, response)])
+            current.add(item.id)
+    return current
+
+
+def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], dict[str, Any]]:
+    """The last stored response of each key that is ``wanted``, by item and key, and by None and key."""
+    found: dict[tuple[int | None, str], dict[str, Any]] = {}
+    for record in read_records(file):
         if record["key"] in wanted:
-            by_item[record["id"], record["key"]] = by_key[record["key"]] = record
-    records: dict[int, Record] = {}
-    renewed: list[Record] = []
-    for key, item in zip(plan.keys, plan.items, strict=True):
-        found = by_item.get((item.id, key)) or by_key.get(key)
-        if found is None:
-            continue
-        if found["id"] != item.id or found["task"] != hash_ or last.get(item.id) != key:
-            found = _record(plan, item, key, hash_, found["response"])
-            renewed.append(found)
-        records[item.id] = found
-    if renewed:
-        writer.append(plan.task.name, renewed)
-    return records
+            found[record["id"], record["key"]] = found[None, record["key"]] = record["response"]
+    return found
 
 
 def _record(plan: _Plan, item: Item, key: str, hash_: str, response: dict[str, Any]) -> Record:

@@ -55,11 +55,13 @@ def _guarded(file: Path, act: Any) -> Any:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. UsageError if the file is absent or broken."""
+    """A JSON object. UsageError if the file is absent, cannot be read or is broken."""
     try:
         value = orjson.loads(file.read_bytes())
     except FileNotFoundError as err:
         raise UsageError(f"{file}: no such file; is {file.parent} a run folder?") from err
+    except OSError as err:
+        raise UsageError(f"{file}: cannot be read ({err.strerror or err})") from err
     except orjson.JSONDecodeError as err:
         raise UsageError(f"{file}: broken JSON ({err})") from err
     if not isinstance(value, dict):
@@ -70,7 +72,8 @@ def read_json(file: Path) -> dict[str, Any]:
 def read_records(file: Path) -> Iterator[Record]:
     """Complete records of a samples file in the order they were written; none if there is no file.
 
-    A torn last line is skipped; a broken line before it is a UsageError with its number.
+    A torn last line is skipped; a line before it that is broken, or no record, is a UsageError with its
+    number.
     """
     if not file.exists():
         return
@@ -79,15 +82,54 @@ def read_records(file: Path) -> Iterator[Record]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield orjson.loads(line)
+                record = orjson.loads(line)
             except orjson.JSONDecodeError as err:
                 raise UsageError(f"{file}:{number}: broken record ({err})") from err
+            if problem := _odd(record):
+                raise UsageError(f"{file}:{number}: broken record ({problem})")
+            yield record
+
+
+_FIELDS = (
+    ("id", int),
+    ("key", str),
+    ("task", str),
+    ("scores", dict),
+    ("response", dict),
+    ("target", str),
+    ("truncated", int),
+    ("prompt", str),
+    ("choices", list),
+    ("doc", dict),
+)
+
+
+def _odd(record: Any) -> str | None:
+    """What of a record is not as its readers need it."""
+    if type(record) is not dict:
+        return "not a JSON object"
+    for name, kind in _FIELDS:
+        if type(record.get(name)) is not kind:
+            return f"{name!r} is missing or of another type"
+    response, answer = record["response"], record.get("answer")
+    if "text" in response:
+        fits = type(response["text"]) is str
+    else:
+        logprobs, choices = response.get("logprobs"), len(record["choices"])
+        fits = type(logprobs) is list and all(type(x) is float for x in logprobs) and bool(logprobs)
+        fits = fits and (len(logprobs) == 1 or len(logprobs) == choices)
+    if not fits:
+        return "'response' has neither a text nor a log-likelihood for every choice"
+    if answer is not None and not (type(answer) is dict and {"text", "rule"} <= answer.keys()):
+        return "'answer' has no text and rule"
+    return "'id' is negative" if record["id"] < 0 else None
 
 
 class RunWriter:
     """The one process that writes a run folder. Use as a context manager.
 
-    Raises UsageError if the folder cannot be made or written, or if another process is writing it.
+    Raises UsageError if the folder cannot be made or written, or if another process is writing it; CmeError
+    if its disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -106,6 +148,10 @@ class RunWriter:
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
             raise UsageError(f"{folder} is being written by another run (process {owner})") from err
+        _guarded(folder / ".lock", self._sign)
+
+    def _sign(self) -> None:
+        """Write into the lock who holds it."""
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()

@@ -50,6 +50,8 @@ def score_record(
         filtered = [instance.filtered_resps[pipeline.name] for instance in instances]
         for name, value in lm_task.process_results(doc, filtered).items():
             scores[metric_name(name, pipeline.name)] = _plain(value)
+    for instance in instances:
+        instance.resps, instance.filtered_resps = [], {}  # items outlive their scores
     return {"scores": scores}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, first_line
-from cme_bench.hub_lock import default_lock_file, hub_errors, read_lock, write_lock
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.hub_client import from_hub
+from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
@@ -62,7 +63,7 @@ class HubSource(DataSource):
             raise UsageError(f"dataset {path} is not in {self.lock_file}; fetch it once without --offline")
         from huggingface_hub import HfApi
 
-        info = _from_hub(f"dataset {path}", lambda: HfApi().dataset_info(path))
+        info = from_hub(f"dataset {path}", lambda: HfApi().dataset_info(path))
         return write_lock(self.lock_file, f"datasets/{path}", str(info.sha))
 
 
@@ -90,17 +91,13 @@ def _load(path: str, name: str | None, split: str, commit: str, kwargs: dict[str
     import datasets
 
     what = f"dataset {path}"
-    table = _from_hub(what, lambda: datasets.load_dataset(path, name, split=split, revision=commit, **kwargs))
+    table = from_hub(
+        what,
+        lambda: datasets.load_dataset(path, name, split=split, revision=commit, **kwargs),
+        ValueError,
+        RuntimeError,
+        datasets.exceptions.DatasetsError,
+    )
     if not all(commit in Path(file["filename"]).parts for file in table.cache_files):
         raise CmeError(f"{what}: the hub did not deliver commit {commit[:8]} (only another one is cached)")
     return table
-
-
-def _from_hub(what: str, ask: Callable[[], Any]) -> Any:
-    """``ask()``, with the hub's and the network's errors as one line."""
-    import datasets
-
-    try:
-        return ask()
-    except (*hub_errors(), ValueError, RuntimeError, datasets.exceptions.DatasetsError) as err:
-        raise CmeError(f"{what}: the hub did not deliver it ({first_line(err)})") from err

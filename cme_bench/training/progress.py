@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cme_bench.terminal import say, visible
+
 LINE_SECONDS = 10.0
 
 
@@ -36,7 +38,7 @@ class LiveBar(Silent):
         self.progress = progress
 
     def note(self, message: str) -> None:
-        self.progress.console.print(message, highlight=False, soft_wrap=True)
+        self.progress.console.print(visible(message), highlight=False, markup=False, soft_wrap=True)
 
     def start(self, *, steps: int, done: int) -> None:
         self.bar = self.progress.add_task("training", total=steps, completed=done)
@@ -56,7 +58,7 @@ class PlainLines(Silent):
         self.steps, self.shown = 0, 0.0
 
     def note(self, message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        say(message, file=sys.stderr)
 
     def start(self, *, steps: int, done: int) -> None:
         self.steps, self.shown = steps, time.monotonic()

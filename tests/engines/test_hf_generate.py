@@ -160,5 +160,5 @@ def test_nan_logits_name_the_request(
     with torch.no_grad():
         model.get_input_embeddings().weight[299] = float("nan")
     requests = [GenerateRequest(make_ids(5), 3), GenerateRequest((1, 299), 3)]
-    with pytest.raises(CmeError, match="request 1: the model's logits are NaN after 0 new tokens"):
+    with pytest.raises(CmeError, match="request 1 after 0 new tokens: the model's logits are NaN"):
         generate_all(HFEngine(model, toy_tokenizer), requests)

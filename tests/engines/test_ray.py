@@ -22,6 +22,7 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
     UnansweredError,
 )
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import Cluster, Crew
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
@@ -48,22 +49,22 @@ class Sums(Engine):
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         for index, request in enumerate(requests):
-            self._meet(request.rows[0][0])
+            self._meet(index, request.rows[0][0])
             scores = tuple(self.offset + sum(context + choice) for context, choice in request.rows)
             yield index, LoglikelihoodResponse(scores, (True,) * len(scores))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         for index, request in enumerate(requests):
-            self._meet(request.prompt)
+            self._meet(index, request.prompt)
             yield index, GenerateResponse(str(request.prompt), len(request.prompt), "eos")
 
-    def _meet(self, tokens: tuple[int, ...]) -> None:
+    def _meet(self, index: int, tokens: tuple[int, ...]) -> None:
         if DEADLY in tokens:
             os._exit(1)
         if BROKEN in tokens:
             raise RuntimeError("the device is lost")
         if BAD in tokens:
-            raise CmeError("the model's logits are NaN")
+            raise LogitsError.at(index)
         if SLOW in tokens:
             time.sleep(0.02)
         self.stats.requests += 1
@@ -174,8 +175,8 @@ def test_a_question_that_kills_is_named_and_all_others_are_answered(bench: Bench
     assert set(found) == set(range(60)) - {17, 41}
 
 
-def test_a_users_mistake_is_raised_as_it_was(bench: Bench) -> None:
-    with pytest.raises(CmeError, match=r"^the model's logits are NaN$"):
+def test_an_error_of_ours_is_raised_and_names_the_request_of_the_whole(bench: Bench) -> None:
+    with pytest.raises(LogitsError, match=r"^request 20: the model's logits are NaN or infinite;"):
         collect(bench.engine().loglikelihood([*questions(20), *questions(1, BAD)]))
 
 

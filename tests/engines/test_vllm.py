@@ -23,6 +23,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
 
@@ -273,6 +274,23 @@ def test_an_exported_folder_is_served_without_a_flag(
     found = answers(bench.vllm(), asked)
     bench.host.close()
     assert_alike(found, answers(Bench(base, toy_tokenizer).transformers(adapters["teamlora"]), asked))
+
+
+def test_logits_that_are_no_numbers_are_an_error(
+    base: Path, toy_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[299] = float("nan")
+    bench = Bench(save_checkpoint(tmp_path / "nan", model, toy_tokenizer), toy_tokenizer)
+    asked = [GenerateRequest(ids(5), 3), GenerateRequest((299, 4), 3)]
+    with pytest.raises(LogitsError, match=r"^request 1: the model's logits are NaN"):
+        list(bench.vllm().generate(asked))
+    scored = [LoglikelihoodRequest(((ids(5), (4, 5)),)), LoglikelihoodRequest((((299, 4), (4, 5)),))]
+    with pytest.raises(LogitsError, match="logits are NaN"):
+        list(bench.vllm().loglikelihood(scored))
+    assert len(answers(bench.vllm(), scored[:1])) == 1, "the next engine answers"
+    bench.host.close()
 
 
 def test_an_engine_that_dies_is_reported_and_the_next_one_answers(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from folders import make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.engine_stats import stats_lines
 from cme_bench.runs.options import parse_settings
-from cme_bench.runs.store import write_json
 
 STATS = {
     "tokens_computed": 300,
@@ -22,9 +22,10 @@ STATS = {
 
 
 def test_sessions_add_up(tmp_path: Path) -> None:
-    sessions = [{"engine": STATS}, {}, {"engine": STATS | {"peak_memory_bytes": 2**31}}]
-    write_json(tmp_path / "run.json", {"sessions": sessions, "engine": {"prefixes": "shared"}})
-    assert list(stats_lines(tmp_path)) == [
+    engines = [{"engine": STATS}, {}, {"engine": STATS | {"peak_memory_bytes": 2**31}}]
+    sessions = [{"seconds": 1.0} | engine for engine in engines]
+    run = make_run(tmp_path / "r", {}, sessions=sessions, engine={"prefixes": "shared"})
+    assert list(stats_lines(run.folder)) == [
         "engine: 600 tokens computed, 2,400 row by row (4.0x), prefixes shared",
         "engine: 200 tokens/s in 3.0 s of model time, 25.0 % padding, 14 tokens generated, "
         "peak memory 2.00 GiB",
@@ -32,8 +33,8 @@ def test_sessions_add_up(tmp_path: Path) -> None:
 
 
 def test_nothing_computed(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"sessions": [{}], "engine": {}})
-    assert list(stats_lines(tmp_path)) == ["engine: nothing was computed, all responses were stored"]
+    run = make_run(tmp_path / "r", {}, sessions=[{"seconds": 1.0}], engine={})
+    assert list(stats_lines(run.folder)) == ["engine: nothing was computed, all responses were stored"]
 
 
 def test_the_switch_for_plain_rows() -> None:

@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.runs.store import RunWriter, cut_torn_line, read_json, read_records, samples_file, write_json
+
+
+def record(number: int) -> dict[str, Any]:
+    """The least that a record holds."""
+    empty: dict[str, Any] = {
+        "scores": {},
+        "doc": {},
+        "choices": [],
+        "prompt": "",
+        "target": "",
+        "truncated": 0,
+    }
+    return {"id": number, "key": "k", "task": "t", "response": {"text": ""}, **empty}
 
 
 def test_second_writer_is_refused_and_names_the_first(tmp_path: Path) -> None:
@@ -23,13 +38,13 @@ def test_second_writer_is_refused_and_names_the_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tail", [b"", b'{"id": 2', b'{"id": 2, "x": "' + b"y" * 200_000])
 def test_torn_line_is_invisible_to_readers_and_cut_by_the_writer(tmp_path: Path, tail: bytes) -> None:
     with RunWriter(tmp_path) as writer:
-        writer.append("t", [{"id": 0}, {"id": 1}])
+        writer.append("t", [record(0), record(1)])
     file = samples_file(tmp_path, "t")
     whole = file.read_bytes()
     file.write_bytes(whole + tail)
     assert [r["id"] for r in read_records(file)] == [0, 1]
     with RunWriter(tmp_path) as writer:
-        writer.append("t", [{"id": 3}])
+        writer.append("t", [record(3)])
     assert [r["id"] for r in read_records(file)] == [0, 1, 3]
 
 
@@ -40,17 +55,18 @@ def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
 
 
 def test_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_bytes(b'{"id": 0}\nnot json\n{"id": 2}\n')
+    line = orjson.dumps(record(0)) + b"\n"
+    (tmp_path / "t.jsonl").write_bytes(line + b"not json\n" + line)
     with pytest.raises(UsageError, match=r"t\.jsonl:2: broken record"):
         list(read_records(tmp_path / "t.jsonl"))
 
 
 def test_a_full_disk_says_what_to_do_and_keeps_what_was_there(tmp_path: Path) -> None:
     with RunWriter(tmp_path) as writer:
-        writer.append("t", [{"id": 0}])
+        writer.append("t", [record(0)])
         writer._streams[samples_file(tmp_path, "t")] = Path("/dev/full").open("wb", buffering=0)
         with pytest.raises(CmeError, match=r"t\.jsonl \(No space left.*run the same command again"):
-            writer.append("t", [{"id": 1}])
+            writer.append("t", [record(1)])
         writer._streams.clear()
     assert [r["id"] for r in read_records(samples_file(tmp_path, "t"))] == [0]
 

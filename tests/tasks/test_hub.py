@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hub_server import FIRST, SECOND, Hub, Server, serving
 
-from cme_bench.hub_lock import hub_errors
+from cme_bench.hub_client import hub_errors
 
 # Asks for rows as a run does. A process of its own: HF_ENDPOINT and HF_HOME are read when libraries load.
 ASKER = """
@@ -135,6 +135,33 @@ def test_a_hub_that_fails_is_one_line_and_nothing_is_locked(
     assert str(status) in answer
     assert "\n" not in answer
     assert not lock.exists()
+
+
+@pytest.mark.parametrize("drops", [1, 2, 3])
+def test_connections_that_break_are_tried_again(hub: Hub, ask: Asker, lock: Path, drops: int) -> None:
+    hub.drops = drops
+    assert ask(f"acme/shaky-{drops}", lock)[:2] == [
+        [{"text": "first", "label": 1}],
+        f"acme/shaky-{drops}@aaaaaaaa/test",
+    ]
+    assert hub.drops == 0
+
+
+def test_a_network_that_stays_away_is_one_line_and_the_same_call_goes_on(
+    hub: Hub, ask: Asker, lock: Path
+) -> None:
+    hub.drops = 10_000
+    answer = ask("acme/away", lock)
+    assert answer.startswith("CmeError 1: dataset acme/away: the hub did not deliver it (")
+    assert answer.endswith(", 4 tries; what has arrived is kept, the same command goes on")
+    assert not lock.exists()
+    hub.drops = 0
+    assert ask("acme/away", lock)[2] == FIRST
+
+
+def test_what_does_not_exist_is_not_asked_for_again(hub: Hub, ask: Asker, lock: Path) -> None:
+    hub.status = 404
+    assert "tries" not in ask("acme/nowhere", lock)
 
 
 def test_another_cached_commit_does_not_stand_in_for_the_locked_one(hub: Hub, ask: Asker, lock: Path) -> None:

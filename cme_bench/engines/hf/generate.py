@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
 from cme_bench.engines.hf.forward import CausalForward, left_pad
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop
-from cme_bench.errors import CmeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ class GreedyDecoder:
     ) -> list[GenerateResponse]:
         """Responses of ``rows``, in their order; adds what was computed to ``positions``.
 
-        Raises CmeError when a row's logits are NaN.
+        Raises LogitsError when a row's logits are NaN or plus infinity.
         """
         for row in rows:  # a batch that ran out of memory begins again
             row.tokens.clear()
@@ -148,10 +148,7 @@ class GreedyDecoder:
     def _append(self, row: GenerationRow, token: int) -> None:
         """Add ``token`` to ``row`` and decide whether that ends it."""
         if token < 0:
-            raise CmeError(
-                f"request {row.index}: the model's logits are NaN after {len(row.tokens)} new tokens; check "
-                "the weights, or use float32 or bfloat16 in place of float16"
-            )
+            raise LogitsError.at(row.index, f" after {len(row.tokens)} new tokens")
         row.tokens.append(token)
         if token in self._end_ids:
             row.finish = "eos"
@@ -187,8 +184,8 @@ class GreedyDecoder:
 
 
 def _argmax_or_nan(logits: Tensor) -> Tensor:
-    """Token [rows] of the highest of ``logits`` [rows, vocab]; -1 where one of them is NaN."""
-    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
+    """Token [rows] of the highest of ``logits`` [rows, vocab]; -1 where that is NaN or infinite."""
+    return logits.argmax(-1).masked_fill(~logits.amax(-1).isfinite(), -1)  # a NaN counts as the highest
 
 
 def _can_select(cache: Any) -> bool:

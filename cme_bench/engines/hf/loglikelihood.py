@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf.forward import CausalForward, left_pad
-from cme_bench.errors import CmeError
+from cme_bench.engines.logits import LogitsError
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Most logits held in float32 at a time: 16 MiB, which a CPU's cache can hold, or 256 MiB."""
@@ -68,7 +68,7 @@ def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
 def score_rows(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[RowScore]:
     """One forward of ``rows`` and one copy back from the device.
 
-    Raises CmeError when logits are NaN.
+    Raises LogitsError when logits are NaN or plus infinity.
     """
     ids, mask = left_pad([row.context + row.continuation[:-1] for row in rows])
     keep = max(len(row.continuation) for row in rows)
@@ -100,7 +100,8 @@ def read_logits(
     logits: Tensor, index: Tensor, target: Tensor, place: Tensor | None = None
 ) -> tuple[list[float], list[bool]]:
     """Log-probability of every ``target`` [reads], and whether it is the argmax, at row ``index`` [reads] of
-    ``logits`` [places, vocab] (of ``logits[place]`` if given). One copy back from the device.
+    ``logits`` [places, vocab] (of ``logits[place]`` if given); NaN where a logit of the row is NaN or plus
+    infinity. One copy back from the device.
     """
     index, target = index.to(logits.device), target.to(logits.device)
     n = logits.shape[0]
@@ -116,19 +117,17 @@ def read_logits(
         scored = (logits[some] if place is None else logits[place[some]]).float()
         total[some] = scored.logsumexp(-1)
         best[some] = scored.argmax(-1)
+    total.masked_fill_(total == math.inf, math.nan)  # a logit of +inf: no probability is known
     wanted = logits[index if place is None else place[index], target].float()
     logprobs, hits = torch.stack((wanted - total[index], (best[index] == target).float())).tolist()
     return logprobs, [bool(hit) for hit in hits]
 
 
 def check_not_nan(row: ScoringRow, score: RowScore) -> None:
-    """Raises CmeError if the score of ``row`` is NaN."""
+    """Raises LogitsError if the score of ``row`` is NaN."""
     if math.isnan(score.logprob):
         index, choice = row.owners[0]
-        raise CmeError(
-            f"request {index}, choice {choice}: the model's logits are NaN; check the weights, or use "
-            "float32 or bfloat16 in place of float16"
-        )
+        raise LogitsError.at(index, f", choice {choice}")
 
 
 def collect_responses(

@@ -70,7 +70,7 @@ def run_packs(packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack
 def finished_rows(
     rows: Sequence[ScoringRow], packs: Iterable[Reads]
 ) -> Iterator[tuple[ScoringRow, RowScore]]:
-    """``(row, score)`` as soon as a row's last token was read. Raises CmeError for logits that are NaN."""
+    """``(row, score)`` as soon as a row's last token was read. Raises LogitsError for logits that are NaN."""
     logprobs: list[list[float]] = [[] for _ in rows]
     greedy = [True] * len(rows)
     for reads in packs:

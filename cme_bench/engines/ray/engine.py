@@ -15,6 +15,7 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
     UnansweredError,
 )
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
 from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
 from cme_bench.engines.ray.work import Work
@@ -114,6 +115,10 @@ class RayEngine(Engine):
                 self._description = self._pool.opened(place).description
                 return
             answers = self._pool.receive(place)
+        except LogitsError as error:  # the worker knows places in its shard only
+            shard = place.flights[0].shard
+            index = None if error.request is None else shard.requests[error.request]
+            raise LogitsError.at(index, error.where) from error
         except WorkerDiedError as error:
             self._bury(place, work, str(error))
             return

@@ -22,10 +22,10 @@ from cme_bench.engines.base import (
     TokenIds,
 )
 from cme_bench.engines.checks import check_generate, check_loglikelihood
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
-from cme_bench.errors import CmeError
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class VLLMEngine(Engine):
     def _counted(
         self, request: LoglikelihoodRequest, index: int, response: LoglikelihoodResponse
     ) -> tuple[int, LoglikelihoodResponse]:
+        if any(math.isnan(logprob) for logprob in response.logprobs):
+            raise LogitsError.at(index)
         self.stats.requests += 1
         self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in request.rows if t)
         return index, response
@@ -213,6 +215,4 @@ def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
         for depth, (token, place) in enumerate(zip(before, places, strict=True)):
             prompt = ask.context + before[:depth]
             scores[prompt, token] = Score(float(place[token].logprob), place[token].rank == 1)
-    if any(math.isnan(score.logprob) for score in scores.values()):
-        raise CmeError("the model's logits are NaN; its weights or dtype are broken")
     return scores

@@ -9,17 +9,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cme_bench.engines.base import TokenIds
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 from cme_bench.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 Key = TypeVar("Key")
 WATCH_SECONDS = 1.0
+_NAN = "NaNs detected in logits"
+"""What vLLM says where ``VLLM_RAISE_ON_LOGIT_NANS`` is set and a request's logits are NaN."""
 
 
 class Host:
@@ -98,7 +101,7 @@ class Host:
             requests: ``(key, prompt, SamplingParams)``; taken only as there is room.
 
         A consumer that stops reading aborts what is in flight. Raises EngineDiedError, with the engine's own
-        last error, if it dies.
+        last error, if it dies; LogitsError, with an integer key as the request's index, if it meets NaN.
         """
         engine = self._llm.llm_engine
         flying: dict[str, Key] = {}
@@ -120,19 +123,33 @@ class Host:
                     if output.finished:
                         yield flying.pop(output.request_id), output
         except Exception as error:
-            if type(error).__name__ != "EngineDeadError":
+            failure = self._failure(error, flying)
+            if failure is None:
                 raise
             flying.clear()
-            self._llm = None
-            raise EngineDiedError(
-                f"vLLM's engine died: {self._last_error() or first_line(error)} (log: {self.log}); what was "
-                "stored is intact, the same command goes on from there"
-            ) from error
+            raise failure from error
         finally:
             if flying and self._llm is not None:
                 engine.abort_request(list(flying))
                 while engine.has_unfinished_requests():
                     engine.step()
+
+    def _failure(self, error: Exception, flying: Mapping[str, object]) -> CmeError | None:
+        """What to raise for an error after which this engine is of no use; None for any other."""
+        dead = type(error).__name__ == "EngineDeadError"
+        reason = (self._last_error() if dead else "") or first_line(error)
+        if not dead and _NAN not in reason:
+            return None
+        if dead:
+            self._llm = None
+        else:
+            self.close()
+        if _NAN in reason:
+            return LogitsError.at(_broken(flying, reason))
+        return EngineDiedError(
+            f"vLLM's engine died: {reason} (log: {self.log}); what was stored is intact, the same command "
+            "goes on from there"
+        )
 
     def _last_error(self) -> str:
         """The last line of the log that reads like an exception, without vLLM's own prefixes."""
@@ -159,6 +176,12 @@ class Host:
                 del engine
                 cleanup_dist_env_and_memory()
         self._spec = self._adapter = None
+
+
+def _broken(asked: Mapping[str, object], reason: str) -> int | None:
+    """The integer key of the first request whose name, which vLLM may lengthen, stands in ``reason``."""
+    found = (key for name, key in asked.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
+    return next((key for key in found if isinstance(key, int)), None)
 
 
 def _wake_when_dead(core: Any) -> None:

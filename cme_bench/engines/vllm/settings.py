@@ -77,6 +77,7 @@ def environment(settings: VllmSettings) -> dict[str, str]:
     chosen = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_RAISE_ON_LOGIT_NANS": "1",  # without it a broken model generates the token of id 0
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # by one: a row's last token is never fed
     }
     if on_cpu():

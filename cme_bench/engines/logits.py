@@ -1,0 +1,32 @@
+"""Logits that are no numbers: an error that names the request, in every engine, and never a score."""
+
+from __future__ import annotations
+
+from cme_bench.errors import CmeError
+
+_BROKEN = (
+    "the model's logits are NaN or infinite; check the weights, or use float32 or bfloat16 instead of float16"
+)
+
+
+class LogitsError(CmeError):
+    """A model computed NaN, or a logit of plus infinity, after which no probability is known.
+
+    ``request``: index of the request in which it was seen, None if the engine cannot tell; ``where``: the
+    place in it.
+    """
+
+    def __init__(self, message: str, request: int | None = None, where: str = "") -> None:
+        super().__init__(message)
+        self.request, self.where = request, where
+
+    @classmethod
+    def at(cls, request: int | None, where: str = "") -> LogitsError:
+        """The error of one request, or of some request."""
+        place = "some request" if request is None else f"request {request}"
+        return cls(f"{place}{where}: {_BROKEN}", request, where)
+
+    def within(self, task: str, item: int | None) -> CmeError:
+        """The same error for a user, who knows tasks and items in place of requests."""
+        place = f"task {task}" if item is None else f"task {task}, item {item}"
+        return CmeError(f"{place}{self.where}: {_BROKEN} (what was computed before is stored)")

@@ -1,0 +1,44 @@
+"""The benchmarks that inject faults, in their short form: nothing may be lost, doubled or wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lines(script: str) -> list[Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_every_fault_once() -> None:
+    rows = lines("faults.py")
+    assert len(rows) >= 11
+    for row in rows:
+        assert (row["injected"], row["lost"], row["duplicated"], row["wrong"]) == (1, 0, 0, 0), row
+
+
+@pytest.mark.slow
+def test_a_short_soak() -> None:
+    [line] = lines("soak.py")
+    metrics = line["metrics"]
+    assert (metrics["lost"], metrics["duplicated"], metrics["wrong"]) == (0, 0, 0)
+    assert metrics["compared"] == 2000
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import faults
+
+    results = json.loads((ROOT / "results" / "bench" / "faults.json").read_text())
+    assert faults.table(results) in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
