@@ -26,6 +26,7 @@ from cme_bench.errors import CmeError, UsageError
 from cme_bench.runs import ray_worker
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
+from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_json, read_records, samples_file
 
@@ -42,9 +43,9 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-        )
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        head = {"num_cpus": 1, "include_dashboard": False}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.second = self.cluster.add_node(num_cpus=1)
 
     def kill_second(self) -> None:
@@ -95,6 +96,17 @@ def on_ray(nodes: TwoNodes, out: Path, **changes: Any) -> RunOptions:
 
 
 @pytest.fixture(scope="module")
+def loaded(nodes: TwoNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseModel]:
+    """SmolLM2 on a worker on each node, once both have answered."""
+    asked = on_ray(nodes, tmp_path_factory.mktemp("warm"), tasks=TASKS[0])
+    base = BaseModel(asked)
+    while not all(place.ready for place in base.engines._pool.places):
+        run(replace(asked, out=tmp_path_factory.mktemp("warm")), base=base)
+    yield base
+    base.close()
+
+
+@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run in one process."""
     return run(options(tmp_path_factory.mktemp("alone")))[0]
@@ -122,10 +134,9 @@ def check_equal(folder: Path, reference: Path, tolerance: float = 1e-4) -> None:
 
 
 def test_two_nodes_equal_one_process_and_either_resumes_the_other(
-    nodes: TwoNodes, alone: Path, tmp_path: Path
+    nodes: TwoNodes, loaded: BaseModel, alone: Path, tmp_path: Path
 ) -> None:
-    watcher = Watcher()
-    (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher)
+    (folder,) = run(on_ray(nodes, tmp_path / "r"), base=loaded)
     check_equal(folder, alone)
     manifest = read_json(folder / "run.json")
     assert manifest["identity"] == read_json(alone / "run.json")["identity"], "the same answers by any count"
@@ -138,11 +149,10 @@ def test_two_nodes_equal_one_process_and_either_resumes_the_other(
 
 
 def test_a_node_killed_in_the_middle_loses_and_repeats_nothing(
-    nodes: TwoNodes, alone: Path, tmp_path: Path
+    nodes: TwoNodes, loaded: BaseModel, alone: Path, tmp_path: Path
 ) -> None:
-    nodes.mend()
-    watcher = Watcher(14, nodes.kill_second)
-    (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher)
+    watcher = Watcher(1, nodes.kill_second)
+    (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher, base=loaded)
     assert nodes.second is None, "it was killed"
     assert any("died" in note for note in watcher.notes), watcher.notes
     check_equal(folder, alone)
