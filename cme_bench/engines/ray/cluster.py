@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 OBJECT_STORE_BYTES = 256 << 20
 """Of a cluster of our own: what travels is token ids and scores."""
 
+OWN_CLUSTER = {
+    "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
+    "RAY_worker_niceness": "0",
+}
+"""Of a cluster of our own: what workers start ends with them, and workers have no low priority."""
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -90,7 +96,8 @@ def _connect(address: str | None) -> None:
     settings: dict[str, Any] = {}
     if address == "local":
         settings = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "true")
+        for name, value in OWN_CLUSTER.items():
+            os.environ.setdefault(name, value)
     try:
         with _signals_kept():
             ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
