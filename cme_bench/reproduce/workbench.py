@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,9 @@ class Workbench:
         import torch
 
         self._drop_weights()
+        gc.collect()  # trainers hold their models in cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # other processes may share the card
         return self._done[job.kind](job) | {
             "hardware": hardware(cuda=torch.cuda.is_available()),
             "commit": commit(),
