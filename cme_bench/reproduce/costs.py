@@ -18,8 +18,6 @@ from cme_bench.training.curve import read_curve
 
 PROBE_STEPS, PROBE_WARM = 8, 3
 PROBE_ITEMS = 2
-EFFICIENCY_MINUTES = 4.0
-"""Assumed of each part of a speed measurement: its rounds are bounded by its settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
         steps = sum(_steps(recipe, job) for job in own)
         items = rates.items * len(own) if kind == "evaluate" else 0
         seconds = steps * rates.step_seconds + items * rates.item_seconds
-        seconds += rates.start * len(own) if kind != "efficiency" else 60 * EFFICIENCY_MINUTES * len(own)
+        seconds += sum(rates.start if job.minutes is None else 60 * job.minutes for job in own)
         found.append(Cost(kind, len(own), steps * rates.step_tokens, items, seconds / 60))
     return found
 

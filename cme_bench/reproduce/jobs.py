@@ -13,16 +13,14 @@ from cme_bench.errors import UsageError
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.runs.store import read_json, write_json
 
-PARTS = ("train", "hf", "vllm")
-"""What a job of efficiency measures: training steps, and inference by each engine."""
-
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One piece of work. ``needs``: names of the jobs before it; ``alone``: nothing else may compute then.
 
     ``row`` and ``seed`` say of which adapter; ``rate``: the learning rate that a job of kind "grid" tries;
-    ``part``: what a job of kind "efficiency" measures of ``row``, a shape.
+    ``part``: what a job of kind "efficiency" measures of ``row``, a shape. ``minutes``: expected of a job that
+    cannot be gone on with once it is stopped.
     """
 
     kind: str
@@ -32,6 +30,7 @@ class Job:
     part: str = ""
     needs: tuple[str, ...] = ()
     alone: bool = False
+    minutes: float | None = None
 
     @property
     def name(self) -> str:
@@ -64,9 +63,9 @@ def all_jobs(recipe: Recipe) -> list[Job]:
             if seed == 0 and name in recipe.routers:
                 jobs.append(Job("router", name, needs=(evaluate.name,)))
     jobs += [
-        Job("efficiency", shape.name, part=part, alone=True)
+        Job("efficiency", shape.name, part=part, alone=True, minutes=shape.minutes)
         for shape in recipe.efficiency
-        for part in shape.settings.get("parts", PARTS)
+        for part in shape.parts
     ]
     return jobs
 

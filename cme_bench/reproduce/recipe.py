@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cme_bench.efficiency.options import PARTS
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.yaml_loader import load_yaml
 from cme_bench.training.options import TrainOptions
@@ -20,6 +21,8 @@ from cme_bench.training.options import TrainOptions
 _TRAINING = frozenset(f.name for f in fields(TrainOptions)) - {"model", "out", "data", "seed", "max_steps"}
 _ROW = _TRAINING | {"like", "share", "title"}
 ABLATION = ("neither", "collaboration", "competition", "both")
+SHAPE_MINUTES = 4.0
+"""Expected of a measurement of speed unless the recipe says otherwise."""
 BASE = "base"
 """Name of the run of the bare model."""
 
@@ -38,10 +41,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What ``efficiency`` measures on one model or preset, as fields of its options."""
+    """What is measured of speed on one model or preset. ``parts``: a job each, expected to take ``minutes``;
+    ``settings``: fields of EfficiencyOptions."""
 
     name: str
     settings: Mapping[str, Any]
+    parts: tuple[str, ...]
+    minutes: float
+
+    @classmethod
+    def of(cls, name: str, given: Mapping[str, Any] | None) -> Shape:
+        own = dict(given or {})
+        parts, minutes = tuple(own.pop("parts", PARTS)), float(own.pop("minutes", SHAPE_MINUTES))
+        return cls(name, own, parts, minutes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +169,8 @@ def read_recipe(
     content |= {k: v for k, v in given.items() if v is not None}
     for key in ("main", "routers", "learning_rates"):
         content[key] = tuple(content.get(key, ()))
-    content["efficiency"] = tuple(Shape(n, s or {}) for n, s in (content.get("efficiency") or {}).items())
+    shapes = content.get("efficiency") or {}
+    content["efficiency"] = tuple(Shape.of(name, given) for name, given in shapes.items())
     recipe = Recipe(**content, rows=rows, scale=scale, source=file)
     _check(recipe, where)
     return recipe

@@ -74,11 +74,14 @@ def work(
     note: Callable[[str], None],
     *,
     alone: bool,
+    clock: Clock = Clock(None),
 ) -> None:
     """Does jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
-    Raises what a job raises; the jobs before it are done, the others can be gone on with.
+    Raises what a job raises, the jobs before it are done; and InterruptedRun if the next job would be lost
+    for lack of time, unless it is the first of this call.
     """
+    begun = 0
     jobs = all_jobs(recipe)
     while True:
         left = [job for job in pending(jobs, folder) if alone or not job.alone]
@@ -86,7 +89,12 @@ def work(
             return
         ready = [job for job in left if all(map(folder.is_done, job.needs))]
         shared = [job for job in ready if not job.alone]
-        if not any(_take(folder, job, do, note) for job in shared or ([] if _others(left) else ready)):
+        ready = shared or ([] if _others(left) else ready)
+        if begun and ready and clock.left < 60 * (ready[0].minutes or 0):
+            raise InterruptedRun(f"{ready[0].name} would not be done in time")
+        if any(_take(folder, job, do, note) for job in ready):
+            begun += 1
+        else:
             time.sleep(WAIT_SECONDS)
 
 

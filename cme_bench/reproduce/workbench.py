@@ -193,7 +193,7 @@ class Workbench:
         from cme_bench.efficiency.measure import measure
 
         (shape,) = (shape for shape in self.recipe.efficiency if shape.name == job.row)
-        settings = {"model": job.row, **shape.settings, "parts": (job.part,), "offline": self.offline}
+        settings = {"model": shape.name, **shape.settings, "parts": (job.part,), "offline": self.offline}
         try:
             options = EfficiencyOptions(**settings)
         except TypeError as err:

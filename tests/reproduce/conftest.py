@@ -24,7 +24,12 @@ experts: {1: lora, 4: teamlora-32}
 data_scale: {50: team-half, 100: teamlora-32}
 routers: [teamlora-32]
 scales:
-  one: {steps: 4, grid_steps: 2, learning_rates: [1.0e-3, 1.0e-2], limit: 3}
+  one:
+    steps: 4
+    grid_steps: 2
+    learning_rates: [1.0e-3, 1.0e-2]
+    limit: 3
+    efficiency: {tiny: {parts: [train], minutes: 5}}
   few:
     only: [moelora-32, teamlora-32]
     training: {batch_size: 1}

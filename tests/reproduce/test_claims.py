@@ -100,6 +100,7 @@ def test_costs_add_up(recipe_file: Path) -> None:
     assert found["grid"].tokens == 6 * 2 * 100
     assert found["train"].tokens == (4 + 4 + 4 + 2) * 100
     assert found["evaluate"].items == 5 * 60
+    assert found["efficiency"].minutes == 5
     assert found["evaluate"].minutes == pytest.approx((5 * 60 * 0.1 + 5 * 2) / 60)
     assert total_minutes(recipe, RATES) == pytest.approx(sum(c.minutes for c in found.values()))
 

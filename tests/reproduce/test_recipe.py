@@ -45,7 +45,7 @@ def test_rows_inherit_fields_and_the_learning_rate(recipe_file: Path) -> None:
         ("both: teamlora-32", "bot: teamlora-32", r"recipe\.yaml:12: 'bot': one of neither"),
         ("batch_size: 2", "batchsize: 2", r"recipe\.yaml:4: unknown key 'batchsize'"),
         ("limit: 3", "limits: 3", r"scale one: unknown key 'limits'; did you mean 'limit'"),
-        ("steps: 4, ", "", r"steps missing \(scale one\)"),
+        ("    steps: 4\n", "", r"steps missing \(scale one\)"),
     ],
 )
 def test_mistakes_name_their_place(

@@ -89,6 +89,21 @@ def test_time_that_is_up_interrupts() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, folder: Folder) -> None:
+    done: list[str] = []
+
+    def do(job: Job) -> dict[str, Any]:
+        done.append(job.name)
+        return {}
+
+    soon = Clock(time.monotonic() + 120)
+    with pytest.raises(InterruptedRun, match="efficiency-tiny-train would not be done in time"):
+        work(recipe, folder, do, silent, alone=True, clock=soon)
+    assert len(done) == len(all_jobs(recipe)) - 1
+    work(recipe, folder, do, silent, alone=True, clock=soon)
+    assert done[-1] == "efficiency-tiny-train"
+
+
 def test_a_clock_gives_others_its_end() -> None:
     assert Clock.of_minutes(None).arguments() == []
     option, minutes = Clock.of_minutes(10).arguments()
