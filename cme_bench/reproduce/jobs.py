@@ -19,8 +19,8 @@ class Job:
     """One piece of work. ``needs``: names of the jobs before it; ``alone``: nothing else may compute then.
 
     ``row`` and ``seed`` say of which adapter; ``rate``: the learning rate that a job of kind "grid" tries;
-    ``part``: what a job of kind "efficiency" measures of ``row``, a shape. ``minutes``: expected of a job that
-    cannot be gone on with once it is stopped.
+    ``part``: what a job of kind "efficiency" measures of ``row``, a shape. ``minutes``: expected of a
+    job that cannot be gone on with once it is stopped.
     """
 
     kind: str
