@@ -15,6 +15,7 @@ from cme_bench.reproduce.workbench import Workbench
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_json, write_json
 from cme_bench.training.curve import read_curve
+from cme_bench.training.options import ROUTED
 
 PROBE_STEPS, PROBE_WARM = 8, 3
 PROBE_ITEMS = 2
@@ -43,7 +44,7 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
     file = folder.path / "rates.json"
     if file.is_file() and (held := Rates(**read_json(file))).hardware == here:
         return held
-    row = max(recipe.main, key=lambda name: recipe.rows[name].training.get("experts", 0) or 1)
+    row = max(recipe.main, key=lambda name: _weight(recipe, name))
     note(f"measuring a step of {row} and {PROBE_ITEMS} items of each task")
     scratch = folder.path / "probe"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -53,6 +54,12 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
     rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start)
     write_json(file, {name: getattr(rates, name) for name in Rates.__slots__})
     return rates
+
+
+def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
+    """Routed methods cost more than others, and a rank more than a lower one."""
+    training = recipe.rows[row].training
+    return training["method"] in ROUTED, int(training.get("rank", 0))
 
 
 def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tuple[float, float, float]:
