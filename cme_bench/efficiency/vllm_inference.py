@@ -66,7 +66,8 @@ _LOOPS = ("moelora32", "moelora32_k2", "moelora32_k8")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What one engine process is started with. ``spec``: of the plugin; ``native``: of vLLM's own LoRA."""
+    """What one engine process is started with. ``spec``: of the plugin; ``native``: with vLLM's own LoRA;
+    ``log``: what it writes, outside of the scratch folder: it is read when something has failed."""
 
     name: str
     model: Path
@@ -77,6 +78,7 @@ class Setup:
     memory_percent: int
     spec: GatedSpec | None
     native: bool
+    log: Path
     profile: Path | None = None
 
 
@@ -111,16 +113,17 @@ def vllm_times(
                 _write_lora(files / NATIVE, sizes, targets(config))
             setups.append(
                 Setup(
-                    name,
-                    files / "model",
-                    files,
-                    dtype,
-                    config.vocab_size,
-                    workloads,
-                    percent,
-                    spec,
-                    name == NATIVE,
-                    profile,
+                    name=name,
+                    model=files / "model",
+                    files=files,
+                    dtype=dtype,
+                    vocabulary=config.vocab_size,
+                    workloads=workloads,
+                    memory_percent=percent,
+                    spec=spec,
+                    native=name == NATIVE,
+                    log=Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getpid()}-{name}.log",
+                    profile=profile,
                 )
             )
         groups = [setups] if together else [[setup] for setup in setups]
@@ -161,7 +164,7 @@ def _engine(setup: Setup) -> Iterator[Ask]:
                 raise CmeError(f"vLLM ({setup.name}) did not start in {wait:.0f} s")
             found = mine.recv()
         except EOFError:
-            raise CmeError(f"vLLM ({setup.name}) ended; the log is {_log(setup)}") from None
+            raise CmeError(f"vLLM ({setup.name}) ended; the log is {setup.log}") from None
         if isinstance(found, str):
             raise CmeError(f"vLLM ({setup.name}): {found}")
         return found
@@ -182,21 +185,16 @@ def _engine(setup: Setup) -> Iterator[Ask]:
         mine.close()
 
 
-def _log(setup: Setup) -> Path:
-    """Outside of the scratch folder: it is read when something has failed."""
-    return Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getppid()}-{setup.name}.log"
-
-
 # ---- the process of one engine
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
     """Starts vLLM, answers ``(n, new, seed)`` with seconds until None comes; a string says what failed."""
     try:
-        with output_to(_log(setup)):
+        with output_to(setup.log):
             llm, request = _start(setup)
     except Exception as error:  # vLLM and what it builds on raise any type here
-        connection.send(f"did not start: {type(error).__name__}: {error} (log: {_log(setup)})")
+        connection.send(f"did not start: {type(error).__name__}: {error} (log: {setup.log})")
         return
     connection.send(0.0)
     while (asked := connection.recv()) is not None:

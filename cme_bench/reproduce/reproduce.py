@@ -85,9 +85,9 @@ def _compute(
             count = min(recipe.workers, len(shared)) - 1
             command = (*call.helper_command, *clock.arguments())
             stack.enter_context(helpers(command, count, folder.path))
-        work(recipe, folder, bench, note, alone=False, clock=clock)
+        begun = work(recipe, folder, bench, note, alone=False, clock=clock)
     if not call.is_helper:
-        work(recipe, folder, bench, note, alone=True, clock=clock)
+        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
 
 
 def write_results(recipe: Recipe, folder: Folder, note: Note) -> None:

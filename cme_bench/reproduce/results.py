@@ -127,6 +127,11 @@ def _figures(inputs: FigureInputs, out: Path, names: Sequence[str]) -> Iterator[
         yield f"{out.name}/{line}"
 
 
+def _all_seconds(outcome: Mapping[str, float]) -> float:
+    """Of a job, over all calls: its last one counts itself, trainings and runs count all of theirs."""
+    return max(outcome[key] for key in ("seconds", "training_seconds", "run_seconds") if key in outcome)
+
+
 def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
     """README.md: what was computed, by which command, on what, and where the rest is."""
     jobs = all_jobs(recipe)
@@ -136,7 +141,7 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
         own = [done[job.name] for job in jobs if job.kind == kind]
         tokens = sum(o.get("tokens_trained", 0) for o in own)
         items = sum(o.get("items", 0) for o in own)
-        minutes = sum(o["seconds"] for o in own) / 60
+        minutes = sum(_all_seconds(o) for o in own) / 60
         rows.append(
             [
                 kind,

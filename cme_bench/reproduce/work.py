@@ -74,19 +74,20 @@ def work(
     note: Callable[[str], None],
     *,
     alone: bool,
-    clock: Clock = Clock(None),
-) -> None:
+    clock: Clock,
+    begun: int = 0,
+) -> int:
     """Does jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
-    Raises what a job raises, the jobs before it are done; and InterruptedRun if the next job would be lost
-    for lack of time, unless it is the first of this call.
+    ``begun``: how many the call has done before; the new number is returned. Raises what a job raises, the
+    jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it is
+    the first of the call.
     """
-    begun = 0
     jobs = all_jobs(recipe)
     while True:
         left = [job for job in pending(jobs, folder) if alone or not job.alone]
         if not left:
-            return
+            return begun
         ready = [job for job in left if all(map(folder.is_done, job.needs))]
         shared = [job for job in ready if not job.alone]
         ready = shared or ([] if _others(left) else ready)

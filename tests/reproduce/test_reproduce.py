@@ -163,3 +163,22 @@ def test_the_plan_says_what_it_costs_and_time_that_is_up_is_no_error(
     assert stopped.returncode == 3, stopped.stderr
     assert "of 29 jobs are done; the same command goes on" in stopped.stderr
     assert list((tmp_path / "parts").glob("state-*.part"))
+
+
+def test_several_seeds_are_one_row_and_seeds_are_random(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(recipe_file, "few")
+    out = tmp_path / "out"
+    reproduce(recipe, Call(out, offline=True), lambda _: None)
+    table = (out / "tables" / "table1.md").read_text()
+    assert "+ Team |" in table.replace("  ", "")
+    assert "Rows of several seeds: mean and SE over seeds and items, both random." in table
+    claims = json.loads((out / "claims.json").read_text())["claims"]
+    scored = [claim for claim in claims if "Team scores higher than MoE" in claim["claim"]]
+    assert [claim["claim"].rpartition(" ")[2] for claim in scored] == ["(generated)", "(likelihood)"]
+    assert all("2 and 2 seeds" in claim["ours"] for claim in scored)
+    more = read_recipe(recipe_file, "few", seeds=3)
+    said: list[str] = []
+    reproduce(more, Call(out, offline=True), said.append)
+    begun = {line.partition(":")[0] for line in said if "begins" in line}
+    kinds = ("train", "evaluate")
+    assert begun == {f"{kind}-{row}-seed2" for kind in kinds for row in ("moelora-32", "teamlora-32")}

@@ -41,10 +41,10 @@ def test_every_job_is_done_once_after_its_needs(recipe: Recipe, folder: Folder) 
         done.append(job)
         return {"validation_loss": 1.0}
 
-    work(recipe, folder, do, silent, alone=True)
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
     assert sorted(job.name for job in done) == sorted(job.name for job in all_jobs(recipe))
     assert "seconds" in folder.outcome(done[0].name)
-    work(recipe, folder, do, silent, alone=True)
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
     assert len(done) == len(all_jobs(recipe)), "nothing is done twice"
 
 
@@ -55,7 +55,7 @@ def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> 
         return {}
 
     with pytest.raises(CmeError):
-        work(recipe, folder, do, silent, alone=True)
+        work(recipe, folder, do, silent, alone=True, clock=Clock(None))
     assert pending(all_jobs(recipe), folder)[0].kind == "grid"
 
 
@@ -66,7 +66,7 @@ def _work_slowly(recipe: Recipe, folder: Folder, log: Path) -> None:
         time.sleep(0.03)
         return {}
 
-    work(recipe, folder, do, silent, alone=True)
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
 
 
 def test_processes_share_the_jobs(recipe: Recipe, folder: Folder, tmp_path: Path) -> None:
@@ -100,7 +100,9 @@ def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, f
     with pytest.raises(InterruptedRun, match="efficiency-tiny-train would not be done in time"):
         work(recipe, folder, do, silent, alone=True, clock=soon)
     assert len(done) == len(all_jobs(recipe)) - 1
-    work(recipe, folder, do, silent, alone=True, clock=soon)
+    with pytest.raises(InterruptedRun):
+        work(recipe, folder, do, silent, alone=True, clock=soon, begun=1)
+    assert work(recipe, folder, do, silent, alone=True, clock=soon) == 1
     assert done[-1] == "efficiency-tiny-train"
 
 
