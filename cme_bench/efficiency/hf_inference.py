@@ -60,7 +60,7 @@ def hf_times(
 
 
 def _ask(model: Any, config: PretrainedConfig, workloads: Workloads) -> Ask:
-    engine = HFEngine(model, _NoText())  # type: ignore[arg-type]
+    engine = HFEngine(model, _NoText())
 
     def ask(n: int, new: int, seed: int) -> float:
         requests = [GenerateRequest(tuple(ids), new) for ids in workloads.prompts(n, seed, config.vocab_size)]

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
@@ -65,7 +65,7 @@ def _weight(rows: int, columns: int, base: nn.Linear) -> nn.Parameter:
 
 
 Wrap = Callable[[nn.Linear], nn.Module]
-How = PeftConfig | Wrap
+How: TypeAlias = PeftConfig | Wrap
 """How a method is put on a model: by PEFT, or by wrapping each linear."""
 
 
@@ -127,7 +127,7 @@ def attached(model: nn.Module, how: How, targets: Sequence[str]) -> Iterator[lis
     """The adapter's parameters, random, while it is on the model."""
     torch.manual_seed(1)
     if isinstance(how, PeftConfig):
-        tuned = get_peft_model(model, how)  # type: ignore[arg-type]
+        tuned = get_peft_model(model, how)
         undo: Callable[[], Any] = tuned.unload
     else:
         undo = functools.partial(_put_back, _wrap_all(model, how, targets))

@@ -319,6 +319,6 @@ def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads) 
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 4 * config.num_hidden_layers * config.num_key_value_heads * head
     cache = token * workloads.requests * (workloads.prompt + workloads.new)
-    total = torch.cuda.get_device_properties(0).total_memory
+    total = int(torch.cuda.get_device_properties(0).total_memory)
     each = 1.3 * 2 * count_parameters(config) + cache + 2 * 2**30  # adapter, workspace, graphs
-    return engines * each < FILL * total
+    return bool(engines * each < FILL * total)

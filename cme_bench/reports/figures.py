@@ -235,7 +235,7 @@ def experts_frame(inputs: FigureInputs) -> pd.DataFrame:
     runs = _runs_of(inputs)
     single = runs[runs["method"] == "lora"]
     for (method, rank), group in frame.groupby(["method", "rank"], sort=False):
-        alone = single[single["rank"] == rank].assign(method=method, experts=1)
+        alone = single[single["rank"] == rank].assign(method=str(method), experts=1)
         if method != "lora" and 1 not in set(group["experts"]):
             frame = pd.concat([frame, alone])
     return frame.sort_values(["method", "rank", "experts"])

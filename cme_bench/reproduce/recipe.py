@@ -147,11 +147,11 @@ def read_recipe(
     only = own.pop("only", None)
     content |= {k: v for k, v in own.items() if k != "training"}
     content["training"] = {**content.get("training", {}), **own.get("training", {})}
-    known = {f.name for f in fields(Recipe)} - {"scale", "source"}
+    keys = {f.name for f in fields(Recipe)} - {"scale", "source"}
     for key in content:
-        if key not in known:
+        if key not in keys:
             raise UsageError(
-                f"{where.get(key, f'{file}: scale {scale}')}: unknown key {key!r}{did_you_mean(key, known)}"
+                f"{where.get(key, f'{file}: scale {scale}')}: unknown key {key!r}{did_you_mean(key, keys)}"
             )
     required = {f.name for f in fields(Recipe) if f.default is MISSING} - {"scale"}
     if missing := sorted(required - content.keys()):
