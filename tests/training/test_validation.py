@@ -25,7 +25,7 @@ Options = Callable[..., TrainOptions]
 
 
 def sets_of(options: TrainOptions) -> list[TrainingSet]:
-    return load_sets(options, open_source(options.data), note=lambda _: None)
+    return load_sets(options, open_source(options.data, offline=True), note=lambda _: None)
 
 
 def texts(items: TrainingSet) -> set[str]:
@@ -48,7 +48,9 @@ def test_a_training_never_draws_them(options: Options, tiny_checkpoint: Path) ->
     chosen = options(holdout=2, max_steps=10)
     encoder = TrainingEncoder(load_tokenizer(resolve_model(chosen.model)), chosen.prompt_format, 256)
     (items,) = sets_of(chosen)
-    plan = make_plan(chosen, open_source("mini"), encoder, processes=1, note=lambda _: None, sets=[items])
+    plan = make_plan(
+        chosen, open_source("mini", offline=True), encoder, processes=1, note=lambda _: None, sets=[items]
+    )
     drawn = {tuple(plan.examples[i]["ids"]) for batch in plan.batches for i in batch}
     held = items.held_out()
     every_way = range(len(items.template.paraphrases))
