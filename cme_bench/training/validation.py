@@ -43,9 +43,10 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
     if not tables:
         raise ValueError("no items are held out: give --holdout")
     dtype = choose_dtype(options.dtype, config, device)
-    model = load_adapter(load_model(base, dtype, device), adapter, name="validated").eval()
+    adapted = load_adapter(load_model(base, dtype, device), adapter, name="validated").eval()
+    model = adapted.get_base_model()  # adapters are in its layers; AdaLoRA's wrapper would add a regulariser
     losses = []
-    with torch.inference_mode(), target_loss(model.get_base_model()):
+    with torch.inference_mode(), target_loss(model):
         for table in tables:
             nll = 0.0
             order = sorted(range(len(table)), key=lambda i: -int(table.lengths[i]))

@@ -60,8 +60,9 @@ def test_a_training_never_draws_them(options: Options, tiny_checkpoint: Path) ->
     assert part["held_out"] == 2
 
 
-def test_the_loss_is_that_of_a_plain_forward_pass(options: Options) -> None:
-    chosen = options(datasets="sst2,rte", holdout=2, max_steps=3)
+@pytest.mark.parametrize("method", ["teamlora", "adalora"])
+def test_the_loss_is_that_of_a_plain_forward_pass(options: Options, method: str) -> None:
+    chosen = options(method, datasets="sst2,rte", holdout=2, max_steps=3)
     sets = sets_of(chosen)
     adapter = train(chosen, sets=sets)
     found = validate(adapter, chosen, sets)
