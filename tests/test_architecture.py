@@ -48,10 +48,15 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     "runs": ("reports", "cli", "training"),
     "analysis": ("reports", "cli", "training"),
     "training": ("reports", "cli"),
+    "efficiency": ("tasks", "reports", "cli", "training", "analysis"),
+    "reproduce": ("cli",),
 }
 """Folder -> the folders it must not import. Known exceptions are named below, with their reason."""
-for _folder in FORBIDDEN.keys() - {"analysis"}:
-    FORBIDDEN[_folder] += ("analysis",)
+for _folder in FORBIDDEN.keys() - {"analysis", "reproduce"}:
+    FORBIDDEN[_folder] += ("analysis", "reproduce")
+FORBIDDEN["analysis"] += ("reproduce",)
+for _folder in FORBIDDEN.keys() - {"efficiency", "reproduce"}:
+    FORBIDDEN[_folder] += ("efficiency",)
 
 ALLOWED = {
     # the lm-eval entry point puts a model, an engine and lm-eval together; it is a command of its own
@@ -91,6 +96,8 @@ def test_imports_point_downwards(folder: str) -> None:
         "cme_bench.reports.compare, cme_bench.reports.page.render",
         "cme_bench.reports.figures, cme_bench.reports.frame, cme_bench.reports.card",
         "cme_bench.analysis.router",
+        "cme_bench.efficiency.options, cme_bench.reports.efficiency_table",
+        "cme_bench.reproduce.recipe, cme_bench.reproduce.jobs, cme_bench.reproduce.claims",
         "cme_bench.stats.estimates",
         "cme_bench.engines",
         "cme_bench.engines.ray.engine, cme_bench.engines.ray.pool, cme_bench.runs.ray_worker",

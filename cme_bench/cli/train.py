@@ -50,6 +50,10 @@ def train(
     cap: Annotated[
         int | None, typer.Option(help="At most N items of each dataset.", rich_help_panel=_DATA)
     ] = None,
+    holdout: Annotated[
+        int,
+        typer.Option(min=0, help="Items of each dataset kept for validation.", rich_help_panel=_DATA),
+    ] = 0,
     prompt_format: Annotated[
         str,
         typer.Option(
@@ -152,6 +156,7 @@ def train(
         temperature=temperature,
         samples=samples,
         cap=cap,
+        holdout=holdout,
         rank=rank,
         experts=experts,
         alpha=alpha,

@@ -52,11 +52,12 @@ def read_inputs(paths: Sequence[Path]) -> FigureInputs:
                 f"{path}: neither a run folder, a training folder ({CURVE}), a router folder ({ROUTER}) nor "
                 "a benchmark's JSON file"
             )
-    found.curves = [_curve(folder, name) for folder, name in trainings.items()]
+    found.curves = [read_curve_frame(folder, name) for folder, name in trainings.items()]
     return found
 
 
-def _curve(folder: Path, name: str) -> pd.DataFrame:
+def read_curve_frame(folder: Path, name: str) -> pd.DataFrame:
+    """The loss curve of a training folder: columns name, method, step, tokens, loss."""
     frame = pd.read_csv(folder / CURVE)
     record = folder / TRAINING
     method = read_json(record).get("method", name) if record.is_file() else name

@@ -6,7 +6,8 @@ Okabe and Ito's, safe for colour-blind readers; methods differ by marker too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from cme_bench.reports.runs import RunView, check_alike, labels, provenance_note
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.runs.store import write_text
 
+ENGINE_NAMES = {"inference_hf": "transformers", "inference_vllm": "vLLM"}
+"""Benchmarks of inference, and the engine that each measures."""
 _MARKERS = "osD^vPX*"
 _DPI = 150
 _PDF = {"CreationDate": None, "ModDate": None}  # the same numbers give the same file
@@ -40,9 +43,11 @@ class FigureSpec:
     draw: Callable[[pd.DataFrame], Figure]
 
 
-def write_figures(inputs: FigureInputs, out: Path, *, allow_mixed: bool = False) -> Iterator[str]:
+def write_figures(
+    inputs: FigureInputs, out: Path, *, allow_mixed: bool = False, names: Collection[str] | None = None
+) -> Iterator[str]:
     """Writes NAME.png, NAME.pdf and NAME.csv of every figure that has its inputs, and SOURCES.md, which says
-    where the numbers come from; a line for each figure.
+    where the numbers come from; a line for each figure. ``names``: only these figures.
 
     UsageError if the runs differ, unless ``allow_mixed``.
     """
@@ -51,7 +56,7 @@ def write_figures(inputs: FigureInputs, out: Path, *, allow_mixed: bool = False)
         notes = [*watermarks(inputs.runs), *(f"MIXED: {difference}" for difference in mixed)]
     else:
         notes = []
-    for spec in FIGURES:
+    for spec in (spec for spec in FIGURES if names is None or spec.name in names):
         try:
             frame = spec.frame(inputs)
         except MissingInputError as missing:
@@ -127,15 +132,43 @@ def _runs_of(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def tradeoff_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 1: adapters whose training time and inference time are known."""
+    """Figure 1: adapters whose training time and inference time are known; without runs, the methods of
+    ``cme-bench efficiency``, which have no score."""
+    if not inputs.runs and (measured := _measured_tradeoff(inputs)):
+        return pd.DataFrame(measured)
     frame = _runs_of(inputs).dropna(subset=["training_seconds", "inference_seconds", "parameters"])
     if frame.empty:
         raise MissingInputError("no run has an adapter with a recorded training time")
     return frame
 
 
+def _measured_tradeoff(inputs: FigureInputs) -> list[dict[str, Any]]:
+    """Methods whose training step and inference by transformers were measured on one model and machine."""
+    benches = {(b["bench"], b.get("model"), b["hardware"]): b for b in inputs.benchmarks}
+    rows = []
+    for (kind, model, hardware), bench in benches.items():
+        trained = benches.get(("train_step", model, hardware))
+        if kind == "inference_hf" and trained is not None:
+            rows += [
+                {
+                    "name": name,
+                    "form": f"{model}, {hardware}",
+                    "parameters": about["parameters"],
+                    "training_seconds": trained["metrics"][f"{name}_ms"] / 1000,
+                    "inference_seconds": bench["seconds"][name]["batch"],
+                    "score": np.nan,
+                    "source": f"efficiency, {hardware}",
+                }
+                for name, about in bench["methods"].items()
+                if name in trained["methods"]
+            ]
+    return rows
+
+
 def draw_tradeoff(frame: pd.DataFrame) -> Figure:
-    """Training time against inference time; colour: score; area: added parameters."""
+    """Training time against inference time; colour: score, where there is one; area: added parameters."""
+    if frame["score"].isna().all():
+        return _draw_measured(frame)
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     area = 80 + 900 * frame["parameters"] / frame["parameters"].max()
@@ -165,6 +198,28 @@ def draw_tradeoff(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def _draw_measured(frame: pd.DataFrame) -> Figure:
+    """A training step against a full batch of inference."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(_records(frame)):
+        axes.scatter(
+            1000 * row["training_seconds"],
+            row["inference_seconds"],
+            s=80 + 900 * row["parameters"] / frame["parameters"].max(),
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            edgecolor="0.2",
+            alpha=0.9,
+            label=f"{row['name']}, {row['parameters'] / 1e6:.2f} M",
+        )
+    axes.margins(0.25)
+    axes.set_xlabel("training step (ms)")
+    axes.set_ylabel("full batch of inference (s)")
+    axes.set_title(f"{frame['form'].iloc[0]}, random weights; area: added parameters", fontsize=9)
+    axes.legend(frameon=False, fontsize=7, markerscale=0.4)
+    return figure
+
+
 def _varied(inputs: FigureInputs, by: str, same: list[str], what: str) -> pd.DataFrame:
     """Runs of adapters that differ in ``by`` and agree in ``same``."""
     frame = _runs_of(inputs).dropna(subset=[by, "rank"])
@@ -175,8 +230,16 @@ def _varied(inputs: FigureInputs, by: str, same: list[str], what: str) -> pd.Dat
 
 
 def experts_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 3a: one method and rank, several numbers of experts."""
-    return _varied(inputs, "experts", ["method", "rank"], "the number of experts")
+    """Figure 3a: one method and rank, several numbers of experts. LoRA of the rank of one expert is one
+    expert of each of the methods: its router has nothing to choose."""
+    frame = _varied(inputs, "experts", ["method", "rank"], "the number of experts")
+    runs = _runs_of(inputs)
+    single = runs[runs["method"] == "lora"]
+    for (method, rank), group in frame.groupby(["method", "rank"], sort=False):
+        alone = single[single["rank"] == rank].assign(method=str(method), experts=1)
+        if method != "lora" and 1 not in set(group["experts"]):
+            frame = pd.concat([frame, alone])
+    return frame.sort_values(["method", "rank", "experts"])
 
 
 def scale_frame(inputs: FigureInputs) -> pd.DataFrame:
@@ -217,16 +280,24 @@ def draw_scale(frame: pd.DataFrame) -> Figure:
 
 
 def latency_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 4a: times relative to LoRA's: training steps from ``train_step`` benchmarks, inference from
-    runs. Each source is compared with its own LoRA of the lowest rank."""
+    """Figure 4a: times relative to LoRA's: training steps and inference as ``cme-bench efficiency`` measured
+    them, inference from runs. Each source is compared with its own LoRA of the lowest rank."""
     rows: list[dict[str, Any]] = []
     for bench in (b for b in inputs.benchmarks if b["bench"] == "train_step"):
         times = {k.removesuffix("_ms"): v for k, v in bench["metrics"].items() if k.endswith("_ms")}
         if "lora32" in times:
-            source = f"train_step, {bench['hardware']}"
+            of = f", {bench['model']}" if "model" in bench else ""
+            source = f"train_step{of}, {bench['hardware']}"
             rows += [
                 _relative("training step", name, ms / 1000, times["lora32"] / 1000, source)
                 for name, ms in times.items()
+            ]
+    for bench in (b for b in inputs.benchmarks if b["bench"] in ENGINE_NAMES and "lora32" in b["seconds"]):
+        for workload, base in bench["seconds"]["lora32"].items():
+            source = f"{ENGINE_NAMES[bench['bench']]}, {bench['model']}, {bench['hardware']}"
+            rows += [
+                _relative(f"{workload} inference", name, seconds[workload], base, source)
+                for name, seconds in bench["seconds"].items()
             ]
     if inputs.runs:
         runs = _runs_of(inputs).dropna(subset=["inference_seconds", "rank"])
@@ -252,7 +323,8 @@ def draw_latency(frame: pd.DataFrame) -> Figure:
     heights = [len(group) for _, group in groups]
     figure = Figure(figsize=(7, 1.2 + 0.26 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (key, group), color in zip(panels, groups, OKABE_ITO, strict=False):
+    colors = itertools.cycle(OKABE_ITO)
+    for axes, (key, group), color in zip(panels, groups, colors, strict=False):
         kind, source = key
         axes.barh(range(len(group)), group["relative"], color=color)
         for place, value in enumerate(group["relative"]):
@@ -294,10 +366,12 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
 
 
 def router_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 5b: the load of every expert, as ``cme-bench router`` measured it."""
+    """Figure 5b: the load of every expert, as ``cme-bench router`` measured it, mean over layers."""
     if not inputs.router:
         raise MissingInputError("no folder of cme-bench router is given")
-    return pd.concat(inputs.router, ignore_index=True)
+    load = pd.concat(inputs.router, ignore_index=True)
+    keys = ["task", "domain", "group", "expert"]
+    return load.groupby(keys, sort=False, as_index=False)[["load", "top1", "entropy"]].mean()
 
 
 def draw_router(frame: pd.DataFrame) -> Figure:

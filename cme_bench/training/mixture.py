@@ -30,9 +30,10 @@ WEIGHTINGS = ("proportional", "equal", "temperature")
 
 @dataclass(frozen=True, slots=True)
 class LoadedPart:
-    """Rows of one part. ``kept``: indices into ``table`` that may be trained on. Of the others, ``filtered``
-    do not fit the dataset's condition, ``repeated`` occurred before and ``evaluated`` occur in an evaluated
-    split (None: the source has no such split to check)."""
+    """Rows of one part. ``kept``: indices into ``table`` that are trained on; ``held``: those that might be,
+    but are kept for validation. Of the others, ``filtered`` do not fit the dataset's condition, ``repeated``
+    occurred before and ``evaluated`` occur in an evaluated split (None: the source has no such split to
+    check)."""
 
     task: TaskSpec
     origin: str
@@ -42,6 +43,7 @@ class LoadedPart:
     table: datasets.Dataset
     columns: Mapping[str, str]
     kept: NDArray[np.int64]
+    held: NDArray[np.int64]
     filtered: int
     repeated: int
     evaluated: int | None
@@ -56,6 +58,7 @@ class LoadedPart:
             "sha256": self.fingerprint,
             "rows": len(self.table),
             "kept": len(self.kept),
+            "held_out": len(self.held),
             "filtered": self.filtered,
             "repeated": self.repeated,
             "in_evaluated_split": self.evaluated,
@@ -75,6 +78,11 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return sum(len(part.kept) for part in self.parts)
+
+    def held_out(self) -> TrainingSet:
+        """The items that are never trained on, as a set of their own; it may be empty."""
+        nobody = np.zeros(0, dtype=np.int64)
+        return replace(self, parts=tuple(replace(p, kept=p.held, held=nobody) for p in self.parts))
 
     def prompted(self, index: int, turn: int) -> Prompted:
         """Item ``index`` asked in the ``turn``-th of the ways that fit it, counted round.
@@ -104,11 +112,12 @@ class Draw:
 
 
 def load_training_set(
-    template: DatasetTemplate, source: DataSource, *, cap: int | None = None
+    template: DatasetTemplate, source: DataSource, *, cap: int | None = None, holdout: int = 0
 ) -> TrainingSet:
     """The rows of one dataset from ``source``, at most ``cap`` of them (the first).
 
-    Raises UsageError if the source has no rows to train on.
+    ``holdout`` of them, those whose items hash lowest, are held out whatever the seed. Raises UsageError if
+    the source has no rows to train on, or none are left.
     """
     parts: list[LoadedPart] = []
     seen: set[bytes] = set()
@@ -121,10 +130,32 @@ def load_training_set(
             continue
         room = None if cap is None else cap - sum(len(p.kept) for p in parts)
         parts.append(_load_part(template, part, place, source, seen=seen, banned=banned, room=room))
-    loaded = TrainingSet(template, tuple(parts))
+    loaded = TrainingSet(template, _hold_out(template, parts, holdout))
     if not len(loaded):
         raise UsageError(f"{template.dataset}: no row is left to train on ({template.path.name})")
     return loaded
+
+
+def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int) -> tuple[LoadedPart, ...]:
+    """The parts with the ``count`` items of lowest hash moved from ``kept`` to ``held``."""
+    if not count:
+        return tuple(parts)
+    by_hash = sorted(
+        (_digest(template.item_key(template.widened(part.table[int(row)], part.columns))), number, int(row))
+        for number, part in enumerate(parts)
+        for row in part.kept
+    )
+    held: list[set[int]] = [set() for _ in parts]
+    for _, number, row in by_hash[:count]:
+        held[number].add(row)
+    return tuple(
+        replace(
+            part,
+            kept=np.array([row for row in part.kept if int(row) not in own], dtype=np.int64),
+            held=np.array(sorted(own), dtype=np.int64),
+        )
+        for part, own in zip(parts, held, strict=True)
+    )
 
 
 _HUB = SplitFile(None, "", {})
@@ -192,6 +223,7 @@ def _load_part(
         table=rows.table,
         columns=place.columns,
         kept=np.array(kept, dtype=np.int64),
+        held=np.zeros(0, dtype=np.int64),
         filtered=filtered,
         repeated=repeated,
         evaluated=None if banned is None else evaluated,

@@ -34,6 +34,7 @@ class TrainOptions:
     temperature: float = 2.0
     samples: int | None = None
     cap: int | None = None
+    holdout: int = 0
     rank: int = 16
     experts: int | None = None
     alpha: float | None = None
@@ -87,7 +88,7 @@ def check_options(options: TrainOptions) -> None:
         raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
     if not 0 <= options.warmup < 1:
         raise UsageError(f"--warmup is a share of the steps, in [0, 1); got {options.warmup}")
-    for name in ("weight_decay", "max_grad_norm", "balance_loss"):
+    for name in ("holdout", "weight_decay", "max_grad_norm", "balance_loss"):
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
     mixture_weights([1], options.weighting, options.temperature)

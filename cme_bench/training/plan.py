@@ -41,14 +41,15 @@ def make_plan(
     *,
     processes: int,
     note: Callable[[str], None],
+    sets: Sequence[TrainingSet] | None = None,
 ) -> Plan:
     """Loads the rows, draws the mixture, tokenises what is drawn and groups it by length.
 
-    Raises UsageError for unknown datasets, missing files and rows that do not fit their template.
+    ``sets``: the rows, where :func:`load_sets` has loaded them already for the same options. Raises
+    UsageError for unknown datasets, missing files and rows that do not fit their template.
     """
-    chosen = select_datasets(load_templates(load_suite()), options.datasets)
-    note(f"reading {len(chosen)} datasets")
-    sets = [load_training_set(template, source, cap=options.cap) for template in chosen]
+    if sets is None:
+        sets = load_sets(options, source, note=note)
     sizes = [len(s) for s in sets]
     weights = mixture_weights(sizes, options.weighting, options.temperature)
     per_epoch = options.samples or sum(sizes)
@@ -86,6 +87,13 @@ def make_plan(
         "datasets": _describe(sets, weights, draws, examples),
     }
     return Plan(examples, batches, steps, mixture)
+
+
+def load_sets(options: TrainOptions, source: DataSource, *, note: Callable[[str], None]) -> list[TrainingSet]:
+    """The rows of every dataset that the options name, capped and with their held-out items apart."""
+    chosen = select_datasets(load_templates(load_suite()), options.datasets)
+    note(f"reading {len(chosen)} datasets")
+    return [load_training_set(t, source, cap=options.cap, holdout=options.holdout) for t in chosen]
 
 
 def _draw(sets: Sequence[TrainingSet], counts: Sequence[int], total: int, *, seed: int) -> list[list[Draw]]:

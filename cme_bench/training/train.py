@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config, check_fit
+from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.plan import Plan, make_plan
 from cme_bench.training.progress import Silent
@@ -49,10 +50,16 @@ PROBE_STEPS = 100
 """Number of steps assumed when settings are checked before the data are read."""
 
 
-def train(options: TrainOptions, listener: Silent | None = None) -> Path:
+def train(
+    options: TrainOptions,
+    listener: Silent | None = None,
+    *,
+    sets: Sequence[TrainingSet] | None = None,
+) -> Path:
     """Trains an adapter and returns its folder.
 
-    Every impossible setting is a UsageError before weights are loaded; a signal saves a checkpoint and raises
+    ``sets``: the rows of the mixture where :func:`~cme_bench.training.plan.load_sets` has loaded them. Every
+    impossible setting is a UsageError before weights are loaded; a signal saves a checkpoint and raises
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
     listener = listener or Silent()
@@ -66,7 +73,7 @@ def train(options: TrainOptions, listener: Silent | None = None) -> Path:
     encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
     source = open_source(options.data, offline=options.offline)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = make_plan(options, source, encoder, processes=processes, note=listener.note)
+    plan = make_plan(options, source, encoder, processes=processes, note=listener.note, sets=sets)
     _note_plan(plan, listener)
     peft_config = adapter_config(options, config, steps=plan.steps)
     identity = record.identity(options, base, plan.mixture, processes)

@@ -11,7 +11,7 @@ import pytest
 from folders import ADAPTER, MadeTask, make_run
 
 from cme_bench.errors import UsageError
-from cme_bench.reports.figure_inputs import read_inputs
+from cme_bench.reports.figure_inputs import FigureInputs, read_inputs
 from cme_bench.reports.figures import FIGURES, write_figures
 
 NAMES = [spec.name for spec in FIGURES]
@@ -64,7 +64,13 @@ def test_every_figure_is_drawn_with_its_numbers_beside(everything: list[Path], t
     assert sources.count("model aaaaaaaa, adapter bbbbbbbb, hf float32, tasks") == 4
     assert "train_step-x.json: train_step, x, commit c" in sources
     experts = pd.read_csv(out / "figure3a_experts.csv")
-    assert experts[["experts", "score"]].to_numpy().tolist() == [[2, 50], [4, 70], [4, 80]]
+    one_expert_is_lora = [1, 40]
+    assert experts[["experts", "score"]].to_numpy().tolist() == [
+        one_expert_is_lora,
+        [2, 50],
+        [4, 70],
+        [4, 80],
+    ]
     scale = pd.read_csv(out / "figure3b_data_scale.csv")
     assert scale[["tokens_trained", "score"]].to_numpy().tolist() == [[1_000_000, 70], [4_000_000, 80]]
     latency = pd.read_csv(out / "figure4a_latency.csv")
@@ -73,6 +79,29 @@ def test_every_figure_is_drawn_with_its_numbers_beside(everything: list[Path], t
     assert latency[latency["kind"] == "inference"]["seconds"].tolist() == [0.4] * 4
     assert len(pd.read_csv(out / "figure4b_loss.csv")) == 100, "the run's own training and the folder are one"
     assert pd.read_csv(out / "figure1_tradeoff.csv")["training_seconds"].tolist() == [5400.0] * 4
+
+
+def test_speed_measured_by_itself_makes_figures_1_and_4a(tmp_path: Path) -> None:
+    methods = {name: {"parameters": size} for name, size in (("lora32", 10), ("teamlora32", 40))}
+    place = {"model": "m", "hardware": "x", "commit": "c", "file": "f.json", "methods": methods}
+    seconds = {name: {"single": 2.0 * k, "batch": 3.0 * k} for k, name in enumerate(methods, 1)}
+    benches = [
+        {"bench": "train_step", "metrics": {"lora32_ms": 100.0, "teamlora32_ms": 150.0}, **place},
+        {"bench": "inference_hf", "seconds": seconds, "metrics": {}, **place},
+    ]
+    names = ("figure1_tradeoff", "figure4a_latency")
+    lines = list(write_figures(FigureInputs(benchmarks=benches), tmp_path, names=names))
+    assert lines == [f"{name}: png, pdf, csv" for name in names]
+    tradeoff = pd.read_csv(tmp_path / "figure1_tradeoff.csv")
+    assert tradeoff[["training_seconds", "inference_seconds"]].to_numpy().tolist() == [
+        [0.1, 3.0],
+        [0.15, 6.0],
+    ]
+    latency = pd.read_csv(tmp_path / "figure4a_latency.csv")
+    team = latency[latency["name"] == "teamlora32"].set_index("kind")["relative"]
+    assert team.to_dict() == pytest.approx(
+        {"training step": 1.5, "single inference": 2.0, "batch inference": 2.0}
+    )
 
 
 def test_the_same_numbers_give_the_same_files(everything: list[Path], tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Host:
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
         arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec)
-        with _output_to(self.log):
+        with output_to(self.log):
             try:
                 from vllm import LLM
 
@@ -168,7 +168,7 @@ class Host:
         if self._llm is None:
             return
         engine, self._llm = self._llm.llm_engine, None
-        with _output_to(self.log):
+        with output_to(self.log):
             engine.engine_core.shutdown()
             if self.settings.alone:
                 from vllm.distributed import cleanup_dist_env_and_memory
@@ -200,7 +200,7 @@ def _wake_when_dead(core: Any) -> None:
 
 
 @contextlib.contextmanager
-def _output_to(log: Path) -> Iterator[None]:
+def output_to(log: Path) -> Iterator[None]:
     """What this process and those it starts write to standard output and error goes to ``log``.
 
     Processes that are started in here keep doing so afterwards.

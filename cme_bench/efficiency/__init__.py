@@ -1,0 +1,1 @@
+"""What adapters cost: training steps, memory and inference, measured in paired rounds on one base model."""

@@ -1,0 +1,324 @@
+"""Inference by vLLM: the base model, our methods through the plugin, and vLLM's own LoRA.
+
+Every engine lives in a process of its own, with random weights. Where they fit beside each other they run at
+the same time and are asked in turn, so that rounds are paired; else one after the other, each with the card
+to itself. MoELoRA as published has no form in vLLM.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from cme_bench.efficiency.shapes import linear_sizes, targets
+from cme_bench.efficiency.workloads import Ask, Times, Workloads, timed_round
+from cme_bench.engines.vllm.host import output_to
+from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
+from cme_bench.errors import CmeError
+from cme_bench.runs.responder import count_parameters
+from cme_bench.vllm_plugin.file import write_adapter
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+NATIVE = "lora_native"
+"""vLLM's own LoRA, of rank 128: as many parameters as TeamLoRA-32 with four experts."""
+NATIVE_RANK = 128
+FILL = 0.92
+START_SECONDS = 600
+KV_GIB = 1
+"""Cache of each engine on a CPU."""
+_STD = 0.02
+
+
+def plugin_spec(method: str, modules: Sequence[str]) -> GatedSpec | None:
+    """How the plugin computes a method of ``cme_bench.efficiency.methods``; None if it cannot."""
+    experts = {"k2": 2, "k8": 8}.get(method.rpartition("_")[2], 4)
+    name = method.removesuffix(f"_k{experts}").removesuffix("_fused")
+    kind = name.rstrip("0123456789")
+    rank = int(name[len(kind) :] or 0)
+    if kind not in ("lora", "moslora", "adalora", "hydralora", "moelora", "teamlora") or method in _LOOPS:
+        return None
+    routed = kind in ("hydralora", "moelora", "teamlora")
+    return GatedSpec(
+        method=kind,
+        rank=rank,
+        experts=experts if routed else 1,
+        scale=2.0,
+        shared_latent=kind == "hydralora",
+        interaction=kind == "teamlora",
+        normalizer_floor=None,
+        modules=tuple(sorted(modules)),
+    )
+
+
+_LOOPS = ("moelora32", "moelora32_k2", "moelora32_k8")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What one engine process is started with. ``spec``: of the plugin; ``native``: with vLLM's own LoRA;
+    ``log``: what it writes, outside of the scratch folder: it is read when something has failed."""
+
+    name: str
+    model: Path
+    files: Path
+    dtype: str
+    vocabulary: int
+    workloads: Workloads
+    memory_percent: int
+    spec: GatedSpec | None
+    native: bool
+    log: Path
+    profile: Path | None = None
+
+
+def vllm_times(
+    config: PretrainedConfig,
+    methods: Sequence[str],
+    workloads: Workloads,
+    *,
+    dtype: str,
+    rounds: int,
+    note: Callable[[str], None],
+    profile: Path | None = None,
+) -> tuple[dict[str, Times], bool]:
+    """Seconds by method and workload, and whether the rounds were paired.
+
+    ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
+    kernels of each engine by total time. CmeError if an engine does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="cme-bench-efficiency-") as scratch:
+        files = Path(scratch)
+        _write_model(files / "model", config, workloads)
+        sizes = linear_sizes(config)
+        together = len(methods) > 1 and _fit_together(config, len(methods), workloads)
+        percent = int(100 * FILL / (len(methods) if together else 1))
+        setups = []
+        for name in methods:
+            spec = None if name in ("base", NATIVE) else plugin_spec(name, list(sizes))
+            assert spec is not None or name in ("base", NATIVE), name
+            if spec is not None:
+                _write_plugin_adapter(files / f"{name}.safetensors", spec, sizes)
+            if name == NATIVE:
+                _write_lora(files / NATIVE, sizes, targets(config))
+            setups.append(
+                Setup(
+                    name=name,
+                    model=files / "model",
+                    files=files,
+                    dtype=dtype,
+                    vocabulary=config.vocab_size,
+                    workloads=workloads,
+                    memory_percent=percent,
+                    spec=spec,
+                    native=name == NATIVE,
+                    log=Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getpid()}-{name}.log",
+                    profile=profile,
+                )
+            )
+        groups = [setups] if together else [[setup] for setup in setups]
+        found: dict[str, Times] = {}
+        for group in groups:
+            found |= _group_times(group, workloads, rounds, note)
+        return found, together
+
+
+def _group_times(
+    group: Sequence[Setup], workloads: Workloads, rounds: int, note: Callable[[str], None]
+) -> dict[str, Times]:
+    """All engines of the group at once, asked in turn; the first round of each warms it up."""
+    found: dict[str, Times] = {setup.name: {w: [] for w in workloads.asked} for setup in group}
+    with ExitStack() as stack:
+        asks = {setup.name: stack.enter_context(_engine(setup)) for setup in group}
+        for number in range(-1, rounds):
+            for name in list(asks) if number % 2 == 0 else list(asks)[::-1]:
+                seconds = timed_round(asks[name], workloads, 1000 + number)
+                for workload, value in seconds.items() if number >= 0 else ():
+                    found[name][workload].append(value)
+        note(f"vLLM: {', '.join(asks)}: {rounds} rounds")
+    return found
+
+
+@contextmanager
+def _engine(setup: Setup) -> Iterator[Ask]:
+    """An engine process; CmeError if it does not start or dies."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, setup))
+    process.start()
+    theirs.close()
+
+    def answer(wait: float | None) -> Any:
+        try:
+            if wait is not None and not mine.poll(wait):
+                raise CmeError(f"vLLM ({setup.name}) did not start in {wait:.0f} s")
+            found = mine.recv()
+        except EOFError:
+            raise CmeError(f"vLLM ({setup.name}) ended; the log is {setup.log}") from None
+        if isinstance(found, str):
+            raise CmeError(f"vLLM ({setup.name}): {found}")
+        return found
+
+    def ask(n: int, new: int, seed: int) -> float:
+        mine.send((n, new, seed))
+        return float(answer(None))
+
+    try:
+        answer(START_SECONDS)
+        yield ask
+        mine.send(None)
+        process.join(60)
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join()
+        mine.close()
+
+
+# ---- the process of one engine
+
+
+def _serve(connection: Connection, setup: Setup) -> None:
+    """Starts vLLM, answers ``(n, new, seed)`` with seconds until None comes; a string says what failed."""
+    try:
+        with output_to(setup.log):
+            llm, request = _start(setup)
+    except Exception as error:  # vLLM and what it builds on raise any type here
+        connection.send(f"did not start: {type(error).__name__}: {error} (log: {setup.log})")
+        return
+    connection.send(0.0)
+    while (asked := connection.recv()) is not None:
+        connection.send(_generate(llm, request, setup, asked))
+    if setup.profile:
+        _profile(llm, request, setup, setup.profile)
+
+
+def _start(setup: Setup) -> tuple[Any, Any]:
+    """``(LLM, LoRA request or None)``."""
+    settings = VllmSettings(
+        memory_percent=setup.memory_percent, max_seqs=setup.workloads.requests, kv_gib=KV_GIB
+    )
+    for name, value in environment(settings).items():
+        os.environ[name] = value
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the profiler's functions travel by pickle
+    most = 2 * (setup.workloads.prompt + setup.workloads.new)
+    arguments = engine_arguments(setup.model, setup.dtype, most, settings, setup.spec)
+    arguments |= {"load_format": "dummy", "skip_tokenizer_init": True, "enable_prefix_caching": False}
+    if setup.native:
+        arguments |= {"enable_lora": True, "max_lora_rank": NATIVE_RANK, "max_loras": 1}
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    llm = LLM(**arguments)
+    if setup.spec is not None:
+        llm.collective_rpc("load_gated_adapter", args=(str(setup.files / f"{setup.name}.safetensors"),))
+    return llm, LoRARequest("lora", 1, str(setup.files / NATIVE)) if setup.native else None
+
+
+def _generate(llm: Any, request: Any, setup: Setup, asked: tuple[int, int, int]) -> float:
+    n, new, seed = asked
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": ids} for ids in setup.workloads.prompts(n, seed, setup.vocabulary)]
+    started = time.perf_counter()
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=request)
+    seconds = time.perf_counter() - started
+    assert all(len(output.outputs[0].token_ids) == new for output in outputs)
+    return seconds
+
+
+def _profile(llm: Any, request: Any, setup: Setup, folder: Path) -> None:
+    """Kernels by total time: one request's decoding, and a prefill."""
+    import json
+
+    for name, (n, new) in {"single": (1, 32), "prefill": (setup.workloads.requests, 1)}.items():
+        llm.collective_rpc(_profiled_start)
+        _generate(llm, request, setup, (n, new, 7))
+        [rows] = llm.collective_rpc(_profiled_stop)
+        (folder / f"profile-{setup.name}-{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _profiled_start(worker: Any) -> None:
+    worker.bench_profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    worker.bench_profiler.start()
+
+
+def _profiled_stop(worker: Any) -> list[dict[str, Any]]:
+    torch.cuda.synchronize()
+    worker.bench_profiler.stop()
+    rows = [
+        {"kernel": event.key[:120], "calls": event.count, "microseconds": round(event.device_time_total, 1)}
+        for event in worker.bench_profiler.key_averages()
+        if event.device_time_total
+    ]
+    return sorted(rows, key=lambda row: -row["microseconds"])[:30]
+
+
+# ---- what the engines read
+
+
+def _write_model(folder: Path, config: PretrainedConfig, workloads: Workloads) -> None:
+    """config.json only: the weights are vLLM's random ones."""
+    import copy
+
+    written = copy.deepcopy(config)
+    written.max_position_embeddings = max(
+        config.max_position_embeddings, 2 * (workloads.prompt + workloads.new)
+    )
+    written.architectures = config.architectures or ["LlamaForCausalLM"]
+    written.save_pretrained(folder)
+
+
+def _write_plugin_adapter(file: Path, spec: GatedSpec, sizes: Mapping[str, tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        f"{module}.{part}": torch.randn(size) * _STD
+        for module, (d_in, d_out) in sizes.items()
+        for part, size in spec.shapes(d_in, d_out).items()
+    }
+    write_adapter(file, spec, tensors)
+
+
+def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Sequence[str]) -> None:
+    """A LoRA of ``NATIVE_RANK``, as PEFT saves it."""
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    folder.mkdir()
+    tensors = {}
+    for module, (d_in, d_out) in sizes.items():
+        shapes = {"A": (NATIVE_RANK, d_in), "B": (d_out, NATIVE_RANK)}
+        for part, shape in shapes.items():
+            name = f"base_model.model.{module}.lora_{part}.weight"
+            tensors[name] = (torch.randn(shape) * _STD).bfloat16()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = LoraConfig(
+        r=NATIVE_RANK, lora_alpha=NATIVE_RANK, target_modules=list(names), task_type="CAUSAL_LM"
+    )
+    config.save_pretrained(folder)
+
+
+def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads) -> bool:
+    """Whether all engines fit on the card with all requests in their caches, in 16 bits; on a CPU, always:
+    there the models are small."""
+    if on_cpu():
+        return True
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = 4 * config.num_hidden_layers * config.num_key_value_heads * head
+    cache = token * workloads.requests * (workloads.prompt + workloads.new)
+    total = int(torch.cuda.get_device_properties(0).total_memory)
+    each = 1.3 * 2 * count_parameters(config) + cache + 2 * 2**30  # adapter, workspace, graphs
+    return bool(engines * each < FILL * total)

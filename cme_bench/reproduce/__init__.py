@@ -1,0 +1,1 @@
+"""The paper's experiments as a recipe: trainings, evaluations, tables, figures and claims, resumable."""

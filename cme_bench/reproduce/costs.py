@@ -1,0 +1,191 @@
+"""What a recipe will cost, from a step and an evaluation that were measured on this machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cme_bench.provenance import hardware
+from cme_bench.reports.grids import markdown
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.reproduce.recipe import BASE, Recipe
+from cme_bench.reproduce.workbench import Workbench
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import read_json, write_json
+from cme_bench.training.curve import read_curve
+from cme_bench.training.options import ROUTED
+
+PROBE_STEPS, PROBE_WARM = 8, 3
+PROBE_ITEMS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Measured on ``hardware`` by one process: seconds and tokens of a training step of ``row``, seconds an
+    item of an evaluation, and the ``start`` of a job (loading rows and model), in seconds."""
+
+    hardware: str
+    row: str
+    step_seconds: float
+    step_tokens: float
+    item_seconds: float
+    items: int
+    start: float
+
+
+def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Callable[[str], None]) -> Rates:
+    """The rates in the folder, if they are of this machine; else measured now, which takes a few minutes at
+    most: some steps of the most costly main row, and a few items of each task on the bare model."""
+    import torch
+
+    here = hardware(cuda=torch.cuda.is_available())
+    file = folder.path / "rates.json"
+    if file.is_file() and (held := Rates(**read_json(file))).hardware == here:
+        return held
+    row = max(recipe.main, key=lambda name: _weight(recipe, name))
+    note(f"measuring a step of {row} and {PROBE_ITEMS} items of each task")
+    scratch = folder.path / "probe"
+    shutil.rmtree(scratch, ignore_errors=True)
+    step_seconds, step_tokens, start = _probe_training(recipe, bench, row, scratch / "adapter")
+    item_seconds, items = _probe_evaluation(recipe, bench, scratch / "run")
+    shutil.rmtree(scratch)
+    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start)
+    write_json(file, {name: getattr(rates, name) for name in Rates.__slots__})
+    return rates
+
+
+def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
+    """Routed methods cost more than others, and a rank more than a lower one."""
+    training = recipe.rows[row].training
+    return training["method"] in ROUTED, int(training.get("rank", 0))
+
+
+def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tuple[float, float, float]:
+    import time
+
+    _ = bench.sets
+    options = bench.training_options(row, out, rate=recipe.learning_rates[0], steps=PROBE_STEPS, seed=0)
+    started = time.monotonic()
+    bench.trained(replace(options, log_every=1))
+    whole = time.monotonic() - started
+    curve = read_curve(out / "loss.csv")
+    first, last = curve[PROBE_WARM - 1], curve[-1]
+    steps = last.step - first.step
+    seconds = (last.seconds - first.seconds) / steps
+    return seconds, (last.tokens - first.tokens) / steps, max(0.0, whole - PROBE_STEPS * seconds)
+
+
+def _probe_evaluation(recipe: Recipe, bench: Workbench, out: Path) -> tuple[float, int]:
+    options = replace(bench.run_options(BASE, 0), limit=PROBE_ITEMS, out=out)
+    (folder,) = run(options, base=bench.base)
+    content = read_json(folder / "run.json")
+    tasks = content["tasks"].values()
+    limit = recipe.limit
+    items = sum(task["rows"] if limit is None else min(limit, task["rows"]) for task in tasks)
+    engine = sum(s["engine"]["model_seconds"] for s in content["sessions"] if "engine" in s)
+    return engine / sum(task["n"] for task in tasks), items
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of the jobs of one kind, done ones included: their number, tokens trained, items, and minutes if one
+    process did them all."""
+
+    kind: str
+    jobs: int
+    tokens: float
+    items: int
+    minutes: float
+
+
+def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
+    """A cost for each kind of job."""
+    jobs = all_jobs(recipe)
+    found = []
+    for kind in dict.fromkeys(job.kind for job in jobs):
+        own = [job for job in jobs if job.kind == kind]
+        steps = sum(_steps(recipe, job) for job in own)
+        items = rates.items * len(own) if kind == "evaluate" else 0
+        seconds = steps * rates.step_seconds + items * rates.item_seconds
+        seconds += sum(rates.start if job.minutes is None else 60 * job.minutes for job in own)
+        found.append(Cost(kind, len(own), steps * rates.step_tokens, items, seconds / 60))
+    return found
+
+
+def _steps(recipe: Recipe, job: Job) -> int:
+    if job.kind == "grid":
+        return recipe.grid_steps
+    return recipe.steps_of(job.row) if job.kind == "train" else 0
+
+
+def total_minutes(recipe: Recipe, rates: Rates) -> float:
+    """Minutes of one process; several at once take less where they do not fill the machine."""
+    return sum(cost.minutes for cost in costs(recipe, rates))
+
+
+def cut_to_fit(recipe: Recipe, rates: Rates) -> Recipe:
+    """The recipe with as many seeds as the budget allows, never fewer than one: seeds are cut before methods,
+    those of other than main rows first."""
+    budget = recipe.budget_minutes
+    while budget is not None and total_minutes(recipe, rates) > budget:
+        if recipe.side_seeds > 1:
+            recipe = replace(recipe, side_seeds=recipe.side_seeds - 1)
+        elif recipe.seeds > 1:
+            recipe = replace(recipe, seeds=recipe.seeds - 1)
+        else:
+            break
+    return recipe
+
+
+def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
+    """The plan as people read it: rates, cost by kind, minutes a job, and what would be cut."""
+    found = costs(recipe, rates)
+    done = sum(folder.is_done(job.name) for job in all_jobs(recipe))
+    rows = [
+        [
+            c.kind,
+            str(c.jobs),
+            f"{c.tokens:,.0f}",
+            f"{c.items:,}",
+            f"{c.minutes / c.jobs:.1f}",
+            f"{c.minutes:.1f}",
+        ]
+        for c in found
+    ]
+    total = total_minutes(recipe, rates)
+    rows.append(
+        [
+            "all",
+            str(sum(c.jobs for c in found)),
+            f"{sum(c.tokens for c in found):,.0f}",
+            f"{sum(c.items for c in found):,}",
+            "",
+            f"{total:.1f}",
+        ]
+    )
+    cut = cut_to_fit(recipe, rates)
+    lines = [
+        f"{recipe.name}, scale {recipe.scale}: {done} of {sum(c.jobs for c in found)} jobs are done",
+        f"measured on {rates.hardware}: a step of {rates.row} {rates.step_seconds:.3f} s for "
+        f"{rates.step_tokens:.0f} tokens, an item {1000 * rates.item_seconds:.1f} ms, a job's start "
+        f"{rates.start:.1f} s",
+        "",
+        markdown(["jobs", "number", "tokens", "items", "minutes each", "minutes"], rows, left=1),
+        "",
+        f"Minutes are those of one process; {recipe.workers} will share the machine.",
+    ]
+    if recipe.budget_minutes is not None:
+        fits = total <= recipe.budget_minutes
+        lines.append(
+            f"Budget: {recipe.budget_minutes:g} minutes: {'it fits' if fits else 'it does not fit'}."
+        )
+        if not fits:
+            after = total_minutes(cut, rates)
+            lines.append(
+                f"Cut seeds before methods: --seeds {cut.seeds} --side-seeds {cut.side_seeds} takes "
+                f"{after:.1f} minutes"
+                + ("." if after <= recipe.budget_minutes else ", still too long: fewer steps.")
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,140 @@
+"""The jobs of a recipe: what is computed, in which order, and which files say that it is done."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.errors import UsageError
+from cme_bench.reproduce.recipe import BASE, Recipe
+from cme_bench.runs.store import read_json, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of work. ``needs``: names of the jobs before it; ``alone``: nothing else may compute then.
+
+    ``row`` and ``seed`` say of which adapter; ``rate``: the learning rate that a job of kind "grid" tries;
+    ``part``: what a job of kind "efficiency" measures of ``row``, a shape. ``minutes``: expected of a
+    job that cannot be gone on with once it is stopped.
+    """
+
+    kind: str
+    row: str
+    seed: int = 0
+    rate: float | None = None
+    part: str = ""
+    needs: tuple[str, ...] = ()
+    alone: bool = False
+    minutes: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Fit for a file name; no two jobs of a recipe share one."""
+        ending = {"grid": f"-{self.rate:g}" if self.rate else "", "efficiency": f"-{self.part}"}
+        seed = f"-seed{self.seed}" if self.kind in ("train", "evaluate") and self.row != BASE else ""
+        return f"{self.kind}-{self.row}{seed}{ending.get(self.kind, '')}"
+
+
+def all_jobs(recipe: Recipe) -> list[Job]:
+    """The jobs of a recipe, each after those it needs; main rows and first seeds first.
+
+    A row that takes another's learning rate needs that row's grid. With one learning rate there is no grid.
+    """
+    grids: dict[str, list[Job]] = {}
+    if len(recipe.learning_rates) > 1:
+        for row in recipe.rows.values():
+            if row.tuned_as == row.name:
+                grids[row.name] = [Job("grid", row.name, rate=rate) for rate in recipe.learning_rates]
+    jobs = [Job("evaluate", BASE), *(job for group in grids.values() for job in group)]
+    names = sorted(recipe.rows, key=lambda name: name not in recipe.main)
+    for seed in range(max(recipe.seeds, recipe.side_seeds)):
+        for name in names:
+            if seed >= recipe.seeds_of(name):
+                continue
+            tried = tuple(job.name for job in grids.get(recipe.rows[name].tuned_as, ()))
+            train = Job("train", name, seed, needs=tried)
+            evaluate = Job("evaluate", name, seed, needs=(train.name,))
+            jobs += [train, evaluate]
+            if seed == 0 and name in recipe.routers:
+                jobs.append(Job("router", name, needs=(evaluate.name,)))
+    jobs += [
+        Job("efficiency", shape.name, part=part, alone=True, minutes=shape.minutes)
+        for shape in recipe.efficiency
+        for part in shape.parts
+    ]
+    return jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """The output folder of a recipe at one scale."""
+
+    path: Path
+
+    def open(self, recipe: Recipe) -> None:
+        """Makes the folder. UsageError if it holds another recipe or scale, or cannot be written."""
+        try:
+            (self.path / "jobs").mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise UsageError(f"--out {self.path}: cannot be written ({err.strerror or err})") from err
+        file = self.path / "recipe.json"
+        identity = recipe.identity()
+        if file.exists():
+            for key, held in read_json(file).items():
+                if identity.get(key) != held:
+                    raise UsageError(
+                        f"{self.path} holds results of another recipe ({key} differs); name "
+                        "another folder with --out"
+                    )
+        write_json(file, identity)
+
+    def adapter(self, row: str, seed: int) -> Path:
+        return self.path / "adapters" / f"{row}-seed{seed}"
+
+    def grid(self, row: str, rate: float) -> Path:
+        return self.path / "grid" / f"{row}-{rate:g}"
+
+    def run(self, row: str, seed: int = 0) -> Path:
+        return self.path / "runs" / (row if row == BASE else f"{row}-seed{seed}")
+
+    def router(self, row: str, by: str) -> Path:
+        return self.path / "router" / f"{row}-{by}"
+
+    def efficiency(self, shape: str, part: str) -> Path:
+        return self.path / "efficiency" / f"{shape}-{part}.json"
+
+    def marker(self, job: str) -> Path:
+        """The file that says that a job is done."""
+        return self.path / "jobs" / f"{job}.json"
+
+    def is_done(self, job: str) -> bool:
+        return self.marker(job).is_file()
+
+    def outcome(self, job: str) -> dict[str, Any]:
+        """What a finished job says of itself: at least ``seconds`` and ``hardware``."""
+        return read_json(self.marker(job))
+
+    def finish(self, job: str, outcome: dict[str, Any]) -> None:
+        """Writes the marker; nothing of the job is computed again after this."""
+        write_json(self.marker(job), outcome)
+
+    @contextmanager
+    def claimed(self, job: str) -> Iterator[bool]:
+        """Whether this process may do the job: a lock that the system drops if the process dies."""
+        with (self.path / "jobs" / f".{job}.lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+
+def pending(jobs: Sequence[Job], folder: Folder) -> list[Job]:
+    """The jobs that are not done, in order."""
+    return [job for job in jobs if not folder.is_done(job.name)]

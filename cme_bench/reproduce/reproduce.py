@@ -1,0 +1,102 @@
+"""``cme-bench reproduce``: jobs until all are done or time is up, then tables, figures and claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from cme_bench.errors import InterruptedRun
+from cme_bench.reproduce.claims import check_claims, claims_json, claims_markdown
+from cme_bench.reproduce.costs import measured_rates, plan_text
+from cme_bench.reproduce.jobs import Folder, all_jobs, pending
+from cme_bench.reproduce.recipe import Recipe
+from cme_bench.reproduce.results import write_all_figures, write_summary, write_tables
+from cme_bench.reproduce.state import pack, publish, unpack
+from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
+from cme_bench.reproduce.workbench import Workbench
+from cme_bench.runs.store import write_json, write_text
+
+Note = Callable[[str], None]
+
+
+def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
+    """The cost of the recipe as text; rates are measured where the folder has none of this machine."""
+    folder = Folder(out)
+    folder.open(recipe)
+    bench = Workbench(recipe, folder, offline=offline)
+    try:
+        return plan_text(recipe, measured_rates(recipe, folder, bench, note), folder)
+    finally:
+        bench.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of the command. minutes: until it stops; None: as long as it takes. state: folder that carries
+    what is done from machine to machine. published: where results are copied. helper_command: starts a
+    further process of this recipe; is_helper: this is one."""
+
+    out: Path
+    offline: bool = False
+    minutes: float | None = None
+    state: Path | None = None
+    published: Path | None = None
+    helper_command: tuple[str, ...] = ()
+    is_helper: bool = False
+
+
+def reproduce(recipe: Recipe, call: Call, note: Note) -> None:
+    """Does what is not done yet; once all is, tables, figures and claims.
+
+    Raises InterruptedRun when the time is up or on a signal: what is done is saved.
+    """
+    clock = Clock.of_minutes(call.minutes)
+    folder = Folder(call.out)
+    if call.state is not None and unpack(folder, call.state):
+        note(f"went on from {call.state}")
+    folder.open(recipe)
+    bench = Workbench(recipe, folder, offline=call.offline)
+    try:
+        with interrupted_at(clock):
+            _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+            if not call.is_helper:
+                write_results(recipe, folder, note)
+    except InterruptedRun:
+        jobs = all_jobs(recipe)
+        done = len(jobs) - len(pending(jobs, folder))
+        raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
+    finally:
+        bench.close()
+        if call.state is not None and not call.is_helper:
+            files = pack(recipe, folder, call.state)
+            note(f"{call.state}: {len(files)} parts, {sum(f.stat().st_size for f in files):,} bytes")
+    if call.published is not None:
+        publish(recipe, folder, call.published)
+
+
+def _compute(
+    recipe: Recipe, folder: Folder, bench: Workbench, *, call: Call, clock: Clock, note: Note
+) -> None:
+    shared = [job for job in pending(all_jobs(recipe), folder) if not job.alone]
+    with ExitStack() as stack:
+        if not call.is_helper and recipe.workers > 1 and shared:
+            count = min(recipe.workers, len(shared)) - 1
+            command = (*call.helper_command, *clock.arguments())
+            stack.enter_context(helpers(command, count, folder.path))
+        begun = work(recipe, folder, bench, note, alone=False, clock=clock)
+    if not call.is_helper:
+        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
+
+
+def write_results(recipe: Recipe, folder: Folder, note: Note) -> None:
+    """Tables, figures, claims and README.md of a recipe whose jobs are all done."""
+    for line in write_tables(recipe, folder, folder.path / "tables"):
+        note(f"tables/{line}")
+    for line in write_all_figures(recipe, folder, folder.path / "figures"):
+        note(line)
+    claims = check_claims(recipe, folder)
+    write_json(folder.path / "claims.json", claims_json(recipe, claims))
+    write_text(folder.path / "claims.md", claims_markdown(recipe, claims))
+    write_summary(recipe, folder, folder.path)

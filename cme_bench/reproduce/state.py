@@ -1,0 +1,156 @@
+"""Carrying what is done from one machine to the next in files of bounded size, and publishing it.
+
+Weights do not travel, nor do prompts and items: only rows whose every job is done are carried, as scores,
+answers and records of training. What was half done is done again.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.reproduce.recipe import Recipe
+from cme_bench.runs.store import read_records
+
+PART_BYTES = 16 * 2**20
+MOST_PARTS = 8
+_LEFT_OUT = ("prompt", "doc")
+_RUN_FILES = ("run.json", "results.json", "summary.csv")
+_TRAINING_FILES = ("adapter_config.json", "cme_training.json", "loss.csv")
+
+
+def pack(recipe: Recipe, folder: Folder, parts: Path, *, part_bytes: int = PART_BYTES) -> list[Path]:
+    """Writes ``state-NN.tar.xz.part`` files, at most ``MOST_PARTS`` of ``part_bytes``, in place of those
+    there. CmeError if more would be needed."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        for name, content in _carried(recipe, folder):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    content = buffer.getvalue()
+    count = -(-len(content) // part_bytes)
+    if count > MOST_PARTS:
+        raise CmeError(
+            f"the state has {len(content):,} bytes, more than {MOST_PARTS} parts of {part_bytes:,}; "
+            f"{folder.path} is intact: lower the limit of items, or the seeds"
+        )
+    parts.mkdir(parents=True, exist_ok=True)
+    for old in _parts(parts):
+        old.unlink()
+    files = [parts / f"state-{number:02d}.tar.xz.part" for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(content[number * part_bytes : (number + 1) * part_bytes])
+    return files
+
+
+def unpack(folder: Folder, parts: Path) -> bool:
+    """Puts back what :func:`pack` wrote, where the folder is new; whether it did.
+
+    UsageError if the parts are damaged.
+    """
+    files = _parts(parts)
+    if not files or any((folder.path / "jobs").glob("*.json")):
+        return False
+    content = io.BytesIO(b"".join(file.read_bytes() for file in files))
+    try:
+        with tarfile.open(fileobj=content, mode="r:xz") as archive:
+            archive.extractall(folder.path, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as err:
+        raise UsageError(f"{parts}: the parts of the state do not fit together ({err})") from err
+    return True
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*.tar.xz.part"))
+
+
+def _carried(recipe: Recipe, folder: Folder) -> Iterator[tuple[str, bytes]]:
+    """Names from the folder, and contents."""
+    root = folder.path
+    for name in ("recipe.json", "rates.json"):
+        if (root / name).is_file():
+            yield name, (root / name).read_bytes()
+    for job in whole_jobs(recipe, folder):
+        marker = folder.marker(job.name)
+        yield str(marker.relative_to(root)), marker.read_bytes()
+        for file in _files_of(folder, job):
+            relative = str(file.relative_to(root))
+            yield relative, _slim(file) if file.suffix == ".jsonl" else file.read_bytes()
+
+
+def whole_jobs(recipe: Recipe, folder: Folder) -> list[Job]:
+    """The finished jobs that stand without weights: those of rows and seeds of which everything is done."""
+    jobs = all_jobs(recipe)
+    open_rows = {(j.row, j.seed) for j in jobs if j.kind in _OF_ROW and not folder.is_done(j.name)}
+    return [
+        job
+        for job in jobs
+        if folder.is_done(job.name) and (job.kind not in _OF_ROW or (job.row, job.seed) not in open_rows)
+    ]
+
+
+_OF_ROW = ("train", "evaluate", "router")
+
+
+def _files_of(folder: Folder, job: Job) -> Iterator[Path]:
+    if job.kind == "grid" and job.rate is not None:
+        yield from _present(folder.grid(job.row, job.rate), _TRAINING_FILES)
+    elif job.kind == "train":
+        yield from _present(folder.adapter(job.row, job.seed), _TRAINING_FILES)
+    elif job.kind == "evaluate":
+        run = folder.run(job.row, job.seed)
+        yield from _present(run, _RUN_FILES)
+        yield from sorted((run / "samples").glob("*.jsonl"))
+    elif job.kind == "router":
+        for by in ("domain", "subject"):
+            yield from sorted(folder.router(job.row, by).glob("*"))
+    else:
+        yield folder.efficiency(job.row, job.part)
+
+
+def _present(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
+    return (folder / name for name in names if (folder / name).is_file())
+
+
+def _slim(samples: Path) -> bytes:
+    """The records without prompts and items: what tables and tests need is left."""
+    return b"".join(
+        orjson.dumps({k: v for k, v in record.items() if k not in _LEFT_OUT}) + b"\n"
+        for record in read_records(samples)
+    )
+
+
+def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
+    """Copies results into ``out``: tables, figures, claims, configurations and records of training, results
+    of runs and of routers. No weights, no texts of items.
+
+    UsageError if ``out`` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("README.md", "claims.md", "claims.json", "recipe.json"):
+            shutil.copy2(folder.path / name, out / name)
+        for name in ("tables", "figures"):
+            shutil.rmtree(out / name, ignore_errors=True)
+            shutil.copytree(folder.path / name, out / name)
+        for job in all_jobs(recipe):
+            for file in _files_of(folder, job):
+                if file.suffix == ".jsonl" or file.name == ROUTER_ROWS:
+                    continue
+                to = out / file.relative_to(folder.path)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, to)
+    except OSError as err:
+        raise UsageError(f"--publish {out}: {err}") from err
+
+
+ROUTER_ROWS = "router_load.csv"
+"""A row for each layer and task: large, and summed up in the files beside it."""

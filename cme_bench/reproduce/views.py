@@ -1,0 +1,47 @@
+"""The runs of a recipe as the reports take them: a view a row, seeds pooled, under the row's title."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from cme_bench.reports.runs import RunView, open_run
+from cme_bench.reports.seeds import pool_seeds
+from cme_bench.reproduce.jobs import Folder
+from cme_bench.reproduce.recipe import BASE, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RowRuns:
+    """The runs of one row, a view a seed, and ``pooled``: all of them as one."""
+
+    name: str
+    title: str
+    seeds: tuple[RunView, ...]
+    pooled: RunView
+
+
+def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowRuns]:
+    """The evaluated runs of some rows."""
+    found = []
+    for name in names:
+        views = [open_run(folder.run(name, seed)) for seed in range(recipe.seeds_of(name))]
+        title = recipe.rows[name].title
+        pooled = views[0] if len(views) == 1 else pool_seeds(views)[0]
+        found.append(RowRuns(name, title, tuple(views), titled(pooled, title)))
+    return found
+
+
+def open_base(folder: Folder) -> RunView:
+    """The run of the bare model, asked as the adapters are."""
+    return open_run(folder.run(BASE))
+
+
+def titled(view: RunView, title: str) -> RunView:
+    """The view under another name of its adapter."""
+    return replace(view, run=view.run | {"adapter": view.run["adapter"] | {"name": title}})
+
+
+def forms(views: Sequence[RunView]) -> list[str]:
+    """The forms that every view has."""
+    return [form for form in views[0].results["forms"] if all(form in v.results["forms"] for v in views)]

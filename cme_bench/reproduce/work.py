@@ -1,0 +1,147 @@
+"""Doing the jobs of a recipe: one process, or several that share a card, until all are done or time is up.
+
+Processes agree through files alone: each takes the first job that is ready and that nobody has locked. A
+killed process leaves a training at its last checkpoint, an evaluation at its last item.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cme_bench.errors import CmeError, InterruptedRun
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs, pending
+from cme_bench.reproduce.recipe import Recipe
+
+WAIT_SECONDS = 0.5
+MARGIN_SECONDS = 20.0
+"""Left before the end of the time for what a stopping job still has to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """``end``: of the time, in ``time.monotonic`` seconds; None for as long as it takes."""
+
+    end: float | None
+
+    @classmethod
+    def of_minutes(cls, minutes: float | None) -> Clock:
+        return cls(None if minutes is None else time.monotonic() + 60 * minutes - MARGIN_SECONDS)
+
+    def arguments(self) -> list[str]:
+        """The option that gives another process the same end."""
+        return [] if self.end is None else ["--minutes", f"{max(1.0, (self.left + MARGIN_SECONDS) / 60):.2f}"]
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; infinite without an end."""
+        return float("inf") if self.end is None else self.end - time.monotonic()
+
+
+@contextmanager
+def interrupted_at(clock: Clock) -> Iterator[None]:
+    """While open, SIGTERM and SIGINT raise InterruptedRun (a training or a run saves itself first, by its own
+    handler), and SIGTERM comes by itself when the time is up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise InterruptedRun("stopped")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    alarm = threading.Timer(max(clock.left, 0), os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.daemon = True
+    if clock.end is not None:
+        alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def work(
+    recipe: Recipe,
+    folder: Folder,
+    do: Callable[[Job], dict[str, object]],
+    note: Callable[[str], None],
+    *,
+    alone: bool,
+    clock: Clock,
+    begun: int = 0,
+) -> int:
+    """Does jobs until none is left for this process; ``alone``: also those that need the machine alone.
+
+    ``begun``: how many the call has done before; the new number is returned. Raises what a job raises, the
+    jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it is
+    the first of the call.
+    """
+    jobs = all_jobs(recipe)
+    while True:
+        left = [job for job in pending(jobs, folder) if alone or not job.alone]
+        if not left:
+            return begun
+        ready = [job for job in left if all(map(folder.is_done, job.needs))]
+        shared = [job for job in ready if not job.alone]
+        ready = shared or ([] if _others(left) else ready)
+        if begun and ready and clock.left < 60 * (ready[0].minutes or 0):
+            raise InterruptedRun(f"{ready[0].name} would not be done in time")
+        if any(_take(folder, job, do, note) for job in ready):
+            begun += 1
+        else:
+            time.sleep(WAIT_SECONDS)
+
+
+def _others(left: Sequence[Job]) -> bool:
+    """Whether jobs that share the machine are still to be done."""
+    return any(not job.alone for job in left)
+
+
+def _take(
+    folder: Folder, job: Job, do: Callable[[Job], dict[str, object]], note: Callable[[str], None]
+) -> bool:
+    """Does the job unless another process has it; whether it did."""
+    with folder.claimed(job.name) as mine:
+        if not mine or folder.is_done(job.name):
+            return False
+        note(f"{job.name}: begins")
+        started = time.monotonic()
+        outcome = do(job)
+        seconds = round(time.monotonic() - started, 3)
+        folder.finish(job.name, {"job": job.name, "seconds": seconds, **outcome})
+        note(f"{job.name}: done in {seconds:.0f} s")
+        return True
+
+
+@contextmanager
+def helpers(command: Sequence[str], count: int, logs: Path) -> Iterator[None]:
+    """``count`` further processes of the same recipe; told to stop when this block ends by an error.
+
+    CmeError if one of them fails, with the last line that it wrote.
+    """
+    files = [logs / f"worker{number + 1}.log" for number in range(count)]
+    processes = []
+    for file in files:
+        with file.open("a") as stream:
+            processes.append(
+                subprocess.Popen([sys.executable, "-m", "cme_bench", *command], stdout=stream, stderr=stream)
+            )
+    try:
+        yield
+    except BaseException:
+        for process in processes:
+            process.terminate()
+        raise
+    finally:
+        codes = [process.wait() for process in processes]
+    for file, code in zip(files, codes, strict=True):
+        if code not in (0, InterruptedRun.exit_code):
+            last = file.read_text().strip().splitlines()[-1:]
+            raise CmeError(f"a worker failed ({file}): {''.join(last)}")

@@ -1,0 +1,231 @@
+"""What each kind of job does. The rows of the mixture and the base model are loaded once a process."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cme_bench.analysis.router import interaction_frame, load_frame, mean_by
+from cme_bench.analysis.router_load import measure_router
+from cme_bench.analysis.router_prompts import RouterOptions
+from cme_bench.efficiency.options import EfficiencyOptions
+from cme_bench.errors import UsageError
+from cme_bench.models.checkpoint import hash_checkpoint
+from cme_bench.provenance import commit, hardware
+from cme_bench.reports.router_figures import write_router_figures
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.reproduce.recipe import BASE, Recipe
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.progress import Silent as RunSilent
+from cme_bench.runs.responder import BaseModel
+from cme_bench.runs.runner import run
+from cme_bench.runs.store import read_json, write_json, write_text
+from cme_bench.tasks.sources import open_source
+from cme_bench.training.mixture import TrainingSet
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import load_sets
+from cme_bench.training.progress import Silent
+from cme_bench.training.train import train
+from cme_bench.training.validation import validate
+
+GRID_SEED = 1_000
+"""Seed of the trainings that try learning rates: no seed of a row."""
+SUBJECT_TASK = "cme_mmlu_ll"
+_WEIGHTS = "adapter_model.safetensors"
+
+
+class Workbench:
+    """Does the jobs of a recipe. Calling it with a job gives what its marker records."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Folder,
+        *,
+        offline: bool = False,
+        training: Silent | None = None,
+        running: RunSilent | None = None,
+    ) -> None:
+        self.recipe, self.folder, self.offline = recipe, folder, offline
+        self._training, self._running = training or Silent(), running or RunSilent()
+        self._done: dict[str, Callable[[Job], dict[str, Any]]] = {
+            "grid": self._grid,
+            "train": self._train,
+            "evaluate": self._evaluate,
+            "router": self._router,
+            "efficiency": self._efficiency,
+        }
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        import torch
+
+        self._drop_weights()
+        gc.collect()  # trainers hold their models in cycles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # other processes may share the card
+        return self._done[job.kind](job) | {
+            "hardware": hardware(cuda=torch.cuda.is_available()),
+            "commit": commit(),
+        }
+
+    # ---- trainings
+
+    @functools.cached_property
+    def sets(self) -> Sequence[TrainingSet]:
+        """The rows of the mixture; loading them takes longer than a short training."""
+        options = self.training_options(next(iter(self.recipe.rows)), Path(), rate=1.0, steps=1, seed=0)
+        return load_sets(options, open_source(self.recipe.data, offline=self.offline), note=lambda _: None)
+
+    def training_options(self, row: str, out: Path, *, rate: float, steps: int, seed: int) -> TrainOptions:
+        """The options of one training of a row."""
+        fields = {**self.recipe.training, **self.recipe.rows[row].training}
+        return TrainOptions(
+            model=self.recipe.model,
+            out=out,
+            data=self.recipe.data,
+            offline=self.offline,
+            dtype=self.recipe.dtype,
+            **{**fields, "learning_rate": rate, "max_steps": steps, "seed": seed},
+        )
+
+    def trained(self, options: TrainOptions) -> dict[str, Any]:
+        """Trains, or goes on, and gives what the training recorded."""
+        out = train(options, self._training, sets=self.sets)
+        content = read_json(out / "cme_training.json")
+        return {k: content[k] for k in ("steps", "tokens_trained", "target_tokens_trained", "final_loss")} | {
+            "training_seconds": content["seconds"]
+        }
+
+    def _grid(self, job: Job) -> dict[str, Any]:
+        assert job.rate is not None
+        out = self.folder.grid(job.row, job.rate)
+        options = self.training_options(
+            job.row, out, rate=job.rate, steps=self.recipe.grid_steps, seed=GRID_SEED
+        )
+        found = self.trained(options)
+        held = validate(out, options, self.sets)
+        return found | {
+            "learning_rate": job.rate,
+            "validation_loss": held.loss,
+            "validation_items": held.items,
+            "validation_target_tokens": held.target_tokens,
+        }
+
+    def learning_rate(self, row: str) -> float:
+        """The tried rate of lowest validation loss, for the row or the one that it is tuned as."""
+        rates = self.recipe.learning_rates
+        if len(rates) == 1:
+            return rates[0]
+        tuned = self.recipe.rows[row].tuned_as
+        losses = {
+            rate: self.folder.outcome(Job("grid", tuned, rate=rate).name)["validation_loss"] for rate in rates
+        }
+        return min(losses, key=lambda rate: (losses[rate], rate))
+
+    def _train(self, job: Job) -> dict[str, Any]:
+        out = self.folder.adapter(job.row, job.seed)
+        rate = self.learning_rate(job.row)
+        options = self.training_options(
+            job.row, out, rate=rate, steps=self.recipe.steps_of(job.row), seed=job.seed
+        )
+        return self.trained(options) | {"learning_rate": rate, "sha256": hash_checkpoint(out)}
+
+    # ---- evaluations
+
+    @functools.cached_property
+    def base(self) -> BaseModel:
+        """The base model that all evaluations of this process share."""
+        return BaseModel(self.run_options(BASE, 0))
+
+    def run_options(self, row: str, seed: int) -> RunOptions:
+        adapters = () if row == BASE else (str(self.folder.adapter(row, seed)),)
+        return RunOptions(
+            model=self.recipe.model,
+            tasks=self.recipe.tasks,
+            adapters=adapters,
+            engine=self.recipe.engine,
+            data=self.recipe.data,
+            limit=self.recipe.limit,
+            dtype=self.recipe.dtype,
+            out=self.folder.run(row, seed),
+            offline=self.offline,
+            prompt_format=str(self.recipe.training.get("prompt_format", "teamlora")),
+        )
+
+    def _evaluate(self, job: Job) -> dict[str, Any]:
+        base = self.base
+        (out,) = run(self.run_options(job.row, job.seed), self._running, base=base)
+        content = read_json(out / "run.json")
+        return {
+            "items": sum(task["n"] for task in content["tasks"].values()),
+            "run_seconds": sum(session["seconds"] for session in content["sessions"]),
+        }
+
+    def _router(self, job: Job) -> dict[str, Any]:
+        """The router on the prompts of the row's run: by domain, and by subject where MMLU was asked."""
+        source = self.folder.run(job.row)
+        by_domain = RouterOptions(source, limit=self.recipe.router_limit, offline=self.offline)
+        titles = [self._measured(by_domain, self.folder.router(job.row, "domain"), "domain")]
+        if SUBJECT_TASK in read_json(source / "run.json")["tasks"]:
+            subjects = replace(by_domain, tasks=SUBJECT_TASK, by="subject", limit=self.recipe.subject_limit)
+            titles.append(self._measured(subjects, self.folder.router(job.row, "subject"), "group"))
+        return {"measured": titles}
+
+    def _measured(self, options: RouterOptions, out: Path, label: str) -> str:
+        found = measure_router(options, self._running)
+        load, interaction = load_frame(found.slices), interaction_frame(found.interaction)
+        out.mkdir(parents=True, exist_ok=True)
+        means = mean_by(load, [label, "layer", "block", "module"])
+        write_text(out / f"router_by_{label}.csv", means.to_csv(index=False))
+        write_text(out / "router_load.csv", load.to_csv(index=False))
+        if len(interaction):
+            write_text(out / "router_interaction.csv", interaction.to_csv(index=False))
+        write_router_figures(load, interaction, found.title, out)
+        return found.title
+
+    # ---- speed
+
+    def _efficiency(self, job: Job) -> dict[str, Any]:
+        from cme_bench.efficiency.measure import measure
+
+        (shape,) = (shape for shape in self.recipe.efficiency if shape.name == job.row)
+        settings = {"model": shape.name, **shape.settings, "parts": (job.part,), "offline": self.offline}
+        try:
+            options = EfficiencyOptions(**settings)
+        except TypeError as err:
+            raise UsageError(f"{self.recipe.source}: efficiency of {job.row}: {err}") from err
+        file = self.folder.efficiency(job.row, job.part)
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, measure(options, self._running.note))
+        return {}
+
+    # ---- room
+
+    def _drop_weights(self) -> None:
+        """Deletes the weights of finished grids and, if the recipe says so, of adapters whose evaluation and
+        router are done."""
+        jobs = all_jobs(self.recipe)
+        for job in (job for job in jobs if job.kind == "grid" and self.folder.is_done(job.name)):
+            assert job.rate is not None
+            (self.folder.grid(job.row, job.rate) / _WEIGHTS).unlink(missing_ok=True)
+        if self.recipe.keep_weights:
+            return
+        for job in (job for job in jobs if job.kind == "train"):
+            users = [
+                other.name
+                for other in jobs
+                if other.row == job.row
+                and (other.kind, other.seed) in (("evaluate", job.seed), ("router", job.seed))
+            ]
+            if all(map(self.folder.is_done, users)):
+                (self.folder.adapter(job.row, job.seed) / _WEIGHTS).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Free what computes, and the room of weights that nothing needs any more."""
+        self._drop_weights()
+        if "base" in self.__dict__:
+            self.base.close()

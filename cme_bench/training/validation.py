@@ -1,0 +1,66 @@
+"""The loss of a trained adapter on the items that were held out of its mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cme_bench.adapters.load import load_adapter
+from cme_bench.models.checkpoint import resolve_model
+from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.training.batches import collate
+from cme_bench.training.loss import target_loss
+from cme_bench.training.mixture import TrainingSet
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.tokens import TokenTable, TrainingEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """``loss``: mean over datasets of the mean negative log-likelihood of a target token, in nats; ``items``
+    and ``target_tokens`` were scored."""
+
+    loss: float
+    items: int
+    target_tokens: int
+
+
+def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) -> Validation:
+    """Scores the held-out items of ``sets`` with the adapter that ``options`` trained, each asked in its
+    first way.
+
+    Datasets without held-out items are left out. ValueError if there are none at all.
+    """
+    base = resolve_model(options.model, offline=options.offline)
+    config, device = load_config(base), choose_device()
+    tokenizer = load_tokenizer(base)
+    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    tables = [_tokens(held, encoder) for held in (s.held_out() for s in sets) if len(held)]
+    if not tables:
+        raise ValueError("no items are held out: give --holdout")
+    dtype = choose_dtype(options.dtype, config, device)
+    adapted = load_adapter(load_model(base, dtype, device), adapter, name="validated").eval()
+    model = adapted.get_base_model()  # adapters are in its layers; AdaLoRA's wrapper would add a regulariser
+    losses = []
+    with torch.inference_mode(), target_loss(model):
+        for table in tables:
+            nll = 0.0
+            order = sorted(range(len(table)), key=lambda i: -int(table.lengths[i]))
+            for start in range(0, len(order), options.batch_size):
+                examples = [table[i] for i in order[start : start + options.batch_size]]
+                batch = {k: v.to(device) for k, v in collate(examples, int(pad)).items()}
+                nll += float(model(**batch).nll)
+            losses.append(nll / int(table.target_lengths.sum()))
+    return Validation(
+        loss=sum(losses) / len(losses),
+        items=sum(map(len, tables)),
+        target_tokens=sum(int(table.target_lengths.sum()) for table in tables),
+    )
+
+
+def _tokens(held: TrainingSet, encoder: TrainingEncoder) -> TokenTable:
+    return TokenTable(encoder.encode(held.prompted(i, 0) for i in range(len(held))))

@@ -1,0 +1,121 @@
+"""Who does which job: order, locks, time that is up, and helpers that fail."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cme_bench.errors import CmeError, InterruptedRun
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs, pending
+from cme_bench.reproduce.recipe import Recipe, read_recipe
+from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
+
+
+@pytest.fixture
+def recipe(recipe_file: Path) -> Recipe:
+    return read_recipe(recipe_file, "one")
+
+
+@pytest.fixture
+def folder(recipe: Recipe, tmp_path: Path) -> Folder:
+    made = Folder(tmp_path / "out")
+    made.open(recipe)
+    return made
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def test_every_job_is_done_once_after_its_needs(recipe: Recipe, folder: Folder) -> None:
+    done: list[Job] = []
+
+    def do(job: Job) -> dict[str, Any]:
+        assert all(map(folder.is_done, job.needs))
+        done.append(job)
+        return {"validation_loss": 1.0}
+
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
+    assert sorted(job.name for job in done) == sorted(job.name for job in all_jobs(recipe))
+    assert "seconds" in folder.outcome(done[0].name)
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
+    assert len(done) == len(all_jobs(recipe)), "nothing is done twice"
+
+
+def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> None:
+    def do(job: Job) -> dict[str, Any]:
+        if job.kind == "grid":
+            raise CmeError("no")
+        return {}
+
+    with pytest.raises(CmeError):
+        work(recipe, folder, do, silent, alone=True, clock=Clock(None))
+    assert pending(all_jobs(recipe), folder)[0].kind == "grid"
+
+
+def _work_slowly(recipe: Recipe, folder: Folder, log: Path) -> None:
+    def do(job: Job) -> dict[str, Any]:
+        with log.open("a") as stream:
+            stream.write(f"{os.getpid()} {job.name}\n")
+        time.sleep(0.03)
+        return {}
+
+    work(recipe, folder, do, silent, alone=True, clock=Clock(None))
+
+
+def test_processes_share_the_jobs(recipe: Recipe, folder: Folder, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_work_slowly, args=(recipe, folder, log)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(name for _, name in lines) == sorted(job.name for job in all_jobs(recipe))
+    assert len({process for process, _ in lines}) > 1
+
+
+def test_time_that_is_up_interrupts() -> None:
+    with pytest.raises(InterruptedRun), interrupted_at(Clock(time.monotonic() + 0.05)):
+        time.sleep(30)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, folder: Folder) -> None:
+    done: list[str] = []
+
+    def do(job: Job) -> dict[str, Any]:
+        done.append(job.name)
+        return {}
+
+    soon = Clock(time.monotonic() + 120)
+    with pytest.raises(InterruptedRun, match="efficiency-tiny-train would not be done in time"):
+        work(recipe, folder, do, silent, alone=True, clock=soon)
+    assert len(done) == len(all_jobs(recipe)) - 1
+    with pytest.raises(InterruptedRun):
+        work(recipe, folder, do, silent, alone=True, clock=soon, begun=1)
+    assert work(recipe, folder, do, silent, alone=True, clock=soon) == 1
+    assert done[-1] == "efficiency-tiny-train"
+
+
+def test_a_clock_gives_others_its_end() -> None:
+    assert Clock.of_minutes(None).arguments() == []
+    option, minutes = Clock.of_minutes(10).arguments()
+    assert option == "--minutes"
+    assert 9.9 < float(minutes) <= 10
+
+
+def test_a_helper_that_fails_is_told_of(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CmeError, match=r"a worker failed \(.*worker1\.log\): .*no-such-command"),
+        helpers(["no-such-command"], 1, tmp_path),
+    ):
+        pass
