@@ -12,8 +12,11 @@ def misfit(content: Mapping[str, Any], config_cls: type) -> str | None:
     """The first field of ``content`` whose value ``config_cls`` does not hold, as a sentence; None if all
     fit."""
     hints = get_type_hints(config_cls)
+    hints |= dict.fromkeys(_ANY_NUMBER & hints.keys(), float)
     for key, value in content.items():
         if key in hints and not fits(value, hints[key]):
+            if get_origin(hints[key]) is Literal:
+                return f"{key} must be one of {', '.join(map(str, get_args(hints[key])))}, got {value!r:.60}"
             return f"field {key!r} cannot be {value!r:.60}"
     return None
 
@@ -34,6 +37,8 @@ def fits(value: Any, hint: Any) -> bool:
     return type(value) in held and all(fits(part, inner[-1]) for part in parts if inner)
 
 
+_ANY_NUMBER = {"lora_alpha"}
+"""PEFT calls these whole numbers, and computes with any."""
 _HELD: dict[Any, tuple[type, ...]] = {
     **dict.fromkeys((list, set), (list,)),
     **{kind: (kind,) for kind in (dict, int, str, bool, type(None))},

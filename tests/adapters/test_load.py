@@ -123,7 +123,7 @@ def test_unknown_method(folder: Path, fresh: LlamaForCausalLM) -> None:
     [
         ({"num_experts": 1}, "num_experts must be an integer of at least 2, got 1"),
         ({"r": 0}, "r must be a positive integer, got 0"),
-        ({"r": 2.5}, "r must be a positive integer, got 2.5"),
+        ({"r": 2.5}, "field 'r' cannot be 2.5"),
         ({"dropout": 1.0}, "dropout must lie in [0, 1), got 1.0"),
         ({"scaling": "alpha"}, "scaling must be alpha/r or alpha/(k*r) or a number, got 'alpha'"),
         ({"dropout_place": "output"}, "dropout_place must be one of input, latent, got 'output'"),

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,17 +121,23 @@ def test_every_text_of_a_row_counts() -> None:
     assert list(row_texts(row)) == ["x", "y", "z"]
 
 
+def record(id_: int, doc: dict[str, Any], acc: float) -> dict[str, Any]:
+    asked = {"key": "k", "task": "own", "prompt": "", "choices": [], "target": "", "truncated": 0}
+    scores = {"acc": acc, "answered": 1.0}
+    return asked | {"id": id_, "doc": doc, "response": {"text": ""}, "scores": scores}
+
+
 def run_folder(folder: Path) -> Path:
     (folder / "samples").mkdir(parents=True)
     questions = [text(random.Random(i), 20) for i in range(4)]
-    records = [
-        {"id": i, "doc": {"q": q}, "scores": {"acc": float(i < 2), "answered": 1.0}}
-        for i, q in enumerate(questions)
-    ]
+    records = [record(i, {"q": q}, float(i < 2)) for i, q in enumerate(questions)]
     lines = [json.dumps(r) + "\n" for r in [records[0] | {"scores": {"acc": 0.0}}, *records]]
     (folder / "samples" / "own.jsonl").write_text("".join(lines))
-    tasks = {"own": {"primary": "acc", "metrics": {}}}
-    (folder / "results.json").write_text(json.dumps({"cme": {"tasks": tasks}}))
+    score = {"value": 0.5, "stderr": 0.25, "n": 4}
+    task = {"form": "generated", "domain": "own", "dataset": "own", "primary": "acc", "hash": "0"}
+    tasks = {"own": task | {"metrics": {"acc": score}, "quality": {}}}
+    forms = {"generated": {"average": score, "domains": {"own": score}}}
+    (folder / "results.json").write_text(json.dumps({"cme": {"forms": forms, "tasks": tasks}}))
     return folder
 
 
@@ -158,9 +165,8 @@ def test_the_mixture_is_what_train_would_read(tmp_path: Path, monkeypatch: pytes
 
     run = run_folder(tmp_path / "run")
     row = json.loads((mini_source().folder / "boolq" / "train.jsonl").read_text().splitlines()[0])
-    record = {"id": 9, "doc": row, "scores": {"acc": 1.0}}
     with (run / "samples" / "own.jsonl").open("a") as stream:
-        stream.write(json.dumps(record) + "\n")
+        stream.write(json.dumps(record(9, row, 1.0)) + "\n")
     for datasets, overlapping in (("boolq", [9]), ("rte", [])):
         command(monkeypatch, "contamination", run, "--train", "mini", "--datasets", datasets)
         detail = json.loads((run / "contamination.json").read_text())

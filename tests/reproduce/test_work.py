@@ -84,9 +84,10 @@ def test_processes_share_the_jobs(recipe: Recipe, folder: Folder, tmp_path: Path
 
 
 def test_time_that_is_up_interrupts() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(InterruptedRun), interrupted_at(Clock(time.monotonic() + 0.05)):
         time.sleep(30)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, folder: Folder) -> None:
