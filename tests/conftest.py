@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tiny_llama import random_llama, save_checkpoint
@@ -13,6 +14,11 @@ from tokenizers.models import BPE
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 THREADS = torch.get_num_threads()
+
+# The same examples every time, so that a change is to blame for what fails; HYPOTHESIS=explore looks for more.
+hypothesis.settings.register_profile("repeat", derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS", "repeat"))
 
 
 @pytest.fixture(autouse=True)

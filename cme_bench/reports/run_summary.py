@@ -58,4 +58,4 @@ def warnings(folder: Path) -> Iterator[str]:
         for kind, share in result["quality"].items():
             prose = kind == "hit_length" and result["primary"] == "acc"
             if (share > WARN_SHARE or kind == "unanswered") and not prose:
-                yield f"{task}: {100 * share:.1f} % {words[kind]}"
+                yield f"{task}: {100 * share:.1f} % {words.get(kind, kind)}"

@@ -70,7 +70,7 @@ RESULTS = {
             "dataset": str,
             "primary": str,
             "metrics": Each(_ESTIMATE | {"value": OrNull(float)}),
-            "quality": Each(Maybe(float)),
+            "quality": Each(float),
             "hash": str,
         }
     ),
