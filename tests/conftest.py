@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 THREADS = torch.get_num_threads()
 
-# The same examples every time, so that a change is to blame for what fails; HYPOTHESIS=explore looks for more.
+# The same examples every time: what fails, fails for a change. HYPOTHESIS=explore looks for others.
 hypothesis.settings.register_profile("repeat", derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS", "repeat"))
