@@ -494,7 +494,7 @@ def table(stored_results: dict[str, Any]) -> str:
             "",
             f"Measured by `benchmarks/faults.py` on {stored_results['hardware']}, commit "
             f"{stored_results['commit']}: runs of {settings['items']} items by a toy model, seed "
-            f"{settings['seed']}.",
+            f"{settings['seed']}, load average {settings['load']:.0f} at the end.",
         ]
     )
 
