@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -110,7 +111,9 @@ def _connect(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """ray takes SIGTERM for itself when it starts a cluster; a run has its own way to stop."""
+    """ray takes SIGTERM for itself when it starts a cluster; a run has its own way to stop. Where ray's own
+    processes are to end with their children it also ignores SIGCHLD, unseen by Python, and every child of
+    this process would seem to have ended well."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -118,6 +121,8 @@ def _signals_kept() -> Iterator[None]:
         for number, handler in kept.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL)
 
 
 def alive_nodes() -> list[Node]:
