@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,12 @@ def crew() -> Iterator[Crew]:
     assert cluster.crew.gpus == 0
     yield cluster.crew
     cluster.close()
+
+
+def test_children_of_the_driver_end_as_they_do(crew: Crew) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
 
 
 class Bench:
