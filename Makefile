@@ -8,7 +8,7 @@ FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.setup-$(EXTRAS)
 
-.PHONY: setup demo test test-slow lint format docs site audit bench clean constraints
+.PHONY: setup demo test test-slow test-cluster lint format docs site audit bench clean constraints
 
 setup: $(STAMP)  ## the environment, in .venv
 
@@ -26,7 +26,11 @@ test: setup  ## fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup  ## real models, engines and training
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow --ignore tests/engines/test_ray.py --ignore tests/runs/test_ray_run.py
+	$(PYTEST) -m slow tests/engines/test_ray.py  # of its own: ray changes how a process sees its children end
+
+test-cluster: setup  ## a run on two ray nodes, killed ones too: several minutes, and not part of CI yet
+	$(PYTEST) -m slow tests/runs/test_ray_run.py
 
 lint: setup site  ## style, types, and links of the documentation
 	$(BIN)/ruff check .
