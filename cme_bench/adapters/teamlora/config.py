@@ -30,6 +30,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The two published conventions, as field values: the paper's formula, and the layer published on
 2024-08-19."""
 
+_LARGEST_INIT = 1e6  # far beyond any use, and far below where float32 ends
+
 
 @dataclass
 class TeamLoraConfig(RoutedConfig):
@@ -75,6 +77,8 @@ class TeamLoraConfig(RoutedConfig):
             )
         if self.interaction_init < 0:
             raise AdapterError(f"interaction_init must not be negative, got {self.interaction_init!r}")
+        if not self.interaction_init <= _LARGEST_INIT:
+            raise AdapterError(f"interaction_init is too large, got {self.interaction_init!r}")
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> TeamLoraConfig:
