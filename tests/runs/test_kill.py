@@ -18,8 +18,16 @@ from cme_bench.runs.progress import Silent
 from cme_bench.runs.runner import WINDOW_ITEMS, run
 from cme_bench.runs.store import read_records, samples_file
 
-TASKS = ("cme_arc_easy_ll", "cme_boolq", "cme_emotion", "cme_hellaswag_ll", "cme_squad")
-KILLS = 5
+TASKS = (
+    "cme_arc_easy_ll",
+    "cme_boolq",
+    "cme_emotion",
+    "cme_hellaswag_ll",
+    "cme_rte_ll",
+    "cme_sst2_ll",
+    "cme_squad",
+)
+KILLS = 5  # a task's answers can be stored all at once, so there are more tasks than kills
 
 # A server that has imported everything once forks each run: a real process to kill, without 10 s of imports.
 processes = multiprocessing.get_context("forkserver")
