@@ -212,13 +212,11 @@ def note(mark: Path) -> None:
         mark.write_text(repr(time.monotonic()))
 
 
-def gpu_memory(bench: Bench) -> Trouble:
-    """From some forward on, what a GPU's allocator raises for every batch of more than 200 tokens."""
+def on_large_batches(bench: Bench, act: Callable[[], None]) -> Trouble:
+    """``act`` before every forward of more than 200 tokens, from some forward on."""
     first = bench.draw.randint(1, 8)
 
     def trouble() -> None:
-        import torch
-
         count = 0
 
         def before(module: Any, arguments: Any, given: dict[str, Any]) -> None:
@@ -226,34 +224,35 @@ def gpu_memory(bench: Bench) -> Trouble:
             count += 1
             if count >= first and given["input_ids"].numel() > 200:
                 note(bench.mark)
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+                act()
 
         on_model(lambda model: model.register_forward_pre_hook(before, with_kwargs=True))
 
     return trouble
+
+
+def gpu_memory(bench: Bench) -> Trouble:
+    """What a GPU's allocator raises."""
+
+    def refuse() -> None:
+        import torch
+
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return on_large_batches(bench, refuse)
 
 
 def cpu_memory(bench: Bench) -> Trouble:
-    """From some forward on, the process may not grow, and batches of more than 200 tokens ask for 4 GiB."""
-    first = bench.draw.randint(1, 8)
+    """The process may not grow, and asks for 4 GiB."""
 
-    def trouble() -> None:
+    def ask() -> None:
         import torch
 
-        count = 0
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+        torch.empty(1 << 30)
 
-        def before(module: Any, arguments: Any, given: dict[str, Any]) -> None:
-            nonlocal count
-            count += 1
-            if count >= first and given["input_ids"].numel() > 200:
-                note(bench.mark)
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
-                torch.empty(1 << 30)
-
-        on_model(lambda model: model.register_forward_pre_hook(before, with_kwargs=True))
-
-    return trouble
+    return on_large_batches(bench, ask)
 
 
 def nan_logits(bench: Bench) -> Trouble:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 300
 
@@ -39,7 +39,7 @@ def random_llama(
     return LlamaForCausalLM(config).eval()
 
 
-def save_checkpoint(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+def save_checkpoint(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
     """``folder``, a model folder as ``cme-bench run`` takes it."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -9,6 +9,7 @@ import typer
 
 from cme_bench.cli import app
 from cme_bench.efficiency.options import DEFAULT_METHODS, METHODS, PARTS, PRESETS, EfficiencyOptions
+from cme_bench.terminal import say
 
 _EPILOG = (
     "Examples:  cme-bench efficiency llama-2-7b -o speed   |   cme-bench efficiency smollm2 --methods "
@@ -76,17 +77,15 @@ def _measure_all(options: EfficiencyOptions, out: Path) -> None:
     from cme_bench.cli.progress import show_progress
     from cme_bench.efficiency.measure import measure
     from cme_bench.efficiency.shapes import base_config
-    from cme_bench.errors import UsageError
+    from cme_bench.paths import make_out
     from cme_bench.reports.efficiency_table import efficiency_frame, efficiency_markdown
     from cme_bench.reports.figure_inputs import FigureInputs
     from cme_bench.reports.figures import write_figures
+    from cme_bench.reports.grids import frame_csv
     from cme_bench.runs.store import write_json, write_text
 
     base_config(options)  # what is wrong with the model shows before anything is measured
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UsageError(f"--out {out}: cannot be written ({err.strerror or err})") from err
+    make_out(out)
     results = []
     with show_progress() as listener:
         for part in options.parts:
@@ -94,9 +93,9 @@ def _measure_all(options: EfficiencyOptions, out: Path) -> None:
             file = out / f"{found['bench']}.json"
             write_json(file, found)
             results.append(found | {"file": file.name})
-    write_text(out / "efficiency.csv", efficiency_frame(results).to_csv(index=False))
-    print(efficiency_markdown(results))
+    write_text(out / "efficiency.csv", frame_csv(efficiency_frame(results)))
+    say(efficiency_markdown(results))
     figures = ("figure1_tradeoff", "figure4a_latency")
     for line in write_figures(FigureInputs(benchmarks=results), out, names=figures):
-        print(line)
-    print(f"Tables and figures are in {out}")
+        say(line)
+    say(f"Tables and figures are in {out}")

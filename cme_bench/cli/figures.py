@@ -25,15 +25,12 @@ def figures(
     ] = False,
 ) -> None:
     """Draw the paper's figures 1, 3a, 3b, 4a, 4b, 5b and scores by domain, as far as there are inputs."""
-    from cme_bench.errors import UsageError
+    from cme_bench.paths import make_out
     from cme_bench.reports.figure_inputs import read_inputs
     from cme_bench.reports.figures import write_figures
 
     found = read_inputs(inputs)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UsageError(f"--out {out}: cannot be written ({err.strerror or err})") from err
+    make_out(out)
     for line in write_figures(found, out, allow_mixed=allow_mixed):
         say(line)
     say(f"Figures are in {out}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.terminal import say
 
 _EPILOG = (
     "Examples:  cme-bench reproduce experiments/smollm2.yaml --scale cpu --data ./data --out results/runs/cpu"
@@ -60,14 +61,14 @@ def reproduce(
     )
 
     def note(message: str) -> None:
-        print(message, file=sys.stderr, flush=True)
+        say(message, file=sys.stderr)
 
     from cme_bench.reproduce.reproduce import Call
     from cme_bench.reproduce.reproduce import plan as plan_costs
     from cme_bench.reproduce.reproduce import reproduce as run_recipe
 
     if plan:
-        print(plan_costs(chosen, out, offline=offline, note=note), end="")
+        say(plan_costs(chosen, out, offline=offline, note=note), end="")
         return
     again = ["reproduce", str(recipe), "--scale", scale, "--out", str(out), "--helper"]
     for option, value in (
@@ -89,4 +90,4 @@ def reproduce(
     )
     run_recipe(chosen, call, note)
     if not helper:
-        print(f"Results are in {publish or out}")
+        say(f"Results are in {publish or out}")

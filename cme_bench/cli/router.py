@@ -51,10 +51,9 @@ def router(
     from cme_bench.analysis.router_load import measure_router
     from cme_bench.analysis.router_prompts import RouterOptions
     from cme_bench.cli.progress import show_progress
-    from cme_bench.errors import UsageError
-    from cme_bench.reports.grids import no_formula
+    from cme_bench.paths import make_out
     from cme_bench.reports.router_figures import write_router_figures
-    from cme_bench.runs.store import write_text
+    from cme_bench.reports.router_tables import write_router_tables
 
     options = RouterOptions(
         source=source,
@@ -67,22 +66,13 @@ def router(
         dtype=dtype,
         offline=offline,
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UsageError(f"--out {out}: cannot be written ({err.strerror or err})") from err
+    make_out(out)
     with show_progress() as listener:
         found = measure_router(options, listener)
     load, interaction = load_frame(found.slices), interaction_frame(found.interaction)
     label = "group" if by else "domain"
-    frames = {
-        "router_load.csv": load,
-        f"router_by_{label}.csv": mean_by(load, [label, "layer", "block", "module"]),
-    }
-    if len(interaction):
-        frames["router_interaction.csv"] = interaction
-    for name, frame in frames.items():
-        write_text(out / name, frame.map(no_formula).to_csv(index=False))
+    means = mean_by(load, [label, "layer", "block", "module"])
+    write_router_tables(load, means, interaction, label, out)
     write_router_figures(load, interaction, found.title, out)
     say(found.title)
     say(mean_by(load, [label])[[label, "expert", *VALUES]].to_string(index=False, float_format="%.4f"))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from cme_bench.efficiency.methods import Method, attached
 from cme_bench.efficiency.shapes import targets
-from cme_bench.efficiency.workloads import Ask, Times, Workloads, timed_round
+from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.base import GenerateRequest
 from cme_bench.engines.hf.engine import HFEngine
 
@@ -46,8 +46,7 @@ def hf_times(
     model.generation_config.eos_token_id = None
     found: dict[str, Times] = {name: {w: [] for w in workloads.asked} for name in methods}
     for number in range(rounds):
-        order = list(methods) if number % 2 == 0 else list(methods)[::-1]
-        for name in order:
+        for name in in_turn(methods, number):
             method = methods[name]
             on = nullcontext() if method is None else attached(model, method.how, targets(config))
             with on:

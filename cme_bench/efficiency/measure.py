@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def measure(options: EfficiencyOptions, note: Callable[[str], None]) -> dict[str
     chosen = {name: known[name] for name in options.methods}
     device = choose_device()
     run = {"train": _train, "hf": _hf, "vllm": _vllm}[part]
-    found = run(options, config, chosen, device, note)
+    found = run(_Asked(options, config, chosen, device, note))
     return {
         "bench": BENCH[part],
         "hardware": hardware(cuda=device.type == "cuda"),
@@ -95,78 +96,79 @@ def _size(method: Method, config: PretrainedConfig) -> dict[str, float]:
 Found = dict[str, Any]
 
 
-def _train(
-    options: EfficiencyOptions,
-    config: PretrainedConfig,
-    chosen: Mapping[str, Method],
-    device: torch.device,
-    note: Callable[[str], None],
-) -> Found:
-    bench = TrainBench(config, options.seq, device)
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the measurement of a part takes; ``methods`` are those of ``options``."""
+
+    options: EfficiencyOptions
+    config: PretrainedConfig
+    methods: Mapping[str, Method]
+    device: torch.device
+    note: Callable[[str], None]
+
+    @property
+    def dtype(self) -> str:
+        return self.options.dtype or ("bfloat16" if self.device.type == "cuda" else "float32")
+
+
+def _train(asked: _Asked) -> Found:
+    options, config = asked.options, asked.config
+    bench = TrainBench(config, options.seq, asked.device)
     batch = options.batch or (
         bench.filling_batch(all_methods(targets(config))[HUNGRIEST].how) if bench.cuda else CPU_BATCH
     )
     rounds = train_rounds(
         bench,
-        {name: method.how for name, method in chosen.items()},
+        {name: method.how for name, method in asked.methods.items()},
         bench.tokens(batch),
         rounds=options.rounds,
         warmup=options.warmup,
         steps=options.steps,
-        note=note,
+        note=asked.note,
     )
     setup = {"layers": config.num_hidden_layers, "batch": batch, "seq": options.seq}
     setup |= {"steps": options.steps, "warmup": options.warmup, "dtype": str(bench.dtype)[6:]}
     return {"metrics": train_metrics(rounds, ratios()), "setup": setup, "paired": True, "rounds": rounds}
 
 
-def _hf(
-    options: EfficiencyOptions,
-    config: PretrainedConfig,
-    chosen: Mapping[str, Method],
-    device: torch.device,
-    note: Callable[[str], None],
-) -> Found:
-    workloads, dtype = Workloads.of(options), _dtype(options, device)
+def _hf(asked: _Asked) -> Found:
+    workloads = Workloads.of(asked.options)
     times = hf_times(
-        config,
-        {BASE: None, **chosen},
+        asked.config,
+        {BASE: None, **asked.methods},
         workloads,
-        dtype=getattr(torch, dtype),
-        device=device,
-        rounds=options.rounds,
-        note=note,
+        dtype=getattr(torch, asked.dtype),
+        device=asked.device,
+        rounds=asked.options.rounds,
+        note=asked.note,
     )
-    return _inference(times, workloads, dtype, config, paired=True)
+    return _inference(asked, times, workloads, paired=True)
 
 
-def _vllm(
-    options: EfficiencyOptions,
-    config: PretrainedConfig,
-    chosen: Mapping[str, Method],
-    device: torch.device,
-    note: Callable[[str], None],
-) -> Found:
+def _vllm(asked: _Asked) -> Found:
     version = require_vllm()
-    workloads, dtype = Workloads.of(options), _dtype(options, device)
-    able = [name for name in chosen if plugin_spec(name, ["x"]) is not None]
-    native = [NATIVE] if device.type == "cuda" else []  # it needs Triton
-    for name in chosen.keys() - set(able):
-        note(f"vLLM has no form of {name} ({chosen[name].form})")
+    workloads = Workloads.of(asked.options)
+    able = [name for name in asked.methods if plugin_spec(name, ["x"]) is not None]
+    native = [NATIVE] if asked.device.type == "cuda" else []  # it needs Triton
+    for name in asked.methods.keys() - set(able):
+        asked.note(f"vLLM has no form of {name} ({asked.methods[name].form})")
     times, paired = vllm_times(
-        config, [BASE, *able, *native], workloads, dtype=dtype, rounds=options.rounds, note=note
+        asked.config,
+        [BASE, *able, *native],
+        workloads,
+        dtype=asked.dtype,
+        rounds=asked.options.rounds,
+        note=asked.note,
     )
-    return _inference(times, workloads, dtype, config, paired=paired) | {"vllm": version}
+    return _inference(asked, times, workloads, paired=paired) | {"vllm": version}
 
 
-def _inference(
-    times: Mapping[str, Times], workloads: Workloads, dtype: str, config: PretrainedConfig, *, paired: bool
-) -> Found:
+def _inference(asked: _Asked, times: Mapping[str, Times], workloads: Workloads, *, paired: bool) -> Found:
     compared = ratios() | {f"{name}_over_{BASE}": (name, BASE) for name in times if name != BASE}
     setup = {"requests": workloads.requests, "prompt": workloads.prompt, "new": workloads.new}
     return {
         "metrics": inference_metrics(times, workloads, compared),
-        "setup": setup | {"dtype": dtype, "layers": config.num_hidden_layers},
+        "setup": setup | {"dtype": asked.dtype, "layers": asked.config.num_hidden_layers},
         "paired": paired,
         "seconds": {n: {w: _median(s) for w, s in own.items()} for n, own in times.items()},
         "rounds": dict(times),
@@ -175,7 +177,3 @@ def _inference(
 
 def _median(seconds: Sequence[float]) -> float:
     return round(statistics.median(seconds), 6)
-
-
-def _dtype(options: EfficiencyOptions, device: torch.device) -> str:
-    return options.dtype or ("bfloat16" if device.type == "cuda" else "float32")

@@ -26,6 +26,7 @@ from transformers import AutoModel, PretrainedConfig
 from cme_bench.efficiency.live_bytes import LiveBytes
 from cme_bench.efficiency.methods import How, attached
 from cme_bench.efficiency.shapes import targets
+from cme_bench.efficiency.workloads import in_turn
 
 FILL = 0.88
 """Share of the card's memory that the hungriest method may take."""
@@ -145,7 +146,7 @@ def train_rounds(
     second round goes through them backwards."""
     found = []
     for number in range(rounds):
-        order = list(hows) if number % 2 == 0 else list(hows)[::-1]
+        order = in_turn(hows, number)
         measured = {name: bench.measure(hows[name], ids, warmup=warmup, steps=steps) for name in order}
         found.append({name: measured[name] for name in hows})
         slowest = max(step_seconds(found[-1], name) for name in hows)

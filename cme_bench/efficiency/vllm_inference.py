@@ -22,7 +22,7 @@ import torch
 from transformers import PretrainedConfig
 
 from cme_bench.efficiency.shapes import linear_sizes, targets
-from cme_bench.efficiency.workloads import Ask, Times, Workloads, timed_round
+from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.vllm.host import output_to
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
 from cme_bench.errors import CmeError
@@ -141,7 +141,7 @@ def _group_times(
     with ExitStack() as stack:
         asks = {setup.name: stack.enter_context(_engine(setup)) for setup in group}
         for number in range(-1, rounds):
-            for name in list(asks) if number % 2 == 0 else list(asks)[::-1]:
+            for name in in_turn(asks, number):
                 seconds = timed_round(asks[name], workloads, 1000 + number)
                 for workload, value in seconds.items() if number >= 0 else ():
                     found[name][workload].append(value)

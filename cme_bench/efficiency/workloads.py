@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cme_bench.efficiency.options import EfficiencyOptions
@@ -51,6 +51,12 @@ class Workloads:
         if batch > prefill:  # else the rounds are too short for their noise, and decoding has no time
             rates["decode_tokens_s"] = self.requests * (self.new - 1) / (batch - prefill)
         return rates
+
+
+def in_turn(names: Iterable[str], number: int) -> list[str]:
+    """The order of round ``number``: every second one goes backwards, so that none is always the last."""
+    order = list(names)
+    return order if number % 2 == 0 else order[::-1]
 
 
 def timed_round(ask: Ask, workloads: Workloads, seed: int) -> dict[str, float]:

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cme_bench.reports.figure_inputs import FigureInputs
-from cme_bench.reports.grids import no_formula
+from cme_bench.reports.grids import frame_csv
 from cme_bench.reports.router_figures import OKABE_ITO, load_bars
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
@@ -67,7 +67,7 @@ def write_figures(
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
         figure.savefig(out / f"{spec.name}.png", dpi=_DPI)
         figure.savefig(out / f"{spec.name}.pdf", metadata=_PDF)
-        write_text(out / f"{spec.name}.csv", frame.map(no_formula).to_csv(index=False))
+        write_text(out / f"{spec.name}.csv", frame_csv(frame))
         yield f"{spec.name}: png, pdf, csv"
     write_text(out / "SOURCES.md", "".join(f"- {line}\n" for line in [*notes, *_sources(inputs)]))
 

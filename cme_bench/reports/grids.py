@@ -6,8 +6,12 @@ import csv
 import html
 import io
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from cme_bench.terminal import visible
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -106,6 +110,11 @@ def no_formula(cell: object) -> object:
     except ValueError:
         return cell if cell == "-" else f"'{cell}"
     return cell
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """As :func:`csv_text`, of a frame without its index, with a newline at the end."""
+    return str(frame.map(no_formula).to_csv(index=False))
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

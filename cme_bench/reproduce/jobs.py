@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.errors import UsageError
+from cme_bench.paths import make_out
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.runs.store import read_json, write_json
 
@@ -78,10 +79,8 @@ class Folder:
 
     def open(self, recipe: Recipe) -> None:
         """Makes the folder. UsageError if it holds another recipe or scale, or cannot be written."""
-        try:
-            (self.path / "jobs").mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise UsageError(f"--out {self.path}: cannot be written ({err.strerror or err})") from err
+        make_out(self.path)
+        (self.path / "jobs").mkdir(exist_ok=True)
         file = self.path / "recipe.json"
         identity = recipe.identity()
         if file.exists():

@@ -17,13 +17,14 @@ from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.provenance import commit, hardware
 from cme_bench.reports.router_figures import write_router_figures
+from cme_bench.reports.router_tables import write_router_tables
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent as RunSilent
 from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, write_json, write_text
+from cme_bench.runs.store import read_json, write_json
 from cme_bench.tasks.sources import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
@@ -180,10 +181,7 @@ class Workbench:
         load, interaction = load_frame(found.slices), interaction_frame(found.interaction)
         out.mkdir(parents=True, exist_ok=True)
         means = mean_by(load, [label, "layer", "block", "module"])
-        write_text(out / f"router_by_{label}.csv", means.to_csv(index=False))
-        write_text(out / "router_load.csv", load.to_csv(index=False))
-        if len(interaction):
-            write_text(out / "router_interaction.csv", interaction.to_csv(index=False))
+        write_router_tables(load, means, interaction, label, out)
         write_router_figures(load, interaction, found.title, out)
         return found.title
 

@@ -57,9 +57,10 @@ class WorkerSource:
     def __init__(self, options: RunOptions, hash_: str, driver: Mapping[str, str]) -> None:
         from cme_bench.runs.responder import BaseModel
 
+        here = versions()
         for package, version in driver.items():
-            if (found := versions().get(package)) != version:
-                raise UsageError(f"{_node()} has {package} {found}, the driver {version}")
+            if here.get(package) != version:
+                raise UsageError(f"{_node()} has {package} {here.get(package)}, the driver {version}")
         self._base = BaseModel(options)
         if self._base.checkpoint.hash != hash_:
             raise UsageError(f"{_node()}: {self._base.checkpoint.path} is another model than the driver's")

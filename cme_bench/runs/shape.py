@@ -12,32 +12,25 @@ _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or 
 _NAMES |= {list: "a list"}
 
 
-@dataclass(frozen=True, slots=True)
-class Maybe:
+@dataclass(frozen=True)
+class _Of:
+    shape: Any
+
+
+class Maybe(_Of):
     """``shape``, null, or absent."""
 
-    shape: Any
 
-
-@dataclass(frozen=True, slots=True)
-class OrNull:
+class OrNull(_Of):
     """``shape`` or null."""
 
-    shape: Any
 
-
-@dataclass(frozen=True, slots=True)
-class Each:
+class Each(_Of):
     """An object of any keys, whose values all have ``shape``."""
 
-    shape: Any
 
-
-@dataclass(frozen=True, slots=True)
-class ListOf:
+class ListOf(_Of):
     """A list whose elements all have ``shape``."""
-
-    shape: Any
 
 
 @dataclass(frozen=True, slots=True)

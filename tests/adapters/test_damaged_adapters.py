@@ -61,14 +61,19 @@ def load(folder: Path, model: LlamaForCausalLM) -> None:
             assert "\n" not in str(err)
 
 
+def kept(file: Path) -> bytes:
+    """What was in ``file`` before the first example changed it."""
+    original = file.with_suffix(".kept")
+    if not original.exists():
+        original.write_bytes(file.read_bytes())
+    return original.read_bytes()
+
+
 @FUZZ
 @given(data=st.data())
 def test_any_config(folder: Path, tiny_model: LlamaForCausalLM, data: st.DataObject) -> None:
     file = folder / "adapter_config.json"
-    original = file.with_suffix(".kept")
-    if not original.exists():
-        original.write_bytes(file.read_bytes())
-    content = original.read_bytes()
+    content = kept(file)
     if data.draw(st.integers(0, 3)):
         file.write_text(json.dumps(data.draw(mutated(json.loads(content)) | VALUES)))
     else:
@@ -80,10 +85,7 @@ def test_any_config(folder: Path, tiny_model: LlamaForCausalLM, data: st.DataObj
 @given(data=st.data())
 def test_any_safetensors_header(folder: Path, tiny_model: LlamaForCausalLM, data: st.DataObject) -> None:
     file = folder / "adapter_model.safetensors"
-    original = file.with_suffix(".kept")
-    if not original.exists():
-        original.write_bytes(file.read_bytes())
-    content = original.read_bytes()
+    content = kept(file)
     length = struct.unpack("<Q", content[:8])[0]
     if data.draw(st.integers(0, 3)):
         header: Any = data.draw(mutated(json.loads(content[8 : 8 + length])))

@@ -14,15 +14,15 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from tiny_llama import random_llama, save_checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from vllm_bench import BLOCK, Bench
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
-from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
@@ -32,7 +32,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-BLOCK = 32
 LENGTH = 160
 TOLERANCE = 1e-4
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -83,39 +82,9 @@ def adapters(base: Path) -> dict[str, Path]:
     return folders
 
 
-class Bench:
-    """One vLLM, asked with any adapter, and what transformers says to the same."""
-
-    def __init__(self, base: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> None:
-        from cme_bench.engines.vllm.host import Host
-        from cme_bench.engines.vllm.settings import VllmSettings
-
-        self.base, self.tokenizer = base, tokenizer
-        self.host = Host(base, "float32", VllmSettings(kv_gib=1, block_size=BLOCK, **settings))
-        self.host.allow(LENGTH)
-
-    def vllm(self, adapter: Path | None = None) -> Any:
-        from cme_bench.engines.vllm.adapter import read_gated
-        from cme_bench.engines.vllm.engine import VLLMEngine
-
-        ends = frozenset([self.tokenizer.eos_token_id])
-        if adapter is None:
-            return VLLMEngine(self.host, self.tokenizer, ends)
-        gated = read_gated(adapter, LlamaConfig.from_pretrained(self.base))
-        file = self.base.parent / f"{adapter.name}.safetensors"
-        write_adapter(file, gated.spec, gated.tensors)
-        return VLLMEngine(self.host, self.tokenizer, ends, adapter=file, spec=gated.spec)
-
-    def transformers(self, adapter: Path | None = None) -> HFEngine:
-        model: Any = LlamaForCausalLM.from_pretrained(self.base)
-        if adapter is not None:
-            model = PeftModel.from_pretrained(model, adapter)
-        return HFEngine(model, self.tokenizer, plain=True)
-
-
 @pytest.fixture(scope="module")
 def bench(base: Path, toy_tokenizer: PreTrainedTokenizerFast) -> Iterator[Bench]:
-    bench = Bench(base, toy_tokenizer)
+    bench = Bench(base, toy_tokenizer, LENGTH)
     yield bench
     bench.host.close()
 
@@ -251,7 +220,7 @@ def test_compiled_and_in_three_processes(
     base: Path, toy_tokenizer: PreTrainedTokenizerFast, adapters: dict[str, Path], settings: dict[str, Any]
 ) -> None:
     """Three ranks share one key head; in row-parallel layers each has a third of the router's logits."""
-    bench = Bench(base, toy_tokenizer, **settings)
+    bench = Bench(base, toy_tokenizer, LENGTH, **settings)
     asked = questions()[::4]
     try:
         for name in ("teamlora", "teamlora-2"):
@@ -270,10 +239,10 @@ def test_an_exported_folder_is_served_without_a_flag(
     with pytest.raises(UsageError, match="is not empty"):
         export_vllm(adapters["teamlora"], str(base), folder, offline=True)
     asked = questions()[::4]
-    bench = Bench(folder, toy_tokenizer)
+    bench = Bench(folder, toy_tokenizer, LENGTH)
     found = answers(bench.vllm(), asked)
     bench.host.close()
-    assert_alike(found, answers(Bench(base, toy_tokenizer).transformers(adapters["teamlora"]), asked))
+    assert_alike(found, answers(Bench(base, toy_tokenizer, LENGTH).transformers(adapters["teamlora"]), asked))
 
 
 def test_logits_that_are_no_numbers_are_an_error(
@@ -282,7 +251,7 @@ def test_logits_that_are_no_numbers_are_an_error(
     model = LlamaForCausalLM.from_pretrained(base)
     with torch.no_grad():
         model.get_input_embeddings().weight[299] = float("nan")
-    bench = Bench(save_checkpoint(tmp_path / "nan", model, toy_tokenizer), toy_tokenizer)
+    bench = Bench(save_checkpoint(tmp_path / "nan", model, toy_tokenizer), toy_tokenizer, LENGTH)
     asked = [GenerateRequest(ids(5), 3), GenerateRequest((299, 4), 3)]
     with pytest.raises(LogitsError, match=r"^request 1: the model's logits are NaN"):
         list(bench.vllm().generate(asked))
@@ -296,7 +265,7 @@ def test_logits_that_are_no_numbers_are_an_error(
 def test_an_engine_that_dies_is_reported_and_the_next_one_answers(
     base: Path, toy_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    bench = Bench(base, toy_tokenizer, in_process=False)
+    bench = Bench(base, toy_tokenizer, LENGTH, in_process=False)
     asked = questions()[:2]
     wanted = answers(bench.vllm(), asked)
     [core] = [c for c in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(c.cmdline())]

@@ -6,13 +6,13 @@ import importlib.util
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
+from tiny_llama import save_checkpoint
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -23,12 +23,11 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from vllm_bench import Bench
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
-from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.errors import CmeError
-from cme_bench.vllm_plugin.file import write_adapter
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,44 +56,19 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
 }
 
 
-@dataclass
-class Case:
-    """A base model and an adapter on it, in folders, and vLLM with that adapter."""
-
-    base: Path
-    adapter: Path
-    host: Any
-    vllm: Any
-
-
 @contextmanager
-def running(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[Case]:
-    from cme_bench.engines.vllm.adapter import read_gated
-    from cme_bench.engines.vllm.engine import VLLMEngine
-    from cme_bench.engines.vllm.host import Host
-    from cme_bench.engines.vllm.settings import VllmSettings
-
+def running(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Bench, Path]]:
+    """The base model in vLLM, and the folder of an adapter on it."""
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(ARCHITECTURES[name])
-    model.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    save_checkpoint(folder / "base", model, tokenizer)
     config = TeamLoraConfig(r=4, num_experts=3, init="random", target_attention=True, task_type="CAUSAL_LM")
     get_peft_model(model, config).save_pretrained(folder / "adapter")
-    gated = read_gated(folder / "adapter", ARCHITECTURES[name])
-    file = folder / "gated.safetensors"
-    write_adapter(file, gated.spec, gated.tensors)
-    host = Host(folder / "base", "float32", VllmSettings(kv_gib=1, block_size=32))
-    host.allow(LENGTH)
-    ends = frozenset([tokenizer.eos_token_id])
+    bench = Bench(folder / "base", tokenizer, LENGTH)
     try:
-        yield Case(
-            folder / "base",
-            folder / "adapter",
-            host,
-            VLLMEngine(host, tokenizer, ends, adapter=file, spec=gated.spec),
-        )
+        yield bench, folder / "adapter"
     finally:
-        host.close()
+        bench.host.close()
 
 
 def questions() -> list[LoglikelihoodRequest]:
@@ -109,13 +83,11 @@ def test_an_architecture_equals_transformers(
 ) -> None:
     asked = questions()
     prompts = [GenerateRequest(request.rows[0][0], 12) for request in asked]
-    with running(name, tmp_path, toy_tokenizer) as case:
-        model: Any = AutoModelForCausalLM.from_pretrained(case.base)
-        without = dict(HFEngine(model, toy_tokenizer, plain=True).loglikelihood(asked))
-        model = PeftModel.from_pretrained(model, case.adapter)
-        transformers = HFEngine(model, toy_tokenizer, plain=True)
-        found, wanted = dict(case.vllm.loglikelihood(asked)), dict(transformers.loglikelihood(asked))
-        assert dict(case.vllm.generate(prompts)) == dict(transformers.generate(prompts))
+    with running(name, tmp_path, toy_tokenizer) as (bench, adapter):
+        vllm, transformers = bench.vllm(adapter), bench.transformers(adapter)
+        without = dict(bench.transformers().loglikelihood(asked))
+        found, wanted = dict(vllm.loglikelihood(asked)), dict(transformers.loglikelihood(asked))
+        assert dict(vllm.generate(prompts)) == dict(transformers.generate(prompts))
     for index, response in wanted.items():
         assert found[index].logprobs == pytest.approx(response.logprobs, abs=1e-4)
         assert found[index].greedy == response.greedy
@@ -125,7 +97,7 @@ def test_an_architecture_equals_transformers(
 def test_interleaved_heads_are_refused(tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast) -> None:
     """GPT-NeoX: vLLM either reorders the fused attention's rows, or has no class of its own for the model."""
     with (
-        running("gpt_neox", tmp_path, toy_tokenizer) as case,
+        running("gpt_neox", tmp_path, toy_tokenizer) as (bench, adapter),
         pytest.raises(CmeError, match=r"reorder the rows|no model class of its own"),
     ):
-        dict(case.vllm.loglikelihood(questions()))
+        dict(bench.vllm(adapter).loglikelihood(questions()))

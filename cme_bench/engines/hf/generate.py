@@ -12,7 +12,7 @@ from torch import Tensor
 from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.logits import LogitsError
-from cme_bench.engines.stopping import cut_at_stop
+from cme_bench.engines.stopping import cut_at_stop, read_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,12 +172,7 @@ class GreedyDecoder:
 
     def _respond(self, row: GenerationRow) -> GenerateResponse:
         assert row.finish is not None
-        tokens = row.tokens[:-1] if row.finish == "eos" else row.tokens
-        text = self._text(tokens)
-        before_stop = cut_at_stop(text, row.request.stop)
-        if before_stop is not None:
-            return GenerateResponse(before_stop, len(row.tokens), "stop")
-        return GenerateResponse(text, len(row.tokens), row.finish)
+        return read_answer(row.request, row.tokens, ended=row.finish == "eos", decode=self._text)
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

@@ -15,6 +15,7 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
     UnansweredError,
 )
+from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
 from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
@@ -63,20 +64,13 @@ class RayEngine(Engine):
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         """Responses as they arrive. Raises what a worker's engine raises, and UnansweredError."""
-        self._check(requests)
+        check_loglikelihood(requests, self.max_length)
         return self._answers(requests)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """As ``loglikelihood``."""
-        self._check(requests)
+        check_generate(requests, self.max_length)
         return self._answers(requests)
-
-    def _check(self, requests: Requests) -> None:
-        for index, request in enumerate(requests):
-            if request.n_tokens > self.max_length:
-                raise ValueError(
-                    f"request {index} has {request.n_tokens} tokens, more than {self.max_length}"
-                )
 
     def _answers(self, requests: Requests) -> Iterator[tuple[int, Any]]:
         work = Work(requests, len(self._pool.places))

@@ -14,7 +14,6 @@ from cme_bench.adapters.liveness import unchanged
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
-    FinishReason,
     GenerateRequest,
     GenerateResponse,
     LoglikelihoodRequest,
@@ -23,7 +22,7 @@ from cme_bench.engines.base import (
 )
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.logits import LogitsError
-from cme_bench.engines.stopping import cut_at_stop
+from cme_bench.engines.stopping import read_answer
 from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
 from cme_bench.vllm_plugin.spec import GatedSpec
@@ -130,10 +129,10 @@ class VLLMEngine(Engine):
     def _response(self, request: GenerateRequest, tokens: list[int]) -> GenerateResponse:
         """Text and reason from the token ids alone, by the rules that every engine follows."""
         ended = bool(tokens) and tokens[-1] in self.end_ids
-        text = str(self.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True))
-        cut = cut_at_stop(text, request.stop)
-        finish: FinishReason = "stop" if cut is not None else "eos" if ended else "length"
-        return GenerateResponse(text if cut is None else cut, len(tokens), finish)
+        return read_answer(request, tokens, ended=ended, decode=self._text)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _ask(self, requests: Iterator[tuple[Any, Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """What the host streams, counted."""

@@ -1,0 +1,45 @@
+"""The real vLLM on a CPU beside transformers, for the same token ids in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.vllm_plugin.file import write_adapter
+
+BLOCK = 32
+"""Tokens of a block of vLLM's cache."""
+
+
+class Bench:
+    """One vLLM, asked with any adapter, and what transformers says to the same."""
+
+    def __init__(self, base: Path, tokenizer: PreTrainedTokenizerFast, length: int, **settings: Any) -> None:
+        from cme_bench.engines.vllm.host import Host
+        from cme_bench.engines.vllm.settings import VllmSettings
+
+        self.base, self.tokenizer = base, tokenizer
+        self.host = Host(base, "float32", VllmSettings(kv_gib=1, block_size=BLOCK, **settings))
+        self.host.allow(length)
+
+    def vllm(self, adapter: Path | None = None) -> Any:
+        from cme_bench.engines.vllm.adapter import read_gated
+        from cme_bench.engines.vllm.engine import VLLMEngine
+
+        ends = frozenset([self.tokenizer.eos_token_id])
+        if adapter is None:
+            return VLLMEngine(self.host, self.tokenizer, ends)
+        gated = read_gated(adapter, AutoConfig.from_pretrained(self.base))
+        file = self.base.parent / f"{adapter.name}.safetensors"
+        write_adapter(file, gated.spec, gated.tensors)
+        return VLLMEngine(self.host, self.tokenizer, ends, adapter=file, spec=gated.spec)
+
+    def transformers(self, adapter: Path | None = None) -> HFEngine:
+        model: Any = AutoModelForCausalLM.from_pretrained(self.base)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter)
+        return HFEngine(model, self.tokenizer, plain=True)
