@@ -20,6 +20,7 @@ from peft import get_peft_model
 from transformers import LlamaForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
+from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import BaseModel
@@ -56,6 +57,12 @@ class TwoNodes:
     def mend(self) -> None:
         if self.second is None:
             self.second = self.cluster.add_node(num_cpus=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model_here() -> None:
+    """The runs below are offline."""
+    resolve_model("smollm2")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +216,7 @@ def test_adapters_are_swapped_on_loaded_workers(
 def test_a_stopped_driver_leaves_no_process_behind_and_is_resumed(
     number: signal.Signals, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """On a cluster of its own, whose processes are all below the driver."""
+    """On a cluster of its own, whose processes are all below the driver: ray's agents take a while to miss it."""
     command = [sys.executable, "-m", "cme_bench", "run", str(tiny_checkpoint), "--tasks", ",".join(TASKS)]
     command += ["--data", "mini", "--offline", "--out", str(tmp_path / "r")]
     process = subprocess.Popen([*command, "--engine", "ray", "--workers", "1"], stderr=subprocess.PIPE)
@@ -221,7 +228,7 @@ def test_a_stopped_driver_leaves_no_process_behind_and_is_resumed(
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (3 if number == signal.SIGTERM else -9), said
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=90)
     assert not alive, [p.cmdline() for p in alive]
     subprocess.run(command, check=True, capture_output=True)
     assert read_json(tmp_path / "r" / "run.json")["finished"]
