@@ -363,33 +363,65 @@ def killed_at(bench: Bench, out: Path) -> None:
     process.wait()
 
 
+class Apart:
+    """The command as a program of its own: engines that have processes cannot be forked from ours."""
+
+    def __init__(self, bench: Bench, out: Path, engine: str) -> None:
+        self.out, self.log = out, bench.scratch / "stderr"
+        self.command = [sys.executable, "-m", "cme_bench", *bench.command(out, "--engine", engine)]
+        if engine == "vllm":
+            self.command[self.command.index(str(bench.model))] = str(bench.wide_model)
+            self.command += ["--set", "in_process=0"]
+        else:
+            self.command += ["--workers", "1"]
+
+    def start(self) -> None:
+        with self.log.open("wb") as stream:
+            self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=stream)
+
+    def until(self, count: int) -> None:
+        while stored(self.out) < count and self.process.poll() is None:
+            time.sleep(0.01)
+
+    def kill(self, name: str) -> None:
+        """The one process below it whose command says ``name``, with SIGKILL."""
+        import psutil
+
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        [found] = [child for child in children if name in " ".join(child.cmdline())]
+        found.kill()
+
+    def expect(self, code: int, message: str) -> None:
+        if self.process.wait() != code or message not in self.log.read_text():
+            raise SystemExit(self.log.read_text())
+
+
 def engine_killed(bench: Bench, out: Path) -> float:
     """kill -9 of vLLM's engine process, beside the driver."""
-    import psutil
-
-    log = bench.scratch / "stderr"
-    command = [sys.executable, "-m", "cme_bench", *bench.command(out, "--engine", "vllm")]
-    command[command.index(str(bench.model))] = str(bench.wide_model)
-    command += ["--set", "in_process=0"]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream)
-    moment = bench.moment()
-    while stored(out) < moment and process.poll() is None:
-        time.sleep(0.01)
-    children = psutil.Process(process.pid).children(recursive=True)
-    [core] = [c for c in children if "EngineCore" in " ".join(c.cmdline())]
-    core.kill()
+    run = Apart(bench, out, "vllm")
+    run.start()
+    run.until(bench.moment())
+    run.kill("EngineCore")
     struck = time.monotonic()
-    if process.wait() != 1 or "the same command goes on from there" not in log.read_text():
-        raise SystemExit(log.read_text())
+    run.expect(1, "the same command goes on from there")
     before = stored(out)
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream)
-    while stored(out) <= before and process.poll() is None:
-        time.sleep(0.01)
+    run.start()
+    run.until(before + 1)
     seconds = time.monotonic() - struck
-    if process.wait():
-        raise SystemExit(log.read_text())
+    run.expect(0, "")
+    return seconds
+
+
+def worker_killed(bench: Bench, out: Path) -> float:
+    """kill -9 of the only worker of engine ray: another is started in its place."""
+    run = Apart(bench, out, "ray")
+    run.start()
+    run.until(bench.moment())
+    run.kill("ray::Worker")
+    struck, before = time.monotonic(), stored(out)
+    run.until(before + 1)
+    seconds = time.monotonic() - struck
+    run.expect(0, "died")
     return seconds
 
 
@@ -408,6 +440,7 @@ FAULTS = (
     Fault("SIGTERM", signalled(signal.SIGTERM, 3), "exit 3 after the window, the same command goes on"),
     Fault("SIGINT", signalled(signal.SIGINT, 3), "exit 3 after the window, the same command goes on"),
     Fault("kill -9 of vLLM's engine process", engine_killed, "one line, the same command goes on", slow=True),
+    Fault("kill -9 of a ray worker", worker_killed, "its questions are asked again", slow=True),
     Fault("full disk", full_disk, "one line that says what to do, the same command goes on"),
     Fault("read-only folder", read_only, "one line before anything is computed"),
     Fault("out of memory on a GPU", recovers_alone(gpu_memory), "the batch is halved, the run goes on"),

@@ -1,10 +1,11 @@
 """What an item costs the one process that plans, deals and stores, and where that ends scaling.
 
-Measured here, per item: planning (prompts, tokens, keys), sharding, dealing through a real ray whose workers
-compute nothing, scoring and storing; the table of many checkpoints from their results.json. Then the ray
-engine's own books (shards, windows, thieves, a lost node) run on a simulated clock with those costs and a
-given speed of a worker: how long suite ``cme`` takes on 1 to 800 workers, and what part of it the driver is
-busy. A worker's speed is a parameter, not a measurement: see docs/scaling.md.
+Measured here, per item: planning (rows, prompts, tokens, keys; once for all adapters of a run), sharding,
+dealing through a real ray whose workers compute nothing, scoring and storing; the table of many checkpoints
+from their results.json. Then the ray engine's own books (shards, windows, thieves, a lost node) run on a
+simulated clock with those costs and a given speed of a worker: how long a checkpoint takes suite ``cme`` on 1
+to 800 workers, what part of it the driver is busy, and how long 1,000 checkpoints take 800 workers that are
+divided into runs of so many. A worker's speed is a parameter, not a measurement: see docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ from cme_bench.tasks.suite import load_suite
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results" / "bench"
 TASKS = "cme_boolq,cme_rte_ll"
+CHECKPOINTS, WORKERS = 1000, 800
+"""What is simulated: so many adapters of one base, on 100 nodes of 8 GPUs."""
 
 
 class Nothing(Engine):
@@ -93,7 +96,7 @@ class NothingSource:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A task and its items; ``seconds`` of the processor an item."""
+    """A task and its items; ``seconds`` an item, by the clock: tokenizers use every core."""
 
     task: Task
     items: list[Item]
@@ -110,12 +113,12 @@ def planning(options: RunOptions) -> list[Planned]:
     encoder = Encoder(responder.tokenizer)
     found = []
     for spec in suite.select(options.tasks):
-        started = time.process_time()
+        started = time.perf_counter()
         task = build_task(spec, suite, source)
         _, items = build_requests(task, options, responder, encoder)
         for item in items:
             response_key(responder.identity, item.request)
-        found.append(Planned(task, items, (time.process_time() - started) / len(items)))
+        found.append(Planned(task, items, (time.perf_counter() - started) / len(items)))
     return found
 
 
@@ -185,8 +188,10 @@ def tabulating(folder: Path, checkpoints: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds: of the driver an item; of a worker an item (its speed), and to start."""
+    """Seconds: of the driver to plan an item, and to deal, score and store it; of a worker an item (its
+    speed), and to start."""
 
+    plan: float
     driver: float
     worker: float
     start: float
@@ -261,21 +266,27 @@ class Simulation:
 
 
 def simulate(sizes: Sequence[int], costs: Costs, counts: Sequence[int]) -> list[dict[str, float]]:
-    """A run of suite cme on so many workers, and the same with a worker lost in its middle."""
+    """Suite cme on so many workers; the same with a worker lost in its middle; and many checkpoints."""
     rows = []
+    planning_s = costs.plan * sum(sizes)
     for workers in counts:
-        ideal = costs.start + sum(sizes) * costs.worker / workers
-        whole, hurt = Simulation(workers, costs), Simulation(workers, costs, kill_at=ideal / 2)
+        ideal = sum(sizes) * costs.worker / workers
+        loaded = replace(costs, start=0)
+        whole, hurt = Simulation(workers, loaded), Simulation(workers, costs, kill_at=costs.start + ideal / 2)
         for simulation in (whole, hurt):
             simulation.run(sizes)
+        in_turn = math.ceil(CHECKPOINTS * workers / WORKERS)
         rows.append(
             {
                 "workers": workers,
-                "seconds": whole.driver,
+                "before_first_item_s": planning_s + costs.start,
+                "checkpoint_s": whole.driver,
                 "efficiency": ideal / whole.driver,
                 "driver_busy": whole.busy / whole.driver,
-                "a_lost_worker_costs_s": hurt.driver - whole.driver,
+                "a_lost_worker_costs_s": hurt.driver - costs.start - whole.driver,
                 "items_repeated": hurt.repeated,
+                "checkpoints_in_turn": in_turn,
+                "all_checkpoints_h": (planning_s + costs.start + in_turn * whole.driver) / 3600,
             }
         )
         print("  ".join(f"{name} {value:.3g}" for name, value in rows[-1].items()), flush=True)
@@ -287,9 +298,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder, or mini")
-    parser.add_argument("--limit", type=int, default=1000, help="items of each task that is planned")
+    parser.add_argument("--limit", type=int, help="items of each task that is planned; all without it")
     parser.add_argument("--records", type=int, default=20_000)
-    parser.add_argument("--checkpoints", type=int, default=1000)
+    parser.add_argument("--checkpoints", type=int, default=CHECKPOINTS, help="of the table")
     parser.add_argument("--worker-items-per-second", type=float, default=60.0)
     parser.add_argument("--start", type=float, default=90.0, help="seconds until a worker is ready")
     parser.add_argument("--quick", action="store_true", help="mini items, everything small")
@@ -309,11 +320,12 @@ def main() -> None:
         table_s = tabulating(folder, args.checkpoints)
     score_s = statistics.mean(map(scoring, planned))
     driver_s = deal_s + score_s + stored["seconds"]
-    costs = Costs(driver_s, 1 / args.worker_items_per_second, args.start)
+    plan_s = sum(one.seconds * len(one.items) for one in planned) / sum(len(one.items) for one in planned)
+    costs = Costs(plan_s, driver_s, 1 / args.worker_items_per_second, args.start)
     sizes = [spec.items for spec in load_suite().select("cme")]
     rows = simulate(sizes if not args.quick else [500], costs, (1, 8, 100, 800) if not args.quick else (1, 8))
     metrics = {
-        "plan_us": statistics.mean(one.seconds for one in planned) * 1e6,
+        "plan_us": plan_s * 1e6,
         "shard_us": statistics.mean(map(sharding, planned)) * 1e6,
         "deal_us": deal_s * 1e6,
         "score_us": score_s * 1e6,
