@@ -34,15 +34,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measurements
 import toy
 from forked import Process, Trouble, in_mounts, mount, preload
 
-from cme_bench import provenance
 from cme_bench.runs.store import read_json, read_records, samples_file
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
-BEGIN, END = "<!-- faults: written by benchmarks/faults.py -->", "<!-- end of faults -->"
 
 
 @dataclass
@@ -197,14 +193,14 @@ def on_model(act: Callable[[Any], None]) -> None:
     """Have ``act`` called with the model when it is loaded."""
     from cme_bench.runs import responder
 
-    load = responder.load_model
+    load = vars(responder)["load_model"]
 
     def loaded(*arguments: Any) -> Any:
         model = load(*arguments)
         act(model)
         return model
 
-    responder.load_model = loaded
+    vars(responder)["load_model"] = loaded
 
 
 def note(mark: Path) -> None:
@@ -292,11 +288,11 @@ def clock(bench: Bench) -> Trouble:
 
         class Clock(datetime):
             @classmethod
-            def now(cls, tz: Any = None) -> datetime:
+            def now(cls, tz: Any = None) -> Any:
                 return datetime.fromtimestamp(now, UTC) - timedelta(seconds=now - earlier())
 
         time.time = earlier
-        manifest.datetime = Clock
+        vars(manifest)["datetime"] = Clock
         on_model(lambda model: note(bench.mark))
 
     return trouble
@@ -531,14 +527,6 @@ def table(stored_results: dict[str, Any]) -> str:
     )
 
 
-def write_table(page: Path, results: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    body = table(json.loads(results.read_text()))
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -550,9 +538,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="each once, not those that take minutes")
     parser.add_argument("--table", type=Path, help="write the stored results into this page")
     args = parser.parse_args()
-    results = RESULTS / "faults.json"
+    results = measurements.RESULTS / "faults.json"
     if args.table:
-        write_table(args.table, results)
+        measurements.show(args.table, "faults", table(json.loads(results.read_text())))
         return
     chosen = [
         fault for fault in FAULTS if (args.only or "") in fault.name and not (args.quick and fault.slow)
@@ -571,16 +559,9 @@ def main() -> None:
         for row in measure(bench, chosen, 1 if args.quick else args.times):
             print(json.dumps(row), flush=True)
             rows.append(row)
-    line = {
-        "bench": "faults",
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": rows,
-        "settings": {"items": args.items, "seed": args.seed, "load": os.getloadavg()[0]},
-    }
     if not args.quick and not args.only:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(line, indent=1) + "\n")
+        settings = {"items": args.items, "seed": args.seed}
+        measurements.save(measurements.line("faults", rows), file=results, settings=settings)
     if any(row[name] for row in rows for name in ("lost", "duplicated", "wrong")):
         raise SystemExit("something was lost, duplicated or wrong")
 

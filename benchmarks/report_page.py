@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measurements
 import orjson
 from playwright.sync_api import sync_playwright
 
@@ -30,7 +31,6 @@ from cme_bench.runs.store import write_json
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.stats.estimates import mean
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
 TASKS = 22
 
 
@@ -134,18 +134,13 @@ def main() -> None:
         "file_mib": size,
         **{name: statistics.median(r[name] for r in rounds) for name in rounds[0]},
     }
-    line = {
-        "bench": "report_page",
-        "hardware": provenance.processor(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {name: round(value, 3) for name, value in metrics.items()},
-    }
-    settings = {"items": args.items, "runs": 2, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    rounded = {name: round(value, 3) for name, value in metrics.items()}
+    line = measurements.line("report_page", rounded, hardware=provenance.processor())
+    settings = {"items": args.items, "runs": 2, "cores": os.cpu_count()}
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         name = provenance.processor().lower().replace(" ", "-")
-        text = json.dumps(line | {"settings": settings, "rounds": rounds}, indent=1)
-        (RESULTS / f"report_page-{name}.json").write_text(text + "\n")
+        file = measurements.RESULTS / f"report_page-{name}.json"
+        measurements.save(line, file=file, settings=settings, rounds=rounds)
     print(json.dumps(line))
 
 

@@ -4,6 +4,8 @@ Both workers are started and warmed up first, and stay; a measurement asks the s
 and of both, in turn. Without two GPUs each worker has one core of its own, to which it is bound; the driver
 and ray share those cores with them. ``two_workers_ratio`` is the smallest of the ratios below it; a ratio is
 the median of the rounds. Answers of one and of two must be equal.
+
+``--table results/bench/scaling-HARDWARE.json docs/scaling.md`` writes stored results into the page.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import measurements
 import torch
 
-from cme_bench import provenance
 from cme_bench.analysis.parity import task_items
 from cme_bench.engines.base import Engine, GenerateRequest, GenerateResponse
 from cme_bench.engines.ray.pool import Pool
@@ -27,8 +29,6 @@ from cme_bench.runs.engines import Job, RaySource
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder, first_prompt
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 CASES = {"likelihood": "cme_arc_easy_ll", "generation": "cme_arc_easy"}
 TOLERANCE = 1e-3
 
@@ -86,7 +86,7 @@ def difference(one: dict[int, Any], two: dict[int, Any]) -> float:
     """Largest of log-likelihoods; 1 where a text differs."""
     if isinstance(one[0], GenerateResponse):
         return float(max(one[i].text != two[i].text for i in one))
-    return max(abs(a - b) for i in one for a, b in zip(one[i].logprobs, two[i].logprobs, strict=True))
+    return float(max(abs(a - b) for i in one for a, b in zip(one[i].logprobs, two[i].logprobs, strict=True)))
 
 
 def questions_of(options: RunOptions) -> dict[str, list[Any]]:
@@ -126,18 +126,41 @@ def measure(kind: str, options: RunOptions, requests: dict[str, list[Any]], roun
     return results
 
 
+def table(stored: dict[str, Any]) -> str:
+    """The Markdown table of stored results."""
+    lines = ["| workers and work | one, s | two, s | throughput of two |", "|---|---:|---:|---:|"]
+    for name, found in stored["results"].items():
+        one, two = (statistics.median(found["seconds"][workers]) for workers in "12")
+        lines.append(f"| {name.replace('_', ', ')} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x |")
+    settings = stored["settings"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`benchmarks/scaling.py` on {stored['hardware']}, commit {stored['commit']}, load average "
+            f"{settings['load']:.0f}: {settings['model']}, {settings['items']} questions, medians of "
+            f"{settings['rounds']} rounds, the answers of one and of two are equal.",
+        ]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2", help="a model folder, or smollm2")
     parser.add_argument("--workers", default="hf,vllm", help="kinds of workers: hf, vllm")
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder, or mini")
+    parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--items", type=int, default=48, help="questions of each task")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="our own mini items, hf workers, one round")
+    parser.add_argument("--table", nargs=2, type=Path, help="write stored results (a file) into a page")
     args = parser.parse_args()
+    if args.table:
+        file, page = args.table
+        measurements.show(page, "scaling", table(json.loads(file.read_text())))
+        return
     if args.quick:
         args.data, args.items, args.rounds, args.workers = "mini", 12, 1, "hf"
     base = RunOptions(args.model, data=args.data, limit=args.items, dtype=args.dtype, offline=True)
@@ -156,17 +179,14 @@ def main() -> None:
         )
         results |= measure(kind, options, requests, args.rounds)
     ratios = {name: round(found["ratio"], 3) for name, found in results.items()}
-    line = {
-        "bench": "scaling",
-        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {"two_workers_ratio": min(ratios.values())} | ratios,
-    }
+    metrics = {"two_workers_ratio": min(ratios.values())} | ratios
+    line = measurements.line("scaling", metrics, cuda=torch.cuda.is_available())
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        settings_used = {"model": args.model, "items": args.items, "load": os.getloadavg()[0]}
-        text = json.dumps(line | {"settings": settings_used, "results": results}, indent=1)
-        (RESULTS / f"scaling-{line['hardware']}.json").write_text(text + "\n")
+        measurements.save(
+            line,
+            settings={"model": Path(args.model).name, "items": args.items, "rounds": args.rounds},
+            results=results,
+        )
     print(json.dumps(line))
     sys.exit(any(found["difference"] > TOLERANCE for found in results.values()) and args.dtype != "bfloat16")
 

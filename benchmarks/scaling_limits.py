@@ -6,6 +6,8 @@ from their results.json. Then the ray engine's own books (shards, windows, thiev
 simulated clock with those costs and a given speed of a worker: how long a checkpoint takes suite ``cme`` on 1
 to 800 workers, what part of it the driver is busy, and how long 1,000 checkpoints take 800 workers that are
 divided into runs of so many. A worker's speed is a parameter, not a measurement: see docs/scaling.md.
+
+``--table docs/scaling.md`` writes the tables of stored results into the page and runs nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +16,10 @@ import argparse
 import heapq
 import json
 import math
-import os
 import random
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cme_bench import provenance
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import measurements
+
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
@@ -55,8 +59,6 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 TASKS = "cme_boolq,cme_rte_ll"
 CHECKPOINTS, WORKERS = 1000, 800
 """What is simulated: so many adapters of one base, on 100 nodes of 8 GPUs."""
@@ -293,18 +295,78 @@ def simulate(sizes: Sequence[int], costs: Costs, counts: Sequence[int]) -> list[
     return rows
 
 
+def table(stored: dict[str, Any]) -> str:
+    """The Markdown tables of stored results: what an item costs, and what is simulated with that."""
+    metrics, settings = stored["metrics"], stored["settings"]
+    rounded = {name: f"{value:,.0f}" for name, value in metrics.items()}
+    checkpoints = next(name for name in metrics if name.startswith("table_"))
+    costs = [
+        ("plan: read the row, render, tokenise, key (once for all adapters of a run)", "plan_us"),
+        ("shard: sort by tokens and cut, for 100 workers", "shard_us"),
+        ("deal: send to a worker, take its answer", "deal_us"),
+        ("score", "score_us"),
+        ("store: append to the samples file, in windows", "store_us"),
+    ]
+    lines = ["| the driver's work | µs an item |", "|---|---:|"]
+    lines += [f"| {what} | {rounded[name]} |" for what, name in costs]
+    columns = (
+        "workers a run",
+        "before the first item, s",
+        "a checkpoint, s",
+        "efficiency",
+        "driver busy",
+        "a lost worker costs, s",
+        "items repeated",
+        f"{settings['checkpoints']:,} checkpoints on {settings['gpus']} GPUs, h",
+    )
+    lines += [
+        "",
+        f"A stored record has {rounded['record_bytes']} bytes. Deal, score and store allow "
+        f"{rounded['driver_items_per_s']} items/s. The table of {checkpoints.split('_')[1]} checkpoints "
+        f"takes {metrics[checkpoints]:.1f} s.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---:" * len(columns) + "|",
+    ]
+    for row in stored["simulated"]:
+        cells = (
+            row["workers"],
+            f"{row['before_first_item_s']:,.0f}",
+            f"{row['checkpoint_s']:,.0f}",
+            f"{row['efficiency']:.2f}",
+            f"{row['driver_busy']:.0%}",
+            f"{row['a_lost_worker_costs_s']:.0f}",
+            row["items_repeated"],
+            f"{row['all_checkpoints_h']:.1f}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        f"Measured and simulated by `benchmarks/scaling_limits.py` on {stored['hardware']}, commit "
+        f"{stored['commit']}, load average {settings['load']:.0f}: suite `cme` with all its "
+        f"{settings['items']:,} items, a worker that answers {settings['worker_items_per_second']:g} items/s "
+        f"and starts in {settings['start_s']:g} s.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder, or mini")
+    parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--limit", type=int, help="items of each task that is planned; all without it")
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--checkpoints", type=int, default=CHECKPOINTS, help="of the table")
     parser.add_argument("--worker-items-per-second", type=float, default=60.0)
     parser.add_argument("--start", type=float, default=90.0, help="seconds until a worker is ready")
     parser.add_argument("--quick", action="store_true", help="mini items, everything small")
+    parser.add_argument("--table", type=Path, help="write the stored results into this page")
     args = parser.parse_args()
+    if args.table:
+        [results] = measurements.RESULTS.glob("scaling_limits-*.json")
+        measurements.show(args.table, "scaling_limits", table(json.loads(results.read_text())))
+        return
     if args.quick:
         args.data, args.limit, args.records, args.checkpoints = "mini", 12, 500, 20
     options = RunOptions("smollm2", data=args.data, limit=args.limit, tasks=TASKS, offline=True)
@@ -322,7 +384,7 @@ def main() -> None:
     driver_s = deal_s + score_s + stored["seconds"]
     plan_s = sum(one.seconds * len(one.items) for one in planned) / sum(len(one.items) for one in planned)
     costs = Costs(plan_s, driver_s, 1 / args.worker_items_per_second, args.start)
-    sizes = [spec.items for spec in load_suite().select("cme")]
+    sizes = [spec.items or 0 for spec in load_suite().select("cme")]
     rows = simulate(sizes if not args.quick else [500], costs, (1, 8, 100, 800) if not args.quick else (1, 8))
     metrics = {
         "plan_us": plan_s * 1e6,
@@ -334,22 +396,16 @@ def main() -> None:
         "driver_items_per_s": 1 / driver_s,
         f"table_{args.checkpoints}_s": table_s,
     }
-    line = {
-        "bench": "scaling_limits",
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {name: round(value, 2) for name, value in metrics.items()},
-    }
+    line = measurements.line("scaling_limits", {name: round(value, 2) for name, value in metrics.items()})
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         settings = {
             "items": sum(sizes),
             "worker_items_per_second": args.worker_items_per_second,
             "start_s": args.start,
-            "load": os.getloadavg()[0],
+            "checkpoints": CHECKPOINTS,
+            "gpus": WORKERS,
         }
-        text = json.dumps(line | {"settings": settings, "simulated": rows}, indent=1)
-        (RESULTS / f"scaling_limits-{line['hardware']}.json").write_text(text + "\n")
+        measurements.save(line, settings=settings, simulated=rows)
     print(json.dumps(line))
 
 

@@ -17,11 +17,11 @@ import statistics
 import time
 from typing import Any
 
+import measurements
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cme_bench import provenance
 from cme_bench.engines import LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, tree
 from cme_bench.engines.hf.tree_attention import Asked, PackAttention
@@ -124,8 +124,8 @@ class NoTokenizer:
 
 def measure(model: Any, asked: list[LoglikelihoodRequest], way: str, pack: int | None) -> dict[str, Any]:
     """Seconds and peak memory above the weights, of a second run."""
-    tree.PackAttention = {"dense": Dense, "expanded": Expanded}.get(way, PackAttention)  # type: ignore[misc]
-    engine = HFEngine(model, NoTokenizer(), tokens_per_batch=pack, plain=way == "rows")  # type: ignore[arg-type]
+    vars(tree)["PackAttention"] = {"dense": Dense, "expanded": Expanded}.get(way, PackAttention)
+    engine = HFEngine(model, NoTokenizer(), tokens_per_batch=pack, plain=way == "rows")
     if way != "rows":
         engine.__dict__["rowwise_because"] = None
     on_cuda = torch.cuda.is_available()
@@ -176,13 +176,7 @@ def main() -> None:
                     f"mean ll {found['mean']:.4f}",
                     flush=True,
                 )
-    line = {
-        "bench": "sharing",
-        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
-        "commit": provenance.commit() or "unknown",
-        "metrics": metrics,
-    }
-    print(json.dumps(line))
+    print(json.dumps(measurements.line("sharing", metrics, cuda=torch.cuda.is_available())))
 
 
 if __name__ == "__main__":

@@ -22,14 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import measurements
 import toy
 from forked import Process, preload
 
-from cme_bench import provenance
 from cme_bench.runs.store import Record, read_json, read_records, samples_file
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 TOLERANCE = 1e-4
 """Of log-likelihoods in float32, whose last digits depend on what else is in a batch."""
 
@@ -149,16 +147,9 @@ def main() -> None:
             "seconds": round(time.monotonic() - started, 1),
             "model_seconds": round(sum(stats["model_seconds"] for stats in engines)),
         }
-    line = {
-        "bench": "soak",
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": metrics,
-        "settings": {"items": items, "kills": kills, "seed": args.seed, "load": os.getloadavg()[0]},
-    }
+    line = measurements.line("soak", metrics)
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"soak-{line['hardware']}.json").write_text(json.dumps(line, indent=1) + "\n")
+        measurements.save(line, settings={"items": items, "kills": kills, "seed": args.seed})
     print(json.dumps(line))
     if metrics["lost"] or metrics["duplicated"] or metrics["wrong"]:
         raise SystemExit("something was lost, duplicated or wrong")

@@ -12,15 +12,14 @@ import argparse
 import json
 import os
 import time
-from pathlib import Path
 
+import measurements
 import numpy as np
 
 from cme_bench import provenance
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.resampling import bootstrap, permutation_pvalues, share_best, sign_flips
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
 TASKS, DOMAINS = 22, 11
 
 
@@ -73,25 +72,19 @@ def main() -> None:
     rounds = [
         {name: all_tests(tasks, args.resamples) for name, tasks in mixes.items()} for _ in range(args.rounds)
     ]
-    line = {
-        "bench": "stats",
-        "hardware": provenance.processor(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {name: round(float(np.median([r[name] for r in rounds])), 3) for name in mixes},
-    }
+    metrics = {name: round(float(np.median([r[name] for r in rounds])), 3) for name in mixes}
+    line = measurements.line("stats", metrics, hardware=provenance.processor())
     settings = {
         "tasks": TASKS,
         "models": args.models,
         "items": args.items,
         "resamples": args.resamples,
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
     }
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         name = provenance.processor().lower().replace(" ", "-")
-        text = json.dumps(line | {"settings": settings, "rounds": rounds}, indent=1)
-        (RESULTS / f"stats-{name}.json").write_text(text + "\n")
+        file = measurements.RESULTS / f"stats-{name}.json"
+        measurements.save(line, file=file, settings=settings, rounds=rounds)
     print(json.dumps(line))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import measurements
 import orjson
 
-from cme_bench import provenance, resident_memory
+from cme_bench import resident_memory
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
@@ -33,8 +33,6 @@ from cme_bench.runs.store import read_json, read_records, samples_file
 from cme_bench.scoring.aggregate import task_result
 from cme_bench.tasks.suite import load_suite
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 TASK = "cme_arc_easy_ll"
 
 
@@ -42,7 +40,7 @@ def run(model: str, task: str, data: str, out: Path, *arguments: str) -> dict[st
     """``cme-bench run`` in a process of its own; the session's entry in run.json."""
     command = [sys.executable, "-m", "cme_bench", "run", model, "--tasks", task, "--data", data]
     command += ["--out", str(out), "--offline", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=measurements.ROOT)
     session: dict[str, Any] = read_json(out / "run.json")["sessions"][-1]
     return session
 
@@ -88,7 +86,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=1_000_000)
     parser.add_argument("--items", type=int, default=2000)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", default=str(measurements.DATA))
     parser.add_argument("--quick", action="store_true", help="50,000 records (scaled up), no long run")
     args = parser.parse_args()
     count = 50_000 if args.quick else args.records
@@ -111,17 +109,9 @@ def main() -> None:
             metrics["overhead_percent"] = round(100 * (1 - model_s / wall_s), 2)
             settings |= {"items": args.items, "model": args.model, "wall_s": wall_s, "model_s": model_s}
             settings["process_s"] = time.perf_counter() - started
-    line = {
-        "bench": "store",
-        "hardware": provenance.hardware(),
-        "commit": provenance.commit() or "unknown",
-        "metrics": metrics,
-    }
+    line = measurements.line("store", metrics)
     if not args.quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        settings["load"] = os.getloadavg()[0]
-        text = json.dumps(line | {"settings": settings}, indent=1)
-        (RESULTS / f"store-{line['hardware']}.json").write_text(text + "\n")
+        measurements.save(line, settings=settings)
     print(json.dumps(line))
 
 

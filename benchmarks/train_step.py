@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
+import measurements
 import torch
 
-from cme_bench import provenance
 from cme_bench.efficiency.measure import HUNGRIEST, ratios
 from cme_bench.efficiency.methods import all_methods
 from cme_bench.efficiency.shapes import preset, targets, with_layers
 from cme_bench.efficiency.train_step import TrainBench, train_metrics, train_rounds
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
 LLAMA_LAYERS, SEQ = 8, 1024
 SMALL_SEQ, TINY_SEQ, SMALL_BATCH = 256, 64, 2
 NAMES = [name for name in all_methods([]) if name not in ("adalora128", "moslora128")]
@@ -47,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seq", type=int, help="tokens of a sequence")
     parser.add_argument("--profile", metavar="METHOD", help="only print what a step of METHOD spends")
     parser.add_argument("--commit", help="recorded commit, where there is no git")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
+    parser.add_argument("--out", type=Path, default=measurements.RESULTS, help="folder of the result file")
     return parser.parse_args()
 
 
@@ -91,21 +89,14 @@ def main() -> None:
         steps=args.steps,
         note=lambda line: print(line, flush=True),
     )
-    result: dict[str, Any] = {
-        "bench": "train_step",
-        "hardware": provenance.hardware(cuda=cuda),
-        "commit": args.commit or provenance.commit() or "unknown",
-        "metrics": train_metrics(rounds, ratios()),
-    }
+    result = measurements.line("train_step", train_metrics(rounds, ratios()), cuda=cuda, commit=args.commit)
     for name in chosen:
         ms, gib = result["metrics"][f"{name}_ms"], result["metrics"][f"{name}_peak_gib"]
         print(f"{name:<22} {ms:>10.2f} ms {gib:>9.3f} GiB")
-    args.out.mkdir(parents=True, exist_ok=True)
     quick = "-quick" if args.quick else ""
     file = args.out / f"train_step-{result['hardware']}{quick}.json"
     forms = {name: known[name].form for name in chosen}
-    content = result | {"setup": setup, "forms": forms, "rounds": rounds}
-    file.write_text(json.dumps(content, indent=1) + "\n")
+    measurements.save(result, file=file, settings=setup, forms=forms, rounds=rounds)
     print(json.dumps(result))
 
 

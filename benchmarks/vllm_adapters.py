@@ -19,9 +19,9 @@ import json
 import statistics
 from pathlib import Path
 
+import measurements
 import torch
 
-from cme_bench import provenance
 from cme_bench.efficiency.hf_inference import hf_times
 from cme_bench.efficiency.methods import all_methods
 from cme_bench.efficiency.shapes import preset, targets
@@ -30,8 +30,6 @@ from cme_bench.efficiency.workloads import Times, Workloads
 from cme_bench.engines.vllm.settings import require_vllm
 from cme_bench.models.load import choose_device
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 TEAM = "teamlora32"
 NAMES = {"base": "base", TEAM: "teamlora", NATIVE: "lora_native", "hf": "hf"}
 """Methods, and what the result calls them."""
@@ -100,31 +98,22 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
     }
     if "hf" in rates:
         metrics["teamlora_vllm_over_hf"] = rates["teamlora"]["batch"] / rates["hf"]["batch"]
-    line = {
-        "bench": "vllm_adapters",
-        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {key: round(value, 4) for key, value in metrics.items()},
-    }
-    file = args.out or (None if args.quick else RESULTS / f"vllm_adapters-{line['hardware']}.json")
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = line | {
-            "settings": {
-                "shape": args.shape,
-                "requests": args.requests,
-                "prompt": PROMPT,
-                "new": NEW,
-                "rank": RANK,
-                "experts": EXPERTS,
-                "paired": paired,
-                "vllm": require_vllm(),
-                "torch": torch.__version__,
-            },
-            "tokens_per_second": rates,
-            "results": {engine: {"seconds": times} for engine, times in found.items()},
+    rounded = {key: round(value, 4) for key, value in metrics.items()}
+    line = measurements.line("vllm_adapters", rounded, cuda=torch.cuda.is_available())
+    if args.out or not args.quick:
+        settings = {
+            "shape": args.shape,
+            "requests": args.requests,
+            "prompt": PROMPT,
+            "new": NEW,
+            "rank": RANK,
+            "experts": EXPERTS,
+            "paired": paired,
+            "vllm": require_vllm(),
+            "torch": torch.__version__,
         }
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        results = {engine: {"seconds": times} for engine, times in found.items()}
+        measurements.save(line, file=args.out, settings=settings, tokens_per_second=rates, results=results)
     print(json.dumps(line))
 
 

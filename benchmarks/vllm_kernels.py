@@ -17,14 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import measurements
 import torch
 from torch import Tensor
 
-from cme_bench import provenance
 from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
 from cme_bench.vllm_plugin.spec import GatedSpec
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
 LAYERS = {"gate_up": (4096, (11008, 11008)), "down": (11008, (4096,))}
 TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048, 8192)
 TOLERANCE = 1e-2
@@ -76,7 +75,7 @@ def separate(store: Any, spec: GatedSpec, narrow: Tensor, up: Tensor) -> Callabl
 def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
     """float64, from the layer's equations."""
     x = x.double()
-    y = x @ store.weight.double().T
+    y: Tensor = x @ store.weight.double().T
     z, logits = x @ store.down.double().T, x @ store.router.double().T
     parts, k, r = store.interaction.shape[0], spec.experts, spec.rank
     phi = logits.reshape(len(x), parts, k).softmax(-1)
@@ -90,7 +89,7 @@ def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
 
 
 def graph_of(run: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         for _ in range(3):
             run(x)
@@ -196,13 +195,13 @@ def timed(graph: torch.cuda.CUDAGraph, calls: int, rounds: int = 7) -> float:
     found = []
     graph.replay()
     for _ in range(rounds):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         stop.record()
         stop.synchronize()
         found.append(1000 * start.elapsed_time(stop) / calls)
-    return statistics.median(found)
+    return float(statistics.median(found))
 
 
 def main() -> None:
@@ -241,17 +240,9 @@ def report(results: list[dict[str, Any]], out: Path | None, *, save: bool) -> No
         for kind, us in found["microseconds"].items()
         if kind != "base"
     }
-    hardware = provenance.hardware(cuda=True)
-    line = {
-        "bench": "vllm_kernels",
-        "hardware": hardware,
-        "commit": provenance.commit() or "unknown",
-        "metrics": metrics,
-    }
+    line = measurements.line("vllm_kernels", metrics, cuda=True)
     if out or save:
-        file = out or RESULTS / f"vllm_kernels-{hardware}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(line | {"torch": torch.__version__, "results": results}, indent=1) + "\n")
+        measurements.save(line, file=out, settings={"torch": torch.__version__}, results=results)
     wrong = [r for r in results if max(r["errors"].values()) > TOLERANCE]
     for found in wrong:
         print(f"{found['layer']} {found['tokens']}: errors {found['errors']}", file=sys.stderr)

@@ -18,10 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cme_bench import provenance
+import measurements
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 CASES = {
     "single_token": ("cme_mmlu_ll", 0),
     "multi_token": ("cme_arc_challenge_ll", 5),
@@ -68,8 +66,8 @@ def lm_eval_backend() -> Any:
     assert current_platform.device_type  # vLLM looks for its own package before the name is lent out
     known = importlib.metadata.version
 
-    def version(name: str) -> str:
-        return vllm.__version__ if name == "vllm" else known(name)
+    def version(distribution_name: str) -> str:
+        return str(vllm.__version__) if distribution_name == "vllm" else known(distribution_name)
 
     importlib.metadata.version = version
     try:
@@ -134,7 +132,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2", help="a model folder, or smollm2")
-    parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), help="folder, or mini")
+    parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--items", type=int, default=40, help="questions of each task")
     parser.add_argument("--rounds", type=int, default=1)
@@ -159,17 +157,11 @@ def report(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None
     import torch
     import vllm
 
-    line = {
-        "bench": "vllm_scoring",
-        "hardware": provenance.hardware(cuda=torch.cuda.is_available()),
-        "commit": provenance.commit() or "unknown",
-        "metrics": {f"speedup_{name}": round(found["speedup"], 3) for name, found in results.items()},
-    }
-    file = args.out or (None if args.quick else RESULTS / f"vllm_scoring-{line['hardware']}.json")
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    metrics = {f"speedup_{name}": round(found["speedup"], 3) for name, found in results.items()}
+    line = measurements.line("vllm_scoring", metrics, cuda=torch.cuda.is_available())
+    if args.out or not args.quick:
         settings = {"model": Path(args.model).name, "dtype": args.dtype, "vllm": vllm.__version__}
-        file.write_text(json.dumps(line | {"settings": settings, "results": results}, indent=1) + "\n")
+        measurements.save(line, file=args.out, settings=settings, results=results)
     wrong = [r for r in results.values() if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
     print(json.dumps(line))
     sys.exit(1 if wrong and args.dtype == "float32" else 0)

@@ -32,10 +32,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import measurements
+
 from cme_bench import resident_memory
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "bench"
 TOLERANCE = 1e-3
 ENGINES = ("ours", "lm-eval", "cme-hf")
 
@@ -167,7 +167,12 @@ class Worker:
         command += ["--tasks", str(folder), "--dtype", args.dtype]
         log = sys.stderr if args.verbose else subprocess.DEVNULL
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=measurements.ROOT,
         )
         self.device = self._answer()["device"]
 
@@ -266,7 +271,7 @@ def compare(case: Case, items: int, workers: dict[str, Worker], args: argparse.N
 
 def ratio(rounds: list[dict[str, Any]], engine: str, what: str) -> float:
     """lm-eval's over ``engine``'s, median of the rounds."""
-    return statistics.median(r["lm-eval"][what] / r[engine][what] for r in rounds)
+    return float(statistics.median(r["lm-eval"][what] / r[engine][what] for r in rounds))
 
 
 def difference(ours: list[list[float]], theirs: list[list[float]]) -> float:
@@ -298,24 +303,15 @@ def print_row(result: dict[str, Any]) -> None:
 
 def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace) -> None:
     """Write the file, print the line, fail if answers differ."""
-    from cme_bench import provenance
-
     metrics = {f"speedup_{r['case']['task']}_{r['case']['shots']}shot": r["speedup"] for r in results}
     metrics["geomean"] = geomean([r["speedup"] for r in results])
     metrics["geomean_cme_hf"] = geomean([r["cme_hf_speedup"] for r in results])
     metrics["least_memory_ratio"] = min(r["memory"] for r in results)
-    line = {
-        "bench": "vs_lm_eval",
-        "hardware": provenance.hardware(cuda=device == "cuda"),
-        "commit": args.commit or provenance.commit() or "unknown",
-        "metrics": {name: round(value, 3) for name, value in metrics.items()},
-    }
-    file = args.out or RESULTS / f"vs_lm_eval-{line['hardware']}.json"
+    rounded = {name: round(value, 3) for name, value in metrics.items()}
+    line = measurements.line("vs_lm_eval", rounded, cuda=device == "cuda", commit=args.commit)
     if args.out or not (args.quick or args.only):
-        file.parent.mkdir(parents=True, exist_ok=True)
         settings = {"model": Path(args.model).name, "dtype": args.dtype, "items": args.items}
-        content = line | {"settings": settings, "results": results}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        measurements.save(line, file=args.out, settings=settings, results=results)
     wrong = [r for r in results if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
     if wrong and args.dtype == "float32":
         print(f"answers differ in {len(wrong)} tasks", file=sys.stderr)
@@ -332,9 +328,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2", help="a model folder, or smollm2")
-    parser.add_argument(
-        "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of DATASET/SPLIT.jsonl"
-    )
+    parser.add_argument("--data", type=Path, default=measurements.DATA, help="folder of DATASET/SPLIT.jsonl")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=1, help="measurements of every task")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], help="tried for lm-eval")

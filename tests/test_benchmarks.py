@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -36,9 +37,16 @@ def test_a_short_soak() -> None:
     assert metrics["compared"] == 2000
 
 
-def test_the_page_shows_what_was_measured() -> None:
+@pytest.mark.parametrize(
+    ("bench", "stored", "page"),
+    [
+        ("faults", "faults.json", "reliability.md"),
+        ("scaling_limits", "scaling_limits-cpu-2x-x86_64.json", "scaling.md"),
+        ("scaling", "scaling-cpu-2x-x86_64.json", "scaling.md"),
+    ],
+)
+def test_the_page_shows_what_was_measured(bench: str, stored: str, page: str) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    import faults
-
-    results = json.loads((ROOT / "results" / "bench" / "faults.json").read_text())
-    assert faults.table(results) in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = importlib.import_module(bench).table
+    results = json.loads((ROOT / "results" / "bench" / stored).read_text())
+    assert table(results) in (ROOT / "docs" / page).read_text(encoding="utf-8")

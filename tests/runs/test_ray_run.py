@@ -216,7 +216,7 @@ def test_adapters_are_swapped_on_loaded_workers(
 def test_a_stopped_driver_leaves_no_process_behind_and_is_resumed(
     number: signal.Signals, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    """On a cluster of its own, whose processes are all below the driver: ray's agents take a while to miss it."""
+    """On a cluster of its own: all its processes are below the driver, which ray's agents miss late."""
     command = [sys.executable, "-m", "cme_bench", "run", str(tiny_checkpoint), "--tasks", ",".join(TASKS)]
     command += ["--data", "mini", "--offline", "--out", str(tmp_path / "r")]
     process = subprocess.Popen([*command, "--engine", "ray", "--workers", "1"], stderr=subprocess.PIPE)

@@ -1,0 +1,44 @@
+"""What a benchmark measured: the line that it prints, its file in results/bench, its table in a page."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cme_bench import provenance
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+"""Real items, where they lie beside the checkout."""
+RESULTS = ROOT / "results" / "bench"
+
+
+def line(
+    bench: str, metrics: Any, *, cuda: bool = False, hardware: str | None = None, commit: str | None = None
+) -> dict[str, Any]:
+    """The line of a benchmark: what was measured, on which machine, of which commit (``commit`` where there
+    is no checkout to ask)."""
+    return {
+        "bench": bench,
+        "hardware": hardware or provenance.hardware(cuda=cuda),
+        "commit": commit or provenance.commit() or "unknown",
+        "metrics": metrics,
+    }
+
+
+def save(measured: dict[str, Any], *, file: Path | None = None, **more: Any) -> None:
+    """Write a line and ``more`` to ``file``, or to results/bench; ``settings`` get the machine's load."""
+    more["settings"] = more.get("settings", {}) | {"load": round(os.getloadavg()[0], 2)}
+    file = file or RESULTS / f"{measured['bench']}-{measured['hardware']}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(measured | more, indent=1) + "\n")
+
+
+def show(page: Path, bench: str, body: str) -> None:
+    """Put ``body`` into ``page``, between the two marks of ``bench``."""
+    begin, end = f"<!-- {bench}: written by benchmarks/{bench}.py -->", f"<!-- end of {bench} -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    _, after = rest.split(end)
+    page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}", encoding="utf-8")
