@@ -79,8 +79,8 @@ def _measure_all(options: EfficiencyOptions, out: Path) -> None:
     from cme_bench.efficiency.shapes import base_config
     from cme_bench.paths import make_out
     from cme_bench.reports.efficiency_table import efficiency_frame, efficiency_markdown
-    from cme_bench.reports.figure_inputs import FigureInputs
-    from cme_bench.reports.figures import write_figures
+    from cme_bench.reports.figures.inputs import FigureInputs
+    from cme_bench.reports.figures.write import write_figures
     from cme_bench.reports.grids import frame_csv
     from cme_bench.runs.store import write_json, write_text
 

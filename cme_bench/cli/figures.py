@@ -26,8 +26,8 @@ def figures(
 ) -> None:
     """Draw the paper's figures 1, 3a, 3b, 4a, 4b, 5b and scores by domain, as far as there are inputs."""
     from cme_bench.paths import make_out
-    from cme_bench.reports.figure_inputs import read_inputs
-    from cme_bench.reports.figures import write_figures
+    from cme_bench.reports.figures.inputs import read_inputs
+    from cme_bench.reports.figures.write import write_figures
 
     found = read_inputs(inputs)
     make_out(out)

@@ -52,7 +52,7 @@ def router(
     from cme_bench.analysis.router_prompts import RouterOptions
     from cme_bench.cli.progress import show_progress
     from cme_bench.paths import make_out
-    from cme_bench.reports.router_figures import write_router_figures
+    from cme_bench.reports.figures.router import write_router_figures
     from cme_bench.reports.router_tables import write_router_tables
 
     options = RouterOptions(

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 
 from cme_bench.reports.compare_text import pvalue
-from cme_bench.reports.figure_inputs import ROUTER
+from cme_bench.reports.figures.inputs import ROUTER
 from cme_bench.reports.grids import markdown
 from cme_bench.reproduce.contrasts import Contrast, contrast
 from cme_bench.reproduce.jobs import Folder, all_jobs

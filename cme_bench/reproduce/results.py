@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cme_bench.reports.figure_inputs import CURVE, ROUTER, FigureInputs, read_curve_frame
-from cme_bench.reports.figures import write_figures
+from cme_bench.reports.figures.inputs import CURVE, ROUTER, FigureInputs, read_curve_frame
+from cme_bench.reports.figures.write import write_figures
 from cme_bench.reports.grids import csv_text, markdown
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables

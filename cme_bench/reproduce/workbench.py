@@ -16,7 +16,7 @@ from cme_bench.efficiency.options import EfficiencyOptions
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.provenance import commit, hardware
-from cme_bench.reports.router_figures import write_router_figures
+from cme_bench.reports.figures.router import write_router_figures
 from cme_bench.reports.router_tables import write_router_tables
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe

@@ -11,8 +11,8 @@ import pytest
 from folders import ADAPTER, MadeTask, make_run
 
 from cme_bench.errors import UsageError
-from cme_bench.reports.figure_inputs import FigureInputs, read_inputs
-from cme_bench.reports.figures import FIGURES, write_figures
+from cme_bench.reports.figures.inputs import FigureInputs, read_inputs
+from cme_bench.reports.figures.write import FIGURES, write_figures
 
 NAMES = [spec.name for spec in FIGURES]
 

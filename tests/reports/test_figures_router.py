@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cme_bench.reports.router_figures import interaction_maps, load_bars, write_router_figures
+from cme_bench.reports.figures.router import interaction_maps, load_bars, write_router_figures
 
 TITLE = "llama + team (teamlora, 4 experts of rank 32, 01234567), n = 40 items of 2 tasks"
 MODULES = ("gate_proj", "down_proj")

@@ -1,7 +1,7 @@
 """Figures of a router: how the experts share the tokens (TeamLoRA's figure 5b), and the interaction matrix M.
 
-Pure functions of the frames that :mod:`cme_bench.analysis.router` makes. Colours are safe for colour-blind
-readers: Okabe and Ito's palette for experts, cividis and PuOr for values.
+Pure functions of the frames that :mod:`cme_bench.analysis.router` makes. Values are in cividis and PuOr, safe
+for colour-blind readers too.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.run_rows import MissingInputError
+from cme_bench.reports.figures.style import DPI, MARKERS, OKABE_ITO
+
 _HATCHES = ("", "//", "..", "xx")
-_DPI = 150
 _MOST_CELLS = 12  # k above which cells of M carry no number
 
 
@@ -38,8 +40,22 @@ def write_router_figures(load: pd.DataFrame, interaction: pd.DataFrame, title: s
     if len(interaction):
         draw["router_interaction.png"] = lambda: interaction_maps(interaction, title)
     for name, figure in draw.items():
-        figure().savefig(out / name, dpi=_DPI)
+        figure().savefig(out / name, dpi=DPI)
     return [out / name for name in draw]
+
+
+def router_frame(inputs: FigureInputs) -> pd.DataFrame:
+    """Figure 5b: the load of every expert, as ``cme-bench router`` measured it, mean over layers."""
+    if not inputs.router:
+        raise MissingInputError("no folder of cme-bench router is given")
+    load = pd.concat(inputs.router, ignore_index=True)
+    keys = ["task", "domain", "group", "expert"]
+    return load.groupby(keys, sort=False, as_index=False)[["load", "top1", "entropy"]].mean()
+
+
+def draw_router(frame: pd.DataFrame) -> Figure:
+    """A stacked bar for each group or domain."""
+    return load_bars(frame, "")
 
 
 def load_bars(load: pd.DataFrame, title: str) -> Figure:
@@ -100,7 +116,7 @@ def entropy_lines(load: pd.DataFrame, title: str) -> Figure:
     for number, module in enumerate(dict.fromkeys(load["module"])):
         part = load[load["module"] == module]
         style: dict[str, Any] = {
-            "marker": "osD^vPX"[number % 7],
+            "marker": MARKERS[number % len(MARKERS)],
             "color": OKABE_ITO[number % len(OKABE_ITO)],
             "label": module,
         }

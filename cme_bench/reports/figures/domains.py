@@ -1,0 +1,61 @@
+"""Scores by domain, a bar for each run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.run_rows import runs_of
+from cme_bench.reports.figures.style import OKABE_ITO
+from cme_bench.reports.runs import labels
+from cme_bench.reports.scores import AVERAGE
+
+
+def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
+    """Scores by domain of every run."""
+    form = runs_of(inputs)["form"].iloc[0]
+    rows = []
+    for run, name in zip(inputs.runs, labels(inputs.runs), strict=True):
+        summary = run.results["forms"].get(form)
+        if summary is None:
+            continue
+        for domain, e in [*summary["domains"].items(), (AVERAGE, summary["average"])]:
+            stderr = 100 * (e["stderr"] or np.nan)
+            rows.append(
+                {
+                    "name": name,
+                    "form": form,
+                    "domain": domain,
+                    "score": 100 * e["value"],
+                    "stderr": stderr,
+                    "n": e["n"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def draw_domains(frame: pd.DataFrame) -> Figure:
+    """Bars by domain, one a run, with 95 % intervals (1.96 SE)."""
+    domains, names = list(dict.fromkeys(frame["domain"])), list(dict.fromkeys(frame["name"]))
+    figure = Figure(figsize=(max(6.0, 0.5 + 0.9 * len(domains)), 4.2), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        own = frame[frame["name"] == name].set_index("domain").reindex(domains)
+        axes.bar(
+            np.arange(len(domains)) + (number - (len(names) - 1) / 2) * width,
+            own["score"],
+            width,
+            yerr=1.96 * own["stderr"],
+            capsize=2,
+            label=name,
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            edgecolor="white",
+        )
+    axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{frame['form'].iloc[0]}: score (%), 95 % interval")
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,74 @@
+"""Figure 4a: training and inference time relative to LoRA."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.run_rows import MissingInputError, records, runs_of
+from cme_bench.reports.figures.style import OKABE_ITO
+
+ENGINE_NAMES = {"inference_hf": "transformers", "inference_vllm": "vLLM"}
+"""Benchmarks of inference, and the engine that each measures."""
+
+
+def latency_frame(inputs: FigureInputs) -> pd.DataFrame:
+    """Figure 4a: times relative to LoRA's: training steps and inference as ``cme-bench efficiency`` measured
+    them, inference from runs. Each source is compared with its own LoRA of the lowest rank."""
+    rows: list[dict[str, Any]] = []
+    for bench in (b for b in inputs.benchmarks if b["bench"] == "train_step"):
+        times = {k.removesuffix("_ms"): v for k, v in bench["metrics"].items() if k.endswith("_ms")}
+        if "lora32" in times:
+            of = f", {bench['model']}" if "model" in bench else ""
+            source = f"train_step{of}, {bench['hardware']}"
+            rows += [
+                _relative("training step", name, ms / 1000, times["lora32"] / 1000, source)
+                for name, ms in times.items()
+            ]
+    for bench in (b for b in inputs.benchmarks if b["bench"] in ENGINE_NAMES and "lora32" in b["seconds"]):
+        for workload, base in bench["seconds"]["lora32"].items():
+            source = f"{ENGINE_NAMES[bench['bench']]}, {bench['model']}, {bench['hardware']}"
+            rows += [
+                _relative(f"{workload} inference", name, seconds[workload], base, source)
+                for name, seconds in bench["seconds"].items()
+            ]
+    if inputs.runs:
+        runs = runs_of(inputs).dropna(subset=["inference_seconds", "rank"])
+        lora = runs[runs["method"] == "lora"].sort_values("rank")
+        if len(lora) and len(runs) > 1:
+            base = float(lora["inference_seconds"].iloc[0])
+            rows += [
+                _relative("inference", row["name"], row["inference_seconds"], base, "runs")
+                for row in records(runs)
+            ]
+    if not rows:
+        raise MissingInputError("no train_step benchmark, and no runs of LoRA and another adapter")
+    return pd.DataFrame(rows)
+
+
+def _relative(kind: str, name: str, seconds: float, base: float, source: str) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "seconds": seconds, "relative": seconds / base, "source": source}
+
+
+def draw_latency(frame: pd.DataFrame) -> Figure:
+    """A bar for each method and source; the line at 1 is LoRA."""
+    groups = list(frame.groupby(["kind", "source"], sort=False))
+    heights = [len(group) for _, group in groups]
+    figure = Figure(figsize=(7, 1.2 + 0.26 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    colors = itertools.cycle(OKABE_ITO)
+    for axes, (key, group), color in zip(panels, groups, colors, strict=False):
+        kind, source = key
+        axes.barh(range(len(group)), group["relative"], color=color)
+        for place, value in enumerate(group["relative"]):
+            axes.text(value, place, f" {value:.2f}", va="center", fontsize=7)
+        axes.set_yticks(range(len(group)), list(group["name"]), fontsize=8)
+        axes.invert_yaxis()
+        axes.axvline(1, color="0.25", linewidth=0.8, linestyle=":")
+        axes.margins(x=0.1)
+        axes.set_title(f"{kind} time relative to LoRA of the lowest rank ({source})", fontsize=8)
+    return figure

@@ -1,0 +1,61 @@
+"""Runs as rows of numbers, for figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.runs import RunView, labels
+
+
+class MissingInputError(Exception):
+    """What a figure lacks, in words."""
+
+
+def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
+    """One row a run and form: what was run, how long it took, and its average in %.
+
+    ``inference_seconds``: time in the model for each item, over all sessions.
+    """
+    rows = []
+    for run, name in zip(runs, labels(runs), strict=True):
+        adapter = run.run.get("adapter") or {}
+        sessions = [s for s in run.run.get("sessions", []) if "engine" in s]
+        items = sum(s["items"] for s in sessions)
+        seconds = sum(s["engine"]["model_seconds"] for s in sessions)
+        for form, summary in run.results["forms"].items():
+            rows.append(
+                {
+                    "name": name,
+                    "method": run.method,
+                    "form": form,
+                    "rank": adapter.get("rank"),
+                    "experts": adapter.get("experts"),
+                    "parameters": adapter.get("parameters"),
+                    "tokens_trained": adapter.get("tokens_trained"),
+                    "training_seconds": adapter.get("training_seconds"),
+                    "inference_seconds": seconds / items if items else None,
+                    "score": 100 * summary["average"]["value"],
+                    "stderr": 100 * (summary["average"]["stderr"] or np.nan),
+                    "n": summary["average"]["n"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def runs_of(inputs: FigureInputs) -> pd.DataFrame:
+    """Rows of the form that most runs have."""
+    if not inputs.runs:
+        raise MissingInputError("no run folders are given")
+    frame = run_frame(inputs.runs)
+    commonest = frame["form"].value_counts().index[0]
+    return pd.DataFrame(frame.loc[frame["form"] == commonest])
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as mappings."""
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]

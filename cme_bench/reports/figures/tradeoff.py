@@ -1,0 +1,102 @@
+"""Figure 1: training time, inference time, score and parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.run_rows import MissingInputError, records, runs_of
+from cme_bench.reports.figures.style import OKABE_ITO
+
+
+def tradeoff_frame(inputs: FigureInputs) -> pd.DataFrame:
+    """Figure 1: adapters whose training time and inference time are known; without runs, the methods of
+    ``cme-bench efficiency``, which have no score."""
+    if not inputs.runs and (measured := _measured_tradeoff(inputs)):
+        return pd.DataFrame(measured)
+    frame = runs_of(inputs).dropna(subset=["training_seconds", "inference_seconds", "parameters"])
+    if frame.empty:
+        raise MissingInputError("no run has an adapter with a recorded training time")
+    return frame
+
+
+def _measured_tradeoff(inputs: FigureInputs) -> list[dict[str, Any]]:
+    """Methods whose training step and inference by transformers were measured on one model and machine."""
+    benches = {(b["bench"], b.get("model"), b["hardware"]): b for b in inputs.benchmarks}
+    rows = []
+    for (kind, model, hardware), bench in benches.items():
+        trained = benches.get(("train_step", model, hardware))
+        if kind == "inference_hf" and trained is not None:
+            rows += [
+                {
+                    "name": name,
+                    "form": f"{model}, {hardware}",
+                    "parameters": about["parameters"],
+                    "training_seconds": trained["metrics"][f"{name}_ms"] / 1000,
+                    "inference_seconds": bench["seconds"][name]["batch"],
+                    "score": np.nan,
+                    "source": f"efficiency, {hardware}",
+                }
+                for name, about in bench["methods"].items()
+                if name in trained["methods"]
+            ]
+    return rows
+
+
+def draw_tradeoff(frame: pd.DataFrame) -> Figure:
+    """Training time against inference time; colour: score, where there is one; area: added parameters."""
+    if frame["score"].isna().all():
+        return _draw_measured(frame)
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    area = 80 + 900 * frame["parameters"] / frame["parameters"].max()
+    image = axes.scatter(
+        frame["training_seconds"] / 60,
+        1000 * frame["inference_seconds"],
+        s=area,
+        c=frame["score"],
+        cmap="cividis",
+        edgecolor="0.2",
+        alpha=0.9,
+    )
+    for row in records(frame):
+        axes.annotate(
+            f"{row['name']}\n{row['score']:.2f} %, {row['parameters'] / 1e6:.2f} M",
+            (row["training_seconds"] / 60, 1000 * row["inference_seconds"]),
+            xytext=(0, 16),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    axes.margins(0.25)
+    axes.set_xlabel("training time (min)")
+    axes.set_ylabel("model time an item (ms)")
+    axes.set_title("Training time, inference time and score; area: added parameters", fontsize=9)
+    figure.colorbar(image, ax=axes, label=f"{frame['form'].iloc[0]}: macro average (%)")
+    return figure
+
+
+def _draw_measured(frame: pd.DataFrame) -> Figure:
+    """A training step against a full batch of inference."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(records(frame)):
+        axes.scatter(
+            1000 * row["training_seconds"],
+            row["inference_seconds"],
+            s=80 + 900 * row["parameters"] / frame["parameters"].max(),
+            color=OKABE_ITO[number % len(OKABE_ITO)],
+            edgecolor="0.2",
+            alpha=0.9,
+            label=f"{row['name']}, {row['parameters'] / 1e6:.2f} M",
+        )
+    axes.margins(0.25)
+    axes.set_xlabel("training step (ms)")
+    axes.set_ylabel("full batch of inference (s)")
+    axes.set_title(f"{frame['form'].iloc[0]}, random weights; area: added parameters", fontsize=9)
+    axes.legend(frameon=False, fontsize=7, markerscale=0.4)
+    return figure
