@@ -244,8 +244,9 @@ class Simulation:
                 self._supply(worker, self.driver)
 
     def _supply(self, worker: int, now: float) -> None:
-        while len(self._flights[worker]) < IN_FLIGHT and (shard := self._work.take(worker)):
-            self._flights[worker].append([shard, 0])
+        flights = self._flights[worker]
+        while len(flights) < IN_FLIGHT and (shard := self._work.take(worker, idle=not flights)):
+            flights.append([shard, 0])
             at = max(self.free[worker], now)
             for start in range(0, len(shard), BATCH_ITEMS):
                 batch = shard.requests[start : start + BATCH_ITEMS]

@@ -94,13 +94,14 @@ def test_a_worker_without_work_takes_the_last_shard_of_whoever_has_most() -> Non
     work = Work(prompts(600), 3)
     own = []
     while work.has_own(0):
-        own.append(work.take(0))
-    stolen = work.take(0)
+        own.append(work.take(0, idle=False))
+    assert work.take(0, idle=False) is None, "it still computes, and another may have nothing else"
+    stolen = work.take(0, idle=True)
     assert stolen is not None
     assert len(stolen) <= len(own[0])
     assert not set(stolen.requests) & {i for shard in own for i in shard.requests}
     rest = 0
-    while (shard := work.take(0)) is not None:
+    while (shard := work.take(0, idle=True)) is not None:
         rest += len(shard)
     assert sum(map(len, own)) + len(stolen) + rest == 600
     assert not work
@@ -116,7 +117,7 @@ def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:
     while work:
         worker = turn % workers
         turn += 1
-        shard = work.take(worker)
+        shard = work.take(worker, idle=True)
         assert shard is not None
         killer = next((i for i, request in enumerate(shard.requests) if request in deadly), None)
         answered += shard.requests[:killer]
@@ -138,20 +139,20 @@ def test_deadly_questions_are_found_and_all_others_answered(workers: int, deadly
 
 def test_one_death_condemns_nobody() -> None:
     work = Work(prompts(1), 2)
-    shard = work.take(0)
+    shard = work.take(0, idle=True)
     assert shard is not None
     work.suspect(0, shard, shard.requests, "the node was taken away")
     assert not work.lost
     assert work.has_own(1), "another worker tries"
-    assert work.take(1) == Shard((0,), shard.cost, deaths=1)
+    assert work.take(1, idle=True) == Shard((0,), shard.cost, deaths=1)
 
 
 def test_what_a_dead_worker_had_waiting_is_not_suspected() -> None:
     work = Work(prompts(40), 2)
-    shard = work.take(0)
+    shard = work.take(0, idle=True)
     assert shard is not None
     work.give_back(0, shard, shard.requests)
-    assert work.take(0) == shard
+    assert work.take(0, idle=True) == shard
 
 
 @pytest.mark.parametrize(

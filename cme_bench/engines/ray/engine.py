@@ -99,7 +99,7 @@ class RayEngine(Engine):
             if wanted and place.failures < STARTS:
                 self._pool.open(place, self._opening)
             return
-        while len(place.flights) < IN_FLIGHT and (shard := work.take(place.index)):
+        while len(place.flights) < IN_FLIGHT and (shard := work.take(place.index, idle=not place.flights)):
             self._pool.send(place, shard, requests)
 
     def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:

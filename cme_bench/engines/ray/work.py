@@ -30,10 +30,13 @@ class Work:
         """Whether shards were meant for this worker and are still there."""
         return bool(self._queues[worker])
 
-    def take(self, worker: int) -> Shard | None:
-        """The next shard of a worker: of its own, else the last one of whoever has most left."""
+    def take(self, worker: int, *, idle: bool) -> Shard | None:
+        """The next shard of a worker: of its own, else, if it is ``idle``, the last one of whoever has most
+        left. Who still computes does not take what is another's: that one would have nothing to do."""
         if self._queues[worker]:
             return self._queues[worker].popleft()
+        if not idle:
+            return None
         busiest = max(self._queues, key=lambda queue: sum(shard.cost for shard in queue))
         return busiest.pop() if busiest else None
 
