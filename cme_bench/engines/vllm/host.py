@@ -136,8 +136,8 @@ class Host:
 
     def _failure(self, error: Exception, flying: Mapping[str, object]) -> CmeError | None:
         """What to raise for an error after which this engine is of no use; None for any other."""
-        dead = type(error).__name__ == "EngineDeadError"
-        reason = (self._last_error() if dead else "") or first_line(error)
+        dead = type(error).__name__ == "EngineDeadError" or self._noted_dead()
+        reason = (self._last_error() or "its process ended") if dead else first_line(error)
         if not dead and _NAN not in reason:
             return None
         if dead:
@@ -150,6 +150,12 @@ class Host:
             f"vLLM's engine died: {reason} (log: {self.log}); what was stored is intact, the same command "
             "goes on from there"
         )
+
+    def _noted_dead(self) -> bool:
+        """Whether vLLM has seen its process end. What it was just told then fails by any error: its sockets
+        are closed by a thread."""
+        core = self._llm.llm_engine.engine_core
+        return bool(getattr(getattr(core, "resources", None), "engine_dead", False))
 
     def _last_error(self) -> str:
         """The last line of the log that reads like an exception, without vLLM's own prefixes."""

@@ -1,0 +1,42 @@
+"""What the host of vLLM makes of errors; a race that the real engine of test_vllm.py seldom runs into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cme_bench.engines.vllm.host import Host
+from cme_bench.engines.vllm.settings import VllmSettings
+from cme_bench.errors import EngineDiedError
+
+
+class ClosedSocket(SimpleNamespace):
+    """vLLM's side of an engine whose process has just ended."""
+
+    def add_request(self, *arguments: Any) -> None:
+        raise OSError("Socket operation on non-socket")
+
+    def abort_request(self, names: list[str]) -> None: ...
+
+    def has_unfinished_requests(self) -> bool:
+        return False
+
+
+def ask(*, dead: bool) -> None:
+    host = Host(Path("model"), "float32", VllmSettings())
+    engine = ClosedSocket(engine_core=SimpleNamespace(resources=SimpleNamespace(engine_dead=dead)))
+    host.adopt(SimpleNamespace(llm_engine=engine), 100)
+    list(host.stream([(0, [1, 2], None)], window=1))
+
+
+def test_any_error_of_a_dead_engine_says_that_it_died() -> None:
+    with pytest.raises(EngineDiedError, match=r"died: its process ended .*the same command goes on"):
+        ask(dead=True)
+
+
+def test_an_error_of_a_living_engine_is_itself() -> None:
+    with pytest.raises(OSError, match="non-socket"):
+        ask(dead=False)
