@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -118,25 +116,11 @@ def test_help_and_ls_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from cme_bench.cli import main\n"
         "try: main()\n"
-        f"finally: print(sorted(set(sys.modules) & {HEAVY!r}), file=sys.stderr)"
+        f"finally: print(len(sys.modules), *sorted(set(sys.modules) & {HEAVY!r}), file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout
-    assert result.stderr == "[]\n"
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["tasks", "ls"]])
-def test_help_and_ls_take_less_than_0_3_s(arguments: list[str]) -> None:
-    """Processor time of the best of five runs: other work on the machine does not count."""
-
-    def seconds() -> float:
-        before = os.times()
-        subprocess.run([*COMMAND, *arguments], capture_output=True, check=True)
-        after = os.times()
-        used = after.children_user - before.children_user + after.children_system - before.children_system
-        return float(used)
-
-    started = time.monotonic()
-    best = min(seconds() for _ in range(5))
-    assert best < 0.3, f"{best:.2f} s of processor time, {time.monotonic() - started:.1f} s for five runs"
+    count, *heavy = result.stderr.split()
+    assert not heavy
+    assert int(count) < 300, "benchmarks/start.py says what they cost"
