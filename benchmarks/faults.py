@@ -33,7 +33,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import measurements
 import toy
 from forked import Process, Trouble, in_mounts, mount, preload
@@ -520,9 +519,8 @@ def table(stored_results: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Measured by `benchmarks/faults.py` on {stored_results['hardware']}, commit "
-            f"{stored_results['commit']}: runs of {settings['items']} items by a toy model, seed "
-            f"{settings['seed']}, load average {settings['load']:.0f} at the end.",
+            f"{measurements.source(stored_results)}: runs of {settings['items']} items by a toy model, seed "
+            f"{settings['seed']}.",
         ]
     )
 
@@ -540,7 +538,7 @@ def main() -> None:
     args = parser.parse_args()
     results = measurements.RESULTS / "faults.json"
     if args.table:
-        measurements.show(args.table, "faults", table(json.loads(results.read_text())))
+        measurements.show(results, args.table, table)
         return
     chosen = [
         fault for fault in FAULTS if (args.only or "") in fault.name and not (args.quick and fault.slow)

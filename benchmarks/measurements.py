@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,26 @@ def line(
 def save(measured: dict[str, Any], *, file: Path | None = None, **more: Any) -> None:
     """Write a line and ``more`` to ``file``, or to results/bench; ``settings`` get the machine's load."""
     more["settings"] = more.get("settings", {}) | {"load": round(os.getloadavg()[0], 2)}
-    file = file or RESULTS / f"{measured['bench']}-{measured['hardware']}.json"
+    hardware = measured["hardware"].lower().replace(" ", "-")
+    file = file or RESULTS / f"{measured['bench']}-{hardware}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(measured | more, indent=1) + "\n")
 
 
-def show(page: Path, bench: str, body: str) -> None:
-    """Put ``body`` into ``page``, between the two marks of ``bench``."""
+def source(stored: dict[str, Any]) -> str:
+    """Where stored results come from, in words."""
+    load = stored["settings"]["load"]
+    return (
+        f"`benchmarks/{stored['bench']}.py` on {stored['hardware']}, commit {stored['commit']}, load average "
+        f"{load:.0f}"
+    )
+
+
+def show(file: Path, page: Path, table: Callable[[dict[str, Any]], str]) -> None:
+    """Put the ``table`` of the results in ``file`` into ``page``, between the marks of their benchmark."""
+    stored = json.loads(file.read_text())
+    bench = stored["bench"]
     begin, end = f"<!-- {bench}: written by benchmarks/{bench}.py -->", f"<!-- end of {bench} -->"
     before, rest = page.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
-    page.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n\n{table(stored)}\n\n{end}{after}", encoding="utf-8")

@@ -138,9 +138,7 @@ def main() -> None:
     line = measurements.line("report_page", rounded, hardware=provenance.processor())
     settings = {"items": args.items, "runs": 2, "cores": os.cpu_count()}
     if not args.quick:
-        name = provenance.processor().lower().replace(" ", "-")
-        file = measurements.RESULTS / f"report_page-{name}.json"
-        measurements.save(line, file=file, settings=settings, rounds=rounds)
+        measurements.save(line, settings=settings, rounds=rounds)
     print(json.dumps(line))
 
 

@@ -137,8 +137,7 @@ def table(stored: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"`benchmarks/scaling.py` on {stored['hardware']}, commit {stored['commit']}, load average "
-            f"{settings['load']:.0f}: {settings['model']}, {settings['items']} questions, medians of "
+            f"{measurements.source(stored)}: {settings['model']}, {settings['items']} questions, medians of "
             f"{settings['rounds']} rounds, the answers of one and of two are equal.",
         ]
     )
@@ -159,7 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         file, page = args.table
-        measurements.show(page, "scaling", table(json.loads(file.read_text())))
+        measurements.show(file, page, table)
         return
     if args.quick:
         args.data, args.items, args.rounds, args.workers = "mini", 12, 1, "hf"

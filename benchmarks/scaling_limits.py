@@ -19,7 +19,6 @@ import math
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 import measurements
 
 from cme_bench.engines.base import (
@@ -343,10 +341,8 @@ def table(stored: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
-        f"Measured and simulated by `benchmarks/scaling_limits.py` on {stored['hardware']}, commit "
-        f"{stored['commit']}, load average {settings['load']:.0f}: suite `cme` with all its "
-        f"{settings['items']:,} items, a worker that answers {settings['worker_items_per_second']:g} items/s "
-        f"and starts in {settings['start_s']:g} s.",
+        f"{measurements.source(stored)}: suite `cme` with all its {settings['items']:,} items, a worker that "
+        f"answers {settings['worker_items_per_second']:g} items/s and starts in {settings['start_s']:g} s.",
     ]
     return "\n".join(lines)
 
@@ -366,7 +362,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         [results] = measurements.RESULTS.glob("scaling_limits-*.json")
-        measurements.show(args.table, "scaling_limits", table(json.loads(results.read_text())))
+        measurements.show(results, args.table, table)
         return
     if args.quick:
         args.data, args.limit, args.records, args.checkpoints = "mini", 12, 500, 20

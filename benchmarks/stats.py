@@ -82,9 +82,7 @@ def main() -> None:
         "cores": os.cpu_count(),
     }
     if not args.quick:
-        name = provenance.processor().lower().replace(" ", "-")
-        file = measurements.RESULTS / f"stats-{name}.json"
-        measurements.save(line, file=file, settings=settings, rounds=rounds)
+        measurements.save(line, settings=settings, rounds=rounds)
     print(json.dumps(line))
 
 

@@ -14,7 +14,6 @@ from cme_bench.cli import app
 from cme_bench.errors import UsageError
 from cme_bench.tasks.suite import load_suite
 
-COMMAND = [sys.executable, "-c", "from cme_bench.cli import main; main()"]
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "numpy", "jinja2", "pyarrow"}
 
 

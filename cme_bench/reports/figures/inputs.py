@@ -16,6 +16,10 @@ from cme_bench.runs.store import read_json
 TRAINING, CURVE, ROUTER = "cme_training.json", "loss.csv", "router_load.csv"
 
 
+class MissingInputError(Exception):
+    """What a figure lacks, in words."""
+
+
 @dataclass(slots=True)
 class FigureInputs:
     """``curves``: columns name, method, step, tokens, loss; ``router``: columns of router_load.csv;

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cme_bench.reports.figures.inputs import FigureInputs
-from cme_bench.reports.figures.run_rows import MissingInputError, records, runs_of
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
+from cme_bench.reports.figures.run_rows import records, runs_of
 from cme_bench.reports.figures.style import OKABE_ITO
 
 ENGINE_NAMES = {"inference_hf": "transformers", "inference_vllm": "vLLM"}

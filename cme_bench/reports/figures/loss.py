@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cme_bench.reports.figures.inputs import FigureInputs
-from cme_bench.reports.figures.run_rows import MissingInputError
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
 from cme_bench.reports.figures.style import OKABE_ITO
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cme_bench.reports.figures.inputs import FigureInputs
-from cme_bench.reports.figures.run_rows import MissingInputError
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
 from cme_bench.reports.figures.style import DPI, MARKERS, OKABE_ITO
 
 _HATCHES = ("", "//", "..", "xx")

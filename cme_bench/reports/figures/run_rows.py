@@ -8,12 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
 from cme_bench.reports.runs import RunView, labels
-
-
-class MissingInputError(Exception):
-    """What a figure lacks, in words."""
 
 
 def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cme_bench.reports.figures.inputs import FigureInputs
-from cme_bench.reports.figures.run_rows import MissingInputError, runs_of
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
+from cme_bench.reports.figures.run_rows import runs_of
 from cme_bench.reports.figures.style import MARKERS, OKABE_ITO
 
 

@@ -13,11 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cme_bench.reports.figures.domains import domains_frame, draw_domains
-from cme_bench.reports.figures.inputs import FigureInputs
+from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
 from cme_bench.reports.figures.latency import draw_latency, latency_frame
 from cme_bench.reports.figures.loss import curve_frame, draw_curves
 from cme_bench.reports.figures.router import draw_router, router_frame
-from cme_bench.reports.figures.run_rows import MissingInputError
 from cme_bench.reports.figures.style import DPI
 from cme_bench.reports.figures.sweeps import draw_experts, draw_scale, experts_frame, scale_frame
 from cme_bench.reports.figures.tradeoff import draw_tradeoff, tradeoff_frame
