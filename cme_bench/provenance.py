@@ -20,10 +20,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 def commit() -> str | None:
     """The checkout's commit, 12 digits; ``-dirty`` if the package or the suite differs from it.
 
-    Where the source came without its history, the variable CME_BENCH_COMMIT says it; else None there.
+    The variable CME_BENCH_COMMIT says it where the source came without its history; without it, None there.
     """
+    if told := os.environ.get("CME_BENCH_COMMIT"):
+        return told
     if not (_ROOT / ".git").exists():
-        return os.environ.get("CME_BENCH_COMMIT")
+        return None
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git(

@@ -17,6 +17,7 @@ def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.
     assert provenance.commit.__wrapped__() is None, "no checkout, no commit"
     monkeypatch.setenv("CME_BENCH_COMMIT", "0123456789ab")
     assert provenance.commit.__wrapped__() == "0123456789ab", "the source came without its history"
+    monkeypatch.delenv("CME_BENCH_COMMIT")
     (tmp_path / "cme_bench").mkdir()
     (tmp_path / "cme_bench" / "a.py").write_text("1")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(tmp_path)]

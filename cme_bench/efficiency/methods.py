@@ -19,10 +19,11 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters.shared.lowrank import autocast_on, project
 
 
 class LeanLora(nn.Module):
-    """``base(x) + (alpha / r) x A B`` with alpha = 2r and no cast of x: two products and an addition."""
+    """``base(x) + (alpha / r) x A B`` with alpha = 2r and no cast of x under autocast: two products and an addition."""
 
     def __init__(self, base: nn.Linear, r: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class LeanLora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out)."""
         base: Tensor = self.base(x)
-        return base + nn.functional.linear(nn.functional.linear(x, self.down) * 2.0, self.up)
+        return (base + nn.functional.linear(project(x, self.down) * 2.0, self.up)).to(base.dtype)
 
 
 class PublishedMoeLora(nn.Module):
@@ -52,12 +53,13 @@ class PublishedMoeLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out)."""
-        result: Tensor = self.base(x)
+        base = result = self.base(x)
+        x = x if autocast_on(x) else x.to(self.router.dtype)
         gates = nn.functional.linear(x, self.router).softmax(dim=-1, dtype=torch.float32)
         for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             expert = nn.functional.linear(nn.functional.linear(x, down), up)
             result = result + (2.0 * gates[..., i : i + 1]).to(expert.dtype) * expert
-        return result
+        return result.to(base.dtype)
 
 
 def _weight(rows: int, columns: int, base: nn.Linear) -> nn.Parameter:

@@ -52,6 +52,14 @@ def test_every_method_goes_on_and_comes_off() -> None:
         assert [name for name, _ in model.named_parameters()] == names
 
 
+@pytest.mark.parametrize("name", all_methods(["q"]))
+def test_every_method_runs_on_a_bfloat16_base_outside_autocast(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"q": nn.Linear(8, 8, dtype=torch.bfloat16)})
+    with attached(model, all_methods(["q"])[name].how, ["q"]):
+        assert model["q"](torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_sizes_are_those_of_the_adapters_equal_budgets_included() -> None:
     config = preset("llama-2-7b")
     known = all_methods(targets(config))
