@@ -23,7 +23,7 @@ from cme_bench.adapters.shared.lowrank import autocast_on, project
 
 
 class LeanLora(nn.Module):
-    """``base(x) + (alpha / r) x A B`` with alpha = 2r and no cast of x under autocast: two products and an addition."""
+    """``base(x) + (alpha / r) x A B`` with alpha = 2r: two products, an addition, and no cast under autocast."""
 
     def __init__(self, base: nn.Linear, r: int) -> None:
         super().__init__()

@@ -170,6 +170,8 @@ class RoutedLinear(AdapterLinear[Routed]):
         """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
         it."""
         down, router = self.held("down", adapter_name), self.held("router", adapter_name)
+        if not autocast_on(x):
+            x = x.to(down.dtype)  # once, for both products
         dropped = self.dropped(x, adapter_name)
         if dropped is x and products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
             z, logits = products.latent_and_logits(x, down, router)
