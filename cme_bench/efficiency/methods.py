@@ -23,7 +23,7 @@ from cme_bench.adapters.shared.lowrank import autocast_on, project
 
 
 class LeanLora(nn.Module):
-    """``base(x) + (alpha / r) x A B`` with alpha = 2r: two products, an addition, and no cast under autocast."""
+    """``base(x) + (alpha / r) x A B`` with alpha = 2r: two products, an addition, no cast under autocast."""
 
     def __init__(self, base: nn.Linear, r: int) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ class PublishedMoeLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., d_in) to (..., d_out)."""
-        base = result = self.base(x)
+        base: Tensor = self.base(x)
+        result = base
         x = x if autocast_on(x) else x.to(self.router.dtype)
         gates = nn.functional.linear(x, self.router).softmax(dim=-1, dtype=torch.float32)
         for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):

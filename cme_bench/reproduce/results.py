@@ -132,6 +132,17 @@ def _all_seconds(outcome: Mapping[str, float]) -> float:
     return max(outcome[key] for key in ("seconds", "training_seconds", "run_seconds") if key in outcome)
 
 
+def _company(recipe: Recipe) -> list[str]:
+    """What the times of trainings and runs mean where several processes shared the machine."""
+    if recipe.workers < 2:
+        return []
+    return [
+        f"{recipe.workers} processes shared the machine: the times of trainings and of runs, in Table 1 and "
+        "figure 1, are those of a process in that company. `efficiency/` measures each method alone.",
+        "",
+    ]
+
+
 def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
     """README.md: what was computed, by which command, on what, and where the rest is."""
     jobs = all_jobs(recipe)
@@ -166,6 +177,7 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
         f"{limit}; learning rates tried on held-out training items: "
         f"{', '.join(f'{rate:g}' for rate in recipe.learning_rates)}.",
         "",
+        *_company(recipe),
         markdown(["jobs", "number", "tokens trained", "items", "minutes of computing"], rows, left=1),
         "",
         "- `claims.md`, `claims.json`: the paper's claims, one by one",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cme_bench.reports.figures.inputs import FigureInputs, MissingInputError
@@ -63,21 +64,30 @@ def draw_tradeoff(frame: pd.DataFrame) -> Figure:
         edgecolor="0.2",
         alpha=0.9,
     )
-    for row in records(frame):
-        axes.annotate(
-            f"{row['name']}\n{row['score']:.2f} %, {row['parameters'] / 1e6:.2f} M",
-            (row["training_seconds"] / 60, 1000 * row["inference_seconds"]),
-            xytext=(0, 16),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-        )
+    _label_beside(axes, frame.sort_values("inference_seconds"))
     axes.margins(0.25)
     axes.set_xlabel("training time (min)")
     axes.set_ylabel("model time an item (ms)")
     axes.set_title("Training time, inference time and score; area: added parameters", fontsize=9)
-    figure.colorbar(image, ax=axes, label=f"{frame['form'].iloc[0]}: macro average (%)")
+    label = f"{frame['form'].iloc[0]}: macro average (%)"
+    figure.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.7)
     return figure
+
+
+def _label_beside(axes: Axes, frame: pd.DataFrame) -> None:
+    """Names, scores and sizes in a column right of the axes, in the order of the points from below, each with
+    a line to its point: bubbles of similar methods lie on each other, their labels must not."""
+    step = 1 / max(len(frame), 8)
+    for number, row in enumerate(records(frame)):
+        axes.annotate(
+            f"{row['name']}\n{row['score']:.2f} %, {row['parameters'] / 1e6:.2f} M",
+            (row["training_seconds"] / 60, 1000 * row["inference_seconds"]),
+            xytext=(1.04, (number + 0.5) * step),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.7},
+        )
 
 
 def _draw_measured(frame: pd.DataFrame) -> Figure:
