@@ -105,3 +105,18 @@ def test_omega_of_a_layer_is_as_exact_as_in_float32(monkeypatch: pytest.MonkeyPa
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, routing = layer._latent_and_routing(x, "default")
     torch.testing.assert_close(routing.omega.double(), wanted, atol=1e-6, rtol=0)
+
+
+def test_outside_autocast_the_input_is_cast_once_and_nothing_is_split(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer: RoutedLinear[object] = TeamLoraLinear(  # type: ignore[assignment]
+        nn.Linear(D_IN, 30, dtype=torch.bfloat16), "default", CONFIGS["teamlora"](r=4, num_experts=K)
+    )
+    monkeypatch.setattr(products, "suits", lambda x: x.dtype == torch.bfloat16)
+    monkeypatch.setattr(products, "latent_and_logits", None)  # splits the router: dear where tokens are few
+    x = torch.randn(2, D_IN).bfloat16()
+    with torch.no_grad(), torch.profiler.profile(record_shapes=True) as profiler:
+        layer(x)
+    shapes = [event.input_shapes[0] for event in profiler.events() if event.name == "aten::_to_copy"]
+    assert shapes.count([2, D_IN]) == 1
