@@ -55,11 +55,14 @@ def _relative(kind: str, name: str, seconds: float, base: float, source: str) ->
 
 
 def draw_latency(frame: pd.DataFrame) -> Figure:
-    """A bar for each method and source; the line at 1 is LoRA."""
+    """A bar for each method, a panel for each source, two columns of many; the line at 1 is LoRA."""
     groups = list(frame.groupby(["kind", "source"], sort=False))
-    heights = [len(group) for _, group in groups]
-    figure = Figure(figsize=(7, 1.2 + 0.26 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    columns = 1 if len(groups) <= 3 else 2
+    lines = [groups[start : start + columns] for start in range(0, len(groups), columns)]
+    heights = [max(len(group) for _, group in line) for line in lines]
+    size = (7 if columns == 1 else 11, 1.2 + 0.5 * len(lines) + 0.22 * sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights).ravel()
     colors = itertools.cycle(OKABE_ITO)
     for axes, (key, group), color in zip(panels, groups, colors, strict=False):
         kind, source = key
@@ -70,5 +73,7 @@ def draw_latency(frame: pd.DataFrame) -> Figure:
         axes.invert_yaxis()
         axes.axvline(1, color="0.25", linewidth=0.8, linestyle=":")
         axes.margins(x=0.1)
-        axes.set_title(f"{kind} time relative to LoRA of the lowest rank ({source})", fontsize=8)
+        axes.set_title(f"{kind} time relative to LoRA of the lowest rank\n{source}", fontsize=8)
+    for axes in panels[len(groups) :]:
+        axes.remove()
     return figure
