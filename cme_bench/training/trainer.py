@@ -71,10 +71,10 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         self.batches = batches
         self.tape = tape
         self.meter = Meter(args.device)
-        self.model_accepts_loss_kwargs = True  # transformers then counts the target tokens of a whole step
-        self.loss_is_scaled_for_ga = (
-            False  # compute_loss gives means over batches; transformers averages them
-        )
+        # transformers then counts the target tokens of a whole step, and divides by nothing itself: 5.17 goes by
+        # the first attribute, later ones by the second.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(
@@ -102,11 +102,12 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        batches = self.current_gradient_accumulation_steps * self.args.world_size
-        output = model(**inputs, weight=batches / num_items_in_batch)
+        output = model(**inputs, weight=self.args.world_size / num_items_in_batch)
         balance = None if self.tape is None else self.tape.loss()
         self.meter.count(output.nll, inputs, balance)
-        loss = output.loss if balance is None else output.loss + balance
+        loss = output.loss
+        if balance is not None:
+            loss = loss + balance / self.current_gradient_accumulation_steps
         return (loss, output) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
