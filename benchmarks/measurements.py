@@ -16,15 +16,12 @@ DATA = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "results" / "bench"
 
 
-def line(
-    bench: str, metrics: Any, *, cuda: bool = False, hardware: str | None = None, commit: str | None = None
-) -> dict[str, Any]:
-    """The line of a benchmark: what was measured, on which machine, of which commit (``commit`` where there
-    is no checkout to ask)."""
+def line(bench: str, metrics: Any, *, cuda: bool = False, hardware: str | None = None) -> dict[str, Any]:
+    """The line of a benchmark: what was measured, on which machine, of which commit."""
     return {
         "bench": bench,
         "hardware": hardware or provenance.hardware(cuda=cuda),
-        "commit": commit or provenance.commit() or "unknown",
+        "commit": provenance.commit() or "unknown",
         "metrics": metrics,
     }
 

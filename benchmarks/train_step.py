@@ -44,7 +44,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="sequences of a step; default on CUDA: fill the card")
     parser.add_argument("--seq", type=int, help="tokens of a sequence")
     parser.add_argument("--profile", metavar="METHOD", help="only print what a step of METHOD spends")
-    parser.add_argument("--commit", help="recorded commit, where there is no git")
     parser.add_argument("--out", type=Path, default=measurements.RESULTS, help="folder of the result file")
     return parser.parse_args()
 
@@ -89,7 +88,7 @@ def main() -> None:
         steps=args.steps,
         note=lambda line: print(line, flush=True),
     )
-    result = measurements.line("train_step", train_metrics(rounds, ratios()), cuda=cuda, commit=args.commit)
+    result = measurements.line("train_step", train_metrics(rounds, ratios()), cuda=cuda)
     for name in chosen:
         ms, gib = result["metrics"][f"{name}_ms"], result["metrics"][f"{name}_peak_gib"]
         print(f"{name:<22} {ms:>10.2f} ms {gib:>9.3f} GiB")

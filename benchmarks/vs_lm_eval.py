@@ -308,7 +308,7 @@ def report(results: list[dict[str, Any]], device: str, args: argparse.Namespace)
     metrics["geomean_cme_hf"] = geomean([r["cme_hf_speedup"] for r in results])
     metrics["least_memory_ratio"] = min(r["memory"] for r in results)
     rounded = {name: round(value, 3) for name, value in metrics.items()}
-    line = measurements.line("vs_lm_eval", rounded, cuda=device == "cuda", commit=args.commit)
+    line = measurements.line("vs_lm_eval", rounded, cuda=device == "cuda")
     if args.out or not (args.quick or args.only):
         settings = {"model": Path(args.model).name, "dtype": args.dtype, "items": args.items}
         measurements.save(line, file=args.out, settings=settings, results=results)
@@ -336,7 +336,6 @@ def main() -> None:
     parser.add_argument("--items", type=int, help="items of every task in place of its own number")
     parser.add_argument("--quick", action="store_true", help="two tasks, six items each")
     parser.add_argument("--out", type=Path, help="the file to write, also with --only or --quick")
-    parser.add_argument("--commit", help="what is measured, where there is no checkout to ask")
     parser.add_argument("--verbose", action="store_true", help="show what the workers print")
     parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--tasks", type=Path, help=argparse.SUPPRESS)

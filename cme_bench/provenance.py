@@ -20,7 +20,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 def commit() -> str | None:
     """The checkout's commit, 12 digits; ``-dirty`` if the package or the suite differs from it.
 
-    The variable CME_BENCH_COMMIT says it where the source came without its history; without it, None there.
+    The variable CME_BENCH_COMMIT, where it is set, is taken instead: for source that travels without its
+    history. None where neither tells.
     """
     if told := os.environ.get("CME_BENCH_COMMIT"):
         return told

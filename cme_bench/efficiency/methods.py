@@ -19,7 +19,7 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor, nn
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
-from cme_bench.adapters.shared.lowrank import autocast_on, project
+from cme_bench.adapters.shared.lowrank import fitted, project
 
 
 class LeanLora(nn.Module):
@@ -55,7 +55,7 @@ class PublishedMoeLora(nn.Module):
         """(..., d_in) to (..., d_out)."""
         base: Tensor = self.base(x)
         result = base
-        x = x if autocast_on(x) else x.to(self.router.dtype)
+        x = fitted(x, self.router)  # once, for all products
         gates = nn.functional.linear(x, self.router).softmax(dim=-1, dtype=torch.float32)
         for i, (down, up) in enumerate(zip(self.down, self.up, strict=True)):
             expert = nn.functional.linear(nn.functional.linear(x, down), up)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.shared import products
 from cme_bench.adapters.shared.config import AdapterConfig, RoutedConfig
-from cme_bench.adapters.shared.lowrank import autocast_on, gated_up, project
+from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
 from cme_bench.adapters.shared.router import Routing, router_logits, weigh
 
 Config = TypeVar("Config", bound=AdapterConfig)
@@ -170,8 +170,7 @@ class RoutedLinear(AdapterLinear[Routed]):
         """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
         it."""
         down, router = self.held("down", adapter_name), self.held("router", adapter_name)
-        if not autocast_on(x):
-            x = x.to(down.dtype)  # once, for both products
+        x = fitted(x, down)  # once, for both products
         dropped = self.dropped(x, adapter_name)
         if dropped is x and products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
             z, logits = products.latent_and_logits(x, down, router)

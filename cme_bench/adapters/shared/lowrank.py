@@ -19,9 +19,14 @@ def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext()
 
 
+def fitted(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the weight's dtype; as it is under autocast, which casts by itself."""
+    return x if autocast_on(x) else x.to(weight.dtype)
+
+
 def project(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W``, W stored as (out, in). Outside autocast ``x`` is cast to the weight's dtype first."""
-    return nn.functional.linear(x if autocast_on(x) else x.to(weight.dtype), weight)
+    """``x W``, W stored as (out, in), of ``x`` in the weight's dtype."""
+    return nn.functional.linear(fitted(x, weight), weight)
 
 
 def gated_up(z: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: float = 0.0) -> Tensor:

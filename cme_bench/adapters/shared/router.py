@@ -43,7 +43,7 @@ def router_logits(x: Tensor, router: Tensor) -> Tensor:
         return products.latent_and_logits(x, router[:0], router)[1]
     with autocast_off(x):
         dtype = torch.promote_types(router.dtype, torch.float32)
-        if x.dtype == dtype:
+        if x.dtype == dtype:  # no copy is made, so none has to be kept out of the backward pass
             return nn.functional.linear(x, router.to(dtype))
         logits: Tensor = _Logits.apply(x, router.to(dtype))  # type: ignore[no-untyped-call]
     return logits
