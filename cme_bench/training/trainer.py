@@ -71,8 +71,8 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         self.batches = batches
         self.tape = tape
         self.meter = Meter(args.device)
-        # transformers then counts the target tokens of a whole step, and divides by nothing itself: 5.17 goes by
-        # the first attribute, later ones by the second.
+        # transformers then counts the target tokens of a whole step, and divides by nothing itself: 5.17 goes
+        # by the first attribute, later ones by the second.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
