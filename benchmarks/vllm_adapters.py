@@ -9,6 +9,7 @@ base model's (medians of the rounds); above 1 is faster. ``--with hf`` adds our 
 same TeamLoRA.
 
 ``--profile`` writes the kernels of a decode step and of a prefill, by total time, into a folder.
+``--tensor-parallel N`` spreads every engine over N GPUs.
 Needs a CUDA GPU and the extra ``vllm``; vLLM's own LoRA needs Triton.
 """
 
@@ -45,6 +46,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=BATCH, help="of batch and prefill")
     parser.add_argument("--with", dest="also", choices=("hf",), help="also measure our transformers engine")
+    parser.add_argument(
+        "--methods", default="base,teamlora,lora_native", help="which of vLLM's; base is needed"
+    )
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of an engine")
     parser.add_argument("--profile", type=Path, help="folder for kernel times")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, 8 requests, two rounds")
     parser.add_argument("--out", type=Path, help="file to write")
@@ -52,14 +57,18 @@ def main() -> None:
     if args.quick:
         args.shape, args.requests, args.rounds = "tiny", 8, 2
     config, workloads = preset(args.shape), Workloads(args.requests, PROMPT, NEW)
+    names = {shown: name for name, shown in NAMES.items()}
+    if args.profile:
+        args.profile.mkdir(parents=True, exist_ok=True)
     found, paired = vllm_times(
         config,
-        ["base", TEAM, NATIVE],
+        [names[shown] for shown in args.methods.split(",")],
         workloads,
         dtype="bfloat16",
         rounds=args.rounds,
         note=lambda line: print(line, flush=True),
         profile=args.profile,
+        tensor_parallel=args.tensor_parallel,
     )
     if args.also:
         found |= {"hf": _hf(args, workloads)}
@@ -93,7 +102,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
     }
     metrics = {
         f"{engine}_{name}_ratio": rates[engine][name] / rates["base"][name]
-        for engine in ("teamlora", "lora_native")
+        for engine in rates.keys() & {"teamlora", "lora_native"}
         for name in tokens
     }
     if "hf" in rates:
@@ -108,6 +117,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
             "new": NEW,
             "rank": RANK,
             "experts": EXPERTS,
+            "tensor_parallel": args.tensor_parallel,
             "paired": paired,
             "vllm": require_vllm(),
             "torch": torch.__version__,

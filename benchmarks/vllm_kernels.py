@@ -153,15 +153,16 @@ def tune(name: str, tokens: int) -> None:
     linear = torch.nn.functional.linear
     ext = linear(x, store.matrix[:, :d_in])
     narrow = linear(x, store.matrix[d_out:, :d_in])
-    wide = kernels.gated_beside(x, narrow, store.interaction, settings)
+    logits = settings.logits(narrow)
+    wide = kernels.gated_beside(x, narrow, logits, store.interaction, settings)
     plain = store.weight.contiguous()
     pieces: dict[str, Callable[[Tensor], Tensor]] = {
         "base": lambda x: linear(x, plain),
         "base, strided": lambda x: linear(x, store.weight),
         "x [W0; A; S]": lambda x: linear(x, store.matrix[:, :d_in]),
         "x [A; S]": lambda x: linear(x, store.matrix[d_out:, :d_in]),
-        "[x | gz]": lambda x: kernels.gated_beside(x, narrow, store.interaction, settings),
-        "gz": lambda x: kernels.gated_beside(None, narrow, store.interaction, settings),
+        "[x | gz]": lambda x: kernels.gated_beside(x, narrow, logits, store.interaction, settings),
+        "gz": lambda x: kernels.gated_beside(None, narrow, logits, store.interaction, settings),
         "[x | gz] [W0 | B]": lambda x: linear(wide, store.matrix[:d_out]),
     }
     for block_t in {16, 32, 64, 128} if tokens > 16 else {16}:
@@ -172,6 +173,7 @@ def tune(name: str, tokens: int) -> None:
                 def expand(x: Tensor, blocks: Any = blocks) -> Tensor:
                     return kernels.expand_add(
                         ext,
+                        settings.logits(ext[:, d_out:]),
                         store.matrix,
                         store.interaction,
                         store.part_of_grain,

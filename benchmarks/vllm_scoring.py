@@ -4,6 +4,9 @@ lm-eval 0.4.13's ``vllm`` model starts the engine, with prefix caching on; both 
 on it in turn, the cache emptied before each measurement. Single-token choices are MMLU's letters, multi-token
 choices ARC's answer texts (5-shot and 0-shot), from the suite's own task files. The time is that of scoring
 alone: no prompts, no tokenising, no start-up. In float32 the answers must be equal.
+
+``--shape llama-2-7b`` asks the same token ids of a model of that shape with vLLM's random weights; its
+vocabulary is the tokenizer's.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import measurements
+
+from cme_bench.efficiency.options import PRESETS
 
 CASES = {
     "single_token": ("cme_mmlu_ll", 0),
@@ -41,7 +47,22 @@ def asked(task: str, shots: int, options: Any) -> list[Any]:
     return [item.request for item in task_items(options, Responder(options, BaseModel(options)))]
 
 
-def start(args: argparse.Namespace, longest: int) -> tuple[Any, Any]:
+def random_model(folder: Path, shape: str, tokenizer: Path) -> Path:
+    """A model folder without weights."""
+    from transformers import AutoTokenizer
+
+    from cme_bench.efficiency.shapes import preset
+
+    known = AutoTokenizer.from_pretrained(tokenizer)
+    config = preset(shape)
+    config.vocab_size = len(known)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    known.save_pretrained(folder)
+    return folder
+
+
+def start(model_folder: Path, args: argparse.Namespace, longest: int) -> tuple[Any, Any]:
     """``(lm-eval's model, our engine)`` on the same vLLM."""
     from cme_bench.engines.vllm.engine import VLLMEngine
     from cme_bench.engines.vllm.host import Host
@@ -50,10 +71,12 @@ def start(args: argparse.Namespace, longest: int) -> tuple[Any, Any]:
     settings = VllmSettings()
     os.environ.update({k: v for k, v in environment(settings).items() if k not in os.environ})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
-    arguments = engine_arguments(Path(args.model), args.dtype, longest + 1, settings, None)
+    arguments = engine_arguments(model_folder, args.dtype, longest + 1, settings, None)
+    if args.shape:
+        arguments["load_format"] = "dummy"
     model = arguments.pop("model")
     theirs = lm_eval_backend()(pretrained=model, batch_size="auto", **arguments)
-    host = Host(Path(args.model), args.dtype, settings)
+    host = Host(model_folder, args.dtype, settings)
     host.adopt(theirs.model, longest + 1)
     return theirs, VLLMEngine(host, theirs.tokenizer, frozenset())
 
@@ -132,6 +155,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2", help="a model folder, or smollm2")
+    parser.add_argument(
+        "--shape", choices=PRESETS, help="its shape with random weights; the model's tokenizer"
+    )
     parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--items", type=int, default=40, help="questions of each task")
@@ -148,8 +174,12 @@ def main() -> None:
     options = RunOptions(args.model, data=args.data, limit=args.items, dtype=args.dtype, offline=True)
     requests = {name: asked(*case, options) for name, case in CASES.items()}
     longest = max(request.n_tokens for found in requests.values() for request in found)
-    engines = start(args, longest)
-    results = {name: measure(name, found, engines, args.rounds) for name, found in requests.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(args.model)
+        if args.shape:
+            folder = random_model(Path(scratch), args.shape, folder)
+        engines = start(folder, args, longest)
+        results = {name: measure(name, found, engines, args.rounds) for name, found in requests.items()}
     report(results, args)
 
 
@@ -160,7 +190,11 @@ def report(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None
     metrics = {f"speedup_{name}": round(found["speedup"], 3) for name, found in results.items()}
     line = measurements.line("vllm_scoring", metrics, cuda=torch.cuda.is_available())
     if args.out or not args.quick:
-        settings = {"model": Path(args.model).name, "dtype": args.dtype, "vllm": vllm.__version__}
+        settings = {
+            "model": args.shape or Path(args.model).name,
+            "dtype": args.dtype,
+            "vllm": vllm.__version__,
+        }
         measurements.save(line, file=args.out, settings=settings, results=results)
     wrong = [r for r in results.values() if r["labels_that_differ"] or r["max_difference"] > TOLERANCE]
     print(json.dumps(line))

@@ -76,6 +76,7 @@ class Setup:
     vocabulary: int
     workloads: Workloads
     memory_percent: int
+    tensor_parallel: int
     spec: GatedSpec | None
     native: bool
     log: Path
@@ -91,17 +92,19 @@ def vllm_times(
     rounds: int,
     note: Callable[[str], None],
     profile: Path | None = None,
+    tensor_parallel: int = 1,
 ) -> tuple[dict[str, Times], bool]:
     """Seconds by method and workload, and whether the rounds were paired.
 
     ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
-    kernels of each engine by total time. CmeError if an engine does not start.
+    kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. CmeError if an
+    engine does not start.
     """
     with tempfile.TemporaryDirectory(prefix="cme-bench-efficiency-") as scratch:
         files = Path(scratch)
         _write_model(files / "model", config, workloads)
         sizes = linear_sizes(config)
-        together = len(methods) > 1 and _fit_together(config, len(methods), workloads)
+        together = len(methods) > 1 and _fit_together(config, len(methods), workloads, tensor_parallel)
         percent = int(100 * FILL / (len(methods) if together else 1))
         setups = []
         for name in methods:
@@ -120,6 +123,7 @@ def vllm_times(
                     vocabulary=config.vocab_size,
                     workloads=workloads,
                     memory_percent=percent,
+                    tensor_parallel=tensor_parallel,
                     spec=spec,
                     native=name == NATIVE,
                     log=Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getpid()}-{name}.log",
@@ -206,7 +210,10 @@ def _serve(connection: Connection, setup: Setup) -> None:
 def _start(setup: Setup) -> tuple[Any, Any]:
     """``(LLM, LoRA request or None)``."""
     settings = VllmSettings(
-        memory_percent=setup.memory_percent, max_seqs=setup.workloads.requests, kv_gib=KV_GIB
+        memory_percent=setup.memory_percent,
+        max_seqs=setup.workloads.requests,
+        kv_gib=KV_GIB,
+        tensor_parallel=setup.tensor_parallel,
     )
     for name, value in environment(settings).items():
         os.environ[name] = value
@@ -246,7 +253,7 @@ def _profile(llm: Any, request: Any, setup: Setup, folder: Path) -> None:
     for name, (n, new) in {"single": (1, 32), "prefill": (setup.workloads.requests, 1)}.items():
         llm.collective_rpc(_profiled_start)
         _generate(llm, request, setup, (n, new, 7))
-        [rows] = llm.collective_rpc(_profiled_stop)
+        rows, *_ = llm.collective_rpc(_profiled_stop)  # of the first rank
         (folder / f"profile-{setup.name}-{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -311,14 +318,14 @@ def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Seque
     config.save_pretrained(folder)
 
 
-def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads) -> bool:
-    """Whether all engines fit on the card with all requests in their caches, in 16 bits; on a CPU, always:
-    there the models are small."""
+def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads, cards: int) -> bool:
+    """Whether all engines fit on the cards that each is spread over, with all requests in their caches, in
+    16 bits; on a CPU, always: there the models are small."""
     if on_cpu():
         return True
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 4 * config.num_hidden_layers * config.num_key_value_heads * head
     cache = token * workloads.requests * (workloads.prompt + workloads.new)
     total = int(torch.cuda.get_device_properties(0).total_memory)
-    each = 1.3 * 2 * count_parameters(config) + cache + 2 * 2**30  # adapter, workspace, graphs
+    each = (1.3 * 2 * count_parameters(config) + cache) / cards + 2 * 2**30  # adapter, workspace, graphs
     return bool(engines * each < FILL * total)

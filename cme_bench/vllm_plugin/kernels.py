@@ -21,6 +21,9 @@ so that three exact ways to compute ``y = x W0 + (omega z) B`` need no second co
 
 Where each begins was measured (``benchmarks/vllm_kernels.py``). The logits come out of the same product as z,
 in the model's dtype; softmax, M and the gate are float32.
+
+A row-parallel layer has a slice of x on each rank. Its output is summed over ranks by vLLM, z and the base
+product stay partial; only the logits, k numbers a token and part, are summed before the softmax.
 """
 
 from __future__ import annotations
@@ -122,8 +125,12 @@ class Store:
         if interaction is not None:
             self.interaction.copy_(interaction)
 
-    def apply(self, x: Tensor, way: str = "auto") -> Tensor:
-        """(tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens."""
+    def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False) -> Tensor:
+        """(tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.
+
+        ``partial``: x and the matrix are this rank's slice of the inputs, so that the result is a term of a
+        sum over the tensor-parallel ranks.
+        """
         result: Tensor = torch.ops.cme_bench.gated_linear(
             x,
             self.matrix,
@@ -137,6 +144,7 @@ class Store:
             self.spec.scale,
             self.spec.normalizer_floor or 0.0,
             WAYS.index(way),
+            partial,
         )
         return result
 
@@ -162,6 +170,7 @@ def expand_blocks(tokens: int, d_out: int) -> Blocks:
 
 def expand_add(  # noqa: PLR0917
     ext: Tensor,
+    logits: Tensor,
     matrix: Tensor,
     interaction: Tensor,
     part_of_grain: Tensor,
@@ -170,12 +179,13 @@ def expand_add(  # noqa: PLR0917
     settings: Settings,
     blocks: Blocks,
 ) -> Tensor:
-    """(tokens, d_out) from ``ext`` (tokens, rows of the matrix)."""
+    """(tokens, d_out) from ``ext`` (tokens, rows of the matrix) and ``logits`` (tokens, parts * k)."""
     tokens, grain = len(ext), d_out // len(part_of_grain)
     blocks = replace(blocks, columns=min(blocks.columns, grain))
     out = ext.new_empty(tokens, d_out)
     expand_add_kernel[(triton.cdiv(d_out, blocks.columns), triton.cdiv(tokens, blocks.tokens))](
         ext,
+        logits,
         matrix,
         interaction,
         part_of_grain,
@@ -184,8 +194,8 @@ def expand_add(  # noqa: PLR0917
         d_in,
         d_out,
         ext.stride(0),
+        logits.stride(0),
         matrix.stride(0),
-        settings.parts,
         settings.scale,
         settings.floor,
         RANK=settings.rank,
@@ -201,8 +211,10 @@ def expand_add(  # noqa: PLR0917
     return out
 
 
-def gated_beside(x: Tensor | None, ext: Tensor, interaction: Tensor, settings: Settings) -> Tensor:
-    """[x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | logits])."""
+def gated_beside(
+    x: Tensor | None, ext: Tensor, logits: Tensor, interaction: Tensor, settings: Settings
+) -> Tensor:
+    """[x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the logits."""
     tokens, d_in = len(ext), 0 if x is None else x.shape[1]
     width = settings.parts * settings.rank * settings.experts
     wide = ext.new_empty(tokens, d_in + width)
@@ -212,13 +224,14 @@ def gated_beside(x: Tensor | None, ext: Tensor, interaction: Tensor, settings: S
     widen_kernel[(copies + chunks, triton.cdiv(tokens, block_t))](
         ext if x is None else x,
         ext,
+        logits,
         interaction,
         wide,
         tokens,
         d_in,
         ext.stride(0),
+        logits.stride(0),
         wide.stride(0),
-        settings.parts,
         settings.scale,
         settings.floor,
         copies,
@@ -236,7 +249,8 @@ def gated_beside(x: Tensor | None, ext: Tensor, interaction: Tensor, settings: S
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the kernels need of a layer's adapter. ``floor`` 0: omega is not divided by its sum."""
+    """What the kernels need of a layer's adapter. ``floor`` 0: omega is not divided by its sum; ``partial``:
+    every tensor-parallel rank has a term of z and of the logits."""
 
     parts: int
     rank: int
@@ -244,12 +258,27 @@ class Settings:
     shared: bool
     scale: float
     floor: float
+    partial: bool = False
 
     @property
     def chunk(self) -> int:
         """Columns of the gated latent that are multiplied at once: a power of two that divides k r."""
         width = self.rank * self.experts
         return min(128, width & -width)
+
+    def logits(self, narrow: Tensor) -> Tensor:
+        """The router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
+        first = self.parts * self.rank * (1 if self.shared else self.experts)
+        logits = narrow[:, first : first + self.parts * self.experts]
+        return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
+
+
+def summed_over_ranks(terms: Tensor) -> Tensor:
+    """The sum of every tensor-parallel rank's ``terms``."""
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    total: Tensor = tensor_model_parallel_all_reduce(terms.contiguous())
+    return total
 
 
 WAYS = ("auto", "rows", "columns", "split")
@@ -268,24 +297,27 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     scale: float,
     floor: float,
     way: int,
+    partial: bool,
 ) -> Tensor:
     x = x.contiguous()
     d_in = x.shape[1]
-    settings = Settings(interaction.shape[0], rank, experts, shared, scale, floor)
+    settings = Settings(interaction.shape[0], rank, experts, shared, scale, floor, partial)
     name = WAYS[way]
     if name == "auto":
         many, first = ("columns", COLUMNS_FROM) if d_out > d_in else ("split", SPLIT_FROM)
         name = many if len(x) >= first else "rows"
     if name == "rows":
         ext = linear(x, matrix[:, :d_in])
-        blocks = expand_blocks(len(x), d_out)
-        return expand_add(ext, matrix, interaction, part_of_grain, d_in, d_out, settings, blocks)
+        logits, blocks = settings.logits(ext[:, d_out:]), expand_blocks(len(x), d_out)
+        return expand_add(ext, logits, matrix, interaction, part_of_grain, d_in, d_out, settings, blocks)
     ext = linear(x, matrix[d_out:, :d_in])
+    logits = settings.logits(ext)
     triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
     if name == "columns":
-        return _columns(gated_beside(x, ext, interaction, settings), matrix, d_in, d_out, settings, triples)
+        wide = gated_beside(x, ext, logits, interaction, settings)
+        return _columns(wide, matrix, d_in, d_out, settings, triples)
     y = linear(x, matrix[:d_out, :d_in])
-    gated = gated_beside(None, ext, interaction, settings)
+    gated = gated_beside(None, ext, logits, interaction, settings)
     width = rank * experts
     for part, start, stop in triples:
         first = part * width
@@ -327,7 +359,7 @@ def _gated_linear_shape(  # noqa: PLR0917
 _LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "gated_linear(Tensor x, Tensor matrix, Tensor interaction, Tensor part_of_grain, int[] spans, int d_out, "
-    "int rank, int experts, bool shared, float scale, float floor, int way) -> Tensor"
+    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial) -> Tensor"
 )
 _LIBRARY.impl("gated_linear", _gated_linear, "CUDA")
 _LIBRARY._register_fake("gated_linear", _gated_linear_shape)

@@ -103,7 +103,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             self.when_ready()
 
     def _fuses(self, layer: Any) -> bool:
-        if not layer.weight.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0" or _sums_logits(layer):
+        if not layer.weight.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0":
             return False
         from cme_bench.vllm_plugin import kernels
 
@@ -140,7 +140,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         """(..., local_in) to (..., local_out)."""
         tokens = x.reshape(-1, x.shape[-1])
         if self.store is not None:
-            y = self.store.apply(tokens)
+            y = self.store.apply(tokens, partial=_is_partial(layer))
             y = y if bias is None else y + bias
         else:
             y = super().apply(layer, tokens, bias)
@@ -158,7 +158,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             logits = linear(x, layer.gated_router.to(x.dtype)).float()
         else:
             logits = linear(x.float(), layer.gated_router)
-        if _sums_logits(layer):
+        if _is_partial(layer):
             logits = tensor_model_parallel_all_reduce(logits.contiguous())
         logits = logits.reshape(len(x), -1, self.spec.experts)
         interaction = layer.gated_interaction if self.spec.interaction else None
@@ -174,7 +174,7 @@ def _refuse_interleaved(module: str) -> None:
         )
 
 
-def _sums_logits(layer: Any) -> bool:
+def _is_partial(layer: Any) -> bool:
     """Whether every rank has a slice of the layer's input only."""
     return isinstance(layer, RowParallelLinear) and layer.tp_size > 1
 

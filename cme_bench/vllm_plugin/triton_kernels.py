@@ -46,6 +46,7 @@ def _gates(
 @triton.jit
 def expand_add_kernel(
     ext,
+    logits,
     matrix,
     interaction,
     part_of_grain,
@@ -54,8 +55,8 @@ def expand_add_kernel(
     d_in,
     d_out,
     ext_stride,
+    logits_stride,
     matrix_stride,
-    parts,
     scale,
     floor,
     RANK: tl.constexpr,
@@ -67,7 +68,7 @@ def expand_add_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """out = y + sum_i (omega_i z_i) B_i, where ``ext`` is [y | z of every part | logits of every part]."""
+    """out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with [y | z of every part]."""
     width: tl.constexpr = RANK * EXPERTS
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -78,7 +79,7 @@ def expand_add_kernel(
     part = tl.load(part_of_grain + tl.program_id(0) * BLOCK_N // GRAIN)
     acc = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
     if part >= 0:
-        logits_at = ext + d_out + parts * latent + part * EXPERTS + row[:, None]
+        logits_at = logits + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
         for chunk in tl.static_range(width // CHUNK):
             c = chunk * CHUNK + tl.arange(0, CHUNK)
             b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
@@ -98,13 +99,14 @@ def expand_add_kernel(
 def widen_kernel(
     x,
     ext,
+    logits,
     interaction,
     wide,
     tokens,
     d_in,
     ext_stride,
+    logits_stride,
     wide_stride,
-    parts,
     scale,
     floor,
     copies,
@@ -116,7 +118,7 @@ def widen_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """wide = [x | omega_i z_i of every part and expert], where ``ext`` is [z | logits] of every part."""
+    """wide = [x | omega_i z_i of every part and expert], where ``ext`` begins with z of every part."""
     width: tl.constexpr = RANK * EXPERTS
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -134,7 +136,7 @@ def widen_kernel(
         row = t * ext_stride
         zc = c % RANK if SHARED else c
         z = tl.load(ext + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0)
-        logits_at = ext + parts * latent + part * EXPERTS + row[:, None]
+        logits_at = logits + part * EXPERTS + (t * logits_stride)[:, None]
         m = interaction + part * EXPERTS * EXPERTS
         gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
         to = wide + t[:, None] * wide_stride + d_in + part * width + c[None, :]

@@ -1,0 +1,96 @@
+"""The fused kernels against the loop over tokens and experts, on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from gated_cases import SPECS, random_tensors, update
+from torch import Tensor
+
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a CUDA GPU")
+
+RANK = 16
+TOLERANCE = 1e-2
+"""Relative error by norm, in bfloat16."""
+SHAPES = {"wide": (256, (128, 192)), "narrow": (512, (256,))}
+
+
+class Layer:
+    """Base weight and adapter of one layer in float32; d_in scaled so that sums are of the order of one."""
+
+    def __init__(self, spec: GatedSpec, shape: str) -> None:
+        self.spec = replace(spec, rank=RANK)
+        self.d_in, outs = SHAPES[shape]
+        self.weight = torch.randn(sum(outs), self.d_in) * self.d_in**-0.5
+        self.parts = [random_tensors(self.spec, self.d_in, size, seed) for seed, size in enumerate(outs)]
+        for part in self.parts:
+            for name in ("down", "router"):
+                if name in part:
+                    part[name] *= self.d_in**-0.5
+            part["up"] *= 0.2
+        edges = [sum(outs[:i]) for i in range(len(outs) + 1)]
+        self.spans = [(i, a, b) for i, (a, b) in enumerate(pairwise(edges))]
+
+    def exact(self, x: Tensor) -> Tensor:
+        y = x @ self.weight.T
+        for (_, start, stop), part in zip(self.spans, self.parts, strict=True):
+            y[:, start:stop] += update(x, part, self.spec)
+        return y
+
+    def store(self, inputs: slice = slice(None)) -> Any:
+        """On the GPU in bfloat16, of a slice of the inputs."""
+        from cme_bench.vllm_plugin.kernels import Store
+
+        store = Store.build(self.weight[:, inputs].cuda().bfloat16(), self.spans, self.spec)
+        routed = self.spec.routed
+        store.place(
+            torch.cat([p["down"] for p in self.parts])[:, inputs],
+            torch.cat([p["up"] for p in self.parts]),
+            torch.cat([p["router"] for p in self.parts])[:, inputs] if routed else None,
+            torch.stack([p["interaction"] for p in self.parts]) if self.spec.interaction else None,
+        )
+        return store
+
+
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    error = (found.float().cpu() - wanted).norm() / wanted.norm()
+    assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 70])
+@pytest.mark.parametrize("way", ["rows", "columns", "split", "auto"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SPECS)
+def test_every_way_is_the_reference(name: str, shape: str, way: str, tokens: int) -> None:
+    torch.manual_seed(0)
+    layer = Layer(SPECS[name], shape)
+    x = torch.randn(tokens, layer.d_in).bfloat16()
+    assert_close(layer.store().apply(x.cuda(), way), layer.exact(x.float()))
+
+
+@pytest.mark.parametrize("way", ["rows", "columns", "split"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SPECS)
+def test_two_ranks_with_a_slice_of_the_inputs_each(
+    name: str, shape: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terms add up to the layer's output only if the softmax has seen the whole logits."""
+    from cme_bench.vllm_plugin import kernels
+
+    torch.manual_seed(0)
+    layer = Layer(SPECS[name], shape)
+    x = torch.randn(33, layer.d_in).bfloat16()
+    half = layer.d_in // 2
+    slices = [slice(0, half), slice(half, None)]
+    stores = [layer.store(piece) for piece in slices]
+    terms = [x[:, piece].cuda() @ store.router.T for piece, store in zip(slices, stores, strict=True)]
+    total = (terms[0] + terms[1]).float()
+    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: total)
+    found = [s.apply(x[:, p].cuda(), way, partial=True) for p, s in zip(slices, stores, strict=True)]
+    assert_close(found[0].float() + found[1].float(), layer.exact(x.float()))
