@@ -87,7 +87,7 @@ def environment(settings: VllmSettings) -> dict[str, str]:
             chosen["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # more processes than memory nodes
     else:
         # Asking whether there is a GPU is enough for a forked process not to get one; vLLM does not see that.
-        chosen["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+        chosen["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if importlib.util.find_spec("flashinfer") is None:
         chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return chosen
