@@ -37,8 +37,8 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
 )
 from cme_bench.engines.ray.cluster import Cluster
-from cme_bench.engines.ray.engine import IN_FLIGHT, RayEngine
-from cme_bench.engines.ray.pool import Pool
+from cme_bench.engines.ray.engine import RayEngine
+from cme_bench.engines.ray.pool import Flight, Pool, wants_more
 from cme_bench.engines.ray.shards import plan_shards
 from cme_bench.engines.ray.work import Work
 from cme_bench.engines.ray.worker import BATCH_ITEMS
@@ -222,7 +222,7 @@ class Simulation:
         requests = [GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)]
         self._work = Work(requests, len(self.free))
         self._speeds = speeds
-        self._flights: list[list[Any]] = [[] for _ in self.free]  # [shard, answered, life of the worker]
+        self._flights: list[list[Flight]] = [[] for _ in self.free]
         self._events: list[tuple[float, int, int, int]] = []
         self._life = 0
         for worker in range(len(self.free)):
@@ -236,15 +236,16 @@ class Simulation:
             self.driver = max(self.driver, at) + count * self.costs.driver
             self.busy += count * self.costs.driver
             flight = self._flights[worker][0]
-            flight[1] += count
-            if flight[1] == len(flight[0]):
+            for index in list(flight.unanswered)[:count]:
+                del flight.unanswered[index]
+            if not flight.unanswered:
                 self._flights[worker].pop(0)
-                self._supply(worker, self.driver)
+            self._supply(worker, self.driver)
 
     def _supply(self, worker: int, now: float) -> None:
         flights = self._flights[worker]
-        while len(flights) < IN_FLIGHT and (shard := self._work.take(worker, idle=not flights)):
-            flights.append([shard, 0])
+        while wants_more(flights) and (shard := self._work.take(worker, idle=not flights)):
+            flights.append(Flight(shard, None, dict.fromkeys(shard.requests)))
             at = max(self.free[worker], now)
             for start in range(0, len(shard), BATCH_ITEMS):
                 batch = shard.requests[start : start + BATCH_ITEMS]
@@ -258,10 +259,10 @@ class Simulation:
         self._life += 1
         self.free[0] = self.kill_at + self.costs.start
         lost, self._flights[0] = self._flights[0], []
-        for shard, done in reversed(lost):
-            self._work.give_back(0, shard, shard.requests[done:])
+        for flight in reversed(lost):
+            self._work.give_back(0, flight.shard, list(flight.unanswered))
         if lost:
-            self.repeated = min(BATCH_ITEMS, len(lost[0][0]) - lost[0][1]) // 2
+            self.repeated = min(BATCH_ITEMS, len(lost[0].unanswered)) // 2
         now, self.kill_at = self.kill_at, math.inf
         self._supply(0, now)
 

@@ -9,6 +9,7 @@ import pytest
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.ray.cluster import Crew, Node, plan_crew
+from cme_bench.engines.ray.pool import Flight, wants_more
 from cme_bench.engines.ray.shards import LEAST, MOST, Shard, plan_shards
 from cme_bench.engines.ray.work import Work
 from cme_bench.errors import UsageError
@@ -55,10 +56,10 @@ def test_workers_get_like_shares_in_shards_that_grow_smaller() -> None:
     costs = [sum(shard.cost for shard in queue) for queue in queues]
     assert max(costs) / min(costs) < 1.1
     for queue in queues:
-        sizes = [len(shard) for shard in queue]
-        assert len(sizes) > 2
-        assert sizes == sorted(sizes, reverse=True)
-        assert sizes[-1] >= LEAST
+        shares = [shard.cost for shard in queue]
+        assert len(shares) > 2
+        assert shares == sorted(shares, reverse=True)
+        assert len(queue[-1]) >= LEAST
 
 
 def test_questions_of_one_header_stay_together() -> None:
@@ -90,7 +91,7 @@ def test_the_plan_does_not_depend_on_the_order_of_requests() -> None:
     assert plans[0] == plans[1]
 
 
-def test_a_worker_without_work_takes_the_last_shard_of_whoever_has_most() -> None:
+def test_a_worker_without_work_takes_a_shard_of_whoever_has_most() -> None:
     work = Work(prompts(600), 3)
     own = []
     while work.has_own(0):
@@ -105,6 +106,36 @@ def test_a_worker_without_work_takes_the_last_shard_of_whoever_has_most() -> Non
         rest += len(shard)
     assert sum(map(len, own)) + len(stolen) + rest == 600
     assert not work
+
+
+def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int) -> float:
+    """When the last of ``workers`` is done, each taking ``seconds`` for a request, one after the other."""
+    work = Work(requests, workers)
+    flights: list[list[Flight]] = [[] for _ in range(workers)]
+    clocks = [0.0] * workers
+    while True:
+        for worker, own in enumerate(flights):
+            while wants_more(own) and (shard := work.take(worker, idle=not own)):
+                own.append(Flight(shard, None, dict.fromkeys(shard.requests)))
+        busy = [worker for worker in range(workers) if flights[worker]]
+        if not busy:
+            return max(clocks)
+        next_worker = min(busy, key=lambda worker: clocks[worker])
+        unanswered = flights[next_worker][0].unanswered
+        done = next(iter(unanswered))
+        del unanswered[done]
+        clocks[next_worker] += seconds[done]
+        if not unanswered:
+            flights[next_worker].pop(0)
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8])
+def test_workers_finish_together_though_tokens_foretell_the_time_badly(workers: int) -> None:
+    """A third of the questions are four times as long, and take no longer; or the short ones take longer."""
+    lengths = [160 if i % 3 == 0 else 40 for i in range(2400)]
+    requests = [GenerateRequest((length, i, *(7,) * length), 20) for i, length in enumerate(lengths)]
+    for seconds in ([1.0] * len(lengths), [1.0 if length > 100 else 1.2 for length in lengths]):
+        assert makespan(requests, seconds, workers) < 1.08 * sum(seconds) / workers
 
 
 def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:

@@ -18,12 +18,10 @@ from cme_bench.engines.base import (
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
-from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
+from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError, wants_more
 from cme_bench.engines.ray.work import Work
 from cme_bench.errors import CmeError, UsageError
 
-IN_FLIGHT = 2
-"""Shards that a worker has: one that it computes, one that it need not wait for."""
 MOST_LOST = 8
 """With more questions than this that no worker survives, the fault is not theirs."""
 WAIT_SECONDS = 1.0
@@ -99,7 +97,7 @@ class RayEngine(Engine):
             if wanted and place.failures < STARTS:
                 self._pool.open(place, self._opening)
             return
-        while len(place.flights) < IN_FLIGHT and (shard := work.take(place.index, idle=not place.flights)):
+        while wants_more(place.flights) and (shard := work.take(place.index, idle=not place.flights)):
             self._pool.send(place, shard, requests)
 
     def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:

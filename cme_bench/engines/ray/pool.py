@@ -15,6 +15,11 @@ from cme_bench.errors import CmeError, EngineDiedError, first_line
 
 STARTS = 3
 """A place whose workers die so often before they are ready, one after the other, stays empty."""
+IN_FLIGHT = 2
+"""Shards that a worker has: one that it computes, one that it need not wait for."""
+NEARLY = 0.25
+"""It gets the second when so much of the first is unanswered. Until then an idle worker may take it: tokens
+foretell only roughly how long a worker takes."""
 CLOSE_SECONDS = 10.0
 """For workers to end by themselves; then they are ended."""
 
@@ -29,6 +34,14 @@ class Flight:
     shard: Shard
     stream: Any
     unanswered: dict[int, None]
+
+
+def wants_more(flights: Sequence[Flight]) -> bool:
+    """Whether a worker with these should be handed another shard."""
+    if not flights:
+        return True
+    current = flights[0]
+    return len(flights) < IN_FLIGHT and len(current.unanswered) <= NEARLY * len(current.shard)
 
 
 @dataclass(slots=True)

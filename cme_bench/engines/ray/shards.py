@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.plan import SortedRows
 
-PORTION = 2 / 3
+PORTION = 1 / 2
 """Of what a worker has left, the next shard: large at first, so that prefixes are seldom computed twice and
 batches are full; small at the end, so that workers finish together."""
 LEAST, MOST = 16, 2048
 """Questions of a shard, where there are so many."""
+QUESTION_TOKENS = 64
+"""What a question costs besides its tokens, as so many: on a fast GPU a small model takes as long for a short
+question as for a long one."""
 PREFIXES = 8
 """A shard is at least so many times its own common prefix, which it computes again."""
-DRIFT = 4
+DRIFT = 8
 """A cut may move by so many tokens for each token that neighbours there share less."""
 
 
@@ -45,8 +48,8 @@ def plan_shards(
     if not requests:
         return queues
     rows = SortedRows([(_context(request), (0,)) for request in requests])
-    answers = np.array([_answer_tokens(requests[i]) for i in rows.row.tolist()])
-    cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + answers))))
+    own = np.array([_own_cost(requests[i]) for i in rows.row.tolist()])
+    cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + own))))
     start, n = 0, len(requests)
     for place, queue in enumerate(queues):
         stop = cutter.cut(start, n, cutter.share(start, n, 1 / (workers - place)))
@@ -59,10 +62,11 @@ def _context(request: LoglikelihoodRequest | GenerateRequest) -> tuple[int, ...]
     return request.prompt if isinstance(request, GenerateRequest) else request.rows[0][0]
 
 
-def _answer_tokens(request: LoglikelihoodRequest | GenerateRequest) -> int:
+def _own_cost(request: LoglikelihoodRequest | GenerateRequest) -> int:
+    """Of a question without its prompt."""
     if isinstance(request, GenerateRequest):
-        return request.max_new_tokens
-    return sum(len(continuation) for _, continuation in request.rows)
+        return QUESTION_TOKENS + request.max_new_tokens
+    return QUESTION_TOKENS + sum(len(continuation) for _, continuation in request.rows)
 
 
 class _Cutter:

@@ -31,14 +31,15 @@ class Work:
         return bool(self._queues[worker])
 
     def take(self, worker: int, *, idle: bool) -> Shard | None:
-        """The next shard of a worker: of its own, else, if it is ``idle``, the last one of whoever has most
-        left. Who still computes does not take what is another's: that one would have nothing to do."""
+        """The next shard of a worker: of its own, else, if it is ``idle``, the next one of whoever has most
+        left, about half of that. Who still computes does not take what is another's: that one would have
+        nothing to do."""
         if self._queues[worker]:
             return self._queues[worker].popleft()
         if not idle:
             return None
         busiest = max(self._queues, key=lambda queue: sum(shard.cost for shard in queue))
-        return busiest.pop() if busiest else None
+        return busiest.popleft() if busiest else None
 
     def give_back(self, worker: int, shard: Shard, unanswered: Sequence[int]) -> None:
         """The worker is gone, but was busy with something else."""
