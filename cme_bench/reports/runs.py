@@ -137,14 +137,16 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
     """One line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
     for run, name in zip(runs, names, strict=True):
         identity, versions = run.run["identity"], run.run["versions"]
-        adapters = [r.run["identity"].get("adapter", "none")[:8] for r in run.members or (run,)]
+        members = run.members or (run,)
+        adapters = [member.run["identity"].get("adapter", "none")[:8] for member in members]
+        commits = dict.fromkeys(member.run["commit"] for member in members if member.run.get("commit"))
         parts = [
             f"model {identity['model'][:8]}",
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
             f"{identity['engine']} {identity['dtype']}",
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),
-            *([f"commit {run.run['commit']}"] if run.run.get("commit") else []),
+            *([f"commit {' '.join(commits)}"] if commits else []),
         ]
         yield f"{name}: {', '.join(parts)}"
 

@@ -284,9 +284,12 @@ def test_seeds_of_one_method_become_one_row(tmp_path: Path) -> None:
         scores = rng.permutation(answers(60 + 5 * seed))
         identity = {"adapter": f"{seed}" * 64}
         adapter = ADAPTER | {"name": f"t32-{seed}", "training_seconds": 3600.0 * (seed + 1)}
-        runs.append(
-            make_run(tmp_path / str(seed), {"cme_a": MadeTask(scores)}, adapter=adapter, identity=identity)
-        )
+        made = {
+            "adapter": adapter,
+            "identity": identity,
+            "commit": "fedcba987654" if seed else "0123456789ab",
+        }
+        runs.append(make_run(tmp_path / str(seed), {"cme_a": MadeTask(scores)}, **made))
     (table,) = comparison_tables(pool_seeds(runs))
     base, pooled = table.rows
     assert (pooled[0].text, pooled[4].text) == ("smollm2 + teamlora-32, 3 seeds", "2 h")
@@ -297,6 +300,7 @@ def test_seeds_of_one_method_become_one_row(tmp_path: Path) -> None:
     assert any("Rows of several seeds" in note for note in table.notes)
     assert any("Rows of a single seed are not tested" in note for note in table.notes)
     assert any("adapter 00000000 11111111 22222222" in note for note in table.notes)
+    assert any("commit 0123456789ab fedcba987654" in note for note in table.notes)
     with pytest.raises(UsageError, match="no two runs share"):
         pool_seeds(runs[:2])
     with pytest.raises(UsageError, match="the very same adapter"):
