@@ -24,7 +24,7 @@ from cme_bench.training.options import METHODS, TrainOptions
 from cme_bench.training.train import train
 
 pytestmark = pytest.mark.slow
-STEPS = 60
+STEPS = 24
 LEARNING_RATE = dict.fromkeys(METHODS, 5e-4) | {"adalora": 1e-2}
 """AdaLoRA's update starts as a product of three factors, one of them zero, and needs larger steps."""
 EVALUATED = RunOptions(
@@ -66,7 +66,7 @@ def test_smollm2_learns_from_real_data(
     )
     folder = train(options)
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
-    assert sum(losses[-20:]) / 20 < 0.7 * sum(losses[:10]) / 10
+    assert sum(losses[-8:]) < 0.6 * sum(losses[:8])  # 0.83 of it where nothing is learnt
     ids = torch.tensor([base.tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
         before = base.model(ids).logits
