@@ -6,6 +6,7 @@ installed package is trusted as the package is; that of other files needs --allo
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Iterable, Mapping
@@ -53,11 +54,18 @@ def _files_of_task(name: str, root: Path) -> list[Path]:
     return list(files)[:1]
 
 
-def _files_of_group(name: str) -> list[Path]:
-    """The files of all tasks of a group or tag of lm-eval."""
+@functools.cache
+def _index() -> Mapping[str, Any]:
+    """lm-eval's own, of all its tasks, groups and tags; reading it takes some ten seconds."""
     from lm_eval.tasks import TaskManager
 
-    index = TaskManager().task_index
+    index: Mapping[str, Any] = TaskManager().task_index
+    return index
+
+
+def _files_of_group(name: str) -> list[Path]:
+    """The files of all tasks of a group or tag of lm-eval."""
+    index = _index()
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}{did_you_mean(name, index)}")
     found: dict[str, Path] = {}
