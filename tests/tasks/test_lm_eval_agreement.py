@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("CME_SHARED_DATA") or ROOT.parent / "shared" / "data")
-ITEMS = int(os.environ.get("CME_AGREEMENT_ITEMS", "20"))
-GENERATED_ITEMS = min(ITEMS, 10) if ITEMS <= 20 else min(ITEMS, 50)
+ITEMS = int(os.environ.get("CME_AGREEMENT_ITEMS", "10"))
+GENERATED_ITEMS = min(ITEMS // 2, 50)
 
 LIKELIHOOD = (
     "cme_winogrande_ll",
@@ -47,9 +47,7 @@ Samples: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 Both: TypeAlias = tuple[Samples, Samples, Mapping[str, Any]]
 
 
-def score_both(
-    tasks: Sequence[str], items: int, prompt_format: str, folder: Path
-) -> tuple[Samples, Samples, Mapping[str, Any]]:
+def score_both(tasks: Sequence[str], items: int, prompt_format: str, folder: Path) -> Both:
     """(our records, lm-eval's samples, lm-eval's results), each by task and in item order."""
     if not DATA.is_dir():
         pytest.skip(f"no real data in {DATA} (set CME_SHARED_DATA)")
@@ -85,9 +83,14 @@ def score_both(
     return {n: sorted(rows, key=lambda r: r["id"]) for n, rows in ours.items()}, theirs, found["results"]
 
 
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return score_both(LIKELIHOOD, ITEMS, "plain", tmp_path_factory.mktemp("scored"))
+
+
 @pytest.mark.parametrize("task", LIKELIHOOD)
-def test_likelihoods_agree(task: str, tmp_path: Path) -> None:
-    ours, theirs, results = score_both([task], ITEMS, "plain", tmp_path)
+def test_likelihoods_agree(scored: Both, task: str) -> None:
+    ours, theirs, results = scored
     assert len(ours[task]) == len(theirs[task]) == ITEMS
     worst = 0.0
     for mine, other in zip(ours[task], theirs[task], strict=True):
