@@ -158,7 +158,7 @@ def test_the_plan_says_what_it_costs_and_time_that_is_up_is_no_error(
     rates = orjson.loads((out / "rates.json").read_bytes())
     assert rates["step_seconds"] > 0
     stopped = subprocess.run(
-        command(tiny_checkpoint, out, "--minutes", "0.4", "--state", str(tmp_path / "parts")),
+        command(tiny_checkpoint, out, "--minutes", "0.5", "--state", str(tmp_path / "parts")),
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
