@@ -123,7 +123,10 @@ def measure(bench: Bench, layouts: Layouts, rounds: int) -> tuple[dict[str, floa
         for number in range(rounds):
             for name in in_turn(layouts, number):
                 seconds[name].append(bench.seconds(layouts[name]))
-            print(f"round {number + 1}: " + ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items()))
+            print(
+                f"round {number + 1}: " + ", ".join(f"{n} {s[-1]:.2f} s" for n, s in seconds.items()),
+                flush=True,
+            )
     metrics: dict[str, float] = {}
     for name, per_row in layouts.items():
         metrics[f"{name}_tokens_per_s"] = round(bench.tokens / statistics.median(seconds[name]), 1)
