@@ -108,6 +108,14 @@ def train(
         int, typer.Option(help="Examples a batch and process.", rich_help_panel=_LEARNING)
     ] = 8,
     accumulate: Annotated[int, typer.Option(help="Batches a step.", rich_help_panel=_LEARNING)] = 1,
+    pack: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Lay a batch's examples end to end, about N a row, instead of padding each.",
+            rich_help_panel=_LEARNING,
+        ),
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak rate.", rich_help_panel=_LEARNING)] = 2e-4,
     warmup: Annotated[float, typer.Option(help="Share of warm-up steps.", rich_help_panel=_LEARNING)] = 0.03,
     weight_decay: Annotated[
@@ -174,6 +182,7 @@ def train(
         max_steps=max_steps,
         batch_size=batch_size,
         accumulate=accumulate,
+        pack=pack,
         learning_rate=learning_rate,
         warmup=warmup,
         weight_decay=weight_decay,

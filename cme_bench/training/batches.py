@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cme_bench.training.packing import pack
 
 IGNORED = -100
 """The label of a token that is not learnt."""
@@ -45,21 +48,33 @@ def share(batches: Sequence[list[int]], *, process: int, processes: int) -> list
     return list(batches[process::processes])
 
 
-def collate(examples: Sequence[dict[str, object]], pad_token: int, multiple: int = 1) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels``: int64 [examples, longest], padded on the right.
+def collate(
+    examples: Sequence[dict[str, Any]], pad_token: int, multiple: int = 1, per_row: int | None = None
+) -> dict[str, Tensor]:
+    """``input_ids``, ``attention_mask``, ``labels``: int64 [rows, longest], padded on the right.
 
     ``labels`` repeat the ids where they are to be learnt and are ``IGNORED`` elsewhere; ``multiple``: the
-    width is rounded up to a multiple of it.
+    width is rounded up to a multiple of it. A row is an example; with ``per_row`` rows are packed (see
+    :func:`~cme_bench.training.packing.pack`) and there are ``position_ids``, which begin at 0 with every
+    example and are 0 in the padding.
     """
-    width = max(len(e["ids"]) for e in examples)  # type: ignore[arg-type]
+    lengths = [len(example["ids"]) for example in examples]
+    rows = [[i] for i in range(len(examples))] if per_row is None else pack(lengths, per_row)
+    width = max(sum(lengths[i] for i in row) for row in rows)
     width = -(-width // multiple) * multiple
-    ids = torch.full((len(examples), width), pad_token, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
+    ids = torch.full((len(rows), width), pad_token, dtype=torch.int64)
+    mask, places = torch.zeros_like(ids), torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
-    for row, example in enumerate(examples):
-        tokens = torch.tensor(np.asarray(example["ids"]), dtype=torch.int64)
-        source = int(str(example["source_length"]))
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-        labels[row, source : len(tokens)] = tokens[source:]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    for number, row in enumerate(rows):
+        start = 0
+        for i in row:
+            here = slice(start, start + lengths[i])
+            tokens = torch.tensor(np.asarray(examples[i]["ids"]), dtype=torch.int64)
+            learnt = max(1, examples[i]["source_length"])  # nothing predicts an example's first token
+            ids[number, here] = tokens
+            mask[number, here] = 1
+            places[number, here] = torch.arange(lengths[i])
+            labels[number, here][learnt:] = tokens[learnt:]
+            start = here.stop
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return batch if per_row is None else batch | {"position_ids": places}

@@ -129,9 +129,11 @@ def _decoder(model: nn.Module) -> nn.Module:
 def target_loss(model: nn.Module) -> Iterator[None]:
     """While open, the causal LM's forward returns a ``TargetLoss`` instead of logits.
 
-    ``forward(input_ids, attention_mask, labels, weight)``: ``loss`` is ``weight`` times the summed negative
-    log-likelihood. ``model`` is the transformers model itself, below any adapter wrapper, which then passes
-    through (DataParallel wrappers, autocast and AdaLoRA's regulariser included).
+    ``forward(input_ids, attention_mask, labels, weight, position_ids)``: ``loss`` is ``weight`` times the
+    summed negative log-likelihood. ``position_ids`` are those of packed rows: the decoder then finds the
+    examples by them, and gets no mask, with which it would not look. ``model`` is the transformers model
+    itself, below any adapter wrapper, which then passes through (DataParallel wrappers, autocast and
+    AdaLoRA's regulariser included).
     """
     head = output_head(model)
     decoder = _decoder(model)
@@ -139,11 +141,15 @@ def target_loss(model: nn.Module) -> Iterator[None]:
     chunk = max(1, CHUNK_NUMBERS // int(linear.weight.shape[0]))
 
     def forward(
-        input_ids: Tensor, attention_mask: Tensor, labels: Tensor, weight: Tensor | float = 1.0, **_: Any
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor,
+        weight: Tensor | float = 1.0,
+        position_ids: Tensor | None = None,
+        **_: Any,
     ) -> TargetLoss:
-        hidden = decoder(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        seen = {"attention_mask": attention_mask} if position_ids is None else {"position_ids": position_ids}
+        hidden = decoder(input_ids=input_ids, use_cache=False, **seen).last_hidden_state
         frozen = not any(p.requires_grad for p in linear.parameters())
         nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
         return TargetLoss(loss=nll * weight, nll=nll.detach())

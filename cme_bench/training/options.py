@@ -52,6 +52,7 @@ class TrainOptions:
     max_steps: int | None = None
     batch_size: int = 8
     accumulate: int = 1
+    pack: int | None = None
     learning_rate: float = 2e-4
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -84,6 +85,8 @@ def check_options(options: TrainOptions) -> None:
     for name in ("samples", "cap", "max_steps"):
         if getattr(options, name) is not None:
             _at_least_one(name, getattr(options, name))
+    if options.pack is not None and options.pack < 2:
+        raise UsageError(f"--pack must be at least 2, got {options.pack}; without it every example is padded")
     if options.learning_rate <= 0:
         raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
     if not 0 <= options.warmup < 1:

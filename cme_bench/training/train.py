@@ -38,6 +38,7 @@ from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config, check_fit
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
+from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import Plan, make_plan
 from cme_bench.training.progress import Silent
 from cme_bench.training.tokens import TrainingEncoder
@@ -130,15 +131,17 @@ def _run(
     listener: Silent,
 ) -> None:
     out, checkpoints = options.out, options.out / "checkpoints"
-    if _is_main():
-        write_json(out / record.FILE, content)
     resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
     if resumed:
         listener.note(f"resuming at step {step}/{plan.steps}")
     dtype = choose_dtype(options.dtype, load_config(base), choose_device())
     arguments = _arguments(options, plan, checkpoints, bf16=dtype == torch.bfloat16)
     model = _adapted_model(base, peft_config, dtype, arguments.device, seed=options.seed)
+    if options.pack is not None:
+        check_packing(model.get_base_model())
     content["adapter"] = describe(model).to_dict()
+    if _is_main():
+        write_json(out / record.FILE, content)
     listener.note(
         f"{options.method}: {content['adapter']['trainable_parameters']:,} trainable parameters "
         f"({content['adapter']['percent_of_base']:.2f} % of {base.name})"
@@ -155,7 +158,10 @@ def _run(
             examples=plan.examples,
             batches=share(plan.batches, process=arguments.process_index, processes=arguments.world_size),
             collator=partial(
-                collate, pad_token=pad_token, multiple=8 if arguments.device.type == "cuda" else 1
+                collate,
+                pad_token=pad_token,
+                multiple=8 if arguments.device.type == "cuda" else 1,
+                per_row=options.pack,
             ),
             tape=tape,
             callbacks=[AllocateRanks(), watch],

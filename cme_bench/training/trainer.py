@@ -103,7 +103,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         num_items_in_batch: Any = None,
     ) -> Any:
         output = model(**inputs, weight=self.args.world_size / num_items_in_batch)
-        balance = None if self.tape is None else self.tape.loss()
+        balance = None if self.tape is None else self.tape.loss(mask=inputs["attention_mask"])
         self.meter.count(output.nll, inputs, balance)
         loss = output.loss
         if balance is not None:

@@ -79,10 +79,14 @@ def test_terminated_exits_with_3_and_the_same_command_goes_on(tiny_checkpoint: P
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does_with_accumulation(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", [[], ["--pack", "2"]], ids=["padded", "packed"])
+def test_two_processes_train_as_one_does_with_accumulation(
+    packing: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """What ``accelerate launch`` sets up on several GPUs, here on the CPU (gloo)."""
     one, two = tmp_path / "one", tmp_path / "two"
-    shared = [str(tiny_checkpoint), "--method", "teamlora", *SMALL, "--max-steps", "6", "--batch-size", "2"]
+    shared = [str(tiny_checkpoint), "--method", "teamlora", *SMALL, "--max-steps", "6", "--batch-size", "4"]
+    shared += packing
     alone = CliRunner().invoke(app, ["train", *shared, "--accumulate", "2", "--out", str(one)])
     assert alone.exit_code == 0, alone.output
     launcher = [

@@ -72,6 +72,7 @@ RESUMED = {
     "teamlora": {"dropout": 0.1, "accumulate": 2, "balance_loss": 0.1, "weight_decay": 0.1},
     "adalora": {"dropout": 0.1},
     "lora": {"checkpointing": True, "dropout": 0.1},
+    "moelora": {"pack": 2, "accumulate": 2, "balance_loss": 0.1, "dropout": 0.1},
 }
 
 
@@ -132,6 +133,8 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(options: Mak
     assert any("already trained" in line for line in listener.lines)
     with pytest.raises(UsageError, match=r"other rank \(4 there, 8 now\)"):
         train(replace(first, rank=8))
+    with pytest.raises(UsageError, match=r"other pack \(None there, 2 now\)"):
+        train(replace(first, pack=2))
     foreign = options("moslora").out
     foreign.mkdir()
     (foreign / "thesis.tex").touch()
@@ -203,6 +206,18 @@ def test_accumulated_batches_train_like_one_large_batch(options: Make, tmp_path:
     for one, other in zip(*curves, strict=True):
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
         assert one.tokens == other.tokens
+
+
+def test_packed_batches_train_like_padded_ones(options: Make, tmp_path: Path) -> None:
+    chosen = {"datasets": "sst2,rte,winogrande", "max_steps": 4, "accumulate": 2, "balance_loss": 0.1}
+    padded = options("teamlora", **chosen)
+    packed = replace(padded, out=tmp_path / "packed", pack=3, checkpointing=True)
+    curves = [read_curve(train(o) / "loss.csv") for o in (padded, packed)]
+    for one, other in zip(*curves, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+        assert one.balance_loss == pytest.approx(other.balance_loss, rel=1e-3)
+        assert (one.tokens, one.target_tokens) == (other.tokens, other.target_tokens)
+    assert record(packed.out)["arguments"]["pack"] == 3
 
 
 def test_bfloat16_keeps_the_adapter_in_float32(options: Make, tmp_path: Path) -> None:
@@ -285,6 +300,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"prompt_format": "chatty"}, "did you mean 'chat'"),
     ("lora", {"learning_rate": 0.0}, "--learning-rate must be above 0"),
     ("lora", {"batch_size": 0}, "--batch-size must be at least 1"),
+    ("lora", {"pack": 1}, "--pack must be at least 2, got 1"),
     ("lora", {"warmup": 1.5}, "--warmup is a share"),
     ("lora", {"model": "/no/model"}, "no such folder"),
 ]

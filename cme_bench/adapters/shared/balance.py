@@ -42,11 +42,12 @@ class BalanceTape:
         if torch.is_grad_enabled():
             self._heard.append(heard)
 
-    def loss(self, coefficient: float | None = None) -> Tensor:
+    def loss(self, coefficient: float | None = None, *, mask: Tensor | None = None) -> Tensor:
         """The mean penalty over the heard layers, times ``coefficient``; add it to the training loss.
 
         Args:
             coefficient: Weight; None takes each adapter's ``balance_coefficient``.
+            mask: (batch, length), 1 for tokens that count; None takes what each forward pass was given.
 
         Raises AdapterError if no forward pass with gradients was heard, as under reentrant gradient
         checkpointing, where such a loss would have no gradient.
@@ -60,7 +61,7 @@ class BalanceTape:
         device = heard[0].routing.omega.device
         penalties = [
             (h.config.balance_coefficient if coefficient is None else coefficient)
-            * balance_penalty(h.routing.omega, h.mask).to(device)
+            * balance_penalty(h.routing.omega, h.mask if mask is None else mask).to(device)
             for h in heard
         ]
         return torch.stack(penalties).mean()

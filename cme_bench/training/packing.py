@@ -1,0 +1,73 @@
+"""Packed rows: the examples of a batch laid end to end, so that little of it is padding.
+
+Position ids begin at 0 with every example. transformers finds the examples by them and lets none see another,
+if it is given no attention mask (``transformers.masking_utils.find_packed_sequence_indices``). Not every
+architecture or attention can do so: :func:`check_packing` tries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cme_bench.errors import UsageError
+
+_PIECE = 8
+"""Tokens of the examples that packing is tried on."""
+_TOLERANCE = 0.1
+"""Packing may change hidden states, by rounding, by this share of what seeing another example does."""
+
+
+def pack(lengths: Sequence[int], per_row: int) -> list[list[int]]:
+    """The examples of each row, as indices into ``lengths``; every example is in one row.
+
+    A row holds at most ``per_row`` times the longest example: attention's cost grows with the square of a
+    row. There are as few rows as that allows, filled longest example first, each into the shortest row
+    (Graham's "longest processing time"): rows become equally long. Rows filled up one after another would
+    leave the last one short, and a batch is as wide as its longest row.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    limit = per_row * max(lengths)
+    for number in count(-(-sum(lengths) // limit)):
+        rows: list[list[int]] = [[] for _ in range(number)]
+        filled = [0] * number
+        for index in longest_first:
+            shortest = filled.index(min(filled))
+            rows[shortest].append(index)
+            filled[shortest] += lengths[index]
+        if max(filled) <= limit:
+            break
+    return rows
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Compares examples in packed rows with the same ones apart, on the model itself.
+
+    Raises UsageError if their hidden states differ: an architecture or attention that goes by no position
+    ids, or only in a batch of one row.
+    """
+    ids = torch.arange(4 * _PIECE, device=model.device).view(2, 2 * _PIECE)
+    places = torch.arange(_PIECE, device=model.device).repeat(2, 2)
+    training = model.training
+    model.eval()
+    try:
+        apart = _hidden(model, ids.view(4, _PIECE))
+        mixed = _hidden(model, ids).view_as(apart)
+        packed = _hidden(model, ids, position_ids=places).view_as(apart)
+    finally:
+        model.train(training)
+    if not (packed - apart).norm() < _TOLERANCE * (mixed - apart).norm():
+        raise UsageError(
+            f"--pack: {type(model).__name__} with {model.config._attn_implementation} attention does not "
+            "keep packed examples apart"
+        )
+
+
+def _hidden(model: PreTrainedModel, ids: Tensor, **places: Tensor) -> Tensor:
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False, **places).last_hidden_state
+    return states.float()
