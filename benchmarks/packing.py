@@ -1,7 +1,8 @@
 """Packed against padded batches in training: tokens/s, padding and peak memory, in paired rounds.
 
-The batches are those of ``PLANNED`` steps on the CME mixture, grouped by length as in any training; padding
-is counted over all, and the first few, that of the longest example among them, are timed. In every round each
+The batches are those of ``PLANNED`` examples of the CME mixture, grouped by length as in any training. Padding
+is counted over all of them (``--padding`` does no more than that); the first few, that of the longest example
+among them, are timed. In every round each
 layout in turn takes the same batches: collation, forward, loss of the targets, backward and a fused AdamW
 update, as ``cme-bench train`` does them without gradient checkpointing (on CUDA a bfloat16 base and widths of
 a multiple of 8; on a CPU float32). ``packed_N`` lays about N examples in a row (``--pack N``).
@@ -40,10 +41,31 @@ from cme_bench.training.plan import make_plan
 from cme_bench.training.tokens import TrainingEncoder
 
 PADDED = "padded"
-PLANNED = 500
-"""Steps of the training whose batches are measured; 10 with ``--quick``."""
+PLANNED = 16_000
+"""Examples of the training whose batches are measured; 40 with ``--quick``."""
+CUDA_MULTIPLE = 8
+"""Widths on CUDA are multiples of it."""
 Layouts = dict[str, int | None]
 """Name to examples a row; None: padded."""
+
+
+def planned(options: TrainOptions) -> tuple[list[list[Any]], int]:
+    """The batches of a training, and the token that pads them."""
+    tokenizer = load_tokenizer(resolve_model(options.model))
+    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
+    source = open_source(options.data, offline=False)
+    plan = make_plan(options, source, encoder, processes=1, note=lambda _: None)
+    return [[plan.examples[i] for i in batch] for batch in plan.batches], int(tokenizer.eos_token_id)
+
+
+def padding(batches: list[list[Any]], pad: int, multiple: int, per_row: int | None) -> float:
+    """Percentage of the places of all batches that hold no token."""
+    places = tokens = 0
+    for batch in batches:
+        mask = collate(batch, pad, multiple=multiple, per_row=per_row)["attention_mask"]
+        places += mask.numel()
+        tokens += int(mask.sum())
+    return round(100 * (1 - tokens / places), 2)
 
 
 class Bench:
@@ -51,28 +73,24 @@ class Bench:
 
     def __init__(self, options: TrainOptions, timed: int, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
+        self.multiple = CUDA_MULTIPLE if self.cuda else 1
         base = resolve_model(options.model)
-        tokenizer = load_tokenizer(base)
-        encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
-        source = open_source(options.data, offline=False)
-        plan = make_plan(options, source, encoder, processes=1, note=lambda _: None)
-        self.batches = [[plan.examples[i] for i in batch] for batch in plan.batches]
+        self.batches, self.pad = planned(options)
         self.timed = self.batches[:timed]
         self.tokens = sum(len(example["ids"]) for batch in self.timed for example in batch)
-        self.pad = int(tokenizer.eos_token_id)
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         model = load_model(base, self.dtype, device)
         check_packing(model)
         torch.manual_seed(0)
-        config = adapter_config(options, load_config(base), steps=plan.steps)
+        config = adapter_config(options, load_config(base), steps=len(self.batches))
         self.model: PeftModel = get_peft_model(model, config).train()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
-    def collated(self, batches: list[list[Any]], per_row: int | None) -> Iterator[dict[str, Tensor]]:
-        """Batches in one layout, as they are trained on."""
-        for batch in batches:
-            yield collate(batch, self.pad, multiple=8 if self.cuda else 1, per_row=per_row)
+    def collated(self, per_row: int | None) -> Iterator[dict[str, Tensor]]:
+        """The timed batches in one layout, as they are trained on."""
+        for batch in self.timed:
+            yield collate(batch, self.pad, multiple=self.multiple, per_row=per_row)
 
     def step(self, batch: dict[str, Tensor]) -> None:
         """Forward, backward, update."""
@@ -85,7 +103,7 @@ class Bench:
     def seconds(self, per_row: int | None) -> float:
         """Wall time of a step on every timed batch."""
         started = time.perf_counter()
-        for batch in self.collated(self.timed, per_row):
+        for batch in self.collated(per_row):
             self.step(batch)
         if self.cuda:
             torch.cuda.synchronize()
@@ -98,21 +116,13 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
             self.seconds(per_row)
             return torch.cuda.max_memory_allocated()
-        largest = max(self.collated(self.timed, per_row), key=lambda batch: batch["input_ids"].numel())
+        largest = max(self.collated(per_row), key=lambda batch: batch["input_ids"].numel())
         counter = LiveBytes()
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             counter.add(tensor)
         with counter:
             self.step(largest)
         return counter.peak
-
-    def padding(self, per_row: int | None) -> float:
-        """Share of the places of all batches that hold no token."""
-        places = tokens = 0
-        for batch in self.collated(self.batches, per_row):
-            places += batch["attention_mask"].numel()
-            tokens += int(batch["attention_mask"].sum())
-        return 1 - tokens / places
 
 
 def measure(bench: Bench, layouts: Layouts, rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -130,7 +140,7 @@ def measure(bench: Bench, layouts: Layouts, rounds: int) -> tuple[dict[str, floa
     metrics: dict[str, float] = {}
     for name, per_row in layouts.items():
         metrics[f"{name}_tokens_per_s"] = round(bench.tokens / statistics.median(seconds[name]), 1)
-        metrics[f"{name}_padding_percent"] = round(100 * bench.padding(per_row), 2)
+        metrics[f"{name}_padding_percent"] = padding(bench.batches, bench.pad, bench.multiple, per_row)
         metrics[f"{name}_peak_gib"] = round(peaks[name] / 2**30, 3)
         if name != PADDED:
             pairs = zip(seconds[name], seconds[PADDED], strict=True)
@@ -153,6 +163,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batches", type=int, default=50, help="timed in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--padding", action="store_true", help="only count it: widths free, multiples of 8")
     parser.add_argument("--out", type=Path, default=measurements.RESULTS, help="folder of the result file")
     args = parser.parse_args()
     if args.quick:
@@ -166,10 +177,16 @@ def main() -> None:
         rank=args.rank,
         max_length=args.max_length,
         batch_size=args.batch_size,
-        max_steps=10 if args.quick else PLANNED,
+        max_steps=10 if args.quick else PLANNED // args.batch_size,
     )
-    bench = Bench(options, args.batches, torch.device(args.device))
     layouts: Layouts = {PADDED: None} | {f"packed_{n}": n for n in args.pack}
+    if args.padding:
+        batches, pad = planned(options)
+        for name, per_row in layouts.items():
+            free, wide = (padding(batches, pad, multiple, per_row) for multiple in (1, CUDA_MULTIPLE))
+            print(f"{name}: {free} % / {wide} %", flush=True)
+        return
+    bench = Bench(options, args.batches, torch.device(args.device))
     metrics, seconds = measure(bench, layouts, args.rounds)
     result = measurements.line("packing", metrics, cuda=bench.cuda)
     kept = ("model", "method", "rank", "batch_size", "max_length", "batches", "rounds")
