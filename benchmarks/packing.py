@@ -1,11 +1,11 @@
 """Packed against padded batches in training: tokens/s, padding and peak memory, in paired rounds.
 
-The batches are those of ``PLANNED`` examples of the CME mixture, grouped by length as in any training. Padding
-is counted over all of them (``--padding`` does no more than that); the first few, that of the longest example
-among them, are timed. In every round each
-layout in turn takes the same batches: collation, forward, loss of the targets, backward and a fused AdamW
-update, as ``cme-bench train`` does them without gradient checkpointing (on CUDA a bfloat16 base and widths of
-a multiple of 8; on a CPU float32). ``packed_N`` lays about N examples in a row (``--pack N``).
+The batches are those of ``PLANNED`` examples of the CME mixture, grouped by length as in any training.
+Padding is counted over all of them (``--padding`` does no more than that); the first few, that of the longest
+example among them, are timed. In every round each layout in turn takes the same batches: collation, forward,
+loss of the targets, backward and a fused AdamW update, as ``cme-bench train`` does them without gradient
+checkpointing (on CUDA a bfloat16 base and widths of a multiple of 8; on a CPU float32). ``packed_N`` lays
+about N examples in a row (``--pack N``).
 Tokens are those of source and target, padding left out; a ratio is the median over rounds of the ratio of the
 two layouts' times within one round. Memory is the peak of a whole round (CUDA: the allocator's) or of a step
 on the batch of most places (CPU: live tensors, counted).
