@@ -32,7 +32,7 @@ from cme_bench.efficiency.workloads import in_turn
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_model, load_tokenizer
 from cme_bench.tasks.sources import open_source
-from cme_bench.training.batches import collate
+from cme_bench.training.batches import collate, width_multiple
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config
 from cme_bench.training.options import TrainOptions
@@ -43,8 +43,6 @@ from cme_bench.training.tokens import TrainingEncoder
 PADDED = "padded"
 PLANNED = 16_000
 """Examples of the training whose batches are measured; 40 with ``--quick``."""
-CUDA_MULTIPLE = 8
-"""Widths on CUDA are multiples of it."""
 Layouts = dict[str, int | None]
 """Name to examples a row; None: padded."""
 
@@ -73,7 +71,7 @@ class Bench:
 
     def __init__(self, options: TrainOptions, timed: int, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
-        self.multiple = CUDA_MULTIPLE if self.cuda else 1
+        self.multiple = width_multiple(device.type)
         base = resolve_model(options.model)
         self.batches, self.pad = planned(options)
         self.timed = self.batches[:timed]
@@ -183,7 +181,7 @@ def main() -> None:
     if args.padding:
         batches, pad = planned(options)
         for name, per_row in layouts.items():
-            free, wide = (padding(batches, pad, multiple, per_row) for multiple in (1, CUDA_MULTIPLE))
+            free, wide = (padding(batches, pad, width_multiple(d), per_row) for d in ("cpu", "cuda"))
             print(f"{name}: {free} % / {wide} %", flush=True)
         return
     bench = Bench(options, args.batches, torch.device(args.device))

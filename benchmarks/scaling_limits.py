@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +237,7 @@ class Simulation:
             self.driver = max(self.driver, at) + count * self.costs.driver
             self.busy += count * self.costs.driver
             flight = self._flights[worker][0]
-            for index in list(flight.unanswered)[:count]:
+            for index in list(islice(flight.unanswered, count)):
                 del flight.unanswered[index]
             if not flight.unanswered:
                 self._flights[worker].pop(0)

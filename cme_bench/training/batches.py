@@ -48,6 +48,11 @@ def share(batches: Sequence[list[int]], *, process: int, processes: int) -> list
     return list(batches[process::processes])
 
 
+def width_multiple(device: str) -> int:
+    """Rows on a GPU are as wide as a multiple of 8, for its matrix units; ``device``: torch's type of it."""
+    return 8 if device == "cuda" else 1
+
+
 def collate(
     examples: Sequence[dict[str, Any]], pad_token: int, multiple: int = 1, per_row: int | None = None
 ) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ from cme_bench.models.load import choose_device, choose_dtype, load_config, load
 from cme_bench.runs.store import write_json
 from cme_bench.tasks.sources import open_source
 from cme_bench.training import record
-from cme_bench.training.batches import collate, share
+from cme_bench.training.batches import collate, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loss import target_loss
@@ -160,7 +160,7 @@ def _run(
             collator=partial(
                 collate,
                 pad_token=pad_token,
-                multiple=8 if arguments.device.type == "cuda" else 1,
+                multiple=width_multiple(arguments.device.type),
                 per_row=options.pack,
             ),
             tape=tape,
