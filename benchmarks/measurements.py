@@ -45,10 +45,10 @@ def source(stored: dict[str, Any]) -> str:
 
 
 def show(file: Path, page: Path, table: Callable[[dict[str, Any]], str]) -> None:
-    """Put the ``table`` of the results in ``file`` into ``page``, between the marks of their benchmark."""
+    """Put the ``table`` of the results in ``file`` into ``page``, between the marks that name the file."""
     stored = json.loads(file.read_text())
-    bench = stored["bench"]
-    begin, end = f"<!-- {bench}: written by benchmarks/{bench}.py -->", f"<!-- end of {bench} -->"
+    name = file.stem
+    begin, end = f"<!-- {name}: written by benchmarks/{stored['bench']}.py -->", f"<!-- end of {name} -->"
     before, rest = page.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
     page.write_text(f"{before}{begin}\n\n{table(stored)}\n\n{end}{after}", encoding="utf-8")

@@ -1,9 +1,11 @@
 """Throughput of two workers of engine ray over that of one, likelihoods and generation.
 
 Both workers are started and warmed up first, and stay; a measurement asks the same questions of one of them
-and of both, in turn. Without two GPUs each worker has one core of its own, to which it is bound; the driver
-and ray share those cores with them. ``two_workers_ratio`` is the smallest of the ratios below it; a ratio is
-the median of the rounds. Answers of one and of two must be equal.
+and of both, in turn, task by task as a run does, and with empty prefix caches. Without two GPUs each worker
+has one core of its own, to which it is bound; the driver and ray share those cores with them.
+``two_workers_ratio`` is the smallest of the ratios below it; a ratio is the median of the rounds. Answers of
+one and of two must be equal, in bfloat16 as far as its rounding lets them be: ``difference`` is the largest
+of log-likelihoods, and the part of texts that differ.
 
 ``--table results/bench/scaling-HARDWARE.json docs/scaling.md`` writes stored results into the page.
 """
@@ -16,6 +18,7 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +28,39 @@ import torch
 from cme_bench.analysis.parity import task_items
 from cme_bench.engines.base import Engine, GenerateRequest, GenerateResponse
 from cme_bench.engines.ray.pool import Pool
+from cme_bench.engines.ray.worker import Worker
 from cme_bench.runs.engines import Job, RaySource
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder, first_prompt
 
-CASES = {"likelihood": "cme_arc_easy_ll", "generation": "cme_arc_easy"}
 TOLERANCE = 1e-3
+Questions = dict[str, list[Any]]
+"""Requests of each task."""
 
 
 class Crew:
     """Two workers of one kind, of which one or both are asked."""
 
-    def __init__(self, options: RunOptions, requests: dict[str, list[Any]]) -> None:
+    def __init__(self, options: RunOptions, cases: dict[str, Questions]) -> None:
         self.base = BaseModel(options)
-        self.requests = requests
+        self.tasks = [asked for questions in cases.values() for asked in questions.values()]
         source = self.base.engines
         assert isinstance(source, RaySource)
         self.source: RaySource = source
         self.pool: Pool = source._pool
         self.places = self.pool.places
-        longest = max(request.n_tokens for asked in requests.values() for request in asked)
-        self.job = Job(longest + 1, longest, first_prompt(requests["likelihood"][0]))
+        longest = max(request.n_tokens for asked in self.tasks for request in asked)
+        self.job = Job(longest + 1, longest, first_prompt(self.tasks[0][0]))
         self.engine: Engine = source.open(None, self.job)
 
     def start(self) -> None:
         """Load both, bind each to its core, and let each answer a few questions."""
         while not all(place.ready for place in self.places):
-            self.ask(self.requests["likelihood"][:4])
+            self.ask(self.tasks[0][:4])
         if not self.pool.crew.gpus:
             for core, place in zip(sorted(os.sched_getaffinity(0)), self.places, strict=False):
                 bind(int(place.where.split()[-1]), core)
-        for asked in self.requests.values():
+        for asked in self.tasks:
             self.ask(asked[:8])
 
     def ask(self, requests: list[Any]) -> dict[int, Any]:
@@ -63,11 +68,14 @@ class Crew:
             return dict(self.engine.generate(requests))
         return dict(self.engine.loglikelihood(requests))
 
-    def measure(self, requests: list[Any], workers: int) -> tuple[float, dict[int, Any]]:
-        """Seconds, and the answers."""
+    def measure(self, questions: Questions, workers: int) -> tuple[float, list[dict[int, Any]]]:
+        """Seconds, and the answers to each task."""
+        import ray
+
+        ray.get([place.actor.__ray_call__.remote(forget) for place in self.places])
         self.pool.places = self.places[:workers]
         started = time.perf_counter()
-        answers = self.ask(requests)
+        answers = [self.ask(asked) for asked in questions.values()]
         seconds = time.perf_counter() - started
         self.pool.places = self.places
         return seconds, answers
@@ -82,30 +90,36 @@ def bind(process: int, core: int) -> None:
         os.sched_setaffinity(int(thread.name), {core})
 
 
-def difference(one: dict[int, Any], two: dict[int, Any]) -> float:
-    """Largest of log-likelihoods; 1 where a text differs."""
-    if isinstance(one[0], GenerateResponse):
-        return float(max(one[i].text != two[i].text for i in one))
-    return float(max(abs(a - b) for i in one for a, b in zip(one[i].logprobs, two[i].logprobs, strict=True)))
+def forget(worker: Worker) -> None:
+    """In a worker: what it computed is of no use to the next measurement."""
+    host = getattr(worker._engine, "host", None)
+    if host is not None:
+        host._llm.reset_prefix_cache()
 
 
-def questions_of(options: RunOptions) -> dict[str, list[Any]]:
-    """The requests of each case, as a run asks them."""
-    from dataclasses import replace
+def difference(one: list[dict[int, Any]], two: list[dict[int, Any]]) -> float:
+    """Largest of log-likelihoods; the part of texts that differ."""
+    pairs = [(a[i], b[i]) for a, b in zip(one, two, strict=True) for i in a]
+    if isinstance(pairs[0][0], GenerateResponse):
+        return statistics.fmean([float(a.text != b.text) for a, b in pairs])
+    return float(max(abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)))
 
-    found = {}
-    for case, task in CASES.items():
-        one = replace(options, engine="hf", tasks=task)
-        found[case] = [item.request for item in task_items(one, Responder(one, BaseModel(one)))]
+
+def questions_of(options: RunOptions) -> Questions:
+    """The requests of each task, as a run asks them."""
+    found: Questions = {}
+    for item in task_items(options, Responder(options, BaseModel(options))):
+        found.setdefault(item.task, []).append(item.request)
     return found
 
 
-def measure(kind: str, options: RunOptions, requests: dict[str, list[Any]], rounds: int) -> dict[str, Any]:
-    crew = Crew(options, requests)
+def measure(kind: str, options: RunOptions, cases: dict[str, Questions], rounds: int) -> dict[str, Any]:
+    crew = Crew(options, cases)
     results: dict[str, Any] = {}
     try:
         crew.start()
-        for case, questions in requests.items():
+        for case, questions in cases.items():
+            n = sum(map(len, questions.values()))
             seconds: dict[int, list[float]] = {1: [], 2: []}
             for turn in range(rounds):
                 found = {}
@@ -114,10 +128,15 @@ def measure(kind: str, options: RunOptions, requests: dict[str, list[Any]], roun
                     seconds[workers].append(took)
             ratio = statistics.median(a / b for a, b in zip(seconds[1], seconds[2], strict=True))
             gap = difference(found[1], found[2])
-            results[f"{kind}_{case}"] = {"seconds": seconds, "ratio": ratio, "difference": gap}
+            results[f"{kind}_{case}"] = {
+                "questions": n,
+                "seconds": seconds,
+                "ratio": ratio,
+                "difference": gap,
+            }
             one, two = (statistics.median(seconds[workers]) for workers in (1, 2))
             print(
-                f"{kind} {case:10s} {len(questions)} questions   one {one:.1f} s   two {two:.1f} s   "
+                f"{kind} {case:10s} {n} questions   one {one:.1f} s   two {two:.1f} s   "
                 f"{ratio:.2f}x   difference {gap:.1e}",
                 flush=True,
             )
@@ -128,19 +147,33 @@ def measure(kind: str, options: RunOptions, requests: dict[str, list[Any]], roun
 
 def table(stored: dict[str, Any]) -> str:
     """The Markdown table of stored results."""
-    lines = ["| workers and work | one, s | two, s | throughput of two |", "|---|---:|---:|---:|"]
+    lines = [
+        "| workers and work | questions | one, s | two, s | throughput of two |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, found in stored["results"].items():
         one, two = (statistics.median(found["seconds"][workers]) for workers in "12")
-        lines.append(f"| {name.replace('_', ', ')} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x |")
+        shown = f"{found['questions']:,} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x"
+        lines.append(f"| {name.replace('_', ', ')} | {shown} |")
     settings = stored["settings"]
     return "\n".join(
         [
             *lines,
             "",
-            f"{measurements.source(stored)}: {settings['model']}, {settings['items']} questions, medians of "
-            f"{settings['rounds']} rounds, the answers of one and of two are equal.",
+            f"{measurements.source(stored)}: {settings['model']}, {settings['dtype']}, "
+            f"{', '.join(settings['tasks'])}, medians of {settings['rounds']} rounds; {agreement(stored)}.",
         ]
     )
+
+
+def agreement(stored: dict[str, Any]) -> str:
+    """In words, how far one worker's answers are those of two."""
+    gaps = {name: found["difference"] for name, found in stored["results"].items()}
+    if all(gap <= TOLERANCE for gap in gaps.values()):
+        return "the answers of one and of two are equal"
+    nats = max((gap for name, gap in gaps.items() if "likelihood" in name), default=0.0)
+    texts = max((gap for name, gap in gaps.items() if "generation" in name), default=0.0)
+    return f"between one and two a log-likelihood differs by {nats:.2f} at most, and {texts:.1%} of the texts"
 
 
 def main() -> None:
@@ -151,9 +184,12 @@ def main() -> None:
     parser.add_argument("--workers", default="hf,vllm", help="kinds of workers: hf, vllm")
     parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--items", type=int, default=48, help="questions of each task")
+    parser.add_argument("--likelihood", default="cme_arc_easy_ll", help="tasks")
+    parser.add_argument("--generation", default="cme_arc_easy", help="tasks")
+    parser.add_argument("--items", type=int, default=48, help="questions of each task, at most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="our own mini items, hf workers, one round")
+    parser.add_argument("--out", type=Path, help="file to write")
     parser.add_argument("--table", nargs=2, type=Path, help="write stored results (a file) into a page")
     args = parser.parse_args()
     if args.table:
@@ -163,7 +199,10 @@ def main() -> None:
     if args.quick:
         args.data, args.items, args.rounds, args.workers = "mini", 12, 1, "hf"
     base = RunOptions(args.model, data=args.data, limit=args.items, dtype=args.dtype, offline=True)
-    requests = questions_of(base)
+    cases = {
+        case: questions_of(replace(base, engine="hf", tasks=tasks))
+        for case, tasks in (("likelihood", args.likelihood), ("generation", args.generation))
+    }
     results: dict[str, Any] = {}
     for kind in args.workers.split(","):
         settings = {} if torch.cuda.is_available() else {"kv_gib": 1}
@@ -176,14 +215,21 @@ def main() -> None:
             offline=True,
             settings=settings,
         )
-        results |= measure(kind, options, requests, args.rounds)
+        results |= measure(kind, options, cases, args.rounds)
     ratios = {name: round(found["ratio"], 3) for name, found in results.items()}
     metrics = {"two_workers_ratio": min(ratios.values())} | ratios
     line = measurements.line("scaling", metrics, cuda=torch.cuda.is_available())
     if not args.quick:
         measurements.save(
             line,
-            settings={"model": Path(args.model).name, "items": args.items, "rounds": args.rounds},
+            file=args.out,
+            settings={
+                "model": Path(args.model).name,
+                "dtype": args.dtype,
+                "tasks": [task for questions in cases.values() for task in questions],
+                "items": args.items,
+                "rounds": args.rounds,
+            },
             results=results,
         )
     print(json.dumps(line))
