@@ -39,9 +39,9 @@ from cme_bench.engines.base import (
 )
 from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.engines.ray.engine import RayEngine
-from cme_bench.engines.ray.pool import Flight, Pool, wants_more
+from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.shards import plan_shards
-from cme_bench.engines.ray.work import Work
+from cme_bench.engines.ray.work import Hand, Work
 from cme_bench.engines.ray.worker import BATCH_ITEMS
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import Item
@@ -223,7 +223,7 @@ class Simulation:
         requests = [GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)]
         self._work = Work(requests, len(self.free))
         self._speeds = speeds
-        self._flights: list[list[Flight]] = [[] for _ in self.free]
+        self._hands = [Hand() for _ in self.free]
         self._events: list[tuple[float, int, int, int]] = []
         self._life = 0
         for worker in range(len(self.free)):
@@ -236,17 +236,15 @@ class Simulation:
                 continue
             self.driver = max(self.driver, at) + count * self.costs.driver
             self.busy += count * self.costs.driver
-            flight = self._flights[worker][0]
-            for index in list(islice(flight.unanswered, count)):
-                del flight.unanswered[index]
-            if not flight.unanswered:
-                self._flights[worker].pop(0)
+            unanswered = self._hands[worker].unanswered
+            for index in list(islice(unanswered, count)):
+                del unanswered[index]
             self._supply(worker, self.driver)
 
     def _supply(self, worker: int, now: float) -> None:
-        flights = self._flights[worker]
-        while wants_more(flights) and (shard := self._work.take(worker, idle=not flights)):
-            flights.append(Flight(shard, None, dict.fromkeys(shard.requests)))
+        hand = self._hands[worker]
+        while hand.wants_more() and (shard := self._work.take(worker, hand)):
+            hand.give(shard)
             at = max(self.free[worker], now)
             for start in range(0, len(shard), BATCH_ITEMS):
                 batch = shard.requests[start : start + BATCH_ITEMS]
@@ -259,11 +257,9 @@ class Simulation:
         """What worker 0 had not sent goes back; of its batch in work, half is computed twice on average."""
         self._life += 1
         self.free[0] = self.kill_at + self.costs.start
-        lost, self._flights[0] = self._flights[0], []
-        for flight in reversed(lost):
-            self._work.give_back(0, flight.shard, list(flight.unanswered))
-        if lost:
-            self.repeated = min(BATCH_ITEMS, len(lost[0].unanswered)) // 2
+        lost, self._hands[0] = self._hands[0], Hand()
+        self._work.suspect(0, lost, "killed")
+        self.repeated = min(BATCH_ITEMS, len(lost.unanswered)) // 2
         now, self.kill_at = self.kill_at, math.inf
         self._supply(0, now)
 

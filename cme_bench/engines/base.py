@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError
 
 TokenIds: TypeAlias = tuple[int, ...]
@@ -72,6 +73,11 @@ class GenerateResponse:
     text: str
     n_tokens: int
     finish: FinishReason
+
+
+Feed: TypeAlias = Iterator[tuple[int, LoglikelihoodRequest | GenerateRequest] | None]
+"""Requests of one kind that arrive while others are computed, each with an index of the caller's. None: there
+is none right now. While nothing is unanswered the iterator waits for a request or its end instead."""
 
 
 @dataclass(slots=True)
@@ -139,9 +145,37 @@ class Engine(ABC):
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]: ...
 
+    def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
+        """``(index, response)`` to what ``feed`` brings, until it ends; lengths are the caller's to check.
+
+        An engine that computes batch by batch takes what is there, answers it, and looks again.
+        """
+        for entries in _gathered(feed):
+            requests: list[Any] = [request for _, request in entries]
+            generated = isinstance(requests[0], GenerateRequest)
+            try:
+                for place, response in (self.generate if generated else self.loglikelihood)(requests):
+                    yield entries[place][0], response
+            except LogitsError as error:
+                index = None if error.request is None else entries[error.request][0]
+                raise LogitsError.at(index, error.where) from error
+
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """What a result record must name: engine, dtype, device and the versions that compute."""
 
     def close(self) -> None:  # noqa: B027 - most engines hold nothing that needs closing
         """Free what the engine holds (worker processes, device memory)."""
+
+
+def _gathered(feed: Feed) -> Iterator[list[tuple[int, LoglikelihoodRequest | GenerateRequest]]]:
+    """What is there each time that somebody asks."""
+    entries = []
+    for entry in feed:
+        if entry is not None:
+            entries.append(entry)
+        elif entries:
+            yield entries
+            entries = []
+    if entries:
+        yield entries

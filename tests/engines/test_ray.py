@@ -208,7 +208,7 @@ def test_a_consumer_that_stops_reading_stops_the_work(bench: Bench) -> None:
     answers = bench.engine().loglikelihood(questions(400, SLOW))
     next(answers)
     answers.close()
-    assert not any(place.flights for place in bench.pool.places)
+    assert not any(place.hand for place in bench.pool.places)
     assert len(collect(bench.engine().loglikelihood(questions(30)))) == 30
 
 

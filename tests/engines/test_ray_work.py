@@ -9,9 +9,8 @@ import pytest
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.ray.cluster import Crew, Node, plan_crew
-from cme_bench.engines.ray.pool import Flight, wants_more
 from cme_bench.engines.ray.shards import LEAST, MOST, Shard, plan_shards
-from cme_bench.engines.ray.work import Work
+from cme_bench.engines.ray.work import Hand, Work
 from cme_bench.errors import UsageError
 
 
@@ -95,38 +94,61 @@ def test_a_worker_without_work_takes_a_shard_of_whoever_has_most() -> None:
     work = Work(prompts(600), 3)
     own = []
     while work.has_own(0):
-        own.append(work.take(0, idle=False))
-    assert work.take(0, idle=False) is None, "it still computes, and another may have nothing else"
-    stolen = work.take(0, idle=True)
-    assert stolen is not None
+        own.append(taken(work, 0, Hand()))
+    assert work.take(0, held(own[0])) is None, "it still computes, and another may have nothing else"
+    stolen = taken(work, 0, Hand())
     assert len(stolen) <= len(own[0])
     assert not set(stolen.requests) & {i for shard in own for i in shard.requests}
     rest = 0
-    while (shard := work.take(0, idle=True)) is not None:
+    while (shard := work.take(0, Hand())) is not None:
         rest += len(shard)
     assert sum(map(len, own)) + len(stolen) + rest == 600
     assert not work
 
 
+def taken(work: Work, worker: int, hand: Hand) -> Shard:
+    shard = work.take(worker, hand)
+    assert shard is not None
+    return shard
+
+
+def held(shard: Shard, *answered: int) -> Hand:
+    hand = Hand()
+    hand.give(shard)
+    for request in answered:
+        del hand.unanswered[request]
+    return hand
+
+
+def test_a_worker_gets_its_next_shard_before_it_has_nothing_to_do() -> None:
+    hand = Hand()
+    assert hand.wants_more()
+    hand.give(Shard(tuple(range(100)), 1000))
+    assert not hand.wants_more(), "an idle worker may still take what is next"
+    for request in range(50):
+        del hand.unanswered[request]
+    assert hand.wants_more()
+    hand.give(Shard(tuple(range(100, 150)), 500))
+    assert not hand.wants_more()
+    assert list(hand.unanswered) == list(range(50, 150))
+
+
 def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int) -> float:
     """When the last of ``workers`` is done, each taking ``seconds`` for a request, one after the other."""
     work = Work(requests, workers)
-    flights: list[list[Flight]] = [[] for _ in range(workers)]
+    hands = [Hand() for _ in range(workers)]
     clocks = [0.0] * workers
     while True:
-        for worker, own in enumerate(flights):
-            while wants_more(own) and (shard := work.take(worker, idle=not own)):
-                own.append(Flight(shard, None, dict.fromkeys(shard.requests)))
-        busy = [worker for worker in range(workers) if flights[worker]]
+        for worker, hand in enumerate(hands):
+            while hand.wants_more() and (shard := work.take(worker, hand)):
+                hand.give(shard)
+        busy = [worker for worker in range(workers) if hands[worker]]
         if not busy:
             return max(clocks)
         next_worker = min(busy, key=lambda worker: clocks[worker])
-        unanswered = flights[next_worker][0].unanswered
-        done = next(iter(unanswered))
-        del unanswered[done]
+        done = next(iter(hands[next_worker].unanswered))
+        del hands[next_worker].unanswered[done]
         clocks[next_worker] += seconds[done]
-        if not unanswered:
-            flights[next_worker].pop(0)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 8])
@@ -139,22 +161,29 @@ def test_workers_finish_together_though_tokens_foretell_the_time_badly(workers: 
 
 
 def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:
-    """Workers in turn, each of which answers its shard in order until a deadly question kills it.
+    """Workers in turn, each of which answers one question after the other until a deadly one kills it.
 
     Answered requests, and how many workers died.
     """
     answered: list[int] = []
+    hands = [Hand() for _ in range(workers)]
     deaths = turn = 0
-    while work:
+    while work or any(hands):
         worker = turn % workers
+        hand = hands[worker]
         turn += 1
-        shard = work.take(worker, idle=True)
-        assert shard is not None
-        killer = next((i for i, request in enumerate(shard.requests) if request in deadly), None)
-        answered += shard.requests[:killer]
-        if killer is not None:
+        while hand.wants_more() and (shard := work.take(worker, hand)):
+            hand.give(shard)
+        if not hand:
+            continue
+        request = next(iter(hand.unanswered))
+        if request in deadly:
             deaths += 1
-            work.suspect(worker, shard, shard.requests[killer:], "died")
+            hands[worker] = Hand()
+            work.suspect(worker, hand, "died")
+        else:
+            answered.append(request)
+            del hand.unanswered[request]
     return answered, deaths
 
 
@@ -170,20 +199,28 @@ def test_deadly_questions_are_found_and_all_others_answered(workers: int, deadly
 
 def test_one_death_condemns_nobody() -> None:
     work = Work(prompts(1), 2)
-    shard = work.take(0, idle=True)
-    assert shard is not None
-    work.suspect(0, shard, shard.requests, "the node was taken away")
+    shard = taken(work, 0, Hand())
+    work.suspect(0, held(shard), "the node was taken away")
     assert not work.lost
     assert work.has_own(1), "another worker tries"
-    assert work.take(1, idle=True) == Shard((0,), shard.cost, deaths=1)
+    assert work.take(1, Hand()) == Shard((0,), shard.cost, suspected=True, deaths=1)
 
 
-def test_what_a_dead_worker_had_waiting_is_not_suspected() -> None:
-    work = Work(prompts(40), 2)
-    shard = work.take(0, idle=True)
-    assert shard is not None
-    work.give_back(0, shard, shard.requests)
-    assert work.take(0, idle=True) == shard
+def test_suspects_are_joined_by_nobody() -> None:
+    """Else one deadly question would make suspects of all that happens to be in work beside it."""
+    work = Work(prompts(600), 2)
+    first = taken(work, 0, Hand())
+    hand = held(first, *first.requests[:-4])
+    second = taken(work, 0, hand)
+    hand.give(second)
+    work.suspect(0, hand, "died")
+    part = taken(work, 0, Hand())
+    assert part.suspected and set(part.requests) < {*first.requests[-4:], *second.requests}
+    assert not held(part, *part.requests[1:]).wants_more()
+    innocent = taken(work, 1, Hand())
+    assert not innocent.suspected
+    assert work.take(0, held(innocent)) is None, "the next suspects wait until its hands are empty"
+    assert taken(work, 0, Hand()).suspected
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, Te
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
+from cme_bench.engines.base import Feed
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
@@ -205,6 +206,36 @@ def test_an_adapter_that_does_nothing_is_refused(bench: Bench, base: Path) -> No
     model.save_pretrained(base.parent / "idle")
     with pytest.raises(AdapterError, match="'idle' changes no logit"):
         bench.vllm(base.parent / "idle").check_liveness("'idle'", ids(9))
+
+
+def test_what_is_fed_while_it_computes_is_answered_alike(bench: Bench, adapters: dict[str, Path]) -> None:
+    """Half of the questions come later, three at a time; equal ones and choices from the cache among them."""
+    engine = bench.vllm(adapters["teamlora"])
+    asked = questions()
+    asked += asked[:3]
+    waiting: set[int] = set()
+
+    def feed() -> Feed:
+        later = list(range(len(asked) // 2, len(asked)))
+        for index in range(len(asked) // 2):
+            waiting.add(index)
+            yield index, asked[index]
+        while later:
+            yield None
+            for index in later[:3]:
+                waiting.add(index)
+                yield index, asked[index]
+            del later[:3]
+
+    found: dict[int, Any] = {}
+    for index, response in engine.serve(feed()):
+        waiting.remove(index)
+        found[index] = response
+    assert not waiting
+    assert_alike([found[i] for i in range(len(asked))], answers(engine, asked))
+    prompts = [GenerateRequest(ids(5 + i % 3, i), 6) for i in range(9)]
+    served = dict(engine.serve(iter([*enumerate(prompts[:4]), None, *list(enumerate(prompts))[4:]])))
+    assert served == dict(engine.generate(prompts))
 
 
 def test_stopping_early_leaves_the_engine_usable(bench: Bench) -> None:

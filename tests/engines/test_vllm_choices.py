@@ -60,19 +60,24 @@ def test_answers_equal_a_plain_reading_in_any_order(
     source = random.Random(seed)
     order = list(range(len(asked)))
     source.shuffle(order)
-    collector = Collector(asked, block)
+    collector = Collector(block)
     found: dict[int, LoglikelihoodResponse] = {}
     flying: list[Ask] = []
-    for node in collector.asks(order):
+
+    def take(done: Ask) -> None:
+        for index, request, response in collector.take(done, toy_scores(done)):
+            assert index not in found and request == asked[index]
+            found[index] = response
+
+    for node in (node for index in order for node in collector.ask(index, asked[index])):
         flying.append(node)
         if source.random() < 0.5:  # answers come back while questions are still being asked
-            done = flying.pop(source.randrange(len(flying)))
-            for index, response in collector.take(done, toy_scores(done)):
-                assert index not in found
-                found[index] = response
+            take(flying.pop(source.randrange(len(flying))))
     source.shuffle(flying)
     for node in flying:
-        found |= dict(collector.take(node, toy_scores(node)))
+        assert collector
+        take(node)
+    assert not collector
     assert sorted(found) == sorted(order)
     for index, request in enumerate(asked):
         wanted = plain(request)
@@ -95,16 +100,25 @@ def test_a_wide_node_is_asked_in_pieces_and_put_together() -> None:
     request = LoglikelihoodRequest(choices)
     nodes = question_nodes(request)
     assert [len(node.children) for node in nodes] == [MOST_CHILDREN, 5]
-    collector = Collector([request], 16)
-    found = [answer for node in collector.asks([0]) for answer in collector.take(node, toy_scores(node))]
-    assert found == [(0, plain(request))]
+    collector = Collector(16)
+    found = [done for node in collector.ask(0, request) for done in collector.take(node, toy_scores(node))]
+    assert found == [(0, request, plain(request))]
 
 
 def test_equal_questions_in_flight_are_asked_once() -> None:
     request = LoglikelihoodRequest((((1, 2), (3,)),))
-    collector = Collector([request, request], 16)
-    [node] = collector.asks([0, 1])
-    assert dict(collector.take(node, toy_scores(node))) == {0: plain(request), 1: plain(request)}
+    collector = Collector(16)
+    [node] = collector.ask(0, request)
+    assert list(collector.ask(1, request)) == []
+    answers = list(collector.take(node, toy_scores(node)))
+    assert answers == [(0, request, plain(request)), (1, request, plain(request))]
+
+
+def test_a_question_of_empty_choices_is_answered_as_others_are() -> None:
+    request = LoglikelihoodRequest((((1, 2), ()), ((1, 2), ())))
+    collector = Collector(16)
+    [node] = collector.ask(0, request)
+    assert list(collector.take(node, toy_scores(node))) == [(0, request, plain(request))]
 
 
 def test_the_cheaper_way_is_chosen() -> None:

@@ -16,10 +16,10 @@ from cme_bench.engines.base import (
     UnansweredError,
 )
 from cme_bench.engines.checks import check_generate, check_loglikelihood
-from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
-from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError, wants_more
+from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
 from cme_bench.engines.ray.work import Work
+from cme_bench.engines.ray.worker import Answers
 from cme_bench.errors import CmeError, UsageError
 
 MOST_LOST = 8
@@ -74,7 +74,7 @@ class RayEngine(Engine):
         work = Work(requests, len(self._pool.places))
         watch = _Watch(self._pool, self._note)
         try:
-            while work or any(place.flights for place in self._pool.places):
+            while work or any(place.hand for place in self._pool.places):
                 if self._stopping():
                     return
                 for place in self._pool.places:
@@ -84,20 +84,21 @@ class RayEngine(Engine):
                 for place in spoke:
                     yield from self._hear(place, work)
         finally:
-            self._pool.end_busy()
+            for place, last in self._pool.finish():
+                self._count(place, last)
         if work.lost:
             raise UnansweredError(work.lost)
 
     def _supply(self, place: Place, work: Work, requests: Requests) -> None:
         """Give a place what it lacks: a worker, the right opening, shards."""
-        if place.reply is not None or (not place.flights and not work):
+        if place.reply is not None or (not place.hand and not work):
             return
         if place.opening != self._opening:
             wanted = place.actor or work.has_own(place.index) or not any(p.actor for p in self._pool.places)
             if wanted and place.failures < STARTS:
                 self._pool.open(place, self._opening)
             return
-        while wants_more(place.flights) and (shard := work.take(place.index, idle=not place.flights)):
+        while place.hand.wants_more() and (shard := work.take(place.index, place.hand)):
             self._pool.send(place, shard, requests)
 
     def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:
@@ -107,37 +108,28 @@ class RayEngine(Engine):
                 self._description = self._pool.opened(place).description
                 return
             answers = self._pool.receive(place)
-        except LogitsError as error:  # the worker knows places in its shard only
-            shard = place.flights[0].shard
-            index = None if error.request is None else shard.requests[error.request]
-            raise LogitsError.at(index, error.where) from error
         except WorkerDiedError as error:
             self._bury(place, work, str(error))
             return
-        flight = place.flights[0]
         if answers is None:
-            place.flights.popleft()
-            if flight.unanswered:
-                raise CmeError(f"a worker ({place.where}) left {len(flight.unanswered)} requests unanswered")
-            return
+            raise CmeError(f"a worker ({place.where}) left {len(place.hand.unanswered)} requests unanswered")
+        self._count(place, answers)
+        for index, response in answers.responses:
+            del place.hand.unanswered[index]
+            yield index, response
+
+    def _count(self, place: Place, answers: Answers) -> None:
         self._by_worker[place.serial] = answers.stats
         self.stats = EngineStats.total(self._by_worker.values())
-        for position, response in answers.responses:
-            index = flight.shard.requests[position]
-            del flight.unanswered[index]
-            yield index, response
 
     def _bury(self, place: Place, work: Work, reason: str) -> None:
         """The worker of a place is gone: what it had is done by others, and a new one takes its place."""
         if place.reply is not None:
             place.failures += 1
             self._note(f"worker {place.index + 1} did not start: {reason}")
-        elif place.flights:
+        elif place.hand:
             self._note(f"worker {place.index + 1} ({place.where}) died: {reason}")
-            current, *others = place.flights
-            for flight in reversed(others):
-                work.give_back(place.index, flight.shard, list(flight.unanswered))
-            work.suspect(place.index, current.shard, list(current.unanswered), reason)
+            work.suspect(place.index, place.hand, reason)
         self._pool.end(place)
         if len(work.lost) > MOST_LOST:
             raise CmeError(f"{len(work.lost)} questions in a row killed their workers; the last: {reason}")

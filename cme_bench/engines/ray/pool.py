@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.ray.cluster import Crew
 from cme_bench.engines.ray.shards import Shard
-from cme_bench.engines.ray.worker import Answers, Opened, Source, Worker
+from cme_bench.engines.ray.work import Hand
+from cme_bench.engines.ray.worker import INBOX, Answers, Asked, Opened, Source, Worker
 from cme_bench.errors import CmeError, EngineDiedError, first_line
 
 STARTS = 3
 """A place whose workers die so often before they are ready, one after the other, stays empty."""
-IN_FLIGHT = 2
-"""Shards that a worker has: one that it computes, one that it need not wait for."""
-NEARLY = 0.25
-"""It gets the second when so much of the first is unanswered. Until then an idle worker may take it: tokens
-foretell only roughly how long a worker takes."""
 CLOSE_SECONDS = 10.0
 """For workers to end by themselves; then they are ended."""
 
@@ -28,27 +23,10 @@ Requests: TypeAlias = Sequence[LoglikelihoodRequest | GenerateRequest]
 
 
 @dataclass(slots=True)
-class Flight:
-    """A shard that a worker has. ``unanswered``: requests, in the order of the shard."""
-
-    shard: Shard
-    stream: Any
-    unanswered: dict[int, None]
-
-
-def wants_more(flights: Sequence[Flight]) -> bool:
-    """Whether a worker with these should be handed another shard."""
-    if not flights:
-        return True
-    current = flights[0]
-    return len(flights) < IN_FLIGHT and len(current.unanswered) <= NEARLY * len(current.shard)
-
-
-@dataclass(slots=True)
 class Place:
     """Where a worker is, or was, or will be. ``serial`` names the worker; ``failures``: workers in a row that
     died before they were ready; ``opening``: what the worker was last told to answer with; ``ready``: the
-    reply to that is there."""
+    reply to that is there; ``stream``: its answers to what it is given."""
 
     index: int
     actor: Any = None
@@ -58,7 +36,8 @@ class Place:
     reply: Any = None
     ready: bool = False
     where: str = ""
-    flights: deque[Flight] = field(default_factory=deque)
+    stream: Any = None
+    hand: Hand = field(default_factory=Hand)
 
 
 class WorkerDiedError(Exception):
@@ -89,8 +68,9 @@ class Pool:
                 "max_restarts": 0,  # a new worker must be told what to open: this module does it
                 "max_task_retries": 0,
                 "scheduling_strategy": "SPREAD",
+                "concurrency_groups": {INBOX: 1},  # the worker takes shards while it computes
             }
-            place.actor = ray.remote(Worker).options(**options).remote(self._environment)
+            place.actor = ray.remote(**options)(Worker).remote(self._environment)
         place.opening, place.ready = opening, False
         place.reply = place.actor.open.remote(self._make, opening)
 
@@ -103,14 +83,15 @@ class Pool:
 
     def send(self, place: Place, shard: Shard, requests: Requests) -> None:
         """Hand a shard to the worker of a place."""
-        asked = [requests[i] for i in shard.requests]
-        stream = place.actor.answer.options(num_returns="streaming").remote(asked)
-        place.flights.append(Flight(shard, stream, dict.fromkeys(shard.requests)))
+        if place.stream is None:
+            place.stream = place.actor.answer.options(num_returns="streaming").remote()
+        _put(place, [(i, requests[i]) for i in shard.requests])
+        place.hand.give(shard)
 
     def receive(self, place: Place) -> Answers | None:
-        """What the worker of a place sends next of its first shard; None at its end. Raises as ``opened``."""
+        """What the worker of a place sends next; None at the end. Raises as ``opened``."""
         try:
-            reference = next(place.flights[0].stream)
+            reference = next(place.stream)
         except StopIteration:
             return None
         answers: Answers = _fetch(reference)
@@ -120,7 +101,7 @@ class Pool:
         """Places that have something to say, within ``seconds``."""
         import ray
 
-        speaking = [(place.reply or place.flights[0].stream, place) for place in self.places if _busy(place)]
+        speaking = [(place.reply or place.stream, place) for place in self.places if _busy(place)]
         if not speaking:
             return []
         ready, _ = ray.wait([one for one, _ in speaking], num_returns=1, timeout=seconds, fetch_local=False)
@@ -133,14 +114,26 @@ class Pool:
 
         if place.actor is not None:
             ray.kill(place.actor)
-        place.actor = place.reply = place.opening = None
+        place.actor = place.reply = place.opening = place.stream = None
         place.ready = False
-        place.flights.clear()
+        place.hand = Hand()
 
-    def end_busy(self) -> None:
-        """End the workers that still compute."""
+    def finish(self) -> Iterator[tuple[Place, Answers]]:
+        """No more is asked: what workers have left to say. Those that still compute are ended."""
         for place in self.places:
-            if place.flights:
+            if place.hand:
+                self.end(place)
+            elif place.stream is not None:
+                _put(place, None)
+        for place in self.places:
+            try:
+                while place.stream is not None:
+                    answers = self.receive(place)
+                    if answers is None:
+                        place.stream, place.hand = None, Hand()
+                    else:
+                        yield place, answers
+            except WorkerDiedError:
                 self.end(place)
 
     def close(self) -> None:
@@ -149,7 +142,7 @@ class Pool:
 
         if not ray.is_initialized():
             return
-        replies = [place.actor.close.remote() for place in self.places if place.ready and not place.flights]
+        replies = [place.actor.close.remote() for place in self.places if place.ready and not place.hand]
         if replies:
             ray.wait(replies, num_returns=len(replies), timeout=CLOSE_SECONDS)
         for place in self.places:
@@ -157,7 +150,12 @@ class Pool:
 
 
 def _busy(place: Place) -> bool:
-    return place.reply is not None or bool(place.flights)
+    return place.reply is not None or bool(place.hand)
+
+
+def _put(place: Place, shard: Sequence[Asked] | None) -> None:
+    """Into the worker's inbox; None: the last."""
+    place.actor.put.options(concurrency_group=INBOX).remote(shard)
 
 
 def _fetch(reference: Any) -> Any:

@@ -29,10 +29,12 @@ DRIFT = 8
 @dataclass(frozen=True, slots=True)
 class Shard:
     """``requests``: indices, in the order of their tokens. ``cost``: about as many tokens are computed.
-    ``deaths``: workers that died with this request alone, if it is one."""
+    ``suspected``: a worker died that had these and others; ``deaths``: workers that died with this request
+    alone, if it is one."""
 
     requests: tuple[int, ...]
     cost: int
+    suspected: bool = False
     deaths: int = 0
 
     def __len__(self) -> int:

@@ -1,25 +1,33 @@
-"""What runs in a worker's process: one engine, opened anew for each adapter, asked a shard at a time."""
+"""What runs in a worker's process: one engine, opened anew for each adapter, fed shard by shard."""
 
 from __future__ import annotations
 
 import os
+import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
+    Feed,
     GenerateRequest,
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
 )
 
+INBOX = "inbox"
+"""Group of methods that ray calls while others run."""
 BATCH_ITEMS = 64
 BATCH_SECONDS = 0.25
-"""Responses travel together, so many or so old."""
+"""Responses travel together, so many or so old, or as many as are left: the driver learns in time that a
+worker will soon have nothing to do."""
+
+Asked: TypeAlias = tuple[int, LoglikelihoodRequest | GenerateRequest]
+"""A request and its index in the whole."""
 
 
 class Source(Protocol):
@@ -41,7 +49,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Responses by place in the shard, and the engine's counters so far."""
+    """Responses, each with the index of its request, and the engine's counters so far."""
 
     responses: tuple[tuple[int, LoglikelihoodResponse | GenerateResponse], ...]
     stats: EngineStats
@@ -58,6 +66,8 @@ class Worker:
         os.environ.update(environment)
         self._source: Source | None = None
         self._engine: Engine | None = None
+        self._inbox: queue.SimpleQueue[Sequence[Asked] | None] = queue.SimpleQueue()
+        self._unanswered = 0
 
     def open(self, make: Callable[[], Source], opening: tuple[Any, ...]) -> Opened:
         """Be ready to answer with ``opening`` (an adapter); ``make`` is called once, by the first."""
@@ -70,21 +80,37 @@ class Worker:
         self._engine = self._source.open(*opening)
         return Opened(os.uname().nodename, os.getpid(), self._engine.describe())
 
-    def answer(self, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> Iterator[Answers]:
-        """Responses to requests of one kind, as the engine finishes them."""
+    def put(self, shard: Sequence[Asked] | None) -> None:
+        """Requests to answer, of one kind, each with its index; None: no more will come."""
+        self._inbox.put(shard)
+
+    def answer(self) -> Iterator[Answers]:
+        """Responses to what is put, as the engine finishes them; what is put meanwhile joins in."""
         assert self._engine is not None
-        ask: Any = self._engine.loglikelihood
-        if isinstance(requests[0], GenerateRequest):
-            ask = self._engine.generate
+        self._unanswered = 0
         batch: list[tuple[int, Any]] = []
         opened = time.monotonic()
-        for answer in ask(requests):
+        for answer in self._engine.serve(self._feed()):
             batch.append(answer)
-            if len(batch) >= BATCH_ITEMS or time.monotonic() - opened > BATCH_SECONDS:
+            self._unanswered -= 1
+            full = len(batch) >= min(BATCH_ITEMS, self._unanswered)
+            if full or time.monotonic() - opened > BATCH_SECONDS:
                 yield Answers(tuple(batch), replace(self._engine.stats))
                 batch.clear()
                 opened = time.monotonic()
-        yield Answers(tuple(batch), replace(self._engine.stats))
+        yield Answers((), replace(self._engine.stats))
+
+    def _feed(self) -> Feed:
+        while True:
+            try:
+                shard = self._inbox.get(block=not self._unanswered)
+            except queue.Empty:
+                yield None
+                continue
+            if shard is None:
+                return
+            self._unanswered += len(shard)
+            yield from shard
 
     def close(self) -> None:
         """Free everything; the process is ended next."""

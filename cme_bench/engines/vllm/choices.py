@@ -16,7 +16,7 @@ nodes of a long choice would each compute that again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -108,39 +108,48 @@ def _cost(ask: Ask, block: int) -> float:
     return REQUEST_TOKENS + computed * (1.0 if isinstance(ask, Node) else SCORED_TOKENS)
 
 
+@dataclass(slots=True)
+class _Question:
+    """One that was asked: ``missing`` answers are still to come."""
+
+    index: int
+    request: LoglikelihoodRequest
+    missing: int
+    scores: dict[Place, Score]
+
+
 class Collector:
     """Scores come in, in any order; responses go out when a question's last one is there.
 
-    What several questions ask while it is in work is asked once.
+    What several questions ask while it is in work is asked once. True while a question waits.
     """
 
-    def __init__(self, requests: Sequence[LoglikelihoodRequest], block: int) -> None:
-        self._requests = requests
+    def __init__(self, block: int) -> None:
         self._block = block
-        self._waiting: dict[int, int] = {}
-        self._scores: dict[int, dict[Place, Score]] = {}
-        self._askers: dict[Ask, list[int]] = {}
+        self._askers: dict[Ask, list[_Question]] = {}
 
-    def asks(self, order: Sequence[int]) -> Iterator[Ask]:
-        """What to ask, questions in ``order``, each question's asks one after the other."""
-        for index in order:
-            asks = plan_question(self._requests[index], self._block)
-            self._waiting[index] = len(asks)
-            self._scores[index] = {}
-            for ask in asks:
-                askers = self._askers.setdefault(ask, [])
-                askers.append(index)
-                if len(askers) == 1:
-                    yield ask
+    def __bool__(self) -> bool:
+        return bool(self._askers)
 
-    def take(self, ask: Ask, scores: dict[Place, Score]) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+    def ask(self, index: int, request: LoglikelihoodRequest) -> Iterator[Ask]:
+        """What to ask for a question: something even if its choices are empty and their scores known."""
+        asks = plan_question(request, self._block) or [Node(request.rows[0][0], ())]
+        question = _Question(index, request, len(asks), {})
+        for ask in asks:
+            askers = self._askers.setdefault(ask, [])
+            askers.append(question)
+            if len(askers) == 1:
+                yield ask
+
+    def take(
+        self, ask: Ask, scores: dict[Place, Score]
+    ) -> Iterator[tuple[int, LoglikelihoodRequest, LoglikelihoodResponse]]:
         """The questions that the answer to ``ask`` completes, each with its response."""
-        for index in self._askers.pop(ask):
-            self._scores[index] |= scores
-            self._waiting[index] -= 1
-            if not self._waiting[index]:
-                yield index, _put_together(self._requests[index], self._scores.pop(index))
-                del self._waiting[index]
+        for question in self._askers.pop(ask):
+            question.scores |= scores
+            question.missing -= 1
+            if not question.missing:
+                yield question.index, question.request, _put_together(question.request, question.scores)
 
 
 def _put_together(request: LoglikelihoodRequest, scores: dict[Place, Score]) -> LoglikelihoodResponse:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from cme_bench.adapters.liveness import unchanged
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
+    Feed,
     GenerateRequest,
     GenerateResponse,
     LoglikelihoodRequest,
@@ -60,71 +63,70 @@ class VLLMEngine(Engine):
         """Responses as questions finish. Questions are asked in the order of their tokens, so that those
         that share a header follow one another. Raises as ``HFEngine.loglikelihood`` does."""
         check_loglikelihood(requests, self.max_length)
-        return self._loglikelihood(requests)
-
-    def _loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        collector = Collector(requests, self.host.settings.cache_block)
         order = sorted(range(len(requests)), key=lambda i: requests[i].rows)
-        empty = [i for i in order if not any(continuation for _, continuation in requests[i].rows)]
-        for index in empty:
-            n = len(requests[index].rows)
-            yield self._counted(requests[index], index, LoglikelihoodResponse((0.0,) * n, (True,) * n))
-        order = [i for i in order if i not in set(empty)]
-        again: list[Ask] = []
-        asked = ((ask, ask.prompt, _scoring(ask, past_cache=False)) for ask in collector.asks(order))
-        for ask, output in self._ask(asked):
+        return self._loglikelihood(iter([(i, requests[i]) for i in order]))
+
+    def _loglikelihood(self, feed: Feed) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+        collector = Collector(self.host.settings.cache_block)
+        again: deque[Ask] = deque()
+        for ask, output in self._ask(_scored(feed, collector, again)):
             if isinstance(ask, Tail) and (output.num_cached_tokens or 0) >= len(ask.context):
                 again.append(ask)  # tokens of the choice came from the cache: they have no logits
                 continue
-            for index, response in collector.take(ask, _scores(ask, output)):
-                yield self._counted(requests[index], index, response)
-        rest = ((ask, ask.prompt, _scoring(ask, past_cache=True)) for ask in again)
-        for ask, output in self._ask(rest) if again else ():
-            for index, response in collector.take(ask, _scores(ask, output)):
-                yield self._counted(requests[index], index, response)
-
-    def _counted(
-        self, request: LoglikelihoodRequest, index: int, response: LoglikelihoodResponse
-    ) -> tuple[int, LoglikelihoodResponse]:
-        if any(math.isnan(logprob) for logprob in response.logprobs):
-            raise LogitsError.at(index)
-        self.stats.requests += 1
-        self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in request.rows if t)
-        return index, response
+            for index, request, response in collector.take(ask, _scores(ask, output)):
+                if any(math.isnan(logprob) for logprob in response.logprobs):
+                    raise LogitsError.at(index)
+                self.stats.requests += 1
+                self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in request.rows if t)
+                yield index, response
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """Responses as requests finish. Raises as ``HFEngine.generate`` does."""
         check_generate(requests, self.max_length)
-        return self._generate(requests)
-
-    def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
-        asked = (
-            (
-                i,
-                requests[i].prompt,
-                SamplingParams(
-                    max_tokens=requests[i].max_new_tokens,
-                    temperature=0.0,
-                    stop=[text for text in requests[i].stop if text],
-                    stop_token_ids=sorted(self.end_ids),
-                    output_kind=RequestOutputKind.FINAL_ONLY,
-                ),
-            )
-            for i in order
-        )
-        for i, output in self._ask(asked):
+        return self._generate(iter([(i, requests[i]) for i in order]))
+
+    def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
+        """As ``Engine.serve``, without a pause: what arrives joins what is being computed."""
+        first = next(feed, None)
+        if first is None:
+            return
+        generated = isinstance(first[1], GenerateRequest)
+        yield from (self._generate if generated else self._loglikelihood)(itertools.chain([first], feed))
+
+    def _generate(self, feed: Feed) -> Iterator[tuple[int, GenerateResponse]]:
+        asked: dict[int, GenerateRequest] = {}
+        for i, output in self._ask(self._prompted(feed, asked)):
+            request = asked.pop(i)
             tokens = list(output.outputs[0].token_ids)
             self.stats.requests += 1
             self.stats.tokens_generated += len(tokens)
             self.stats.tokens_computed += len(tokens) - 1
-            self.stats.tokens_rowwise += len(requests[i].prompt) + len(tokens) - 1
-            yield i, self._response(requests[i], tokens)
+            self.stats.tokens_rowwise += len(request.prompt) + len(tokens) - 1
+            yield i, self._response(request, tokens)
+
+    def _prompted(
+        self, feed: Feed, asked: dict[int, GenerateRequest]
+    ) -> Iterator[tuple[int, TokenIds, Any] | None]:
+        """What to ask of the host for what ``feed`` brings; that is put into ``asked``."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for entry in feed:
+            if entry is None:
+                yield None
+                continue
+            index, request = entry
+            assert isinstance(request, GenerateRequest)
+            asked[index] = request
+            params = SamplingParams(
+                max_tokens=request.max_new_tokens,
+                temperature=0.0,
+                stop=[text for text in request.stop if text],
+                stop_token_ids=sorted(self.end_ids),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            yield index, request.prompt, params
 
     def _response(self, request: GenerateRequest, tokens: list[int]) -> GenerateResponse:
         """Text and reason from the token ids alone, by the rules that every engine follows."""
@@ -134,7 +136,7 @@ class VLLMEngine(Engine):
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _ask(self, requests: Iterator[tuple[Any, Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    def _ask(self, requests: Iterator[tuple[Any, Any, Any] | None]) -> Iterator[tuple[Any, Any]]:
         """What the host streams, counted."""
         self.host.use(self._adapter, self._spec)
         stream = self.host.stream(requests, self.host.settings.window)
@@ -185,6 +187,30 @@ class VLLMEngine(Engine):
         }
 
 
+def _scored(
+    feed: Feed, collector: Collector, again: deque[Ask]
+) -> Iterator[tuple[Ask, TokenIds, Any] | None]:
+    """What to ask of the host for what ``feed`` brings, and ``again``, past the cache."""
+    open_ = True
+    while open_ or collector:
+        if again:
+            ask = again.popleft()
+            yield ask, ask.prompt, _scoring(ask, past_cache=True)
+            continue
+        try:
+            entry = next(feed) if open_ else None
+        except StopIteration:
+            open_ = False
+            continue
+        if entry is None:
+            yield None
+            continue
+        index, request = entry
+        assert isinstance(request, LoglikelihoodRequest)
+        for ask in collector.ask(index, request):
+            yield ask, ask.prompt, _scoring(ask, past_cache=False)
+
+
 def _scoring(ask: Ask, *, past_cache: bool) -> Any:
     """SamplingParams that score ``ask``; ``past_cache``: compute the whole prompt."""
     from vllm import SamplingParams
@@ -194,7 +220,7 @@ def _scoring(ask: Ask, *, past_cache: bool) -> Any:
     return SamplingParams(
         max_tokens=1,
         temperature=0.0,
-        logprob_token_ids=list(ask.children),
+        logprob_token_ids=list(ask.children) or None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
         **(tail if isinstance(ask, Tail) else {}),

@@ -94,11 +94,14 @@ class Host:
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
 
-    def stream(self, requests: Iterable[tuple[Key, TokenIds, Any]], window: int) -> Iterator[tuple[Key, Any]]:
+    def stream(
+        self, requests: Iterable[tuple[Key, TokenIds, Any] | None], window: int
+    ) -> Iterator[tuple[Key, Any]]:
         """``(key, RequestOutput)`` as requests finish; at most ``window`` are in the engine at a time.
 
         Args:
-            requests: ``(key, prompt, SamplingParams)``; taken only as there is room.
+            requests: ``(key, prompt, SamplingParams)``; taken only as there is room. None, which may come
+                while some are in the engine: no more right now.
 
         A consumer that stops reading aborts what is in flight. Raises EngineDiedError, with the engine's own
         last error, if it dies; LogitsError, with an integer key as the request's index, if it meets NaN.
@@ -111,10 +114,13 @@ class Host:
             while more or flying:
                 while more and len(flying) < window:
                     try:
-                        key, prompt, params = next(source)
+                        entry = next(source)
                     except StopIteration:
                         more = False
                         break
+                    if entry is None:
+                        break
+                    key, prompt, params = entry
                     name = f"{id(flying)}-{count}"
                     count += 1
                     flying[name] = key
