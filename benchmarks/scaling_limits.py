@@ -243,7 +243,7 @@ class Simulation:
 
     def _supply(self, worker: int, now: float) -> None:
         hand = self._hands[worker]
-        while hand.wants_more() and (shard := self._work.take(worker, hand)):
+        while hand.wants_more() and (shard := self._work.take(worker, self._hands)):
             hand.give(shard)
             at = max(self.free[worker], now)
             for start in range(0, len(shard), BATCH_ITEMS):

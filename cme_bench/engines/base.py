@@ -135,6 +135,9 @@ class Engine(ABC):
     """Most tokens a row may have: context plus continuation, or prompt plus new tokens. Its last token is
     never fed, so a model of n positions takes n + 1."""
 
+    appetite: int = 1
+    """Requests in work at a time with which it is about as fast as it can be."""
+
     stats: EngineStats
 
     @abstractmethod

@@ -95,21 +95,28 @@ def test_a_worker_without_work_takes_a_shard_of_whoever_has_most() -> None:
     own = []
     while work.has_own(0):
         own.append(taken(work, 0, Hand()))
-    assert work.take(0, held(own[0])) is None, "it still computes, and another may have nothing else"
+    assert take(work, 0, held(own[0])) is None, "it still computes, and another may have nothing else"
     stolen = taken(work, 0, Hand())
     assert len(stolen) <= len(own[0])
     assert not set(stolen.requests) & {i for shard in own for i in shard.requests}
     rest = 0
-    while (shard := work.take(0, Hand())) is not None:
+    while (shard := take(work, 0, Hand())) is not None:
         rest += len(shard)
     assert sum(map(len, own)) + len(stolen) + rest == 600
     assert not work
 
 
 def taken(work: Work, worker: int, hand: Hand) -> Shard:
-    shard = work.take(worker, hand)
+    shard = take(work, worker, hand)
     assert shard is not None
     return shard
+
+
+def take(work: Work, worker: int, hand: Hand) -> Shard | None:
+    """The others have nothing in hand."""
+    hands = [Hand() for _ in work._queues]
+    hands[worker] = hand
+    return work.take(worker, hands)
 
 
 def held(shard: Shard, *answered: int) -> Hand:
@@ -125,12 +132,66 @@ def test_a_worker_gets_its_next_shard_before_it_has_nothing_to_do() -> None:
     assert hand.wants_more()
     hand.give(Shard(tuple(range(100)), 1000))
     assert not hand.wants_more(), "an idle worker may still take what is next"
-    for request in range(50):
+    for request in range(75):
         del hand.unanswered[request]
     assert hand.wants_more()
     hand.give(Shard(tuple(range(100, 150)), 500))
     assert not hand.wants_more()
-    assert list(hand.unanswered) == list(range(50, 150))
+    assert list(hand.unanswered) == list(range(75, 150))
+
+
+def fill(work: Work, worker: int, hands: list[Hand]) -> None:
+    while hands[worker].wants_more() and (shard := work.take(worker, hands)):
+        hands[worker].give(shard)
+
+
+def test_an_engine_with_a_large_appetite_has_so_many_in_work_while_there_are() -> None:
+    work = Work(prompts(6000), 2)
+    hands = [Hand(appetite=512), Hand(appetite=512)]
+    left = 6000
+    while left:
+        for worker, hand in enumerate(hands):
+            fill(work, worker, hands)
+            assert len(hand.unanswered) >= 512 or not work
+            for request in list(hand.unanswered)[:20]:
+                del hand.unanswered[request]
+                left -= 1
+
+
+def test_who_is_ready_first_leaves_the_others_their_part() -> None:
+    """Two workers want all 800 at once; one of them is still loading its model."""
+    work = Work(prompts(800), 2)
+    hands = [Hand(appetite=512), Hand()]
+    fill(work, 0, hands)
+    assert len(hands[0].unanswered) == pytest.approx(400, abs=20)
+    for request in list(hands[0].unanswered)[:320]:
+        del hands[0].unanswered[request]
+    fill(work, 0, hands)
+    assert len(hands[0].unanswered) < 100, "the other is to keep no less than it would have itself"
+    hands[0].unanswered.clear()
+    fill(work, 0, hands)
+    assert len(hands[0].unanswered) == pytest.approx(200, abs=20), "half of what was meant for the other"
+
+
+@pytest.mark.parametrize("speeds", [(1.0, 1.1), (1.0, 1.5), (1.0, 1.0, 0.9, 1.3)])
+def test_workers_of_unlike_speed_finish_together(speeds: tuple[float, ...]) -> None:
+    """Each answers its whole appetite at a time, as a busy engine does."""
+    count, appetite = 10_000, 512
+    work = Work(prompts(count), len(speeds))
+    hands = [Hand(appetite) for _ in speeds]
+    clocks = [0.0 for _ in speeds]
+    while True:
+        for worker in range(len(speeds)):
+            fill(work, worker, hands)
+        busy = [worker for worker in range(len(speeds)) if hands[worker]]
+        if not busy:
+            break
+        worker = min(busy, key=lambda worker: clocks[worker])
+        answered = list(hands[worker].unanswered)[:40]
+        clocks[worker] += len(answered) / speeds[worker]
+        for request in answered:
+            del hands[worker].unanswered[request]
+    assert max(clocks) < 1.05 * count / sum(speeds)
 
 
 def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int) -> float:
@@ -139,9 +200,8 @@ def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int
     hands = [Hand() for _ in range(workers)]
     clocks = [0.0] * workers
     while True:
-        for worker, hand in enumerate(hands):
-            while hand.wants_more() and (shard := work.take(worker, hand)):
-                hand.give(shard)
+        for worker in range(workers):
+            fill(work, worker, hands)
         busy = [worker for worker in range(workers) if hands[worker]]
         if not busy:
             return max(clocks)
@@ -172,8 +232,7 @@ def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:
         worker = turn % workers
         hand = hands[worker]
         turn += 1
-        while hand.wants_more() and (shard := work.take(worker, hand)):
-            hand.give(shard)
+        fill(work, worker, hands)
         if not hand:
             continue
         request = next(iter(hand.unanswered))
@@ -203,7 +262,7 @@ def test_one_death_condemns_nobody() -> None:
     work.suspect(0, held(shard), "the node was taken away")
     assert not work.lost
     assert work.has_own(1), "another worker tries"
-    assert work.take(1, Hand()) == Shard((0,), shard.cost, suspected=True, deaths=1)
+    assert take(work, 1, Hand()) == Shard((0,), shard.cost, suspected=True, deaths=1)
 
 
 def test_suspects_are_joined_by_nobody() -> None:
@@ -219,7 +278,7 @@ def test_suspects_are_joined_by_nobody() -> None:
     assert not held(part, *part.requests[1:]).wants_more()
     innocent = taken(work, 1, Hand())
     assert not innocent.suspected
-    assert work.take(0, held(innocent)) is None, "the next suspects wait until its hands are empty"
+    assert take(work, 0, held(innocent)) is None, "the next suspects wait until its hands are empty"
     assert taken(work, 0, Hand()).suspected
 
 

@@ -73,12 +73,14 @@ class RayEngine(Engine):
     def _answers(self, requests: Requests) -> Iterator[tuple[int, Any]]:
         work = Work(requests, len(self._pool.places))
         watch = _Watch(self._pool, self._note)
+        spoke: Sequence[Place] = self._pool.places
         try:
             while work or any(place.hand for place in self._pool.places):
                 if self._stopping():
                     return
                 for place in self._pool.places:
-                    self._supply(place, work, requests)
+                    if place in spoke or not place.hand:
+                        self._supply(place, work, requests)
                 spoke = self._pool.wait(WAIT_SECONDS)
                 watch.check(spoke)
                 for place in spoke:
@@ -98,7 +100,8 @@ class RayEngine(Engine):
             if wanted and place.failures < STARTS:
                 self._pool.open(place, self._opening)
             return
-        while place.hand.wants_more() and (shard := work.take(place.index, place.hand)):
+        hands = [other.hand for other in self._pool.places]
+        while place.hand.wants_more() and (shard := work.take(place.index, hands)):
             self._pool.send(place, shard, requests)
 
     def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:

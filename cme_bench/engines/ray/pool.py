@@ -22,7 +22,7 @@ Opening: TypeAlias = tuple[Any, ...]
 Requests: TypeAlias = Sequence[LoglikelihoodRequest | GenerateRequest]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Place:
     """Where a worker is, or was, or will be. ``serial`` names the worker; ``failures``: workers in a row that
     died before they were ready; ``opening``: what the worker was last told to answer with; ``ready``: the
@@ -78,6 +78,7 @@ class Pool:
         """The reply of a worker that was told to open. Raises WorkerDiedError, or the worker's CmeError."""
         reply: Opened = _fetch(place.reply)
         place.reply, place.ready, place.failures = None, True, 0
+        place.hand.appetite = reply.appetite
         place.where = f"{reply.host}, process {reply.pid}"
         return reply
 
@@ -130,7 +131,7 @@ class Pool:
                 while place.stream is not None:
                     answers = self.receive(place)
                     if answers is None:
-                        place.stream, place.hand = None, Hand()
+                        place.stream, place.hand = None, Hand(place.hand.appetite)
                     else:
                         yield place, answers
             except WorkerDiedError:

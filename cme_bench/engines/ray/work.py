@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.ray.shards import Shard, plan_shards
 
-AHEAD = 0.5
-"""A worker gets its next shard when so much of the last is unanswered: it is never without work, and what it
-has not got yet an idle worker may take. (Tokens foretell only roughly how long a worker takes.)"""
+AHEAD = 0.25
+"""A worker gets its next shard when so much of the last is unanswered, or less than its engine's appetite: it
+is never without work, and what it has not got yet others may take. (Tokens foretell only roughly how long a
+worker takes.)"""
 PARTS = 8
 """What a dead worker had in hand is divided into so many: a level of the search costs one more worker."""
 DEATHS_ALONE = 2
@@ -19,8 +20,10 @@ DEATHS_ALONE = 2
 
 @dataclass(slots=True)
 class Hand:
-    """What a worker has been given. ``last``: the shard that came last; ``unanswered``: in order of time."""
+    """What a worker has been given. ``appetite``: of its engine; ``last``: the shard that came last;
+    ``unanswered``: in order of time."""
 
+    appetite: int = 1
     last: Shard | None = None
     unanswered: dict[int, None] = field(default_factory=dict)
 
@@ -35,7 +38,11 @@ class Hand:
         """Whether the worker should be given another shard. Suspects are not joined by others."""
         if not self or self.last is None:
             return True
-        return not self.last.suspected and len(self.unanswered) <= AHEAD * len(self.last)
+        return not self.last.suspected and (self.hungry() or len(self.unanswered) <= AHEAD * len(self.last))
+
+    def hungry(self) -> bool:
+        """Whether the engine would be faster with more."""
+        return len(self.unanswered) < self.appetite
 
 
 class Work:
@@ -55,16 +62,21 @@ class Work:
         """Whether shards were meant for this worker and are still there."""
         return bool(self._queues[worker])
 
-    def take(self, worker: int, hand: Hand) -> Shard | None:
-        """The next shard of a worker: of its own, else, if its hand is empty, the next one of whoever has
-        most left, about half of that. Who still computes does not take what is another's: that one would
-        have nothing to do. Nor does it take suspects: they stand alone."""
-        if own := self._queues[worker]:
-            return None if hand and own[0].suspected else own.popleft()
-        if hand:
+    def take(self, worker: int, hands: Sequence[Hand]) -> Shard | None:
+        """The next shard of a worker: of its own, else, if it is hungry, the next one of whoever has most
+        waiting, about half of that. Who still computes takes another's only if that one keeps more than it
+        has itself then, and never suspects: they stand alone. ``hands``: of all workers."""
+        hand, queue = hands[worker], self._queues[worker]
+        if not queue and hand.hungry():
+            other = max(range(len(hands)), key=lambda i: sum(shard.cost for shard in self._queues[i]))
+            queue = self._queues[other]
+            if queue and hand:
+                kept = len(hands[other].unanswered) + sum(map(len, queue)) - len(queue[0])
+                if len(hand.unanswered) + len(queue[0]) > kept:
+                    return None
+        if not queue or (hand and queue[0].suspected):
             return None
-        busiest = max(self._queues, key=lambda queue: sum(shard.cost for shard in queue))
-        return busiest.popleft() if busiest else None
+        return queue.popleft()
 
     def suspect(self, worker: int, hand: Hand, reason: str) -> None:
         """The worker died over what it had in hand: it comes back in parts, a smaller crowd each time, until

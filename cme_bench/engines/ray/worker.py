@@ -44,6 +44,7 @@ class Opened:
 
     host: str
     pid: int
+    appetite: int
     description: dict[str, str]
 
 
@@ -78,7 +79,8 @@ class Worker:
             self._source.release()
             self._engine = None
         self._engine = self._source.open(*opening)
-        return Opened(os.uname().nodename, os.getpid(), self._engine.describe())
+        engine = self._engine
+        return Opened(os.uname().nodename, os.getpid(), engine.appetite, engine.describe())
 
     def put(self, shard: Sequence[Asked] | None) -> None:
         """Requests to answer, of one kind, each with its index; None: no more will come."""

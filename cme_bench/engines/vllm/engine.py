@@ -28,6 +28,7 @@ from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import read_answer
 from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
+from cme_bench.engines.vllm.settings import on_cpu
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class VLLMEngine(Engine):
         self.tokenizer = tokenizer
         self.end_ids = end_ids
         self.max_length = host.max_length
+        self.appetite = 1 if on_cpu() else host.settings.window // 2
         self.stats = EngineStats()
         self._adapter, self._spec = adapter, spec
 
