@@ -1,7 +1,7 @@
 """Throughput of two workers of engine ray over that of one, likelihoods and generation.
 
 Both workers are started and warmed up first, and stay; a measurement asks the same questions of one of them
-and of both, in turn, task by task as a run does, and with empty prefix caches. Without two GPUs each worker
+and of both, in turn, fed task by task as by a run, and with empty prefix caches. Without two GPUs each worker
 has one core of its own, to which it is bound; the driver and ray share those cores with them.
 ``two_workers_ratio`` is the smallest of the ratios below it; a ratio is the median of the rounds. Answers of
 one and of two must be equal, in bfloat16 as far as its rounding lets them be: ``difference`` is the largest
@@ -26,12 +26,13 @@ import measurements
 import torch
 
 from cme_bench.analysis.parity import task_items
-from cme_bench.engines.base import Engine, GenerateRequest, GenerateResponse
+from cme_bench.engines.base import Engine, GenerateResponse
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.worker import Worker
 from cme_bench.runs.engines import Job, RaySource
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder, first_prompt
+from cme_bench.runs.session import task_feed
 
 TOLERANCE = 1e-3
 Questions = dict[str, list[Any]]
@@ -56,26 +57,24 @@ class Crew:
     def start(self) -> None:
         """Load both, bind each to its core, and let each answer a few questions."""
         while not all(place.ready for place in self.places):
-            self.ask(self.tasks[0][:4])
+            self.ask([self.tasks[0][:4]])
         if not self.pool.crew.gpus:
             for core, place in zip(sorted(os.sched_getaffinity(0)), self.places, strict=False):
                 bind(int(place.where.split()[-1]), core)
         for asked in self.tasks:
-            self.ask(asked[:8])
+            self.ask([asked[:8]])
 
-    def ask(self, requests: list[Any]) -> dict[int, Any]:
-        if isinstance(requests[0], GenerateRequest):
-            return dict(self.engine.generate(requests))
-        return dict(self.engine.loglikelihood(requests))
+    def ask(self, tasks: list[list[Any]]) -> dict[int, Any]:
+        return dict(self.engine.serve(task_feed(tasks)))
 
-    def measure(self, questions: Questions, workers: int) -> tuple[float, list[dict[int, Any]]]:
-        """Seconds, and the answers to each task."""
+    def measure(self, questions: Questions, workers: int) -> tuple[float, dict[int, Any]]:
+        """Seconds, and the answers."""
         import ray
 
         ray.get([place.actor.__ray_call__.remote(forget) for place in self.places])
         self.pool.places = self.places[:workers]
         started = time.perf_counter()
-        answers = [self.ask(asked) for asked in questions.values()]
+        answers = self.ask(list(questions.values()))
         seconds = time.perf_counter() - started
         self.pool.places = self.places
         return seconds, answers
@@ -97,9 +96,9 @@ def forget(worker: Worker) -> None:
         host._llm.reset_prefix_cache()
 
 
-def difference(one: list[dict[int, Any]], two: list[dict[int, Any]]) -> float:
+def difference(one: dict[int, Any], two: dict[int, Any]) -> float:
     """Largest of log-likelihoods; the part of texts that differ."""
-    pairs = [(a[i], b[i]) for a, b in zip(one, two, strict=True) for i in a]
+    pairs = [(one[i], two[i]) for i in one]
     if isinstance(pairs[0][0], GenerateResponse):
         return statistics.fmean([float(a.text != b.text) for a, b in pairs])
     return float(max(abs(x - y) for a, b in pairs for x, y in zip(a.logprobs, b.logprobs, strict=True)))

@@ -51,7 +51,8 @@ from cme_bench.reports.table_text import render
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder
-from cme_bench.runs.runner import WINDOW_ITEMS, build_requests, run
+from cme_bench.runs.runner import build_requests, run
+from cme_bench.runs.session import WINDOW_ITEMS
 from cme_bench.runs.store import RunWriter, read_records, samples_file
 from cme_bench.scoring.items import response_record, score_record
 from cme_bench.tasks.build import Task, build_task
@@ -220,8 +221,8 @@ class Simulation:
 
     def _task(self, items: int) -> None:
         speeds = [self.costs.worker * self._source.uniform(0.5, 1.5) for _ in range(items)]
-        requests = [GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)]
-        self._work = Work(requests, len(self.free))
+        self._work = Work(len(self.free))
+        self._work.add({i: GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)})
         self._speeds = speeds
         self._hands = [Hand() for _ in self.free]
         self._events: list[tuple[float, int, int, int]] = []

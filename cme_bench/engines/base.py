@@ -153,9 +153,9 @@ class Engine(ABC):
 
         An engine that computes batch by batch takes what is there, answers it, and looks again.
         """
-        for entries in _gathered(feed):
+        for entries in gathered(feed):
             requests: list[Any] = [request for _, request in entries]
-            generated = isinstance(requests[0], GenerateRequest)
+            generated = bool(requests) and isinstance(requests[0], GenerateRequest)
             try:
                 for place, response in (self.generate if generated else self.loglikelihood)(requests):
                     yield entries[place][0], response
@@ -171,13 +171,13 @@ class Engine(ABC):
         """Free what the engine holds (worker processes, device memory)."""
 
 
-def _gathered(feed: Feed) -> Iterator[list[tuple[int, LoglikelihoodRequest | GenerateRequest]]]:
-    """What is there each time that somebody asks."""
+def gathered(feed: Feed) -> Iterator[list[tuple[int, LoglikelihoodRequest | GenerateRequest]]]:
+    """What is there each time that somebody asks; nothing if it is nothing."""
     entries = []
     for entry in feed:
         if entry is not None:
             entries.append(entry)
-        elif entries:
+        else:
             yield entries
             entries = []
     if entries:

@@ -24,7 +24,7 @@ from cme_bench.provenance import commit, versions
 from cme_bench.runs.folder import read_both
 from cme_bench.runs.records import current_records
 from cme_bench.runs.results import write_results
-from cme_bench.runs.runner import task_hash
+from cme_bench.runs.session import task_hash
 from cme_bench.runs.store import Record, RunWriter, write_json
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record

@@ -28,6 +28,7 @@ from cme_bench.engines.ray.cluster import Cluster, Crew
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.errors import CmeError, UsageError
+from cme_bench.runs.session import task_feed
 
 pytestmark = [
     pytest.mark.slow,  # ray takes some seconds to start
@@ -43,6 +44,7 @@ class Sums(Engine):
 
     def __init__(self, offset: float) -> None:
         self.max_length = 1000
+        self.appetite = 40
         self.stats = EngineStats()
         self.offset = offset
 
@@ -67,7 +69,7 @@ class Sums(Engine):
         if BAD in tokens:
             raise LogitsError.at(index)
         if SLOW in tokens:
-            time.sleep(0.02)
+            time.sleep(0.02 * tokens.count(SLOW))
         self.stats.requests += 1
         self.stats.tokens_computed += len(tokens)
 
@@ -155,6 +157,17 @@ def test_two_workers_answer_as_one_engine_does(bench: Bench) -> None:
     assert engine.stats.requests == 600, "the counters of both workers"
     assert engine.describe()["engine"] == "sums"
     assert engine.describe()["workers"].startswith("2, ")
+
+
+def test_the_next_task_begins_while_the_last_one_ends(bench: Bench) -> None:
+    """One question is left of the first task; the other worker does not wait for it."""
+    first, second = questions(33, SLOW), questions(100)
+    first[7] = LoglikelihoodRequest((((SLOW,) * 50, (1,)),))
+    engine = bench.engine()
+    collect(engine.loglikelihood(questions(300, SLOW)))  # both workers are there
+    order = [index for index, _ in engine.serve(task_feed([first, second]))]
+    assert sorted(order) == list(range(133))
+    assert order.index(7) > order.index(34), "the long one of the first task ends after the second began"
 
 
 def test_few_questions_are_shared_too(bench: Bench) -> None:

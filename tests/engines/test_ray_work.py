@@ -32,6 +32,12 @@ def prompts(count: int) -> list[GenerateRequest]:
     return [GenerateRequest(tuple(source.randrange(200) for _ in range(50)), 20) for _ in range(count)]
 
 
+def work_of(requests: list[GenerateRequest], workers: int) -> Work:
+    work = Work(workers)
+    work.add(dict(enumerate(requests)))
+    return work
+
+
 def group(request: LoglikelihoodRequest) -> int:
     return request.rows[0][0][0]
 
@@ -91,7 +97,7 @@ def test_the_plan_does_not_depend_on_the_order_of_requests() -> None:
 
 
 def test_a_worker_without_work_takes_a_shard_of_whoever_has_most() -> None:
-    work = Work(prompts(600), 3)
+    work = work_of(prompts(600), 3)
     own = []
     while work.has_own(0):
         own.append(taken(work, 0, Hand()))
@@ -146,7 +152,7 @@ def fill(work: Work, worker: int, hands: list[Hand]) -> None:
 
 
 def test_an_engine_with_a_large_appetite_has_so_many_in_work_while_there_are() -> None:
-    work = Work(prompts(6000), 2)
+    work = work_of(prompts(6000), 2)
     hands = [Hand(appetite=512), Hand(appetite=512)]
     left = 6000
     while left:
@@ -160,7 +166,7 @@ def test_an_engine_with_a_large_appetite_has_so_many_in_work_while_there_are() -
 
 def test_who_is_ready_first_leaves_the_others_their_part() -> None:
     """Two workers want all 800 at once; one of them is still loading its model."""
-    work = Work(prompts(800), 2)
+    work = work_of(prompts(800), 2)
     hands = [Hand(appetite=512), Hand()]
     fill(work, 0, hands)
     assert len(hands[0].unanswered) == pytest.approx(400, abs=20)
@@ -177,7 +183,7 @@ def test_who_is_ready_first_leaves_the_others_their_part() -> None:
 def test_workers_of_unlike_speed_finish_together(speeds: tuple[float, ...]) -> None:
     """Each answers its whole appetite at a time, as a busy engine does."""
     count, appetite = 10_000, 512
-    work = Work(prompts(count), len(speeds))
+    work = work_of(prompts(count), len(speeds))
     hands = [Hand(appetite) for _ in speeds]
     clocks = [0.0 for _ in speeds]
     while True:
@@ -196,7 +202,7 @@ def test_workers_of_unlike_speed_finish_together(speeds: tuple[float, ...]) -> N
 
 def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int) -> float:
     """When the last of ``workers`` is done, each taking ``seconds`` for a request, one after the other."""
-    work = Work(requests, workers)
+    work = work_of(requests, workers)
     hands = [Hand() for _ in range(workers)]
     clocks = [0.0] * workers
     while True:
@@ -249,7 +255,7 @@ def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("deadly", [{0}, {500}, {0, 1, 999}, {3, 400, 401}])
 def test_deadly_questions_are_found_and_all_others_answered(workers: int, deadly: set[int]) -> None:
-    work = Work(prompts(1000), workers)
+    work = work_of(prompts(1000), workers)
     answered, deaths = play(work, workers, deadly)
     assert set(work.lost) == deadly
     assert sorted(answered) == sorted(set(range(1000)) - deadly), "each once"
@@ -257,7 +263,7 @@ def test_deadly_questions_are_found_and_all_others_answered(workers: int, deadly
 
 
 def test_one_death_condemns_nobody() -> None:
-    work = Work(prompts(1), 2)
+    work = work_of(prompts(1), 2)
     shard = taken(work, 0, Hand())
     work.suspect(0, held(shard), "the node was taken away")
     assert not work.lost
@@ -267,7 +273,7 @@ def test_one_death_condemns_nobody() -> None:
 
 def test_suspects_are_joined_by_nobody() -> None:
     """Else one deadly question would make suspects of all that happens to be in work beside it."""
-    work = Work(prompts(600), 2)
+    work = work_of(prompts(600), 2)
     first = taken(work, 0, Hand())
     hand = held(first, *first.requests[:-4])
     second = taken(work, 0, hand)

@@ -15,7 +15,8 @@ import pytest
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
-from cme_bench.runs.runner import WINDOW_ITEMS, run
+from cme_bench.runs.runner import run
+from cme_bench.runs.session import WINDOW_ITEMS
 from cme_bench.runs.store import read_records, samples_file
 
 TASKS = (

@@ -156,7 +156,7 @@ def test_a_signal_stops_after_the_window_and_the_rest_follows(
                 os.kill(os.getpid(), number)
 
     monkeypatch.setattr(HFEngine, "loglikelihood", interrupted)
-    monkeypatch.setattr("cme_bench.runs.runner.WINDOW_ITEMS", 2)
+    monkeypatch.setattr("cme_bench.runs.session.WINDOW_ITEMS", 2)
     with pytest.raises(InterruptedRun, match="resumes"):
         run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
     monkeypatch.undo()

@@ -9,11 +9,13 @@ from typing import Any
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
+    Feed,
     GenerateRequest,
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
     UnansweredError,
+    gathered,
 )
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
@@ -63,19 +65,29 @@ class RayEngine(Engine):
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         """Responses as they arrive. Raises what a worker's engine raises, and UnansweredError."""
         check_loglikelihood(requests, self.max_length)
-        return self._answers(requests)
+        return self.serve(iter(list(enumerate(requests))))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """As ``loglikelihood``."""
         check_generate(requests, self.max_length)
-        return self._answers(requests)
+        return self.serve(iter(list(enumerate(requests))))
 
-    def _answers(self, requests: Requests) -> Iterator[tuple[int, Any]]:
-        work = Work(requests, len(self._pool.places))
+    def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
+        """As ``Engine.serve``: what is there is dealt at once, and more is taken when a worker has too little
+        to do. Raises what a worker's engine raises, and UnansweredError at the end."""
+        work = Work(len(self._pool.places))
+        more = gathered(feed)
+        requests: dict[int, Any] = {}
         watch = _Watch(self._pool, self._note)
         spoke: Sequence[Place] = self._pool.places
         try:
-            while work or any(place.hand for place in self._pool.places):
+            while True:
+                if not work and any(place.hand.hungry() for place in self._pool.places):
+                    fresh = dict(next(more, ()))
+                    requests |= fresh
+                    work.add(fresh)
+                if not requests:
+                    break
                 if self._stopping():
                     return
                 for place in self._pool.places:
@@ -84,7 +96,11 @@ class RayEngine(Engine):
                 spoke = self._pool.wait(WAIT_SECONDS)
                 watch.check(spoke)
                 for place in spoke:
-                    yield from self._hear(place, work)
+                    for index, response in self._hear(place, work):
+                        del requests[index]
+                        yield index, response
+                for index in work.lost.keys() & requests.keys():
+                    del requests[index]
         finally:
             for place, last in self._pool.finish():
                 self._count(place, last)

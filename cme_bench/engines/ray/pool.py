@@ -19,7 +19,8 @@ CLOSE_SECONDS = 10.0
 """For workers to end by themselves; then they are ended."""
 
 Opening: TypeAlias = tuple[Any, ...]
-Requests: TypeAlias = Sequence[LoglikelihoodRequest | GenerateRequest]
+Requests: TypeAlias = Mapping[int, LoglikelihoodRequest | GenerateRequest]
+"""By index."""
 
 
 @dataclass(slots=True, eq=False)

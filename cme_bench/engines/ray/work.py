@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
@@ -46,14 +47,22 @@ class Hand:
 
 
 class Work:
-    """Shards of ``requests`` for so many workers. ``lost``: by request, what its last worker died of.
+    """Shards for so many workers. ``lost``: by request, what its last worker died of.
 
-    A shard that is taken is out of these books until its worker has answered it, or it is given back.
+    A shard that is taken is out of these books until its worker has answered it, or has died of it.
     """
 
-    def __init__(self, requests: Sequence[LoglikelihoodRequest | GenerateRequest], workers: int) -> None:
-        self._queues = plan_shards(requests, workers)
+    def __init__(self, workers: int) -> None:
+        self._queues: list[deque[Shard]] = [deque() for _ in range(workers)]
         self.lost: dict[int, str] = {}
+
+    def add(self, requests: Mapping[int, LoglikelihoodRequest | GenerateRequest]) -> None:
+        """More to do, by index: a part of about the same cost for each worker."""
+        indices = list(requests)
+        for worker, shards in enumerate(plan_shards(list(requests.values()), len(self._queues))):
+            for shard in shards:
+                named = replace(shard, requests=tuple(indices[i] for i in shard.requests))
+                self._queues[worker].append(named)
 
     def __bool__(self) -> bool:
         return any(self._queues)

@@ -22,6 +22,7 @@ from cme_bench.engines.base import (
     LoglikelihoodRequest,
     LoglikelihoodResponse,
     TokenIds,
+    gathered,
 )
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.logits import LogitsError
@@ -62,11 +63,9 @@ class VLLMEngine(Engine):
     def loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        """Responses as questions finish. Questions are asked in the order of their tokens, so that those
-        that share a header follow one another. Raises as ``HFEngine.loglikelihood`` does."""
+        """Responses as questions finish. Raises as ``HFEngine.loglikelihood`` does."""
         check_loglikelihood(requests, self.max_length)
-        order = sorted(range(len(requests)), key=lambda i: requests[i].rows)
-        return self._loglikelihood(iter([(i, requests[i]) for i in order]))
+        return self.serve(iter(list(enumerate(requests))))
 
     def _loglikelihood(self, feed: Feed) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         collector = Collector(self.host.settings.cache_block)
@@ -85,16 +84,17 @@ class VLLMEngine(Engine):
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """Responses as requests finish. Raises as ``HFEngine.generate`` does."""
         check_generate(requests, self.max_length)
-        order = sorted(range(len(requests)), key=lambda i: requests[i].prompt)
-        return self._generate(iter([(i, requests[i]) for i in order]))
+        return self.serve(iter(list(enumerate(requests))))
 
     def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
-        """As ``Engine.serve``, without a pause: what arrives joins what is being computed."""
+        """As ``Engine.serve``, without a pause: what arrives joins what is being computed. What is there is
+        asked in the order of its tokens, so that questions that share a header follow one another."""
         first = next(feed, None)
         if first is None:
             return
         generated = isinstance(first[1], GenerateRequest)
-        yield from (self._generate if generated else self._loglikelihood)(itertools.chain([first], feed))
+        ask = self._generate if generated else self._loglikelihood
+        yield from ask(_in_order(itertools.chain([first], feed)))
 
     def _generate(self, feed: Feed) -> Iterator[tuple[int, GenerateResponse]]:
         asked: dict[int, GenerateRequest] = {}
@@ -187,6 +187,17 @@ class VLLMEngine(Engine):
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
+
+
+def _in_order(feed: Feed) -> Feed:
+    for entries in gathered(feed):
+        yield from sorted(entries, key=_tokens)
+        yield None
+
+
+def _tokens(entry: tuple[int, LoglikelihoodRequest | GenerateRequest]) -> Any:
+    _, request = entry
+    return request.prompt if isinstance(request, GenerateRequest) else request.rows
 
 
 def _scored(

@@ -1,0 +1,271 @@
+"""Tasks of a run being answered: what is stored is reused, the rest asked of the engine and stored."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.engines.base import Feed, UnansweredError
+from cme_bench.engines.logits import LogitsError
+from cme_bench.errors import CmeError
+from cme_bench.prompts.items import Item
+from cme_bench.runs.manifest import Manifest, PlannedTask
+from cme_bench.runs.progress import Silent
+from cme_bench.runs.responder import Responder
+from cme_bench.runs.store import Record, RunWriter, read_records
+from cme_bench.scoring.items import response_record, score_record
+from cme_bench.tasks.build import Task
+
+WINDOW_ITEMS = 16
+WINDOW_SECONDS = 1.0
+"""A flush window: finished items are stored once there are this many or they are this old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One task of a run, asked: its items and the keys of their responses."""
+
+    task: Task
+    items: Sequence[Item]
+    keys: Sequence[str]
+    format_name: str
+    policy: str
+    limit: int | None
+
+    @property
+    def generated(self) -> bool:
+        """Whether answers are texts; else choices are scored."""
+        return self.task.spec.output_type == "generate_until"
+
+    def describe(self, source: str) -> PlannedTask:
+        return PlannedTask(
+            domain=self.task.spec.domain,
+            dataset=self.task.spec.dataset,
+            primary=self.task.spec.primary,
+            output_type=self.task.spec.output_type,
+            hash=task_hash(self.task, self.format_name, self.policy),
+            n=len(self.items),
+            rows=len(self.task.docs),
+            limit=self.limit,
+            shots=self.task.shots,
+            prompt_format=self.format_name,
+            policy=self.policy,
+            source=source,
+            origin=self.task.rows.origin,
+            revision=self.task.revision,
+            truncated=sum(item.truncated > 0 for item in self.items),
+        )
+
+
+def task_hash(task: Task, format_name: str, policy: str) -> str:
+    """sha256 of everything that decides a task's scores except the model: the task's own hash, the prompt
+    format and the tokenisation policy."""
+    import hashlib
+
+    return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One start of a run: what its tasks share."""
+
+    responder: Responder
+    writer: RunWriter
+    manifest: Manifest
+    listener: Silent
+    stopping: threading.Event
+
+    def answer(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, int]]:
+        """Have a record in the store of every item of these tasks, all generated or all scored.
+
+        Gives each task in turn once it is done, with how many records are there; meanwhile the engine may go
+        on with the next. Records are missing if no worker survived the item. If the run is asked to stop, no
+        unfinished task is given.
+        """
+        parts = [self._part(plan) for plan in plans]
+        order = [(part, i) for part in parts for i in part.pending]
+        waiting = deque(parts)
+        self._show(waiting)
+        yield from self._finished(waiting)
+        try:
+            for window in _windows(_serve(self.responder, parts)):
+                for part, answers in _by_part(window, order):
+                    self.writer.append(part.name, [part.record(i, response) for i, response in answers])
+                    part.done += len(answers)
+                    if part is waiting[0]:
+                        self.listener.advance(len(answers))
+                self.manifest.count(len(window), self.responder.loaded)
+                if self.stopping.is_set():
+                    return
+                yield from self._finished(waiting)
+        except UnansweredError as error:
+            for number, reason in error.reasons.items():
+                part, i = order[number]
+                self.manifest.unanswered.setdefault(part.name, {})[part.plan.items[i].id] = reason
+        except LogitsError as error:
+            if error.request is None:
+                raise error.within(waiting[0].name, None) from error
+            part, i = order[error.request]
+            raise error.within(part.name, part.plan.items[i].id) from error
+        if not self.stopping.is_set():
+            yield from self._finished(waiting, complete=False)
+
+    def _part(self, plan: Plan) -> _Part:
+        hash_ = self.manifest.tasks[plan.task.name].hash
+        stored = _stored(plan, self.writer, hash_)
+        pending = [i for i, item in enumerate(plan.items) if item.id not in stored]
+        return _Part(plan, hash_, pending, stored=len(stored), done=len(stored))
+
+    def _finished(self, waiting: deque[_Part], *, complete: bool = True) -> Iterator[tuple[Plan, int]]:
+        """Take the tasks from the front that are done; with ``complete`` false all."""
+        while waiting and (waiting[0].done == len(waiting[0].plan.items) or not complete):
+            part = waiting.popleft()
+            yield part.plan, part.done
+            self._show(waiting)
+
+    def _show(self, waiting: deque[_Part]) -> None:
+        """The first task that is not done is the one whose progress is shown."""
+        if waiting:
+            part = waiting[0]
+            self.listener.start(part.name, total=len(part.plan.items), done=part.stored)
+            self.listener.advance(part.done - part.stored)
+
+    def records(self, plan: Plan) -> Iterator[Record]:
+        """The stored records of a task as it is now, one at a time."""
+        hash_ = self.manifest.tasks[plan.task.name].hash
+        keys = _keys(plan)
+        for record in read_records(self.writer.samples_file(plan.task.name)):
+            if record["task"] == hash_ and keys.get(record["id"]) == record["key"]:
+                yield record
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A task in work. ``pending``: places of the items that are asked; ``stored``: records that were there;
+    ``done``: that are there now."""
+
+    plan: Plan
+    hash: str
+    pending: Sequence[int]
+    stored: int
+    done: int
+
+    @property
+    def name(self) -> str:
+        return self.plan.task.name
+
+    def record(self, i: int, response: Any) -> Record:
+        plan = self.plan
+        return _record(plan, plan.items[i], plan.keys[i], self.hash, response_record(response))
+
+
+def _serve(responder: Responder, parts: Sequence[_Part]) -> Iterator[tuple[int, Any]]:
+    """Responses to what is pending, by number in the order of parts and items."""
+    asked = [[part.plan.items[i].request for i in part.pending] for part in parts if part.pending]
+    if asked:
+        yield from responder.engine(asked[0][0]).serve(task_feed(asked))
+
+
+def task_feed(asked: Sequence[Sequence[Any]]) -> Feed:
+    """The requests of some tasks, task by task, numbered throughout."""
+    numbers = itertools.count()
+    for requests in asked:
+        for request in requests:
+            yield next(numbers), request
+        yield None
+
+
+def _by_part(
+    window: Sequence[tuple[int, Any]], order: Sequence[tuple[_Part, int]]
+) -> Iterator[tuple[_Part, list[tuple[int, Any]]]]:
+    """What of a window belongs to which task: places of items, and their responses."""
+    found: dict[_Part, list[tuple[int, Any]]] = {}
+    for number, response in window:
+        part, i = order[number]
+        found.setdefault(part, []).append((i, response))
+    yield from found.items()
+
+
+def _windows(responses: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """What is stored at a time. If the engine fails, what it finished before comes out first."""
+    window: list[tuple[int, Any]] = []
+    opened = time.monotonic()
+    failure: CmeError | None = None
+    try:
+        for response in responses:
+            window.append(response)
+            if len(window) >= WINDOW_ITEMS or time.monotonic() - opened > WINDOW_SECONDS:
+                yield window
+                window = []
+                opened = time.monotonic()
+    except CmeError as err:
+        failure = err
+    if window:
+        yield window
+    if failure is not None:
+        raise failure
+
+
+def _keys(plan: Plan) -> dict[int, str]:
+    return {item.id: key for item, key in zip(plan.items, plan.keys, strict=True)}
+
+
+def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
+    """Ids of this plan's items that need no computing.
+
+    A response counts if its key is the item's; where it was scored under another version of the task, or
+    lies behind a later record of the same item, it is scored again and appended, so that the last record of
+    every item is the current one.
+    """
+    file = writer.samples_file(plan.task.name)
+    keys, wanted = _keys(plan), set(plan.keys)
+    answered: set[str] = set()
+    current: set[int] = set()
+    for record in read_records(file):
+        number, key = record["id"], record["key"]
+        if key in wanted:
+            answered.add(key)
+        if record["task"] == hash_ and keys.get(number) == key:
+            current.add(number)
+        else:
+            current.discard(number)
+    stale = [i for i, item in enumerate(plan.items) if item.id not in current and plan.keys[i] in answered]
+    if stale:
+        responses = _responses(file, {plan.keys[i] for i in stale})
+        for i in stale:
+            item, key = plan.items[i], plan.keys[i]
+            response = responses.get((item.id, key)) or responses[None, key]
+            writer.append(plan.task.name, [_record(plan, item, key, hash_, response)])
+            current.add(item.id)
+    return current
+
+
+def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], dict[str, Any]]:
+    """The last stored response of each key that is ``wanted``, by item and key, and by None and key."""
+    found: dict[tuple[int | None, str], dict[str, Any]] = {}
+    for record in read_records(file):
+        if record["key"] in wanted:
+            found[record["id"], record["key"]] = found[None, record["key"]] = record["response"]
+    return found
+
+
+def _record(plan: Plan, item: Item, key: str, hash_: str, response: dict[str, Any]) -> Record:
+    scored = score_record(plan.task.lm_eval, item.doc, item.instances, response)
+    return {
+        "id": item.id,
+        "key": key,
+        "task": hash_,
+        **scored,
+        "response": response,
+        "target": item.target,
+        "truncated": item.truncated,
+        "prompt": item.prompt,
+        "choices": list(item.choices),
+        "doc": item.doc,
+    }
