@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 import pytest
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import Engine, Feed, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf.engine import HFEngine
-from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.engines.logits import LogitsError
+from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
@@ -176,6 +177,47 @@ def test_results_of_a_finished_task_exist_while_later_ones_run(tiny_checkpoint: 
 
     run(options(tiny_checkpoint, tmp_path / "r"), Watch())
     assert set(seen) == {"cme_rte", "cme_rte_ll"}
+
+
+def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of a later task is there before the last answer of the first; then the engine fails."""
+    tasks = "cme_rte_ll,cme_boolq_ll,cme_sst2_ll"
+    whole = run(options(tiny_checkpoint, tmp_path / "whole", tasks=tasks))
+    original = Engine.serve
+
+    def ahead(self: HFEngine, feed: Feed) -> Iterator[Any]:
+        answers = list(original(self, feed))
+        late = [answer for answer in answers if answer[0] == 0]
+        early = [answer for answer in answers if 12 <= answer[0] < 24]
+        yield from (answer for answer in answers if 0 < answer[0] < 12)
+        yield from early
+        yield from late
+        raise LogitsError.at(30)
+
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.lines: list[tuple[str, int]] = []
+
+        def start(self, task: str, *, total: int, done: int) -> None:
+            self.lines.append((task, done))
+
+        def advance(self, items: int) -> None:
+            task, done = self.lines[-1]
+            self.lines[-1] = (task, done + items)
+
+    monkeypatch.setattr(HFEngine, "serve", ahead)
+    told = Told()
+    with pytest.raises(CmeError, match=r"^task cme_sst2_ll, item \d+: the model's logits"):
+        run(options(tiny_checkpoint, tmp_path / "r", tasks=tasks), told)
+    assert told.lines == [("cme_rte_ll", 12), ("cme_boolq_ll", 12), ("cme_sst2_ll", 0)]
+    assert set(content(tmp_path / "r", "results.json")["results"]) == {"cme_rte_ll", "cme_boolq_ll"}
+    monkeypatch.undo()
+    listener = Listener()
+    run(options(tiny_checkpoint, tmp_path / "r", tasks=tasks), listener)
+    assert listener.resumed == {"cme_rte_ll": 12, "cme_boolq_ll": 12, "cme_sst2_ll": 0}
+    assert content(tmp_path / "r", "results.json")["cme"] == content(whole, "results.json")["cme"]
 
 
 def test_too_many_truncated_prompts_are_refused_before_weights_load(

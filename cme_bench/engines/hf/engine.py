@@ -31,6 +31,9 @@ from cme_bench.engines.plan import Pack, chain_packs, plan_groups, plan_packs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GPU_APPETITE = 512
+"""A step of generation takes a GPU about as long for a few sequences as for many."""
+
 
 class HFEngine(Engine):
     """Computes with a loaded transformers model.
@@ -65,6 +68,7 @@ class HFEngine(Engine):
         if tokens_per_batch is None:
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
+        self.appetite = 1 if self.device.type == "cpu" else GPU_APPETITE
         self.limits = plan_limits(base.config, self.device, self.budget.tokens)
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain

@@ -65,12 +65,12 @@ class RayEngine(Engine):
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         """Responses as they arrive. Raises what a worker's engine raises, and UnansweredError."""
         check_loglikelihood(requests, self.max_length)
-        return self.serve(iter(list(enumerate(requests))))
+        return self.serve(enumerate(requests))
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """As ``loglikelihood``."""
         check_generate(requests, self.max_length)
-        return self.serve(iter(list(enumerate(requests))))
+        return self.serve(enumerate(requests))
 
     def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
         """As ``Engine.serve``: what is there is dealt at once, and more is taken when a worker has too little

@@ -65,14 +65,14 @@ class VLLMEngine(Engine):
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         """Responses as questions finish. Raises as ``HFEngine.loglikelihood`` does."""
         check_loglikelihood(requests, self.max_length)
-        return self.serve(iter(list(enumerate(requests))))
+        return self.serve(enumerate(requests))
 
     def _loglikelihood(self, feed: Feed) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         collector = Collector(self.host.settings.cache_block)
-        again: deque[Ask] = deque()
-        for ask, output in self._ask(_scored(feed, collector, again)):
+        again: deque[tuple[int, Ask]] = deque()
+        for (asker, ask), output in self._ask(_scored(feed, collector, again)):
             if isinstance(ask, Tail) and (output.num_cached_tokens or 0) >= len(ask.context):
-                again.append(ask)  # tokens of the choice came from the cache: they have no logits
+                again.append((asker, ask))  # tokens of the choice came from the cache: they have no logits
                 continue
             for index, request, response in collector.take(ask, _scores(ask, output)):
                 if any(math.isnan(logprob) for logprob in response.logprobs):
@@ -84,7 +84,7 @@ class VLLMEngine(Engine):
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         """Responses as requests finish. Raises as ``HFEngine.generate`` does."""
         check_generate(requests, self.max_length)
-        return self.serve(iter(list(enumerate(requests))))
+        return self.serve(enumerate(requests))
 
     def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
         """As ``Engine.serve``, without a pause: what arrives joins what is being computed. What is there is
@@ -201,14 +201,15 @@ def _tokens(entry: tuple[int, LoglikelihoodRequest | GenerateRequest]) -> Any:
 
 
 def _scored(
-    feed: Feed, collector: Collector, again: deque[Ask]
-) -> Iterator[tuple[Ask, TokenIds, Any] | None]:
-    """What to ask of the host for what ``feed`` brings, and ``again``, past the cache."""
+    feed: Feed, collector: Collector, again: deque[tuple[int, Ask]]
+) -> Iterator[tuple[tuple[int, Ask], TokenIds, Any] | None]:
+    """What to ask of the host for what ``feed`` brings, and ``again``, past the cache; each with the index of
+    the request that asks it."""
     open_ = True
     while open_ or collector:
         if again:
-            ask = again.popleft()
-            yield ask, ask.prompt, _scoring(ask, past_cache=True)
+            index, ask = again.popleft()
+            yield (index, ask), ask.prompt, _scoring(ask, past_cache=True)
             continue
         try:
             entry = next(feed) if open_ else None
@@ -221,7 +222,7 @@ def _scored(
         index, request = entry
         assert isinstance(request, LoglikelihoodRequest)
         for ask in collector.ask(index, request):
-            yield ask, ask.prompt, _scoring(ask, past_cache=False)
+            yield (index, ask), ask.prompt, _scoring(ask, past_cache=False)
 
 
 def _scoring(ask: Ask, *, past_cache: bool) -> Any:

@@ -104,7 +104,8 @@ class Host:
                 while some are in the engine: no more right now.
 
         A consumer that stops reading aborts what is in flight. Raises EngineDiedError, with the engine's own
-        last error, if it dies; LogitsError, with an integer key as the request's index, if it meets NaN.
+        last error, if it dies; if it meets NaN, LogitsError of the request whose index is the key, or stands
+        first in it.
         """
         engine = self._llm.llm_engine
         flying: dict[str, Key] = {}
@@ -191,9 +192,11 @@ class Host:
 
 
 def _broken(asked: Mapping[str, object], reason: str) -> int | None:
-    """The integer key of the first request whose name, which vLLM may lengthen, stands in ``reason``."""
+    """Index, which is its key or stands first in it, of the first request whose name, which vLLM may
+    lengthen, stands in ``reason``."""
     found = (key for name, key in asked.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
-    return next((key for key in found if isinstance(key, int)), None)
+    first = (key[0] if isinstance(key, tuple) else key for key in found)
+    return next((key for key in first if isinstance(key, int)), None)
 
 
 def _wake_when_dead(core: Any) -> None:
