@@ -60,6 +60,8 @@ from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
 TASKS = "cme_boolq,cme_rte_ll"
+APPETITE = 512
+"""Requests that a worker on a GPU likes to have in work."""
 CHECKPOINTS, WORKERS = 1000, 800
 """What is simulated: so many adapters of one base, on 100 nodes of 8 GPUs."""
 
@@ -200,7 +202,8 @@ class Costs:
 
 
 class Simulation:
-    """Tasks of so many items, one after the other, on ``workers`` that start at the same time.
+    """Tasks of so many items on ``workers`` that start at the same time: the next one begins when nothing
+    waits any more and a worker is hungry.
 
     A question costs its worker between a half and three halves of the mean. Batches reach the driver in the
     order in which they are computed, and it takes them one by one. ``kill_at``: when worker 0 dies, to be
@@ -215,18 +218,14 @@ class Simulation:
         self.repeated = 0
         self._source = random.Random(0)
 
-    def run(self, sizes: Sequence[int]) -> None:
-        for items in sizes:
-            self._task(items)
-
-    def _task(self, items: int) -> None:
-        speeds = [self.costs.worker * self._source.uniform(0.5, 1.5) for _ in range(items)]
-        self._work = Work(len(self.free))
-        self._work.add({i: GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in range(items)})
-        self._speeds = speeds
-        self._hands = [Hand() for _ in self.free]
+        self._speeds: list[float] = []
+        self._work = Work(workers)
+        self._hands = [Hand(APPETITE) for _ in range(workers)]
         self._events: list[tuple[float, int, int, int]] = []
         self._life = 0
+
+    def run(self, sizes: Sequence[int]) -> None:
+        self._tasks = iter(sizes)
         for worker in range(len(self.free)):
             self._supply(worker, self.driver)
         while self._events:
@@ -244,6 +243,8 @@ class Simulation:
 
     def _supply(self, worker: int, now: float) -> None:
         hand = self._hands[worker]
+        if not self._work and hand.hungry():
+            self._begin(next(self._tasks, 0))
         while hand.wants_more() and (shard := self._work.take(worker, self._hands)):
             hand.give(shard)
             at = max(self.free[worker], now)
@@ -254,11 +255,18 @@ class Simulation:
                 heapq.heappush(self._events, (at, worker, life, len(batch)))
             self.free[worker] = at
 
+    def _begin(self, items: int) -> None:
+        """Another task."""
+        first = len(self._speeds)
+        self._speeds += (self.costs.worker * self._source.uniform(0.5, 1.5) for _ in range(items))
+        numbers = range(first, first + items)
+        self._work.add({i: GenerateRequest((self._source.randrange(1 << 15), i), 16) for i in numbers})
+
     def _kill(self) -> None:
         """What worker 0 had not sent goes back; of its batch in work, half is computed twice on average."""
         self._life += 1
         self.free[0] = self.kill_at + self.costs.start
-        lost, self._hands[0] = self._hands[0], Hand()
+        lost, self._hands[0] = self._hands[0], Hand(APPETITE)
         self._work.suspect(0, lost, "killed")
         self.repeated = min(BATCH_ITEMS, len(lost.unanswered)) // 2
         now, self.kill_at = self.kill_at, math.inf

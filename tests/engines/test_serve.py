@@ -114,15 +114,14 @@ def test_a_worker_answers_what_is_put_while_it_computes(worker: Worker) -> None:
 
 
 def test_a_worker_says_in_time_how_little_is_left(worker: Worker) -> None:
-    """Full batches first; then half of what is left, so that the next shard can be sent."""
+    """Full batches first; then three of four that are left, so that the next shard can be sent."""
     worker.put([(i, question(i)) for i in range(3 * BATCH_ITEMS)])
     worker.put(None)
     left, told = 3 * BATCH_ITEMS, []
     for answers in worker.answer():
         left -= len(answers.responses)
         told.append(left)
-    halves = [BATCH_ITEMS >> n for n in range(1, BATCH_ITEMS.bit_length())]
-    assert told == [2 * BATCH_ITEMS, BATCH_ITEMS, *halves, 0, 0]
+    assert told == [2 * BATCH_ITEMS, BATCH_ITEMS, 16, 4, 1, 0, 0]
 
 
 def test_a_worker_is_asked_again_after_its_end(worker: Worker) -> None:

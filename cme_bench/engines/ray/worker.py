@@ -23,8 +23,8 @@ INBOX = "inbox"
 """Group of methods that ray calls while others run."""
 BATCH_ITEMS = 64
 BATCH_SECONDS = 0.25
-"""Responses travel together, so many or so old, or as many as are left: the driver learns in time that a
-worker will soon have nothing to do."""
+"""Responses travel together, so many or so old, or thrice as many as are left: the driver learns in time that
+a worker will soon have nothing to do."""
 
 Asked: TypeAlias = tuple[int, LoglikelihoodRequest | GenerateRequest]
 """A request and its index in the whole."""
@@ -95,7 +95,7 @@ class Worker:
         for answer in self._engine.serve(self._feed()):
             batch.append(answer)
             self._unanswered -= 1
-            full = len(batch) >= min(BATCH_ITEMS, self._unanswered)
+            full = len(batch) >= min(BATCH_ITEMS, 3 * self._unanswered)
             if full or time.monotonic() - opened > BATCH_SECONDS:
                 yield Answers(tuple(batch), replace(self._engine.stats))
                 batch.clear()
