@@ -135,17 +135,11 @@ def sharding(planned: Planned) -> float:
 
 def scoring(planned: Planned) -> float:
     """Seconds an item."""
-    answers = dict(_ask(Nothing(), planned.requests))
+    answers = dict(Nothing().serve(enumerate(planned.requests)))
     started = time.process_time()
     for place, item in enumerate(planned.items):
         score_record(planned.task.lm_eval, item.doc, item.instances, response_record(answers[place]))
     return (time.process_time() - started) / len(planned.items)
-
-
-def _ask(engine: Engine, requests: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    if isinstance(requests[0], GenerateRequest):
-        return engine.generate(requests)
-    return engine.loglikelihood(requests)
 
 
 def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
@@ -154,9 +148,9 @@ def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
     engine = RayEngine(pool, (), max_length=1 << 30, kind="nothing", note=lambda message: None)
     try:
         while not all(place.ready for place in pool.places):
-            list(_ask(engine, requests[:2]))
+            list(engine.serve(enumerate(requests[:2])))
         busy = time.process_time()
-        count = len(list(_ask(engine, requests)))
+        count = len(list(engine.serve(enumerate(requests))))
         return (time.process_time() - busy) / count
     finally:
         pool.close()

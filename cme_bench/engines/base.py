@@ -153,9 +153,9 @@ class Engine(ABC):
 
         An engine that computes batch by batch takes what is there, answers it, and looks again.
         """
-        for entries in gathered(feed):
+        for entries in filter(None, gathered(feed)):
             requests: list[Any] = [request for _, request in entries]
-            generated = bool(requests) and isinstance(requests[0], GenerateRequest)
+            generated = isinstance(requests[0], GenerateRequest)
             try:
                 for place, response in (self.generate if generated else self.loglikelihood)(requests):
                     yield entries[place][0], response
