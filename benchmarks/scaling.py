@@ -18,6 +18,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,11 @@ def questions_of(options: RunOptions) -> Questions:
     return found
 
 
-def measure(kind: str, options: RunOptions, cases: dict[str, Questions], rounds: int) -> dict[str, Any]:
+def measure(
+    kind: str, options: RunOptions, cases: dict[str, Questions], rounds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and result of each case."""
     crew = Crew(options, cases)
-    results: dict[str, Any] = {}
     try:
         crew.start()
         for case, questions in cases.items():
@@ -127,21 +130,35 @@ def measure(kind: str, options: RunOptions, cases: dict[str, Questions], rounds:
                     seconds[workers].append(took)
             ratio = statistics.median(a / b for a, b in zip(seconds[1], seconds[2], strict=True))
             gap = difference(found[1], found[2])
-            results[f"{kind}_{case}"] = {
-                "questions": n,
-                "seconds": seconds,
-                "ratio": ratio,
-                "difference": gap,
-            }
             one, two = (statistics.median(seconds[workers]) for workers in (1, 2))
             print(
                 f"{kind} {case:10s} {n} questions   one {one:.1f} s   two {two:.1f} s   "
                 f"{ratio:.2f}x   difference {gap:.1e}",
                 flush=True,
             )
+            yield (
+                f"{kind}_{case}",
+                {"questions": n, "seconds": seconds, "ratio": ratio, "difference": gap},
+            )
     finally:
         crew.close()
-    return results
+
+
+def keep(results: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The line of what is measured so far, with all of it in the file."""
+    ratios = {name: round(found["ratio"], 3) for name, found in results.items()}
+    metrics = {"two_workers_ratio": min(ratios.values())} | ratios
+    line = measurements.line("scaling", metrics, cuda=torch.cuda.is_available())
+    if not args.quick:
+        settings = {
+            "model": Path(args.model).name,
+            "dtype": args.dtype,
+            "tasks": [args.likelihood, args.generation],
+            "items": args.items,
+            "rounds": args.rounds,
+        }
+        measurements.save(line, file=args.out, settings=settings, results=results)
+    return line
 
 
 def table(stored: dict[str, Any]) -> str:
@@ -155,12 +172,13 @@ def table(stored: dict[str, Any]) -> str:
         shown = f"{found['questions']:,} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x"
         lines.append(f"| {name.replace('_', ', ')} | {shown} |")
     settings = stored["settings"]
+    asked = f"{', '.join(settings['tasks'])}, at most {settings['items']:,} items a task"
     return "\n".join(
         [
             *lines,
             "",
-            f"{measurements.source(stored)}: {settings['model']}, {settings['dtype']}, "
-            f"{', '.join(settings['tasks'])}, medians of {settings['rounds']} rounds; {agreement(stored)}.",
+            f"{measurements.source(stored)}: {settings['model']}, {settings['dtype']}, {asked}, "
+            f"medians of {settings['rounds']} rounds; {agreement(stored)}.",
         ]
     )
 
@@ -183,8 +201,8 @@ def main() -> None:
     parser.add_argument("--workers", default="hf,vllm", help="kinds of workers: hf, vllm")
     parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--likelihood", default="cme_arc_easy_ll", help="tasks")
-    parser.add_argument("--generation", default="cme_arc_easy", help="tasks")
+    parser.add_argument("--likelihood", default="cme_arc_easy_ll", help="tasks or suites")
+    parser.add_argument("--generation", default="cme_arc_easy", help="tasks or suites")
     parser.add_argument("--items", type=int, default=48, help="questions of each task, at most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="our own mini items, hf workers, one round")
@@ -214,23 +232,9 @@ def main() -> None:
             offline=True,
             settings=settings,
         )
-        results |= measure(kind, options, cases, args.rounds)
-    ratios = {name: round(found["ratio"], 3) for name, found in results.items()}
-    metrics = {"two_workers_ratio": min(ratios.values())} | ratios
-    line = measurements.line("scaling", metrics, cuda=torch.cuda.is_available())
-    if not args.quick:
-        measurements.save(
-            line,
-            file=args.out,
-            settings={
-                "model": Path(args.model).name,
-                "dtype": args.dtype,
-                "tasks": [task for questions in cases.values() for task in questions],
-                "items": args.items,
-                "rounds": args.rounds,
-            },
-            results=results,
-        )
+        for name, found in measure(kind, options, cases, args.rounds):
+            results[name] = found
+            line = keep(results, args)
     print(json.dumps(line))
     sys.exit(any(found["difference"] > TOLERANCE for found in results.values()) and args.dtype != "bfloat16")
 
