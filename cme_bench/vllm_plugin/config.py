@@ -23,7 +23,7 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
     """Gives every adapted linear a ``GatedLinearMethod``, every other one vLLM's own.
 
     ``embedded``: the adapter lies in the checkpoint's own folder, and is loaded once the base weights of
-    every layer are there. Otherwise ``worker.GatedWorker`` loads adapters into the running engine.
+    every layer are there. Otherwise ``worker.ExtendedWorker`` loads adapters into the running engine.
     """
 
     def __init__(self, spec: GatedSpec, embedded: bool) -> None:

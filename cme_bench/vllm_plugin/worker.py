@@ -1,24 +1,36 @@
-"""What the plugin adds to vLLM's workers (``worker_extension_cls``): adapters swapped by ``collective_rpc``.
+"""What we add to vLLM's workers (``worker_extension_cls``), called by ``collective_rpc``.
 
-After every swap the caller must reset the prefix cache: cached keys and values are the old adapter's.
+After every swap of an adapter the caller must reset the prefix cache: cached keys and values are the old
+adapter's.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cme_bench.vllm_plugin.loading import clear_layers, gated_layers, load_layers
+from cme_bench.vllm_plugin import scoring
 
 
-class GatedWorker:
-    """Mixed into vLLM's worker class."""
+class ExtendedWorker:
+    """Mixed into vLLM's worker class. What adapters need is imported with the first."""
 
     if TYPE_CHECKING:
+        model_runner: Any
 
         def get_model(self) -> Any: ...
+
+    def score_together(self) -> bool:
+        """From now on score prompts by ``scoring``; False where this vLLM's runner has no place for it."""
+        own = getattr(self.model_runner, scoring.METHOD, None)
+        if own is None:
+            return False
+        ours = functools.partial(scoring.prompt_logprobs, self.model_runner, own)
+        setattr(self.model_runner, scoring.METHOD, ours)
+        return True
 
     @torch.inference_mode()
     def load_gated_adapter(self, path: str) -> int:
@@ -26,9 +38,13 @@ class GatedWorker:
 
         Raises AdapterFileError, and leaves the model as it was, if the file does not fit.
         """
+        from cme_bench.vllm_plugin.loading import gated_layers, load_layers
+
         return load_layers(gated_layers(self.get_model()), Path(path))
 
     @torch.inference_mode()
     def clear_gated_adapter(self) -> None:
         """Back to the base model."""
+        from cme_bench.vllm_plugin.loading import clear_layers, gated_layers
+
         clear_layers(gated_layers(self.get_model()))

@@ -25,6 +25,7 @@ from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.base import Feed
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.vllm.engine import _scoring
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
 
@@ -136,6 +137,24 @@ def test_every_edge_of_the_cache_is_exact(bench: Bench) -> None:
     random.Random(1).shuffle(shuffled)
     again = answers(bench.vllm(), [asked[i] for i in shuffled])
     assert_alike(again, [wanted[i] for i in shuffled])
+
+
+def test_steps_that_end_within_a_choice_are_exact(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that is longer than a step may be is computed, and scored, in pieces."""
+    bench.host.use(None, None)
+    scheduler = bench.host._llm.llm_engine.engine_core.engine_core.scheduler
+    monkeypatch.setattr(scheduler, "max_num_scheduled_tokens", 16)
+    bench.host._llm.reset_prefix_cache()
+    asked = questions()
+    assert_alike(answers(bench.vllm(), asked), answers(bench.transformers(), asked))
+
+
+def test_only_the_tokens_of_a_choice_are_scored(bench: Bench) -> None:
+    """As many as asked for, after the place of the first token, which has no probability."""
+    bench.host.use(None, None)
+    params = _scoring((7,), 3, past_cache=False)
+    [(_, output)] = bench.host.stream([(0, ids(40), params)], window=1)
+    assert len(output.prompt_logprobs) == 1 + 3
 
 
 def test_shared_prefixes_come_from_the_cache(bench: Bench) -> None:

@@ -37,6 +37,11 @@ class Node:
     prompt: TokenIds
     children: TokenIds
 
+    @property
+    def scored(self) -> int:
+        """Tokens of the prompt itself that are scored."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True)
 class Tail:
@@ -52,6 +57,10 @@ class Tail:
     @property
     def children(self) -> TokenIds:
         return self.continuation[-1:]
+
+    @property
+    def scored(self) -> int:
+        return len(self.continuation) - 1
 
 
 Ask: TypeAlias = Node | Tail
@@ -69,19 +78,21 @@ class Score:
 
 
 def question_nodes(request: LoglikelihoodRequest) -> list[Ask]:
-    """The nodes that together score a request, in the order of their prompts; none for empty choices.
+    """The nodes that together score a request, context by context, in order; none for empty choices.
 
     A node of more than ``MOST_CHILDREN`` children is asked in several pieces.
     """
-    children: dict[TokenIds, set[int]] = {}
+    tries: dict[TokenIds, dict[TokenIds, set[int]]] = {}
     for context, continuation in request.rows:
+        trie = tries.setdefault(context, {})
         for depth, token in enumerate(continuation):
-            children.setdefault(context + continuation[:depth], set()).add(token)
+            trie.setdefault(continuation[:depth], set()).add(token)
     nodes: list[Ask] = []
-    for prompt in sorted(children):
-        tokens = sorted(children[prompt])
-        for start in range(0, len(tokens), MOST_CHILDREN):
-            nodes.append(Node(prompt, tuple(tokens[start : start + MOST_CHILDREN])))
+    for context, trie in sorted(tries.items()):
+        for inner in sorted(trie):
+            tokens = sorted(trie[inner])
+            for start in range(0, len(tokens), MOST_CHILDREN):
+                nodes.append(Node(context + inner, tuple(tokens[start : start + MOST_CHILDREN])))
     return nodes
 
 
@@ -105,7 +116,7 @@ def plan_question(request: LoglikelihoodRequest, block: int) -> list[Ask]:
 def _cost(ask: Ask, block: int) -> float:
     reused = ask.prompt if isinstance(ask, Node) else ask.context
     computed = len(ask.prompt) - (len(reused) - 1) // block * block
-    return REQUEST_TOKENS + computed * (1.0 if isinstance(ask, Node) else SCORED_TOKENS)
+    return REQUEST_TOKENS + computed + (SCORED_TOKENS - 1) * ask.scored
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import resource
@@ -30,10 +31,14 @@ from cme_bench.engines.stopping import read_answer
 from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import on_cpu
+from cme_bench.vllm_plugin.scoring import SCORED
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+PARAMETERS_KEPT = 4096
+"""Sampling parameters that requests have in common; making them costs as much as asking."""
 
 
 class VLLMEngine(Engine):
@@ -111,9 +116,6 @@ class VLLMEngine(Engine):
         self, feed: Feed, asked: dict[int, GenerateRequest]
     ) -> Iterator[tuple[int, TokenIds, Any] | None]:
         """What to ask of the host for what ``feed`` brings; that is put into ``asked``."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         for entry in feed:
             if entry is None:
                 yield None
@@ -121,14 +123,7 @@ class VLLMEngine(Engine):
             index, request = entry
             assert isinstance(request, GenerateRequest)
             asked[index] = request
-            params = SamplingParams(
-                max_tokens=request.max_new_tokens,
-                temperature=0.0,
-                stop=[text for text in request.stop if text],
-                stop_token_ids=sorted(self.end_ids),
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            yield index, request.prompt, params
+            yield index, request.prompt, _generating(request.max_new_tokens, request.stop, self.end_ids)
 
     def _response(self, request: GenerateRequest, tokens: list[int]) -> GenerateResponse:
         """Text and reason from the token ids alone, by the rules that every engine follows."""
@@ -209,7 +204,7 @@ def _scored(
     while open_ or collector:
         if again:
             index, ask = again.popleft()
-            yield (index, ask), ask.prompt, _scoring(ask, past_cache=True)
+            yield (index, ask), ask.prompt, _scoring(ask.children, ask.scored, past_cache=True)
             continue
         try:
             entry = next(feed) if open_ else None
@@ -222,23 +217,40 @@ def _scored(
         index, request = entry
         assert isinstance(request, LoglikelihoodRequest)
         for ask in collector.ask(index, request):
-            yield (index, ask), ask.prompt, _scoring(ask, past_cache=False)
+            yield (index, ask), ask.prompt, _scoring(ask.children, ask.scored, past_cache=False)
 
 
-def _scoring(ask: Ask, *, past_cache: bool) -> Any:
-    """SamplingParams that score ``ask``; ``past_cache``: compute the whole prompt."""
+@functools.lru_cache(maxsize=PARAMETERS_KEPT)
+def _scoring(children: TokenIds, scored: int, *, past_cache: bool) -> Any:
+    """SamplingParams that score ``children`` after a prompt, and its own last ``scored`` tokens;
+    ``past_cache``: compute the whole prompt."""
     from vllm import SamplingParams
+
+    asked: dict[str, Any] = {"logprob_token_ids": list(children) or None}
+    if scored:
+        asked |= {"prompt_logprobs": 0, "flat_logprobs": True, "extra_args": {SCORED: scored}}
+        asked |= {"skip_reading_prefix_cache": past_cache}
+    return SamplingParams(max_tokens=1, detokenize=False, **asked, **_always())
+
+
+@functools.lru_cache(maxsize=PARAMETERS_KEPT)
+def _generating(max_new_tokens: int, stop: tuple[str, ...], end_ids: frozenset[int]) -> Any:
+    """SamplingParams of a greedy continuation."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        max_tokens=max_new_tokens,
+        stop=[text for text in stop if text],
+        stop_token_ids=sorted(end_ids),
+        **_always(),
+    )
+
+
+def _always() -> dict[str, Any]:
+    """Greedy, one output at the end. Requests share their parameters: vLLM need not copy what is in them."""
     from vllm.sampling_params import RequestOutputKind
 
-    tail: dict[str, Any] = {"prompt_logprobs": 0, "skip_reading_prefix_cache": past_cache}
-    return SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        logprob_token_ids=list(ask.children) or None,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        **(tail if isinstance(ask, Tail) else {}),
-    )
+    return {"temperature": 0.0, "output_kind": RequestOutputKind.FINAL_ONLY, "skip_clone": True}
 
 
 def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
@@ -250,8 +262,7 @@ def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
     }
     if isinstance(ask, Tail):
         before = ask.continuation[:-1]
-        places = output.prompt_logprobs[-len(before) :]
-        for depth, (token, place) in enumerate(zip(before, places, strict=True)):
-            prompt = ask.context + before[:depth]
-            scores[prompt, token] = Score(float(place[token].logprob), place[token].rank == 1)
+        for depth, token in enumerate(before):
+            place = output.prompt_logprobs[depth - len(before)][token]
+            scores[ask.context + before[:depth], token] = Score(float(place.logprob), place.rank == 1)
     return scores

@@ -86,6 +86,7 @@ class Host:
                 from vllm import LLM
 
                 self._llm = LLM(**arguments)
+                self._llm.collective_rpc("score_together")
             except Exception as error:  # vLLM and what it builds on raise any type here
                 raise CmeError(
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
@@ -125,7 +126,7 @@ class Host:
                     name = f"{id(flying)}-{count}"
                     count += 1
                     flying[name] = key
-                    engine.add_request(name, {"prompt_token_ids": list(prompt)}, params)
+                    engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
                 for output in engine.step() if flying else ():
                     if output.finished:
                         yield flying.pop(output.request_id), output

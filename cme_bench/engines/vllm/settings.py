@@ -111,6 +111,7 @@ def engine_arguments(
         "trust_remote_code": False,
         "seed": 0,
         "disable_log_stats": True,
+        "worker_extension_cls": WORKER,
     }
     cpu = on_cpu()
     arguments["enforce_eager"] = cpu if settings.compile is None else not settings.compile
@@ -122,7 +123,6 @@ def engine_arguments(
         arguments["max_num_seqs"] = settings.max_seqs
     if spec is not None:
         arguments["hf_overrides"] = {"quantization_config": spec.to_block()}
-        arguments["worker_extension_cls"] = WORKER
     return arguments
 
 
