@@ -78,6 +78,7 @@ def start(model_folder: Path, args: argparse.Namespace, longest: int) -> tuple[A
     theirs = lm_eval_backend()(pretrained=model, batch_size="auto", **arguments)
     host = Host(model_folder, args.dtype, settings)
     host.adopt(theirs.model, longest + 1)
+    theirs.model.collective_rpc("score_together")  # as our host tells the vLLM that it starts
     return theirs, VLLMEngine(host, theirs.tokenizer, frozenset())
 
 
