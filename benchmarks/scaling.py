@@ -164,12 +164,13 @@ def keep(results: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 def table(stored: dict[str, Any]) -> str:
     """The Markdown table of stored results."""
     lines = [
-        "| workers and work | questions | one, s | two, s | throughput of two |",
-        "|---|---:|---:|---:|---:|",
+        "| workers and work | questions | rounds | one, s | two, s | throughput of two |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, found in stored["results"].items():
         one, two = (statistics.median(found["seconds"][workers]) for workers in "12")
-        shown = f"{found['questions']:,} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x"
+        counts = f"{found['questions']:,} | {len(found['seconds']['1'])}"
+        shown = f"{counts} | {one:.1f} | {two:.1f} | {found['ratio']:.2f}x"
         lines.append(f"| {name.replace('_', ', ')} | {shown} |")
     settings = stored["settings"]
     asked = f"{', '.join(settings['tasks'])}, at most {settings['items']:,} items a task"
@@ -178,19 +179,20 @@ def table(stored: dict[str, Any]) -> str:
             *lines,
             "",
             f"{measurements.source(stored)}: {settings['model']}, {settings['dtype']}, {asked}, "
-            f"medians of {settings['rounds']} rounds; {agreement(stored)}.",
+            f"medians of the rounds; {agreement(stored)}.",
         ]
     )
 
 
 def agreement(stored: dict[str, Any]) -> str:
     """In words, how far one worker's answers are those of two."""
-    gaps = {name: found["difference"] for name, found in stored["results"].items()}
+    results = stored["results"].items()
+    gaps = {name: found["difference"] for name, found in results if found["difference"] is not None}
     if all(gap <= TOLERANCE for gap in gaps.values()):
         return "the answers of one and of two are equal"
-    nats = max((gap for name, gap in gaps.items() if "likelihood" in name), default=0.0)
-    texts = max((gap for name, gap in gaps.items() if "generation" in name), default=0.0)
-    return f"between one and two a log-likelihood differs by {nats:.2f} at most, and {texts:.1%} of the texts"
+    nats = [f"a log-likelihood differs by {gap:.2f} at most" for name, gap in gaps.items() if "like" in name]
+    texts = [f"{gap:.1%} of the texts differ" for name, gap in gaps.items() if "generation" in name]
+    return f"between one and two {', '.join(nats + texts)}"
 
 
 def main() -> None:
