@@ -26,7 +26,8 @@ CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 27}
 def prompt_logprobs(
     runner: Any, own: Any, hidden_states: torch.Tensor, num_scheduled_tokens: Mapping[str, int]
 ) -> dict[str, Any]:
-    """What ``own``, the runner's method, returns, where every request says how much it wants; else that.
+    """As ``own``, the runner's method, where every request says how much it wants scored; else ``own`` itself
+    is asked. (Requests of both kinds must not be in work at once.)
 
     Args:
         hidden_states: ``(places of the step, hidden size)``.
