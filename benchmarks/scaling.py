@@ -186,13 +186,17 @@ def table(stored: dict[str, Any]) -> str:
 
 def agreement(stored: dict[str, Any]) -> str:
     """In words, how far one worker's answers are those of two."""
-    results = stored["results"].items()
-    gaps = {name: found["difference"] for name, found in results if found["difference"] is not None}
+    gaps = {name: found["difference"] for name, found in stored["results"].items()}
+    gaps = {name: gap for name, gap in gaps.items() if gap is not None}  # None: not compared
     if all(gap <= TOLERANCE for gap in gaps.values()):
         return "the answers of one and of two are equal"
-    nats = [f"a log-likelihood differs by {gap:.2f} at most" for name, gap in gaps.items() if "like" in name]
-    texts = [f"{gap:.1%} of the texts differ" for name, gap in gaps.items() if "generation" in name]
-    return f"between one and two {', '.join(nats + texts)}"
+    said = [
+        f"{gap:.1%} of the texts differ"
+        if "generation" in name
+        else f"a log-likelihood differs by {gap:.2f} at most"
+        for name, gap in gaps.items()
+    ]
+    return f"between one and two {', '.join(said)}"
 
 
 def main() -> None:
