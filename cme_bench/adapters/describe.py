@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from transformers import AutoConfig, PretrainedConfig
 
 from cme_bench.adapters.blueprint import adapted, bare_model, base_parameters, saved_shapes
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
+from cme_bench.adapters.vocabulary import PREFIX, base_name
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def describe(
             raise AdapterError(str(error)) from None
     folder = Path(source)
     config = read_config(folder)
-    trainable = sum(map(prod, tensor_shapes(weights_file(folder)).values()))
+    trainable = sum(prod(shape) for shape in trained_shapes(folder, config).values())
     if base is None and config.base_model_name_or_path:
         recorded = Path(config.base_model_name_or_path)
         base = recorded if (recorded / "config.json").is_file() else None
@@ -80,6 +83,34 @@ def describe(
     if base is not None:
         total = sum(p.numel() for p in bare_model(_base_config(base)).parameters())
     return _describe(config, trainable, total)
+
+
+def trained_shapes(folder: Path, config: PeftConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in an adapter's file but the base's own, such as the embeddings that
+    PEFT saves beside a LoRA on them.
+
+    A base weight is one that carries neither the method's prefix nor the name of a module that was saved
+    whole.
+    """
+    found = tensor_shapes(weights_file(folder))
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(config.peft_type)
+    if not prefix:
+        return found
+    whole = {name.rpartition(".")[2] for name in getattr(config, "modules_to_save", None) or ()}
+
+    def of_base(key: str) -> bool:
+        parts = base_name(key).removesuffix(".weight").split(".")
+        inside = base_name(key) != key.removeprefix(
+            PREFIX
+        )  # of a wrapper: what is trained has a name of its own
+        return (
+            key.endswith(".weight")
+            and prefix not in key
+            and parts[-1] in EMBEDDING_LAYER_NAMES
+            and (inside or not whole.intersection(parts))
+        )
+
+    return {key: shape for key, shape in found.items() if not of_base(key)}
 
 
 def _describe_model(model: PeftModel) -> AdapterDescription:

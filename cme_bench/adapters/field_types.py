@@ -13,6 +13,7 @@ def misfit(content: Mapping[str, Any], config_cls: type) -> str | None:
     fit."""
     hints = get_type_hints(config_cls)
     hints |= dict.fromkeys(_ANY_NUMBER & hints.keys(), float)
+    hints |= dict.fromkeys(_ANY_START & hints.keys(), bool | str | None)
     for key, value in content.items():
         if key in hints and not fits(value, hints[key]):
             if get_origin(hints[key]) is Literal:
@@ -39,6 +40,8 @@ def fits(value: Any, hint: Any) -> bool:
 
 _ANY_NUMBER = {"lora_alpha"}
 """PEFT calls these whole numbers, and computes with any."""
+_ANY_START = {"init_lora_weights"}
+"""PEFT's list of these names is not complete ("pissa_niter_16"); it refuses what it does not know itself."""
 _HELD: dict[Any, tuple[type, ...]] = {
     **dict.fromkeys((list, set), (list,)),
     **{kind: (kind,) for kind in (dict, int, str, bool, type(None))},

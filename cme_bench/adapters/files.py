@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import peft
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.field_types import misfit
 from cme_bench.adapters.registry import METHODS
+from cme_bench.adapters.support import unknown_field
 from cme_bench.errors import did_you_mean, first_line
 
 CONFIG_FILE = "adapter_config.json"
@@ -38,7 +40,7 @@ def read_config(folder: Path) -> PeftConfig:
     """The settings of an adapter folder.
 
     Raises AdapterError, naming the file, if there is none, its ``peft_type`` is unknown, a value is out of
-    range, or (for our own methods) it has a field that we do not know and so cannot honour.
+    range, or it has a field that this PEFT does not know and so cannot honour.
     """
     path = folder / CONFIG_FILE
     content = read_json(path)
@@ -52,6 +54,11 @@ def read_config(folder: Path) -> PeftConfig:
         for key in content:
             if key not in names:
                 raise AdapterError(f"{path}: unknown field {key!r}{did_you_mean(key, names)}")
+    elif (other := unknown_field(content, config_cls)) is not None:
+        raise AdapterError(
+            f"{path}: field {other!r} is unknown to PEFT {peft.__version__} and may change what is computed; "
+            "remove it if it does not"
+        )
     if problem := misfit(content, config_cls):
         raise AdapterError(f"{path}: {problem}")
     try:

@@ -3,15 +3,21 @@ base."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.errors import AdapterError
 
+_TRAINED_TOKENS = 16
+
 
 @torch.no_grad()
-def check_liveness(model: PeftModel, input_ids: Tensor, attention_mask: Tensor | None = None) -> float:
+def check_liveness(
+    model: PeftModel, input_ids: Tensor, attention_mask: Tensor | None = None, *, name: str | None = None
+) -> float:
     """The greatest absolute difference between the logits with and without the active adapter.
 
     Args:
@@ -20,7 +26,10 @@ def check_liveness(model: PeftModel, input_ids: Tensor, attention_mask: Tensor |
         attention_mask: (batch, length), 0 for padding, which is left out of the comparison; None if there is
             none.
 
-    Raises AdapterError, naming the adapter, if no logit differs, or if one is not finite.
+        name: The adapter's name for messages; default: the one it has in the model.
+
+    Virtual tokens that an adapter puts before the input are left out. Raises AdapterError, naming the
+    adapter, if no logit differs, or if one is not finite.
     """
     training = model.training
     model.eval()
@@ -30,16 +39,26 @@ def check_liveness(model: PeftModel, input_ids: Tensor, attention_mask: Tensor |
             without = model(input_ids=input_ids, attention_mask=attention_mask).logits
     finally:
         model.train(training)
-    difference = (with_adapter.float() - without.float()).abs()
+    difference = (with_adapter[:, -without.shape[1] :].float() - without.float()).abs()
     if attention_mask is not None:
         difference = difference[attention_mask.bool()]
     greatest = float(difference.max())
-    names = ", ".join(repr(name) for name in model.active_adapters)
+    names = ", ".join(map(repr, model.active_adapters)) if name is None else repr(name)
     if not torch.isfinite(difference).all():
         raise AdapterError(f"adapter {names} gives logits that are not finite")
     if greatest == 0.0:
         raise AdapterError(unchanged(names))
     return greatest
+
+
+def probing(config: PeftConfig, ids: Sequence[int]) -> list[int]:
+    """Return ``ids`` and, after them, tokens without which the adapter does nothing: those it trained, or
+    those that call it."""
+    trained = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or ()
+    if isinstance(trained, dict):
+        trained = [index for indices in trained.values() for index in indices]
+    invoking = getattr(config, "alora_invocation_tokens", None) or ()
+    return [*ids, *list(trained)[:_TRAINED_TOKENS], *invoking]
 
 
 def unchanged(names: str) -> str:

@@ -2,135 +2,162 @@
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from safetensors import safe_open
 from torch import nn
 
-from cme_bench.adapters.blueprint import adapted, bare_model, saved_shapes
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.files import CONFIG_FILE, read_config, read_json, tensor_shapes, weights_file
+from cme_bench.adapters.examine import Examined, compare, examine
+from cme_bench.adapters.files import tensor_shapes, weights_file
+from cme_bench.adapters.vocabulary import base_name, grow, shrink
+from cme_bench.errors import first_line
 
-_PREFIX = "base_model.model."
-_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]+")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+NAME = "default"
+"""The name under which adapters are loaded: a folder's name may be no name of a module."""
 
 
 def load_adapter(
     base_model: nn.Module,
     folder: str | Path,
     *,
-    name: str = "default",
+    name: str = NAME,
     allow_other_base: bool = False,
     is_trainable: bool = False,
+    note: Callable[[str], None] | None = None,
 ) -> PeftModel:
-    """Loads an adapter folder onto a base model, and activates it.
+    """Load an adapter folder onto a base model, and activate it; ``take_off`` undoes it.
 
     Args:
         base_model: A transformers causal language model, or a ``PeftModel`` of one, which gets a further
             adapter.
         folder: Has adapter_config.json and adapter_model.safetensors. Pickle files are refused.
         name: The adapter's name in the model; must not be taken.
-        allow_other_base: Accept an adapter whose recorded base model has another name, if the shapes fit.
+        allow_other_base: Say nothing where the recorded base model has another name.
         is_trainable: Keep the adapter's parameters trainable.
+        note: Told what a user should see, such as a base model of another name; default: a warning.
 
     Returns:
         The ``PeftModel``; ``base_model`` itself if it was one.
 
-    Raises AdapterError with one line that names the file (and tensor) at fault: folder or file missing or
-    damaged, pickle file, unknown method, setting out of range, no layer to adapt, another base model, or
-    tensors that are missing, extra or of the wrong shape. The base model is unchanged then.
+    Raises AdapterError with one line that names the folder, or the file and tensor at fault, as ``examine``
+    does and where PEFT cannot load the adapter. The base model is unchanged then.
     """
     folder = Path(folder)
     inner = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     if isinstance(base_model, PeftModel) and name in base_model.peft_config:
         raise AdapterError(f"{folder}: the model already has an adapter named {name!r}")
-    check_adapter(inner, folder, allow_other_base=allow_other_base)
-    device = str(next(inner.parameters()).device)
+    found = examine(inner, folder, allow_other_base=allow_other_base)
+    for sentence in found.notes:
+        _say(note, sentence)
     if isinstance(base_model, PeftModel):
-        base_model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
-        base_model.set_adapter(name)
+        if found.vocabulary is not None:
+            raise AdapterError(f"{folder}: its vocabulary is larger than that of the adapters already loaded")
+        _put_beside(base_model, folder, name, is_trainable)
         return base_model
-    return PeftModel.from_pretrained(
-        base_model, str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=device
-    )
-
-
-def check_adapter(base_model: nn.Module, folder: Path, *, allow_other_base: bool = False) -> PeftConfig:
-    """The settings of an adapter that fits ``base_model``, which may be on the meta device.
-
-    Raises AdapterError as ``load_adapter`` does.
-    """
-    config = read_config(folder)
-    weights = weights_file(folder)
-    _check_base_name(folder, config, base_model, allow_other_base)
-    _check_tensors(weights, config, base_model)
-    return config
-
-
-def _check_base_name(folder: Path, config: PeftConfig, model: nn.Module, allow_other_base: bool) -> None:
-    """Refuses when two hub ids differ, or two local folders hold models of different sizes.
-
-    A path says little (the same model lies elsewhere on every machine), so a path that differs is only warned
-    of.
-    """
-    recorded = config.base_model_name_or_path
-    actual = getattr(model, "name_or_path", None)
-    if not recorded or not actual or allow_other_base:
-        return
-    ours, theirs = _model_name(str(actual)), _model_name(str(recorded))
-    if ours.rpartition("/")[2].lower() == theirs.rpartition("/")[2].lower():
-        return
-    message = (
-        f"{folder / CONFIG_FILE}: the adapter was trained on {recorded}, the base model here is {actual}"
-    )
-    if _HUB_ID.fullmatch(ours) and _HUB_ID.fullmatch(theirs):
-        raise AdapterError(message)
-    recorded_config = Path(recorded) / "config.json"
-    if recorded_config.is_file():
-        sizes = read_json(recorded_config)
-        for key in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"):
-            mine = getattr(model.config, key, None)
-            if key in sizes and sizes[key] != mine:
-                raise AdapterError(f"{message} ({key} {sizes[key]} there, {mine} here)")
-    warnings.warn(f"{message}; the shapes fit", stacklevel=3)
-
-
-def _model_name(path: str) -> str:
-    """The hub id behind a folder of the hub's cache; any other path or id as it is."""
-    cached = _SNAPSHOT.search(path)
-    if cached:
-        return f"{cached[1]}/{cached[2]}"
-    return path.rstrip("/") if not Path(path).exists() else str(Path(path).resolve())
-
-
-def _check_tensors(weights: Path, config: PeftConfig, model: nn.Module) -> None:
-    found = tensor_shapes(weights)
+    for sentence in _replaced(inner, folder, found):
+        _say(note, sentence)
     try:
-        expected = saved_shapes(adapted(bare_model(model.config), config))
-    except ValueError as error:
-        raise AdapterError(f"{weights.parent / CONFIG_FILE}: {error}") from None
-    base = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    for key, shape in expected.items():
-        if key not in found:
-            missing = sum(other not in found for other in expected)
-            raise AdapterError(f"{weights}: tensor {key} is missing ({missing} of {len(expected)} are)")
-        if found[key] != shape:
-            hidden = getattr(model.config, "hidden_size", None)
-            raise AdapterError(
-                f"{weights}: tensor {key} has shape {list(found[key])}, but this base model "
-                f"(hidden size {hidden}) and {CONFIG_FILE} ask for {list(shape)}"
-            )
-    for key, shape in found.items():
-        if key in expected:
-            continue
-        # An adapter may ship base weights that were trained with it, such as embeddings, if they fit.
-        own = base.get(key.removeprefix(_PREFIX))
-        if own is None:
-            raise AdapterError(f"{weights}: tensor {key} is not part of this adapter")
-        if own != shape:
-            raise AdapterError(
-                f"{weights}: base weight {key} has shape {list(shape)}, but the base model's is {list(own)}"
-            )
+        return _put_on(inner, folder, found, name, is_trainable)
+    except Exception as error:
+        _strip(inner)
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{folder}: PEFT cannot load this adapter ({first_line(error)})") from error
+
+
+def check_adapter(base_model: nn.Module, folder: Path) -> PeftConfig:
+    """Return the settings of an adapter that fits ``base_model``, which may be on the meta device.
+
+    Raises AdapterError as ``examine`` does.
+    """
+    return examine(base_model, folder).config
+
+
+def take_off(model: PeftModel) -> nn.Module:
+    """Return the base model without any adapter; its modules and its vocabulary are what they were.
+
+    PEFT's ``unload`` leaves modules that an adapter saved whole in the place of the base's. What an adapter
+    wrote into the base's own tensors (biases, a start that is subtracted from the weights) stays.
+    """
+    base: nn.Module = model.get_base_model()
+    if model.active_peft_config.is_adaption_prompt:
+        model.base_model.disable_adapter_layers()
+    _strip(base)
+    return base
+
+
+def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_trainable: bool) -> PeftModel:
+    shapes = {key: tuple(p.shape) for key, p in inner.named_parameters(remove_duplicate=False)}
+    if found.vocabulary is not None:
+        grow(inner, found.vocabulary)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)  # PEFT repeats an initialisation that draws numbers, such as pissa_niter_16
+        model = PeftModel.from_pretrained(
+            inner, str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=_device(inner)
+        )
+    if not found.checked:
+        weights = weights_file(folder)
+        compare(weights, tensor_shapes(weights), model, shapes)
+    return model
+
+
+def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -> None:
+    device = _device(model.get_base_model())
+    try:
+        model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
+    except Exception as error:
+        raise AdapterError(
+            f"{folder}: PEFT cannot load this adapter beside others ({first_line(error)})"
+        ) from error
+    model.set_adapter(name)
+
+
+def _device(model: nn.Module) -> str:
+    return str(next(model.parameters()).device)
+
+
+def _replaced(model: nn.Module, folder: Path, found: Examined) -> list[str]:
+    """A sentence for every base tensor in the file whose values are not the base's own."""
+    weights, sentences = weights_file(folder), []
+    own = dict(model.named_parameters(remove_duplicate=False))
+    with safe_open(weights, framework="pt") as file:
+        for key in found.base_tensors:
+            if ".modules_to_save." in key:
+                continue  # a second copy of what is trained, which PEFT does not read
+            mine = own[base_name(key)].detach()
+            shipped = file.get_tensor(key).to(mine)
+            rows = min(len(mine), len(shipped)) if mine.ndim else None
+            if not torch.equal(mine[:rows], shipped[:rows]):
+                sentences.append(f"{weights}: {key} differs from the base model's own and replaces it")
+    return sentences
+
+
+def _strip(base: Any) -> None:
+    """Take away what PEFT leaves in a model: its layers, its config, and a grown vocabulary."""
+    wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            inner = child
+            while isinstance(inner, wrappers):
+                inner = inner.base_layer if isinstance(inner, BaseTunerLayer) else inner.original_module
+            if inner is not child:
+                setattr(parent, name, inner)
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+    shrink(base)
+
+
+def _say(note: Callable[[str], None] | None, sentence: str) -> None:
+    if note is None:
+        warnings.warn(sentence, stacklevel=3)
+    else:
+        note(sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,18 @@ TRAINING_FILE = "cme_training.json"
 @dataclass(frozen=True, slots=True)
 class AdapterCheckpoint:
     """``hash``: sha256 over its weights and config; ``prompt_format``: the one it was trained with, if it
-    says so; ``description``: method, rank, experts, targets and sizes, as ``run.json`` records them."""
+    says so; ``description``: method, rank, experts, targets and sizes, as ``run.json`` records them;
+    ``vocabulary``: token ids that the base's embeddings grow to, None if they stay; ``virtual_tokens``:
+    positions that it takes for itself; ``notes``: what a user should see, more of it once it is loaded."""
 
     name: str
     path: Path
     hash: str
     prompt_format: str | None
     description: dict[str, Any]
+    vocabulary: int | None = None
+    virtual_tokens: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
@@ -32,12 +37,15 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
 
     No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
     """
+    from cme_bench.adapters.blueprint import bare_model
     from cme_bench.adapters.describe import describe
+    from cme_bench.adapters.examine import examine
 
     path = Path(name).expanduser().resolve()
     if not path.is_dir():
         raise UsageError(f"--adapter {name}: no such folder")
     training = _training(path)
+    asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)
     hash_ = hash_checkpoint(path)
     description = {
@@ -54,7 +62,16 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         "training_seconds": training.get("seconds"),
         "tokens_trained": training.get("tokens_trained"),
     }
-    return AdapterCheckpoint(path.name, path, hash_, training.get("prompt_format"), description)
+    return AdapterCheckpoint(
+        name=path.name,
+        path=path,
+        hash=hash_,
+        prompt_format=training.get("prompt_format"),
+        description=description,
+        vocabulary=asked.vocabulary,
+        virtual_tokens=asked.virtual_tokens,
+        notes=list(asked.notes),
+    )
 
 
 def _training(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ class HFSource(EngineSource):
         model = self._base.model if adapter is None else self._adapted(adapter, job.probe)
         return HFEngine(
             model,
-            self._base.tokenizer,
+            self._base.tokenizer_of(adapter).tokenizer,
             max_length=job.max_length,
             tokens_per_batch=settings.get("tokens_per_batch"),
             plain=not settings.get("shared_prefixes", 1),
@@ -70,16 +71,29 @@ class HFSource(EngineSource):
     def _adapted(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Any:
         import torch
 
-        from cme_bench.adapters.liveness import check_liveness
+        from cme_bench.adapters.liveness import check_liveness, probing
         from cme_bench.adapters.load import load_adapter
 
-        self._peft = load_adapter(self._base.model, adapter.path, name=adapter.name)
-        check_liveness(self._peft, torch.tensor([probe[-LIVENESS_TOKENS:]], device=self._base.device))
+        self._peft = load_adapter(self._base.model, adapter.path, note=self._note_of(adapter))
+        ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
+        check_liveness(self._peft, torch.tensor([ids], device=self._base.device), name=adapter.name)
         return self._peft
 
+    def _note_of(self, adapter: AdapterCheckpoint) -> Callable[[str], None]:
+        """Tells and records what is only known once the weights are there."""
+
+        def note(sentence: str) -> None:
+            if sentence not in adapter.notes:
+                adapter.notes.append(sentence)
+                self._base.note(sentence)
+
+        return note
+
     def release(self) -> None:
+        from cme_bench.adapters.load import take_off
+
         if self._peft is not None:
-            self._peft.unload()
+            take_off(self._peft)
             self._peft = None
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
+from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
 from cme_bench.runs.engines import SOURCES, EngineSource, Job
@@ -27,6 +29,7 @@ class BaseModel:
 
     def __init__(self, options: RunOptions) -> None:
         self.options = options
+        self._tokenizers: dict[Path, AdapterTokenizer] = {}
         self.note: Callable[[str], None] = lambda message: None
         self.stopping: Callable[[], bool] = lambda: False
         self.checkpoint: Checkpoint = resolve_model(options.model, offline=options.offline)
@@ -42,6 +45,14 @@ class BaseModel:
     @functools.cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(self.checkpoint)
+
+    def tokenizer_of(self, adapter: AdapterCheckpoint | None) -> AdapterTokenizer:
+        """Return what an adapter is asked with: the tokenizer and template beside it, or the base's."""
+        if adapter is None:
+            return AdapterTokenizer(self.tokenizer)
+        if adapter.path not in self._tokenizers:
+            self._tokenizers[adapter.path] = beside(adapter.path, self.tokenizer)
+        return self._tokenizers[adapter.path]
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -83,7 +94,16 @@ class Responder:
 
     @property
     def tokenizer(self) -> Any:
-        return self.base.tokenizer
+        """The one beside the adapter, or the base's."""
+        return self.base.tokenizer_of(self.adapter).tokenizer
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the adapter and of how it is asked."""
+        if self.adapter is None:
+            return []
+        note = self.base.tokenizer_of(self.adapter).note
+        return [*self.adapter.notes, *([] if note is None else [note])]
 
     @property
     def saved_format(self) -> str | None:
@@ -92,23 +112,28 @@ class Responder:
 
     @property
     def max_length(self) -> int:
-        """Most tokens the model is fed of a row."""
+        """Most tokens the model is fed of a row; virtual tokens of an adapter take some of its positions."""
         from cme_bench.engines.hf.forward import max_positions
 
-        return self.options.settings.get("max_length", max_positions(self.base.config))
+        positions = max_positions(self.base.config)
+        given = self.options.settings.get("max_length", positions)
+        taken = 0 if self.adapter is None else self.adapter.virtual_tokens
+        return min(given, positions - taken) if taken else given
 
     @property
     def identity(self) -> dict[str, str]:
         """What a stored response belongs to: two responders with one identity answer alike.
 
-        Engine ray changes where an answer is computed and not how, so its workers' engine stands here.
+        Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
+        base's tokenizer goes without saying; one beside the adapter does not.
         """
+        own = self.base.tokenizer_of(self.adapter).identity
         return {
             "model": self.base.checkpoint.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
             "dtype": str(self.base.dtype).removeprefix("torch."),
             "engine": self.options.computes,
-        }
+        } | ({"tokenizer": own} if own else {})
 
     def engine(self, first: LoglikelihoodRequest | GenerateRequest) -> Engine:
         """The engine, made when it is first asked for; ``first`` is a request it will answer.

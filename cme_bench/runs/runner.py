@@ -32,8 +32,8 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
-Asked: TypeAlias = dict[tuple[str, str], list[Item]]
-"""Items by task and prompt format: adapters of one base are asked the same, built once."""
+Asked: TypeAlias = dict[tuple[str, str, int, int], list[Item]]
+"""Items by task, prompt format, tokenizer and length: adapters of one base are asked the same, built once."""
 
 
 def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
@@ -61,6 +61,8 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
             for responder, folder in zip(responders, folders, strict=True):
                 if len(folders) > 1:
                     listener.note(f"{responder.name} -> {folder}")
+                for note in responder.notes:
+                    listener.note(note)
                 try:
                     manifest = _run_one(
                         options,
@@ -88,8 +90,21 @@ def run_folder(options: RunOptions, responder: Responder) -> Path:
     if options.out is None:
         return default_folder(options, responder.name, responder.identity)
     if len(options.adapters) > 1 and responder.adapter is not None:
-        return options.out / responder.adapter.name
+        return options.out / _distinct_names(options.adapters)[responder.adapter.path]
     return options.out
+
+
+def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
+    """A folder's name for each adapter; where two are alike, as many of its parents' names before it as tell
+    them apart: ``seed1-adapter``, ``seed2-adapter``."""
+    paths = list(dict.fromkeys(Path(adapter).expanduser().resolve() for adapter in adapters))
+    names = {}
+    for path in paths:
+        depth = 1
+        while any(other != path and other.parts[-depth:] == path.parts[-depth:] for other in paths):
+            depth += 1
+        names[path] = "-".join(path.parts[-depth:])
+    return names
 
 
 def _check_distinct(folders: Sequence[Path]) -> None:
@@ -175,7 +190,7 @@ def _items(
 
 def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder, asked: Asked) -> Plan:
     prompt_format = _format(task, options, responder)
-    place = (task.name, prompt_format.name)
+    place = (task.name, prompt_format.name, id(responder.tokenizer), responder.max_length)
     if place not in asked:
         asked[place] = _items(task, options, responder, encoder, prompt_format)
     identity = responder.identity

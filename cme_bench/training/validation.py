@@ -43,7 +43,7 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
     if not tables:
         raise ValueError("no items are held out: give --holdout")
     dtype = choose_dtype(options.dtype, config, device)
-    adapted = load_adapter(load_model(base, dtype, device), adapter, name="validated").eval()
+    adapted = load_adapter(load_model(base, dtype, device), adapter).eval()
     model = adapted.get_base_model()  # adapters are in its layers; AdaLoRA's wrapper would add a regulariser
     losses = []
     with torch.inference_mode(), target_loss(model):

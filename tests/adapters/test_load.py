@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from adapter_cases import CONFIGS, TINY, Make, tiny_llama
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from cme_bench.adapters import TeamLoraConfig
-from cme_bench.adapters.load import load_adapter
+from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
 from cme_bench.errors import UsageError
 
@@ -171,18 +181,50 @@ def test_base_of_another_size(folder: Path) -> None:
     assert "layers.2" in refusal(deep, folder) and "missing" in refusal(deep, folder)
 
 
-def test_base_of_another_name(folder: Path, fresh: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
-    edit_config(folder, base_model_name_or_path="org/model-a")
-    fresh.name_or_path = fresh.config._name_or_path = "org/model-b"
-    assert "was trained on org/model-a, the base model here is org/model-b" in refusal(fresh, folder)
-    cached = "/home/u/.cache/huggingface/hub/models--org--model-a/snapshots/0123abc"
-    fresh.name_or_path = cached
-    load_adapter(fresh, folder).unload()
-    fresh.name_or_path = str(tmp_path / "copy")
-    with pytest.warns(UserWarning, match="trained on org/model-a"):
-        load_adapter(fresh, folder).unload()
-    fresh.name_or_path = "org/model-b"
-    load_adapter(fresh, folder, allow_other_base=True).unload()
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        "org/model-b",  # a mirror, or a model of equal shapes: its name cannot tell
+        "unsloth/model-a-bnb-4bit",
+        "models/my-model",
+        "../other",
+        "./base",
+        "C:\\Users\\me\\other",
+        "/gone/from/this/machine",
+    ],
+)
+def test_base_of_another_name(
+    recorded: str, folder: Path, fresh: LlamaForCausalLM, ids: Tensor, tmp_path: Path
+) -> None:
+    """Said, not refused: the shapes fit, and what a base is called on another machine says little."""
+    wanted = load_adapter(tiny_llama(), folder)(ids).logits
+    edit_config(folder, base_model_name_or_path=recorded)
+    fresh.name_or_path = fresh.config._name_or_path = "org/model-a"
+    with pytest.warns(UserWarning, match="the base model here is org/model-a; the shapes fit") as told:
+        model = load_adapter(fresh, folder)
+    assert f"trained on {recorded}," in str(told[0].message)
+    assert torch.equal(model(ids).logits, wanted)
+    take_off(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(fresh, folder, allow_other_base=True)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "actual"),
+    [
+        ("org/model-a", "/home/u/.cache/huggingface/hub/models--org--model-a/snapshots/0123abc"),
+        ("meta/Llama-3.1-8B", "/data/llama-3.1-8b/"),
+        ("C:\\models\\llama", "/srv/llama"),
+        ("models/llama/", "mirror/llama"),
+    ],
+)
+def test_the_same_base_elsewhere(recorded: str, actual: str, folder: Path, fresh: LlamaForCausalLM) -> None:
+    edit_config(folder, base_model_name_or_path=recorded)
+    fresh.name_or_path = fresh.config._name_or_path = actual
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(fresh, folder)
 
 
 def test_recorded_base_folder_of_another_size(folder: Path, fresh: LlamaForCausalLM, tmp_path: Path) -> None:
@@ -190,6 +232,18 @@ def test_recorded_base_folder_of_another_size(folder: Path, fresh: LlamaForCausa
     edit_config(folder, base_model_name_or_path=str(tmp_path / "a"))
     fresh.name_or_path = str(tmp_path / "b")
     assert "(vocab_size 60 there, 50 here)" in refusal(fresh, folder)
+
+
+def test_a_relative_path_is_no_folder_of_this_machine(
+    folder: Path, fresh: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was relative to the trainer's folder, so what lies there by chance says nothing."""
+    LlamaConfig(**{**TINY.to_dict(), "vocab_size": 60}).save_pretrained(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    edit_config(folder, base_model_name_or_path="./a")
+    fresh.name_or_path = str(tmp_path / "b")
+    with pytest.warns(UserWarning, match="trained on ./a"):
+        load_adapter(fresh, folder)
 
 
 def test_no_target_found(folder: Path, fresh: LlamaForCausalLM) -> None:
@@ -227,12 +281,128 @@ def test_rank_that_does_not_divide() -> None:
 
 
 def test_embeddings_that_the_adapter_ships(folder: Path, fresh: LlamaForCausalLM, ids: Tensor) -> None:
-    """Taken if they fit; a model is never resized."""
+    """Taken, and said where they are not the base's own."""
     name = "base_model.model.model.embed_tokens.weight"
-    edit_tensors(folder, lambda t: t.update({name: torch.full((51, 24), 0.1)}))
-    assert "embed_tokens.weight has shape [51, 24], but the base model's is [50, 24]" in refusal(
-        fresh, folder
-    )
+    edit_tensors(folder, lambda t: t.update({name: fresh.get_input_embeddings().weight.data.clone()}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        take_off(load_adapter(fresh, folder))
     edit_tensors(folder, lambda t: t.update({name: torch.full((50, 24), 0.1)}))
-    model = load_adapter(fresh, folder)
+    with pytest.warns(UserWarning, match="embed_tokens.weight differs from the base model's own"):
+        model = load_adapter(fresh, folder)
     assert torch.equal(model.get_input_embeddings().weight, torch.full((50, 24), 0.1))
+
+
+def test_embeddings_only_grow_and_only_as_they_are_shipped(folder: Path, fresh: LlamaForCausalLM) -> None:
+    name, head = "base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"
+    edit_tensors(folder, lambda t: t.update({name: torch.zeros(51, 24)}))
+    assert "embed_tokens has rows for new token ids, but lm_head is not in the file" in refusal(fresh, folder)
+    edit_tensors(folder, lambda t: t.update({head: torch.zeros(52, 24)}))
+    assert "different numbers of rows" in refusal(fresh, folder)
+    edit_tensors(folder, lambda t: t.update({name: torch.zeros(49, 24), head: torch.zeros(49, 24)}))
+    assert "has 49 rows, the base model 50; embeddings only grow" in refusal(fresh, folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "fields", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"trainable_token_indices": [7, 52]}]
+)
+def test_a_larger_vocabulary(fields: dict[str, Any], tied: bool, ids: Tensor, tmp_path: Path) -> None:
+    """The base grows as PEFT users grow it, equals their model, and is afterwards what it was, to the bit."""
+
+    def base() -> LlamaForCausalLM:
+        torch.manual_seed(1)
+        return LlamaForCausalLM(LlamaConfig(**{**TINY.to_dict(), "tie_word_embeddings": tied})).eval()
+
+    def grown() -> LlamaForCausalLM:
+        model = base()
+        model.resize_token_embeddings(56, mean_resizing=False)
+        return model
+
+    if tied:
+        fields = fields | ({"modules_to_save": ["embed_tokens"]} if "modules_to_save" in fields else {})
+    config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, **fields)
+    torch.manual_seed(3)
+    trained = get_peft_model(grown(), config)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    trained.save_pretrained(tmp_path, save_embedding_layers=True)
+    new = torch.cat((ids, torch.tensor([[52], [55]])), dim=1)
+    wanted = trained.eval()(new).logits
+    model = base()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="embeddings grow to the 56 rows that are shipped"):
+        loaded = load_adapter(model, tmp_path)
+    torch.testing.assert_close(loaded(new).logits, wanted)
+    take_off(loaded)
+    assert model.config.vocab_size == 50
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model(ids).logits.shape[-1] == 50
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b_lr1e-4", "trained norm", "base_model.model", "默认", "-x"])
+def test_any_folder_name(name: str, adapted: Make, fresh: LlamaForCausalLM, tmp_path: Path) -> None:
+    adapted("teamlora", modules_to_save=["norm"]).save_pretrained(tmp_path / name)
+    assert load_adapter(fresh, tmp_path / name).active_adapter == "default"
+
+
+def test_what_peft_cannot_load_leaves_the_base_alone(
+    folder: Path, fresh: LlamaForCausalLM, ids: Tensor
+) -> None:
+    """PEFT fails halfway; the model is taken apart again."""
+    before = fresh(ids).logits
+    for key, value in (("layers_to_transform", ["a"]), ("target_modules", "(")):
+        edit_config(folder, **{key: value})
+        refusal(fresh, folder)
+        edit_config(folder, **{key: None})
+    assert torch.equal(fresh(ids).logits, before)
+
+
+def test_the_experts_of_older_transformers(tmp_path: Path) -> None:
+    """w1, w2 and w3 of each expert are fused when PEFT loads them; the check sees what PEFT makes of them."""
+    config = MixtralConfig(**_MIXTRAL)
+    torch.manual_seed(0)
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        place = f"base_model.model.model.layers.{layer}"
+        sizes = {f"{place}.self_attn.q_proj": (24, 24)}
+        for expert in range(config.num_local_experts):
+            here = f"{place}.block_sparse_moe.experts.{expert}"
+            sizes |= {f"{here}.w1": (24, 40), f"{here}.w3": (24, 40), f"{here}.w2": (40, 24)}
+        for name, (d_in, d_out) in sizes.items():
+            tensors[f"{name}.lora_A.weight"] = 0.1 * torch.randn(2, d_in)
+            tensors[f"{name}.lora_B.weight"] = 0.1 * torch.randn(d_out, 2)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields | {"task_type": "CAUSAL_LM"}))
+
+    def base() -> MixtralForCausalLM:
+        torch.manual_seed(1)
+        return MixtralForCausalLM(copy.deepcopy(config)).eval()
+
+    ids = torch.randint(3, 50, (2, 6))
+    wanted = PeftModel.from_pretrained(base(), str(tmp_path)).eval()(ids).logits
+    model = base()
+    plain = model(ids).logits
+    loaded = load_adapter(model, tmp_path)
+    torch.testing.assert_close(loaded(ids).logits, wanted)
+    assert not torch.allclose(wanted, plain, atol=1e-3)
+    take_off(loaded)
+    torch.testing.assert_close(model(ids).logits, plain)
+    del tensors[f"{place}.block_sparse_moe.experts.1.w2.lora_B.weight"]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    assert str(tmp_path) in refusal(model, tmp_path)  # type: ignore[arg-type]
+
+
+_MIXTRAL = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 2,
+    "num_experts_per_tok": 1,
+}

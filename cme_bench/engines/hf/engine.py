@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
+from cme_bench.engines.hf.alone import AloneSession, adapter_positions, why_alone
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
@@ -39,7 +41,8 @@ class HFEngine(Engine):
     """Computes with a loaded transformers model.
 
     ``model`` is a causal LM or a PeftModel around one; it is set to eval mode, and moved when ``device`` is
-    given. ``max_length`` (tokens) defaults to what the model's config allows, one more than it has positions.
+    given. ``max_length`` (tokens) defaults to what the model's config allows, one more than it has positions,
+    less those that an adapter takes for virtual tokens.
     ``tokens_per_batch`` bounds rows x padded length of a batch; by default 4096 on CPU, and chosen from the
     free memory on CUDA. A batch that ran out of memory counts in ``stats.model_seconds`` only.
 
@@ -64,7 +67,9 @@ class HFEngine(Engine):
         base = base_model(model)
         self.device: torch.device = base.get_input_embeddings().weight.device
         self.dtype: torch.dtype = base.dtype
-        self.max_length = max_positions(base.config) + 1 if max_length is None else max_length
+        if max_length is None:
+            max_length = max_positions(base.config) - adapter_positions(model) + 1
+        self.max_length = max_length
         if tokens_per_batch is None:
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
@@ -100,6 +105,9 @@ class HFEngine(Engine):
     def _scored(
         self, rows: Sequence[scoring.ScoringRow]
     ) -> Iterator[tuple[scoring.ScoringRow, scoring.RowScore]]:
+        if self.alone_because:
+            batches = (run_batches([row], self.budget, self._score) for row in rows)
+            return itertools.chain.from_iterable(batches)
         if self.rowwise_because:
             return run_batches(rows, self.budget, self._score)
         compute = functools.partial(self._score_pack, PackForward(self._forward))
@@ -109,7 +117,14 @@ class HFEngine(Engine):
     @functools.cached_property
     def rowwise_because(self) -> str | None:
         """Why no prefixes are shared; None if they are."""
+        if self.alone_because:
+            return self.alone_because
         return "asked for" if self.plain else why_rowwise(self._forward, self.max_length)
+
+    @functools.cached_property
+    def alone_because(self) -> str | None:
+        """Why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
+        return why_alone(self.model)
 
     def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
         started = time.perf_counter()
@@ -123,7 +138,7 @@ class HFEngine(Engine):
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         started = time.perf_counter()
         try:
-            scores = scoring.score_rows(self._forward, rows)
+            scores = scoring.score_rows(self._forward, rows, alone=self.alone_because is not None)
         finally:
             self._note_time_and_memory(started)
         computed = sum(row.n_input for row in rows)
@@ -154,6 +169,11 @@ class HFEngine(Engine):
     ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
         """Rows that are decoded with the same kept prefix, and what decodes a batch of them."""
         without = functools.partial(generation.CacheSession, self._forward)
+        if self.alone_because:
+            for index in range(len(requests)):
+                session = functools.partial(AloneSession, self._forward)
+                yield generation.plan_generation(requests, [index]), session
+            return
         if self.rowwise_because:
             yield generation.plan_generation(requests, range(len(requests))), without
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +69,28 @@ class CausalForward:
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
         output = self.model(**arguments)
+        return output.logits[:, -keep:], output.past_key_values if use_cache else None
+
+    def alone(
+        self,
+        ids: Tensor,
+        *,
+        keep: int,
+        cache: Any = None,
+        more: Mapping[str, Any] | None = None,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """``(logits, cache)`` as ``__call__``, of one row, with nothing of ours but the ids and ``more``: a
+        PeftModel puts its virtual tokens before them, and a cache holds those."""
+        arguments: dict[str, Any] = {"input_ids": ids, "use_cache": use_cache, **(more or {})}
+        model = self.model
+        if cache is not None:
+            arguments["past_key_values"] = cache
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                model = base_model(model)
+        if self._takes_keep:
+            arguments["logits_to_keep"] = keep
+        output = model(**arguments)
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
 
     def uncached(self, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:

@@ -65,14 +65,17 @@ def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
 
 
 @torch.inference_mode()
-def score_rows(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[RowScore]:
-    """One forward of ``rows`` and one copy back from the device.
+def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: bool = False) -> list[RowScore]:
+    """One forward of ``rows`` and one copy back from the device; ``alone``: one row, by PEFT's own.
 
     Raises LogitsError when logits are NaN or plus infinity.
     """
     ids, mask = left_pad([row.context + row.continuation[:-1] for row in rows])
     keep = max(len(row.continuation) for row in rows)
-    logits, _ = forward(ids.to(forward.device), mask.to(forward.device), keep=keep)
+    if alone:
+        logits, _ = forward.alone(ids.to(forward.device), keep=keep)
+    else:
+        logits, _ = forward(ids.to(forward.device), mask.to(forward.device), keep=keep)
     logits = logits.reshape(len(rows) * keep, -1)  # [rows * keep, vocab]: continuations end at the right
 
     places = [

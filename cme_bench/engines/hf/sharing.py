@@ -30,10 +30,6 @@ def _declared(forward: CausalForward) -> str | None:
     config = base_model(model).config.get_text_config(decoder=True)
     if not forward.takes_positions:
         return "the model takes no position ids"
-    if any(getattr(module, "pools_over_sequence", False) for module in model.modules()):
-        return "an adapter pools over the sequence"
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return "an adapter adds virtual tokens"
     if others := set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
         return f"the model has layers of type {', '.join(sorted(map(str, others)))}"
     if kinds := _rope_types(config) & _LENGTH_DEPENDENT_ROPE:

@@ -1,0 +1,89 @@
+"""Rows computed by themselves, as PEFT computes them: for adapters that see more of a batch than a token.
+
+A row has no padding, no mask and no positions of ours, so that PEFT puts its virtual tokens or finds its
+invocation tokens where it would, and no other row beside it: some methods pool over the whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from cme_bench.engines.hf.forward import CausalForward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def why_alone(model: PreTrainedModel) -> str | None:
+    """Return why rows must be computed by themselves; None if prefixes and padding change nothing."""
+    from cme_bench.adapters.support import verdict
+
+    if any(getattr(module, "pools_over_sequence", False) for module in model.modules()):
+        return "an adapter pools over the sequence"
+    configs = getattr(model, "peft_config", None) or {}
+    for name in configs.keys() & set(active_adapters(model)):
+        how = verdict(configs[name])
+        if how.way != "shared":
+            return how.reason
+    return None
+
+
+def active_adapters(model: Any) -> list[str]:
+    """Return the names of the adapters that compute; none for a model without."""
+    if not getattr(model, "peft_config", None):
+        return []
+    active = getattr(model, "active_adapters", [])
+    try:
+        return list(active() if callable(active) else active)
+    except ValueError:  # transformers' own, where an adapter was there and was taken off
+        return []
+
+
+def adapter_positions(model: Any) -> int:
+    """Return how many positions of a model its active adapters take for virtual tokens."""
+    from cme_bench.adapters.support import virtual_tokens
+
+    configs = getattr(model, "peft_config", None) or {}
+    return sum(virtual_tokens(configs[name]) for name in configs.keys() & set(active_adapters(model)))
+
+
+class AloneSession:
+    """One row being decoded with PEFT's own forward. A :class:`generate.DecodingSession`.
+
+    Virtual tokens lie in the cache after the first feed, so later ones go to the base model. An activated
+    adapter goes on for the tokens that follow a prompt in which its invocation tokens were found.
+    """
+
+    def __init__(self, forward: CausalForward) -> None:
+        self._forward = forward
+        self._cache: Any = None
+        self._more: dict[str, Any] = {}
+        self.device = forward.device
+
+    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """As the protocol says, for one row without padding."""
+        first = self._cache is None
+        logits, self._cache = self._forward.alone(
+            ids, keep=1, cache=self._cache, more=self._more, use_cache=True
+        )
+        if first:
+            self._more = self._after(ids)
+        return logits[:, -1]
+
+    def can_select(self) -> bool:
+        return False
+
+    def select(self, kept: Tensor) -> None:
+        raise NotImplementedError("a session of one row")
+
+    def _after(self, ids: Tensor) -> dict[str, Any]:
+        """What later feeds pass beside their tokens."""
+        model: Any = self._forward.model
+        if getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None) is None:
+            return {}
+        from peft.tuners.lora.variants import calculate_alora_offsets
+
+        found = calculate_alora_offsets(model.peft_config, model.active_adapter, ids)
+        return {"alora_offsets": [offset and 1 for offset in found]}

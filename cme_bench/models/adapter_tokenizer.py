@@ -1,0 +1,115 @@
+"""The tokenizer and chat template beside an adapter: it was trained with them, and is asked with them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.errors import UsageError, first_line
+
+_CONFIG = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterTokenizer:
+    """What an adapter is asked with.
+
+    ``note``: what is used of its folder, None where that changes nothing; ``identity``: sha256 of what
+    decides ids and texts, "" where it is the base's."""
+
+    tokenizer: Any
+    note: str | None = None
+    identity: str = ""
+
+
+def beside(folder: Path, base: Any) -> AdapterTokenizer:
+    """Return the tokenizer to ask an adapter with, given the base model's.
+
+    The one beside the adapter is used where it gives other ids or ends answers elsewhere; if only its chat
+    template is another, the base's is used with that template. Padding does not count. Raises UsageError if
+    files of a tokenizer are there that give none.
+    """
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        template = _template_alone(folder)
+        return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
+    own = _load(folder)
+    if _decides(own) == _decides(base):
+        template = own.chat_template
+        return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
+    note = f"{folder}: the tokenizer beside the adapter is used, not the base model's ({_what(own, base)})"
+    if own.chat_template is None and base.chat_template is not None:
+        own.chat_template = base.chat_template
+        note += "; it has no chat template, so the base's is"
+    digest = hashlib.sha256(json.dumps(_decides(own), sort_keys=True, default=str).encode()).hexdigest()
+    return AdapterTokenizer(own, note, digest)
+
+
+def _templated(folder: Path, base: Any, template: Any) -> AdapterTokenizer:
+    if template == base.chat_template:
+        return AdapterTokenizer(base)
+    tokenizer = copy.deepcopy(base)
+    tokenizer.chat_template = template
+    return AdapterTokenizer(tokenizer, f"{folder}: the chat template beside the adapter is used")
+
+
+def _template_alone(folder: Path) -> Any:
+    """A template without a vocabulary: in a file of its own, or in the tokenizer's settings."""
+    file, settings = folder / _TEMPLATE, folder / _CONFIG
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if not settings.is_file():
+        return None
+    try:
+        content = json.loads(settings.read_text(encoding="utf-8"))
+        return content.get("chat_template")
+    except (OSError, ValueError, AttributeError) as err:
+        raise UsageError(f"{settings} cannot be read: {first_line(err)}") from err
+
+
+def _load(folder: Path) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as err:
+        # AutoTokenizer may want the config.json of a model; the file alone says all that a fast one needs.
+        if (folder / "tokenizer.json").is_file() and not (folder / _CONFIG).is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+        raise UsageError(
+            f"{folder}: the tokenizer beside the adapter cannot be loaded ({first_line(err)}); mend it, or "
+            "move its files away to use the base model's"
+        ) from err
+
+
+def _decides(tokenizer: Any) -> dict[str, Any]:
+    """What decides the ids of a text, the text of ids, and where an answer ends."""
+    found: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return found | {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
+    content: dict[str, Any] = json.loads(backend.to_str())
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return found | content
+
+
+def _what(own: Any, base: Any) -> str:
+    """What differs first, in words."""
+    mine, theirs = own.get_vocab(), base.get_vocab()
+    added = sorted(set(mine) - set(theirs), key=mine.__getitem__)
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        return f"{added[0]!r}{more} added"
+    if mine != theirs:
+        return "other ids"
+    names = [name for name in _SPECIAL if getattr(own, name, None) != getattr(base, name, None)]
+    if names:
+        return f"another {names[0].removesuffix('_id').replace('_', ' ')}"
+    return "other rules"
