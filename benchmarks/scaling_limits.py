@@ -43,7 +43,6 @@ from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.shards import plan_shards
 from cme_bench.engines.ray.work import Hand, Work
 from cme_bench.engines.ray.worker import BATCH_ITEMS
-from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import Item
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
@@ -114,12 +113,11 @@ class Planned:
 def planning(options: RunOptions) -> list[Planned]:
     suite, source = load_suite(), open_source(options.data, offline=True)
     responder = Responder(options, BaseModel(options))
-    encoder = Encoder(responder.tokenizer)
     found = []
     for spec in suite.select(options.tasks):
         started = time.perf_counter()
         task = build_task(spec, suite, source)
-        _, items = build_requests(task, options, responder, encoder)
+        _, items = build_requests(task, options, responder)
         for item in items:
             response_key(responder.identity, item.request)
         found.append(Planned(task, items, (time.perf_counter() - started) / len(items)))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest
-from cme_bench.prompts.encode import Encoder
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder
 from cme_bench.runs.runner import build_requests
@@ -86,10 +85,9 @@ def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
     """What a run of ``options`` asks of ``responder``."""
     suite = load_suite(options.include, allow_code=options.allow_code)
     source = open_source(options.data, offline=options.offline)
-    encoder = Encoder(responder.tokenizer)
     for spec in suite.select(options.tasks):
         task = build_task(spec, suite, source, shots=options.shots)
-        for item in build_requests(task, options, responder, encoder)[1]:
+        for item in build_requests(task, options, responder)[1]:
             yield Item(task.name, item.id, item.request)
 
 

@@ -60,9 +60,10 @@ def open_responder(options: RouterOptions) -> Responder:
         model, adapter = options.model or run["model"]["path"], run["adapter"]["path"]
         dtype = options.dtype or run["identity"]["dtype"]
         settings = run["arguments"].get("settings", {})
+        bos = run["arguments"].get("bos", "auto")
     elif (folder / CONFIG_FILE).is_file():
         model, adapter = options.model or _recorded_base(folder), str(folder)
-        dtype, settings, run = options.dtype or "auto", {}, None
+        dtype, settings, bos, run = options.dtype or "auto", {}, "auto", None
     else:
         raise UsageError(f"{folder} is neither a run folder (run.json) nor an adapter folder ({CONFIG_FILE})")
     asked = RunOptions(
@@ -74,6 +75,7 @@ def open_responder(options: RouterOptions) -> Responder:
         dtype=dtype,
         offline=options.offline,
         prompt_format=options.prompt_format,
+        bos=bos,
         settings=settings,
     )
     responder = Responder(asked, BaseModel(asked), adapter)
@@ -119,8 +121,7 @@ def prompt_groups(options: RouterOptions, responder: Responder) -> list[PromptGr
     A prompt longer than the context loses tokens from its left, as in a run. Tasks whose items lack the field
     are left out. Raises UsageError for unknown tasks, and if no task has the field.
     """
-    encoder = Encoder(responder.tokenizer)
-    asked = _stored(options, responder, encoder) if is_run(options.source) else _anew(responder, encoder)
+    asked = _stored(options, responder) if is_run(options.source) else _anew(responder)
     groups: list[PromptGroup] = []
     for task, domain, items in asked:
         by_value: dict[str, list[TokenIds]] = {}
@@ -139,26 +140,21 @@ def prompt_groups(options: RouterOptions, responder: Responder) -> list[PromptGr
 Items = Sequence[tuple[TokenIds, Mapping[str, Any]]]
 
 
-def _stored(
-    options: RouterOptions, responder: Responder, encoder: Encoder
-) -> Iterator[tuple[str, str, Items]]:
+def _stored(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, str, Items]]:
     """The prompts that a run keeps with its records, tokenised as the run did."""
-    planned = read_json(options.source / "run.json")["tasks"]
+    run = read_json(options.source / "run.json")
+    planned = run["tasks"]
+    # runs before --bos took what the tokenizer adds
+    encoder = responder.encoder if "bos" in run else Encoder(responder.tokenizer)
     for task in _selected(options, planned):
         last = {r["id"]: r for r in read_records(samples_file(options.source, task))}
         records = [last[id_] for id_ in limited_ids(last, None if options.by else options.limit)]
-        encoded = encoder.encode(r["prompt"] for r in records)
-        items = [
-            (
-                truncate(
-                    encoded[r["prompt"]] or (encoder.start_token,),
-                    responder.max_length,
-                    encoder.prefix_length,
-                ),
-                r["doc"],
-            )
-            for r in records
-        ]
+        rendered = planned[task]["prompt_format"].startswith("chat")
+        encoded = encoder.encode((r["prompt"] for r in records), rendered=rendered)
+        items = []
+        for record in records:
+            ids, room = encoded[record["prompt"]] or (encoder.start_token,), responder.max_length
+            items.append((truncate(ids, room, encoder.kept(ids, room)), record["doc"]))
         yield task, planned[task]["domain"], items
 
 
@@ -175,12 +171,12 @@ def _selected(options: RouterOptions, planned: Mapping[str, Mapping[str, Any]]) 
     return [task for task, plan in planned.items() if task in names or plan["domain"] in names]
 
 
-def _anew(responder: Responder, encoder: Encoder) -> Iterator[tuple[str, str, Items]]:
+def _anew(responder: Responder) -> Iterator[tuple[str, str, Items]]:
     """The prompts that a run of the tasks would ask."""
     asked = responder.options
     suite = load_suite()
     source = open_source(asked.data, offline=asked.offline)
     for spec in suite.select(asked.tasks):
         task = build_task(spec, suite, source, shots=asked.shots)
-        _, items = build_requests(task, asked, responder, encoder)
+        _, items = build_requests(task, asked, responder)
         yield spec.name, spec.domain, [(first_prompt(item.request), item.doc) for item in items]

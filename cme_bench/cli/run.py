@@ -67,6 +67,13 @@ def run(
     system: Annotated[
         str | None, typer.Option(help="System prompt, where the format is chat (exemplars are turns there).")
     ] = None,
+    bos: Annotated[
+        str,
+        typer.Option(
+            help="auto, always or never: whether prompts begin with BOS. auto: as the adapter was trained, "
+            "else as the tokenizer does; where it adds none, one for families trained with it."
+        ),
+    ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/MODEL-HASH.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     include: Annotated[list[Path] | None, typer.Option(help="Folder of your own task files.")] = None,
@@ -116,6 +123,7 @@ def run(
         offline=offline,
         prompt_format=prompt_format,
         system=system,
+        bos=bos,
         include=tuple(include or ()),
         allow_code=allow_code,
         max_truncated=max_truncated,

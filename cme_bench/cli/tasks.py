@@ -13,6 +13,7 @@ from cme_bench.cli import app
 from cme_bench.terminal import markup, say
 
 if TYPE_CHECKING:
+    from cme_bench.prompts.reader import Reader
     from cme_bench.tasks.spec import TaskSpec
 
 COLUMNS = ("domain", "dataset", "task", "form", "metric", "items", "licence", "random")
@@ -110,13 +111,13 @@ def preview(
         str, typer.Option("--format", help="auto, chat, plain or teamlora, as for `run`.")
     ] = "auto",
     system: Annotated[Optional[str], typer.Option(help="System prompt of a chat, as for `run`.")] = None,  # noqa: UP045
+    bos: Annotated[str, typer.Option(help="auto, always or never, as for `run`.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
     include: Include = None,
     allow_code: AllowCode = False,
     offline: Offline = False,
 ) -> None:
     """Print what a model is shown: the prompt, its token ids, where the scored part begins, and the hash."""
-    from cme_bench.prompts.encode import Encoder
     from cme_bench.prompts.formats import resolve_format
     from cme_bench.prompts.items import build_items, limited_ids, render_item
     from cme_bench.prompts.preview import preview_text, preview_tokens
@@ -127,15 +128,19 @@ def preview(
 
     suite = load_suite(tuple(include or ()), allow_code=allow_code)
     spec = suite.task(task)
-    tokenizer, max_length = load_reader(model, offline) if model else (None, 0)
-    generated = spec.output_type == "generate_until"
-    form = resolve_format(prompt_format, tokenizer, generated=generated, system=system)
+    reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format) if model else None
+    tokenizer = reader.tokenizer if reader else None
+    generated, described = spec.output_type == "generate_until", bool(spec.config.get("description"))
+    form = resolve_format(prompt_format, tokenizer, generated=generated, system=system, described=described)
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
     rendered = [render_item(built, index, form, seed) for index in ids]
     items = []
-    if tokenizer is not None:
-        items = build_items(built, Encoder(tokenizer), form, max_length=max_length, limit=number, seed=seed)
+    if reader is not None:
+        items = build_items(
+            built, reader.encoder, form, max_length=reader.max_length, limit=number, seed=seed
+        )
+        reader.check([item.request for item in items])
     for place, (index, item) in enumerate(zip(ids, rendered, strict=True)):
         say(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):
@@ -146,18 +151,27 @@ def preview(
         if items:
             for line in preview_tokens(items[place], tokenizer):
                 say(line)
+    for note in (*((reader.encoder.bos.warning,) if reader else ()), *form.notes):
+        if note is not None:
+            say(f"note: {note}")
     say(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
     say(f"hash {task_hash(built, form.name, form.policy)}")
 
 
-def load_reader(model: str, offline: bool) -> tuple[object, int]:
-    """The tokenizer of MODEL and how many tokens its model takes."""
+def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> Reader:
+    """Return what reads prompts as MODEL does; only its tokenizer is loaded."""
     from cme_bench.engines.hf.forward import max_positions
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.load import load_config, load_tokenizer
+    from cme_bench.prompts.bos import decide_bos, model_types
+    from cme_bench.prompts.encode import Encoder
+    from cme_bench.prompts.reader import Reader
+    from cme_bench.prompts.vocabulary import embeddings
 
     checkpoint = resolve_model(model, offline=offline)
-    return load_tokenizer(checkpoint), max_positions(load_config(checkpoint))
+    tokenizer, config = load_tokenizer(checkpoint), load_config(checkpoint)
+    encoder = Encoder(tokenizer, decide_bos(tokenizer, bos, model_types=model_types(config)))
+    return Reader(encoder, max_positions(config), embeddings(config), str(checkpoint.path), prompt_format)
 
 
 @tasks_app.command()

@@ -25,6 +25,7 @@ def check(
         typer.Option(help="Also count this model's tokens (only its tokenizer is loaded)."),
     ] = None,
     prompt_format: Annotated[str, typer.Option("--format", help="As for `run`.")] = "auto",
+    bos: Annotated[str, typer.Option(help="As for `run`.")] = "auto",
     limit: Annotated[Optional[int], typer.Option(min=1, help="Look at N rows of each task.")] = None,  # noqa: UP045
     allow_code: AllowCode = False,
     offline: Offline = False,
@@ -34,7 +35,7 @@ def check(
     Exit code 2 if there are errors; warnings alone are 0.
     """
     from cme_bench.errors import UsageError
-    from cme_bench.tasks.check import Reader, check_path
+    from cme_bench.tasks.check import check_path
     from cme_bench.tasks.sources import open_source
     from cme_bench.tasks.suite import load_suite
 
@@ -42,8 +43,7 @@ def check(
         raise UsageError(f"{path}: no such file or folder")
     reader = None
     if model is not None:
-        tokenizer, max_length = load_reader(model, offline)
-        reader = Reader(tokenizer, max_length, prompt_format)
+        reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format)
     checked = check_path(
         path,
         load_suite(),

@@ -62,6 +62,13 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = "teamlora",
+    bos: Annotated[
+        str,
+        typer.Option(
+            help="auto, always or never: whether prompts begin with BOS, as for `run`; saved, and followed.",
+            rich_help_panel=_DATA,
+        ),
+    ] = "auto",
     max_length: Annotated[
         int, typer.Option(help="Most tokens of an example; longer prompts are cut.", rich_help_panel=_DATA)
     ] = 1024,
@@ -177,6 +184,7 @@ def train(
         balance_loss=balance_loss,
         settings=parse_fields(set_ or []),
         prompt_format=prompt_format,
+        bos=bos,
         max_length=max_length,
         epochs=epochs,
         max_steps=max_steps,

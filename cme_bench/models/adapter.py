@@ -17,10 +17,14 @@ TRAINING_FILE = "cme_training.json"
 
 @dataclass(frozen=True, slots=True)
 class AdapterCheckpoint:
-    """``hash``: sha256 over its weights and config; ``prompt_format``: the one it was trained with, if it
-    says so; ``description``: method, rank, experts, targets and sizes, as ``run.json`` records them;
+    """An adapter folder.
+
+    ``hash``: sha256 over its weights and config; ``prompt_format``: the one it was trained with, if it says
+    so; ``tokenization``: how its training made token ids, as ``cme_training.json`` records it;
+    ``description``: method, rank, experts, targets and sizes, as ``run.json`` records them;
     ``vocabulary``: token ids that the base's embeddings grow to, None if they stay; ``virtual_tokens``:
-    positions that it takes for itself; ``notes``: what a user should see, more of it once it is loaded."""
+    positions that it takes for itself; ``notes``: what a user should see, more of it once it is loaded.
+    """
 
     name: str
     path: Path
@@ -30,6 +34,7 @@ class AdapterCheckpoint:
     vocabulary: int | None = None
     virtual_tokens: int = 0
     notes: list[str] = field(default_factory=list)
+    tokenization: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
@@ -71,6 +76,7 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         vocabulary=asked.vocabulary,
         virtual_tokens=asked.virtual_tokens,
         notes=list(asked.notes),
+        tokenization=training.get("tokenization") or {},
     )
 
 

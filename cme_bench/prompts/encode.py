@@ -6,20 +6,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cme_bench.engines.base import TokenIds
+from cme_bench.prompts.bos import Bos, own_bos
 from cme_bench.prompts.formats import Policy
 
 
 class Encoder:
     """Token ids of texts for one tokenizer, with exactly one BOS where the model expects one.
 
-    A model expects a BOS if its tokenizer adds one by default; a text that already begins with it (a chat
-    template's) gets no second. What a tokenizer appends at the end (EOS) is never added to a context.
+    ``bos`` says what begins every context; by default what the tokenizer adds by itself. A text that already
+    begins with it, after any blanks, gets no second; nor does a chat whose template renders it elsewhere
+    (``rendered``). What a tokenizer appends at the end (EOS) is never added to a context.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, bos: Bos | None = None) -> None:
         self.tokenizer = tokenizer
-        self._bos = _added_prefix(tokenizer)
-        self._bos_text = tokenizer.decode(list(self._bos)) if self._bos else None
+        self.bos = bos or own_bos(tokenizer)
+        self._bos = self.bos.prefix
+        self._bos_text = "".join(tokenizer.convert_ids_to_tokens(list(self._bos))) if self._bos else None
 
     @property
     def start_token(self) -> int:
@@ -32,8 +35,28 @@ class Encoder:
         """Number of special tokens that begin every context."""
         return len(self._bos)
 
-    def encode(self, texts: Iterable[str], *, special: bool = True) -> dict[str, TokenIds]:
-        """Ids of each distinct text, tokenised once, as one batch."""
+    def kept(self, ids: TokenIds, room: int) -> int:
+        """Number of tokens at the beginning of ``ids`` that truncation to ``room`` keeps: up to the BOS."""
+        if not self._bos:
+            return 0
+        last = self._bos[-1]
+        place = ids.index(last) if last in ids[:room] else 0
+        return place + 1 if place < min(_BLANKS, room - 1) else len(self._bos)
+
+    def encode(
+        self, texts: Iterable[str], *, special: bool = True, rendered: bool = False
+    ) -> dict[str, TokenIds]:
+        """Ids of each distinct text, tokenised once, as one batch.
+
+        ``special``: whether the prefix is added; ``rendered``: whether the texts are chats whose template
+        renders the BOS, wherever that is.
+        """
+        bare = self._bare(texts)
+        if not special:
+            return bare
+        return {text: self._begin(text, rendered) + ids for text, ids in bare.items()}
+
+    def _bare(self, texts: Iterable[str]) -> dict[str, TokenIds]:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
@@ -44,43 +67,42 @@ class Encoder:
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        return {
-            text: (self._bos if special and not self._has_bos(text) else ()) + tuple(row)
-            for text, row in zip(distinct, ids, strict=True)
-        }
+        return {text: tuple(row) for text, row in zip(distinct, ids, strict=True)}
 
     def encode_pairs(
-        self, pairs: Sequence[tuple[str, str]], policy: Policy
+        self, pairs: Sequence[tuple[str, str]], policy: Policy, *, rendered: bool = False
     ) -> list[tuple[TokenIds, TokenIds]]:
         """(context ids, continuation ids) of each (context, continuation).
 
         ``joint``: trailing spaces of the context go to the continuation, the whole is tokenised and split
         where the context alone ends (lm-eval's ``_encode_pair``). ``separate``: each part alone. An empty
-        context becomes the start token.
+        context becomes the start token. ``rendered``: as for :meth:`encode`.
         """
         if policy == "separate":
-            contexts = self.encode(context for context, _ in pairs)
+            contexts = self.encode((context for context, _ in pairs), rendered=rendered)
             rest = self.encode((continuation for _, continuation in pairs), special=False)
             split = [(contexts[a], rest[b]) for a, b in pairs]
         else:
             moved = [_move_spaces(a, b) for a, b in pairs]
-            whole = self.encode(text for a, b in moved for text in (a, a + b) if a)
-            alone = self.encode((b for a, b in moved if not a), special=False)
-            split = [(whole[a], whole[a + b][len(whole[a]) :]) if a else ((), alone[b]) for a, b in moved]
+            alone = self._bare(b for a, b in moved if not a)
+            whole = self._bare(text for a, b in moved for text in (a, a + b) if a)
+            split = [
+                (self._begin(a, rendered) + whole[a], whole[a + b][len(whole[a]) :]) if a else ((), alone[b])
+                for a, b in moved
+            ]
         return [(a or (self.start_token,), b) for a, b in split]
 
-    def _has_bos(self, text: str) -> bool:
-        return bool(self._bos_text) and text.startswith(str(self._bos_text))
+    def _begin(self, context: str, rendered: bool) -> TokenIds:
+        return () if self._has_bos(context, rendered) else self._bos
+
+    def _has_bos(self, text: str, rendered: bool) -> bool:
+        if self._bos_text is None:
+            return False
+        return text.lstrip().startswith(self._bos_text) or (rendered and self._bos_text in text)
 
 
-def _added_prefix(tokenizer: Any) -> TokenIds:
-    """The special tokens that the tokenizer puts before a text by default."""
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return tuple(full[:start])
-    return ()
+_BLANKS = 8
+"""So many tokens of blanks before a template's BOS are kept with it."""
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

@@ -6,41 +6,59 @@ A format is explicit: it is named on the command line or saved beside the adapte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.prompts.chat import ChatTemplate, Message
 
 Policy: TypeAlias = Literal["joint", "separate"]
 """``joint``: context and continuation are tokenised as one text and split (lm-eval's way). ``separate``:
 each is tokenised alone, as TeamLoRA's training does."""
 
-Message: TypeAlias = Mapping[str, str]
 FORMATS = ("auto", "chat", "plain", "teamlora")
 TEAMLORA_SEPARATOR = "</s>"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """``render(messages, add_generation_prompt)`` gives the text before the answer; None joins plain text
-    as lm-eval does. ``system``: what a chat begins with; its hash is part of ``name``, so that two of them
-    are two formats."""
+    """How messages become one text.
+
+    ``render(messages, add_generation_prompt)`` gives the text before the answer; None joins plain text as
+    lm-eval does. ``system``: what a chat begins with; its hash is part of ``name``, so that two of them are
+    two formats. ``template``: the chat template behind ``render``, if it is one. ``notes``: what a user must
+    know of it.
+    """
 
     name: str
     policy: Policy
     render: Callable[..., str] | None
     system: str | None = None
+    template: ChatTemplate | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def renders_bos(self) -> bool:
+        """Whether the BOS may stand in the text that it renders, and not only at its beginning."""
+        return self.template is not None and self.template.renders_bos
 
 
 def resolve_format(
-    name: str, tokenizer: Any, *, saved: str | None = None, generated: bool, system: str | None = None
+    name: str,
+    tokenizer: Any,
+    *,
+    saved: str | None = None,
+    generated: bool,
+    system: str | None = None,
+    described: bool = False,
 ) -> PromptFormat:
     """The format called ``name`` for this tokenizer.
 
     ``auto`` is the format saved with the adapter (``saved``) if there is one; else ``chat`` for generated
-    tasks of a model with a chat template; else ``plain``. Raises UsageError for unknown names, for ``chat``
-    without a template, and for a ``system`` prompt in another format.
+    tasks of a model with a chat template; else ``plain``. ``described``: whether the task has a description.
+    Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails whatever
+    the row, and for a ``system`` prompt in another format or in a template that has no place for it.
     """
     if name not in FORMATS:
         raise UsageError(f"unknown prompt format {name!r}{did_you_mean(name, FORMATS)}")
@@ -55,21 +73,12 @@ def resolve_format(
         return PromptFormat("teamlora", "separate", render_teamlora)
     if not has_template:
         raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")
-
-    def render_chat(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages),
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
-
+    template = ChatTemplate(tokenizer, system=bool(system))
+    notes = template.notes(described=described)
     if not system:
-        return PromptFormat("chat", "joint", render_chat)
+        return PromptFormat("chat", "joint", template, None, template, notes)
     digest = hashlib.sha256(system.encode()).hexdigest()[:8]
-    return PromptFormat(f"chat+system {digest}", "joint", render_chat, system)
+    return PromptFormat(f"chat+system {digest}", "joint", template, system, template, notes)
 
 
 def render_teamlora(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

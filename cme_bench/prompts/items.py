@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.errors import UsageError, first_line
+from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 
@@ -96,7 +97,7 @@ def build_items(
     ids = limited_ids(range(len(task.docs)), limit)
     rendered = [render_item(task, index, prompt_format, seed) for index in ids]
     if task.lm_eval.OUTPUT_TYPE == "generate_until":
-        return _generate_items(task, rendered, encoder, max_length)
+        return _generate_items(task, rendered, encoder, prompt_format, max_length)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
 
 
@@ -133,6 +134,8 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
             **chat,
         )
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
+    except ChatTemplateError:
+        raise  # the row is not to blame
     except Exception as err:  # a template may raise anything on a row it does not fit
         raise UsageError(f"{task.place(index)}: task {task.name}: {first_line(err)}") from err
     return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
@@ -162,7 +165,7 @@ def _loglikelihood_items(
     max_length: int,
 ) -> list[Item]:
     pairs = [pair for item in rendered for pair in zip(item.contexts, item.choices, strict=True)]
-    encoded = iter(encoder.encode_pairs(pairs, prompt_format.policy))
+    encoded = iter(encoder.encode_pairs(pairs, prompt_format.policy, rendered=prompt_format.renders_bos))
     items = []
     for item in rendered:
         rows: list[tuple[TokenIds, TokenIds]] = []
@@ -175,7 +178,7 @@ def _loglikelihood_items(
                     f"{task.place(item.id)}: task {task.name}: a choice of {len(continuation)} tokens leaves "
                     f"no room for its prompt within {max_length}"
                 )
-            kept = truncate(context, room, encoder.prefix_length)
+            kept = truncate(context, room, encoder.kept(context, room))
             cut = max(cut, len(context) - len(kept))
             rows.append((kept, continuation))
         items.append(
@@ -194,7 +197,11 @@ def _loglikelihood_items(
 
 
 def _generate_items(
-    task: AskableTask, rendered: Sequence[RenderedItem], encoder: Encoder, max_length: int
+    task: AskableTask,
+    rendered: Sequence[RenderedItem],
+    encoder: Encoder,
+    prompt_format: PromptFormat,
+    max_length: int,
 ) -> list[Item]:
     max_new_tokens, stop = _generation_settings(task)
     room = max_length - max_new_tokens
@@ -202,11 +209,12 @@ def _generate_items(
         raise UsageError(
             f"task {task.name}: max_gen_toks {max_new_tokens} leaves no room for a prompt within {max_length}"
         )
-    encoded = encoder.encode(item.contexts[0] for item in rendered)
+    contexts = [item.contexts[0] for item in rendered]
+    encoded = encoder.encode(contexts, rendered=prompt_format.renders_bos)
     items = []
     for item in rendered:
         ids = encoded[item.contexts[0]] or (encoder.start_token,)
-        kept = truncate(ids, room, encoder.prefix_length)
+        kept = truncate(ids, room, encoder.kept(ids, room))
         items.append(
             Item(
                 id=item.id,

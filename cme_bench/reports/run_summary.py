@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from cme_bench.runs.folder import read_results
+from cme_bench.runs.folder import read_results, read_run
 from cme_bench.terminal import markup
 
 WARN_SHARE = 0.01
@@ -44,7 +44,8 @@ def _cells(estimate: dict[str, float | None]) -> tuple[str, str, str]:
 
 
 def warnings(folder: Path) -> Iterator[str]:
-    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts.
+    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts; before
+    them what the run noted of its prompts.
 
     A choice task whose answer was found is not warned of for its length: what follows the answer is prose.
     """
@@ -54,6 +55,7 @@ def warnings(folder: Path) -> Iterator[str]:
         "truncated": "prompts cut to fit the context",
         "unanswered": "items without a response, which are not scored (run.json names them)",
     }
+    yield from read_run(folder).get("notes") or ()
     for task, result in read_results(folder)["tasks"].items():
         for kind, share in result["quality"].items():
             prose = kind == "hit_length" and result["primary"] == "acc"

@@ -122,9 +122,21 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
         tasks = [t for t in sorted(shared) if len({tuple(p[t].get(k) for k in parts) for p in planned}) > 1]
         if tasks:
             yield f"{name} differ in {some(tasks)}"
+    if len({run.run["identity"]["model"] for run in runs}) == 1:
+        begin = sorted({_beginning(run) for run in runs})
+        if len(begin) > 1:
+            yield f"the special tokens before a prompt differ: {', '.join(begin)}"
     seeds = sorted({str(run.run.get("seed", 0)) for run in runs})
     if len(seeds) > 1 and any(run.shots != [0] for run in runs):
         yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
+
+
+def _beginning(run: RunView) -> str:
+    """What begins the prompts of a run. Runs of before ``--bos`` took what the tokenizer adds."""
+    bos = run.run.get("bos")
+    if bos is None or bos["prefix"] == bos["own"]:
+        return "the tokenizer's own"
+    return f"ids {bos['prefix']}" if bos["prefix"] else "none"
 
 
 def some(names: Sequence[str]) -> str:

@@ -53,6 +53,8 @@ RUN = {
     "adapter": Maybe(_ADAPTER),
     "arguments": Maybe(_ARGUMENTS),
     "seed": Maybe(int),
+    "bos": Maybe({"prefix": ListOf(int), "own": ListOf(int)}),
+    "notes": Maybe(ListOf(str)),
     "versions": Each(str),
     "commit": Maybe(str),
     "machine": Maybe(dict),

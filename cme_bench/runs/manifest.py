@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +99,8 @@ class Manifest:
             "adapter": responder.adapter.description if responder.adapter else None,
             "arguments": {k: _plain(v) for k, v in asdict(options).items()},
             "seed": options.seed,
+            "bos": responder.encoder.bos.describe(),
+            "notes": [],
             "versions": versions(),
             "commit": commit(),
             "machine": machine(),
@@ -115,6 +117,10 @@ class Manifest:
         self.tasks = dict(tasks)
         self.content["tasks"] = {name: asdict(task) for name, task in tasks.items()}
         self.save(None)
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Record what a user must know of how the prompts are made."""
+        self.content["notes"] = list(notes)
 
     def count(self, items: int, engine: Engine | None) -> None:
         """``items`` more were computed; saved now and then, so that a killed run keeps its time."""

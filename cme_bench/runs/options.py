@@ -49,6 +49,7 @@ class RunOptions:
     offline: bool = False
     prompt_format: str = "auto"
     system: str | None = None
+    bos: str = "auto"
     include: tuple[Path, ...] = ()
     allow_code: bool = False
     max_truncated: int | None = None

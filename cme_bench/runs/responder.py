@@ -13,6 +13,9 @@ from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.runs.engines import SOURCES, EngineSource, Job
 from cme_bench.runs.options import RunOptions
 
@@ -104,6 +107,22 @@ class Responder:
             return []
         note = self.base.tokenizer_of(self.adapter).note
         return [*self.adapter.notes, *([] if note is None else [note])]
+
+    @property
+    def embeddings(self) -> int:
+        """How many token ids the model knows, with those that the adapter ships."""
+        grown = None if self.adapter is None else self.adapter.vocabulary
+        return embeddings(self.base.config) if grown is None else grown
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """What makes token ids of its prompts. UsageError if ``--bos`` cannot be honoured."""
+        trained = None
+        if self.adapter is not None:
+            trained = trained_prefix(self.adapter.tokenization, self.tokenizer)
+        kinds = model_types(self.base.config)
+        bos = decide_bos(self.tokenizer, self.options.bos, model_types=kinds, trained=trained)
+        return Encoder(self.tokenizer, bos)
 
     @property
     def saved_format(self) -> str | None:

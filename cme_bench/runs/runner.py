@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+from cme_bench.engines.base import TokenIds
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items
+from cme_bench.prompts.vocabulary import check_requests
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.manifest import Manifest, default_folder
 from cme_bench.runs.options import RunOptions
@@ -32,8 +34,9 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
-Asked: TypeAlias = dict[tuple[str, str, int, int], list[Item]]
-"""Items by task, prompt format, tokenizer and length: adapters of one base are asked the same, built once."""
+Asked: TypeAlias = dict[tuple[str, str, int, int, TokenIds], list[Item]]
+"""Items by task, prompt format, tokenizer, length and what begins a prompt: adapters of one base are asked
+the same, built once."""
 
 
 def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
@@ -56,6 +59,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
         _check_distinct(folders)
         tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
         asked: Asked = {}
+        told: set[str] = set()
         with _interruptible() as stopping:
             base.stopping = stopping.is_set
             for responder, folder in zip(responders, folders, strict=True):
@@ -70,6 +74,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
                         folder,
                         tasks,
                         asked,
+                        told=told,
                         source=source.name,
                         listener=listener,
                         stopping=stopping,
@@ -120,15 +125,21 @@ def _run_one(
     tasks: Sequence[Task],
     asked: Asked,
     *,
+    told: set[str],
     source: str,
     listener: Silent,
     stopping: threading.Event,
 ) -> Manifest:
+    encoder = responder.encoder
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, options, responder)
-        encoder = Encoder(responder.tokenizer)
-        plans = [_plan(task, options, responder, encoder, asked) for task in tasks]
+        plans = [_plan(task, options, responder, asked) for task in tasks]
         _check_truncation(plans, options.max_truncated)
+        manifest.note(notes := _notes(plans, encoder))
+        for note in notes:
+            if note not in told:
+                listener.note(f"note: {note}")
+        told.update(notes)
         responder.longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
         session = Session(responder, writer, manifest, listener, stopping)
@@ -149,6 +160,12 @@ def _run_one(
     return manifest
 
 
+def _notes(plans: Sequence[Plan], encoder: Encoder) -> list[str]:
+    """What a user must know of how the prompts are made."""
+    warning = [] if encoder.bos.warning is None else [encoder.bos.warning]
+    return list(dict.fromkeys([*warning, *(note for plan in plans for note in plan.notes)]))
+
+
 def _result(plan: Plan, records: Iterable[Record], stored: int) -> TaskResult:
     """Of the items that have an answer, ``stored`` in all; ``quality`` says what share has none."""
     result = task_result(plan.task.spec, plan.task.lm_eval, records)
@@ -157,12 +174,10 @@ def _result(plan: Plan, records: Iterable[Record], stored: int) -> TaskResult:
     return result
 
 
-def build_requests(
-    task: Task, options: RunOptions, responder: Responder, encoder: Encoder
-) -> tuple[PromptFormat, list[Item]]:
+def build_requests(task: Task, options: RunOptions, responder: Responder) -> tuple[PromptFormat, list[Item]]:
     """The items of ``task`` as the run of ``options`` asks them of ``responder``, and their prompt format."""
     prompt_format = _format(task, options, responder)
-    return prompt_format, _items(task, options, responder, encoder, prompt_format)
+    return prompt_format, _items(task, options, responder, prompt_format)
 
 
 def _format(task: Task, options: RunOptions, responder: Responder) -> PromptFormat:
@@ -172,30 +187,45 @@ def _format(task: Task, options: RunOptions, responder: Responder) -> PromptForm
         saved=responder.saved_format,
         generated=task.spec.output_type == "generate_until",
         system=options.system,
+        described=bool(task.lm_eval.config.description),
     )
 
 
-def _items(
-    task: Task, options: RunOptions, responder: Responder, encoder: Encoder, prompt_format: PromptFormat
-) -> list[Item]:
-    return build_items(
+def _items(task: Task, options: RunOptions, responder: Responder, prompt_format: PromptFormat) -> list[Item]:
+    items = build_items(
         task,
-        encoder,
+        responder.encoder,
         prompt_format,
         max_length=responder.max_length,
         limit=options.limit,
         seed=options.seed,
     )
+    check_requests(
+        responder.tokenizer,
+        responder.embeddings,
+        (item.request for item in items),
+        model=str(responder.base.checkpoint.path),
+    )
+    return items
 
 
-def _plan(task: Task, options: RunOptions, responder: Responder, encoder: Encoder, asked: Asked) -> Plan:
+def _plan(task: Task, options: RunOptions, responder: Responder, asked: Asked) -> Plan:
     prompt_format = _format(task, options, responder)
-    place = (task.name, prompt_format.name, id(responder.tokenizer), responder.max_length)
+    begin = responder.encoder.bos.prefix
+    place = (task.name, prompt_format.name, id(responder.tokenizer), responder.max_length, begin)
     if place not in asked:
-        asked[place] = _items(task, options, responder, encoder, prompt_format)
+        asked[place] = _items(task, options, responder, prompt_format)
     identity = responder.identity
     keys = [response_key(identity, item.request) for item in asked[place]]
-    return Plan(task, asked[place], keys, prompt_format.name, prompt_format.policy, options.limit)
+    return Plan(
+        task=task,
+        items=asked[place],
+        keys=keys,
+        format_name=prompt_format.name,
+        policy=prompt_format.policy,
+        limit=options.limit,
+        notes=prompt_format.notes,
+    )
 
 
 def _check_truncation(plans: Sequence[Plan], allowed: int | None) -> None:

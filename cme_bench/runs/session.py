@@ -29,7 +29,10 @@ WINDOW_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One task of a run, asked: its items and the keys of their responses."""
+    """One task of a run, asked: its items and the keys of their responses.
+
+    ``notes``: what a user must know of its prompt format.
+    """
 
     task: Task
     items: Sequence[Item]
@@ -37,6 +40,7 @@ class Plan:
     format_name: str
     policy: str
     limit: int | None
+    notes: tuple[str, ...] = ()
 
     @property
     def generated(self) -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
+from cme_bench.prompts.reader import Reader
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import DataSource, source_of
@@ -47,15 +47,6 @@ class Checked:
     @property
     def failed(self) -> bool:
         return any(finding.level == "error" for finding in self.findings)
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """The model whose tokens are counted: its tokenizer, most tokens it takes, and the prompt format."""
-
-    tokenizer: Any
-    max_length: int
-    prompt_format: str = "auto"
 
 
 def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]:
@@ -256,13 +247,20 @@ def _question(task: Task, row: dict[str, Any]) -> str:
 def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Checked) -> None:
     """Lengths in a model's tokens; prompts that must be cut are warned of."""
     generated = task.spec.output_type == "generate_until"
-    form = resolve_format(reader.prompt_format, reader.tokenizer, generated=generated)
+    described = bool(task.lm_eval.config.description)
     try:
-        items = build_items(task, Encoder(reader.tokenizer), form, max_length=reader.max_length, limit=limit)
+        form = resolve_format(
+            reader.prompt_format, reader.tokenizer, generated=generated, described=described
+        )
+        items = build_items(task, reader.encoder, form, max_length=reader.max_length, limit=limit)
+        reader.check(item.request for item in items)
     except UsageError as err:
         checked.add("error", [str(err)])
         return
     lengths = [_length(item) + item.truncated for item in items]
+    if reader.encoder.bos.changed:
+        checked.facts.append(f"every prompt begins with {reader.begin!r} ({reader.encoder.bos.reason})")
+    checked.facts += form.notes
     middle = statistics.median_low(lengths)
     checked.facts.append(f"prompts of {min(lengths)} to {max(lengths)} tokens (median {middle}, {form.name})")
     cut = [item for item in items if item.truncated]

@@ -17,6 +17,12 @@ IGNORED = -100
 _GROUPS_SORTED_TOGETHER = 50
 
 
+def pad_token(tokenizer: Any, embeddings: int) -> int:
+    """Return the id that fills a batch; it is masked, but must have one of the ``embeddings``."""
+    own = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(token) for token in own if token is not None and token < embeddings), 0)
+
+
 def plan_batches(
     lengths: NDArray[np.int64], *, batch_size: int, batches_per_step: int, seed: int
 ) -> list[list[int]]:

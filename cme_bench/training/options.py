@@ -15,7 +15,7 @@ METHODS = ("lora", "adalora", "moslora", "moelora", "hydralora", "teamlora")
 ROUTED = ("moelora", "hydralora", "teamlora")
 """Methods with experts."""
 DEFAULT_EXPERTS = 4
-_NOT_IDENTITY = ("out", "save_every", "log_every", "offline")
+_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class TrainOptions:
     balance_loss: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     prompt_format: str = "teamlora"
+    bos: str = "auto"
     max_length: int = 1024
     epochs: int = 1
     max_steps: int | None = None
@@ -65,7 +66,10 @@ class TrainOptions:
     offline: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """The arguments that decide what is trained; ``out`` and how often to save do not."""
+        """The arguments that decide what is trained; ``out`` and how often to save do not.
+
+        ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
+        """
         return {k: v for k, v in self.plain().items() if k not in _NOT_IDENTITY}
 
     def plain(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.prompts.bos import Bos
 from cme_bench.provenance import commit, machine, versions
 from cme_bench.runs.store import read_json
 from cme_bench.training.options import TrainOptions
@@ -22,7 +23,7 @@ SCHEMA = 1
 
 
 def identity(
-    options: TrainOptions, base: Checkpoint, mixture: Mapping[str, Any], processes: int
+    options: TrainOptions, base: Checkpoint, mixture: Mapping[str, Any], processes: int, bos: Bos
 ) -> dict[str, Any]:
     """What a checkpoint belongs to: it is only gone on with if all of this is the same."""
     data = {
@@ -34,6 +35,7 @@ def identity(
         "base": base.hash,
         "data": data,
         "processes": processes,
+        **({"bos": list(bos.prefix)} if bos.changed else {}),
         **{k: v for k, v in options.identity().items() if k not in ("model", "data")},
     }
 

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.errors import UsageError
+from cme_bench.prompts.bos import Bos, decide_bos, model_types
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import truncate
+from cme_bench.training.options import TrainOptions
 from cme_bench.training.templates import Prompted
 
 MIN_LENGTH = 32
@@ -40,16 +42,16 @@ class TrainingEncoder:
 
     ``teamlora``: ``instruction[\\ninput]</s>`` then answer and EOS, the authors' way. ``chat``: the model's
     own template, then the answer and what the template ends a turn with. ``plain``: the prompt, a space, the
-    answer and EOS. The source gets exactly the special tokens that evaluation gives a prompt (BOS where the
-    tokenizer adds one), the target none but its end. A pair longer than ``max_length`` loses tokens from the
-    left of its source, as evaluation cuts prompts (BOS and at least one token stay); only then from the right
-    of its target.
+    answer and EOS. The source gets exactly the special tokens that evaluation gives a prompt (``bos``, by
+    default what the tokenizer adds), the target none but its end. A pair longer than ``max_length`` loses
+    tokens from the left of its source, as evaluation cuts prompts (BOS and at least one token stay); only
+    then from the right of its target.
 
     Raises UsageError for an unknown format, ``chat`` without a template, a tokenizer without EOS, and a
     ``max_length`` below ``MIN_LENGTH``.
     """
 
-    def __init__(self, tokenizer: Any, prompt_format: str, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, prompt_format: str, max_length: int, bos: Bos | None = None) -> None:
         if max_length < MIN_LENGTH:
             raise UsageError(
                 f"--max-length {max_length} is too small to train on; give at least {MIN_LENGTH}"
@@ -58,16 +60,13 @@ class TrainingEncoder:
             raise UsageError("the tokenizer has no end-of-sequence token, so no answer could ever end")
         self.format: PromptFormat = resolve_format(prompt_format, tokenizer, generated=True)
         self.max_length = max_length
-        self.encoder = Encoder(tokenizer)
+        self.encoder = Encoder(tokenizer, bos)
         self.end = self._end_of_answer(tokenizer)
 
     def _end_of_answer(self, tokenizer: Any) -> tuple[int, ...]:
         """EOS, or what the chat template puts after an assistant's words."""
-        if self.format.name == "chat":
-            turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "ANSWER"}]
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-            if end := text.rpartition("ANSWER")[2].strip():
-                return self.encoder.encode([end], special=False)[end]
+        if self.format.template is not None and (end := self.format.template.end_of_answer()):
+            return self.encoder.encode([end], special=False)[end]
         return (int(tokenizer.eos_token_id),)
 
     def texts(self, prompted: Prompted) -> tuple[str, str]:
@@ -80,7 +79,8 @@ class TrainingEncoder:
         """The examples, in order; texts are tokenised a few thousand at a time."""
         stream = iter(prompts)
         while batch := [self.texts(prompted) for prompted in islice(stream, _BATCH)]:
-            sources = self.encoder.encode(source for source, _ in batch)
+            rendered = self.format.renders_bos
+            sources = self.encoder.encode((source for source, _ in batch), rendered=rendered)
             targets = self.encoder.encode((target for _, target in batch), special=False)
             for source, target in batch:
                 yield self._fit(sources[source], targets[target] + self.end)
@@ -88,7 +88,8 @@ class TrainingEncoder:
     def _fit(self, source: Sequence[int], target: Sequence[int]) -> Example:
         least = self.encoder.prefix_length + 1
         kept_target = tuple(target[: self.max_length - least])
-        kept = truncate(tuple(source), self.max_length - len(kept_target), self.encoder.prefix_length)
+        room = self.max_length - len(kept_target)
+        kept = truncate(tuple(source), room, self.encoder.kept(tuple(source), room))
         return Example(kept + kept_target, len(kept), len(source) - len(kept), len(target) - len(kept_target))
 
     def describe(self) -> dict[str, Any]:
@@ -97,10 +98,20 @@ class TrainingEncoder:
             "source_and_target": "separate",
             "target_special_tokens": False,
             "prefix_tokens": self.encoder.prefix_length,
+            "bos": self.encoder.bos.describe(),
             "end_of_answer": list(self.end),
             "max_length": self.max_length,
             "truncation": "left of the source, then right of the target",
         }
+
+
+def training_encoder(options: TrainOptions, tokenizer: Any, config: Any) -> TrainingEncoder:
+    """Return what makes the examples of a training of the model with this config.
+
+    Raises UsageError as :class:`TrainingEncoder` does, and where ``--bos`` cannot be honoured.
+    """
+    bos = decide_bos(tokenizer, options.bos, model_types=model_types(config))
+    return TrainingEncoder(tokenizer, options.prompt_format, options.max_length, bos)
 
 
 class TokenTable:
@@ -125,6 +136,11 @@ class TokenTable:
     def __getitem__(self, index: int) -> dict[str, Any]:
         start, stop = self._starts[index], self._starts[index + 1]
         return {"ids": self._ids[start:stop], "source_length": int(self._sources[index])}
+
+    @property
+    def highest(self) -> int:
+        """The highest token id."""
+        return int(self._ids.max(initial=0))
 
     @property
     def lengths(self) -> NDArray[np.int64]:

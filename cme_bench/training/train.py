@@ -28,10 +28,11 @@ from cme_bench.engines.hf.forward import max_positions
 from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.store import write_json
 from cme_bench.tasks.sources import open_source
 from cme_bench.training import record
-from cme_bench.training.batches import collate, share, width_multiple
+from cme_bench.training.batches import collate, pad_token, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loss import target_loss
@@ -41,7 +42,7 @@ from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import Plan, make_plan
 from cme_bench.training.progress import Silent
-from cme_bench.training.tokens import TrainingEncoder
+from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 
 if TYPE_CHECKING:
@@ -71,20 +72,25 @@ def train(
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
     tokenizer = load_tokenizer(base)
-    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
+    encoder = training_encoder(options, tokenizer, config)
+    if encoder.encoder.bos.warning is not None:
+        listener.note(f"note: {encoder.encoder.bos.warning}")
+    for note in encoder.format.notes:
+        listener.note(f"note: {note}")
     source = open_source(options.data, offline=options.offline)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     plan = make_plan(options, source, encoder, processes=processes, note=listener.note, sets=sets)
     _note_plan(plan, listener)
     peft_config = adapter_config(options, config, steps=plan.steps)
-    identity = record.identity(options, base, plan.mixture, processes)
+    check_vocabulary(tokenizer, embeddings(config), plan.examples.highest, model=str(base.path))
+    identity = record.identity(options, base, plan.mixture, processes, encoder.encoder.bos)
     if record.check_folder(options.out, identity):
         listener.note(f"{options.out}: already trained")
         return options.out
     with _only_writer(options.out):
         content = record.describe_training(options, base, encoder, plan.mixture, identity)
-        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        _run(options, base, peft_config, plan, pad_token=int(pad), content=content, listener=listener)
+        pad = pad_token(tokenizer, embeddings(config))
+        _run(options, base, peft_config, plan, pad_token=pad, content=content, listener=listener)
     return options.out
 
 

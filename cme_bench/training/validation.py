@@ -11,11 +11,12 @@ import torch
 from cme_bench.adapters.load import load_adapter
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
-from cme_bench.training.batches import collate
+from cme_bench.prompts.vocabulary import embeddings
+from cme_bench.training.batches import collate, pad_token
 from cme_bench.training.loss import target_loss
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.tokens import TokenTable, TrainingEncoder
+from cme_bench.training.tokens import TokenTable, TrainingEncoder, training_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,8 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
     base = resolve_model(options.model, offline=options.offline)
     config, device = load_config(base), choose_device()
     tokenizer = load_tokenizer(base)
-    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    encoder = training_encoder(options, tokenizer, config)
+    pad = pad_token(tokenizer, embeddings(config))
     tables = [_tokens(held, encoder) for held in (s.held_out() for s in sets) if len(held)]
     if not tables:
         raise ValueError("no items are held out: give --holdout")
@@ -52,7 +53,7 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
             order = sorted(range(len(table)), key=lambda i: -int(table.lengths[i]))
             for start in range(0, len(order), options.batch_size):
                 examples = [table[i] for i in order[start : start + options.batch_size]]
-                batch = {k: v.to(device) for k, v in collate(examples, int(pad)).items()}
+                batch = {k: v.to(device) for k, v in collate(examples, pad).items()}
                 nll += float(model(**batch).nll)
             losses.append(nll / int(table.target_lengths.sum()))
     return Validation(

@@ -79,7 +79,10 @@ def test_preview_with_a_model_shows_its_token_ids(
     assert "truncated: " in text  # the toy model takes 64 tokens
     # what is tokenised is the prompt that is shown, not another item's
     context, *_ = [line for line in text.splitlines() if line.endswith(" of context)")]
-    tail = toy_tokenizer.decode([int(token) for token in context.split(" ||")[0].split()])  # type: ignore[attr-defined]
+    begin, *cut = [int(token) for token in context.split(" ||")[0].split()]
+    assert begin == toy_tokenizer.bos_token_id  # type: ignore[attr-defined]  # a llama's prompts have one
+    assert "note: the tokenizer of " in text
+    tail = toy_tokenizer.decode(cut)  # type: ignore[attr-defined]
     shown = text.split("scored:")[0].replace("\n  | ", "\n").rstrip()
     assert shown.endswith(tail.rstrip())
     ids = [int(token) for token in toy_tokenizer.encode(" yes")]  # type: ignore[attr-defined]

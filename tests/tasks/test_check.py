@@ -57,7 +57,8 @@ def test_a_good_task_passes(
     code, lines = check(monkeypatch, capsys, tmp_path, "--model", tiny_checkpoint)
     assert code == 0
     assert lines == [
-        "ok: own: 1 exemplars, 2 items, prompts of 7 to 8 tokens (median 7, plain)",
+        "ok: own: 1 exemplars, 2 items, every prompt begins with '<s>' (llama models are trained with it), "
+        "prompts of 8 to 9 tokens (median 8, plain)",
         "1 task checked: 0 errors, 0 warnings",
     ]
 

@@ -1,0 +1,195 @@
+"""A model's chat template: tried out before any row is rendered, so that its faults are blamed on it.
+
+The template is that of the tokenizer. Four properties of it decide what a model is shown, and none of them
+may change a score without a word: whether it takes a system turn, whether it shows every turn, whether it
+opens the answer's turn, and whether it asks for today's date.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from cme_bench.errors import UsageError, first_line
+
+Message: TypeAlias = Mapping[str, str]
+PINNED_DATE = datetime(2024, 7, 26)
+"""Today's date for every template: the default of Llama 3.1's own, "26 Jul 2024"."""
+_ASKED, _ANSWERED, _SYSTEM = "First question", "Some answer", "General instruction"
+_USER = {"role": "user", "content": _ASKED}
+_TURNS = (_USER, {"role": "assistant", "content": _ANSWERED}, {"role": "user", "content": "Second question"})
+_INSTRUCTED = ({"role": "system", "content": _SYSTEM}, _USER)
+_CHATS = ((_USER,), _INSTRUCTED, _TURNS)
+
+
+class ChatTemplateError(UsageError):
+    """A model's chat template cannot show what it is asked to show, whatever the row."""
+
+
+class ChatTemplate:
+    """Renders messages with the chat template of ``tokenizer``.
+
+    ``system``: whether the user gave a system prompt. A template that refuses a system turn, or leaves it
+    out, gets what stands there (a task's description) at the head of the first user turn. Raises
+    ChatTemplateError for a template that fails on one question or leaves it out, for several templates of
+    which none is the default, and for ``system`` where the template has no place for it.
+    """
+
+    def __init__(self, tokenizer: Any, *, system: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.name = str(tokenizer.name_or_path or "the model")
+        self.source = self._source()
+        self._try_question()
+        self.moves_system = self._try_system(given=system)
+
+    def _source(self) -> str:
+        templates = self.tokenizer.chat_template
+        if isinstance(templates, Mapping) and "default" not in templates:
+            names = ", ".join(sorted(templates))
+            raise ChatTemplateError(
+                f"{self.name} has several chat templates ({names}) and no default; use --format plain"
+            )
+        return str(templates["default"] if isinstance(templates, Mapping) else templates)
+
+    def _try_question(self) -> None:
+        try:
+            text = self._render([_USER])
+        except Exception as err:  # a template may raise anything
+            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
+        if _ASKED not in text:
+            raise ChatTemplateError(
+                f"{self.name}: its chat template leaves out what the user says; use --format plain"
+            )
+
+    def _try_system(self, *, given: bool) -> bool:
+        """Whether a system turn must move into the first user turn."""
+        try:
+            text = self._render(_INSTRUCTED)
+            fault = None if _SYSTEM in text and _ASKED in text else "leaves out a system prompt"
+        except Exception as err:  # a template may raise anything
+            fault = f"refuses a system prompt ({_reason(err)})"
+        if fault and given:
+            raise ChatTemplateError(f"{self.name}: its chat template {fault}; leave --system out")
+        return fault is not None
+
+    @functools.cached_property
+    def _turns_fault(self) -> str | None:
+        """Why exemplars cannot be turns, if they cannot."""
+        try:
+            text = self._render(_TURNS)
+        except Exception as err:  # a template may raise anything
+            return f"refuses a chat of several turns ({_reason(err)})"
+        return None if _ASKED in text and _ANSWERED in text else "leaves out earlier turns"
+
+    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Return the text before the answer; a last assistant turn is left open if no new one is asked for.
+
+        Raises ChatTemplateError for what the template can never show, ValueError for what it refuses in
+        these messages only.
+        """
+        turns = _without_system(messages) if self.moves_system else list(messages)
+        if any(a["role"] == "assistant" for a in turns[:-1]) and self._turns_fault:
+            raise ChatTemplateError(
+                f"{self.name}: its chat template {self._turns_fault}; use --shots 0 or --format plain"
+            )
+        try:
+            return self._render(turns, add_generation_prompt)
+        except Exception as err:  # a template may raise anything
+            if self._always_fails(turns, add_generation_prompt):
+                raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
+            raise ValueError(f"the chat template of {self.name} refuses it ({_reason(err)})") from err
+
+    def _always_fails(self, turns: Sequence[Message], add_generation_prompt: bool) -> bool:
+        """Whether turns of these roles fail with plain words too."""
+        try:
+            self._render([{**turn, "content": "word"} for turn in turns], add_generation_prompt)
+        except Exception:  # a template may raise anything
+            return True
+        return False
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        goes_on = not add_generation_prompt and messages[-1]["role"] == "assistant"
+        return self._apply(
+            messages, add_generation_prompt=add_generation_prompt, continue_final_message=goes_on
+        )
+
+    def _apply(self, messages: Sequence[Message], **switches: bool) -> str:
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **switches, **self._date)
+        return str(text)
+
+    @functools.cached_property
+    def _date(self) -> dict[str, Any]:
+        """What the template must be told of the date; a default of its own stays."""
+        if "strftime_now" in self.source:
+            return {"strftime_now": PINNED_DATE.strftime}
+        if "date_string" in self.source and not re.search(r"\bset\s+date_string\b", self.source):
+            return {"date_string": f"{PINNED_DATE:%d %b %Y}"}
+        return {}
+
+    @functools.cached_property
+    def renders_bos(self) -> bool:
+        """Whether it puts the tokenizer's BOS somewhere into a chat."""
+        token = self.tokenizer.bos_token
+        return token is not None and any(token in self._render_or_nothing(chat) for chat in _CHATS)
+
+    def _render_or_nothing(self, messages: Sequence[Message]) -> str:
+        try:
+            return self._render(messages)
+        except Exception:  # a template may raise anything
+            return ""
+
+    def end_of_answer(self) -> str:
+        """Return what it puts after an assistant's words, without blanks around."""
+        try:
+            text = self._apply(_TURNS[:2], add_generation_prompt=False)
+        except Exception as err:  # a template may raise anything
+            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
+        return text.rpartition(_ANSWERED)[2].strip()
+
+    def notes(self, *, described: bool) -> tuple[str, ...]:
+        """Return what a user must know of it; ``described``: whether the task has a description."""
+        found = []
+        if described and self.moves_system:
+            found.append(
+                f"the chat template of {self.name} has no place for a system prompt: the task's description "
+                "stands at the head of the first user turn"
+            )
+        if self._date:
+            found.append(
+                f"the chat template of {self.name} asks for today's date: it is {PINNED_DATE:%d %b %Y} in "
+                "every run"
+            )
+        if opening := self._missing_opening():
+            found.append(
+                f"the chat template of {self.name} does not open the answer's turn: prompts end before "
+                f"{opening!r}, which the model must write itself"
+            )
+        return tuple(found)
+
+    def _missing_opening(self) -> str:
+        """What stands between the last question and its answer though a prompt does not hold it."""
+        prompt = self._render([_USER])
+        if prompt != self._apply([_USER], add_generation_prompt=False):
+            return ""
+        try:
+            whole = self._render(_TURNS[:2], False)
+        except Exception:  # one question renders, and nothing else is asked
+            return ""
+        before = whole.rpartition(_ANSWERED)[0]
+        return before.removeprefix(prompt).strip() if before.startswith(prompt) else ""
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with a system turn at the head of the first user turn instead."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, first, *rest = messages
+    return [{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest]
+
+
+def _reason(err: Exception) -> str:
+    line = getattr(err, "lineno", None)
+    return first_line(err) + (f", line {line}" if line else "")

@@ -1,0 +1,39 @@
+"""Who reads the prompts where no weights are loaded: what preview and check need of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.vocabulary import check_requests
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A model as its prompts see it.
+
+    ``max_length``: most tokens it is fed of a row; ``embeddings``: how many token ids it knows; ``model``:
+    its folder, for messages.
+    """
+
+    encoder: Encoder
+    max_length: int
+    embeddings: int
+    model: str
+    prompt_format: str = "auto"
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.encoder.tokenizer
+
+    @property
+    def begin(self) -> str:
+        """The special tokens before every prompt, as text."""
+        return str(self.tokenizer.decode(list(self.encoder.bos.prefix)))
+
+    def check(self, requests: Iterable[LoglikelihoodRequest | GenerateRequest]) -> None:
+        """Check that every token id has an embedding; UsageError if not."""
+        check_requests(self.tokenizer, self.embeddings, requests, model=self.model)
