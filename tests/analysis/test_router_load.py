@@ -53,7 +53,8 @@ def by_hooks(base: Path, adapter: Path, prompts: list[str]) -> dict[str, dict[st
     tokenizer = AutoTokenizer.from_pretrained(base)
     with torch.no_grad():
         for prompt in prompts:
-            model(torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]]))
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            model(torch.tensor([[tokenizer.bos_token_id, *ids]]))  # llama: every prompt has one
     found = {}
     for name, inputs in seen.items():
         layer = model.get_base_model().get_submodule(name)

@@ -167,13 +167,13 @@ def test_the_loss_is_that_of_the_written_formula(options: Make, tiny_checkpoint:
     chosen = options("teamlora", max_steps=1, batch_size=2, accumulate=2)
     point = read_curve(train(chosen) / "loss.csv")[0]
 
-    from cme_bench.models.load import load_tokenizer
+    from cme_bench.models.load import load_config, load_tokenizer
     from cme_bench.tasks.sources import mini_source
     from cme_bench.training.plan import make_plan
-    from cme_bench.training.tokens import TrainingEncoder
+    from cme_bench.training.tokens import training_encoder
 
-    tokenizer = load_tokenizer(resolve_model(str(tiny_checkpoint)))
-    encoder = TrainingEncoder(tokenizer, "teamlora", chosen.max_length)
+    tiny = resolve_model(str(tiny_checkpoint))
+    encoder = training_encoder(chosen, load_tokenizer(tiny), load_config(tiny))
     plan = make_plan(chosen, mini_source(), encoder, processes=1, note=lambda _: None)
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     total, count = 0.0, 0

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters.load import load_adapter
 from cme_bench.models.checkpoint import resolve_model
-from cme_bench.models.load import load_tokenizer
+from cme_bench.models.load import load_config, load_tokenizer
 from cme_bench.tasks.sources import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets, make_plan
-from cme_bench.training.tokens import TrainingEncoder
+from cme_bench.training.tokens import training_encoder
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
 
@@ -46,7 +46,8 @@ def test_held_out_items_are_apart_and_the_same_for_every_seed(options: Options) 
 
 def test_a_training_never_draws_them(options: Options, tiny_checkpoint: Path) -> None:
     chosen = options(holdout=2, max_steps=10)
-    encoder = TrainingEncoder(load_tokenizer(resolve_model(chosen.model)), chosen.prompt_format, 256)
+    base = resolve_model(chosen.model)
+    encoder = training_encoder(chosen, load_tokenizer(base), load_config(base))
     (items,) = sets_of(chosen)
     plan = make_plan(
         chosen, open_source("mini", offline=True), encoder, processes=1, note=lambda _: None, sets=[items]
@@ -67,7 +68,8 @@ def test_the_loss_is_that_of_a_plain_forward_pass(options: Options, method: str)
     adapter = train(chosen, sets=sets)
     found = validate(adapter, chosen, sets)
     model = load_adapter(AutoModelForCausalLM.from_pretrained(chosen.model), adapter).eval()
-    encoder = TrainingEncoder(load_tokenizer(resolve_model(chosen.model)), chosen.prompt_format, 256)
+    base = resolve_model(chosen.model)
+    encoder = training_encoder(chosen, load_tokenizer(base), load_config(base))
     means, tokens = [], 0
     for held in (items.held_out() for items in sets):
         nll = count = 0.0
