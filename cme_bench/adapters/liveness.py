@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.exact_logits import exact_logits
 
 _TRAINED_TOKENS = 16
 
@@ -34,9 +35,10 @@ def check_liveness(
     training = model.training
     model.eval()
     try:
-        with_adapter = model(input_ids=input_ids, attention_mask=attention_mask).logits
-        with model.disable_adapter():
-            without = model(input_ids=input_ids, attention_mask=attention_mask).logits
+        with exact_logits(model):  # rounded logits would hide a small adapter
+            with_adapter = model(input_ids=input_ids, attention_mask=attention_mask).logits
+            with model.disable_adapter():
+                without = model(input_ids=input_ids, attention_mask=attention_mask).logits
     finally:
         model.train(training)
     difference = (with_adapter[:, -without.shape[1] :].float() - without.float()).abs()

@@ -11,6 +11,7 @@ from cme_bench.runs.folder import read_results, read_run
 from cme_bench.terminal import markup
 
 WARN_SHARE = 0.01
+WARN_TIES = 0.005
 
 
 def summary_table(folder: Path) -> Table:
@@ -44,20 +45,26 @@ def _cells(estimate: dict[str, float | None]) -> tuple[str, str, str]:
 
 
 def warnings(folder: Path) -> Iterator[str]:
-    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts; before
-    them what the run noted of its prompts.
+    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts; above
+    0.5 % of exact ties; before them logits that the model rounded, and what the run noted of its prompts.
 
     A choice task whose answer was found is not warned of for its length: what follows the answer is prose.
     """
+    run = read_run(folder)
+    told = (run.get("engine") or {}).get("logits")
+    if told in {"bfloat16", "float16"}:
+        yield f"the model rounds its own logits to {told}: choices tie that do not tie; --dtype float32 helps"
     words = {
         "empty": "answers in which no rule found an answer",
         "hit_length": "generations that hit the length limit",
         "truncated": "prompts cut to fit the context",
         "unanswered": "items without a response, which are not scored (run.json names them)",
+        "ties": "questions whose best choices tie exactly (the first of them counts, as in lm-eval)",
     }
-    yield from read_run(folder).get("notes") or ()
+    yield from run.get("notes") or ()
+    allowed = {"unanswered": 0.0, "ties": WARN_TIES, "near_ties": 1.0}
     for task, result in read_results(folder)["tasks"].items():
         for kind, share in result["quality"].items():
             prose = kind == "hit_length" and result["primary"] == "acc"
-            if (share > WARN_SHARE or kind == "unanswered") and not prose:
+            if share > allowed.get(kind, WARN_SHARE) and not prose:
                 yield f"{task}: {100 * share:.1f} % {words.get(kind, kind)}"

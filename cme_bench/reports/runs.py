@@ -53,6 +53,13 @@ class RunView:
             return all(member.has_records for member in self.members)
         return all((self.folder / "samples" / f"{task}.jsonl").is_file() for task in self.results["tasks"])
 
+    @property
+    def logits(self) -> str:
+        """The type to which its logits are exact: float32, or where they were rounded the model's."""
+        told = (self.run.get("engine") or {}).get("logits")
+        identity = self.run["identity"]
+        return str(told or identity.get("logits") or identity["dtype"])
+
     def limits(self) -> set[int]:
         """The --limit values of its tasks that left rows out."""
         return {t["n"] for t in self.run["tasks"].values() if t["n"] < t["rows"]}
@@ -91,7 +98,8 @@ def labels(runs: Sequence[RunView]) -> list[str]:
 
 
 def differences(runs: Sequence[RunView]) -> list[str]:
-    """Why the runs are not alike, one sentence each: engines, dtypes, data, tasks, item sets, formats."""
+    """Why the runs are not alike, one sentence each: engines, dtypes, logits, data, tasks, item sets,
+    formats."""
     return list(_differences(runs))
 
 
@@ -108,6 +116,9 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
         values = sorted({str(r.run["identity"].get(part)) for r in runs})
         if len(values) > 1:
             yield f"{name} differ: {', '.join(values)}"
+    types = sorted({run.logits for run in runs})
+    if len(types) > 1:
+        yield f"types of the logits differ: {', '.join(types)}"
     shared = set.intersection(*(set(r.results["tasks"]) for r in runs))
     every = set.union(*(set(r.results["tasks"]) for r in runs))
     if shared != every:

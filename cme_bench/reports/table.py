@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cme_bench.reports.near_ties import tie_notes
 from cme_bench.reports.paper import published
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
@@ -97,6 +98,7 @@ def _table(
     notes = [
         *_notes(runs, form),
         *_test_notes(runs, tested, with_tests),
+        *tie_notes(runs, form),
         *watermarks(runs),
         *(f"MIXED: {difference}" for difference in [*mixed, *(tested.notes if tested else ())]),
         *provenance_notes(runs, names),

@@ -58,12 +58,13 @@ RUN = {
     "versions": Each(str),
     "commit": Maybe(str),
     "machine": Maybe(dict),
-    "engine": Maybe({"prefixes": Maybe(str)}),
+    "engine": Maybe({"prefixes": Maybe(str), "logits": Maybe(str)}),
     "tasks": Each(_TASK),
     "finished": Maybe(bool),
     "sessions": Maybe(ListOf(_SESSION)),
 }
 RESULTS = {
+    "near_tie_nats": Maybe(float),
     "forms": Each({"average": _ESTIMATE, "domains": Each(_ESTIMATE)}),
     "tasks": Each(
         {

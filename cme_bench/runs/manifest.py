@@ -86,8 +86,10 @@ class Manifest:
             old = read_json(file)
             check_shape(old, _RESUMED, str(file))
             sessions = old.get("sessions") or []
+            before = old["identity"]
+            before = {"logits": before.get("dtype")} | before  # as earlier versions had them: rounded
             for part, value in identity.items():
-                if (held := old["identity"].get(part)) != value:
+                if (held := before.get(part)) != value:
                     raise UsageError(
                         f"{folder} holds a run with {part} {_short(held)}, not {_short(value)}; "
                         "name another folder with --out"

@@ -77,7 +77,8 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
             changed = [new["scores"] != record["scores"] for new, record in zip(fresh, stored, strict=True)]
             writer.append(name, renewed)
             planned |= {"hash": hash_, "primary": task.spec.primary}
-            results.append(task_result(task.spec, task.lm_eval, fresh))
+            dtype = content["identity"]["dtype"]
+            results.append(task_result(task.spec, task.lm_eval, fresh, dtype=dtype))
             before = result["metrics"].get(results[-1].primary, {}).get("value", float("nan"))
             outcomes.append(
                 RescoredTask(

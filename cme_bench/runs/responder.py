@@ -144,15 +144,19 @@ class Responder:
         """What a stored response belongs to: two responders with one identity answer alike.
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
-        base's tokenizer goes without saying; one beside the adapter does not.
+        base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for types of
+        16 bits only: earlier versions rounded logits to them.
         """
         own = self.base.tokenizer_of(self.adapter).identity
+        dtype = str(self.base.dtype).removeprefix("torch.")
         return {
             "model": self.base.checkpoint.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
-            "dtype": str(self.base.dtype).removeprefix("torch."),
+            "dtype": dtype,
             "engine": self.options.computes,
-        } | ({"tokenizer": own} if own else {})
+            **({"tokenizer": own} if own else {}),
+            **({} if dtype == "float32" else {"logits": "float32"}),
+        }
 
     def engine(self, first: LoglikelihoodRequest | GenerateRequest) -> Engine:
         """The engine, made when it is first asked for; ``first`` is a request it will answer.

@@ -12,6 +12,7 @@ from typing import Any
 from cme_bench.runs.store import write_json, write_text
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.scoring.ties import NOISE
 from cme_bench.stats.estimates import Estimate
 
 AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the average over the domains"
@@ -46,6 +47,7 @@ def results_json(
         "task_hashes": {r.task: planned[r.task]["hash"] for r in results},
         "cme": {
             "average_is": AVERAGE,
+            "near_tie_nats": NOISE.get(content["identity"]["dtype"]),
             "forms": {
                 form: {
                     "average": _plain(summary.average),

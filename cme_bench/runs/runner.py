@@ -149,7 +149,8 @@ def _run_one(
                 for plan, stored in session.answer(list(alike)):
                     if not stored:
                         continue  # no item has an answer
-                    results.append(_result(plan, session.records(plan), stored))
+                    dtype = responder.identity["dtype"]
+                    results.append(_result(plan, session.records(plan), stored, dtype))
                     write_results(folder, manifest.content, results)
                     listener.finish(plan.task.name, _outcome(results[-1]))
                 if stopping.is_set():
@@ -166,9 +167,9 @@ def _notes(plans: Sequence[Plan], encoder: Encoder) -> list[str]:
     return list(dict.fromkeys([*warning, *(note for plan in plans for note in plan.notes)]))
 
 
-def _result(plan: Plan, records: Iterable[Record], stored: int) -> TaskResult:
+def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:
     """Of the items that have an answer, ``stored`` in all; ``quality`` says what share has none."""
-    result = task_result(plan.task.spec, plan.task.lm_eval, records)
+    result = task_result(plan.task.spec, plan.task.lm_eval, records, dtype=dtype)
     if missing := len(plan.items) - stored:
         result.quality["unanswered"] = missing / len(plan.items)
     return result

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
+from cme_bench.scoring.ties import NOISE, Decision, decision
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
 FORMS = {"generate_until": "generated"}
@@ -25,7 +26,9 @@ class TaskResult:
 
     ``metrics[name]`` are estimates over its items, ``primary`` names the one that stands for it. ``quality``
     holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
-    ``truncated`` (prompt cut to fit), and ``unanswered`` where items have no response and are not scored.
+    ``truncated`` (prompt cut to fit), ``unanswered`` where items have no response and are not scored, and of
+    the questions with choices ``ties`` (the two best are equal) and ``near_ties`` (they differ by less than
+    the model's type is exact to, ties included).
     """
 
     task: str
@@ -50,15 +53,19 @@ class Summary:
     average: Estimate
 
 
-def task_result(spec: Any, lm_task: Any, records: Iterable[Mapping[str, Any]]) -> TaskResult:
+def task_result(
+    spec: Any, lm_task: Any, records: Iterable[Mapping[str, Any]], *, dtype: str | None = None
+) -> TaskResult:
     """Aggregate the records of one task in one pass; the last record of an item is the one that counts.
 
     Only numbers are held meanwhile, not the records, so a generator over a file of any size will do. Means
-    are ours; other aggregations are lm-eval's, their standard errors its bootstrap (100 resamples).
+    are ours; other aggregations are lm-eval's, their standard errors its bootstrap (100 resamples). ``dtype``
+    is the model's: it says which choices are nearly tied.
     """
     scores = _Scores()
+    noise = NOISE.get(dtype or "")
     for record in records:
-        scores.add(record)
+        scores.add(record, decision(lm_task, record, spec.primary, noise))
     metrics = {name: _estimate(lm_task, name, scores) for name in scores.names}
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
     form = ("" if spec.in_cme else OUTSIDE) + FORMS.get(spec.output_type, "likelihood")
@@ -70,9 +77,11 @@ _STORED, _TRUNCATED, _GENERATED, _HIT_LENGTH, _READ, _EMPTY = (1 << bit for bit 
 
 @dataclass(slots=True)
 class _Scores:
-    """What is counted of every item, at the place of its id: 8 bytes a metric and one of marks."""
+    """What is counted of every item, at the place of its id: 8 bytes a metric, one of marks, and one for how
+    it was decided."""
 
     marks: bytearray = field(default_factory=bytearray)
+    decisions: bytearray = field(default_factory=bytearray)
     numbers: dict[str, array[float]] = field(default_factory=dict)
     others: dict[str, dict[int, Any]] = field(default_factory=dict)  # scores that are no numbers
 
@@ -80,11 +89,12 @@ class _Scores:
     def names(self) -> list[str]:
         return list(self.numbers)
 
-    def add(self, record: Mapping[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any], decided: Decision) -> None:
         place = record["id"]
         if place >= len(self.marks):
             self._grow(max(place + 1, 2 * len(self.marks)))
         self.marks[place] = _marks(record)
+        self.decisions[place] = decided
         for name, value in record["scores"].items():
             if name not in self.numbers:
                 self.numbers[name] = array("d", bytes(8 * len(self.marks)))
@@ -98,6 +108,7 @@ class _Scores:
     def _grow(self, size: int) -> None:
         more = size - len(self.marks)
         self.marks.extend(bytes(more))
+        self.decisions.extend(bytes(more))
         for column in self.numbers.values():
             column.frombytes(bytes(8 * more))
 
@@ -124,6 +135,10 @@ class _Scores:
             quality["hit_length"] = count(_HIT_LENGTH) / generated
         if read := count(_READ):
             quality["empty"] = count(_EMPTY) / read
+        decisions = np.frombuffer(self.decisions, np.uint8)
+        if decided := int(np.count_nonzero(decisions)):
+            quality["ties"] = int(np.count_nonzero(decisions == Decision.TIE)) / decided
+            quality["near_ties"] = int(np.count_nonzero(decisions >= Decision.NEAR)) / decided
         return quality
 
 

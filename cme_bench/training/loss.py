@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from cme_bench.errors import UsageError
+from cme_bench.exact_logits import exact_logits
 from cme_bench.training.batches import IGNORED
 
 CHUNK_NUMBERS = 1 << 25
@@ -87,7 +88,7 @@ class _ChunkedNll(torch.autograd.Function):
 
 
 def output_head(model: nn.Module) -> Head:
-    """Hidden states to logits as the model's own forward does it, soft-capping and scaling included.
+    """Hidden states to float32 logits as the model's own forward does it, soft-capping and scaling included.
 
     Raises UsageError if the model's own logits differ: an architecture that treats them in an unknown way.
     """
@@ -97,7 +98,9 @@ def output_head(model: nn.Module) -> Head:
     factor = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
 
     def head(rows: Tensor) -> Tensor:
-        logits: Tensor = linear(rows) * factor if factor != 1.0 else linear(rows)
+        with exact_logits(model):
+            logits: Tensor = linear(rows)
+        logits = logits * factor if factor != 1.0 else logits
         return torch.tanh(logits / cap) * cap if cap else logits
 
     _check_head(model, head)
@@ -110,7 +113,8 @@ def _check_head(model: nn.Module, head: Head) -> None:
     model.eval()
     ids = torch.arange(4, device=next(model.parameters()).device)[None]
     try:
-        own = model(input_ids=ids, use_cache=False).logits
+        with exact_logits(model):
+            own = model(input_ids=ids, use_cache=False).logits
         ours = head(_decoder(model)(input_ids=ids, use_cache=False).last_hidden_state)
     finally:
         model.train(training)

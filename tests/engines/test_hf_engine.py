@@ -25,6 +25,7 @@ def test_describe_names_what_computes(
         "dtype": "float32",
         "device": "cpu",
         "attention": "sdpa",
+        "logits": "float32",
         "prefixes": "shared",
         "torch": torch.__version__,
         "transformers": transformers.__version__,

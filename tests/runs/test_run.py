@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from cme_bench.engines.base import Engine, Feed, GenerateRequest, LoglikelihoodR
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
+from cme_bench.reports.near_ties import tie_notes
+from cme_bench.reports.run_summary import warnings
+from cme_bench.reports.runs import check_alike, open_run
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
@@ -256,3 +260,46 @@ def test_the_key_depends_on_everything_that_decides_the_response() -> None:
     assert len(set(keys)) == len(keys)
     other_objects = LoglikelihoodRequest((((1, 2), (3,)), (tuple([1, 2]), (4,))))
     assert response_key(base, other_objects) == response_key(base, scored)
+
+
+def test_logits_of_16_bits_are_another_identity_than_rounded_ones(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    asked = options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2, dtype="bfloat16")
+    folder = run(asked)
+    now = content(folder, "run.json")
+    assert now["identity"]["logits"] == now["engine"]["logits"] == "float32"
+    del now["identity"]["logits"], now["engine"]["logits"]  # as an earlier version wrote it
+    (folder / "run.json").write_bytes(orjson.dumps(now))
+    with pytest.raises(UsageError, match="holds a run with logits bfloat16, not float32"):
+        run(asked)
+    old, new = open_run(folder), open_run(run(replace(asked, out=tmp_path / "new")))
+    with pytest.raises(UsageError, match="types of the logits differ: bfloat16, float32"):
+        check_alike([old, new], allow_mixed=False)
+
+
+def test_float32_responses_keep_their_identity(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2))
+    identity = content(folder, "run.json")["identity"]
+    assert set(identity) == {"model", "adapter", "dtype", "engine", "data", "prompt_format"}
+
+
+def test_ties_are_counted_and_warned_of(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = HFEngine.loglikelihood
+
+    def tied(self: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> Iterator[tuple[int, Any]]:
+        for index, response in own(self, requests):
+            equal = (response.logprobs[0],) * len(response.logprobs)
+            yield index, replace(response, logprobs=equal) if index == 0 else response
+
+    monkeypatch.setattr(HFEngine, "loglikelihood", tied)
+    folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
+    results = content(folder, "results.json")["cme"]
+    assert results["tasks"]["cme_rte_ll"]["quality"]["ties"] == pytest.approx(1 / 12)
+    assert results["near_tie_nats"] == 1e-3
+    assert [w for w in warnings(folder) if "8.3 % questions whose best choices tie exactly" in w]
+    assert any(line.startswith("TIES: in 1 tasks") for line in tie_notes([open_run(folder)], "likelihood"))
+    tied_record = next(r for r in read_records(samples_file(folder, "cme_rte_ll")) if r["id"] == 0)
+    assert tied_record["response"]["margin"] == 0.0

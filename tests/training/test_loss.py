@@ -78,9 +78,28 @@ def test_loss_and_gradients_equal_the_formula(
     assert torch.allclose(output.nll.double(), expected, rtol=1e-6)
     assert torch.allclose(output.loss, 0.25 * output.nll)
     for got, want in zip(torch.autograd.grad(output.loss, trained), wanted, strict=True):
-        assert torch.allclose(got, want, rtol=1e-4, atol=1e-6)
+        assert torch.allclose(got, want, rtol=1e-4, atol=1e-5)
     again = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
     assert torch.equal(again, logits)  # the model's own forward is back
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_bfloat16_model_learns_from_logits_that_are_not_rounded(
+    tiny_model: LlamaForCausalLM, trained: bool
+) -> None:
+    model = copy.deepcopy(tiny_model).bfloat16()
+    model.lm_head.requires_grad_(trained)
+    inputs = batch()
+    with torch.no_grad():
+        seen = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        logits = seen.last_hidden_state.double() @ model.lm_head.weight.double().T
+    wanted = reference_nll(logits, inputs["labels"])
+    with target_loss(model):
+        output = model(**inputs)
+    assert float(output.nll) == pytest.approx(float(wanted), rel=1e-5)
+    output.loss.backward()
+    assert model.model.norm.weight.grad.dtype == torch.bfloat16
+    assert (model.lm_head.weight.grad is not None) == trained
 
 
 def test_a_trained_head_gets_its_gradient(tiny_model: LlamaForCausalLM) -> None:

@@ -126,6 +126,12 @@ class HFEngine(Engine):
         """Why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
         return why_alone(self.model)
 
+    @property
+    def logits(self) -> str:
+        """The type that logits are known to: float32 and wider, or what the model rounded them to."""
+        widest = torch.promote_types(self.dtype, torch.float32)
+        return str(self.dtype if self._forward.rounded else widest).removeprefix("torch.")
+
     def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
         started = time.perf_counter()
         try:
@@ -202,7 +208,7 @@ class HFEngine(Engine):
         return responses
 
     def describe(self) -> dict[str, str]:
-        """Engine, dtype, device, attention implementation and the versions that compute."""
+        """Engine, dtype, device, attention, the type of the logits and the versions that compute."""
         import transformers
 
         device = str(self.device)
@@ -213,6 +219,7 @@ class HFEngine(Engine):
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": device,
             "attention": self._attention,
+            "logits": self.logits,
             "prefixes": f"not shared: {self.rowwise_because}" if self.rowwise_because else "shared",
             "torch": torch.__version__,
             "transformers": transformers.__version__,

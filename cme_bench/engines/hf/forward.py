@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cme_bench.exact_logits import NARROW, exact_logits, is_rounded
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -43,7 +45,9 @@ def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 class CausalForward:
     """Calls ``model`` with the arguments that its own forward takes.
 
-    The model's forward computes the logits, so scaling and soft-capping stay as the model defines them.
+    The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
+    output layer gives float32 (:mod:`cme_bench.exact_logits`). ``rounded``: whether a model that treats its
+    logits in some other way rounded them all the same; known after the first logits.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
@@ -52,6 +56,8 @@ class CausalForward:
         accepted = inspect.signature(base_model(model).forward).parameters
         self.takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
+        self._dtype: torch.dtype = base_model(model).dtype
+        self.rounded: bool | None = None if self._dtype in NARROW else False
 
     def __call__(
         self, ids: Tensor, mask: Tensor, *, keep: int, cache: Any = None, use_cache: bool = False
@@ -68,7 +74,7 @@ class CausalForward:
             arguments["position_ids"] = positions[:, -ids.shape[1] :]
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
-        output = self.model(**arguments)
+        output = self._run(arguments)
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
 
     def alone(
@@ -99,7 +105,14 @@ class CausalForward:
         arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
-        logits: Tensor = self.model(**arguments).logits
+        logits: Tensor = self._run(arguments).logits
         if self._takes_keep:
             return logits
         return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+
+    def _run(self, arguments: dict[str, Any]) -> Any:
+        with exact_logits(self.model):
+            output = self.model(**arguments)
+        if self.rounded is None and output.logits.numel():  # a forward may only fill the keys
+            self.rounded = is_rounded(output.logits, self._dtype)
+        return output
