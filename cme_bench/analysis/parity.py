@@ -1,27 +1,45 @@
-"""Do two engines answer alike? The same token ids through both, compared item by item."""
+"""Do two engines answer alike? The same token ids through both, compared item by item and score by score."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest
+from cme_bench.prompts import items as prompts
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder
 from cme_bench.runs.runner import build_requests
-from cme_bench.tasks.build import build_task
+from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
+from cme_bench.scoring.items import response_record, score_record
+from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
+
+TOLERANCES = {"float32": 1e-4, "bfloat16": 1.0, "float16": 0.125}
+"""Nats a token. In 16 bits hidden states are rounded, by each engine in its own places."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question of a task, and where it came from."""
+    """One question of a task, and how it was made."""
 
-    task: str
-    id: int
-    request: LoglikelihoodRequest | GenerateRequest
+    of: Task
+    made: prompts.Item
+
+    @property
+    def task(self) -> str:
+        return self.of.name
+
+    @property
+    def id(self) -> int:
+        return self.made.id
+
+    @property
+    def request(self) -> LoglikelihoodRequest | GenerateRequest:
+        return self.made.request
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +52,28 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """A task, a domain or the average of one form: its score with each engine, first engine first."""
+
+    kind: str
+    form: str
+    name: str
+    scores: tuple[float, float]
+
+    @property
+    def gap(self) -> float:
+        """What the second engine scores more."""
+        return self.scores[1] - self.scores[0]
+
+
+@dataclass(frozen=True, slots=True)
 class Parity:
     """Two engines compared on the same token ids.
 
     choices: log-likelihoods compared; max_difference, mean_difference: of them, in nats a token (a
     continuation's difference divided by its length); labels, labels_equal: questions, and those whose
-    likeliest choice is the same; texts, texts_equal: generated answers; first: the first item that differs.
+    likeliest choice is the same; texts, texts_equal: generated answers; first: the first item that differs;
+    scores: every task, domain and average; tolerance: the most that a log-likelihood may differ by.
     """
 
     engines: tuple[str, str]
@@ -52,17 +86,22 @@ class Parity:
     texts: int
     texts_equal: int
     first: Difference | None
+    scores: tuple[Scores, ...]
+    tolerance: float
 
-    def within(self, tolerance: float) -> bool:
-        """Whether no log-likelihood differs by more than ``tolerance`` and every answer is the same."""
+    @property
+    def alike(self) -> bool:
+        """Whether no log-likelihood differs by more than the tolerance and, in float32, every answer is the
+        same. In 16 bits near ties may fall either way."""
         same = self.labels == self.labels_equal and self.texts == self.texts_equal
-        return same and self.max_difference <= tolerance
+        return (same or self.dtype != "float32") and self.max_difference <= self.tolerance
 
 
-def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: float) -> Parity:
+def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: float | None = None) -> Parity:
     """Ask both engines the items of ``options``, with its first adapter if it has any.
 
-    An item is the ``first`` if its label or text differs, or a log-likelihood by more than ``tolerance``.
+    An item is the ``first`` if its label or text differs, or a log-likelihood by more than ``tolerance``
+    (nats a token; by default what the type allows).
     """
     items: list[Item] = []
     answers: list[list[Any]] = []
@@ -78,7 +117,8 @@ def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: flo
             responder.close()
             base.close()
         dtype = responder.identity["dtype"]
-    return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=tolerance)
+    allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+    return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=allowed)
 
 
 def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
@@ -88,7 +128,7 @@ def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
     for spec in suite.select(options.tasks):
         task = build_task(spec, suite, source, shots=options.shots)
         for item in build_requests(task, options, responder)[1]:
-            yield Item(task.name, item.id, item.request)
+            yield Item(task, item)
 
 
 def _answers(responder: Responder, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> list[Any]:
@@ -152,7 +192,38 @@ def compare_answers(
         texts=texts,
         texts_equal=texts_equal,
         first=first,
+        scores=tuple(compare_scores(items, ours, theirs)),
+        tolerance=tolerance,
     )
+
+
+def compare_scores(items: Sequence[Item], ours: Sequence[Any], theirs: Sequence[Any]) -> Iterator[Scores]:
+    """Yield the scores of every task, domain and average that two lists of responses to ``items`` get."""
+    both = [_results(items, answers) for answers in (ours, theirs)]
+    for one, other in zip(*both, strict=True):
+        yield Scores("task", one.form, one.task, (one.score.value, other.score.value))
+    first, second = (summarize(results) for results in both)
+    for form, summary in first.items():
+        for domain, estimate in summary.domains.items():
+            yield Scores("domain", form, domain, (estimate.value, second[form].domains[domain].value))
+        yield Scores("average", form, "average", (summary.average.value, second[form].average.value))
+
+
+def _results(items: Sequence[Item], answers: Sequence[Any]) -> list[TaskResult]:
+    paired = zip(items, answers, strict=True)
+    found = []
+    for _, alike in itertools.groupby(paired, lambda pair: pair[0].task):
+        own = list(alike)
+        records = (_record(item, answer) for item, answer in own)
+        found.append(task_result(own[0][0].of.spec, own[0][0].of.lm_eval, records))
+    return found
+
+
+def _record(item: Item, answer: Any) -> dict[str, Any]:
+    response, made = response_record(answer), item.made
+    scored = score_record(item.of.lm_eval, made.doc, made.instances, response)
+    kept = {"id": made.id, "response": response, "truncated": made.truncated, "doc": made.doc}
+    return scored | kept
 
 
 def _numbers(logprobs: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.errors import CmeError, UsageError, did_you_mean, first_line
@@ -73,8 +74,34 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+FLOAT32_PARAMETERS = 200_000_000
+"""Up to here ``auto`` evaluates in float32 on an accelerator. Measured on one H200 at 135 M parameters: the
+choices of 4,000 questions took 30 s in float32 and 34 s in bfloat16. Larger models were not measured."""
+
+
+def evaluation_dtype(
+    name: str, config: Any, device: torch.device, parameters: Callable[[], int]
+) -> tuple[torch.dtype, str]:
+    """Return the type in which a model is evaluated, and why; ``auto`` is float32 where that costs nothing.
+
+    That is on a CPU, and on an accelerator for a model of at most 200 M ``parameters`` (asked for only if
+    they decide). A larger or quantised one keeps the checkpoint's own type.
+    """
+    import torch
+
+    if name != "auto":
+        return choose_dtype(name, config, device), "as asked for"
+    if device.type == "cpu":
+        return torch.float32, "auto: a CPU"
+    quantised = getattr(config, "quantization_config", None) is not None
+    if not quantised and (count := parameters()) <= FLOAT32_PARAMETERS:
+        return torch.float32, f"auto: float32 costs no time at {count / 1e6:.0f} M parameters"
+    because = "a quantised checkpoint's own" if quantised else "the checkpoint's own, above 200 M parameters"
+    return choose_dtype(name, config, device), f"auto: {because}"
+
+
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """``auto``: float32 on a CPU, the checkpoint's own type (bfloat16 if it names none) on an accelerator."""
+    """Return the type named; ``auto`` is float32 on a CPU, else the checkpoint's own, else bfloat16."""
     import torch
 
     if name not in DTYPES:

@@ -12,7 +12,7 @@ from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
-from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.models.load import choose_device, evaluation_dtype, load_config, load_model, load_tokenizer
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
@@ -43,7 +43,9 @@ class BaseModel:
             else None
         )
         self.device = choose_device() if self.cluster is None else self.cluster.device
-        self.dtype = choose_dtype(options.dtype, self.config, self.device)
+        self.dtype, self.dtype_because = evaluation_dtype(
+            options.dtype, self.config, self.device, lambda: self.parameters
+        )
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -185,6 +187,7 @@ class Responder:
             "architecture": (self.base.config.architectures or ["unknown"])[0],
             "parameters": self.base.parameters,
             "dtype": str(self.base.dtype).removeprefix("torch."),
+            "dtype_because": self.base.dtype_because,
         }
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
     unanswered: list[str] = []
     try:
         responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
+        listener.note(f"{str(base.dtype).removeprefix('torch.')} ({base.dtype_because})")
         folders = [run_folder(options, responder) for responder in responders]
         _check_distinct(folders)
         tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]

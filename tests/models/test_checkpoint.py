@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.models import smollm2
 from cme_bench.models.checkpoint import hash_checkpoint, hash_file, resolve_model
-from cme_bench.models.load import choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.models.load import choose_dtype, evaluation_dtype, load_config, load_model, load_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,34 @@ def test_auto_dtype_is_float32_on_a_cpu_and_the_checkpoints_own_elsewhere(tiny_c
     config.dtype = None
     assert choose_dtype("auto", config, torch.device("cuda")) is torch.bfloat16
     assert choose_dtype("bfloat16", config, torch.device("cpu")) is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "parameters", "quantised", "dtype", "because"),
+    [
+        ("auto", "cpu", 10**10, False, torch.float32, "a CPU"),
+        ("auto", "cuda", 135 * 10**6, False, torch.float32, "no time at 135 M"),
+        ("auto", "cuda", 200_000_001, False, torch.float16, "above 200 M"),
+        ("auto", "cuda", 10**6, True, torch.float16, "a quantised checkpoint's own"),
+        ("bfloat16", "cuda", 10**6, False, torch.bfloat16, "as asked for"),
+    ],
+)
+def test_models_are_evaluated_in_float32_where_it_costs_nothing(
+    tiny_checkpoint: Path,
+    name: str,
+    device: str,
+    parameters: int,
+    quantised: bool,
+    dtype: torch.dtype,
+    because: str,
+) -> None:
+    config = load_config(resolve_model(str(tiny_checkpoint)))
+    config.dtype = torch.float16
+    if quantised:
+        config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    found, reason = evaluation_dtype(name, config, torch.device(device), lambda: parameters)
+    assert found is dtype
+    assert because in reason
 
 
 def deliver(wheel: bytes) -> Any:

@@ -90,5 +90,6 @@ def test_an_adapter_that_does_nothing_fails_the_run(base: Path, options: RunOpti
 
 def test_parity_finds_the_engines_alike(base: Path, options: RunOptions) -> None:
     found = measure_parity(replace(options, adapters=(adapter(base, "three", 4),)), ("hf", "vllm"), 1e-4)
-    assert found.within(1e-4), found
+    assert found.alike, found
+    assert {line.name: line.gap for line in found.scores if line.kind == "average"} == {"average": 0.0}
     assert (found.labels, found.texts) == (12, 6)
