@@ -146,8 +146,8 @@ class Responder:
         """What a stored response belongs to: two responders with one identity answer alike.
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
-        base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for types of
-        16 bits only: earlier versions rounded logits to them.
+        base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
+        types only: earlier versions rounded logits to them.
         """
         own = self.base.tokenizer_of(self.adapter).identity
         dtype = str(self.base.dtype).removeprefix("torch.")
