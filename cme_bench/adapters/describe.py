@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class AdapterDescription:
         base_parameters: Numbers in the base model; None if the base model is unknown.
         percent_of_base: 100 trainable / base; None if the base model is unknown.
         settings: The fields of the method that decide what it computes.
+        config: Every public field of its PEFT config but paths, seeds and what decides nothing; it holds
+            what two trainings may differ in, and no part in equality.
     """
 
     method: str
@@ -41,6 +43,7 @@ class AdapterDescription:
     base_parameters: int | None
     percent_of_base: float | None
     settings: dict[str, Any]
+    config: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain JSON values."""
@@ -136,7 +139,24 @@ def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDe
         base_parameters=base,
         percent_of_base=None if base is None else 100 * trainable / base,
         settings={key: fields[key] for key in _SETTINGS if key in fields},
+        config={
+            key: _plain(value)
+            for key, value in sorted(fields.items())
+            if key not in _DECIDES_NOTHING and not key.startswith("_")
+        },
     )
+
+
+def _plain(value: Any) -> Any:
+    """``value`` of a config's field as JSON has it; sets in order."""
+    value = getattr(value, "value", value)
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in sorted(value.items(), key=str)}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _base_config(base: PretrainedConfig | str | Path) -> PretrainedConfig:
@@ -147,6 +167,21 @@ def _base_config(base: PretrainedConfig | str | Path) -> PretrainedConfig:
     return AutoConfig.from_pretrained(base)
 
 
+_DECIDES_NOTHING = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",  # the method
+        "peft_version",
+        "projection_prng_key",  # VeRA's seed
+        "revision",
+        "runtime_config",
+        "seed",
+        "task_type",
+        "tokenizer_name_or_path",
+    }
+)
 _SETTINGS = (
     "alpha",
     "lora_alpha",

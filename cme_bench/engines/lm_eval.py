@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lm_eval.api.model import TemplateLM
@@ -22,6 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from cme_bench.compiled_templates import keep_compiled
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.errors import UsageError
+from cme_bench.prompts.bos import decide_bos, model_types
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -61,6 +63,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._prefix_token_id = prefix_token_id
         self._chat_template_args = dict(chat_template_args or {})
         self._last_context: tuple[str, list[int]] = ("", [])
+        self._told_date = False
 
     @property
     def max_length(self) -> int:
@@ -92,6 +95,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         A template that refuses a system turn gets the chat without it, with a warning.
         """
         from jinja2 import TemplateError
+
+        if "strftime_now" in str(self.tokenizer.chat_template) and not self._told_date:
+            self._told_date = True
+            logger.warning("the chat template asks for today's date: prompts, and scores, change every day")
 
         def apply(chat: list[dict[str, str]]) -> str:
             text = self.tokenizer.apply_chat_template(
@@ -243,9 +250,21 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return GenerateRequest(tuple(ids[-room:]), max_new_tokens, tuple(stop))
 
 
+def _warn_of_bos(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Warn where stock lm-eval, with which scores agree, leaves out a BOS that the model may need."""
+    bos = decide_bos(tokenizer, model_types=model_types(config))
+    if bos.warning is not None:
+        logger.warning(
+            "%s has a BOS token, %r, and adds none, and neither does lm-eval: if the model was trained with "
+            "it, its scores are too low; add_bos_token=True or False decides",
+            tokenizer.name_or_path,
+            tokenizer.bos_token,
+        )
+
+
 @register_model("cme-hf")
 class CmeHF(EngineLM):
-    """The transformers engine as lm-eval's model ``cme-hf``.
+    """The transformers engine as lm-eval's model ``cme-hf``; no code of a model is ever run.
 
     ``max_length`` is counted as lm-eval does. ``adapter`` (or ``peft``, its name in ``hf``) is a PEFT adapter
     on top of ``pretrained``. ``batch_size`` and ``max_batch_size``, which lm-eval always passes, have no
@@ -280,16 +299,22 @@ class CmeHF(EngineLM):
 
         if adapter is not None and peft is not None:
             raise UsageError("adapter and peft name the same thing: give one of them")
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **source)
+        if trust_remote_code:  # lm-eval's --trust_remote_code comes here as a model argument
+            raise UsageError("cme-hf never runs the code of a model: leave trust_remote_code out")
+        source = {"revision": revision, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, use_safetensors=True, **source)
         bos = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
         tokens = AutoTokenizer.from_pretrained(tokenizer or pretrained, **source, **bos)
+        if add_bos_token is None:
+            _warn_of_bos(tokens, model.config)
         fed = max_positions(model.config) if max_length is None else max_length
         if adapter or peft:
             from peft import PeftModel
 
-            import cme_bench.adapters  # noqa: F401  # makes TeamLoRA and its kin known to PEFT
+            from cme_bench.adapters.files import weights_file  # and TeamLoRA and its kin are known to PEFT
 
+            if (folder := Path(str(adapter or peft))).is_dir():
+                weights_file(folder)  # safetensors only
             model = PeftModel.from_pretrained(model, adapter or peft)
         engine = HFEngine(
             model,

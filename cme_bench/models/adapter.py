@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         "parameters": found.trainable_parameters,
         "percent": found.percent_of_base,
         "settings": found.settings,
+        "config": found.config,
+        "training": training_arguments(training),
         "training_seconds": training.get("seconds"),
         "tokens_trained": training.get("tokens_trained"),
     }
@@ -78,6 +81,24 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         notes=list(asked.notes),
         tokenization=training.get("tokenization") or {},
     )
+
+
+def training_arguments(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of a training that decide what is trained, but for its seed; None if unrecorded.
+
+    The data stand there by the hashes of their files, since a folder's name says nothing of them.
+    """
+    arguments = training.get("arguments")
+    if not isinstance(arguments, Mapping):
+        return None
+    identity = training.get("identity") or {}
+    kept = {key: value for key, value in arguments.items() if key not in _NOT_ARGUMENTS}
+    return kept | {key: identity[key] for key in ("data", "processes", "bos") if key in identity}
+
+
+_NOT_ARGUMENTS = frozenset(
+    {"model", "data", "out", "seed", "save_every", "log_every", "offline", "checkpointing", "bos"}
+)
 
 
 def _training(path: Path) -> dict[str, Any]:

@@ -20,13 +20,15 @@ _NAMED = 3
 class RunView:
     """What one run folder says: ``run`` is run.json, ``results`` our part of results.json.
 
-    ``members``: the runs of several seeds that were pooled into it, if it is no single run.
+    ``members``: the runs of several seeds that were pooled into it, if it is no single run; ``notes``: what a
+    reader of a table must know of the pooling.
     """
 
     folder: Path
     run: dict[str, Any]
     results: dict[str, Any]
     members: tuple[RunView, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

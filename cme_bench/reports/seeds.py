@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cme_bench.errors import UsageError
-from cme_bench.reports.runs import RunView
+from cme_bench.reports.runs import RunView, some
 from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
 from cme_bench.stats.seeds import seeds_mean
 
 _SAME = ("method", "rank", "experts", "targets", "settings")
+"""Runs that differ here are rows of their own."""
+_COMPARED = {"config": "adapters' configs", "training": "training arguments"}
+"""Runs that differ here, and not above, were no seeds of one training."""
 
 
 def pool_seeds(runs: Sequence[RunView], *, allow_mixed: bool = False) -> list[RunView]:
-    """The runs, with those of one base, method and settings but other weights pooled into one, in the order
-    of their first.
+    """Pool runs of one base, method and settings but other weights into one, in the order of their first.
 
     Its scores are means over seeds and items with :func:`~cme_bench.stats.seeds.seeds_mean`'s standard
-    errors. Needs per-item records. UsageError if no two runs belong together.
+    errors. Needs per-item records. Raises UsageError if no two runs belong together, and if runs that look
+    alike differ in a field of the adapter's config or an argument of the training other than the seed. Runs
+    that record neither are pooled with a note.
     """
     groups: dict[str, list[RunView]] = {}
     for number, run in enumerate(runs):
@@ -32,10 +36,50 @@ def pool_seeds(runs: Sequence[RunView], *, allow_mixed: bool = False) -> list[Ru
     return [group[0] if len(group) == 1 else _pool(group, allow_mixed) for group in groups.values()]
 
 
+def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
+    """Notes of what could not be compared. UsageError with the first field that differs, and both values."""
+    notes = []
+    for part, name in _COMPARED.items():
+        recorded = [(run, run.run["adapter"].get(part)) for run in runs]
+        known = [(run, fields) for run, fields in recorded if fields is not None]
+        for run, fields in known[1:]:
+            if (found := _first_difference(known[0][1], fields)) is not None:
+                key, one, other = found
+                raise UsageError(
+                    f"--pool-seeds: {known[0][0].folder} and {run.folder} are no seeds of one training: "
+                    f"{key} is {one} there and {other} here; give them to tables of their own"
+                )
+        if unknown := [run.folder.name for run, fields in recorded if fields is None]:
+            notes.append(f"Pooled without comparing the {name}, which are not recorded: {some(unknown)}.")
+    return tuple(notes)
+
+
+def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The first field, in the order of ``one``, whose values differ; fields of one alone say nothing."""
+    for key, value in one.items():
+        if key in other and other[key] != value:
+            if isinstance(value, Mapping) and isinstance(other[key], Mapping):
+                return _difference_within(key, value, other[key])
+            return key, _shown(value), _shown(other[key])
+    return None
+
+
+def _difference_within(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Of two mappings that differ: the first entry that does, one that is absent counts as None."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return f"{key}.{names[0]}", _shown(one.get(names[0])), _shown(other.get(names[0]))
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text[:8] if len(text) == 64 else text
+
+
 def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
     hashes = [run.run["identity"]["adapter"] for run in runs]
     if len(set(hashes)) < len(hashes):
         raise UsageError(f"--pool-seeds: {runs[0].folder} and another run hold the very same adapter")
+    notes = _check_one_training(runs)
     results: dict[str, Any] = {**runs[0].results, "forms": {}}
     for form in runs[0].results["forms"]:
         tasks = {t.task: t for t in paired_tasks(runs, form, allow_mixed=allow_mixed)}
@@ -50,7 +94,9 @@ def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
         "name": f"{adapter['method']}-{adapter['rank']}, {len(runs)} seeds",
         "training_seconds": sum(times) / len(times) if all(times) else None,
     }
-    return replace(runs[0], run=runs[0].run | {"adapter": named}, results=results, members=tuple(runs))
+    return replace(
+        runs[0], run=runs[0].run | {"adapter": named}, results=results, members=tuple(runs), notes=notes
+    )
 
 
 def _estimate(tasks: dict[str, TaskScores], own: dict[str, float]) -> dict[str, Any]:

@@ -209,6 +209,7 @@ def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bo
     pooled = [run for run in runs if run.members]
     if pooled:
         yield "Rows of several seeds: mean and SE over seeds and items, both random."
+        yield from dict.fromkeys(note for run in pooled for note in run.notes)
     if tested is not None and tested.reason:
         yield f"No significance tests: {tested.reason}."
     elif tested is not None:

@@ -36,6 +36,9 @@ _ADAPTER = {
     "percent": Maybe(float),
     "training_seconds": Maybe(float),
     "tokens_trained": Maybe(float),
+    "settings": Maybe(dict),
+    "config": Maybe(dict),
+    "training": Maybe(dict),
 }
 _ENGINE_STATS = ("computed", "padding", "rowwise", "generated")
 _SESSION = {

@@ -118,3 +118,16 @@ def test_liveness(adapted: Make, ids: Tensor) -> None:
             parameter.data.fill_(float("inf"))
     with pytest.raises(AdapterError, match="'default' gives logits that are not finite"):
         check_liveness(model, ids)
+
+
+def test_every_public_field_of_a_config_is_recorded() -> None:
+    """What two trainings may differ in; paths, seeds and PEFT's own bookkeeping are not among it."""
+    one = describe(TeamLoraConfig(r=4, target_modules=["up_proj"]), LLAMA_3_8B).config
+    assert one.keys() >= {"r", "init", "interaction_init", "num_experts", "dropout_place", "target_modules"}
+    assert not {"base_model_name_or_path", "inference_mode", "peft_version", "revision"} & one.keys()
+    lora = LoraConfig(
+        r=4, target_modules={"up_proj", "down_proj"}, rank_pattern={"up_proj": 8}, use_rslora=True
+    )
+    found = describe(lora, LLAMA_3_8B).config
+    assert found.keys() >= {"r", "use_rslora", "init_lora_weights", "alpha_pattern", "modules_to_save"}
+    assert (found["target_modules"], found["rank_pattern"]) == (["down_proj", "up_proj"], {"up_proj": 8})

@@ -248,3 +248,23 @@ def test_registered_model_loads_a_folder_with_an_adapter(
     assert [score for score, _ in adapted.loglikelihood(requests)] != pytest.approx(expected, abs=1e-3)
     with pytest.raises(UsageError, match="give one of them"):
         CmeHF(str(base), adapter=str(adapter), peft=str(adapter))
+
+
+def test_code_of_a_model_never_runs(tiny_checkpoint: Path) -> None:
+    with pytest.raises(
+        UsageError, match="^cme-hf never runs the code of a model: leave trust_remote_code out$"
+    ):
+        CmeHF.create_from_arg_string(f"pretrained={tiny_checkpoint},trust_remote_code=True")
+    kept = CmeHF.create_from_arg_string(f"pretrained={tiny_checkpoint},trust_remote_code=False,device=cpu")
+    assert kept.max_length == 8192
+
+
+def test_a_missing_bos_is_warned_of_and_left_as_lm_eval_leaves_it(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent = CmeHF(str(tiny_checkpoint), device="cpu")
+    assert "add_bos_token=True or False decides" in caplog.text
+    caplog.clear()
+    told = CmeHF(str(tiny_checkpoint), device="cpu", add_bos_token=True)
+    assert not caplog.text
+    assert told.tok_encode("the cat") == [silent.prefix_token_id, *silent.tok_encode("the cat")]

@@ -307,6 +307,58 @@ def test_seeds_of_one_method_become_one_row(tmp_path: Path) -> None:
         pool_seeds([*runs, runs[1]])
 
 
+CONFIG = {"r": 32, "interaction_init": "identity", "rank_pattern": {}}
+TRAINING = {"learning_rate": 2e-4, "max_steps": 100, "data": {"rte": "1" * 64}, "bos": [1]}
+
+
+def seed_runs(folder: Path, *changes: dict[str, Any]) -> list[RunView]:
+    """Runs of adapters that differ in their weights and as told."""
+    both = {"config": CONFIG, "training": TRAINING}
+    return [
+        make_run(
+            folder / f"seed{number}",
+            {"cme_a": MadeTask(answers(60 + number))},
+            adapter=ADAPTER | both | change,
+            identity={"adapter": f"{number}" * 64},
+        )
+        for number, change in enumerate(changes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"config": CONFIG | {"interaction_init": "normal"}},
+            "interaction_init is identity there and normal here",
+        ),
+        ({"config": CONFIG | {"rank_pattern": {"q": 4}}}, "rank_pattern.q is None there and 4 here"),
+        ({"training": TRAINING | {"learning_rate": 1e-3}}, "learning_rate is 0.0002 there and 0.001 here"),
+        (
+            {"training": TRAINING | {"data": {"rte": "2" * 64}}},
+            "data.rte is 11111111 there and 22222222 here",
+        ),
+        ({"training": TRAINING | {"bos": []}}, r"bos is \[1\] there and \[\] here"),
+    ],
+)
+def test_other_trainings_are_no_seeds(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"seed0 and .*seed2 are no seeds of one training: {message}"):
+        pool_seeds(seed_runs(tmp_path, {}, {}, change))
+
+
+def test_runs_that_record_no_training_are_pooled_with_a_note(tmp_path: Path) -> None:
+    (whole,) = pool_seeds(seed_runs(tmp_path / "whole", {}, {}))
+    assert not whole.notes
+    bare = {"config": None, "training": None}
+    pooled = pool_seeds(seed_runs(tmp_path / "bare", {}, bare, {"training": None}))
+    (table,) = comparison_tables([*pooled, make_run(tmp_path / "base", {"cme_a": MadeTask(answers(50))})])
+    assert "Pooled without comparing the adapters' configs, which are not recorded: seed1." in table.notes
+    assert (
+        "Pooled without comparing the training arguments, which are not recorded: seed1, seed2."
+        in table.notes
+    )
+
+
 def test_pooled_rows_are_tested_over_seeds(tmp_path: Path) -> None:
     """Three methods of three seeds: one as good as the best, one far behind."""
     rng = np.random.default_rng(1)
