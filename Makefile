@@ -44,8 +44,9 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## docs/tasks.md from the task files
+docs: setup  ## docs/tasks.md from the task files, the table in docs/answers.md from what the rules read
 	$(BIN)/python -m cme_bench.reports.tasks_page docs/tasks.md
+	$(BIN)/python tests/scoring/answer_table.py docs/answers.md
 
 site: setup  ## docs/ and the reference from docstrings, in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -19,7 +19,7 @@ from cme_bench.engines.base import TokenIds
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
-from cme_bench.prompts.items import Item, build_items
+from cme_bench.prompts.items import Item, build_items, limited_ids
 from cme_bench.prompts.vocabulary import check_requests
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.manifest import Manifest, default_folder
@@ -31,6 +31,7 @@ from cme_bench.runs.session import Plan, Session
 from cme_bench.runs.store import Record, RunWriter
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
@@ -59,6 +60,8 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
         folders = [run_folder(options, responder) for responder in responders]
         _check_distinct(folders)
         tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+        for task in tasks:
+            refuse_unreadable(task, limited_ids(range(len(task.docs)), options.limit))
         asked: Asked = {}
         told: set[str] = set()
         with _interruptible() as stopping:

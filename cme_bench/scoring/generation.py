@@ -15,9 +15,12 @@ from cme_bench.scoring.extraction import (
     extract_text,
 )
 from cme_bench.scoring.macro_f1 import NO_ANSWER
-from cme_bench.scoring.numbers import extract_number, same_number
+from cme_bench.scoring.maths import extract_math, same_math
+from cme_bench.scoring.numbers import found_number
+from cme_bench.scoring.numerals import Decimal, same_value
+from cme_bench.scoring.references import read_number_reference, read_reference
 
-AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number"]
+AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number", "math"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
 METRICS: dict[str, tuple[str, ...]] = {
@@ -26,6 +29,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "short": ("em", "f1"),
     "summary": ("rouge_l", "rouge_1", "rouge_2"),
     "number": ("acc",),
+    "math": ("acc",),
 }
 """Metrics of each answer type; the first stands for the task unless it declares another."""
 
@@ -35,8 +39,9 @@ class GoldAnswer:
     """What a right answer is.
 
     ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
-    one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``: ``references`` are the
-    accepted texts; a number is what such a text ends in.
+    one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``, ``math``:
+    ``references`` are the accepted texts, read as :mod:`cme_bench.scoring.references` says. ``decimal``: how
+    "1,234" is read in a number task; by default as thousands.
     """
 
     type: AnswerType
@@ -44,6 +49,7 @@ class GoldAnswer:
     gold: int = -1
     options: Sequence[str] = ()
     references: Sequence[str] = ()
+    decimal: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,8 @@ class ScoredText:
 
 
 def score_text(response: str, gold: GoldAnswer) -> ScoredText:
-    """Metrics by answer type: ``label`` acc, f1_macro; ``letter`` and ``number`` acc; ``short`` em, f1;
-    ``summary`` rouge_1, _2, _l.
+    """Metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc; ``short``
+    em, f1; ``summary`` rouge_1, _2, _l.
 
     ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
     """
@@ -81,8 +87,28 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             answer = extract_text(response)
             scores = {**metrics.rouge(answer.text, gold.references)}
         case "number":
-            answer = extract_number(response)
-            golds = [extract_number(reference).text for reference in gold.references]
-            scores = {"acc": max((same_number(answer.text, g) for g in golds), default=0.0)}
+            answer, right = _number(response, gold)
+            scores = {"acc": float(right)}
+        case "math":
+            answer = extract_math(response)
+            expected = [read for ref in gold.references if (read := read_reference("math", ref)) is not None]
+            scores = {"acc": max((same_math(answer.text, read.text) for read in expected), default=0.0)}
     scores["answered"] = float(answer.rule != "none")
     return ScoredText(scores, answer)
+
+
+def _number(response: str, gold: GoldAnswer) -> tuple[Extraction, bool]:
+    """What number was answered, and whether it is one of the references.
+
+    A reference that is no number (a run refuses it, stock lm-eval does not) is met by its own words alone.
+    """
+    number, answer = found_number(response, gold.decimal)
+    for reference in gold.references:
+        expected, _ = read_number_reference(reference, gold.decimal)
+        if expected is None:
+            said = extract_short_answer(response)
+            if said.text and metrics.exact_match(said.text, [reference]):
+                return said, True
+        elif number is not None and same_value(number, expected):
+            return answer, True
+    return answer, False

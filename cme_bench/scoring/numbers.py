@@ -1,43 +1,268 @@
-"""Numeric answers: the number a worked solution ends in, and when two numbers are the same."""
+"""Numeric answers: the number a response answers with, and when two numbers are the same."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable
 
-from cme_bench.scoring.extraction import NOTHING, Extraction
+from cme_bench.scoring.answer import NOTHING, Extraction
+from cme_bench.scoring.choices import LISTED
+from cme_bench.scoring.claims import (
+    ANSWER,
+    UNDECIDED,
+    Claim,
+    Undecided,
+    claims,
+    until_next_question,
+)
+from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.number_words import number_word
+from cme_bench.scoring.numerals import Decimal, Number, Token, flat, read_number, same_value, tokens
+from cme_bench.scoring.text import fold
+from cme_bench.scoring.thinking import without_thinking
 
-# 1,234.50 or 1234.5 or .5; a minus belongs to it unless it stands behind a digit ("16-3")
-_NUMBER = r"(?<![\d.])(?:(?<![\w)])-\s?)?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<![\d.])\.\d+"
-_MARKED = re.compile(rf"####\s*({_NUMBER})")
-_BOXED = re.compile(rf"\\boxed\{{\s*\\?({_NUMBER})")
-_ANSWER_IS = re.compile(rf"\banswer\b(?:\s+is\b)?[\s:=*$]*({_NUMBER})", re.IGNORECASE)
-_ANY = re.compile(_NUMBER)
+Found = Number | Undecided | None
+
+_MARK = re.compile(r"####[ \t]*(.*)")
+_ONE_UNIT = re.compile(r"\s*(?:[a-z°€£¥₹]+(?:[ /][a-z]+)?)?\s*\.?\s*")
+_BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*|__([^_\n]{1,40})__")
+_CLAUSE_END = re.compile(r"\n|[;。!?](?=\s|$|[^\x00-\x7f])|[。;]|(?<!\bRs)\.(?=\s|$|[\"')])")
+_VARIABLE = r"[A-Za-z][A-Za-z_]{0,15}(?:\([a-z]\))?\s*="
+_FRONT = re.compile(
+    rf"(?:[\s,:\"'(\[{{*≈~=#]|{_VARIABLE}|\b(?:about|approximately|approx\.?|around|roughly|exactly|"
+    r"precisely|equal to|equals|only|just|also|simply|indeed|clearly|therefore|thus|hence|then|the|number|"
+    r"value|a|total|of|nearly|almost|that|is|environ|etwa|ungefähr|около|примерно|aproximadamente|circa)\b"
+    r"|大约|约|共有?|一共有?|总共有?|等于|是|为|有)*",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"\s*[-+*/^]\s*")
+_EQUALS = re.compile(r"\s*[a-z]{0,12}\s*[=≈]\s*(?:[=≈]\s*)?", re.IGNORECASE)
+_NEXT_STEP = re.compile(r"\s*(?:[,;]|and|then|so)[\s,]*(?:and|then|so)?\s*")
+_COMPOUND = re.compile(
+    r"\s*(?!(?:after|in|for|from|of|with|by|per|over|at|on|since|because|as|minus|plus|times|than|out|when|"
+    r"where|if|x|equals?|is|are|was|makes?|gives?|gets?|leaves?|yields?|becomes?|means?|leaving|giving|making)\b)[^\W\d_]+\.?,?\s+(?:(?:and|or|to|und|et|y|oder|ou)\s+)?",
+    re.IGNORECASE,
+)
+_RANGE = re.compile(
+    r"\s*(?:到|至|~|–|—|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
+)
+_INEXACT = re.compile(
+    r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
+    r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|could|might|may|"
+    r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
+    re.IGNORECASE,
+)
+_LABELLED = re.compile(
+    r"\b(?:step|part|question|problem|equation|case|figure|table|line|rule|example|option|chapter|item)\s*#?\s*$",
+    re.IGNORECASE,
+)
 
 
-def extract_number(response: str) -> Extraction:
-    """The number that ``response`` answers with, as plain digits.
+def extract_number(response: str, decimal: Decimal | None = None) -> Extraction:
+    """Find the number that ``response`` answers with, given as plain digits or a fraction.
 
-    Rules: ``hash_mark`` (the first "#### N", GSM8K's own mark), ``boxed`` (the last ``\\boxed{N}``),
-    ``answer_is`` (the last "answer is N"), ``last_number``.
+    Rules, the first that decides: ``hash_mark`` (the first line that "#### N" ends, GSM8K's own mark),
+    ``boxed`` (the last ``\\\\boxed{N}``), ``answer_is`` (the last "the answer is N"; of "2 + 3 = 5" the 5),
+    ``bold`` (the last number set in bold), ``last_number`` (of the last sentence that has any). Two numbers
+    ("5 or 7", "5 feet 7"), bounds, times, dates and terms such as "2x" are no answer.
     """
-    if m := _MARKED.search(response):
-        return Extraction(_plain(m.group(1)), "hash_mark")
-    for pattern, rule in ((_BOXED, "boxed"), (_ANSWER_IS, "answer_is")):
-        if found := pattern.findall(response):
-            return Extraction(_plain(found[-1]), rule)
-    if found := _ANY.findall(response):
-        return Extraction(_plain(found[-1]), "last_number")
-    return NOTHING
+    return found_number(response, decimal)[1]
 
 
-def same_number(answer: str, reference: str) -> float:
-    """1.0 if both texts are numbers of the same value ("7.50" and "7.5", "1,000" and "1000")."""
-    try:
-        return float(Decimal(_plain(answer)) == Decimal(_plain(reference)))
-    except InvalidOperation:
-        return 0.0
+def same_number(answer: str, reference: str, decimal: Decimal | None = None) -> float:
+    """Return 1.0 if both texts are numbers of the same value ("7.50" and "7.5", "1,000" and "1000")."""
+    a, b = read_number(fold(answer), decimal), read_number(fold(reference), decimal)
+    return float(a is not None and b is not None and same_value(a, b))
 
 
-def _plain(number: str) -> str:
-    return re.sub(r"[,\s$€£]", "", number)
+def found_number(response: str, decimal: Decimal | None = None) -> tuple[Number | None, Extraction]:
+    """Return the number that :func:`extract_number` finds, with its percent sign, beside what it returns."""
+    number, rule = _Reader(until_next_question(without_thinking(response)), decimal).read()
+    return (number, Extraction(str(number), rule)) if isinstance(number, Number) else (None, NOTHING)
+
+
+class _Reader:
+    """Reads one text; each rule gives a number, Undecided (and no further rule is tried) or None."""
+
+    def __init__(self, raw: str, decimal: Decimal | None) -> None:
+        self.raw = fold(raw)
+        self.decimal = decimal
+        self.text = flat(plain(raw))
+        self.tokens = tokens(self.text, decimal)
+        self.at = {token.start: place for place, token in enumerate(self.tokens)}
+
+    def read(self) -> tuple[Found, str]:
+        rules: tuple[tuple[str, Callable[[], Found]], ...] = (
+            ("hash_mark", self._marked),
+            ("boxed", self._boxed),
+            ("answer_is", self._claimed),
+            ("bold", self._bold),
+            ("last_number", self._last),
+        )
+        for rule, find in rules:
+            if (found := find()) is not None:
+                return found, rule
+        return None, "none"
+
+    def _marked(self) -> Found:
+        if "####" not in self.raw:
+            return None
+        found = [n for m in _MARK.finditer(self.raw) if (n := _alone(m.group(1), self.decimal)) is not None]
+        counted = [number.value for number in found] == list(range(1, len(found) + 1))
+        return None if not found or (counted and len(found) > 1) else found[0]
+
+    def _boxed(self) -> Found:
+        if "boxed" not in self.raw and "fbox" not in self.raw:
+            return None
+        found = boxes(self.raw)
+        return _whole(found[-1], self.decimal) if found else None
+
+    def _claimed(self) -> Found:
+        last: Found = None
+        for claim in claims(self.text, ANSWER):
+            value = self._after(claim)
+            if value is None or (claim.stance == "hedges" and isinstance(last, Number)):
+                continue
+            last = value if claim.stance == "says" else UNDECIDED
+        return last
+
+    def _bold(self) -> Found:
+        found = [
+            n
+            for m in _BOLD.finditer(self.raw)
+            if (n := _alone(m.group(1) or m.group(2), self.decimal)) is not None
+        ]
+        return found[-1] if found else None
+
+    def _after(self, claim: Claim) -> Found:
+        """Return what is claimed: the number in front, or the only one of the clause, or what it equals."""
+        front = _FRONT.match(self.text, claim.end)
+        pos = front.end() if front else claim.end
+        if (place := self.at.get(pos)) is not None:
+            return self._value(place)
+        if (word := number_word(self.text, pos)) is not None:
+            return Number(word)
+        end = m.start() if (m := _CLAUSE_END.search(self.text, pos)) else len(self.text)
+        inside = [i for i, token in enumerate(self.tokens) if pos <= token.start < end]
+        if not inside:
+            return None
+        if _INEXACT.search(self.text, pos, self.tokens[inside[-1]].start):
+            return UNDECIDED
+        equal = [i for i in inside if re.search(r"[=≈]\s*$", self.text[pos : self.tokens[i].start])]
+        if equal or len(inside) == 1:
+            return self._value((equal or inside)[-1])
+        return UNDECIDED
+
+    def _value(self, place: int) -> Found:
+        """Return the number of token ``place``, of an equation the one after its last sign of equality."""
+        end, equation = place, False
+        while True:
+            token = self.tokens[end]
+            follow = self._next_after(end, _EQUALS)
+            if token.kind == "expression":
+                joined = self._next_after(end, _JOINED)
+                if joined is None:
+                    return UNDECIDED
+                end = joined
+            elif follow is not None:
+                end, equation = follow, True
+            elif equation and (step := self._next_equation(end)) is not None:
+                end = step
+            else:
+                break
+        token = self.tokens[end]
+        if token.number is None or (not equation and end != place) or self._several(end):
+            return UNDECIDED
+        return token.number
+
+    def _next_equation(self, place: int) -> int | None:
+        """Return the token that a further equation begins with ("..., 5 * 2 = 10")."""
+        step = self._next_after(place, _NEXT_STEP)
+        return step if step is not None and self.tokens[step].kind == "expression" else None
+
+    def _next_after(self, place: int, between: re.Pattern[str]) -> int | None:
+        """Return the token that follows ``place`` with nothing but ``between`` before it."""
+        m = between.match(self.text, self.tokens[place].end)
+        return self.at.get(m.end()) if m else None
+
+    def _several(self, place: int) -> bool:
+        """Return whether another number goes with that of ``place`` ("5 or 7", "5 feet 7", "5 to 7")."""
+        end = self.tokens[place].end
+        listed = LISTED.match(self.text, end)
+        if listed is not None and listed.end() in self.at:
+            return True
+        return any(self._next_after(place, pattern) is not None for pattern in (_COMPOUND, _RANGE))
+
+    def _last(self) -> Found:
+        usable = [
+            i for i, token in enumerate(self.tokens) if token.kind != "other" and not self._is_label(token)
+        ]
+        outside = [i for i in usable if not self._in_brackets(self.tokens[i])] or usable
+        if not outside:
+            return None
+        last = outside[-1]
+        start = self._sentence_start(last)
+        equal = [
+            i
+            for i in outside
+            if self.tokens[i].start >= start
+            and re.search(r"[=≈]\s*$", self.text[start : self.tokens[i].start])
+        ]
+        if equal:
+            return self._value(equal[-1])
+        if self._goes_with_the_one_before(last) or self.tokens[last].kind == "expression":
+            return UNDECIDED
+        before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
+        return UNDECIDED if _INEXACT.search(before) else self.tokens[last].number
+
+    def _goes_with_the_one_before(self, place: int) -> bool:
+        if place == 0:
+            return False
+        joined = (_JOINED, _COMPOUND, _RANGE)
+        between = self.text[self.tokens[place - 1].end : self.tokens[place].start]
+        listed = LISTED.match(between)
+        return bool(listed and listed.end() == len(between)) or any(
+            (m := pattern.match(between)) and m.end() == len(between) for pattern in joined
+        )
+
+    def _sentence_start(self, place: int) -> int:
+        start = 0
+        for m in _CLAUSE_END.finditer(self.text, 0, self.tokens[place].start):
+            start = m.end()
+        return start
+
+    def _is_label(self, token: Token) -> bool:
+        """Return whether a number counts a line or a step ("2. Add", "Step 3:")."""
+        line = self.text.rfind("\n", 0, token.start) + 1
+        before = self.text[line : token.start]
+        if not before.strip(" *#-") and re.match(r"[.)]\s+\S", self.text[token.end : token.end + 12]):
+            return True
+        return bool(_LABELLED.search(before))
+
+    def _in_brackets(self, token: Token) -> bool:
+        opened = self.text.rfind("(", 0, token.start)
+        closed = self.text.find(")", token.end)
+        if opened < 0 or closed < 0 or ")" in self.text[opened : token.start]:
+            return False
+        return bool(re.search(r"[^\W\d_]", self.text[opened:closed]))
+
+
+def _alone(raw: str, decimal: Decimal | None) -> Number | None:
+    """Return the number that ``raw`` is, but for a word or two of unit after it."""
+    text = flat(plain(raw)).strip()
+    found = tokens(text, decimal)
+    if len(found) != 1 or found[0].kind != "number" or found[0].start != 0:
+        return None
+    return found[0].number if _ONE_UNIT.fullmatch(text, found[0].end) else None
+
+
+def _whole(raw: str, decimal: Decimal | None) -> Found:
+    """Return the number that a box holds; Undecided if it holds anything else."""
+    text = flat(plain(raw)).strip().strip("$ ")
+    text = re.sub(rf"^{_VARIABLE}\s*", "", text)
+    found = tokens(text, decimal)
+    if len(found) == 1 and found[0].kind == "number" and not text[: found[0].start].strip("$≈ "):
+        unit = text[found[0].end :]
+        return found[0].number if re.fullmatch(r"[\s\w.%°€£¥/^$]*", unit) else UNDECIDED
+    word = number_word(text, 0)
+    return Number(word) if word is not None else UNDECIDED

@@ -34,8 +34,9 @@ def f1_macro_item(pair: list[int]) -> list[int]:
 class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     """A ConfigurableTask that renders exemplars once, with two additions, both declared in ``metadata``:
 
-    ``answer: {type: label|letter|short|summary|number, options: TEMPLATE}``: how a response is read and
-    scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply, and ``f1_macro``.
+    ``answer: {type: label|letter|short|summary|number|math, options: TEMPLATE, decimal: point|comma}``: how
+    a response is read and scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply,
+    and ``f1_macro``.
     ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
     """
 
@@ -103,7 +104,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 options = [str(o) for o in ast.literal_eval(utils.apply_template(template, doc))]
             return GoldAnswer(kind, choices, int(target), options)
         references = [str(t) for t in target] if isinstance(target, list) else [str(target)]
-        return GoldAnswer(kind, references=references)
+        return GoldAnswer(kind, references=references, decimal=self.answer.get("decimal"))
 
     def score_text(self, doc: dict[str, Any], response: str) -> ScoredText:
         """Extraction and metrics of one generated response."""

@@ -32,7 +32,7 @@ METADATA_KEYS = frozenset(
     """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
     citation note""".split()
 )
-ANSWER_KEYS = frozenset({"type", "options"})
+ANSWER_KEYS = frozenset({"type", "options", "decimal"})
 
 Fail: TypeAlias = Callable[[str, str], NoReturn]
 """Raises UsageError: (key, message)."""
@@ -199,6 +199,8 @@ def _check_answer(answer: Any, fail: Fail) -> None:
             fail(key, f"unknown key '{key}.{part}'{did_you_mean(str(part), ANSWER_KEYS)}")
     if answer.get("type") not in ANSWER_TYPES:
         fail(key, f"answer type {answer.get('type')!r} is none of {', '.join(ANSWER_TYPES)}")
+    if answer.get("decimal") not in (None, "point", "comma"):
+        fail(key, f"'{key}.decimal' is {answer['decimal']!r}, not 'point' or 'comma'")
 
 
 def _check_question(values: Mapping[str, Any], fail: Fail) -> None:

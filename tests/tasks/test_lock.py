@@ -13,6 +13,7 @@ from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
 
 SPECS = list(load_suite().tasks.values())
+VERSION = SPECS[0].metadata["version"]
 
 
 def changed(spec: TaskSpec, *, version: int) -> TaskSpec:
@@ -32,12 +33,12 @@ def test_a_change_is_named_with_both_hashes_and_its_day(tmp_path: Path) -> None:
     assert read_lock(tmp_path / "lock.json") == lock
     assert changes([first, second], lock) == []
 
-    [same_version] = changes([changed(first, version=1), second], lock)
+    [same_version] = changes([changed(first, version=VERSION), second], lock)
     old = lock[first.name].sha256[:8]
     assert same_version.startswith(f"{first.name} ({first.path}) changed: {old} since 2026-01-02, now ")
-    assert same_version.endswith("raise its metadata.version above 1 if that is meant")
-    [new_version] = changes([changed(first, version=2), second], lock)
-    assert new_version.endswith("`cme-bench tasks lock` records version 2")
+    assert same_version.endswith(f"raise its metadata.version above {VERSION} if that is meant")
+    [new_version] = changes([changed(first, version=VERSION + 1), second], lock)
+    assert new_version.endswith(f"`cme-bench tasks lock` records version {VERSION + 1}")
     assert changes([first], lock) == [f"{second.name} is gone: `cme-bench tasks lock` forgets it"]
     assert changes([first, second], {}) == [
         f"{spec.name} is new: `cme-bench tasks lock` adds it" for spec in (first, second)
@@ -47,10 +48,10 @@ def test_a_change_is_named_with_both_hashes_and_its_day(tmp_path: Path) -> None:
 def test_a_change_is_locked_only_with_a_higher_version() -> None:
     first, second = SPECS[:2]
     lock = renewed([first, second], {}, today="2026-01-02")
-    with pytest.raises(UsageError, match=rf"{first.name} changed .*; raise its version above 1"):
-        renewed([changed(first, version=1)], lock, today="2026-02-03")
-    new = renewed([changed(first, version=2), second], lock, today="2026-02-03")
-    assert (new[first.name].version, new[first.name].since) == (2, "2026-02-03")
+    with pytest.raises(UsageError, match=rf"{first.name} changed .*; raise its version above {VERSION}"):
+        renewed([changed(first, version=VERSION)], lock, today="2026-02-03")
+    new = renewed([changed(first, version=VERSION + 1), second], lock, today="2026-02-03")
+    assert (new[first.name].version, new[first.name].since) == (VERSION + 1, "2026-02-03")
     assert new[second.name] == lock[second.name]
 
 

@@ -87,7 +87,7 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
         (
             "  answer: {type: labels}\n",
             11,
-            "answer type 'labels' is none of label, letter, short, summary, number",
+            "answer type 'labels' is none of label, letter, short, summary, number, math",
         ),
         ("  answer: {typ: label}\n", 11, "unknown key 'metadata.answer.typ'; did you mean 'type'?"),
         ("  answer: label\n", 11, "'metadata.answer' must be a mapping with a 'type'"),

@@ -1,0 +1,120 @@
+"""Which label word a response answers with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from cme_bench.scoring.answer import NOTHING, Extraction
+from cme_bench.scoring.choices import Choices, is_determiner
+from cme_bench.scoring.claims import (
+    LABEL,
+    UNDECIDED,
+    Claim,
+    Undecided,
+    after_fillers,
+    claims,
+    decide,
+    until_next_question,
+)
+from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.text import fold, folded_case
+from cme_bench.scoring.thinking import without_thinking
+
+Found = int | Undecided | None
+
+_AROUND = "\"'`*()[]{}<>「」【】『』 \t\n"
+_STOPS = ".!。"
+# what may follow a label that begins a text: "Yes, ...", "No it ..."; not "No matter", "Negative reviews"
+_AFTER_FIRST = re.compile(
+    r"[\"')\]*]*\s*(?:$|\n|[.!](?!\d)|[,;:](?!\d)|[-—]\s|\(|[。、])"
+    r"|\s+(?:sentiment|tone|emotion|feeling|review|statement|relation(?:ship)?)\s*(?:[.,:;]|$|\n)"
+    r"|\s+(?:because|since|as|it|this|that|the|they|he|she|we|i|you|there|these|those|for|due|based|given|in)\b"
+)
+_NOT_ONE = re.compile(r"(?:either|both|neither|between)\b")
+
+
+def extract_label(response: str, labels: Sequence[str]) -> Extraction:
+    """Find the label word that ``response`` answers with.
+
+    Rules, the first that decides: ``exact`` (nothing but the label), ``boxed``, ``answer_is`` ("the answer is
+    ...", "True or false: ..."), ``start`` (begins with it: "Yes, ...", not "No matter"), ``only`` (exactly
+    one label is named and not denied; labels that are numbers are not read so). Case is ignored; of two
+    labels where one contains the other ("entailment", "not entailment") the longer is preferred.
+    """
+    reader = _Reader(labels)
+    index, rule = reader.read(until_next_question(without_thinking(response)))
+    return Extraction(labels[index], rule, index) if isinstance(index, int) else NOTHING
+
+
+class _Reader:
+    """Reads one text; each rule gives an index, Undecided (and no further rule is tried) or None."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = Choices(labels)
+        self.numeric = all(label.isdigit() for label in self.labels.texts)
+
+    def read(self, raw: str) -> tuple[Found, str]:
+        text = folded_case(plain(raw)).strip()
+        rules: tuple[tuple[str, Callable[[], Found]], ...] = (
+            ("exact", lambda: self._exact(text)),
+            ("boxed", lambda: self._boxed(raw)),
+            ("answer_is", lambda: self._claimed(text)),
+            ("start", lambda: self._first(text.lstrip(_AROUND))),
+            ("only", lambda: None if self.numeric else self.labels.only_mention(text)),
+        )
+        for rule, find in rules:
+            if (found := find()) is not None:
+                return found, rule
+        return None, "none"
+
+    def _exact(self, text: str) -> int | None:
+        bare = text.strip(_AROUND).rstrip(_STOPS).strip(_AROUND)
+        return self.labels.texts.index(bare) if bare in self.labels.texts and bare else None
+
+    def _boxed(self, raw: str) -> Found:
+        if "boxed" not in raw and "fbox" not in raw:
+            return None
+        found = {self._exact(folded_case(plain(box))) for box in boxes(fold(raw))} - {None}
+        return None if not found else found.pop() if len(found) == 1 else UNDECIDED
+
+    def _claimed(self, text: str) -> Found:
+        made = sorted([*claims(text, LABEL), *self._echoes(text)], key=lambda claim: claim.end)
+        read = [(claim, self._after(text, claim.end)) for claim in made]
+        return decide(text, [(claim, value) for claim, value in read if value is not None])
+
+    def _after(self, text: str, pos: int) -> Found:
+        for place in after_fillers(text, pos):
+            if _NOT_ONE.match(text, place):
+                return UNDECIDED
+            found = self.labels.listed_at(text, place)
+            if isinstance(found, int) and self._belongs_to_a_noun(text, place, found):
+                return None
+            if found is not None:
+                return found
+        return None
+
+    def _belongs_to_a_noun(self, text: str, pos: int, found: int) -> bool:
+        end = pos + len(self.labels.texts[found])
+        return is_determiner(text, pos, end) and not _AFTER_FIRST.match(text, end)
+
+    def _echoes(self, text: str) -> Iterator[Claim]:
+        """Yield a claim after each list of labels that ends in a colon ("True or false: ...")."""
+        pos = 0
+        while pos < len(text):
+            end = self.labels.end_of_list(text, pos)
+            m = re.compile(r"[\"')\]]*\s*[:?]").match(text, end) if end is not None else None
+            if m:
+                yield Claim(pos, m.end(), "says")
+            pos = end if end is not None else _next_word(text, pos)
+
+    def _first(self, text: str) -> Found:
+        first = self.labels.at(text, 0)
+        if first is None or not _AFTER_FIRST.match(text, len(self.labels.texts[first])):
+            return None
+        return None if self.labels.end_of_list(text, 0) is not None else first
+
+
+def _next_word(text: str, pos: int) -> int:
+    m = re.compile(r"\w*\W*").match(text, pos)
+    return max(pos + 1, m.end() if m else len(text))

@@ -1,0 +1,97 @@
+"""The forms in which the letter of an option is written."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+
+CLOSED = r"[)\]}\"'」】』》*]*"
+_ENDS = r"(?![A-Za-z0-9_À-ɏ]|'[a-z])"
+_NAME = r"(?:option|choice|letter|answer|选项|第)?\s*"
+_OPENED = r"[(\[{\"'「【『《]*\s*"
+_STOP = rf"{CLOSED}\s*(?:[.!。;]|$|\n|,(?!\s*(?:or|and|nor)\b))"
+_IS = r"is|seems(?: to be)?|must be|should be|would be|appears to be|are"
+_RIGHT = (
+    rf"(?:(?:{_IS})\s+(?:(?:the|most|clearly|definitely|therefore|likely|probably|only|indeed|thus)\s+)*"
+    r"(?:correct|right|best|answer|appropriate|accurate)\b|(?:fits|matches)\s+(?:the\s+\w+\s+)?best"
+    r"|是?(?:正确|对(?=[的。,.!;]|$))|が正解|が正しい|是答案)(?!\s*(?:\?|if\b|only\b|when\b))"
+)
+
+GOES_ON = re.compile(r"\s+(?!(?:is|as|and|or|for|with|because|since|seems|would|but|not|which)\b)[a-z]")
+"""What makes of "a" an article and of "I" a pronoun."""
+NOT_ONE = re.compile(r"(?:either|both|neither|all|between|not)\b", re.IGNORECASE)
+WRONG_LINE = re.compile(
+    r"[).:\]]*\s*(?:(?:wrong|incorrect|false|no|not)\b|(?!.{0,60}\b(?:because|since|as|not [A-Z])\b)"
+    r"[^.\n]*?\b(?:is|are)\s+(?:not (?:right|correct)|wrong|incorrect|false)\b)",
+    re.IGNORECASE,
+)
+"""After a letter: its line says that it is wrong."""
+PICK = re.compile(
+    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for)\s+"
+    r"|(?:故|应|应该|本题)?选(?!项)择?\s*|选择\s*",
+    re.IGNORECASE,
+)
+NOT_PICKED = re.compile(
+    r"(?:\bnot|n't|never|cannot|不|别|没有?)\s*(?:\w+\s+)?(?:应该?|该|能|可以?)?$", re.IGNORECASE
+)
+BEFORE_RIGHT = re.compile(
+    r"(?:\b(?:if|whether|neither|nor|either|not|is|are|doubt|unless|when)\b|n't\b)(?:\s+[\w']+){0,3}\s*[(\[\"']*$"
+    r"|\b[A-Z][)\]\"']*\s*(?:,|or|and|nor|/|&)+\s*(?:option|choice)?\s*[(\[\"']*$|\bif\b[^.!?\n]*,\s*(?:\w+\s+)?$"
+    r"|(?:不是|如果|若|不认为|和|或|与)\s*(?:选项)?$",
+    re.IGNORECASE,
+)
+"""Before "B is correct": it is doubted, a condition or one of several."""
+OF_OPTIONS = re.compile(
+    r"(?:^|[^A-Za-z\s]\s*|\n\s*|\b(?:options?|choice|letter|answer|that|think|believe|say|so|therefore|thus|hence|"
+    r"but|and|only|conclude|see|clearly|as|because|since|then|means)\s+)[(\[\"']*$",
+    re.IGNORECASE,
+)
+"""Before "B is correct": B may be an option there, as it is not in "Student B is correct"."""
+SAYS_SO = re.compile(
+    r"\b(?:so|therefore|thus|hence|consequently|finally|conclusion|it)\b|因此|所以|故|综上", re.IGNORECASE
+)
+TEXT_NEXT = re.compile(rf"{CLOSED}\s*[.):,、(-]*\s*[\"'(]*")
+"""Between a letter and the text of its option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """Where a letter (group ``x``) stands: ``alone`` as the whole, ``here`` at a place, and one a rule."""
+
+    letters: tuple[str, ...]
+    alone: re.Pattern[str]
+    here: re.Pattern[str]
+    several: re.Pattern[str]
+    first: re.Pattern[str]
+    right: re.Pattern[str]
+    concluded: re.Pattern[str]
+    lines: re.Pattern[str]
+
+
+@functools.lru_cache(maxsize=64)
+def forms(letters: tuple[str, ...]) -> Forms:
+    """Return the patterns for upper-case ``letters``."""
+    one = "|".join(re.escape(letter) for letter in letters)
+    x = rf"(?P<x>{one})"
+    return Forms(
+        letters=letters,
+        alone=re.compile(rf"\W*{_NAME}{_OPENED}{x}\s*{CLOSED}[.:。)]*\s*", re.IGNORECASE),
+        here=re.compile(rf"(?P<x>{one}|[A-Z]){_ENDS}", re.IGNORECASE),
+        several=re.compile(rf"(?:{one}){{2,}}{_ENDS}"),
+        first=re.compile(
+            rf"{_OPENED}{_NAME}{_OPENED}{x}(?:{CLOSED}(?:[.:、。](?=\s|$|[^\x00-\x7f])"
+            r"|,(?!\s*(?:or\b|and\b|[A-Z]\b))|\s*(?:$|\n)|\s+[-—]\s)|[)\]】」]|\s+because\b)",
+            re.IGNORECASE,
+        ),
+        right=re.compile(rf"(?<![A-Za-z0-9_'])(?P<x>{one}){CLOSED}\s*(?:选?项)?\s*{_RIGHT}"),
+        concluded=re.compile(
+            r"(?:^|[.!?;,\n。]\s*|\b(?:and|think|believe|say)\s+)(?=[^\W_])"
+            r"(?:(?:so|therefore|thus|hence|consequently|finally|in conclusion|因此|所以|故|综上所述)"
+            r"[,:]?\s*)?"
+            r"(?:(?:it(?:'s| is| must be| has to be| should be)|是|为)\s*)?"
+            rf"{_NAME}{_OPENED}{x}{_STOP}",
+            re.IGNORECASE,
+        ),
+        lines=re.compile(rf"^\s*[-*]?\s*{_OPENED}{x}(?:{CLOSED}[.):、]|{CLOSED}\s*$)", re.MULTILINE),
+    )

@@ -1,0 +1,199 @@
+"""Which lettered option a response answers with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+
+from cme_bench.scoring.answer import NOTHING, Extraction
+from cme_bench.scoring.choices import LISTED, Choices, is_asked, is_denied
+from cme_bench.scoring.claims import (
+    LETTER,
+    UNDECIDED,
+    Claim,
+    Undecided,
+    after_fillers,
+    claims,
+    decide,
+    until_next_question,
+)
+from cme_bench.scoring.letter_forms import (
+    BEFORE_RIGHT,
+    GOES_ON,
+    NOT_ONE,
+    NOT_PICKED,
+    OF_OPTIONS,
+    PICK,
+    SAYS_SO,
+    TEXT_NEXT,
+    WRONG_LINE,
+    Forms,
+    forms,
+)
+from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.text import fold
+from cme_bench.scoring.thinking import without_thinking
+
+Found = int | Undecided | None
+
+
+def extract_letter(response: str, letters: Sequence[str], options: Sequence[str]) -> Extraction:
+    """Find the lettered option that ``response`` answers with.
+
+    Rules, the first that decides: ``letter`` (nothing but a letter), ``boxed`` (``\\\\boxed{B}``),
+    ``answer_is`` ("the answer is B", "B is correct", "答案是B"), ``picked`` ("I choose B"), ``concluded``
+    ("So, B."), ``letter`` (begins with a letter: "B. ...", "(B) ..."), ``last_line`` (ends with a line of one
+    letter), ``option_text`` (begins with the text of one option), ``option_only`` (one option's text occurs
+    and is not denied). Two letters, a denied and a hedged one are no answer; a repeated list is none either.
+    """
+    reader = _Reader(forms(tuple(letter.upper() for letter in letters)), _options(options))
+    index, rule = reader.read(until_next_question(without_thinking(response)))
+    return Extraction(letters[index], rule, index) if isinstance(index, int) else NOTHING
+
+
+def _options(options: Sequence[str]) -> Choices:
+    return Choices([option.strip().rstrip(".") for option in options])
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads one text; each rule gives an index, Undecided (and no further rule is tried) or None."""
+
+    is_: Forms
+    options: Choices
+
+    def read(self, raw: str) -> tuple[Found, str]:
+        text = plain(raw).strip()
+        rules: tuple[tuple[str, Callable[[], Found]], ...] = (
+            ("letter", lambda: self._index(self.is_.alone.fullmatch(text))),
+            ("boxed", lambda: self._boxed(raw)),
+            ("answer_is", lambda: self._claimed(text)),
+            ("picked", lambda: self._picked(text)),
+            ("concluded", lambda: self._concluded(text)),
+            ("letter", lambda: self._first(text)),
+            ("last_line", lambda: self._last_line(text)),
+            ("option_text", lambda: self._option_first(_lower(text))),
+            ("option_only", lambda: self.options.only_mention(_lower(text))),
+        )
+        for rule, find in rules:
+            if (found := find()) is not None:
+                return found, rule
+        return None, "none"
+
+    def _index(self, m: re.Match[str] | None) -> int | None:
+        return self.is_.letters.index(m["x"].upper()) if m else None
+
+    def _boxed(self, raw: str) -> Found:
+        if "boxed" not in raw and "fbox" not in raw:
+            return None
+        found = [self._of_box(box) for box in boxes(fold(raw))]
+        readable = {i for i in found if i is not None}
+        return _one(readable) if readable else UNDECIDED if found else None
+
+    def _of_box(self, box: str) -> Found:
+        text = plain(box).strip()
+        if (i := self._index(self.is_.alone.fullmatch(text))) is not None:
+            return i
+        return self._after(text, 0)
+
+    def _claimed(self, text: str) -> Found:
+        read = [(claim, self._after(text, claim.end)) for claim in claims(text, LETTER)]
+        read += [
+            (Claim(m.start(), m.end(), "says"), self._right(text, m)) for m in self.is_.right.finditer(text)
+        ]
+        read.sort(key=lambda pair: pair[0].end)
+        return decide(text, [(claim, value) for claim, value in read if value is not None])
+
+    def _after(self, text: str, pos: int) -> Found:
+        for place in after_fillers(text, pos):
+            if (found := self._at(text, place)) is not None:
+                return found
+        return None
+
+    def _at(self, text: str, pos: int) -> Found:
+        """Return the option named at ``pos``, by its text or its letter."""
+        option = self.options.listed_at(_lower(text), pos)
+        if isinstance(option, Undecided) or (option is not None and len(self.options.texts[option]) > 1):
+            return option
+        if NOT_ONE.match(text, pos) or self.is_.several.match(text, pos):
+            return UNDECIDED
+        m = self.is_.here.match(text, pos)
+        if m is None or (m["x"] in "aAI" and GOES_ON.match(text, m.end())):
+            return option
+        if m["x"].upper() not in self.is_.letters:
+            return UNDECIDED if m["x"].isupper() and option is None else option
+        return self._single(text, m)
+
+    def _single(self, text: str, m: re.Match[str]) -> Found:
+        """Return the letter of ``m`` unless it is one of several or is denied."""
+        listed = LISTED.match(text, m.end())
+        if listed and (other := self.is_.here.match(text, listed.end())):
+            alike = other["x"].isupper() or m["x"].islower()
+            if alike and not (other["x"] in "aAI" and GOES_ON.match(text, other.end())):
+                return UNDECIDED
+        unsaid = is_denied(text, m.start(), m.end()) or is_asked(text, m.end())
+        return UNDECIDED if unsaid or self._contradicted(text, m) else self._index(m)
+
+    def _contradicted(self, text: str, m: re.Match[str]) -> bool:
+        """Return whether another option follows the letter ("B. red", where red is A; "A: B")."""
+        between = TEXT_NEXT.match(text, m.end("x"))
+        if between is None or between.end() == m.end("x"):
+            return False
+        if (other := self.is_.alone.match(text, between.end())) and other.end() == len(text):
+            return self._index(other) != self._index(m)
+        option = self.options.at(_lower(text), between.end())
+        return option is not None and len(self.options.texts[option]) > 1 and option != self._index(m)
+
+    def _right(self, text: str, m: re.Match[str]) -> Found:
+        before = text[max(0, m.start() - 60) : m.start()]
+        if BEFORE_RIGHT.search(before):
+            return UNDECIDED
+        return self._index(m) if m["x"].isupper() and OF_OPTIONS.search(before) else None
+
+    def _picked(self, text: str) -> Found:
+        found: set[Found] = set()
+        for m in PICK.finditer(text):
+            read = self._after(text, m.end())
+            if read is not None:
+                denied = NOT_PICKED.search(text[max(0, m.start() - 20) : m.start()])
+                found.add(UNDECIDED if denied else read)
+        return _one(found)
+
+    def _concluded(self, text: str) -> Found:
+        said = [m for m in self.is_.concluded.finditer(text) if SAYS_SO.search(m.group())]
+        return _one({self._single(text, m) for m in said if m["x"].isupper()})
+
+    def _first(self, text: str) -> Found:
+        listed = {m["x"] for m in self.is_.lines.finditer(text)}
+        m = self.is_.first.match(text)
+        if m is None or len(listed) > 1 or WRONG_LINE.match(text, m.end("x")):
+            return None
+        listed_next = LISTED.match(text, m.end("x"))
+        if listed_next and self.is_.here.match(text, listed_next.end()) and text[listed_next.end()].isupper():
+            return UNDECIDED
+        return UNDECIDED if self._contradicted(text, m) else self._index(m)
+
+    def _last_line(self, text: str) -> Found:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if len(lines) < 2 or len({m["x"] for m in self.is_.lines.finditer(text)}) > 1:
+            return None
+        m = self.is_.lines.match(lines[-1])
+        return self._index(m)
+
+    def _option_first(self, text: str) -> Found:
+        found = self.options.listed_at(text, 0)
+        return None if isinstance(found, Undecided) else found
+
+
+def _one(found: Set[Found]) -> Found:
+    """Return the one that was found; Undecided if several were."""
+    return None if not found else next(iter(found)) if len(found) == 1 else UNDECIDED
+
+
+def _lower(text: str) -> str:
+    """Return ``text`` without case, every character in its place."""
+    lowered = text.casefold()
+    if len(lowered) == len(text):
+        return lowered
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in text)

@@ -1,0 +1,82 @@
+"""The few words a response answers with, and whole texts."""
+
+from __future__ import annotations
+
+import re
+
+from cme_bench.scoring.answer import NOTHING, Extraction
+from cme_bench.scoring.claims import ANSWER, Claim, claims, until_next_question
+from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.text import fold
+from cme_bench.scoring.thinking import without_thinking
+
+_QUOTES = "\"'`*“”‘’ \t"
+_WRAPPED = re.compile(r"\s*(?:\$.*\$|\\\w+\{.*\}|\\\(.*\\\)|<(\w+)>.*</\1>)\s*")
+_SENTENCE_END = re.compile(
+    r"(?<=[^\W\d_]{3})[.!?](?=\s+[\"'(]?[A-Z0-9])|(?<=\d)[.!?](?=\s+[\"'(]?[A-Z])|(?<=[。！？])(?=.)"
+)
+_ABBREVIATED = re.compile(
+    r"\b(?:Mrs|Prof|Gen|Col|Sgt|Capt|Rev|Hon|Gov|Sen|Rep|Inc|Ltd|Corp|Mts|approx|vol|Bros)$", re.I
+)
+_TAKES_BACK = re.compile(r"[.!?]?\s*(?:no\b|or\b|actually|wait|sorry|but\b|not\b|不对|不)", re.IGNORECASE)
+_QUOTE_LAST = re.compile(r"[\"'*]+([.!?])$")
+_JSON = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\"'\n,{}\[\]]+))\s*(?=[,}\]]|$)")
+
+
+def extract_short_answer(response: str) -> Extraction:
+    """Find the words that ``response`` answers with: its first sentence where it states no answer.
+
+    Rules, the first that decides: ``boxed`` (the last ``\\\\boxed{...}``), ``answer_is`` (what follows "The
+    answer is", the last one), ``first_line`` (the first line that says something, without quotes around it).
+    """
+    text = until_next_question(without_thinking(response))
+    for rule, find in (("boxed", _boxed), ("answer_is", _claimed), ("first_line", _first_line)):
+        if found := find(text):
+            return Extraction(found, rule)
+    return NOTHING
+
+
+def extract_text(response: str) -> Extraction:
+    """Find the whole response without its reasoning, for summaries. Rule: ``text``."""
+    text = without_thinking(response).strip()
+    return Extraction(text, "text") if text else NOTHING
+
+
+def _boxed(text: str) -> str:
+    if "boxed" not in text and "fbox" not in text:
+        return ""
+    found = boxes(fold(text))
+    return plain(found[-1]).strip(_QUOTES) if found else ""
+
+
+def _claimed(text: str) -> str:
+    said = [claim for claim in claims(plain(text), ANSWER) if claim.stance == "says"]
+    return next((found for claim in reversed(said) if (found := _after(plain(text), claim))), "")
+
+
+def _after(text: str, claim: Claim) -> str:
+    """Return the words that stand after a claim: of its line, or of the next one that has any."""
+    rest = text[claim.end :].lstrip(" :")
+    if '"' in text[claim.start : claim.end] or "'" in text[claim.start : claim.end]:
+        m = _JSON.match(rest)
+        return next((part for part in m.groups() if part), "").strip() if m else ""
+    line = next((line for line in rest.splitlines() if line.strip(_QUOTES)), "")
+    return _QUOTE_LAST.sub(r"\1", first_sentence(line.strip(_QUOTES)).strip(_QUOTES))
+
+
+def _first_line(text: str) -> str:
+    for line in text.splitlines():
+        words = plain(line) if _WRAPPED.fullmatch(line.strip(_QUOTES)) else line
+        words = words.strip(_QUOTES)
+        if words and not (re.fullmatch(r"(?:the\s+)?answer(?:\s+is)?\s*:?", words, re.IGNORECASE)):
+            return first_sentence(words).strip(_QUOTES)
+    return ""
+
+
+def first_sentence(line: str) -> str:
+    """Return the first sentence of ``line`` with its mark; the line where what follows takes it back."""
+    for m in _SENTENCE_END.finditer(line):
+        if _ABBREVIATED.search(line[: m.start()]):
+            continue
+        return line if _TAKES_BACK.match(line, m.end()) else line[: m.end()]
+    return line

@@ -1,0 +1,61 @@
+"""Unicode text as it is compared: the one reading that extraction, exact match, F1 and ROUGE share."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import regex
+
+_SUPERSCRIPT_RUN = regex.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
+_SAME = str.maketrans(
+    {
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\u00ad\ufe63", "-"),  # hyphens, en dash, minus
+        **dict.fromkeys("“”„‟«»〝〞", '"'),
+        **dict.fromkeys("‘’‚‛′ʼ", "'"),
+        "⁄": "/",
+        "∕": "/",
+        "×": "*",
+        "·": "*",
+        "⋅": "*",
+        "÷": "/",
+    }
+)
+_INVISIBLE = regex.compile(r"[\p{Cf}\p{Cc}\ufe0f--[\t\n\r]]", regex.V1)
+_SPACE = regex.compile(r"[\p{Zs}\t]")
+
+SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}ー々〆"
+"""Scripts whose words no space parts, as members of a character class: their tokens are characters."""
+_TOKEN = regex.compile(rf"[{SPACELESS}]\p{{M}}*|[\p{{L}}\p{{M}}\p{{N}}--[{SPACELESS}]]+", regex.V1)
+
+
+def fold(text: str) -> str:
+    """Return ``text`` in one spelling (NFKC): full width, ligatures, dashes, quotes and spaces made plain.
+
+    Case, line breaks and punctuation stay. A superscript keeps its meaning: "10²" is "10^2", not "102".
+    """
+    if text.isascii():
+        return text.replace("\t", " ").replace("\r\n", "\n")
+    text = _SUPERSCRIPT_RUN.sub(lambda m: "^" + unicodedata.normalize("NFKC", m.group()), text)
+    text = _mixed_fractions(text)
+    text = unicodedata.normalize("NFKC", text).translate(_SAME)
+    return _SPACE.sub(" ", _INVISIBLE.sub("", text.replace("\r\n", "\n")))
+
+
+def folded_case(text: str) -> str:
+    """Return :func:`fold` of ``text`` without case ("Straße" and "STRASSE" become one)."""
+    text = fold(text).casefold()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def words(text: str) -> list[str]:
+    """Return the tokens of ``text``: runs of letters, marks and digits, without case.
+
+    Where a script has no spaces (:data:`SPACELESS`) a token is one character with its marks. Of ASCII text
+    these are the tokens of the package rouge-score.
+    """
+    return _TOKEN.findall(folded_case(text))
+
+
+def _mixed_fractions(text: str) -> str:
+    """Part the whole number from a fraction of one character: "2½" is "2 1/2", not "21/2"."""
+    return regex.sub(r"(?<=\d)([¼½¾⅐-⅞])", r" \1", text)

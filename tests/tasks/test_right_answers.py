@@ -1,0 +1,72 @@
+"""A run refuses a task whose right answers cannot be read, by one line with the row, before a model loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from workshop import Workshop
+
+from cme_bench.errors import UsageError
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.runner import run
+from cme_bench.tasks.references import refuse_unreadable
+
+NUMBER = """\
+task: own
+dataset_path: own/data
+test_split: test
+output_type: generate_until
+doc_to_text: "Q: {{ question }}\\nA:"
+doc_to_target: answer
+metadata: {dataset: own, answer: {type: TYPE}}
+"""
+
+
+def write(own: Workshop, kind: str, *answers: str) -> None:
+    own.write_yaml()
+    own.yaml.write_text(NUMBER.replace("TYPE", kind))
+    own.write_rows("test", [{"question": f"{i}?", "answer": answer} for i, answer in enumerate(answers)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers", "said"),
+    [
+        ("number", ("3", "3:30"), r"test\.jsonl:2: task own: the right answer '3:30' is no plain number"),
+        ("number", ("3", ""), r"test\.jsonl:2: task own: the right answer is empty"),
+        ("math", ("x", "a sum of many small and some larger numbers"), r"test\.jsonl:2: .* no expression"),
+        ("number", ("0,5", "1,234"), r"own\.yaml:7: the right answer '1,234' may be thousands"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, kind: str, answers: tuple[str, ...], said: str) -> None:
+    own = Workshop(tmp_path)
+    write(own, kind, *answers)
+    with pytest.raises(UsageError, match=said):
+        refuse_unreadable(own.build(), range(2))
+
+
+def test_what_can_be_read_is_not_refused(tmp_path: Path) -> None:
+    own = Workshop(tmp_path)
+    for kind, answers in (("number", ("3", "3/4")), ("math", ("x^2", "5")), ("short", ("3:30", "x"))):
+        write(own, kind, *answers)
+        refuse_unreadable(own.build(), range(2))
+    write(own, "{type: number, decimal: comma}".removeprefix("{type: ").removesuffix("}"), "0,5", "1,234")
+    task = own.build()
+    refuse_unreadable(task, range(2))
+    assert task.lm_eval.score_text(task.docs[1], "1,234").scores["acc"] == 1.0
+    assert task.lm_eval.score_text(task.docs[1], "1234").scores["acc"] == 0.0
+
+
+def test_a_run_refuses_the_items_it_asks_before_it_answers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    own = Workshop(tmp_path)
+    write(own, "number", "none", "none")
+    options = RunOptions(
+        model=str(tiny_checkpoint),
+        tasks="own",
+        include=(own.yaml,),
+        data=str(tmp_path / "data"),
+        out=tmp_path / "run",
+    )
+    with pytest.raises(UsageError, match="no plain number"):
+        run(options)
+    assert not (tmp_path / "run").exists()
