@@ -44,7 +44,8 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """``(alpha / r) drop(x) A W B``: (..., d_in) to (..., d_out)."""
-        z = project(self.dropped(x, adapter_name), self.held("down", adapter_name))
+        down, cast = self.held("down", adapter_name), self.cast_input_dtype_enabled
+        z = project(self.dropped(x, adapter_name), down, cast_input=cast)
         z = project(z, self.held("mixer", adapter_name)) * self.settings[adapter_name].scale
         return project(z, self.held("up", adapter_name))
 

@@ -70,12 +70,23 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
         super().__post_init__()
         self.target_modules = _as_set(self.target_modules)
         self.exclude_modules = _as_set(self.exclude_modules)
+        self._check_layers()
         if not _is_int(self.r) or self.r < 1:
             raise AdapterError(f"r must be a positive integer, got {self.r!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise AdapterError(f"dropout must lie in [0, 1), got {self.dropout!r}")
         if self.init not in INITS:
             raise AdapterError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
+
+    def _check_layers(self) -> None:
+        """Layers are picked by index among named targets only, as in PEFT's own methods."""
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+                raise AdapterError(
+                    f"{name} cannot be used with target_modules {self.target_modules!r}; list the layers' names"
+                )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise AdapterError("layers_pattern needs layers_to_transform")
 
     @property
     def scale(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -55,6 +55,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         self.out_features: int = linear.out_features
         self.settings: dict[str, Config] = {}
         self.merged_adapters: list[str] = []
+        self.cast_input_dtype_enabled = True
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())
         self._active_adapter = adapter_name
@@ -99,21 +100,51 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) to (..., d_out), in the dtype of the base layer's output."""
+        names = kwargs.pop("adapter_names", None)
         if self.disable_adapters and self.merged:
             self.unmerge()
+        if names is not None:
+            self._check_mixed(x, names)
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
+        if names is not None:
+            return self._mixed(x, result, names)
         dtype = result.dtype
         for name in self.active_adapters:
             if name in self.settings:
                 result = result + self.delta(x, name)
         return result.to(dtype)
 
+    def _check_mixed(self, x: Tensor, names: Sequence[str]) -> None:
+        if len(names) != len(x):
+            raise AdapterError(f"adapter_names has {len(names)} names for {len(x)} rows")
+        if self.merged:
+            raise AdapterError("adapter_names cannot be used while adapters are merged; unmerge them first")
+        if getattr(self, "routing_listeners", ()):
+            raise AdapterError("routers are not recorded in batches of several adapters (adapter_names)")
+
+    def _mixed(self, x: Tensor, result: Tensor, names: Sequence[str]) -> Tensor:
+        """``result`` of the base layer with each row's own adapter; "__base__" and unknown names have none."""
+        total = result.clone()
+        for name in set(names) & set(self.settings):
+            rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=result.device)
+            total[rows] = (result[rows] + self.delta(x[rows], name)).to(result.dtype)
+        return total
+
     def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
         """``x`` after the adapter's dropout; ``x`` itself outside training."""
         probability = self.settings[adapter_name].dropout
         return nn.functional.dropout(x, probability) if self.training and probability else x
+
+    def narrow(self, adapter_name: str) -> None:
+        """Give one adapter's parameters the dtype of the base layer, as ``autocast_adapter_dtype=False`` asks."""
+        dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
+        if dtype is not None and dtype.is_floating_point:
+            for name in self.adapter_layer_names:
+                held = getattr(self, name)
+                if adapter_name in held:
+                    held[adapter_name] = held[adapter_name].to(dtype)
 
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
@@ -170,13 +201,15 @@ class RoutedLinear(AdapterLinear[Routed]):
         """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
         it."""
         down, router = self.held("down", adapter_name), self.held("router", adapter_name)
-        x = fitted(x, down)  # once, for both products
+        cast = self.cast_input_dtype_enabled
+        if cast:
+            x = fitted(x, down)  # once, for both products
         dropped = self.dropped(x, adapter_name)
         if dropped is x and products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
             z, logits = products.latent_and_logits(x, down, router)
             return z, self.weigh(logits, adapter_name)
         routing = self.routing(x, adapter_name)
-        return project(dropped, down), routing
+        return project(dropped, down, cast_input=cast), routing
 
     def latent_dropout(self, adapter_name: str) -> float:
         """Probability of dropping an element of the gated latent; 0 where dropout falls on the input."""

@@ -24,8 +24,10 @@ def fitted(x: Tensor, weight: Tensor) -> Tensor:
     return x if autocast_on(x) else x.to(weight.dtype)
 
 
-def project(x: Tensor, weight: Tensor) -> Tensor:
-    """``x W``, W stored as (out, in), of ``x`` in the weight's dtype."""
+def project(x: Tensor, weight: Tensor, *, cast_input: bool = True) -> Tensor:
+    """``x W``, W stored as (out, in), in the weight's dtype, or in that of ``x`` where it must not be cast."""
+    if not cast_input and not autocast_on(x):
+        return nn.functional.linear(x, weight.to(x.dtype))
     return nn.functional.linear(fitted(x, weight), weight)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
+from peft import NoMatchingPeftModuleError
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 
-from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.errors import AdapterError, NoTargetError
 from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
 from cme_bench.adapters.shared.targets import candidates, default_targets
@@ -35,14 +40,57 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                 )
             peft_config.target_modules = set(targets)
         named = peft_config.target_modules
+        bare = copy.copy(peft_config)  # what is excluded afterwards is for PEFT to explain
+        bare.exclude_modules = bare.modules_to_save = bare.layers_to_transform = None
         if named != "all-linear" and not any(
-            self._check_target_module_exists(peft_config, key) for key, _ in self.model.named_modules()
+            self._check_target_module_exists(bare, key) for key, _ in self.model.named_modules()
         ):
             shown = named if isinstance(named, str) else ", ".join(sorted(named))
-            raise AdapterError(
+            raise NoTargetError(
                 f"no layer matches target_modules {shown}; linear layers of this model: {linears}"
             )
         return peft_config
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's. Raises NoTargetError, with PEFT's words, if all that is targeted is excluded."""
+        try:
+            super().inject_adapter(*args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            if isinstance(error, AdapterError):
+                raise
+            raise NoTargetError(str(error)) from None
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hands ``adapter_names``, one for every row of the batch, to the layers, as PEFT's LoRA does."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names cannot be used in training mode")
+        layers = [
+            m for m in self.modules() if isinstance(m, (self.tuner_layer_cls, AuxiliaryTrainingWrapper))
+        ]
+        known = {"__base__"}.union(*(m.settings for m in layers if isinstance(m, self.tuner_layer_cls)))
+        if unknown := sorted(set(names) - known):
+            raise AdapterError(f"adapter_names: no adapter is named {', '.join(unknown)}")
+        beams = kwargs.get("num_beams") or 1
+        each = [name for name in names for _ in range(beams)]
+        hooks = [layer.register_forward_pre_hook(_naming(each), with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's flag: the base's dtype for an adapter's parameters where it is off, else at least float32."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in self.modules():
+                if isinstance(layer, self.tuner_layer_cls):
+                    layer.narrow(adapter_name)
 
     def _create_and_replace(  # noqa: PLR0917  # PEFT's signature
         self,
@@ -69,3 +117,12 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
         if not self.mergeable:
             raise AdapterError(why_no_merge(self.tuner_layer_cls.method))
         super()._check_merge_allowed()
+
+
+def _naming(names: Sequence[str]) -> Callable[..., tuple[Any, Any]]:
+    """A hook that adds ``adapter_names`` to what a layer is called with."""
+
+    def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return args, kwargs | {"adapter_names": list(names)}
+
+    return hook
