@@ -52,6 +52,8 @@ def measure_router(options: RouterOptions, listener: Silent | None = None) -> Ro
     """
     listener = listener or Silent()
     responder = open_responder(options)
+    for note in responder.notes:
+        listener.note(note)
     groups = prompt_groups(options, responder)
     engine = responder.engine(GenerateRequest(groups[0].prompts[0], 1, ()))
     assert isinstance(engine, HFEngine)

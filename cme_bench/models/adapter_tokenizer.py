@@ -76,12 +76,14 @@ def _template_alone(folder: Path) -> Any:
 def _load(folder: Path) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    file = folder / "tokenizer.json"
     try:
+        if file.is_file() and not (folder / _CONFIG).is_file():
+            return PreTrainedTokenizerFast(
+                tokenizer_file=str(file)
+            )  # AutoTokenizer wants a model's config.json
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as err:
-        # AutoTokenizer may want the config.json of a model; the file alone says all that a fast one needs.
-        if (folder / "tokenizer.json").is_file() and not (folder / _CONFIG).is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    except Exception as err:  # a broken tokenizer.json raises no narrower class
         raise UsageError(
             f"{folder}: the tokenizer beside the adapter cannot be loaded ({first_line(err)}); mend it, or "
             "move its files away to use the base model's"

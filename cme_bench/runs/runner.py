@@ -69,8 +69,6 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
             for responder, folder in zip(responders, folders, strict=True):
                 if len(folders) > 1:
                     listener.note(f"{responder.name} -> {folder}")
-                for note in responder.notes:
-                    listener.note(note)
                 try:
                     manifest = _run_one(
                         options,
@@ -139,7 +137,7 @@ def _run_one(
         manifest = Manifest.open(folder, options, responder)
         plans = [_plan(task, options, responder, asked) for task in tasks]
         _check_truncation(plans, options.max_truncated)
-        manifest.note(notes := _notes(plans, encoder))
+        manifest.note(notes := _notes(plans, encoder, responder))
         for note in notes:
             if note not in told:
                 listener.note(f"note: {note}")
@@ -161,14 +159,15 @@ def _run_one(
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
             manifest.finish()
         finally:
+            manifest.note(_notes(plans, encoder, responder))  # loading may have told more
             manifest.save(responder.loaded)
     return manifest
 
 
-def _notes(plans: Sequence[Plan], encoder: Encoder) -> list[str]:
-    """What a user must know of how the prompts are made."""
+def _notes(plans: Sequence[Plan], encoder: Encoder, responder: Responder) -> list[str]:
+    """What a user must know of the adapter and of how the prompts are made."""
     warning = [] if encoder.bos.warning is None else [encoder.bos.warning]
-    return list(dict.fromkeys([*warning, *(note for plan in plans for note in plan.notes)]))
+    return list(dict.fromkeys([*responder.notes, *warning, *(note for plan in plans for note in plan.notes)]))
 
 
 def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:

@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.errors import UsageError
+from cme_bench.reports.run_summary import warnings as warnings_of
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
@@ -115,3 +116,127 @@ def test_no_such_adapter_and_equal_names(tiny_checkpoint: Path, tmp_path: Path) 
     adapter = save_adapter(tiny_checkpoint, tmp_path / "team", CONFIGS["teamlora"])
     with pytest.raises(UsageError, match="two adapters would write"):
         run(options(tiny_checkpoint, tmp_path / "r", adapter, adapter))
+
+
+def notes(folder: Path) -> list[str]:
+    found: list[str] = orjson.loads((folder / "run.json").read_bytes())["notes"]
+    return [note for note in found if "adapter" in note or "embeddings" in note]
+
+
+def plain_logprobs(model: Any, tokenizer: Any, folder: Path) -> list[list[float]]:
+    """Of what a run recorded, by one plain forward a choice, tokenised with ``tokenizer``."""
+    found = []
+    for record in sorted(read_records(samples_file(folder, "cme_rte_ll")), key=lambda r: int(r["id"])):
+        context = tokenizer(record["prompt"]).input_ids
+        scores = []
+        for choice in record["choices"]:
+            ids = tokenizer(choice, add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([context + ids]), use_cache=False).logits[0]
+            logprobs = logits.log_softmax(-1)[-len(ids) - 1 : -1]
+            scores.append(sum(float(logprobs[i, t]) for i, t in enumerate(ids)))
+        found.append(scores)
+    return found
+
+
+def test_adapters_of_one_name_from_different_folders(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapters = [
+        save_adapter(tiny_checkpoint, tmp_path / seed / "llama-3.1 r4", CONFIGS[method])
+        for seed, method in (("seed1", "lora"), ("seed2", "teamlora"))
+    ]
+    folders = run(options(tiny_checkpoint, tmp_path / "r", *adapters))
+    assert [f.name for f in folders] == ["seed1-llama-3.1 r4", "seed2-llama-3.1 r4"]
+    assert logprobs(folders[0]) != logprobs(folders[1])
+
+
+def test_another_base_is_said_and_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    (first,) = run(options(tiny_checkpoint, tmp_path / "first", adapter))
+    assert notes(first) == []
+    file = adapter / "adapter_config.json"
+    file.write_text(file.read_text().replace(str(tiny_checkpoint), "meta-llama/Llama-2-7b-chat-hf"))
+    (second,) = run(options(tiny_checkpoint, tmp_path / "second", adapter))
+    assert [("trained on meta-llama/Llama-2-7b-chat-hf" in note) for note in notes(second)] == [True]
+    assert logprobs(first) == logprobs(second)
+    assert any("Llama-2-7b-chat-hf" in line for line in warnings_of(second))
+
+
+@pytest.mark.parametrize("tuning", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens(tuning: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Scored as plain PEFT scores them; they take positions, so fewer are left for a prompt."""
+    config = tuning(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "virtual", config)
+    other = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    folders = run(options(tiny_checkpoint, tmp_path / "r", adapter, other, limit=2, bos="never"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    for folder, path in zip(folders, (adapter, other), strict=True):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), path).eval()
+        wanted = plain_logprobs(model, tokenizer, folder)
+        torch.testing.assert_close(logprobs(folder), wanted, atol=1e-4, rtol=0)
+    asked = options(tiny_checkpoint, tmp_path / "r", adapter)
+    base = responder.BaseModel(asked)
+    lengths = [responder.Responder(asked, base, str(path)).max_length for path in (adapter, other)]
+    assert lengths[1] - lengths[0] == 4
+
+
+def test_a_larger_vocabulary_and_its_tokenizer(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The tokenizer beside the adapter makes its prompts, and only its; the base is as before afterwards."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.add_tokens(["Statement", "True", *(f"<new{i}>" for i in range(300 - len(tokenizer)))])
+    torch.manual_seed(2)
+
+    def grown() -> Any:
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        model.resize_token_embeddings(len(tokenizer) + 3, mean_resizing=False)
+        return model
+
+    trained = get_peft_model(grown(), LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False))
+    with torch.no_grad():
+        trained.get_base_model().get_input_embeddings().weight.add_(0.1)
+    adapter = tmp_path / "grown"
+    trained.save_pretrained(adapter)
+    tokenizer.save_pretrained(adapter)
+    other = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    folders = run(options(tiny_checkpoint, tmp_path / "r", adapter, other, bos="never"))
+    wanted = plain_logprobs(trained.eval(), tokenizer, folders[0])
+    torch.testing.assert_close(logprobs(folders[0]), wanted, atol=1e-4, rtol=0)
+    told = "\n".join(notes(folders[0]))
+    assert f"the base's embeddings grow to the {len(tokenizer) + 3} rows that are shipped" in told
+    assert "the tokenizer beside the adapter is used, not the base model's ('Statement' and" in told
+    assert "embed_tokens.weight differs from the base model's own and replaces it" in told
+    identity = orjson.loads((folders[0] / "run.json").read_bytes())["identity"]
+    assert len(identity["tokenizer"]) == 64
+    assert notes(folders[1]) == []
+    (alone,) = run(options(tiny_checkpoint, tmp_path / "alone", other, bos="never"))
+    assert logprobs(alone) == logprobs(folders[1])
+
+
+def test_the_base_s_own_tokenizer_beside_an_adapter_is_silent(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    (plain,) = run(options(tiny_checkpoint, tmp_path / "plain", adapter))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(adapter)
+    (beside,) = run(options(tiny_checkpoint, tmp_path / "beside", adapter))
+    assert notes(beside) == []
+    assert "tokenizer" not in orjson.loads((beside / "run.json").read_bytes())["identity"]
+    assert logprobs(plain) == logprobs(beside)
+
+
+def test_a_chat_template_beside_an_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
+    (adapter / "chat_template.jinja").write_text(template)
+    asked = options(tiny_checkpoint, tmp_path / "r", adapter, tasks="cme_rte", limit=1)
+    (folder,) = run(asked)
+    assert notes(folder) == [f"{adapter}: the chat template beside the adapter is used"]
+    (record,) = read_records(samples_file(folder, "cme_rte"))
+    assert record["prompt"].startswith("[user] ") and record["prompt"].endswith("[assistant]")
+
+
+def test_a_broken_tokenizer_beside_an_adapter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    (adapter / "tokenizer.json").write_text("{")
+    with pytest.raises(UsageError, match="the tokenizer beside the adapter cannot be loaded"):
+        run(options(tiny_checkpoint, tmp_path / "r", adapter))

@@ -83,7 +83,7 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
         for name in ("layers_to_transform", "layers_pattern"):
             if isinstance(self.target_modules, str) and getattr(self, name) is not None:
                 raise AdapterError(
-                    f"{name} cannot be used with target_modules {self.target_modules!r}; list the layers' names"
+                    f"{name} cannot be used with target_modules {self.target_modules!r}; list layers' names"
                 )
         if self.layers_pattern and self.layers_to_transform is None:
             raise AdapterError("layers_pattern needs layers_to_transform")

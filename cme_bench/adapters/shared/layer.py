@@ -125,7 +125,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
             raise AdapterError("routers are not recorded in batches of several adapters (adapter_names)")
 
     def _mixed(self, x: Tensor, result: Tensor, names: Sequence[str]) -> Tensor:
-        """``result`` of the base layer with each row's own adapter; "__base__" and unknown names have none."""
+        """``result`` of the base layer with each row's own adapter; "__base__" names none."""
         total = result.clone()
         for name in set(names) & set(self.settings):
             rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=result.device)
@@ -138,7 +138,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         return nn.functional.dropout(x, probability) if self.training and probability else x
 
     def narrow(self, adapter_name: str) -> None:
-        """Give one adapter's parameters the dtype of the base layer, as ``autocast_adapter_dtype=False`` asks."""
+        """Give an adapter's parameters the base layer's dtype, as ``autocast_adapter_dtype=False`` asks."""
         dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
         if dtype is not None and dtype.is_floating_point:
             for name in self.adapter_layer_names:

@@ -25,7 +25,7 @@ def fitted(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def project(x: Tensor, weight: Tensor, *, cast_input: bool = True) -> Tensor:
-    """``x W``, W stored as (out, in), in the weight's dtype, or in that of ``x`` where it must not be cast."""
+    """``x W``, W stored as (out, in), in the weight's dtype, or that of ``x`` if it must stay."""
     if not cast_input and not autocast_on(x):
         return nn.functional.linear(x, weight.to(x.dtype))
     return nn.functional.linear(fitted(x, weight), weight)

@@ -69,9 +69,8 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
             return
         if self.training:
             raise AdapterError("adapter_names cannot be used in training mode")
-        layers = [
-            m for m in self.modules() if isinstance(m, (self.tuner_layer_cls, AuxiliaryTrainingWrapper))
-        ]
+        kinds = (self.tuner_layer_cls, AuxiliaryTrainingWrapper)
+        layers = [module for module in self.modules() if isinstance(module, kinds)]
         known = {"__base__"}.union(*(m.settings for m in layers if isinstance(m, self.tuner_layer_cls)))
         if unknown := sorted(set(names) - known):
             raise AdapterError(f"adapter_names: no adapter is named {', '.join(unknown)}")
