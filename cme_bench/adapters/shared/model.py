@@ -84,7 +84,7 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                 hook.remove()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """PEFT's flag: the base's dtype for an adapter's parameters where it is off, else float32 at least."""
+        """PEFT's flag: the base's dtype for an adapter's parameters where it is off, else float32."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             for layer in self.modules():

@@ -96,7 +96,7 @@ class CausalForward:
                 model = base_model(model)
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
-        output = model(**arguments)
+        output = self._run(arguments, model)
         return output.logits[:, -keep:], output.past_key_values if use_cache else None
 
     def uncached(self, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
@@ -110,9 +110,9 @@ class CausalForward:
             return logits
         return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
 
-    def _run(self, arguments: dict[str, Any]) -> Any:
+    def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
         with exact_logits(self.model):
-            output = self.model(**arguments)
+            output = (self.model if model is None else model)(**arguments)
         if self.rounded is None and output.logits.numel():  # a forward may only fill the keys
             self.rounded = is_rounded(output.logits, self._dtype)
         return output
