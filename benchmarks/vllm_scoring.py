@@ -69,7 +69,7 @@ def start(model_folder: Path, args: argparse.Namespace, longest: int) -> tuple[A
     from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 
     settings = VllmSettings()
-    os.environ.update({k: v for k, v in environment(settings).items() if k not in os.environ})
+    os.environ.update({k: v for k, v in environment(settings, args.dtype).items() if k not in os.environ})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     arguments = engine_arguments(model_folder, args.dtype, longest + 1, settings, None)
     if args.shape:
@@ -78,7 +78,8 @@ def start(model_folder: Path, args: argparse.Namespace, longest: int) -> tuple[A
     theirs = lm_eval_backend()(pretrained=model, batch_size="auto", **arguments)
     host = Host(model_folder, args.dtype, settings)
     host.adopt(theirs.model, longest + 1)
-    theirs.model.collective_rpc("score_together")  # as our host tells the vLLM that it starts
+    for told in ("score_together", "exact_logits"):  # as our host tells the vLLM that it starts
+        theirs.model.collective_rpc(told)
     return theirs, VLLMEngine(host, theirs.tokenizer, frozenset())
 
 

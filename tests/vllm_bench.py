@@ -1,4 +1,4 @@
-"""The real vLLM on a CPU beside transformers, for the same token ids in float32."""
+"""The real vLLM on a CPU beside transformers, for the same token ids; in float32 unless told otherwise."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ BLOCK = 32
 class Bench:
     """One vLLM, asked with any adapter, and what transformers says to the same."""
 
-    def __init__(self, base: Path, tokenizer: PreTrainedTokenizerFast, length: int, **settings: Any) -> None:
+    def __init__(
+        self,
+        base: Path,
+        tokenizer: PreTrainedTokenizerFast,
+        length: int,
+        dtype: str = "float32",
+        **settings: Any,
+    ) -> None:
         from cme_bench.engines.vllm.host import Host
         from cme_bench.engines.vllm.settings import VllmSettings
 
         self.base, self.tokenizer = base, tokenizer
-        self.host = Host(base, "float32", VllmSettings(kv_gib=1, block_size=BLOCK, **settings))
+        self.host = Host(base, dtype, VllmSettings(kv_gib=1, block_size=BLOCK, **settings))
         self.host.allow(length)
 
     def vllm(self, adapter: Path | None = None) -> Any:
@@ -39,7 +46,7 @@ class Bench:
         return VLLMEngine(self.host, self.tokenizer, ends, adapter=file, spec=gated.spec)
 
     def transformers(self, adapter: Path | None = None) -> HFEngine:
-        model: Any = AutoModelForCausalLM.from_pretrained(self.base)
+        model: Any = AutoModelForCausalLM.from_pretrained(self.base, dtype=self.host.dtype)
         if adapter is not None:
             model = PeftModel.from_pretrained(model, adapter)
         return HFEngine(model, self.tokenizer, plain=True)

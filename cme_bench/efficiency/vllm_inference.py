@@ -215,7 +215,7 @@ def _start(setup: Setup) -> tuple[Any, Any]:
         kv_gib=KV_GIB,
         tensor_parallel=setup.tensor_parallel,
     )
-    for name, value in environment(settings).items():
+    for name, value in environment(settings, setup.dtype).items():
         os.environ[name] = value
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the profiler's functions travel by pickle

@@ -107,8 +107,12 @@ class VLLMSource(EngineSource):
         require_vllm()
         self._base = base
         dtype = str(base.dtype).removeprefix("torch.")
-        self._host = Host(base.checkpoint.path, dtype, VllmSettings.from_pairs(base.options.settings))
+        settings = VllmSettings.from_pairs(base.options.settings)
+        self._host = Host(base.checkpoint.path, dtype, settings, self._tell)
         self._files = tempfile.TemporaryDirectory(prefix="cme-bench-adapters-")
+
+    def _tell(self, message: str) -> None:
+        self._base.note(message)  # a run that starts says where to later than this is made
 
     def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
         from cme_bench.engines.vllm.adapter import read_gated

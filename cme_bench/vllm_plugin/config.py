@@ -11,6 +11,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
+from cme_bench.vllm_plugin import output_layer  # noqa: F401 - importing it registers
 from cme_bench.vllm_plugin.file import ADAPTER_FILE
 from cme_bench.vllm_plugin.layout import checkpoint_modules
 from cme_bench.vllm_plugin.loading import load_layers

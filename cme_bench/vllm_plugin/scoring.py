@@ -3,7 +3,7 @@
 vLLM's own runner scores one prompt after the other, each from its first token that was not cached: logits of
 every such place over the vocabulary, a dozen kernels and three copies a request. A choice's tokens are the
 last few of its prompt; here those of all requests of a step share a product and a copy, and no other place
-is scored. The values are the runner's own: the same logits, ``compute_logprobs`` and ``gather_logprobs``.
+is scored. The values are the runner's own: the same logits and ``compute_logprobs``.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def _scored(request: Any) -> int | None:
 def _gathered(
     runner: Any, hidden_states: torch.Tensor, rows: list[int], targets: list[int]
 ) -> list[torch.Tensor]:
-    """Token ids, log-probabilities and ranks of ``targets`` after the places ``rows``, on the CPU."""
+    """Token ids, log-probabilities and ranks of ``targets`` after the places ``rows``, on the CPU.
+
+    The rank is 1 of the token that greedy decoding takes, the first of equals, and 2 of any other.
+    """
     device = hidden_states.device
     places = torch.tensor(rows).to(device, non_blocking=True)
     tokens = torch.tensor(targets).to(device, non_blocking=True)
@@ -91,7 +94,8 @@ def _gathered(
         part = slice(begin, begin + at_once)
         logits = runner.model.compute_logits(hidden_states[places[part]])
         scores = runner.sampler.compute_logprobs(logits)
-        chunks.append(runner.sampler.gather_logprobs(scores, 0, tokens[part])[:3])
+        asked = tokens[part, None]
+        chunks.append((asked, scores.gather(-1, asked), 2 - (logits.argmax(-1) == tokens[part]).int()))
     return [torch.cat(parts).cpu() for parts in zip(*chunks, strict=True)]
 
 

@@ -33,6 +33,21 @@ class ExtendedWorker:
         return True
 
     @torch.inference_mode()
+    def exact_logits(self) -> str:
+        """From now on compute logits in float32, whatever the model's dtype; why they are rounded all the
+        same, or "" if they are not. Every rank must be asked at once."""
+        from vllm.distributed import get_pp_group
+
+        from cme_bench.vllm_plugin.output_layer import exact_from_now
+
+        config = self.model_runner.model_config
+        if config.dtype == torch.float32 or not get_pp_group().is_last_rank:
+            return ""  # the output layer is on the last
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, config.get_hidden_size(), generator=generator)
+        return exact_from_now(self.get_model(), probe.to(self.model_runner.device, config.dtype))
+
+    @torch.inference_mode()
     def load_gated_adapter(self, path: str) -> int:
         """Put an adapter file into the running model; the number of modules loaded.
 

@@ -176,6 +176,7 @@ class VLLMEngine(Engine):
         return {
             "engine": "vllm",
             "dtype": self.host.dtype,
+            "logits": self.host.logits,
             "device": device,
             "tensor_parallel": str(self.host.settings.tensor_parallel),
             "vllm": vllm.__version__,

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,15 +29,24 @@ class Host:
     """Holds at most one vLLM, and starts it when it is first needed.
 
     An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
-    model runs on any.
+    model runs on any. ``note`` is told where logits are rounded.
     """
 
-    def __init__(self, model: Path, dtype: str, settings: VllmSettings) -> None:
+    def __init__(
+        self,
+        model: Path,
+        dtype: str,
+        settings: VllmSettings,
+        note: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self.model = model
         self.dtype = dtype
+        self.logits = "float32"
+        """The dtype that logits are rounded to."""
         self.max_length = 0
         self.settings = settings
         self.log = Path(tempfile.mkdtemp(prefix="cme-bench-vllm-")) / "engine.log"
+        self._note = note
         self._llm: Any = None
         self._spec: GatedSpec | None = None
         self._adapter: Path | None = None
@@ -77,7 +86,7 @@ class Host:
             raise UsageError(f"vLLM did not take the adapter: {reason}") from error
 
     def _start(self, spec: GatedSpec | None) -> None:
-        for name, value in environment(self.settings).items():
+        for name, value in environment(self.settings, self.dtype).items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
         arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec)
@@ -87,13 +96,25 @@ class Host:
 
                 self._llm = LLM(**arguments)
                 self._llm.collective_rpc("score_together")
+                reasons = self._llm.collective_rpc("exact_logits")
             except Exception as error:  # vLLM and what it builds on raise any type here
                 raise CmeError(
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
+        self._tell(next(filter(None, reasons), ""))
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
+
+    def _tell(self, rounded: str) -> None:
+        """Say once why logits are rounded, if they are."""
+        logits = self.dtype if rounded else "float32"
+        if logits != self.logits:
+            self._note(
+                f"vLLM rounds this model's logits: {rounded}; choices that are nearly as likely as each "
+                "other may tie, and the first wins. --dtype float32 or --engine hf does not round"
+            )
+        self.logits = logits
 
     def stream(
         self, requests: Iterable[tuple[Key, TokenIds, Any] | None], window: int

@@ -72,8 +72,8 @@ def require_vllm() -> str:
     return str(vllm.__version__)
 
 
-def environment(settings: VllmSettings) -> dict[str, str]:
-    """Environment variables that vLLM reads when it is imported; the user's own win."""
+def environment(settings: VllmSettings, dtype: str) -> dict[str, str]:
+    """Environment variables that vLLM and Triton read; the user's own win."""
     chosen = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -88,6 +88,8 @@ def environment(settings: VllmSettings) -> dict[str, str]:
     else:
         # Asking whether there is a GPU is enough for a forked process not to get one; vLLM does not see that.
         chosen["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        if dtype == "float32":
+            chosen["TRITON_F32_DEFAULT"] = "ieee"  # vLLM's float32 attention is Triton's, TF32 by default
     if importlib.util.find_spec("flashinfer") is None:
         chosen["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     return chosen
