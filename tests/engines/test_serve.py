@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from cme_bench.engines.base import (
     LoglikelihoodResponse,
 )
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.worker import BATCH_ITEMS, Answers, Worker
 
 BAD = 666
@@ -46,7 +49,7 @@ class Batches(Engine):
             yield index, GenerateResponse(str(request.prompt[0]), 1, "eos")
 
     def describe(self) -> dict[str, str]:
-        return {"engine": "batches"}
+        return {"engine": "batches", "logits": "bfloat16" if self.sizes else "float32"}
 
 
 class BatchesSource:
@@ -110,7 +113,18 @@ def test_a_worker_answers_what_is_put_while_it_computes(worker: Worker) -> None:
         (i, float(i)) for i in range(14)
     ]
     assert engine_of(worker).sizes == [10, 4]
-    assert rest[-1] == Answers((), EngineStats(requests=14)), "the last word has the final counters"
+    last = Answers((), EngineStats(requests=14), {"engine": "batches", "logits": "bfloat16"})
+    assert rest[-1] == last, "the last word has the final counters, and what is known by then"
+
+
+def test_rounded_logits_of_workers_are_told_once() -> None:
+    told: list[str] = []
+    pool: Any = SimpleNamespace(places=[])
+    engine = RayEngine(pool, (None,), max_length=8, kind="vllm", note=told.append)
+    for logits in ("float32", "bfloat16", "bfloat16"):
+        engine._describe({"logits": logits})
+    [line] = told
+    assert "round logits to bfloat16" in line
 
 
 def test_a_worker_says_in_time_how_little_is_left(worker: Worker) -> None:

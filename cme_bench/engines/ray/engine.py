@@ -36,7 +36,8 @@ class RayEngine(Engine):
     """Answers with the workers of ``pool``, told to open ``opening``, which are started when first needed.
 
     The number of workers changes no answer by more than their engine's own tolerance. ``note`` is told when
-    workers die or cannot be had. Once ``stopping`` says so, answers end, however long workers still take.
+    workers die, cannot be had, or round logits. Once ``stopping`` says so, answers end, however long workers
+    still take.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class RayEngine(Engine):
         """What a worker has to say: that it is ready, answers, or its end."""
         try:
             if place.reply is not None:
-                self._description = self._pool.opened(place).description
+                self._describe(self._pool.opened(place).description)
                 return
             answers = self._pool.receive(place)
         except WorkerDiedError as error:
@@ -133,6 +134,7 @@ class RayEngine(Engine):
         if answers is None:
             raise CmeError(f"a worker ({place.where}) left {len(place.hand.unanswered)} requests unanswered")
         self._count(place, answers)
+        self._describe(answers.description)
         for index, response in answers.responses:
             del place.hand.unanswered[index]
             yield index, response
@@ -140,6 +142,16 @@ class RayEngine(Engine):
     def _count(self, place: Place, answers: Answers) -> None:
         self._by_worker[place.serial] = answers.stats
         self.stats = EngineStats.total(self._by_worker.values())
+
+    def _describe(self, description: dict[str, str]) -> None:
+        """Take over what a worker says of its engine. Whether it rounds logits is known once it has some."""
+        logits = description.get("logits")
+        if logits in {"bfloat16", "float16"} and logits != self._description.get("logits"):
+            self._note(
+                f"the workers round logits to {logits}: choices that are nearly as likely as each other may "
+                "tie, and the first wins. --dtype float32 does not round"
+            )
+        self._description = description
 
     def _bury(self, place: Place, work: Work, reason: str) -> None:
         """The worker of a place is gone: what it had is done by others, and a new one takes its place."""

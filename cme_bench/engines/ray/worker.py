@@ -50,10 +50,12 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Responses, each with the index of its request, and the engine's counters so far."""
+    """Responses, each with the index of its request, the engine's counters so far, and what it says of itself
+    now that it has answered."""
 
     responses: tuple[tuple[int, LoglikelihoodResponse | GenerateResponse], ...]
     stats: EngineStats
+    description: dict[str, str]
 
 
 class Worker:
@@ -97,10 +99,10 @@ class Worker:
             self._unanswered -= 1
             full = len(batch) >= min(BATCH_ITEMS, 3 * self._unanswered)
             if full or time.monotonic() - opened > BATCH_SECONDS:
-                yield Answers(tuple(batch), replace(self._engine.stats))
+                yield Answers(tuple(batch), replace(self._engine.stats), self._engine.describe())
                 batch.clear()
                 opened = time.monotonic()
-        yield Answers((), replace(self._engine.stats))
+        yield Answers((), replace(self._engine.stats), self._engine.describe())
 
     def _feed(self) -> Feed:
         while True:
