@@ -228,6 +228,7 @@ def _start(setup: Setup) -> tuple[Any, Any]:
     from vllm.lora.request import LoRARequest
 
     llm = LLM(**arguments)
+    llm.collective_rpc("exact_logits")  # the base model pays for it as adapters do
     if setup.spec is not None:
         llm.collective_rpc("load_gated_adapter", args=(str(setup.files / f"{setup.name}.safetensors"),))
     return llm, LoRARequest("lora", 1, str(setup.files / NATIVE)) if setup.native else None
