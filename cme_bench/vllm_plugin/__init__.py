@@ -2,7 +2,8 @@
 
 ``register`` is the entry point (group ``vllm.general_plugins``) that vLLM calls in every process. A model is
 then served with an adapter if its config holds ``GatedSpec.to_block()`` as ``quantization_config``: in the
-config.json of an exported folder, or through ``hf_overrides``. Nothing else of cme_bench is imported.
+config.json of an exported folder, or through ``hf_overrides``. Of the rest of cme_bench only the float32
+product of logits is imported.
 """
 
 from __future__ import annotations

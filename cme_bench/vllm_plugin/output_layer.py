@@ -20,53 +20,13 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
+from cme_bench.exact_logits import NARROW, is_rounded, linear
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
-CPU_PIECE, GPU_PIECE = 1 << 22, 1 << 28
-"""Bytes of the weight in float32 that are held at a time. On a CPU a piece stays in its cache."""
 UNITS = 512
 """Unit vectors that a quantised layer is asked for at a time."""
 TRUSTED = 1e-2
 """Relative error by norm up to which a quantised layer is its weight: it rounds its answers, no more."""
-
-
-def float32_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x W^T + b in float32, as exact as float32 sums are.
-
-    Args:
-        x: ``(..., hidden)``, of the weight's dtype.
-        weight: ``(vocabulary, hidden)``, in two bytes a number; never copied as a whole.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    if accumulates(x.device, x.dtype):
-        logits = torch.mm(rows, weight.t(), out_dtype=torch.float32)
-    else:
-        logits = _upcast_product(rows.float(), weight)
-    if bias is not None:
-        logits += bias.float()
-    return logits.reshape(*x.shape[:-1], len(weight))
-
-
-@functools.cache
-def accumulates(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether torch multiplies matrices of ``dtype`` there into a float32 one."""
-    trial = torch.zeros(16, 16, dtype=dtype, device=device)
-    try:
-        torch.mm(trial, trial, out_dtype=torch.float32)
-    except (TypeError, RuntimeError):  # older than torch 2.8; no such kernel
-        return False
-    return True
-
-
-def _upcast_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """The weight is made float32 piece by piece."""
-    logits = rows.new_empty(len(rows), len(weight))
-    piece = CPU_PIECE if rows.device.type == "cpu" else GPU_PIECE
-    step = max(1, piece // (4 * weight.shape[1]))
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        logits[:, part] = rows @ weight[part].float().t()
-    return logits
 
 
 class Head:
@@ -82,7 +42,7 @@ class Head:
         self._dense: dict[int, Tensor | None] = {}
 
     def __call__(self, lm_head: Any, hidden_states: Tensor, embedding_bias: Tensor | None) -> Tensor:
-        if hidden_states.dtype not in (torch.bfloat16, torch.float16):
+        if hidden_states.dtype not in NARROW:
             self.exact = True
             logits: Tensor = self.own(lm_head, hidden_states, embedding_bias)
             return logits
@@ -91,7 +51,7 @@ class Head:
         if weight is None:
             logits = lm_head.quant_method.apply(lm_head, hidden_states, bias=embedding_bias)
             return logits.float()
-        return float32_product(hidden_states, weight, embedding_bias)
+        return linear(hidden_states, weight, embedding_bias)
 
     def _weight(self, lm_head: Any, like: Tensor) -> Tensor | None:
         """``(vocabulary of this rank, hidden)`` in the dtype of ``like``; None if there is no such."""
@@ -132,7 +92,7 @@ def dense_weight(lm_head: Any, like: Tensor) -> Tensor | None:
     weight = torch.cat(columns, dim=1)
     generator = torch.Generator().manual_seed(0)
     trial = torch.randn(16, hidden, generator=generator).to(like)
-    wanted, found = apply(trial).float(), float32_product(trial, weight)
+    wanted, found = apply(trial).float(), linear(trial, weight)
     return weight if (found - wanted).norm() <= TRUSTED * wanted.norm() else None
 
 
@@ -166,9 +126,7 @@ def exact_from_now(model: Any, probe: Tensor) -> str:
 
 def rounding(logits: Tensor | None, dtype: torch.dtype) -> str:
     """Return that logits are rounded to ``dtype``, if so, else "". A rank that gets none knows of nothing."""
-    if logits is None or not logits.any():
-        return ""
-    if logits.dtype == torch.float32 and not torch.equal(logits, logits.to(dtype).float()):
+    if logits is None or not logits.any() or not is_rounded(logits, dtype):
         return ""
     return f"it makes them {str(dtype).removeprefix('torch.')} after its output layer"
 

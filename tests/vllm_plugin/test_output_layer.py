@@ -103,21 +103,6 @@ def test_a_plain_layer_with_and_without_a_bias() -> None:
         torch.testing.assert_close(logits.double(), expected(model.lm_head.weight, b), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("shape", [(3, HIDDEN), (2, 3, HIDDEN), (0, HIDDEN)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_product_piece_by_piece(
-    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from cme_bench.vllm_plugin import output_layer
-
-    monkeypatch.setattr(output_layer, "CPU_PIECE", 4 * HIDDEN * 7)
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(shape).to(dtype), torch.randn(VOCAB, HIDDEN).to(dtype), torch.randn(VOCAB)
-    found = output_layer.float32_product(x, weight, bias.to(dtype))
-    wanted = x.double() @ weight.double().t() + bias.to(dtype).double()
-    torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=0)
-
-
 def test_a_quantised_weight_is_multiplied_out() -> None:
     from cme_bench.vllm_plugin.output_layer import exact_from_now
 

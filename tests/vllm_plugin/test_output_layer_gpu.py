@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from vllm_bench import Bench
 from vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins
 
+from cme_bench import exact_logits
 from cme_bench.engines import GenerateRequest
 
 pytestmark = [
@@ -30,12 +31,9 @@ STEP_SECONDS = 6.2e-3
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [1, 3, 256])
 def test_the_product_is_exact_and_not_rounded(dtype: torch.dtype, rows: int) -> None:
-    from cme_bench.vllm_plugin.output_layer import accumulates, float32_product
-
     x, weight = _head(rows, dtype)
     bias = torch.randn(len(weight), device="cuda", dtype=dtype)
-    found = float32_product(x, weight, bias)
-    assert accumulates(x.device, dtype), "CUDA gives its accumulator: no copy of the weight is made"
+    found = exact_logits.linear(x, weight, bias)
     assert found.dtype == torch.float32
     assert (found - (x.double() @ weight.double().t() + bias)).abs().max() < 1e-3
     assert (found != found.to(dtype).float()).float().mean() > 0.9
@@ -44,11 +42,9 @@ def test_the_product_is_exact_and_not_rounded(dtype: torch.dtype, rows: int) -> 
 @pytest.mark.parametrize("rows", [1, 256])
 def test_it_costs_less_than_one_percent_of_a_step(rows: int) -> None:
     """At LLaMA-2-7B's shapes, against the product that is rounded."""
-    from cme_bench.vllm_plugin.output_layer import float32_product
-
     x, weight = _head(rows, torch.bfloat16)
     rounded = _seconds(lambda: torch.nn.functional.linear(x, weight))
-    exact = _seconds(lambda: float32_product(x, weight))
+    exact = _seconds(lambda: exact_logits.linear(x, weight))
     print(f"\n{rows} rows: rounded {rounded * 1e6:.1f} us, float32 {exact * 1e6:.1f} us")
     assert exact - rounded < 0.01 * STEP_SECONDS
 
