@@ -142,9 +142,13 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
 
 
 def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
-    """The gold answer as text; ValueError if its label is out of range."""
+    """The gold answer as text; ValueError if its label is out of range, or if there is none."""
     target = lm_task.doc_to_target(doc)
+    if isinstance(target, bytes):
+        raise ValueError("the right answer is bytes, no text")
     if lm_task.config.doc_to_choice is None:
+        if getattr(lm_task, "answer", None) and (target is None or target == []):
+            raise ValueError("there is no right answer")
         return str(target[0]) if isinstance(target, list) and target else str(target)
     choices = lm_task.doc_to_choice(doc)
     gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else target

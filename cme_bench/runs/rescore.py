@@ -25,7 +25,7 @@ from cme_bench.runs.folder import read_both
 from cme_bench.runs.records import current_records
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import task_hash
-from cme_bench.runs.store import Record, RunWriter, write_json
+from cme_bench.runs.store import Record, RunWriter, record_bytes, write_json
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.tasks.build import Task, build_task
@@ -118,7 +118,7 @@ def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str
     if number >= len(task.docs):
         raise UsageError(f"{task.name}: item {number} is stored, but there are {len(task.docs)} rows now")
     doc = task.docs[number]
-    if orjson.loads(orjson.dumps(doc, option=orjson.OPT_SERIALIZE_NUMPY)) != record["doc"]:
+    if orjson.loads(record_bytes(doc)) != record["doc"]:
         raise UsageError(
             f"{task.place(number)}: task {task.name}: item {number} is another row than the one that was "
             "answered; run it again"

@@ -18,11 +18,17 @@ from typing import IO, Any
 import orjson
 
 from cme_bench.errors import CmeError, UsageError
+from cme_bench.tasks.values import summary
 
 SYNC_SECONDS = 5.0
 _JSON = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
 
 Record = dict[str, Any]
+
+
+def record_bytes(record: Mapping[str, Any]) -> bytes:
+    """Return one record as JSON; of a value that JSON cannot hold (image bytes, say) a summary is kept."""
+    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY, default=summary)
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
@@ -170,7 +176,7 @@ class RunWriter:
     def append(self, task: str, records: Iterable[Record]) -> None:
         """Write records in one go and hand them to the operating system: they survive this process."""
         file = self.samples_file(task)
-        lines = b"".join(orjson.dumps(r, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n" for r in records)
+        lines = b"".join(record_bytes(r) + b"\n" for r in records)
         _guarded(file, lambda: self._write(file, lines))
 
     def _write(self, file: Path, lines: bytes) -> None:

@@ -13,7 +13,9 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
 from cme_bench.prompts.reader import Reader
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.cme_task import CmeTask
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import TaskSpec, load_spec
 from cme_bench.tasks.suite import Suite
@@ -99,6 +101,8 @@ def check_task(
     _check_fields(task, checked)
     prompts = _check_items(task, ids, checked)
     _check_repeats(task, prompts, checked)
+    _check_references(task, prompts, checked)
+    _check_labels(task, checked)
     _check_ids(task, ids, checked)
     _check_exemplars(task, suite, source_of(spec, source), prompts, checked)
     checked.facts.append(f"{len(ids)} items")
@@ -145,15 +149,23 @@ def _check_fields(task: Task, checked: _Checked) -> None:
             checked.add("error", [f"{place}: {key} {name!r} is no column (there are {', '.join(columns)})"])
 
 
-Prompts = dict[int, tuple[tuple[str, ...], tuple[str, ...]]]
-"""Item -> its contexts and choices, zero-shot."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One item, zero-shot: its contexts, its choices, and the right answer."""
+
+    contexts: tuple[str, ...]
+    choices: tuple[str, ...]
+    target: str
+
+
+Prompts = dict[int, Asked]
 
 
 def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
     """Every row renders, its label is in range, its choices differ, its answer is not empty."""
     zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.hash, task.revision)
     prompts: Prompts = {}
-    errors, empty, twins = [], [], []
+    errors, empty, twins, unclear = [], [], [], []
     answers = set()
     for index in ids:
         try:
@@ -161,14 +173,20 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
         except UsageError as err:
             errors.append(str(err))
             continue
-        prompts[index] = item.contexts, item.choices
+        prompts[index] = Asked(item.contexts, item.choices, item.target)
         answers.add(item.target)
+        pairs = list(zip(item.contexts, item.choices, strict=False))
         if not item.target.strip():
             empty.append(f"{task.place(index)}: the right answer is empty")
-        elif len(set(zip(item.contexts, item.choices, strict=False))) < len(item.choices):
-            twins.append(f"{task.place(index)}: two choices are the same text")
+        elif len(set(pairs)) < len(pairs):
+            right = [pair for pair in pairs if pair[1].strip() == item.target.strip()]
+            if len(right) > 1:
+                unclear.append(f"{task.place(index)}: the right choice {item.target!r} stands there twice")
+            else:
+                twins.append(f"{task.place(index)}: two choices are the same text")
     checked.add("error", errors)
     checked.add("error", empty)
+    checked.add("error", unclear)
     checked.add("warning", twins)
     has_choices = task.lm_eval.config.doc_to_choice is not None
     if has_choices and len(answers) == 1 and len(prompts) > 1:
@@ -180,14 +198,57 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
 PLAIN: PromptFormat = resolve_format("plain", None, generated=False)
 
 
+SHARED_PROMPTS = 0.1
+"""If more of the items than this share their prompt with another answer, the prompt lacks something."""
+
+
 def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
+    """Items asked twice; those whose answer differs cannot all be right."""
     first: dict[Any, int] = {}
-    texts = []
-    for index, prompt in prompts.items():
-        before = first.setdefault(prompt, index)
-        if before != index:
+    texts, differ = [], []
+    for index, asked in prompts.items():
+        before = first.setdefault((asked.contexts, asked.choices), index)
+        if before == index:
+            continue
+        if prompts[before].target == asked.target:
             texts.append(f"{task.place(index)}: the same question stands in {task.place(before)}")
+        else:
+            differ.append(
+                f"{task.place(index)}: asks the same as {task.place(before)}, but {asked.target!r} is right, "
+                f"not {prompts[before].target!r}"
+            )
     checked.add("warning", texts)
+    checked.add("error" if len(differ) > SHARED_PROMPTS * len(prompts) else "warning", differ)
+
+
+def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
+    """Every accepted answer can be read as the task's answer type."""
+    answer = task.lm_eval.answer if isinstance(task.lm_eval, CmeTask) else None
+    if answer is None or answer["type"] in ("label", "letter"):
+        return
+    decimal = answer.get("decimal")
+    problems = []
+    references: list[str] = []
+    for index in prompts:
+        accepted = task.lm_eval.gold_answer(task.docs[index]).references
+        references += accepted
+        found = [reference_problem(answer["type"], text, decimal) for text in accepted]
+        if all(found):
+            problems.append(f"{task.place(index)}: {found[0]}")
+    checked.add("error", problems)
+    if answer["type"] == "number" and (open_ := decimal_problem(references, decimal)):
+        checked.add("error", [f"{task.spec.line('metadata.answer')}: {open_}"])
+
+
+def _check_labels(task: Task, checked: _Checked) -> None:
+    """Labels that differ by case or blanks only are probably one."""
+    choices = task.lm_eval.config.doc_to_choice
+    seen: dict[str, str] = {}
+    for label in choices if isinstance(choices, list) else ():
+        other = seen.setdefault(" ".join(label.lower().split()), label)
+        if other != label:
+            place = task.spec.line("doc_to_choice")
+            checked.add("warning", [f"{place}: labels {other!r} and {label!r} differ by case or blanks only"])
 
 
 def _check_ids(task: Task, ids: Sequence[int], checked: _Checked) -> None:

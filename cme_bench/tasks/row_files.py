@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from cme_bench.errors import UsageError, did_you_mean, first_line
+from cme_bench.tasks.values import plain
 
 if TYPE_CHECKING:
     import datasets
@@ -49,7 +52,8 @@ def inside(file: Path, root: Path) -> Path:
 
 
 def read_jsonl(file: Path) -> Rows:
-    """All rows of a jsonl file; blank lines are skipped. Every row has the same keys.
+    """All rows of a jsonl file; blank lines are skipped. A key that a row lacks is None there, as for
+    ``datasets``.
 
     UsageError with file and line for anything else.
     """
@@ -63,26 +67,40 @@ def read_jsonl(file: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as err:
-                raise UsageError(f"{file}:{number}: not a JSON object ({err})") from err
+                row = _json_value(line)
+            except (ValueError, RecursionError) as err:
+                raise UsageError(f"{file}:{number}: not a JSON object ({first_line(err)})") from err
             if not isinstance(row, dict):
                 raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
-            if rows and row.keys() != rows[0].keys():
-                odd = ", ".join(map(repr, sorted(row.keys() ^ rows[0].keys())))
-                raise UsageError(f"{file}:{number}: keys differ from those of line {lines[0]}: {odd}")
             rows.append(row)
             lines.append(number)
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    if not rows[0]:
+    keys = dict.fromkeys(key for row in rows for key in row)
+    if not keys:
         raise UsageError(f"{file}:{lines[0]}: the object is empty")
+    if any(len(row) < len(keys) for row in rows):
+        rows = [{key: row.get(key) for key in keys} for row in rows]
     try:
         table = datasets.Dataset.from_list(rows)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as err:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as err:
         place = _first_misfit(file, rows, lines)
         raise UsageError(f"{place}: types differ between rows ({first_line(err)})") from err
     return Rows(table, str(file), lines)
+
+
+_BEYOND_64_BITS = re.compile(rb"(?<![\d.])\d{19,}(?![\d.eE])")
+
+
+def _json_value(line: bytes) -> Any:
+    """The value of one line. Integers beyond 64 bits stay exact, as texts, and NaN is a missing value."""
+    try:
+        if not _BEYOND_64_BITS.search(line):  # orjson would make floats of them
+            return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in line:
+            raise
+    return plain(json.loads(line))
 
 
 def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:

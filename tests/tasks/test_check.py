@@ -147,7 +147,7 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     "a row that is a list": ({"own.jsonl": "[1, 2]\n"}, "own.jsonl:1: not a JSON object but a list"),
     "a row without a key": (
         {"own.jsonl": GOOD["own.jsonl"] + '{"question": "x?"}\n'},
-        "own.jsonl:3: keys differ from those of line 1: 'label'",
+        "own.jsonl:3: task own: label None is out of range: there are 2 choices",
     ),
     "types that differ": (
         {"own.jsonl": GOOD["own.jsonl"] + '{"question": "x?", "label": "yes"}\n'},

@@ -11,13 +11,14 @@ from typing import Any
 import pandas
 import pytest
 
+from cme_bench.authoring.guess import guess
+from cme_bench.authoring.table_files import read_table
 from cme_bench.cli import main
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.runs.store import read_json, read_records, samples_file
 from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.draft import guess
 from cme_bench.tasks.row_files import read_file
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
@@ -88,7 +89,7 @@ def test_three_raw_formats_become_tasks_that_run(
     text = capsys.readouterr().out
     assert text.count("1 task checked: 0 errors") == 3
     assert f"cme-bench run smollm2 --tasks facts --include {own}" in text
-    files = ["facts.parquet", "facts.yaml", "mood.csv", "mood.yaml", "quiz.jsonl", "quiz.yaml"]
+    files = ["facts.yaml", "facts_test.jsonl", "mood.yaml", "mood_test.jsonl", "quiz.yaml", "quiz_test.jsonl"]
     assert sorted(file.name for file in own.iterdir()) == files
 
     run = (tiny_checkpoint, "--tasks", "quiz,mood,facts", "--include", own, "--data", "mini")
@@ -122,7 +123,7 @@ def test_what_they_ask(monkeypatch: pytest.MonkeyPatch, raw: Path, tmp_path: Pat
     assert first == (f"{start}So happy, really\n\nLabel:", (" glad", " sad"), "glad")
     assert second[0] == f"{start}An awful\nday\n\nLabel:"
     assert third[0] == f"{start}None\n\nLabel:"  # the word, not a missing value
-    assert built(tmp_path, "mood").place(2).endswith("mood.csv:5")
+    assert built(tmp_path, "mood").place(2).endswith("mood_test.jsonl:3")
 
     new(monkeypatch, "facts", "--from", raw / "facts.parquet", "-o", tmp_path)
     task = built(tmp_path, "facts")
@@ -134,7 +135,8 @@ def test_what_they_ask(monkeypatch: pytest.MonkeyPatch, raw: Path, tmp_path: Pat
     ("rows", "arguments", "golds"),
     [
         ([{"question": "?", "A": "x", "B": "y", "answer": "b"}], [], ["y"]),
-        ([{"question": "?", "choices": ["x", "y"], "label": 1}], [], ["y"]),
+        ([{"question": "?", "choices": ["x", "y"], "label": 1}], ["--answer-is", "index0"], ["y"]),
+        ([{"question": "?", "choices": ["x", "y"], "label": 1}], ["--answer-is", "index1"], ["x"]),
         ([{"question": "?", "choices": ["x", "y"], "label": "2"}], [], ["y"]),
         ([{"question": "?", "choices": ["2", "1"], "answer": "1"}], [], ["1"]),  # the text comes first
         (
@@ -217,7 +219,7 @@ def test_on_a_terminal_it_asks(
     file = raw / "moods.csv"
     file.write_text("text,mood,label\nfine,glad,1\nawful,sad,0\n")
     assert new(monkeypatch, "mood", "--from", file, "-o", tmp_path) == 0
-    assert asked_for[0] == ("Type (choice, label, qa, number, summary)", "label")
+    assert asked_for[0] == ("Type (choice, label, qa, number, math, summary)", "label")
     assert asked_for[2] == ("Column of the right answer", "label")
     assert asked(built(tmp_path, "mood"))[0][0] == "Say how it feels.\n\nText: fine\n\nLabel:"
 
@@ -257,9 +259,9 @@ def test_on_a_terminal_it_asks(
             "rows.jsonl:2: label None is no label",
         ),
         (
-            [{"a question": "a", "answer": "x"}],
-            ["--type", "qa"],
-            "a template cannot name the column 'a question'",
+            [{"question": "?", "choices": ["x", "y"], "label": 1}],
+            [],
+            "label 1 can be read as option 2 (index0) or 1 (index1), in every row; say --answer-is index0 or",
         ),
         (
             [{"question": "a", "reply": "x"}],
@@ -296,7 +298,7 @@ def test_names_files_and_what_is_there(
         assert message in capsys.readouterr().err
     (raw / "moods.xls").touch()
     assert new(monkeypatch, "x", "--from", raw / "moods.xls", "-o", tmp_path) == 2
-    assert "rows are read from .jsonl, .csv, .tsv, .parquet" in capsys.readouterr().err
+    assert "rows are read from .jsonl, .ndjson, .json, .csv, .tsv, .parquet" in capsys.readouterr().err
     assert new(monkeypatch, "x", "--from", raw / "quiz.jsonl", "-o", tmp_path) == 0
     assert new(monkeypatch, "x", "--from", raw / "quiz.jsonl", "-o", tmp_path) == 2
     assert "x.yaml: is there already (--force replaces it)" in capsys.readouterr().err
@@ -311,17 +313,14 @@ def test_a_dataset_of_the_hub(
     )
     monkeypatch.setattr("cme_bench.tasks.hub.HubSource.revision", lambda self, spec: "a" * 40)
     assert new(monkeypatch, "quiz", "--from", "hub:acme/quiz:easy", "--split", "dev", "-o", tmp_path) == 0
-    config = load_suite((tmp_path,)).task("quiz").config
-    assert (config["dataset_path"], config["dataset_name"], config["test_split"]) == (
-        "acme/quiz",
-        "easy",
-        "dev",
-    )
+    spec = load_suite((tmp_path,)).task("quiz")
+    assert spec.metadata["note"] == f"rows of acme/quiz (easy), split dev, commit {'a' * 40}"
+    assert [target for _, _, target in asked(built(tmp_path, "quiz"))] == ["Mars", "Jupiter"]
 
 
 def test_summaries_are_guessed_by_their_length(tmp_path: Path) -> None:
     rows = [{"document": f"text {i}", "summary": f"{i} " + "word " * 15} for i in range(5)]
-    draft = guess(read_file(jsonl(tmp_path / "rows.jsonl", rows)))
+    draft = guess(read_table(jsonl(tmp_path / "rows.jsonl", rows)))
     assert (draft.kind, draft.question, draft.answer) == ("summary", ("document",), "summary")
     with pytest.raises(UsageError, match="name it with --answer"):
-        guess(read_file(jsonl(tmp_path / "rows.jsonl", [{"document": "text"}])))
+        guess(read_table(jsonl(tmp_path / "rows.jsonl", [{"document": "text"}])))

@@ -1,0 +1,113 @@
+"""Tell columns apart: texts to read, names and descriptions of rows, and what gives the answer away."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cme_bench.authoring.table_files import Table
+from cme_bench.tasks.values import as_text, is_blank
+
+STRONG_ANSWERS = (
+    "answer answers label target gold answerkey answer_key correct_answer right_answer answer_idx "
+    "answer_index answer_label gold_label labels correct_option correct_choice ground_truth "
+    "references reference summary highlights tldr"
+).split()
+WEAK_ANSWERS = "correct solution output class category sentiment completion response abstract".split()
+CONTEXTS = (
+    "title headline context passage background premise document documents article support facts table story"
+).split()
+QUESTIONS = (
+    "question query prompt text sentence input instruction problem stem question_stem dialogue "
+    "dialog post ctx hypothesis claim evidence tweet review comment message utterance conversation "
+    "content goal description body source email transcript sentence1 sentence2 question1 question2 "
+    "text1 text2 text_a text_b sent1 sent2 sentence_1 sentence_2 sentence_a sentence_b question_1 "
+    "question_2 s1 s2 statement argument paragraph"
+).split()
+LISTS_OF_OPTIONS = "choices options endings candidates alternatives answer_choices mc_options opts".split()
+OPTION_COLUMNS = (
+    r"[a-j]",
+    r"(?:options?|choices?|opts?|endings?|answers?|sol|solution|candidate|alternative)[ _-]?[a-j0-9]",
+    r"op[a-j]",
+)
+WRONG_OPTIONS = r"(?:distractor|incorrect(?:_answer)?|wrong(?:_answer)?)s?[ _-]?\d*"
+
+_IDS = (
+    "id uid guid idx ind index key qid pid question_id item_id sample_id example_id source_id "
+    "pair_id pairid url link hash doc_id docid row uuid _id"
+).split()
+_DESCRIBES = (
+    "subject category topic source domain dataset split split_type language lang difficulty level "
+    "type subreddit author date year license licence activity_label question_concept "
+    "question_source question_type genre tag tags task grade theme annotator"
+).split()
+_GIVES_AWAY = (
+    "explanation explanations rationale rationales reason reasons reasoning solution cot "
+    "chain_of_thought hint steps justification proof answer_explanation analysis"
+).split()
+
+PROSE_WORDS = 3
+"""A column whose values have so many words in the mean is something to read."""
+
+
+FEW_ROWS = 9
+"""Of fewer rows nobody can say whether a column repeats itself."""
+
+
+def named(table: Table, names: Sequence[str]) -> list[str]:
+    """Return the columns of these names that are not empty, in that order, whatever their case."""
+    lower = {name.lower(): name for name in table.columns}
+    found = [lower[name] for name in names if name in lower]
+    return [name for name in found if not all(map(is_blank, table.values(name)))]
+
+
+def is_text(table: Table, name: str) -> bool:
+    """Whether the column's values are single values, some of them texts."""
+    values = [value for value in table.values(name) if not is_blank(value)]
+    return bool(values) and all(isinstance(value, str) for value in values)
+
+
+def words(table: Table, name: str) -> float:
+    """Mean number of words of a column's values; characters count for scripts without spaces."""
+    texts = [as_text(value) for value in table.values(name) if not is_blank(value)]
+    return sum(max(len(text.split()), len(_UNSPACED.findall(text)) / 2) for text in texts) / max(
+        1, len(texts)
+    )
+
+
+_UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
+
+
+def role(table: Table, name: str) -> str:
+    """Return ``id``, ``describes`` or ``gives away`` for a column that is not read, else an empty text."""
+    lower = name.lower()
+    if lower in _IDS or re.search(r"(?:^|_)(?:id|idx|uid|url)s?$", lower):
+        return "id"
+    if lower in _GIVES_AWAY:
+        return "gives away"
+    return "describes" if lower in _DESCRIBES else _role_by_values(table, name)
+
+
+def _role_by_values(table: Table, name: str) -> str:
+    """Short values that never repeat and hold digits are ids; short values that repeat describe rows."""
+    texts = [as_text(value).strip() for value in table.values(name)]
+    distinct = len(set(texts))
+    if distinct == 1 and len(texts) > 1:
+        return "describes"
+    if words(table, name) >= PROSE_WORDS or any(" " in text for text in texts):
+        return ""
+    if distinct == len(texts) and all(re.search(r"\d", text) for text in texts):
+        return "id"
+    return "describes" if len(texts) >= FEW_ROWS and distinct <= len(texts) / 3 else ""
+
+
+def is_part(table: Table, name: str, shown: Sequence[str]) -> bool:
+    """Whether every text of a column stands in one of the columns shown, so that nothing of it is lost."""
+    wholes = [other for other in shown if other != name]
+    return any(
+        all(
+            is_blank(row[name]) or as_text(row[name]).strip().lower() in as_text(row[other]).lower()
+            for row in table.rows
+        )
+        for other in wholes
+    )

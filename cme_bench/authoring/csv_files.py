@@ -1,0 +1,160 @@
+"""Read a CSV file of any dialect: found by a library, then held to it strictly, row by row."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cme_bench.errors import UsageError, first_line
+
+SEPARATORS = (",", ";", "\t", "|")
+_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", ":": "colon", " ": "blank"}
+_SAMPLE = 50_000
+"""Characters that the dialect is found by."""
+
+
+@dataclass(frozen=True, slots=True)
+class CsvText:
+    """One reading of a CSV text. ``lines[i]``: the line on which ``rows[i]`` begins; ``note``: how it was
+    read, where that is not the usual way."""
+
+    header: list[str]
+    rows: list[list[str]]
+    lines: list[int]
+    note: str = ""
+
+
+class CsvError(ValueError):
+    """A text that does not fit a dialect; ``line`` is where; ``columns``: how many its header has there."""
+
+    def __init__(self, line: int, message: str, columns: int) -> None:
+        super().__init__(message)
+        self.line, self.columns = line, columns
+
+
+def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool | None) -> CsvText:
+    """Return the rows of a CSV text, every field a text as it stands there.
+
+    Args:
+        text: The whole file, decoded.
+        origin: Its path, for messages.
+        separator: What parts fields; None finds it.
+        quotes: Whether ``"`` encloses fields; None finds that too.
+
+    Raises UsageError with file and line for a row that has more or fewer fields than the header, and where
+    two readings fit and give different rows.
+    """
+    text, told = _told_separator(text)
+    first = 2 if told else 1
+    separator = separator or told
+    error: CsvError | None = None
+    found: dict[str, CsvText] = {}
+    for each in [separator] if separator else _candidates(text):
+        try:
+            found[each] = _read(text, origin, each, quotes, first)
+        except CsvError as err:
+            error = max(error, err, key=lambda e: e.columns) if error else err
+    several = [each for each, read in found.items() if len(read.header) > 1]
+    if len(several) > 1:
+        ways = " or ".join(f"{_NAMES.get(each, each)}" for each in several)
+        raise UsageError(f"{origin}: can be read as parted by {ways}; say --sep '{several[0]}'")
+    if error is not None and not several and (not found or error.columns > 1):
+        raise UsageError(f"{origin}:{error.line}: {error} (--sep and --quote say how the file is written)")
+    return found[(several or list(found))[0]]
+
+
+def _told_separator(text: str) -> tuple[str, str | None]:
+    """The text without Excel's first line ``sep=;``, and what that line says."""
+    head, _, rest = text.partition("\n")
+    head = head.strip().lower()
+    return (rest, head[4:]) if head.startswith("sep=") and len(head) == 5 else (text, None)
+
+
+def _candidates(text: str) -> list[str]:
+    """Separators to try, the library's first."""
+    import clevercsv
+
+    try:
+        dialect = clevercsv.Detector().detect(text[:_SAMPLE], delimiters=list(SEPARATORS))
+    except clevercsv.exceptions.NoDetectionResult:
+        dialect = None
+    first = dialect.delimiter if dialect is not None else ""
+    header = text.partition("\n")[0]
+    usual = sorted(SEPARATORS, key=header.count, reverse=True)
+    return list(dict.fromkeys([*([first] if first in SEPARATORS else []), *usual]))
+
+
+def _read(text: str, origin: str, separator: str, quotes: bool | None, first: int) -> CsvText:
+    if quotes is not None:
+        return _strict(text, separator, quotes, first)
+    try:
+        quoted = _strict(text, separator, True, first)
+    except CsvError:
+        if '"' not in text:
+            raise
+        bare = _strict(text, separator, False, first)
+        named = f'parted by {_NAMES.get(separator, separator)}, quotation marks (") kept as characters'
+        return CsvText(bare.header, bare.rows, bare.lines, named)
+    if '"' in text and (bare_rows := _bare_rows(text, separator, first)) not in (None, len(quoted.rows)):
+        raise UsageError(
+            f"{origin}: can be read in two ways: {len(quoted.rows)} rows if quotation marks enclose fields, "
+            f"{bare_rows} if they are characters; say --quote yes or --quote no"
+        )
+    note = "" if separator in (",", "\t") else f"parted by {_NAMES.get(separator, repr(separator))}"
+    return CsvText(quoted.header, quoted.rows, quoted.lines, note)
+
+
+def _bare_rows(text: str, separator: str, first: int) -> int | None:
+    """Number of rows if quotation marks mean nothing; None if the rows do not fit the header then."""
+    try:
+        return len(_strict(text, separator, False, first).rows)
+    except CsvError:
+        return None
+
+
+def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
+    """The rows in one dialect; CsvError for a row that does not fit the header.
+
+    Blanks after a separator are part of no field where a quoted field, or the header, follows them.
+    """
+    spaced = f"{separator} " in text.partition("\n")[0]
+    with _long_fields():
+        reader = csv.reader(
+            io.StringIO(text, newline=""),
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+            skipinitialspace=spaced,
+            strict=True,
+        )
+        rows, lines = [], []
+        header: list[str] | None = None
+        before = 0
+        try:
+            for row in reader:
+                line, before = before + first, reader.line_num
+                if not any(field.strip() for field in row):
+                    continue
+                if header is None:
+                    header = [name.strip() for name in row]
+                elif len(row) != len(header):
+                    raise CsvError(line, f"{len(row)} fields, but the header has {len(header)}", len(header))
+                else:
+                    rows.append(row)
+                    lines.append(line)
+        except csv.Error as err:
+            raise CsvError(before + first, f"broken CSV ({first_line(err)})", len(header or ())) from err
+    return CsvText(header or [], rows, lines)
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Let fields be as long as they are (csv stops at 131,072 characters)."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)

@@ -1,0 +1,153 @@
+"""Guess the parts of a task from names and values: answer, options, kind, question."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from cme_bench.authoring.columns import (
+    CONTEXTS,
+    LISTS_OF_OPTIONS,
+    OPTION_COLUMNS,
+    PROSE_WORDS,
+    QUESTIONS,
+    STRONG_ANSWERS,
+    WEAK_ANSWERS,
+    WRONG_OPTIONS,
+    is_part,
+    is_text,
+    named,
+    role,
+    words,
+)
+from cme_bench.authoring.draft import Told
+from cme_bench.authoring.options import read_golds, row_options, text_of_values
+from cme_bench.authoring.table_files import Table
+from cme_bench.errors import UsageError
+from cme_bench.scoring.references import read_number_reference
+from cme_bench.tasks.values import as_text, is_blank
+
+MOST_LABELS = 20
+SUMMARY_WORDS = 12
+"""Answers of so many words in the mean are texts, not short answers."""
+_SUMMARIES = ("summary", "highlights", "tldr", "abstract")
+_LATEX = re.compile(r"\\[a-zA-Z]+|\^|_\{|\$.+\$")
+
+
+def guess_answer(table: Table, told: Told) -> str:
+    """Return the one column whose name says that it is the answer; UsageError if none or several do."""
+    taken = {*told.question, *told.choices}
+    strong = [name for name in named(table, STRONG_ANSWERS) if name not in taken]
+    weak = [name for name in named(table, WEAK_ANSWERS) if name not in taken]
+    found = strong or weak
+    if not found:
+        columns = ", ".join(table.columns)
+        raise UsageError(f"{table.origin}: no column of the answer among {columns}; name it with --answer")
+    if len(found) == 1 or _say_the_same(table, found):
+        return found[0]
+    raise UsageError(
+        f"{table.origin}: {' and '.join(found)} could each be the answer; say --answer {found[0]} or "
+        f"--answer {' or --answer '.join(found[1:])}"
+    )
+
+
+def _say_the_same(table: Table, names: Sequence[str]) -> bool:
+    """Whether several answer columns name the same options in every row."""
+    choices = guess_choices(table, names[0])
+    if not choices or set(choices) & set(names):
+        return False
+    options = row_options(table, choices)
+    try:
+        return len({read_golds(table, name, options).index for name in names}) == 1
+    except UsageError:
+        return False
+
+
+def guess_choices(table: Table, answer: str) -> tuple[str, ...]:
+    """Return the column of all options, or one column an option; none if rows have no options."""
+    for name in named(table, LISTS_OF_OPTIONS):
+        if name != answer and all(writes_list(value) for value in table.values(name)):
+            return (name,)
+    for pattern in OPTION_COLUMNS:
+        found = [c for c in table.columns if c != answer and re.fullmatch(pattern, c, re.IGNORECASE)]
+        found = [c for c in found if not all(map(is_blank, table.values(c)))]
+        if len(found) >= 2:
+            return tuple(found)
+    wrong = [c for c in table.columns if re.fullmatch(WRONG_OPTIONS, c, re.IGNORECASE) and c != answer]
+    wrong = [c for c in wrong if not all(map(is_blank, table.values(c)))]
+    if wrong:
+        every = ",".join([*wrong, answer])
+        raise UsageError(
+            f"{table.origin}: {', '.join(wrong)} hold wrong options; say --type choice --choices {every} "
+            f"--answer {answer} --answer-is text, or --type qa to ask without options"
+        )
+    return ()
+
+
+def writes_list(value: Any) -> bool:
+    """Whether a value is a list or mapping, or a text that writes one."""
+    if isinstance(value, str):
+        try:
+            return bool(text_of_values(value))
+        except ValueError:
+            return False
+    return isinstance(value, list | dict) and bool(value)
+
+
+def guess_kind(table: Table, answer: str, choices: Sequence[str], told: Told) -> str:
+    """Return the kind of task that the answers look like."""
+    if told.labels:
+        return "label"
+    if choices:
+        return "choice"
+    values = [value for value in table.values(answer) if not is_blank(value)]
+    if any(isinstance(value, list | dict) for value in values):
+        return "qa"
+    return _kind_of_texts(table, answer, [as_text(value).strip() for value in values])
+
+
+def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
+    """The kind of answers that are single texts or numbers."""
+    if sum("####" in text for text in texts) > len(texts) / 2:
+        return "number"
+    if sum(bool(_LATEX.search(text)) for text in texts) > len(texts) / 5:
+        return "math"
+    if answer.lower() in _SUMMARIES or words(table, answer) >= SUMMARY_WORDS:
+        return "summary"
+    if len(set(texts)) <= min(MOST_LABELS, max(2, len(texts) // 2)):
+        return "label"
+    plain_numbers = all(read_number_reference(text)[1] == "number" for text in texts)
+    return "number" if plain_numbers else "qa"
+
+
+def guess_question(table: Table, answer: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """Return contexts, then the other texts in the file's order: both of a pair, never one alone.
+
+    Raises UsageError where a text of unknown name may or may not be part of the question.
+    """
+    left = [c for c in table.columns if c not in (answer, *choices) and is_text(table, c)]
+    contexts = [c for c in named(table, CONTEXTS) if c in left and not _is_heading(table, c)]
+    known = [c for c in named(table, QUESTIONS) if c in left]
+    known = [
+        c for c in known if not is_part(table, c, [o for o in left if o != c and not is_part(table, o, [c])])
+    ]
+    shown = list(dict.fromkeys([*contexts, *sorted(known, key=table.columns.index)]))
+    open_ = [c for c in left if c not in shown and not role(table, c) and not is_part(table, c, shown)]
+    open_ = [c for c in open_ if c not in named(table, (*STRONG_ANSWERS, *WEAK_ANSWERS))]
+    if not shown and len(open_) == 1:
+        return tuple(open_)
+    if open_ or not shown:
+        candidates = [*shown, *open_] or left
+        if not candidates:
+            raise UsageError(f"{table.origin}: no column of texts; name the question with --question")
+        raise UsageError(
+            f"{table.origin}: say which columns are shown, in their order: --question {','.join(candidates)}"
+            f" ({', '.join(open_ or candidates)} may or may not be part of the question)"
+        )
+    return tuple(shown)
+
+
+def _is_heading(table: Table, name: str) -> bool:
+    """Whether a title is a name (SQuAD's articles) and no sentence to read."""
+    return name.lower() in ("title", "headline") and words(table, name) < PROSE_WORDS

@@ -1,0 +1,138 @@
+"""Read labels and accepted answers: every row has one, and it can be scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+from cme_bench.authoring.draft import Told
+from cme_bench.authoring.guessing import MOST_LABELS, writes_list
+from cme_bench.authoring.options import text_of_values
+from cme_bench.authoring.table_files import Table
+from cme_bench.errors import UsageError
+from cme_bench.scoring.references import decimal_problem, reference_problem
+from cme_bench.tasks.values import as_text, is_blank
+
+_READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
+
+
+def label_values(table: Table, answer: str) -> list[Any]:
+    """Return the distinct values of a label column, sorted.
+
+    Raises UsageError for too many, or for a row without one.
+    """
+    found: dict[Any, int] = {}
+    for index, row in enumerate(table.rows):
+        value = row[answer]
+        if is_blank(value) or isinstance(value, list | dict):
+            raise UsageError(f"{table.place(index)}: {answer} {value!r} is no label")
+        found.setdefault(value, index)
+        if len(found) > MOST_LABELS:
+            raise UsageError(f"{table.place(index)}: {answer} has more than {MOST_LABELS} different labels")
+    return sorted(found, key=lambda v: (str(type(v)), _sortable(v)))
+
+
+def _sortable(value: Any) -> tuple[int, Any]:
+    """Numbers by size, also where a CSV holds them as texts."""
+    text = as_text(value)
+    return (0, float(text)) if re.fullmatch(r"-?\d+(?:\.\d+)?", text) else (1, text)
+
+
+def label_names(table: Table, answer: str, values: Sequence[Any], told: Told) -> tuple[str, ...]:
+    known = (table.label_names or {}).get(answer)
+    if told.labels:
+        if len(told.labels) != len(values):
+            names = ", ".join(map(as_text, values))
+            raise UsageError(f"--labels: {len(told.labels)} names for {len(values)} values ({names})")
+        return told.labels
+    if known and all(isinstance(value, int) and 0 <= value < len(known) for value in values):
+        return tuple(known[value] for value in values)
+    if not all(isinstance(value, str) and _sortable(value)[0] != 0 for value in values):
+        names = ", ".join(map(as_text, values))
+        raise UsageError(
+            f"{table.origin}: name the labels {names} in this order with --labels NAME,NAME,... "
+            "(or say --type number, if they are numbers)"
+        )
+    return tuple(value.strip() for value in values)
+
+
+def label_variants(values: Sequence[Any]) -> list[str]:
+    """Return a warning if labels differ by case or blanks only: they are probably one."""
+    seen: dict[str, str] = {}
+    twins = []
+    for value in values:
+        text = as_text(value)
+        other = seen.setdefault(" ".join(text.lower().split()), text)
+        if other != text:
+            twins.append(f"{other!r} and {text!r}")
+    return [f"warning: labels differ by case or blanks only: {', '.join(twins)}"] if twins else []
+
+
+def read_references(table: Table, kind: str, answer: str, told: Told) -> tuple[tuple[str, ...], ...]:
+    """Return the accepted answers of every row.
+
+    Raises UsageError, with the row's place, for a row without one, and for one that cannot be scored as
+    ``kind``.
+    """
+    found = tuple(_references(table, index, answer, told) for index in range(len(table.rows)))
+    _check_references(table, kind, found, told.decimal)
+    return found
+
+
+def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str, ...]:
+    """Accepted answers of a row; UsageError if there is none."""
+    value = table.rows[index][answer]
+    if isinstance(value, str) and not table.typed and told.way not in ("text", "list"):
+        _refuse_written_list(table, answer)
+    if isinstance(value, str) and told.way == "list":
+        try:
+            value = text_of_values(value)
+        except ValueError as err:
+            raise UsageError(f"{table.place(index)}: {answer}: {err}") from err
+    if isinstance(value, str) and told.separator:
+        value = value.split(told.separator)
+    try:
+        texts = [text.strip() for text in _accepted(value)]
+    except ValueError as err:
+        raise UsageError(f"{table.place(index)}: {answer}: {err}") from err
+    found = tuple(dict.fromkeys(text for text in texts if text))
+    if not found:
+        raise UsageError(f"{table.place(index)}: there is no answer in {answer}")
+    return found
+
+
+def _refuse_written_list(table: Table, answer: str) -> None:
+    """A CSV column in which every text writes a list: several answers, or one that looks so?"""
+    if all(writes_list(value) for value in table.values(answer)):
+        raise UsageError(
+            f"{table.origin}: every {answer} is written as a list or mapping ({table.rows[0][answer]!r}); "
+            "say --answer-is list (each part is accepted) or --answer-is text (the text itself is)"
+        )
+
+
+def _accepted(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        keys = [key for key in ("value", "text", "texts", "aliases", "answer", "answers") if key in value]
+        if not keys:
+            raise ValueError(f"a mapping of {', '.join(value)}; give a plain column")
+        return [text for key in keys for text in _accepted(value[key])]
+    if isinstance(value, list):
+        return [text for each in value for text in _accepted(each)]
+    return [as_text(value)]
+
+
+def _check_references(table: Table, kind: str, references: Sequence[tuple[str, ...]], decimal: str) -> None:
+    """Every row has an answer that can be read as what the task asks for."""
+    mark = cast('Literal["comma", "point"]', decimal) if decimal else None
+    for index, accepted in enumerate(references):
+        problems = [reference_problem(_READ_AS[kind], text, mark) for text in accepted]
+        if all(problems):
+            hint = "; say another --type" if kind in ("number", "math") else ""
+            raise UsageError(f"{table.place(index)}: {problems[0]}{hint}")
+    texts = [text for accepted in references for text in accepted]
+    if kind == "number" and decimal_problem(texts, mark):
+        raise UsageError(
+            f"{table.origin}: numbers with a comma or a point can be read in two ways; say --decimal comma "
+            "or --decimal point"
+        )

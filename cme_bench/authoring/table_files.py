@@ -1,0 +1,244 @@
+"""Read a file of rows in any common form: JSON lines, a JSON array, CSV of any dialect, Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cme_bench.authoring.csv_files import read_csv_text
+from cme_bench.errors import UsageError, first_line
+from cme_bench.tasks.row_files import Rows
+from cme_bench.tasks.values import NotJsonError, is_blank, plain
+
+_BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"))
+_MARKS = (*_BOMS, (b"\x00\x00\xfe\xff", "utf-32"), (b"\xfe\xff", "utf-16"))
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How a file is written, where the file does not say: ``encoding``, CSV's ``separator``, and whether
+    ``quotes`` enclose its fields."""
+
+    encoding: str | None = None
+    separator: str | None = None
+    quotes: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows as JSON values, every row with the same columns.
+
+    ``lines[i]``: the line of row i in ``origin``, where it has lines; ``typed``: whether numbers and lists
+    come as such (JSON, Parquet) or every value is a text (CSV); ``notes``: how the file was read, where a
+    reader may want to know; ``label_names``: names of a column's integers, where the data set has them.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    origin: str
+    lines: Sequence[int] | None = None
+    typed: bool = True
+    notes: tuple[str, ...] = ()
+    label_names: Mapping[str, Sequence[str]] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.rows[0])
+
+    def place(self, index: int) -> str:
+        """Return ``file:line``, or ``file row N``, of row ``index``."""
+        return f"{self.origin}:{self.lines[index]}" if self.lines else f"{self.origin} row {index}"
+
+    def values(self, column: str) -> list[Any]:
+        return [row[column] for row in self.rows]
+
+
+def read_table(file: Path, options: FileOptions | None = None) -> Table:
+    """Return the rows of ``file``, read by its suffix (``.gz`` may follow).
+
+    Raises UsageError, with file and line where there is one, for what is no such file, for rows that are no
+    mappings, and for an encoding or a dialect that must be told.
+    """
+    options = options or FileOptions()
+    suffix, content = _content(file)
+    reader = _READERS.get(suffix)
+    if reader is None:
+        raise UsageError(f"{file}: rows are read from {', '.join(_READERS)} (each may be gzipped)")
+    table = _whole(reader(file, content, options))
+    if not table.rows:
+        raise UsageError(f"{file}: holds no rows")
+    return table
+
+
+def table_of(rows: Rows) -> Table:
+    """Return rows that ``datasets`` loaded, with the names of their labels."""
+    features = rows.table.features
+    names = {key: list(f.names) for key, f in features.items() if hasattr(f, "names")}
+    return _whole(Table([dict(row) for row in rows.table], rows.origin, rows.lines, label_names=names))
+
+
+def _content(file: Path) -> tuple[str, bytes]:
+    """The suffix that says the form, and the bytes, unpacked."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    try:
+        if suffixes[-1:] != [".gz"]:
+            return (suffixes or [""])[-1], file.read_bytes()
+        with gzip.open(file) as stream:
+            return (suffixes[:-1] or [""])[-1], stream.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as err:
+        raise UsageError(f"{file}: broken gzip file ({first_line(err)})") from err
+    except OSError as err:
+        raise UsageError(f"{file}: cannot be read ({err.strerror or err})") from err
+
+
+def _decoded(file: Path, content: bytes, options: FileOptions) -> str:
+    """The text; a byte order mark decides, else ``--encoding``, else UTF-8. Nothing else is guessed."""
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), options.encoding or "utf-8")
+    try:
+        return content.decode(encoding)
+    except LookupError:
+        raise UsageError(f"--encoding {encoding}: no such encoding") from None
+    except UnicodeError as err:
+        place = getattr(err, "start", 0)
+        hint = "" if options.encoding else f"; say --encoding {_likely(content)}, if that is what it is"
+        line = content[:place].count(b"\n") + 1
+        raise UsageError(f"{file}:{line}: not {encoding.upper()} text (byte {place}){hint}") from err
+
+
+def _likely(content: bytes) -> str:
+    """The library's best guess at an encoding."""
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(content[:100_000]).best()
+    return "cp1252" if best is None else best.encoding.replace("_", "-")
+
+
+def _read_csv(file: Path, content: bytes, options: FileOptions) -> Table:
+    tabs = ".tsv" in [suffix.lower() for suffix in file.suffixes]
+    text = _decoded(file, content, options)
+    separator = options.separator or ("\t" if tabs else None)
+    read = read_csv_text(text, str(file), separator=separator, quotes=options.quotes)
+    notes = [read.note] if read.note else []
+    names: list[str | None] = []
+    for place, name in enumerate(read.header):
+        column = [row[place] for row in read.rows]
+        if not name and (not any(map(str.strip, column)) or _counts(column)):
+            notes.append(f"column {place + 1} has no name and only counts rows or is empty: left out")
+            names.append(None)
+        else:
+            names.append(name or f"column_{place + 1}")
+    kept = [name for name in names if name is not None]
+    if len(set(kept)) < len(kept):
+        twice = next(name for name in kept if kept.count(name) > 1)
+        raise UsageError(f"{file}:1: two columns are called {twice!r}")
+    rows = [
+        {name: value for name, value in zip(names, row, strict=True) if name is not None} for row in read.rows
+    ]
+    return Table(rows, str(file), read.lines, typed=False, notes=tuple(notes))
+
+
+def _counts(column: Sequence[str]) -> bool:
+    """Whether the column is the index that pandas writes."""
+    return column in ([str(i) for i in range(start, start + len(column))] for start in (0, 1))
+
+
+def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
+    """A JSON array of objects, an object around one, or JSON lines."""
+    text = _decoded(file, content, options)
+    try:
+        whole = json.loads(text, object_pairs_hook=_object)
+    except ValueError:
+        return _json_lines(file, text)
+    notes: tuple[str, ...] = ()
+    if isinstance(whole, dict):
+        lists = [key for key, value in whole.items() if _is_rows(value)]
+        if len(lists) != 1:
+            # one object may also be the one line of a file of JSON lines
+            rows = [whole]
+        else:
+            rows = whole[lists[0]]
+            notes = (f"rows are those of {lists[0]!r}",)
+    elif _is_rows(whole):
+        rows = whole
+    else:
+        raise UsageError(f"{file}: holds neither a list of JSON objects nor one a line")
+    lines = [1] if isinstance(whole, dict) and not notes else None
+    return Table(rows, str(file), lines, notes=notes)
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def _json_lines(file: Path, text: str) -> Table:
+    rows: list[dict[str, Any]] = []
+    lines: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_object)
+        except ValueError as err:
+            raise UsageError(f"{file}:{number}: not a JSON object ({first_line(err)})") from err
+        if not isinstance(row, dict):
+            raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
+        rows.append(row)
+        lines.append(number)
+    return Table(rows, str(file), lines)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One JSON object; ValueError if it has a key twice, since one value would be lost."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return made
+
+
+def _read_parquet(file: Path, content: bytes, options: FileOptions) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError) as err:
+        raise UsageError(f"{file}: not a Parquet file ({first_line(err)})") from err
+    return Table(rows, str(file))
+
+
+_READERS: dict[str, Callable[[Path, bytes, FileOptions], Table]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _whole(table: Table) -> Table:
+    """The same table with one set of columns, and JSON values only."""
+    notes = list(table.notes)
+    columns = list(dict.fromkeys(key for row in table.rows for key in row))
+    optional = [name for name in columns if any(name not in row for row in table.rows)]
+    if optional:
+        notes.append(f"not in every row, and empty there: {', '.join(optional)}")
+    rows: list[dict[str, Any]] = [{} for _ in table.rows]
+    for name in columns:
+        try:
+            for row, source in zip(rows, table.rows, strict=True):
+                row[name] = plain(source.get(name))
+        except NotJsonError as err:
+            notes.append(f"column {name} holds {err}: left out")
+            for row in rows:
+                row.pop(name, None)
+    if rows and not rows[0]:
+        raise UsageError(f"{table.origin}: has no columns of texts or numbers")
+    if dead := [name for name in rows[0] if all(is_blank(row[name]) for row in rows)] if rows else []:
+        notes.append(f"empty in every row: {', '.join(dead)}")
+    return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names)

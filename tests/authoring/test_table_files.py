@@ -1,0 +1,177 @@
+"""Reading files of any common form: what the rows are, or one line that says what to add."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from cme_bench.authoring.table_files import FileOptions, read_table
+from cme_bench.errors import UsageError
+
+AB = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "a,b\n1,x\n2,y\n"),
+        ("t.csv", "a;b\n1;x\n2;y\n"),
+        ("t.csv", "a|b\n1|x\n2|y\n"),
+        ("t.csv", "a\tb\n1\tx\n2\ty\n"),
+        ("t.csv", "sep=;\na;b\n1;x\n2;y\n"),
+        ("t.csv", "a, b\n1, x\n2, y\n"),
+        ("t.csv", "\ufeffa,b\r\n1,x\r\n\r\n2,y\r\n,\r\n"),
+        ("t.csv", ",a,b\n0,1,x\n1,2,y\n"),
+        ("t.csv", "a,b,\n1,x,\n2,y,\n"),
+        ("t.TSV", "a\tb\n1\tx\n2\ty\n"),
+        ("t.tsv.gz", "a\tb\n1\tx\n2\ty\n"),
+        ("t.jsonl", '{"a": "1", "b": "x"}\n\n{"a": "2", "b": "y"}\n'),
+        ("t.jsonl", '[{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]'),
+        ("t.json", '{"version": 1, "data": [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]}'),
+        ("t.ndjson", '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}'),
+    ],
+)
+def test_forms_that_say_the_same(tmp_path: Path, name: str, content: str) -> None:
+    file = tmp_path / name
+    packed = content.encode()
+    file.write_bytes(gzip.compress(packed) if name.endswith(".gz") else packed)
+    assert list(read_table(file).rows) == AB
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_decides_the_encoding(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("frage,b\nCafé?,x\n", encoding=encoding)
+    assert list(read_table(file).rows) == [{"frage": "Café?", "b": "x"}]
+
+
+def test_another_encoding_is_asked_for_and_taken(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("q,b\nx,y\nCafé à la crème?,x\n", encoding="cp1252")
+    with pytest.raises(UsageError, match=rf"{file}:3: not UTF-8 text \(byte \d+\); say --encoding cp125\d"):
+        read_table(file)
+    assert read_table(file, FileOptions(encoding="cp1252")).rows[1]["q"] == "Café à la crème?"
+    with pytest.raises(UsageError, match="--encoding latin9x: no such encoding"):
+        read_table(file, FileOptions(encoding="latin9x"))
+
+
+def test_quotation_marks_that_are_characters(tmp_path: Path) -> None:
+    file = tmp_path / "glue.tsv"
+    file.write_text('sentence\tlabel\n"quoted start\t0\nfine\t1\n')
+    table = read_table(file)
+    assert [row["sentence"] for row in table.rows] == ['"quoted start', "fine"]
+    assert "quotation marks" in table.notes[0]
+    file = tmp_path / "quote.csv"
+    file.write_text('text,label\n"Yes" he said,a\nplain,b\n')
+    assert read_table(file).rows[0]["text"] == '"Yes" he said'
+
+
+def test_rows_that_quotation_marks_may_swallow_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "glue.tsv"
+    file.write_text('sentence\tlabel\n"one\t0\ntwo\t1\nthree"\t1\n')
+    with pytest.raises(
+        UsageError, match="1 rows if quotation marks enclose fields, 3 if they are characters"
+    ):
+        read_table(file)
+    assert len(read_table(file, FileOptions(quotes=False)).rows) == 3
+    assert len(read_table(file, FileOptions(quotes=True)).rows) == 1
+
+
+def test_long_fields_and_line_breaks_in_them(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    long = "word " * 40_000
+    file.write_text(f'q,a\n"{long}\nmore",x\n"say ""hi""",y\n')
+    table = read_table(file)
+    assert [row["q"] for row in table.rows] == [f"{long}\nmore", 'say "hi"']
+    assert table.place(1) == f"{file}:4"
+
+
+def test_words_that_mean_missing_elsewhere_are_texts(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("q,a\nNA,None\nnull,nan\n007,1e3\n12345678901234567890,0.50\n")
+    rows = read_table(file).rows
+    assert [tuple(row.values()) for row in rows] == [
+        ("NA", "None"),
+        ("null", "nan"),
+        ("007", "1e3"),
+        ("12345678901234567890", "0.50"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a,b\n1,2\n3\n", ":3: 1 fields, but the header has 2"),
+        ("a,b\n1,2,3\n", ":2: 3 fields, but the header has 2"),
+        ("a,a\n1,2\n", ":1: two columns are called 'a'"),
+        ("a,b\n", ": holds no rows"),
+        ("", ": holds no rows"),
+        ("a;b,c\n1;2,3\n", ": can be read as parted by"),
+    ],
+)
+def test_broken_csv_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read_table(file)
+    assert str(caught.value).startswith(f"{file}{message}")
+
+
+def test_json_values_that_readers_lose(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"a": 123456789012345678901234567890, "b": NaN}\n{"a": 1, "c": "only here"}\n')
+    table = read_table(file)
+    assert list(table.rows) == [
+        {"a": "123456789012345678901234567890", "b": None, "c": None},
+        {"a": 1, "b": None, "c": "only here"},
+    ]
+    assert any("not in every row" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": 1}\n[1]\n', ":2: not a JSON object but a list"),
+        ('{"a": 1}\n{"a": 1, "a": 2}\n', ":2: not a JSON object (key 'a' stands twice)"),
+        ('{"a": 1\n', ":1: not a JSON object ("),
+        ("[1, 2]", ": holds neither a list of JSON objects nor one a line"),
+    ],
+)
+def test_broken_json_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read_table(file)
+    assert str(caught.value).startswith(f"{file}{message}")
+
+
+def test_parquet_with_what_json_cannot_hold(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    columns: dict[str, Any] = {
+        "q": ["a", "b"],
+        "price": pyarrow.array([Decimal("1.50"), None]),
+        "image": pyarrow.array([{"bytes": b"\x89PNG", "path": "a.png"}, {"bytes": b"x", "path": "b.png"}]),
+        "day": pyarrow.array([0, 1], pyarrow.date32()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    table = read_table(file)
+    assert list(table.rows) == [
+        {"q": "a", "price": "1.50", "day": "1970-01-01"},
+        {"q": "b", "price": None, "day": "1970-01-02"},
+    ]
+    assert table.notes == ("column image holds bytes: left out",)
+    json.dumps(list(table.rows))
+    file.write_text("none")
+    with pytest.raises(UsageError, match="not a Parquet file"):
+        read_table(file)
+    gz = tmp_path / "t.csv.gz"
+    gz.write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match="broken gzip file"):
+        read_table(gz)
