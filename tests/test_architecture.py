@@ -28,6 +28,7 @@ FORBIDDEN: dict[str, tuple[str, ...]] = {
     ),
     "engines": ("tasks", "scoring", "runs", "reports", "stats", "cli", "training"),
     "tasks": ("models", "engines", "runs", "reports", "cli", "training", "adapters"),
+    "authoring": ("models", "engines", "runs", "reports", "cli", "training", "adapters"),
     "prompts": ("tasks", "models", "runs", "reports", "cli", "training", "adapters"),
     "models": ("tasks", "prompts", "engines", "runs", "reports", "cli", "scoring", "training"),
     "adapters": ("tasks", "prompts", "models", "engines", "runs", "reports", "cli", "scoring", "training"),
@@ -57,6 +58,9 @@ for _folder in FORBIDDEN.keys() - {"analysis", "reproduce"}:
 FORBIDDEN["analysis"] += ("reproduce",)
 for _folder in FORBIDDEN.keys() - {"efficiency", "reproduce"}:
     FORBIDDEN[_folder] += ("efficiency",)
+
+for _folder in FORBIDDEN.keys() - {"authoring"}:
+    FORBIDDEN[_folder] += ("authoring",)
 
 ALLOWED = {
     # the lm-eval entry point puts a model, an engine and lm-eval together; it is a command of its own
