@@ -96,10 +96,10 @@ def _of_mapping(value: Mapping[str, Any]) -> Options:
             raise ValueError(f"the mapping of {', '.join(value)} is no set of options")
         items = enumerate(value.items())
         return tuple(Option(as_text(v), place, (key,)) for place, (key, v) in items if not is_blank(v))
-    names = next((value[key] for key in (*_KEY_KEYS, "labels") if isinstance(value.get(key), list)), [])
+    names: list[Any] = next((value[k] for k in (*_KEY_KEYS, "labels") if isinstance(value.get(k), list)), [])
     if names and len(names) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(names)} labels")
-    keys = [(as_text(name),) for name in names] or [()] * len(texts)
+    keys: list[tuple[str, ...]] = [(as_text(name),) for name in names] or [()] * len(texts)
     pairs = enumerate(zip(texts, keys, strict=True))
     return tuple(Option(as_text(text), place, key) for place, (text, key) in pairs if not is_blank(text))
 

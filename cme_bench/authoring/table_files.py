@@ -143,7 +143,7 @@ def _read_csv(file: Path, content: bytes, options: FileOptions) -> Table:
 
 def _counts(column: Sequence[str]) -> bool:
     """Whether the column is the index that pandas writes."""
-    return column in ([str(i) for i in range(start, start + len(column))] for start in (0, 1))
+    return any(list(column) == [str(i) for i in range(start, start + len(column))] for start in (0, 1))
 
 
 def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
