@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,6 +14,8 @@ from typing import Any
 
 import orjson
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.engines.base import Engine, Feed, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf.engine import HFEngine
@@ -126,6 +130,47 @@ def test_changed_shots_are_a_miss_and_back_again_a_hit(tiny_checkpoint: Path, tm
     last = {r["id"]: r["key"] for r in read_records(samples_file(tmp_path / "r", "cme_rte_ll"))}
     first = list(read_records(samples_file(tmp_path / "r", "cme_rte_ll")))[:12]
     assert last == {r["id"]: r["key"] for r in first}, "the last record of an item is the current one"
+
+
+def test_bos_is_added_recorded_and_decided_by_the_user(
+    tiny_checkpoint: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A llama whose tokenizer adds none: the scores are those of prompts with one, and no others."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    begin = {"auto": [270], "never": []}
+    for bos, ids in begin.items():
+        folder = run(options(tiny_checkpoint, tmp_path / bos, tasks="cme_rte_ll", limit=1, bos=bos))
+        told = content(folder, "run.json")
+        assert (told["bos"]["prefix"], told["bos"]["own"], told["arguments"]["bos"]) == (ids, [], bos)
+        assert [note for note in told["notes"] if "every prompt gets one" in note] == told["notes"]
+        assert bool(told["notes"]) == (bos == "auto")
+        (record,) = read_records(samples_file(folder, "cme_rte_ll"))
+        context = [*ids, *toy_tokenizer(record["prompt"])["input_ids"]]
+        for choice, ours in zip(record["choices"], record["response"]["logprobs"], strict=True):
+            rest = toy_tokenizer(choice)["input_ids"]
+            with torch.no_grad():
+                table = model(torch.tensor([context + rest])).logits[0].log_softmax(-1)
+            plain = sum(float(table[len(context) - 1 + i, token]) for i, token in enumerate(rest))
+            assert ours == pytest.approx(plain, abs=1e-4)
+    views = [open_run(tmp_path / bos) for bos in begin]
+    with pytest.raises(UsageError, match=r"the special tokens before a prompt differ: ids \[270\], the"):
+        check_alike(views, allow_mixed=False)
+    with pytest.raises(UsageError, match="--bos sometimes: unknown"):
+        run(options(tiny_checkpoint, tmp_path / "no", tasks="cme_rte_ll", limit=1, bos="sometimes"))
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_token_without_an_embedding_is_refused_before_weights(
+    tiny_checkpoint: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_checkpoint, broken)
+    grown = copy.deepcopy(toy_tokenizer)
+    grown.add_tokens([f"<extra {i}>" for i in range(40)] + ["Answer:"])
+    grown.save_pretrained(broken)
+    (broken / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(UsageError, match=r"ids up to 313, the model 300 embeddings \('Answer:' is 313\)"):
+        run(options(broken, tmp_path / "r", tasks="cme_rte_ll", limit=1))
 
 
 def test_another_model_in_the_same_folder_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -357,3 +357,35 @@ def test_two_trainings_of_one_folder_do_not_mix(options: Make) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="is being written by another training"):
             train(chosen)
+
+
+def test_an_adapter_is_evaluated_as_it_was_trained(
+    options: Make, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Trained without the BOS that its base would get: a run follows, and says so."""
+    from cme_bench.runs.options import RunOptions
+    from cme_bench.runs.runner import run
+
+    for bos, prefix in (("never", []), ("auto", [270])):
+        chosen = options("lora", max_steps=4, bos=bos, out=tmp_path / bos)
+        adapter = train(chosen)
+        record = json.loads((adapter / "cme_training.json").read_text())
+        assert record["tokenization"]["bos"]["prefix"] == prefix
+        assert record["tokenization"]["prefix_tokens"] == len(prefix)
+        asked = RunOptions(
+            str(tiny_checkpoint),
+            "cme_sst2_ll",
+            (str(adapter),),
+            data="mini",
+            limit=1,
+            out=tmp_path / f"run {bos}",
+        )
+        (folder,) = run(asked)
+        told = json.loads((folder / "run.json").read_text())
+        assert told["bos"]["prefix"] == prefix
+        assert any("evaluation follows the training" in note for note in told["notes"]) == (bos == "never")
+        assert told["adapter"]["training"]["max_steps"] == 4
+        assert told["adapter"]["training"].keys() & {"seed", "out", "model"} == set()
+        assert told["adapter"]["config"]["r"] == 4
+    with pytest.raises(UsageError, match="holds a training with other bos"):
+        train(options("lora", max_steps=4, bos="never", out=tmp_path / "auto"))
