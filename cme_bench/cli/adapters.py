@@ -76,8 +76,13 @@ def export_vllm(
     """
     from cme_bench.engines.vllm.adapter import export_checkpoint, read_gated
     from cme_bench.models.checkpoint import resolve_model
-    from cme_bench.models.load import load_config
+    from cme_bench.models.folder import adapter_note
+    from cme_bench.models.load import check_base, load_config
 
     checkpoint = resolve_model(base, offline=offline)
-    export_checkpoint(checkpoint.path, read_gated(adapter, load_config(checkpoint)), out)
+    config = load_config(checkpoint)
+    check_base(checkpoint, config, "vllm")
+    if beside := adapter_note(checkpoint.path):
+        typer.echo(beside, err=True)
+    export_checkpoint(checkpoint.path, read_gated(adapter, config), out)
     typer.echo(f"vllm serve {out}")

@@ -11,7 +11,7 @@ from cme_bench.adapters.shared.targets import default_targets
 from cme_bench.efficiency.options import PRESETS, EfficiencyOptions
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import resolve_model
-from cme_bench.models.load import load_config
+from cme_bench.models.load import check_base, load_config
 
 _SIZES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {
@@ -56,7 +56,9 @@ def base_config(options: EfficiencyOptions) -> PretrainedConfig:
     if options.model in PRESETS:
         config: PretrainedConfig = preset(options.model)
     else:
-        config = load_config(resolve_model(options.model, offline=options.offline))
+        checkpoint = resolve_model(options.model, offline=options.offline)
+        config = load_config(checkpoint)
+        check_base(checkpoint, config)
     if default_targets(config.model_type) is None:
         raise UsageError(f"{options.model}: feed-forward layers of {config.model_type!r} are unknown")
     return with_layers(config, options.layers)

@@ -292,17 +292,18 @@ class CmeHF(EngineLM):
         max_batch_size: int | None = None,
     ) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from cme_bench.engines.hf import HFEngine
         from cme_bench.engines.hf.forward import max_positions
+        from cme_bench.models.load import load_named
 
         if adapter is not None and peft is not None:
             raise UsageError("adapter and peft name the same thing: give one of them")
         if trust_remote_code:  # lm-eval's --trust_remote_code comes here as a model argument
             raise UsageError("cme-hf never runs the code of a model: leave trust_remote_code out")
         source = {"revision": revision, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, use_safetensors=True, **source)
+        model = load_named(pretrained, dtype, revision=revision, note=logger.warning)
         bos = {} if add_bos_token is None else {"add_bos_token": add_bos_token}
         tokens = AutoTokenizer.from_pretrained(tokenizer or pretrained, **source, **bos)
         if add_bos_token is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +15,14 @@ import orjson
 from cme_bench.errors import UsageError
 from cme_bench.hub_client import from_hub
 from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.models.folder import check_model_folder
+from cme_bench.models.weights import adapter_files, weight_files
 from cme_bench.paths import cache_folder
+from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
-_WEIGHTS = (".safetensors",)
-_IDENTITY = (*_WEIGHTS, "config.json", "adapter_config.json")
+_CONFIG = "config.json"
+"""Also the end of other names: generation_config.json, tokenizer_config.json."""
+_SETTLED_SECONDS = 1.0
 HUB_FILE = "hub.json"
 """In a folder that ``cme-bench fetch`` wrote: the model's hub id and commit."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -42,29 +48,16 @@ def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = 
         from cme_bench.models.smollm2 import ensure
 
         path = ensure(offline=offline)
-        return Checkpoint(name, path, hash_checkpoint(path))
+        return Checkpoint(name, path, hash_model(path))
     path = Path(name).expanduser()
     if path.is_dir():
         check_model_folder(path)
-        return Checkpoint(path.resolve().name, path.resolve(), hash_checkpoint(path), _fetched_revision(path))
+        return Checkpoint(path.resolve().name, path.resolve(), hash_model(path), _fetched_revision(path))
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise UsageError(f"model {name!r}: no such folder, and not a hub id ('owner/name') or 'smollm2'")
     folder, revision = fetch_snapshot(name, lock_file=lock_file or default_lock_file(), offline=offline)
     check_model_folder(folder)
-    return Checkpoint(name.split("/")[1], folder, hash_checkpoint(folder), revision)
-
-
-def check_model_folder(path: Path) -> None:
-    """UsageError unless ``path`` has a readable config.json and safetensors weights."""
-    config = path / "config.json"
-    if not config.is_file():
-        raise UsageError(f"{path}: no config.json, so this is not a model folder")
-    try:
-        orjson.loads(config.read_bytes())
-    except orjson.JSONDecodeError as err:
-        raise UsageError(f"{config}: broken JSON ({err})") from err
-    if not any(path.glob("*.safetensors")):
-        raise UsageError(f"{path}: no .safetensors weights (pickled .bin files are not loaded)")
+    return Checkpoint(name.split("/")[1], folder, hash_model(folder), revision)
 
 
 def _fetched_revision(path: Path) -> str | None:
@@ -103,28 +96,51 @@ def fetch_snapshot(
     return Path(folder), commit
 
 
-def hash_checkpoint(folder: Path) -> str:
-    """sha256 over the names and contents of the weight and config files of a model or adapter folder.
+def hash_model(folder: Path) -> str:
+    """Return the sha256 that identifies a model: over names and contents of its config files and of the
+    weight files that are read; of a folder that ``adapters export-vllm`` wrote, over its adapter too.
 
-    Contents are hashed once per file state (size and modification time) and remembered in the user cache.
+    Config files are those of model, generation (end tokens) and tokenizer. A tokenizer's vocabulary and a
+    chat template decide token ids, which stand in the keys of responses. An adapter that lies beside the
+    weights is not applied, and does not count.
     """
+    configs = {file for file in folder.iterdir() if file.name.endswith(_CONFIG)} - {*adapter_files(folder)}
+    files = [*configs, *weight_files(folder)]
+    block = orjson.loads((folder / _CONFIG).read_bytes()).get("quantization_config")
+    if isinstance(block, dict) and block.get("quant_method") == QUANT_METHOD:
+        files += (folder / SUBFOLDER).glob("*.safetensors")
+    return _hash_files(folder, files)
+
+
+def hash_checkpoint(folder: Path) -> str:
+    """sha256 over the names and contents of the weight and config files of an adapter folder."""
+    return _hash_files(folder, [p for p in folder.iterdir() if p.name.endswith((".safetensors", _CONFIG))])
+
+
+def _hash_files(folder: Path, files: Iterable[Path]) -> str:
+    """Contents are hashed once per state of a file and remembered in the user cache."""
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.name.endswith(_IDENTITY)):
-        digest.update(f"{file.name}:{hash_file(file)}\n".encode())
+    for name, file in sorted((str(file.relative_to(folder)), file) for file in files):
+        digest.update(f"{name}:{hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
 def hash_file(file: Path) -> str:
-    """sha256 of a file's contents, remembered by path, size, inode and modification time."""
+    """sha256 of a file's contents, remembered by path, size, inode, modification and change time.
+
+    The change time cannot be set back, as a copy that keeps modification times would do. A file that changed
+    just now may change again within the same tick of the clock: its hash is not remembered yet.
+    """
     real = file.resolve()
-    stat = real.stat()
-    key = f"{real}:{stat.st_size}:{stat.st_ino}:{stat.st_mtime_ns}"
+    before = real.stat()
     memory = cache_folder() / "file-hashes.json"
+    key = f"{real}:{before.st_size}:{before.st_ino}:{before.st_mtime_ns}:{before.st_ctime_ns}"
     if known := _remembered(memory).get(key):
         return known
     with real.open("rb") as stream:
         value = hashlib.file_digest(stream, "sha256").hexdigest()
-    _remember(memory, key, value)
+    if time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_SECONDS:
+        _remember(memory, key, value)
     return value
 
 

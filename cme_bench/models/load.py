@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.errors import CmeError, UsageError, did_you_mean, first_line
+from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.models.complete import check_loaded, check_weights
+from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model
+from cme_bench.models.quantisation import check_quantisation
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +35,12 @@ def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozen
     """End-of-sequence ids of the checkpoint's generation config (or of its config) and of the tokenizer."""
     from transformers import GenerationConfig
 
-    if (checkpoint.path / "generation_config.json").is_file():
-        ids = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
+    file = checkpoint.path / "generation_config.json"
+    if file.is_file():
+        try:
+            ids = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
+        except (OSError, ValueError, TypeError, AttributeError) as err:
+            raise UsageError(f"{file}: {first_line(err)}") from err
     else:
         ids = getattr(config, "eos_token_id", None)
     several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
@@ -38,33 +48,101 @@ def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozen
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
-    """The transformers config. UsageError if its architecture is unknown or needs remote code."""
+    """Return the transformers config of a causal language model. UsageError if it is none, or needs remote
+    code."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise UsageError(f"{checkpoint.path / 'config.json'}: {first_line(err)}") from err
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as err:
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise UsageError(f"{checkpoint.path / 'config.json'}: {reason[:300]}") from err
+    check_causal(checkpoint.path, config)
+    return config
+
+
+def check_base(checkpoint: Checkpoint, config: Any, engine: str = "hf") -> None:
+    """Raise UsageError unless ``engine`` ("hf" or "vllm") can load the model, and every weight of it is in
+    the files. Reads headers only."""
+    check_quantisation(checkpoint.path, config, engine)
+    check_weights(checkpoint.path, config)
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode."""
+    """Return the causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode.
+
+    Only the folder's own weights count: an adapter that lies beside them is not applied. Raises UsageError if
+    a token of the loaded model changes the logits of tokens before it.
+    """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    path = checkpoint.path
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        )
+        with only_the_model(path) as folder:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+    except ImportError as err:
+        raise UsageError(f"{path}: what loads the weights is not installed ({first_line(err)})") from err
     except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise CmeError(f"{checkpoint.path}: the weights cannot be loaded ({first_line(err)})") from err
+        raise CmeError(f"{path}: the weights cannot be loaded ({first_line(err)})") from err
+    model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
     try:
-        return model.to(device).eval()
+        model = model.to(device).eval()
     except torch.OutOfMemoryError as err:
-        raise CmeError(f"{checkpoint.path}: the weights do not fit on {device} ({first_line(err)})") from err
+        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(err)})") from err
+    check_order(model, path)
+    return model
+
+
+def load_named(
+    name: str,
+    dtype: str,
+    *,
+    note: Callable[[str], None],
+    revision: str = "main",
+) -> PreTrainedModel:
+    """Return the causal LM of a folder or a hub id, as lm-eval names one, with the checks of a run.
+
+    ``note`` is told of an adapter that lies beside a folder's weights. Raises UsageError as ``load_model``
+    and ``check_base`` do.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = Path(name)
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    with ExitStack() as stack:
+        if folder.is_dir():
+            check_model_folder(folder)
+            if beside := adapter_note(folder):
+                note(beside)
+            name = str(stack.enter_context(only_the_model(folder)))
+        config = AutoConfig.from_pretrained(name, **source)
+        check_causal(folder, config)
+        check_quantisation(folder, config, "hf")
+        if folder.is_dir():
+            check_weights(folder, config)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source
+        )
+    check_loaded(folder, model, info)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    check_order(model, folder)
+    return model
 
 
 def choose_device() -> torch.device:

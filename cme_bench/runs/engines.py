@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from cme_bench.engines.base import Engine, TokenIds
 
 if TYPE_CHECKING:
     from cme_bench.models.adapter import AdapterCheckpoint
+    from cme_bench.models.fingerprint import Fingerprint
     from cme_bench.runs.responder import BaseModel
 
 LIVENESS_TOKENS = 256
@@ -49,16 +51,26 @@ class EngineSource(ABC):
 
 
 class HFSource(EngineSource):
-    """transformers: the base's weights stay, adapters are put on and taken off."""
+    """transformers: the base's weights stay, adapters are put on and taken off.
+
+    Some adapters leave the base changed (whole modules that were trained, biases, initialisations that
+    subtract what they put into the adapter). The base is compared before and after each, and loaded again
+    where it differs.
+    """
 
     def __init__(self, base: BaseModel) -> None:
         self._base = base
         self._peft: Any = None
+        self._clean: Fingerprint | None = None
+        self._changed: str | None = None
 
     def open(self, adapter: AdapterCheckpoint | None, job: Job) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine
 
         settings = self._base.options.settings
+        if self._changed is not None:
+            self._base.note(f"{self._changed}: it is loaded again")
+            self._changed = None
         model = self._base.model if adapter is None else self._adapted(adapter, job.probe)
         return HFEngine(
             model,
@@ -73,10 +85,18 @@ class HFSource(EngineSource):
 
         from cme_bench.adapters.liveness import check_liveness, probing
         from cme_bench.adapters.load import load_adapter
+        from cme_bench.models.fingerprint import fingerprint
 
-        self._peft = load_adapter(self._base.model, adapter.path, note=self._note_of(adapter))
-        ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
-        check_liveness(self._peft, torch.tensor([ids], device=self._base.device), name=adapter.name)
+        if self._clean is None:
+            self._clean = fingerprint(self._base.model)
+        try:
+            self._peft = load_adapter(self._base.model, adapter.path, note=self._note_of(adapter))
+            ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
+            check_liveness(self._peft, torch.tensor([ids], device=self._base.device), name=adapter.name)
+        except BaseException:
+            self._take_off(adapter.name)
+            raise
+        self._name = adapter.name
         return self._peft
 
     def _note_of(self, adapter: AdapterCheckpoint) -> Callable[[str], None]:
@@ -90,11 +110,22 @@ class HFSource(EngineSource):
         return note
 
     def release(self) -> None:
-        from cme_bench.adapters.load import take_off
-
         if self._peft is not None:
-            take_off(self._peft)
-            self._peft = None
+            self._take_off(self._name)
+
+    def _take_off(self, name: str) -> None:
+        """Remove the adapter ``name``; free the base if that, or a failure to put it on, left it changed."""
+        from cme_bench.adapters.load import take_off
+        from cme_bench.models.fingerprint import difference, fingerprint
+
+        peft, self._peft = self._peft, None
+        if peft is not None:
+            take_off(peft)
+        del peft
+        assert self._clean is not None
+        if found := difference(self._clean, fingerprint(self._base.model)):
+            self._changed = f"adapter {name!r} left the base model changed ({found})"
+            self._base.reload()
 
 
 class VLLMSource(EngineSource):
@@ -103,13 +134,16 @@ class VLLMSource(EngineSource):
     def __init__(self, base: BaseModel) -> None:
         from cme_bench.engines.vllm.host import Host
         from cme_bench.engines.vllm.settings import VllmSettings, require_vllm
+        from cme_bench.models.folder import only_the_model
 
         require_vllm()
         self._base = base
         dtype = str(base.dtype).removeprefix("torch.")
+        self._held = contextlib.ExitStack()
+        self._files = self._held.enter_context(tempfile.TemporaryDirectory(prefix="cme-bench-adapters-"))
+        model = self._held.enter_context(only_the_model(base.checkpoint.path))
         settings = VllmSettings.from_pairs(base.options.settings)
-        self._host = Host(base.checkpoint.path, dtype, settings, self._tell)
-        self._files = tempfile.TemporaryDirectory(prefix="cme-bench-adapters-")
+        self._host = Host(model, dtype, settings, self._tell)
 
     def _tell(self, message: str) -> None:
         self._base.note(message)  # a run that starts says where to later than this is made
@@ -118,14 +152,16 @@ class VLLMSource(EngineSource):
         from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine
         from cme_bench.models.load import end_token_ids
+        from cme_bench.models.quantisation import check_takes_adapter
         from cme_bench.vllm_plugin.file import write_adapter
 
         self._host.allow(job.longest)
         ends = end_token_ids(self._base.checkpoint, self._base.config, self._base.tokenizer)
         if adapter is None:
             return VLLMEngine(self._host, self._base.tokenizer, ends)
+        check_takes_adapter(self._base.checkpoint.path, self._base.config)
         gated = read_gated(adapter.path, self._base.config)
-        file = Path(self._files.name) / f"{adapter.hash}.safetensors"
+        file = Path(self._files) / f"{adapter.hash}.safetensors"
         write_adapter(file, gated.spec, gated.tensors)
         engine = VLLMEngine(self._host, self._base.tokenizer, ends, adapter=file, spec=gated.spec)
         engine.check_liveness(repr(adapter.name), job.probe[-LIVENESS_TOKENS:])
@@ -136,7 +172,7 @@ class VLLMSource(EngineSource):
 
     def close(self) -> None:
         self._host.close()
-        self._files.cleanup()
+        self._held.close()
 
 
 class RaySource(EngineSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,14 @@ from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.models.adapter import AdapterCheckpoint, resolve_adapter
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
-from cme_bench.models.load import choose_device, evaluation_dtype, load_config, load_model, load_tokenizer
+from cme_bench.models.load import (
+    check_base,
+    choose_device,
+    evaluation_dtype,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
@@ -37,6 +45,7 @@ class BaseModel:
         self.stopping: Callable[[], bool] = lambda: False
         self.checkpoint: Checkpoint = resolve_model(options.model, offline=options.offline)
         self.config = load_config(self.checkpoint)
+        check_base(self.checkpoint, self.config, options.computes)
         self.cluster = (
             Cluster(options.address, options.workers, options.gpus_per_worker)
             if options.engine == "ray"
@@ -66,6 +75,15 @@ class BaseModel:
     @functools.cached_property
     def model(self) -> PreTrainedModel:
         return load_model(self.checkpoint, self.dtype, self.device)
+
+    def reload(self) -> None:
+        """Free the weights; they are loaded again when they are next asked for."""
+        self.__dict__.pop("model", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
 
     @functools.cached_property
     def engines(self) -> EngineSource:

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from cme_bench.engines.base import TokenIds
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
+from cme_bench.models.folder import adapter_note
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items, limited_ids
@@ -53,6 +54,8 @@ def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel 
     source = open_source(options.data, offline=options.offline)
     given, base = base, base or BaseModel(options)
     base.note = listener.note
+    if beside := adapter_note(base.checkpoint.path):
+        listener.note(beside)
     unanswered: list[str] = []
     try:
         responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]

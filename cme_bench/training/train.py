@@ -27,7 +27,15 @@ from cme_bench.adapters.describe import describe
 from cme_bench.engines.hf.forward import max_positions
 from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
-from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
+from cme_bench.models.folder import adapter_note
+from cme_bench.models.load import (
+    check_base,
+    choose_device,
+    choose_dtype,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.store import write_json
 from cme_bench.tasks.sources import open_source
@@ -68,6 +76,9 @@ def train(
     check_options(options)
     base = resolve_model(options.model, offline=options.offline)
     config = load_config(base)
+    check_base(base, config)
+    if beside := adapter_note(base.path):
+        listener.note(beside)
     check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")

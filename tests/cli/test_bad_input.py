@@ -24,7 +24,8 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("preparing")]
+    told = ("preparing", "(auto: a CPU)")
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(told)]
     assert len(lines) == 1, lines
     return lines[0]
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.models import smollm2
-from cme_bench.models.checkpoint import hash_checkpoint, hash_file, resolve_model
+from cme_bench.models.checkpoint import hash_checkpoint, hash_file, hash_model, resolve_model
 from cme_bench.models.load import choose_dtype, evaluation_dtype, load_config, load_model, load_tokenizer
+from cme_bench.vllm_plugin.file import ADAPTER_FILE
+from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +54,72 @@ def test_contents_are_hashed_once_and_a_broken_memory_costs_only_time(
 ) -> None:
     file = tmp_path / "f.safetensors"
     file.write_bytes(b"weights")
+    now = time.time()
+    monkeypatch.setattr("cme_bench.models.checkpoint.time.time", lambda: now + 10)
     value = hash_file(file)
     with monkeypatch.context() as patch:
         patch.setattr("hashlib.file_digest", lambda *_: pytest.fail("hashed again"))
         assert hash_file(file) == value
     (tmp_path / "cache" / "file-hashes.json").write_text("{broken")
     assert hash_file(file) == value
+
+
+def test_an_edit_that_keeps_size_inode_and_times_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "f.safetensors"
+    file.write_bytes(b"weights")
+    stat = file.stat()
+    first = hash_file(file)  # just written: it may be written again within the clock's tick
+    with file.open("r+b") as stream:
+        stream.write(b"WEIGHTS")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = hash_file(file)
+    assert second == hashlib.sha256(b"WEIGHTS").hexdigest() != first
+    monkeypatch.setattr("cme_bench.models.checkpoint.time.time", lambda: stat.st_mtime + 10)
+    assert hash_file(file) == second  # remembered from here on, under its change time
+    with file.open("r+b") as stream:
+        stream.write(b"third!!")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert hash_file(file) == hashlib.sha256(b"third!!").hexdigest()
+
+
+def test_the_hash_of_a_plain_folder_is_what_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(b"t")
+    digest = hashlib.sha256()
+    for name in ("config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json"):
+        content = b"w" if name == "model.safetensors" else b"{}"
+        (folder / name).write_bytes(content)
+        digest.update(f"{name}:{hashlib.sha256(content).hexdigest()}\n".encode())
+    assert hash_model(folder) == hash_checkpoint(folder) == digest.hexdigest()
+
+
+def test_files_that_are_not_read_are_no_part_of_a_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint, folder)
+    before = hash_model(folder)
+    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
+        save_file({"x": torch.ones(1)}, folder / name)
+    (folder / "adapter_config.json").write_text("{}")
+    assert hash_model(folder) == before
+    assert hash_checkpoint(folder) != before, "as an adapter it is another thing"
+
+
+def test_an_exported_folder_is_known_by_its_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / SUBFOLDER).mkdir()
+    plain = hash_model(folder)
+    save_file({"x": torch.ones(1)}, folder / SUBFOLDER / ADAPTER_FILE)
+    assert hash_model(folder) == plain, "a folder of that name says nothing in a plain model"
+    config = orjson.loads((folder / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": QUANT_METHOD}
+    (folder / "config.json").write_bytes(orjson.dumps(config))
+    first = hash_model(folder)
+    save_file({"x": torch.zeros(1)}, folder / SUBFOLDER / ADAPTER_FILE)
+    assert len({plain, first, hash_model(folder)}) == 3
 
 
 @pytest.mark.parametrize(

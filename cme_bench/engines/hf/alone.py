@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.errors import CmeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +69,8 @@ class AloneSession:
         logits, self._cache = self._forward.alone(
             ids, keep=1, cache=self._cache, more=self._more, use_cache=True
         )
+        if self._cache is None:
+            raise CmeError("the model has no cache that this adapter could generate with; use another base")
         if first:
             self._more = self._after(ids)
         return logits[:, -1]

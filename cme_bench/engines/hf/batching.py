@@ -50,6 +50,14 @@ def width(rows: Sequence[Row]) -> int:
     return max(row.n_input for row in rows) + max(row.n_new for row in rows)
 
 
+def by_length(rows: Sequence[Row]) -> list[list[int]]:
+    """Places of rows that are equally long, one list a length."""
+    found: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        found.setdefault(row.n_input, []).append(place)
+    return list(found.values())
+
+
 def take_batch(rows: Sequence[RowT], start: int, tokens: int) -> Sequence[RowT]:
     """The longest run of rows from ``start`` whose padded size fits in ``tokens``; at least one row."""
     n_input = n_new = 0

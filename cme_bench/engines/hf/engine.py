@@ -23,11 +23,17 @@ from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import AloneSession, adapter_positions, why_alone
-from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
+from cme_bench.engines.hf.batching import (
+    TokenBudget,
+    default_tokens_per_batch,
+    plan_limits,
+    run_batches,
+)
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.tree import PackForward, Reads, finished_rows, run_packs
+from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.plan import Pack, chain_packs, plan_groups, plan_packs
 
 if TYPE_CHECKING:
@@ -132,6 +138,19 @@ class HFEngine(Engine):
         widest = torch.promote_types(self.dtype, torch.float32)
         return str(self.dtype if self._forward.rounded else widest).removeprefix("torch.")
 
+    @functools.cached_property
+    def _by_length(self) -> bool:
+        """Whether all rows of a batch must be equally long."""
+        return self.alone_because is None and not pads(self._forward)
+
+    @functools.cached_property
+    def _alone(self) -> Callable[[], generation.DecodingSession]:
+        """What decodes a batch of rows that share nothing."""
+        trusted = caches(self._forward)
+        return functools.partial(
+            generation.CacheSession if trusted else generation.RecomputingSession, self._forward
+        )
+
     def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
         started = time.perf_counter()
         try:
@@ -144,12 +163,16 @@ class HFEngine(Engine):
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         started = time.perf_counter()
         try:
-            scores = scoring.score_rows(self._forward, rows, alone=self.alone_because is not None)
+            if self._by_length:
+                scores = scoring.score_by_length(self._forward, rows)
+            else:
+                scores = scoring.score_rows(self._forward, rows, alone=self.alone_because is not None)
         finally:
             self._note_time_and_memory(started)
         computed = sum(row.n_input for row in rows)
         self.stats.tokens_computed += computed
-        self.stats.tokens_padding += len(rows) * max(row.n_input for row in rows) - computed
+        if not self._by_length:
+            self.stats.tokens_padding += len(rows) * max(row.n_input for row in rows) - computed
         return scores
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
@@ -174,19 +197,18 @@ class HFEngine(Engine):
         self, requests: Sequence[GenerateRequest]
     ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
         """Rows that are decoded with the same kept prefix, and what decodes a batch of them."""
-        without = functools.partial(generation.CacheSession, self._forward)
         if self.alone_because:
             for index in range(len(requests)):
                 session = functools.partial(AloneSession, self._forward)
                 yield generation.plan_generation(requests, [index]), session
             return
         if self.rowwise_because:
-            yield generation.plan_generation(requests, range(len(requests))), without
+            yield generation.plan_generation(requests, range(len(requests))), self._alone
             return
         for indices, prefix in plan_groups([request.prompt for request in requests], self.limits):
             rows = generation.plan_generation(requests, indices, prefix)
             if not prefix:
-                yield rows, without
+                yield rows, self._alone
                 continue
             run = PackForward(self._forward)
             packs = chain_packs(requests[indices[0]].prompt[:prefix], self.limits)
@@ -200,7 +222,10 @@ class HFEngine(Engine):
         started = time.perf_counter()
         positions = generation.Positions()
         try:
-            responses = self._decoder.decode_batch(rows, session(), positions)
+            if self._by_length and session is self._alone:
+                responses = self._decoder.decode_by_length(rows, session, positions)
+            else:
+                responses = self._decoder.decode_batch(rows, session(), positions)
         finally:
             self._note_time_and_memory(started)
         self.stats.tokens_computed += positions.computed

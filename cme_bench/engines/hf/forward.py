@@ -75,7 +75,8 @@ class CausalForward:
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
         output = self._run(arguments)
-        return output.logits[:, -keep:], output.past_key_values if use_cache else None
+        cache = getattr(output, "past_key_values", None) if use_cache else None
+        return output.logits[:, -keep:], cache
 
     def alone(
         self,
@@ -97,7 +98,7 @@ class CausalForward:
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
         output = self._run(arguments, model)
-        return output.logits[:, -keep:], output.past_key_values if use_cache else None
+        return output.logits[:, -keep:], getattr(output, "past_key_values", None) if use_cache else None
 
     def uncached(self, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
         """Logits [rows, kept, vocab] of ``ids`` [rows, n] at ``positions`` [rows, n], without a cache or a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
+from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop, read_answer
@@ -99,6 +100,26 @@ class CacheSession:
         self._cache.batch_select_indices(kept)
 
 
+class RecomputingSession:
+    """Decoding that feeds whole rows at every step: for models without a cache that can be trusted."""
+
+    def __init__(self, forward: CausalForward) -> None:
+        self._forward = forward
+        self._ids = torch.empty(0, 0, dtype=torch.int64)
+        self.device = forward.device
+
+    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        self._ids = torch.cat((self._ids, ids), 1) if self._ids.numel() else ids
+        logits, _ = self._forward(self._ids, mask, keep=1)
+        return logits[:, -1]
+
+    def can_select(self) -> bool:
+        return True
+
+    def select(self, kept: Tensor) -> None:
+        self._ids = self._ids[kept]
+
+
 class GreedyDecoder:
     """Argmax decoding; logits processors of a generation config (a repetition penalty) do not apply."""
 
@@ -144,6 +165,19 @@ class GreedyDecoder:
             positions.padding += len(batch) - len(at_work)
             n_fed += 1
             logits = session.feed(token.clamp(min=0)[:, None].to(session.device), mask[:, :n_fed])
+
+    def decode_by_length(
+        self,
+        rows: Sequence[GenerationRow],
+        session: Callable[[], DecodingSession],
+        positions: Positions,
+    ) -> list[GenerateResponse]:
+        """Responses of ``rows``, in their order, without padding: those of one length at a time."""
+        found: dict[int, GenerateResponse] = {}
+        for places in by_length(rows):
+            some = [rows[place] for place in places]
+            found |= zip(places, self.decode_batch(some, session(), positions), strict=True)
+        return [found[place] for place in range(len(rows))]
 
     def _append(self, row: GenerationRow, token: int) -> None:
         """Add ``token`` to ``row`` and decide whether that ends it."""

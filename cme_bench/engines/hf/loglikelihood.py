@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
+from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.logits import LogitsError
 
@@ -97,6 +98,15 @@ def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: boo
         check_not_nan(row, scores[-1])
         start = end
     return scores
+
+
+def score_by_length(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[RowScore]:
+    """Scores of ``rows``, in their order, without padding: those of one length at a time."""
+    scores: dict[int, RowScore] = {}
+    for places in by_length(rows):
+        found = score_rows(forward, [rows[place] for place in places])
+        scores |= dict(zip(places, found, strict=True))
+    return [scores[place] for place in range(len(rows))]
 
 
 def read_logits(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from cme_bench.engines.hf.forward import CausalForward, base_model
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_rows
 from cme_bench.engines.hf.tree import PackForward, finished_rows
 from cme_bench.engines.hf.tree_attention import UnsupportedAttentionError
+from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
+from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.plan import PlanLimits, plan_packs
+from cme_bench.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,8 +54,7 @@ def _tried(forward: CausalForward, max_length: int) -> str | None:
     """Score a few short rows both ways."""
     if max_length < _TRIAL_LENGTH:
         return f"rows have fewer than {_TRIAL_LENGTH} tokens"
-    vocabulary = base_model(forward.model).get_input_embeddings().weight.shape[0]
-    ids = tuple((7 * i + 3) % min(vocabulary, 997) for i in range(40))
+    ids = trial_ids(forward)
     head, middle = ids[:6], ids[6:10]
     rows = [
         ScoringRow(head + middle, ids[10:11], [(0, 0)]),
@@ -61,21 +62,33 @@ def _tried(forward: CausalForward, max_length: int) -> str | None:
         ScoringRow(head + middle + ids[17:19], ids[19:23], [(0, 2)]),
         ScoringRow(head + ids[23:28], ids[28:30], [(0, 3)]),
     ]
+    alone = [score_rows(forward, [row])[0] for row in rows]  # what fails here is no matter of sharing
+    try:
+        shared = _shared(forward, rows, max_length)
+    except UnsupportedAttentionError as err:
+        return str(err)
+    except LogitsError:
+        return "a trial gave logits that are no numbers"
+    except MODEL_ERRORS as err:
+        fail_without_memory(err)
+        return f"a trial failed ({type(err).__name__}: {first_line(err)})"
+    if not all(agree(shared[i], score, len(rows[i].continuation), forward) for i, score in enumerate(alone)):
+        return "a trial gave other scores"
+    return None
+
+
+def _shared(forward: CausalForward, rows: Sequence[ScoringRow], max_length: int) -> dict[int, RowScore]:
     limits = PlanLimits(
         pack_tokens=12, pack_scored=12, block_tokens=4, forward_tokens=1, kept_tokens=max_length
     )
     run = PackForward(forward)
     packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
-    try:
-        shared = {row.owners[0][1]: score for row, score in finished_rows(rows, map(run, packs))}
-    except UnsupportedAttentionError as err:
-        return str(err)
+    scores = {row.owners[0][1]: score for row, score in finished_rows(rows, map(run, packs))}
     if run.windows != _windows(base_model(forward.model).config.get_text_config(decoder=True)):
-        return "its attention does not go through transformers' interface in every layer"
-    alone = score_rows(forward, rows)
-    if not all(_agree(shared[i], score, len(rows[i].continuation), forward) for i, score in enumerate(alone)):
-        return "a trial gave other scores"
-    return None
+        raise UnsupportedAttentionError(
+            "its attention does not go through transformers' interface in every layer"
+        )
+    return scores
 
 
 def _windows(config: Any) -> list[int | None]:
@@ -87,8 +100,3 @@ def _windows(config: Any) -> list[int | None]:
     if kinds is None:
         return [window] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
-
-
-def _agree(one: RowScore, other: RowScore, tokens: int, forward: CausalForward) -> bool:
-    precise = base_model(forward.model).dtype in {torch.float32, torch.float64}
-    return abs(one.logprob - other.logprob) <= tokens * (1e-3 if precise else 0.5)

@@ -24,6 +24,7 @@ from cme_bench.adapters.moslora.layer import MosLoraLinear
 from cme_bench.adapters.shared.layer import RoutedLinear
 from cme_bench.adapters.shared.router import NORMALIZER_FLOOR
 from cme_bench.errors import UsageError
+from cme_bench.models.folder import own_entries
 from cme_bench.vllm_plugin.file import ADAPTER_FILE, write_adapter
 from cme_bench.vllm_plugin.spec import EMBEDDED, SUBFOLDER, GatedSpec
 
@@ -156,7 +157,7 @@ def export_checkpoint(base: Path, adapter: GatedAdapter, out: Path) -> None:
         raise UsageError(
             f"{base / 'config.json'}: the base model is quantised; the plugin needs plain weights"
         )
-    for file in sorted(base.iterdir()):
+    for file in own_entries(base):
         if file.is_file() and file.name != "config.json":
             _link(file.resolve(), out / file.name)
     config["quantization_config"] = {**adapter.spec.to_block(), EMBEDDED: True}

@@ -1,0 +1,95 @@
+"""Is it a causal language model? Asked of the configuration before weights load, and of the loaded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.errors import CmeError, UsageError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_ENDINGS = ("ForCausalLM", "LMHeadModel")
+_PROBE_TOKENS = 12
+_LEAKS = 1e-4, 0.1
+"""Share of the logits' spread by which a later token may change earlier ones: in float32, in 16 bits."""
+
+
+def check_causal(path: Path, config: Any) -> None:
+    """Raise UsageError unless ``config`` describes a model that predicts each token from those before it.
+
+    Encoders, encoder-decoders, classifiers, embedding models and architectures that only remote code
+    computes are refused.
+    """
+    if reason := _declared(config):
+        raise UsageError(f"{path}: {reason}")
+
+
+def _declared(config: Any) -> str | None:
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
+    kind = str(config.model_type)
+    no = f"{kind} is no causal language model"
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in classes:
+        return no + _why_unknown(config)
+    if config.is_encoder_decoder:
+        return f"{no} (an encoder and a decoder)"
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (
+        getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    ):
+        return f"{no} (an encoder: config.json does not say is_decoder)"
+    text = config.get_text_config(decoder=True)
+    both = getattr(text, "use_bidirectional_attention", None) is True
+    if both or getattr(text, "is_causal", None) is False:
+        return f"{no} (its attention looks in both directions)"
+    return _other_head(config.architectures or [], classes.values())
+
+
+def _why_unknown(config: Any) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return " (it takes images and text; models of text alone are supported)"
+    return " that transformers computes without remote code" if getattr(config, "auto_map", None) else ""
+
+
+def _other_head(architectures: list[str], known: Any) -> str | None:
+    if not architectures or any(name in known or name.endswith(_ENDINGS) for name in architectures):
+        return None
+    name = architectures[0]
+    if name.endswith("Model"):
+        return (
+            f"config.json names {name}, a body without output layer, which is no causal language model; if "
+            "the weights have an output layer, name its class under architectures"
+        )
+    return f"config.json names {name}, which is no causal language model"
+
+
+def check_order(model: PreTrainedModel, path: Path) -> None:
+    """Raise UsageError if a token changes the logits of tokens before it, CmeError if there are no logits.
+
+    One forward of two short rows. Logits that are not finite are left for an engine to report.
+    """
+    import torch
+
+    ids = (torch.arange(_PROBE_TOKENS) * 7 + 3) % min(997, model.get_input_embeddings().weight.shape[0])
+    rows = torch.stack((ids, torch.cat((ids[:-1], ids[:1])))).to(model.device)
+    try:
+        with torch.inference_mode():
+            logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
+    except torch.OutOfMemoryError as err:
+        raise CmeError(f"{path}: out of memory on a row of {_PROBE_TOKENS} tokens") from err
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as err:
+        reason = first_line(err)
+        raise CmeError(f"{path}: the model cannot compute a row of tokens alone ({reason})") from err
+    change, spread = (logits[0] - logits[1]).abs().max(), logits.std()
+    if change > _LEAKS[model.dtype.itemsize < 4] * spread:
+        raise UsageError(
+            f"{path}: {model.config.model_type} is no causal language model as it is configured: a token "
+            "changes the logits of tokens before it"
+        )

@@ -1,0 +1,61 @@
+"""What a loaded model computes with, as numbers that are cheap to compare: has an adapter left it as it was?
+
+Every tensor counts by name, shape, dtype, a checksum of its bits, and which other names share its memory;
+every module by its class, its hooks and a forward of its own; and the configuration. It is one pass over the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Fingerprint: TypeAlias = Mapping[str, object]
+"""Value by what it belongs to, as ``tensor model.norm.weight``."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """Return the fingerprint of ``model``; two are equal if the same tensors go through the same modules."""
+    found: dict[str, object] = {}
+    seen: dict[tuple[object, ...], tuple[int, list[int]]] = {}
+    for name, tensor in _tensors(model):
+        where = (tensor.device, tensor.data_ptr() if tensor.device.type != "meta" else name, tensor.shape)
+        if where not in seen:
+            seen[where] = len(seen), _checksum(tensor)
+        found[f"tensor {name}"] = (tuple(tensor.shape), tensor.dtype, *seen[where])
+    for name, module in model.named_modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        found[f"module {name}"] = (type(module), hooks, module.__dict__.get("forward"))
+    config = getattr(model, "config", None)
+    found["config"] = config.to_json_string(use_diff=False) if config is not None else None
+    return found
+
+
+def difference(before: Fingerprint, after: Fingerprint) -> str | None:
+    """Return what differs first, tensors before modules; None if nothing does."""
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in before or name not in after or before[name] != after[name]:
+            return name
+    return None
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _checksum(tensor: Tensor) -> list[int]:
+    """Two int64: the sum of the bits as integers, and the same with every row weighted by its place."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return []
+    values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    bits = values.detach().contiguous().view(_INTEGERS[values.element_size()])
+    rows = bits.reshape(-1, bits.shape[-1] if bits.dim() else 1).sum(-1, dtype=torch.int64)
+    weights = 2 * torch.arange(len(rows), device=rows.device) + 1
+    sums: list[int] = torch.stack((rows.sum(), (rows * weights).sum())).tolist()
+    return sums

@@ -1,0 +1,136 @@
+"""The base under the next adapter: whatever an adapter did to it, the next one answers as it does alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.engines.base import LoglikelihoodRequest
+from cme_bench.models.adapter import resolve_adapter
+from cme_bench.models.fingerprint import difference, fingerprint
+from cme_bench.runs.engines import Job
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel
+
+LM = {"task_type": "CAUSAL_LM"}
+REQUEST = LoglikelihoodRequest((((10, 11, 12, 13), (14, 15)), ((10, 11, 12, 13), (16,))))
+JOB = Job(64, 64, REQUEST.rows[0][0])
+
+
+def lora(**changes: object) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"], **LM, **changes})  # type: ignore[arg-type]
+
+
+ADAPTERS: dict[str, PeftConfig] = {
+    "saved modules": lora(modules_to_save=["embed_tokens", "lm_head"]),
+    "norms": lora(modules_to_save=["norm", "input_layernorm"]),
+    "embeddings": lora(target_modules=["embed_tokens", "q_proj"]),
+    "head": lora(target_modules=["lm_head", "q_proj"]),
+    "tokens": lora(trainable_token_indices=[3, 5]),
+    "pissa": lora(init_lora_weights="pissa"),
+    "olora": lora(init_lora_weights="olora"),
+    "dora": lora(use_dora=True),
+    "replicated": lora(layer_replication=[[0, 2], [1, 2]]),
+    "adalora": peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=10, **LM),
+    "ia3": peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"], **LM),
+    "oft": peft.OFTConfig(target_modules=["q_proj"], oft_block_size=8, **LM),
+    "norm tuning": peft.LNTuningConfig(target_modules=["norm"], **LM),
+    "prompt": peft.PromptTuningConfig(num_virtual_tokens=4, **LM),
+    "prefix": peft.PrefixTuningConfig(num_virtual_tokens=4, **LM),
+    "adaption": peft.AdaptionPromptConfig(adapter_len=4, adapter_layers=1, **LM),
+    "teamlora": TeamLoraConfig(r=2, num_experts=4, **LM),
+}
+
+
+def save_adapter(base: Path, out: Path, config: PeftConfig, seed: int = 3) -> Path:
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.2 * torch.randn(parameter.shape))
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {name: save_adapter(tiny_checkpoint, folder / name, config) for name, config in ADAPTERS.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(tiny_checkpoint, tmp_path_factory.mktemp("plain") / "plain", lora(), seed=7)
+
+
+def answer(base: BaseModel, adapter: Path | None) -> tuple[float, ...]:
+    found = None if adapter is None else resolve_adapter(str(adapter), base.config)
+    try:
+        ((_, response),) = base.engines.open(found, JOB).loglikelihood([REQUEST])
+    finally:
+        base.engines.release()
+    return response.logprobs
+
+
+def test_every_adapter_leaves_the_next_one_alone(
+    tiny_checkpoint: Path, adapters: dict[str, Path], plain: Path
+) -> None:
+    options = RunOptions(model=str(tiny_checkpoint), dtype="float32")
+    alone, bare = answer(BaseModel(options), plain), answer(BaseModel(options), None)
+    base = BaseModel(options)
+    notes: list[str] = []
+    base.note = notes.append
+    answered = 0
+    for name, adapter in adapters.items():
+        try:
+            answered += answer(base, adapter) != bare
+        except Exception as err:  # refused, or failed when it was half put on: the next must not notice
+            assert str(err), name
+        assert answer(base, plain) == alone, name
+        assert answer(base, None) == bare, name
+    assert answered >= 5
+    assert any("'pissa' left the base model changed (tensor " in note for note in notes), notes
+    needless = ("'plain'", "'teamlora'", "'saved modules'", "'norms'")
+    assert not any(name in note for note in notes for name in needless), notes
+
+
+def test_a_damaged_adapter_leaves_the_base_as_it_was(
+    tiny_checkpoint: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = BaseModel(RunOptions(model=str(tiny_checkpoint), dtype="float32"))
+    bare, alone = answer(base, None), answer(base, plain)
+    with monkeypatch.context() as patch:
+        patch.setattr("cme_bench.adapters.liveness.check_liveness", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            answer(base, plain)
+    assert (answer(base, None), answer(base, plain)) == (bare, alone)
+
+
+@pytest.mark.parametrize(
+    ("harm", "where"),
+    [
+        (lambda m: m.model.norm.weight.data.add_(1e-3), "tensor model.norm.weight"),
+        (lambda m: m.lm_head.weight.data.copy_(m.lm_head.weight.flip(0)), "tensor lm_head.weight"),
+        (lambda m: m.model.layers[1].mlp.down_proj.half(), "tensor model.layers.1.mlp.down_proj.weight"),
+        (lambda m: setattr(m.lm_head, "weight", m.model.embed_tokens.weight), "tensor lm_head.weight"),
+        (lambda m: m.model.layers.append(m.model.layers[0]), "tensor model.layers.2"),
+        (lambda m: setattr(m.model.layers[0], "mlp", torch.nn.Identity()), "tensor model.layers.0.mlp"),
+        (lambda m: m.model.register_forward_hook(print), "module model"),
+        (lambda m: setattr(m.model.norm, "forward", print), "module model.norm"),
+        (lambda m: setattr(m.config, "rms_norm_eps", 1.0), "config"),
+        (lambda m: m.model.rotary_emb.inv_freq.mul_(2), "tensor model.rotary_emb.inv_freq"),
+    ],
+)
+def test_a_fingerprint_sees_what_changes_answers(tiny_checkpoint: Path, harm: object, where: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    before = fingerprint(model)
+    assert difference(before, fingerprint(model)) is None
+    harm(model)  # type: ignore[operator]
+    assert str(difference(before, fingerprint(model))).startswith(where)
