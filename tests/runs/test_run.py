@@ -161,14 +161,17 @@ def test_bos_is_added_recorded_and_decided_by_the_user(
 
 
 def test_a_token_without_an_embedding_is_refused_before_weights(
-    tiny_checkpoint: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(tiny_checkpoint, broken)
     grown = copy.deepcopy(toy_tokenizer)
     grown.add_tokens([f"<extra {i}>" for i in range(40)] + ["Answer:"])
     grown.save_pretrained(broken)
-    (broken / "model.safetensors").write_bytes(b"never read")
+    monkeypatch.setattr("cme_bench.runs.responder.load_model", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError, match=r"ids up to 313, the model 300 embeddings \('Answer:' is 313\)"):
         run(options(broken, tmp_path / "r", tasks="cme_rte_ll", limit=1))
 
