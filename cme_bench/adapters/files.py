@@ -59,6 +59,7 @@ def read_config(folder: Path) -> PeftConfig:
             f"{path}: field {other!r} is unknown to PEFT {peft.__version__} and may change what is computed; "
             "remove it if it does not"
         )
+    content.pop("runtime_config", None)  # of the process that wrote it: PEFT ignores it in a file
     if problem := misfit(content, config_cls):
         raise AdapterError(f"{path}: {problem}")
     try:

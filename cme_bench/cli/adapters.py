@@ -68,21 +68,31 @@ def export_vllm(
     ],
     base: Annotated[str, typer.Option(help="The base model: a folder, a hub id or 'smollm2'.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
+    link: Annotated[
+        bool, typer.Option("--link", help="Link the base model's files; both folders then change together.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
 ) -> None:
-    """A checkpoint folder that vLLM serves with the adapter: vllm serve OUT, no flag needed.
+    """Write a checkpoint folder that vLLM serves with the adapter, and print the command that serves it.
 
-    Base weights are linked, not copied. cme-bench must be installed beside vLLM, whose plugin it is.
+    cme-bench must be installed beside vLLM, whose plugin it is.
     """
-    from cme_bench.engines.vllm.adapter import export_checkpoint, read_gated
+    from cme_bench.engines.vllm.adapter import read_gated
+    from cme_bench.engines.vllm.export import export_checkpoint, serve_command
+    from cme_bench.models.adapter_tokenizer import beside
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.folder import adapter_note
-    from cme_bench.models.load import check_base, load_config
+    from cme_bench.models.load import check_base, load_config, load_tokenizer
+    from cme_bench.models.quantisation import check_takes_adapter
 
     checkpoint = resolve_model(base, offline=offline)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
-    if beside := adapter_note(checkpoint.path):
-        typer.echo(beside, err=True)
-    export_checkpoint(checkpoint.path, read_gated(adapter, config), out)
-    typer.echo(f"vllm serve {out}")
+    check_takes_adapter(checkpoint.path, config)
+    own = beside(adapter, load_tokenizer(checkpoint))
+    for note in (adapter_note(checkpoint.path), own.note):
+        if note is not None:
+            typer.echo(note, err=True)
+    tokenizer = None if own.note is None else own.tokenizer
+    export_checkpoint(checkpoint.path, read_gated(adapter, config), out, tokenizer=tokenizer, link=link)
+    typer.echo(serve_command(out))

@@ -30,6 +30,19 @@ class Job:
     probe: TokenIds
 
 
+def check_computable(engine: str, adapter: AdapterCheckpoint, base: BaseModel) -> None:
+    """Raise UsageError, or AdapterError, for an adapter that ``engine`` does not compute exactly on ``base``.
+
+    Asked before anything is answered. What an engine can only tell when it runs is raised by ``open``.
+    """
+    if engine == "vllm":
+        from cme_bench.engines.vllm.adapter import adapted_linears
+        from cme_bench.models.quantisation import check_takes_adapter
+
+        check_takes_adapter(base.checkpoint.path, base.config)
+        adapted_linears(adapter.path, base.config)
+
+
 class EngineSource(ABC):
     """Makes engines for one base model."""
 
@@ -152,18 +165,17 @@ class VLLMSource(EngineSource):
         from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine
         from cme_bench.models.load import end_token_ids
-        from cme_bench.models.quantisation import check_takes_adapter
         from cme_bench.vllm_plugin.file import write_adapter
 
         self._host.allow(job.longest)
-        ends = end_token_ids(self._base.checkpoint, self._base.config, self._base.tokenizer)
+        tokenizer = self._base.tokenizer_of(adapter).tokenizer
+        ends = end_token_ids(self._base.checkpoint, self._base.config, tokenizer)
         if adapter is None:
-            return VLLMEngine(self._host, self._base.tokenizer, ends)
-        check_takes_adapter(self._base.checkpoint.path, self._base.config)
+            return VLLMEngine(self._host, tokenizer, ends)
         gated = read_gated(adapter.path, self._base.config)
         file = Path(self._files) / f"{adapter.hash}.safetensors"
         write_adapter(file, gated.spec, gated.tensors)
-        engine = VLLMEngine(self._host, self._base.tokenizer, ends, adapter=file, spec=gated.spec)
+        engine = VLLMEngine(self._host, tokenizer, ends, adapter=file, spec=gated.spec)
         engine.check_liveness(repr(adapter.name), job.probe[-LIVENESS_TOKENS:])
         return engine
 

@@ -24,7 +24,7 @@ from cme_bench.models.load import (
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
-from cme_bench.runs.engines import SOURCES, EngineSource, Job
+from cme_bench.runs.engines import SOURCES, EngineSource, Job, check_computable
 from cme_bench.runs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ class Responder:
         self.adapter: AdapterCheckpoint | None = (
             None if adapter is None else resolve_adapter(adapter, base.config)
         )
+        if self.adapter is not None:
+            check_computable(options.computes, self.adapter, base)
         self.longest: int | None = None
         """Most tokens of a row that will be asked, if that is known before the engine is made."""
         self._engine: Engine | None = None

@@ -14,7 +14,9 @@ import logging
 def register() -> None:
     """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
     try:
-        from cme_bench.vllm_plugin import config  # noqa: F401 - importing it registers
+        from cme_bench.vllm_plugin import guard  # importing it registers the quantisation config
+
+        guard.install()
     except (ImportError, AttributeError) as error:
         logging.getLogger("vllm.cme_bench").warning(
             "cme_bench: this vLLM does not offer what the TeamLoRA plugin needs (%s); it is off", error

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 
 from cme_bench.vllm_plugin import output_layer  # noqa: F401 - importing it registers
-from cme_bench.vllm_plugin.file import ADAPTER_FILE
 from cme_bench.vllm_plugin.layout import checkpoint_modules
-from cme_bench.vllm_plugin.loading import load_layers
 from cme_bench.vllm_plugin.method import GatedLinearMethod
-from cme_bench.vllm_plugin.spec import EMBEDDED, QUANT_METHOD, SUBFOLDER, GatedSpec
+from cme_bench.vllm_plugin.spec import DIGEST, EMBEDDED, QUANT_METHOD, GatedSpec
 
 
 @register_quantization_config(QUANT_METHOD)
 class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no types here
     """Gives every adapted linear a ``GatedLinearMethod``, every other one vLLM's own.
 
-    ``embedded``: the adapter lies in the checkpoint's own folder, and is loaded once the base weights of
-    every layer are there. Otherwise ``worker.ExtendedWorker`` loads adapters into the running engine.
+    ``embedded``: the adapter lies in the checkpoint's own folder, and ``guard`` loads it once the model is
+    there. Otherwise ``worker.ExtendedWorker`` loads adapters into the running engine. ``digest``: of the
+    embedded adapter's file; None in folders that were exported before it was recorded.
     """
 
-    def __init__(self, spec: GatedSpec, embedded: bool) -> None:
+    guarded: ClassVar[bool] = False
+    """Whether ``guard`` looks at every model that this process loads."""
+
+    def __init__(self, spec: GatedSpec, embedded: bool, digest: str | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.embedded = embedded
-        self._layers: list[Any] = []
-        self._ready = 0
+        self.digest = digest
+        self._modules = {module: module for module in spec.modules}
+        """Name on vLLM -> module of the adapter."""
 
     def get_name(self) -> str:
         return QUANT_METHOD
@@ -50,21 +51,24 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GatedConfig:
-        return cls(GatedSpec.from_block(config), bool(config.get(EMBEDDED, False)))
+        """Raises ValueError for a block that is not one of ours, or that this vLLM cannot be held to."""
+        if config.get(EMBEDDED) and not cls.guarded:
+            raise ValueError("cme_bench cannot check in this vLLM that the folder's adapter is applied")
+        return cls(GatedSpec.from_block(config), bool(config.get(EMBEDDED, False)), config.get(DIGEST))
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Follow the names that a model class of vLLM gives to the checkpoint's modules."""
+        renamed = {}
+        for name, module in self._modules.items():
+            for new in hf_to_vllm_mapper.apply_list([f"{name}.weight"]):  # none: vLLM drops it
+                renamed[new.removesuffix(".weight")] = module
+        self._modules = renamed
 
     def get_quant_method(self, layer: Any, prefix: str) -> QuantizeMethodBase | None:
         if not isinstance(layer, LinearBase):
             return None
-        members = checkpoint_modules(prefix, self.packed_modules_mapping)
-        if not set(members) & set(self.spec.modules):
+        names = checkpoint_modules(prefix, self.packed_modules_mapping)
+        if not self._modules.keys() & set(names):
             return UnquantizedLinearMethod()
-        self._layers.append(layer)
-        if not self.embedded:
-            return GatedLinearMethod(self.spec, members)
-        folder = Path(get_current_vllm_config().model_config.model)
-        return GatedLinearMethod(self.spec, members, lambda: self._one_more_ready(folder))
-
-    def _one_more_ready(self, folder: Path) -> None:
-        self._ready += 1
-        if self._ready == len(self._layers):
-            load_layers(self._layers, folder / SUBFOLDER / ADAPTER_FILE)
+        members = [self._modules.get(name, f"{name} (no adapter)") for name in names]
+        return GatedLinearMethod(self.spec, members, must_be_placed=self.embedded)

@@ -5,6 +5,7 @@ Parts are ``down``, ``up``, ``router``, ``interaction`` with the shapes of ``Gat
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,15 @@ def write_adapter(path: Path, spec: GatedSpec, tensors: Mapping[str, Tensor]) ->
     """Write an adapter file; ``tensors`` by ``<module>.<part>``."""
     content = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
     save_file(content, path, metadata={"format": "pt", _SPEC: json.dumps(spec.to_block())})
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal. Raises AdapterFileError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise AdapterFileError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def read_spec(path: Path) -> GatedSpec:
@@ -63,9 +73,12 @@ def load_adapter(path: Path, spec: GatedSpec, layers: Iterable[tuple[Layout, Pla
         )
     layers = list(layers)
     held = {part.module: part for layout, _ in layers for part in layout.parts}
-    for module in spec.modules:
-        if module not in held:
-            raise AdapterFileError(f"{path}: the model on vLLM has no linear layer {module}")
+    missing = [module for module in spec.modules if module not in held]
+    if missing:
+        raise AdapterFileError(
+            f"{path}: the model on vLLM has no linear layer {missing[0]} that can take an adapter (nor "
+            f"{len(missing) - 1} others of {len(spec.modules)}); use --engine hf"
+        )
     with safe_open(path, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _check(path, shapes, spec, layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 
 FUSION_SWITCH = "CME_BENCH_VLLM_FUSION"
 """Environment variable: 0 turns the fused kernels off."""
-_HEADS_IN_ORDER = frozenset({"phi3"})
-"""Model types whose checkpoints fuse q, k and v as vLLM does, one after the other. Elsewhere heads are
-interleaved and vLLM reorders rows while it loads them; an adapter's rows would stay behind."""
+_IN_ORDER = frozenset({"phi3"})
+"""Model types whose checkpoints keep several linears as one in vLLM's order, one after the other. Elsewhere
+heads are interleaved, for example, and vLLM reorders rows while it loads them; an adapter's rows would stay
+behind."""
 
 
 @register_weight_loader_v2_supported_method
@@ -36,18 +37,17 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
 
     gated_down (parts * latent, local_in) and gated_up (local_out, k r) in the model's dtype; gated_router
     (parts * k, local_in) and gated_interaction (parts, k, k) in float32. With fusion, see ``kernels.Store``.
-    The buffers start as zeros: the adapter is then the identity.
+    The buffers start as zeros: the adapter is then the identity. ``must_be_placed``: a layer that is used
+    before its adapter was placed is an error.
     """
 
     supports_pre_processed_weights = False
 
-    def __init__(
-        self, spec: GatedSpec, members: list[str], when_ready: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, spec: GatedSpec, members: list[str], *, must_be_placed: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.members = members
-        self.when_ready = when_ready
+        self.lacks_adapter = must_be_placed
         self.layout: Layout
         self.store: Any = None  # kernels.Store, on CUDA
 
@@ -70,8 +70,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             params_dtype,
             **extra_weight_attrs,
         )
-        if isinstance(layer, QKVParallelLinear) and len(self.members) == 1:
-            _refuse_interleaved(self.members[0])
+        _refuse_unreachable(layer, self.members, len(output_partition_sizes))
         self.layout = plan_layout(
             self.members,
             self.spec.modules,
@@ -99,8 +98,6 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         if self.store is None and self._fuses(layer):
             self._fuse(layer)
         super().process_weights_after_loading(layer)
-        if self.when_ready is not None:
-            self.when_ready()
 
     def _fuses(self, layer: Any) -> bool:
         if not layer.weight.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0":
@@ -121,6 +118,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
 
     def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
         """Copy an adapter into the layer, in place: captured graphs and compiled code see it."""
+        self.lacks_adapter = False
         if self.store is not None:
             self.store.place(
                 tensors["down"], tensors["up"], tensors.get("router"), tensors.get("interaction")
@@ -138,6 +136,8 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., local_in) to (..., local_out)."""
+        if self.lacks_adapter:
+            raise RuntimeError(f"{self.members[0]}: the adapter of this model was never loaded")
         tokens = x.reshape(-1, x.shape[-1])
         if self.store is not None:
             y = self.store.apply(tokens, partial=_is_partial(layer))
@@ -165,12 +165,21 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         return gated_latent(z, shares(logits, interaction, self.spec), self.spec)
 
 
-def _refuse_interleaved(module: str) -> None:
-    kind = get_current_vllm_config().model_config.hf_config.model_type
-    if kind not in _HEADS_IN_ORDER:
+def _refuse_unreachable(layer: Any, members: list[str], partitions: int) -> None:
+    """Raises ValueError for a layer whose rows may be in another order than the adapter's, or whose weight
+    vLLM multiplies by itself."""
+    config = get_current_vllm_config().model_config
+    kind = config.hf_config.model_type
+    joined = isinstance(layer, QKVParallelLinear) or partitions > 1
+    if joined and len(members) == 1 and kind not in _IN_ORDER:
         raise ValueError(
-            f"{module}: in a {kind} model vLLM may reorder the rows of this layer, so that an adapter would "
-            "reach the wrong heads; adapt other layers, or use --engine hf"
+            f"{members[0]}: in a {kind} model vLLM may reorder the rows of this layer, so that an adapter "
+            "would reach the wrong heads; adapt other layers, or use --engine hf"
+        )
+    if getattr(config, "use_mla", False) and members[0].endswith(".kv_b_proj"):
+        raise ValueError(
+            f"{members[0]}: vLLM folds this layer's weight into its attention, past any adapter; adapt other "
+            "layers, or use --engine hf"
         )
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +15,18 @@ from torch import Tensor, nn
 
 from cme_bench.adapters.blueprint import adapted, bare_model
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.files import weights_file
+from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
 from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.moslora.layer import MosLoraLinear
 from cme_bench.adapters.shared.layer import RoutedLinear
 from cme_bench.adapters.shared.router import NORMALIZER_FLOOR
-from cme_bench.errors import UsageError
-from cme_bench.models.folder import own_entries
-from cme_bench.vllm_plugin.file import ADAPTER_FILE, write_adapter
-from cme_bench.vllm_plugin.spec import EMBEDDED, SUBFOLDER, GatedSpec
+from cme_bench.engines.vllm.fields import refuse_inexact
+from cme_bench.errors import first_line
+from cme_bench.vllm_plugin.spec import GatedSpec
 
 _ADAPTER = "default"
 _PREFIX = "base_model.model."
+_LINEARS = (LoraLinear, SVDLinear, MosLoraLinear, RoutedLinear)
 _ADALORA_EPSILON = 1e-5  # PEFT's SVDLinear divides by the initial rank + 1e-5, also where ranks were cut
 
 
@@ -49,20 +46,74 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
     MoSLoRA's mixer are multiplied into A. Raises AdapterError as ``load_adapter`` does, and for what the
     plugin cannot compute.
     """
-    config = check_adapter(bare_model(base_config), folder)
-    model = adapted(bare_model(base_config), config)
+    config, layers = adapted_linears(folder, base_config)
+    tensors = load_file(weights_file(folder))
+    if isinstance(next(iter(layers.values())), RoutedLinear):
+        spec = _routed_spec(config, tuple(sorted(layers)))
+        return GatedAdapter(spec, _routed_tensors(tensors, layers, spec))
+    return _plain_adapter(config, layers, tensors)
+
+
+def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.Module]]:
+    """The config of the adapter in ``folder`` and PEFT's layer of every linear it adapts, by module name.
+
+    No tensor is read. Raises AdapterError as ``load_adapter`` does, for a setting that the plugin does not
+    compute exactly, and for a layer that it cannot reach.
+    """
+    refuse_inexact(folder)
+    config = read_config(folder)
+    try:
+        model = adapted(bare_model(base_config), config)
+    except ValueError as error:
+        raise AdapterError(f"{folder / CONFIG_FILE}: {first_line(error)}") from None
     layers = {
         name.removeprefix(_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
     }
-    _refuse_extras(folder, config, layers)
-    tensors = load_file(weights_file(folder))
-    if isinstance(next(iter(layers.values())), RoutedLinear):
-        spec = _routed_spec(config, tuple(sorted(layers)))
-        return GatedAdapter(spec, _routed_tensors(tensors, layers, spec))
-    plain = {name: _plain_parts(folder, config, name, layer, tensors) for name, layer in layers.items()}
-    rank = max(len(down) for down, _ in plain.values())
+    head = model.get_base_model().get_output_embeddings()
+    for name, layer in layers.items():
+        if layer is head or not isinstance(layer, _LINEARS):
+            kind = "the output layer" if layer is head else type(layer.get_base_layer()).__name__
+            raise AdapterError(
+                f"{folder}: it adapts {name} ({kind}), which the vLLM plugin cannot compute; use --engine hf"
+            )
+    if not layers:
+        raise AdapterError(f"{folder}: it adapts no linear layer; use --engine hf")
+    check_adapter(bare_model(base_config), folder)
+    _check_names(weights_file(folder), config, layers)
+    return config, layers
+
+
+def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) -> None:
+    """Raises AdapterError for a tensor that the plugin would leave out, such as a base weight that was
+    trained with the adapter: PEFT loads it, so it changes the answers."""
+    computed = {
+        f"{_PREFIX}{name}.{part}" for name, layer in layers.items() for part in _part_names(config, layer)
+    }
+    for name in tensor_shapes(weights):
+        if name not in computed:
+            raise AdapterError(
+                f"{weights}: tensor {name} is no part of an adapted linear layer, and the vLLM plugin "
+                "computes nothing else; use --engine hf"
+            )
+
+
+def _part_names(config: Any, layer: nn.Module) -> tuple[str, ...]:
+    if isinstance(layer, SVDLinear):
+        return ("lora_A", "lora_B", "lora_E")
+    if isinstance(layer, LoraLinear):
+        return ("lora_A.weight", "lora_B.weight")
+    if isinstance(layer, MosLoraLinear):
+        return ("moslora_down", "moslora_mixer", "moslora_up")
+    return tuple(f"{_method(config)}_{part}" for part in ("down", "up", "router", "interaction"))
+
+
+def _plain_adapter(
+    config: Any, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
+) -> GatedAdapter:
+    plain = {name: _plain_parts(config, name, layer, tensors) for name, layer in layers.items()}
+    rank = max(1, *(len(down) for down, _ in plain.values()))
     spec = GatedSpec(
         method=_method(config),
         rank=rank,
@@ -83,22 +134,6 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
 
 def _method(config: Any) -> str:
     return str(config.peft_type.value).lower()
-
-
-def _refuse_extras(folder: Path, config: Any, layers: dict[str, nn.Module]) -> None:
-    reason = ""
-    if getattr(config, "modules_to_save", None):
-        reason = f"it saves whole modules ({', '.join(sorted(config.modules_to_save))})"
-    elif getattr(config, "trainable_token_indices", None):
-        reason = "it trains token embeddings"
-    elif getattr(config, "use_dora", False):
-        reason = "it uses DoRA"
-    elif getattr(config, "lora_bias", False) or getattr(config, "bias", "none") != "none":
-        reason = "it trains biases"
-    elif not layers:
-        reason = "it is no adapter on linear layers"
-    if reason:
-        raise AdapterError(f"{folder}: {reason}, which the vLLM plugin cannot compute; use --engine hf")
 
 
 def _routed_spec(config: Any, modules: tuple[str, ...]) -> GatedSpec:
@@ -125,7 +160,7 @@ def _routed_tensors(
 
 
 def _plain_parts(
-    folder: Path, config: Any, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]
+    config: Any, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """``down`` (rank, d_in) and ``up`` (d_out, rank) of ``x A B``, float32, all factors included."""
 
@@ -137,36 +172,6 @@ def _plain_parts(
         return part("lora_A") * part("lora_E") * scale, part("lora_B")
     if isinstance(layer, LoraLinear):
         return part("lora_A.weight") * layer.scaling[_ADAPTER], part("lora_B.weight")
-    if isinstance(layer, MosLoraLinear):
-        scale = layer.settings[_ADAPTER].scale
-        return part("moslora_mixer") @ part("moslora_down") * scale, part("moslora_up")
-    raise AdapterError(f"{folder}: the vLLM plugin cannot compute {name} ({type(layer).__name__})")
-
-
-def export_checkpoint(base: Path, adapter: GatedAdapter, out: Path) -> None:
-    """A checkpoint folder that vLLM serves with the adapter, without any flag: ``vllm serve OUT``.
-
-    The base model's files are linked, not copied (on another file system: copied); config.json says that the
-    plugin is needed. Raises UsageError if ``out`` exists and is not empty.
-    """
-    if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty; choose another folder")
-    (out / SUBFOLDER).mkdir(parents=True, exist_ok=True)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise UsageError(
-            f"{base / 'config.json'}: the base model is quantised; the plugin needs plain weights"
-        )
-    for file in own_entries(base):
-        if file.is_file() and file.name != "config.json":
-            _link(file.resolve(), out / file.name)
-    config["quantization_config"] = {**adapter.spec.to_block(), EMBEDDED: True}
-    write_adapter(out / SUBFOLDER / ADAPTER_FILE, adapter.spec, adapter.tensors)
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    assert isinstance(layer, MosLoraLinear)
+    scale = layer.settings[_ADAPTER].scale
+    return part("moslora_mixer") @ part("moslora_down") * scale, part("moslora_up")

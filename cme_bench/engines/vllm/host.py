@@ -21,6 +21,8 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 
 Key = TypeVar("Key")
 WATCH_SECONDS = 1.0
+_UNSURE = Path()
+"""In the place of an adapter: what the engine holds is not known, and must be loaded again."""
 _NAN = "NaNs detected in logits"
 """What vLLM says where ``VLLM_RAISE_ON_LOGIT_NANS`` is set and a request's logits are NaN."""
 
@@ -71,6 +73,7 @@ class Host:
             self._start(spec)
         if adapter == self._adapter:
             return
+        self._adapter = _UNSURE  # should the next line fail half-way
         if adapter is None:
             self._rpc("clear_gated_adapter")
         else:

@@ -1,0 +1,339 @@
+"""Exported folders: what is in them, who takes them; vLLM serves them with the adapter or not at all."""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from tiny_llama import random_llama, save_checkpoint
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from vllm_bench import Bench
+from vllm_fields import LORA, logits, peft_logits, save_adapter
+
+from cme_bench.cli.adapters import export_vllm
+from cme_bench.engines.vllm.adapter import read_gated
+from cme_bench.engines.vllm.export import export_checkpoint, serve_command
+from cme_bench.errors import CmeError, UsageError
+from cme_bench.models.checkpoint import resolve_model
+from cme_bench.models.load import load_config, load_named
+from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.vllm_plugin.file import (
+    ADAPTER_FILE,
+    AdapterFileError,
+    file_digest,
+    read_spec,
+    write_adapter,
+)
+from cme_bench.vllm_plugin.spec import SUBFOLDER
+
+LENGTH = 96
+IDS = [3 + 7 * i % 250 for i in range(24)]
+
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Path:
+    model = random_llama(0, hidden=128, positions=LENGTH, vocab=320, spread=0.08, tokenizer=toy_tokenizer)
+    return save_checkpoint(tmp_path_factory.mktemp("export") / "base", model, toy_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path) -> Path:
+    model = LlamaForCausalLM.from_pretrained(base)
+    return save_adapter(model, base.parent / "lora", LoraConfig(**LORA))
+
+
+@pytest.fixture
+def served(base: Path, adapter: Path, tmp_path: Path) -> Path:
+    export_vllm(adapter, str(base), tmp_path / "served", offline=True)
+    return tmp_path / "served"
+
+
+def block(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())["quantization_config"]
+    return found
+
+
+def test_neither_folder_changes_with_the_other(base: Path, adapter: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(base, tmp_path / "mine")
+    out = tmp_path / "served"
+    export_vllm(adapter, str(mine), out, offline=True)
+    before = (mine / "model.safetensors").read_bytes()
+    assert (out / "model.safetensors").read_bytes() == before
+    for changed, other in ((out, mine), (mine, out)):
+        with (changed / "model.safetensors").open("r+b") as stream:
+            stream.seek(len(before) - 4)
+            stream.write(b"\x01\x02\x03\x04" if changed == out else b"\x05\x06\x07\x08")
+        assert (changed / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+    assert (mine / "model.safetensors").read_bytes()[-4:] == b"\x05\x06\x07\x08"
+    assert (out / "model.safetensors").read_bytes()[-4:] == b"\x01\x02\x03\x04"
+
+
+def test_links_are_made_where_asked_for(base: Path, adapter: Path, tmp_path: Path) -> None:
+    export_vllm(adapter, str(base), tmp_path / "served", link=True, offline=True)
+    assert (tmp_path / "served" / "model.safetensors").readlink() == base / "model.safetensors"
+    assert not (tmp_path / "served" / "config.json").is_symlink()
+
+
+def test_another_adapter_of_one_shape_is_another_model(base: Path, adapter: Path, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(base)
+    other = save_adapter(model, tmp_path / "other", LoraConfig(**LORA), seed=7)
+    for source in (adapter, other):
+        export_vllm(source, str(base), tmp_path / f"served-{source.name}", offline=True)
+    first, second = (tmp_path / f"served-{source.name}" for source in (adapter, other))
+    assert {k for k, v in block(first).items() if v != block(second)[k]} == {"adapter_sha256"}
+    assert resolve_model(str(first)).hash != resolve_model(str(second)).hash
+
+
+def test_a_second_copy_in_another_format_stays_behind(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """vLLM prefers Mistral's own format where it lies there, and that cannot name an adapter."""
+    mine = shutil.copytree(base, tmp_path / "mine")
+    for name in ("params.json", "consolidated.00-of-01.safetensors"):
+        (mine / name).write_bytes(b"{}")
+    export_checkpoint(mine, read_gated(adapter, load_config(resolve_model(str(base)))), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("consolidated*")) + list((tmp_path / "out").glob("params*"))
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_tokenizer_beside_the_adapter_is_exported(
+    base: Path, adapter: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast, link: bool
+) -> None:
+    """As evaluating uses it; the base's own stays as it is, linked or not."""
+    mine, trained = shutil.copytree(base, tmp_path / "mine"), shutil.copytree(adapter, tmp_path / "trained")
+    before = {file.name: file.read_bytes() for file in mine.iterdir()}
+    other = copy.deepcopy(toy_tokenizer)
+    other.chat_template = "{{ messages[0]['content'] }}!"
+    other.save_pretrained(trained)
+    export_vllm(trained, str(mine), tmp_path / "out", link=link, offline=True)
+    found = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert found.chat_template == other.chat_template
+    assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
+
+
+def test_a_folder_that_is_not_empty_and_an_exported_base_are_refused(
+    base: Path, adapter: Path, served: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is not empty"):
+        export_vllm(adapter, str(base), served, offline=True)
+    with pytest.raises(UsageError, match="holds an adapter already"):
+        export_vllm(adapter, str(served), tmp_path / "again", offline=True)
+
+
+def test_transformers_never_answers_as_its_base(served: Path, adapter: Path) -> None:
+    for engine in ("hf", "ray"):
+        with pytest.raises(UsageError, match=r"exported for vLLM with an adapter.*--engine vllm.*--adapter"):
+            BaseModel(RunOptions(model=str(served), tasks="cme_rte_ll", engine=engine, worker="hf"))
+    with pytest.raises(UsageError, match="exported for vLLM with an adapter"):
+        load_named(str(served), "float32", note=print)
+    asked = RunOptions(model=str(served), tasks="cme_rte_ll", engine="vllm")
+    with pytest.raises(UsageError, match="holds an adapter already"):
+        Responder(asked, BaseModel(asked), str(adapter))
+
+
+def test_the_printed_command_is_one_that_is_there(tmp_path: Path) -> None:
+    command = shlex.split(serve_command(tmp_path / "two words"))
+    assert command[-1] == str(tmp_path / "two words")
+    if command[:2] == ["vllm", "serve"]:
+        assert importlib.util.find_spec("vllm") is None or importlib.metadata.version("vllm")
+    else:
+        assert command[:4] == ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"]
+        with pytest.raises(importlib.metadata.PackageNotFoundError):
+            importlib.metadata.version("vllm")
+
+
+@contextmanager
+def started(command: list[str], environment: dict[str, str]) -> Iterator[Iterator[str]]:
+    """The lines that a command writes, until it is told to stop."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    try:
+        yield iter(process.stdout)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, served: Path) -> None:
+    """A real server, asked over HTTP for the log-probabilities of a prompt's tokens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f" --port {port} --host 127.0.0.1 --dtype float32 --max-model-len 64"
+    options += " --enforce-eager --distributed-executor-backend uni"
+    command = shlex.split(serve_command(served) + options)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    with started(command, environment) as lines:
+        heard = []
+        for line in lines:
+            heard.append(line)
+            if "Application startup complete" in line:
+                break
+        else:
+            pytest.fail("".join(heard[-30:]))
+        body = {"prompt": IDS, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions",
+            json.dumps({"model": str(served), **body}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
+    model = LlamaForCausalLM.from_pretrained(base)
+    ids = torch.tensor([IDS])
+    for reference, same in ((peft_logits(model, adapter, ids), True), (logits(model, ids), False)):
+        table = reference[0].log_softmax(-1)
+        wanted = [float(table[i, token]) for i, token in enumerate(IDS[1:])]
+        assert (found[1 : len(IDS)] == pytest.approx(wanted, abs=1e-3)) is same
+
+
+@pytest.fixture(scope="module")
+def running(
+    base: Path, adapter: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[Path, Bench]]:
+    """An exported folder and the vLLM that serves it, in this process."""
+    folder = base.parent / "running"
+    export_vllm(adapter, str(base), folder, offline=True)
+    bench = Bench(folder, toy_tokenizer, LENGTH)
+    bench.host.use(None, None)
+    yield folder, bench
+    bench.host.close()
+
+
+def damage(folder: Path, fault: str) -> dict[str, Any]:
+    """Do what ``fault`` says to an exported folder; its ``quantization_config`` afterwards."""
+    file, found = folder / SUBFOLDER / ADAPTER_FILE, block(folder)
+    spec = read_spec(file)
+    tensors = load_file(file)
+    if fault == "missing":
+        file.unlink()
+    elif fault == "a byte":
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 64
+        file.write_bytes(content)
+    elif fault == "another export":
+        write_adapter(file, spec, {name: 2 * tensor for name, tensor in tensors.items()})
+    elif fault == "shape":
+        name = f"{spec.modules[0]}.up"
+        write_adapter(file, spec, {**tensors, name: tensors[name][1:]})
+    elif fault == "settings":
+        write_adapter(file, replace(spec, scale=2.0), tensors)
+    if fault in {"shape", "settings"}:
+        del found["adapter_sha256"]  # as folders of older versions
+    return found
+
+
+FAULTS = {
+    "missing": "cannot be read",
+    "a byte": "damaged",
+    "another export": "of another export",
+    "shape": r"has shape \[127, 8\], the model asks for \[128, 8\]",
+    "settings": "differs .* in scale",
+    "another quantisation": "would not be applied",
+    "an adapter of the engine": "would not be applied",
+}
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_that_is_not_applied_whole_stops_the_start(
+    running: tuple[Path, Bench], tmp_path: Path, fault: str
+) -> None:
+    """The check that follows loading, with a model of the real vLLM and a folder that was damaged."""
+    from cme_bench.vllm_plugin.config import GatedConfig
+    from cme_bench.vllm_plugin.guard import check_model
+
+    folder = shutil.copytree(running[0], tmp_path / "served")
+    core = running[1].host._llm.llm_engine.engine_core.engine_core
+    model = core.model_executor.driver_worker.worker.model_runner.model
+    found = damage(folder, fault)
+    quant_config: Any = GatedConfig.from_config(found)
+    if fault == "another quantisation":
+        quant_config = None
+    elif fault == "an adapter of the engine":
+        quant_config = GatedConfig(quant_config.spec, embedded=False)
+    config = SimpleNamespace(model_config=SimpleNamespace(model=str(folder)), quant_config=quant_config)
+    with pytest.raises(AdapterFileError, match=FAULTS[fault]) as raised:
+        check_model(model, config)
+    assert "\n" not in str(raised.value)
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [("", "no layer .* can take an adapter"), (".layers.1.mlp", "no linear layer other.model.layers.1.mlp")],
+    ids=["none", "all but one"],
+)
+def test_a_folder_whose_adapter_finds_no_layer_does_not_start(
+    served: Path, toy_tokenizer: PreTrainedTokenizerFast, part: str, reason: str
+) -> None:
+    """vLLM itself, told nothing but the folder: as with an architecture whose layers have other names."""
+    file = served / SUBFOLDER / ADAPTER_FILE
+    spec, tensors = read_spec(file), load_file(file)
+
+    def other(name: str) -> str:
+        return f"other.{name}" if part in name else name
+
+    moved = replace(spec, modules=tuple(sorted(map(other, spec.modules))))
+    write_adapter(file, moved, {other(name): tensor for name, tensor in tensors.items()})
+    config = json.loads((served / "config.json").read_text())
+    config["quantization_config"] |= {"modules": list(moved.modules), "adapter_sha256": file_digest(file)}
+    (served / "config.json").write_text(json.dumps(config))
+    bench = Bench(served, toy_tokenizer, LENGTH)
+    with pytest.raises(CmeError, match=rf"vLLM did not start: .*{reason}"):
+        bench.host.use(None, None)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_folder_whose_base_lacks_a_weight_does_not_start(
+    served: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """vLLM itself looks for that only where no quantisation is set, and fills the place with anything."""
+    weights = load_file(served / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, served / "model.safetensors", metadata={"format": "pt"})
+    bench = Bench(served, toy_tokenizer, LENGTH)
+    with pytest.raises(CmeError, match=r"vLLM did not start: .*not initialized from"):
+        bench.host.use(None, None)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_running_folder_answers_with_its_adapter(
+    running: tuple[Path, Bench], base: Path, adapter: Path
+) -> None:
+    from cme_bench.engines import LoglikelihoodRequest
+
+    asked = LoglikelihoodRequest(((tuple(IDS[:-1]), (IDS[-1],)),))
+    [(_, found)] = running[1].vllm().loglikelihood([asked])
+    table = peft_logits(LlamaForCausalLM.from_pretrained(base), adapter, torch.tensor([IDS]))[0]
+    assert found.logprobs[0] == pytest.approx(float(table.log_softmax(-1)[-2, IDS[-1]]), abs=1e-4)
