@@ -20,7 +20,7 @@ _RIGHT = (
 
 GOES_ON = re.compile(r"\s+(?!(?:is|as|and|or|for|with|because|since|seems|would|but|not|which)\b)[a-z]")
 """What makes of "a" an article and of "I" a pronoun."""
-NOT_ONE = re.compile(r"(?:either|both|neither|all|between|not)\b", re.IGNORECASE)
+NOT_ONE = re.compile(r"(?:either|both|neither|all|between)\b", re.IGNORECASE)
 WRONG_LINE = re.compile(
     r"[).:\]]*\s*(?:(?:wrong|incorrect|false|no|not)\b|(?!.{0,60}\b(?:because|since|as|not [A-Z])\b)"
     r"[^.\n]*?\b(?:is|are)\s+(?:not (?:right|correct)|wrong|incorrect|false)\b)",
@@ -28,7 +28,8 @@ WRONG_LINE = re.compile(
 )
 """After a letter: its line says that it is wrong."""
 PICK = re.compile(
-    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for)\s+"
+    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for|"
+    r"(?:i'd|i would|i'll) (?:say|answer|guess))\s+"
     r"|(?:故|应|应该|本题)?选(?!项)择?\s*|选择\s*",
     re.IGNORECASE,
 )
@@ -49,7 +50,8 @@ OF_OPTIONS = re.compile(
 )
 """Before "B is correct": B may be an option there, as it is not in "Student B is correct"."""
 SAYS_SO = re.compile(
-    r"\b(?:so|therefore|thus|hence|consequently|finally|conclusion|it)\b|因此|所以|故|综上", re.IGNORECASE
+    r"\b(?:so|therefore|thus|hence|consequently|finally|conclusion|it)\b|因此|所以|故|综上|^\W*是",
+    re.IGNORECASE,
 )
 TEXT_NEXT = re.compile(rf"{CLOSED}\s*[.):,、(-]*\s*[\"'(]*")
 """Between a letter and the text of its option."""
@@ -67,6 +69,7 @@ class Forms:
     right: re.Pattern[str]
     concluded: re.Pattern[str]
     lines: re.Pattern[str]
+    possible: re.Pattern[str]
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,6 +95,9 @@ def forms(letters: tuple[str, ...]) -> Forms:
             r"(?:(?:it(?:'s| is| must be| has to be| should be)|是|为)\s*)?"
             rf"{_NAME}{_OPENED}{x}{_STOP}",
             re.IGNORECASE,
+        ),
+        possible=re.compile(
+            rf"(?<![A-Za-z0-9_']){x}{CLOSED}\s+(?:is|are|could|might|may)\s+(?:be\s+)?(?:also|equally|possible|plausible)\b"
         ),
         lines=re.compile(rf"^\s*[-*]?\s*{_OPENED}{x}(?:{CLOSED}[.):、]|{CLOSED}\s*$)", re.MULTILINE),
     )

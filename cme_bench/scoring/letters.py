@@ -102,6 +102,9 @@ class _Reader:
         read += [
             (Claim(m.start(), m.end(), "says"), self._right(text, m)) for m in self.is_.right.finditer(text)
         ]
+        read += [
+            (Claim(m.start(), m.end(), "hedges"), self._index(m)) for m in self.is_.possible.finditer(text)
+        ]
         read.sort(key=lambda pair: pair[0].end)
         return decide(text, [(claim, value) for claim, value in read if value is not None])
 

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 LM_EVAL_ALIASES = {"acc_norm": "acc_char", "acc_bytes": "acc_byte", "exact_match": "em"}
 """lm-eval's metric names and the formula names we print for them."""
 
-_ARTICLES = regex.compile(r"\b(?:an|the)\b|\ba\b(?=\s*\S)")
+_ARTICLES = regex.compile(r"\b(?:an|the)\b|\ba\b(?=\s+\S)")
 _ARTICLE_LAST = regex.compile(r",\s*(?:a|an|the)[.)]?$")
 _DROPPED = regex.compile(rf"[\p{{P}}{regex.escape(string.punctuation)}]")
 _GROUPED = regex.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_SPACED = regex.compile(r"(?<=(?<![\w.])(?P<left>\d+|\w))\s+([-+*/=<>])\s+(?=(?P<right>\d+|\w)(?!\w))")
 # punctuation that says something: a sign, a decimal point, a clock, C++ and C#, A+ and O-
 _MEANT = regex.compile(
     r"(?<![\w)\]])-(?=[.$€£¥]?\d)|(?<!\w)\.(?=\d)|(?<=\d)[.,:/*^=<>+-](?=[-.]?\d)|(?<=[^\W\d_])\++(?!\w)"
@@ -35,6 +36,7 @@ _QUOTED = regex.compile(r"^([\"'])([^\"']*)\1\.?$")
 _CHARACTER = regex.compile(rf"[{SPACELESS}]\p{{M}}*|[^\s{SPACELESS}]+", regex.V1)
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def normalize_answer(text: str) -> str:
     """Return ``text`` as SQuAD compares it (Rajpurkar et al. 2016): lower case, no punctuation, no articles.
 
@@ -45,11 +47,16 @@ def normalize_answer(text: str) -> str:
     text = _ARTICLE_LAST.sub("", _QUOTED.sub(r"\2", folded_case(text).strip()))
     if _TERM.search(text):
         return regex.sub(r"\s+", "", text.rstrip(".").replace("$", "").replace('"', "'"))
-    marked = _GROUPED.sub(lambda m: m.group().replace(",", ""), text)
+    marked = _SPACED.sub(_operator, _GROUPED.sub(lambda m: m.group().replace(",", ""), text))
     kept = [m.span() for m in _MEANT.finditer(marked)]
     bare = _without_punctuation(marked, kept)
     bare = " ".join(_CHARACTER.findall(_ARTICLES.sub(" ", bare)))
     return bare or text
+
+
+def _operator(m: regex.Match[str]) -> str:
+    """Return an operator without the spaces around it; between letters a minus that no rule drops."""
+    return str(m[2]) if m[2] != "-" or (m["left"].isdigit() and m["right"].isdigit()) else "−"
 
 
 def _without_punctuation(text: str, kept: Sequence[tuple[int, int]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -16,46 +17,28 @@ from cme_bench.scoring.claims import (
     until_next_question,
 )
 from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.number_forms import (
+    ANOTHER,
+    BOLD,
+    CLAUSE_END,
+    COMPOUND,
+    EQUALS,
+    FRONT,
+    INEXACT,
+    JOINED,
+    LABELLED,
+    MARK,
+    NEXT_STEP,
+    ONE_UNIT,
+    RANGE,
+    VARIABLE,
+)
 from cme_bench.scoring.number_words import number_word
 from cme_bench.scoring.numerals import Decimal, Number, Token, flat, read_number, same_value, tokens
 from cme_bench.scoring.text import fold
 from cme_bench.scoring.thinking import without_thinking
 
 Found = Number | Undecided | None
-
-_MARK = re.compile(r"####[ \t]*(.*)")
-_ONE_UNIT = re.compile(r"\s*(?:[a-z°€£¥₹]+(?:[ /][a-z]+)?)?\s*\.?\s*")
-_BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*|__([^_\n]{1,40})__")
-_CLAUSE_END = re.compile(r"\n|[;。!?](?=\s|$|[^\x00-\x7f])|[。;]|(?<!\bRs)\.(?=\s|$|[\"')])")
-_VARIABLE = r"[A-Za-z][A-Za-z_]{0,15}(?:\([a-z]\))?\s*="
-_FRONT = re.compile(
-    rf"(?:[\s,:\"'(\[{{*≈~=#]|{_VARIABLE}|\b(?:about|approximately|approx\.?|around|roughly|exactly|"
-    r"precisely|equal to|equals|only|just|also|simply|indeed|clearly|therefore|thus|hence|then|the|number|"
-    r"value|a|total|of|nearly|almost|that|is|environ|etwa|ungefähr|около|примерно|aproximadamente|circa)\b"
-    r"|大约|约|共有?|一共有?|总共有?|等于|是|为|有)*",
-    re.IGNORECASE,
-)
-_JOINED = re.compile(r"\s*[-+*/^]\s*")
-_EQUALS = re.compile(r"\s*[a-z]{0,12}\s*[=≈]\s*(?:[=≈]\s*)?", re.IGNORECASE)
-_NEXT_STEP = re.compile(r"\s*(?:[,;]|and|then|so)[\s,]*(?:and|then|so)?\s*")
-_COMPOUND = re.compile(
-    r"\s*(?!(?:after|in|for|from|of|with|by|per|over|at|on|since|because|as|minus|plus|times|than|out|when|"
-    r"where|if|x|equals?|is|are|was|makes?|gives?|gets?|leaves?|yields?|becomes?|means?|leaving|giving|making)\b)[^\W\d_]+\.?,?\s+(?:(?:and|or|to|und|et|y|oder|ou)\s+)?",
-    re.IGNORECASE,
-)
-_RANGE = re.compile(
-    r"\s*(?:到|至|~|–|—|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
-)
-_INEXACT = re.compile(
-    r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
-    r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|could|might|may|"
-    r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
-    re.IGNORECASE,
-)
-_LABELLED = re.compile(
-    r"\b(?:step|part|question|problem|equation|case|figure|table|line|rule|example|option|chapter|item)\s*#?\s*$",
-    re.IGNORECASE,
-)
 
 
 def extract_number(response: str, decimal: Decimal | None = None) -> Extraction:
@@ -87,9 +70,19 @@ class _Reader:
     def __init__(self, raw: str, decimal: Decimal | None) -> None:
         self.raw = fold(raw)
         self.decimal = decimal
-        self.text = flat(plain(raw))
-        self.tokens = tokens(self.text, decimal)
-        self.at = {token.start: place for place, token in enumerate(self.tokens)}
+
+    @functools.cached_property
+    def text(self) -> str:
+        return flat(plain(self.raw))
+
+    @functools.cached_property
+    def tokens(self) -> list[Token]:
+        return tokens(self.text, self.decimal)
+
+    @functools.cached_property
+    def at(self) -> dict[int, int]:
+        """Place in ``tokens`` by where the token starts."""
+        return {token.start: place for place, token in enumerate(self.tokens)}
 
     def read(self) -> tuple[Found, str]:
         rules: tuple[tuple[str, Callable[[], Found]], ...] = (
@@ -107,7 +100,7 @@ class _Reader:
     def _marked(self) -> Found:
         if "####" not in self.raw:
             return None
-        found = [n for m in _MARK.finditer(self.raw) if (n := _alone(m.group(1), self.decimal)) is not None]
+        found = [n for m in MARK.finditer(self.raw) if (n := _alone(m.group(1), self.decimal)) is not None]
         counted = [number.value for number in found] == list(range(1, len(found) + 1))
         return None if not found or (counted and len(found) > 1) else found[0]
 
@@ -129,24 +122,24 @@ class _Reader:
     def _bold(self) -> Found:
         found = [
             n
-            for m in _BOLD.finditer(self.raw)
+            for m in BOLD.finditer(self.raw)
             if (n := _alone(m.group(1) or m.group(2), self.decimal)) is not None
         ]
         return found[-1] if found else None
 
     def _after(self, claim: Claim) -> Found:
         """Return what is claimed: the number in front, or the only one of the clause, or what it equals."""
-        front = _FRONT.match(self.text, claim.end)
+        front = FRONT.match(self.text, claim.end)
         pos = front.end() if front else claim.end
         if (place := self.at.get(pos)) is not None:
             return self._value(place)
         if (word := number_word(self.text, pos)) is not None:
             return Number(word)
-        end = m.start() if (m := _CLAUSE_END.search(self.text, pos)) else len(self.text)
+        end = m.start() if (m := CLAUSE_END.search(self.text, pos)) else len(self.text)
         inside = [i for i, token in enumerate(self.tokens) if pos <= token.start < end]
         if not inside:
             return None
-        if _INEXACT.search(self.text, pos, self.tokens[inside[-1]].start):
+        if INEXACT.search(self.text, pos, self.tokens[inside[-1]].start):
             return UNDECIDED
         equal = [i for i in inside if re.search(r"[=≈]\s*$", self.text[pos : self.tokens[i].start])]
         if equal or len(inside) == 1:
@@ -158,12 +151,13 @@ class _Reader:
         end, equation = place, False
         while True:
             token = self.tokens[end]
-            follow = self._next_after(end, _EQUALS)
+            follow = self._next_after(end, EQUALS)
             if token.kind == "expression":
-                joined = self._next_after(end, _JOINED)
-                if joined is None:
+                joined = self._next_after(end, JOINED)
+                if joined is None and follow is None:
                     return UNDECIDED
-                end = joined
+                equation = equation or joined is None
+                end = follow if joined is None and follow is not None else joined or end
             elif follow is not None:
                 end, equation = follow, True
             elif equation and (step := self._next_equation(end)) is not None:
@@ -177,7 +171,7 @@ class _Reader:
 
     def _next_equation(self, place: int) -> int | None:
         """Return the token that a further equation begins with ("..., 5 * 2 = 10")."""
-        step = self._next_after(place, _NEXT_STEP)
+        step = self._next_after(place, NEXT_STEP)
         return step if step is not None and self.tokens[step].kind == "expression" else None
 
     def _next_after(self, place: int, between: re.Pattern[str]) -> int | None:
@@ -191,7 +185,7 @@ class _Reader:
         listed = LISTED.match(self.text, end)
         if listed is not None and listed.end() in self.at:
             return True
-        return any(self._next_after(place, pattern) is not None for pattern in (_COMPOUND, _RANGE))
+        return any(self._next_after(place, pattern) is not None for pattern in (COMPOUND, RANGE, ANOTHER))
 
     def _last(self) -> Found:
         usable = [
@@ -209,16 +203,17 @@ class _Reader:
             and re.search(r"[=≈]\s*$", self.text[start : self.tokens[i].start])
         ]
         if equal:
-            return self._value(equal[-1])
+            apart = equal[-1] > 0 and self._next_after(equal[-1] - 1, ANOTHER) == equal[-1]
+            return UNDECIDED if apart else self._value(equal[-1])
         if self._goes_with_the_one_before(last) or self.tokens[last].kind == "expression":
             return UNDECIDED
         before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
-        return UNDECIDED if _INEXACT.search(before) else self.tokens[last].number
+        return UNDECIDED if INEXACT.search(before) else self.tokens[last].number
 
     def _goes_with_the_one_before(self, place: int) -> bool:
         if place == 0:
             return False
-        joined = (_JOINED, _COMPOUND, _RANGE)
+        joined = (JOINED, COMPOUND, RANGE)
         between = self.text[self.tokens[place - 1].end : self.tokens[place].start]
         listed = LISTED.match(between)
         return bool(listed and listed.end() == len(between)) or any(
@@ -227,7 +222,7 @@ class _Reader:
 
     def _sentence_start(self, place: int) -> int:
         start = 0
-        for m in _CLAUSE_END.finditer(self.text, 0, self.tokens[place].start):
+        for m in CLAUSE_END.finditer(self.text, 0, self.tokens[place].start):
             start = m.end()
         return start
 
@@ -237,7 +232,7 @@ class _Reader:
         before = self.text[line : token.start]
         if not before.strip(" *#-") and re.match(r"[.)]\s+\S", self.text[token.end : token.end + 12]):
             return True
-        return bool(_LABELLED.search(before))
+        return bool(LABELLED.search(before))
 
     def _in_brackets(self, token: Token) -> bool:
         opened = self.text.rfind("(", 0, token.start)
@@ -253,13 +248,13 @@ def _alone(raw: str, decimal: Decimal | None) -> Number | None:
     found = tokens(text, decimal)
     if len(found) != 1 or found[0].kind != "number" or found[0].start != 0:
         return None
-    return found[0].number if _ONE_UNIT.fullmatch(text, found[0].end) else None
+    return found[0].number if ONE_UNIT.fullmatch(text, found[0].end) else None
 
 
 def _whole(raw: str, decimal: Decimal | None) -> Found:
     """Return the number that a box holds; Undecided if it holds anything else."""
     text = flat(plain(raw)).strip().strip("$ ")
-    text = re.sub(rf"^{_VARIABLE}\s*", "", text)
+    text = re.sub(rf"^{VARIABLE}\s*", "", text)
     found = tokens(text, decimal)
     if len(found) == 1 and found[0].kind == "number" and not text[: found[0].start].strip("$≈ "):
         unit = text[found[0].end :]

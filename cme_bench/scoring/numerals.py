@@ -51,7 +51,7 @@ _OTHER = r"""
 """
 _TOKEN = regex.compile(
     rf"""
-    (?P<sign>(?<![A-Za-z0-9_)\]}}%.])[-+](?=[\d.$€£¥₹₩₽₺₫₱฿]|US\$|Rs))?
+    (?P<sign>(?<![\d)]\s*)\b(?i:minus|negative)\s+(?=[\d.$€£¥])|(?<![A-Za-z0-9_)\]}}%.])[-+](?=[\d.$€£¥₹₩₽₺₫₱฿]|US\$|Rs))?
     (?P<money>(?<![A-Za-z]){_MONEY})?(?P<sign2>(?<=[$€£¥₹₩₽₺₫₱฿][ ]?)-)?
     (?:
       (?<![A-Za-z_\d^])(?<!\d[.,]) (?P<digits>{_GROUPS})
@@ -75,6 +75,7 @@ _VARIABLE = regex.compile(
     r"[a-jnopqrtuvwxyzABPQRXYZ](?![\p{L}\p{N}])|\\(?:pi|sqrt|frac|alpha|theta)|[π√]|\((?=[a-z])"
 )
 _OPERATOR = regex.compile(r"\s*[-+*/^]\s*(?=[\d.(\\$√π]|[a-z]\b)|\s*!(?=\s*[-+*/=])")
+_RAISED = regex.compile(r"\s*\^\s*[({]?\s*-?\d+\s*[)}]?")
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 
 
@@ -119,9 +120,11 @@ def _tokens(text: str, decimal: Decimal | None) -> Iterator[Token]:
             continue
         value = _plain(m["digits"] or m["plain"], decimal)
         number, pos = _suffixes(text, pos, value, whole=m["plain"] is not None and m["plain"].isdigit())
-        if "-" in ((m["sign"] or "") + (m["sign2"] or "")):
+        if (m["sign"] or "+") != "+" or m["sign2"]:
             number = Number(-number.value, number.percent)
         kind: Kind = "expression" if _VARIABLE.match(text, pos) or _OPERATOR.match(text, pos) else "number"
+        if power := _RAISED.match(text, pos):
+            kind, pos = "expression", power.end()
         yield Token(start, pos, kind, number)
 
 

@@ -20,6 +20,7 @@ _ABBREVIATED = re.compile(
 )
 _TAKES_BACK = re.compile(r"[.!?]?\s*(?:no\b|or\b|actually|wait|sorry|but\b|not\b|不对|不)", re.IGNORECASE)
 _QUOTE_LAST = re.compile(r"[\"'*]+([.!?])$")
+_PREFIX = re.compile(r"^(?:A|Ans)\s*:\s+")
 _JSON = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\"'\n,{}\[\]]+))\s*(?=[,}\]]|$)")
 
 
@@ -68,6 +69,7 @@ def _first_line(text: str) -> str:
     for line in text.splitlines():
         words = plain(line) if _WRAPPED.fullmatch(line.strip(_QUOTES)) else line
         words = words.strip(_QUOTES)
+        words = _PREFIX.sub("", words)
         if words and not (re.fullmatch(r"(?:the\s+)?answer(?:\s+is)?\s*:?", words, re.IGNORECASE)):
             return first_sentence(words).strip(_QUOTES)
     return ""

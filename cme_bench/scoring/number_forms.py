@@ -1,0 +1,40 @@
+"""The words and signs around numbers: what leads to one, joins two, or makes one inexact."""
+
+from __future__ import annotations
+
+import re
+
+MARK = re.compile(r"####[ \t]*(.*)")
+ONE_UNIT = re.compile(r"\s*(?:[a-z°€£¥₹]+(?:[ /][a-z]+)?)?\s*\.?\s*")
+BOLD = re.compile(r"\*\*([^*\n]{1,40})\*\*|__([^_\n]{1,40})__")
+CLAUSE_END = re.compile(r"\n|[;。!?](?=\s|$|[^\x00-\x7f])|[。;]|(?<!\bRs)\.(?=\s|$|[\"')])")
+VARIABLE = r"[A-Za-z][A-Za-z_]{0,15}(?:\([a-z]\))?\s*="
+FRONT = re.compile(
+    rf"(?:[\s,:\"'(\[{{*≈~=#]|{VARIABLE}|\b(?:about|approximately|approx\.?|around|roughly|exactly|"
+    r"precisely|equal to|equals|only|just|also|simply|indeed|clearly|therefore|thus|hence|then|the|number|"
+    r"value|a|total|of|nearly|almost|that|is|environ|etwa|ungefähr|около|примерно|aproximadamente|circa)\b"
+    r"|大约|约|共有?|一共有?|总共有?|等于|是|为|有)*",
+    re.IGNORECASE,
+)
+JOINED = re.compile(r"\s*[-+*/^]\s*")
+EQUALS = re.compile(r"\s*[a-z]{0,12}\s*[=≈]\s*(?:[=≈]\s*)?", re.IGNORECASE)
+NEXT_STEP = re.compile(r"\s*(?:[,;]|and|then|so)[\s,]*(?:and|then|so)?\s*")
+COMPOUND = re.compile(
+    r"\s*(?!(?:after|in|for|from|of|with|by|per|over|at|on|since|because|as|minus|plus|times|than|out|when|"
+    r"where|if|x|equals?|is|are|was|makes?|gives?|gets?|leaves?|yields?|becomes?|means?|leaving|giving|making)\b)[^\W\d_]+\.?,?\s+(?:(?:and|or|to|und|et|y|oder|ou)\s+)?",
+    re.IGNORECASE,
+)
+RANGE = re.compile(
+    r"\s*(?:到|至|~|–|—|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
+)
+ANOTHER = re.compile(r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]\s*=\s*")
+INEXACT = re.compile(
+    r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
+    r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|could|might|may|"
+    r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
+    re.IGNORECASE,
+)
+LABELLED = re.compile(
+    r"\b(?:step|part|question|problem|equation|case|figure|table|line|rule|example|option|chapter|item)\s*#?\s*$",
+    re.IGNORECASE,
+)
