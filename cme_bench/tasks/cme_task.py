@@ -7,6 +7,7 @@ The built-in YAML files name this class (``class: !function cme_bench.tasks.cme_
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,6 +20,9 @@ from lm_eval.api.task import ConfigurableTask
 from cme_bench.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 from cme_bench.scoring.macro_f1 import f1_macro
+
+_EXPRESSION = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
+"""A template that is one expression and nothing else."""
 
 register_aggregation("f1_macro")(f1_macro)
 
@@ -77,7 +81,9 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return self._rendered("text", doc, doc_to_text, super().doc_to_text)
 
     def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
-        return self._rendered("target", doc, doc_to_target, super().doc_to_target)
+        target = self._rendered("target", doc, doc_to_target, super().doc_to_target)
+        template = self.config.doc_to_target if doc_to_target is None else doc_to_target
+        return self._as_written(doc, template, target) if isinstance(target, list) else target
 
     def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
         return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
@@ -91,6 +97,17 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         if key not in known:
             known[key] = render(doc, template)
         return known[key]
+
+    def _as_written(self, doc: dict[str, Any], template: Any, target: list[Any]) -> Any:
+        """Return a text that only looks like a list ("[1, 2]", as of code) as the text it is.
+
+        lm-eval evaluates whatever a template renders in brackets; several answers are a list in the row.
+        """
+        expression = _EXPRESSION.fullmatch(template) if isinstance(template, str) else None
+        if expression is None or template in self.features:
+            return target
+        value = utils.env.compile_expression(expression.group(1))(**doc)
+        return value if isinstance(value, str) else target
 
     def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:
         """The right answer of one row, as ``metadata.answer`` declares it."""

@@ -70,3 +70,29 @@ def test_a_run_refuses_the_items_it_asks_before_it_answers(tiny_checkpoint: Path
     with pytest.raises(UsageError, match="no plain number"):
         run(options)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_text_that_looks_like_a_list_is_one_answer_and_a_list_is_several(tmp_path: Path) -> None:
+    own = Workshop(tmp_path)
+    for template in ("answer", '"{{ answer }}"', '"{{ answer | trim }}"'):
+        write(own, "short", "[1, 2]", "['a', 'b']")
+        own.yaml.write_text(
+            own.yaml.read_text().replace("doc_to_target: answer", f"doc_to_target: {template}")
+        )
+        task = own.build()
+        for doc in task.docs:
+            assert task.lm_eval.gold_answer(doc).references == [doc["answer"]]
+            assert task.lm_eval.score_text(doc, doc["answer"]).scores["em"] == 1.0
+            assert task.lm_eval.score_text(doc, "1").scores["em"] == 0.0
+    write(own, "short", "x")
+    own.write_rows("test", [{"question": "a?", "answer": ["1", "2"]}])
+    for template in ("answer", '"{{ answer }}"', "\"{{ ['1'] + answer[1:] }}\""):
+        write_to = own.yaml.read_text().splitlines()
+        own.yaml.write_text(
+            "\n".join(
+                f"doc_to_target: {template}" if line.startswith("doc_to_target") else line
+                for line in write_to
+            )
+        )
+        task = own.build()
+        assert task.lm_eval.gold_answer(task.docs[0]).references == ["1", "2"]
