@@ -93,7 +93,8 @@ def training_arguments(training: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     identity = training.get("identity") or {}
     kept = {key: value for key, value in arguments.items() if key not in _NOT_ARGUMENTS}
-    return kept | {key: identity[key] for key in ("data", "processes", "bos") if key in identity}
+    kept |= {key: identity[key] for key in ("data", "processes") if key in identity}
+    return kept | {"bos": identity.get("bos")}  # None: what the tokenizer adds by itself
 
 
 _NOT_ARGUMENTS = frozenset(

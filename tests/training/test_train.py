@@ -386,6 +386,7 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
         assert any("evaluation follows the training" in note for note in told["notes"]) == (bos == "never")
         assert told["adapter"]["training"]["max_steps"] == 4
         assert told["adapter"]["training"].keys() & {"seed", "out", "model"} == set()
+        assert told["adapter"]["training"]["bos"] == (prefix or None)
         assert told["adapter"]["config"]["r"] == 4
     with pytest.raises(UsageError, match="holds a training with other bos"):
         train(options("lora", max_steps=4, bos="never", out=tmp_path / "auto"))
