@@ -27,7 +27,8 @@ def rescore(
     found = rescore_run(run, data=data, allow_code=allow_code)
     for task in found:
         say(
-            f"{task.task}: {task.metric} {100 * task.before:.2f} -> {100 * task.after:.2f}, "
+            f"{task.task}: {task.metric} "
+            f"{task.measure.shown(task.before)} -> {task.measure.shown(task.after)}, "
             f"{task.changed} of {task.items} items changed"
             + (" (prompts not compared: the model's tokenizer is gone)" if task.unchecked else "")
         )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from huggingface_hub import EvalResult, ModelCardData
 
 from cme_bench.reports.runs import RunView, watermarks
+from cme_bench.scoring.scales import Measure, measure_from
 
 
 def model_card(run: RunView) -> str:
-    """YAML front matter with a ``model-index``: every task's main metric in %, then the macro averages.
+    """YAML front matter with a ``model-index``: every task's main metric in its unit (shares in %), then the
+    macro averages.
 
     Dataset names carry what a reader must know: the form, the number of shots, and a limit. The block says
     that CME is a reconstruction, by its source.
@@ -19,6 +21,7 @@ def model_card(run: RunView) -> str:
         planned = run.run["tasks"][name]
         part = f", {planned['n']} of {planned['rows']} items" if planned["n"] < planned["rows"] else ""
         estimate = task["metrics"][task["primary"]]
+        measure = measure_from(estimate)
         results.append(
             EvalResult(
                 task_type="text-generation",
@@ -26,12 +29,14 @@ def model_card(run: RunView) -> str:
                 dataset_type=task["dataset"],
                 dataset_name=f"{name} ({task['form']}, {planned['shots']}-shot{part})",
                 metric_type=task["primary"],
-                metric_name=_named(task["primary"], estimate["stderr"]),
-                metric_value=round(100 * estimate["value"], 2),
+                metric_name=_named(task["primary"], estimate["stderr"], measure),
+                metric_value=_rounded(estimate["value"], measure),
             )
         )
     for form, summary in run.results["forms"].items():
-        average = summary["average"]
+        average, measure = summary["average"], run.measure(form)
+        if average is None:
+            continue  # its tasks have no mean
         results.append(
             EvalResult(
                 task_type="text-generation",
@@ -39,13 +44,22 @@ def model_card(run: RunView) -> str:
                 dataset_type="cme",
                 dataset_name=f"CME, {form} (cme-bench's reconstruction{'; ' + marks if marks else ''})",
                 metric_type="macro",
-                metric_name=_named(f"macro mean over {len(summary['domains'])} domains", average["stderr"]),
-                metric_value=round(100 * average["value"], 2),
+                metric_name=_named(
+                    f"macro mean over {len(summary['domains'])} domains", average["stderr"], measure
+                ),
+                metric_value=_rounded(average["value"], measure),
             )
         )
     data = ModelCardData(model_name=run.label, eval_results=results)
     return f"---\n{data.to_yaml()}\n---\n"
 
 
-def _named(metric: str, stderr: float | None) -> str:
-    return f"{metric} (%)" if stderr is None else f"{metric} (%, SE {100 * stderr:.2f})"
+def _named(metric: str, stderr: float | None, measure: Measure) -> str:
+    parts = [measure.scale.unit] if measure.scale.unit else []
+    parts += [] if measure.better == "higher" else [f"{measure.better} is better"]
+    parts += [] if stderr is None else [f"SE {measure.shown(stderr)}"]
+    return f"{metric} ({', '.join(parts)})" if parts else metric
+
+
+def _rounded(value: float, measure: Measure) -> float:
+    return round(measure.scale.factor * value, 2 if measure.scale.digits == 2 else 4)

@@ -9,13 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.errors import UsageError
+from cme_bench.reports.aggregated import resampled_difference
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
-from cme_bench.reports.scores import AVERAGE, TaskScores, answer_of, paired_tasks, weights
+from cme_bench.reports.scores import (
+    AVERAGE,
+    NoItemMeanError,
+    TaskScores,
+    answer_of,
+    paired_tasks,
+    weights,
+)
+from cme_bench.scoring.scales import USUAL, Measure
 from cme_bench.stats.intervals import cluster_sums, is_binary
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.paired import Difference, macro_difference, mcnemar, paired_difference
 from cme_bench.stats.power import detectable
 from cme_bench.stats.resampling import RESAMPLES, permutation_pvalues, sign_flips
+
+_OWN_CODE = "its aggregation is code of the task file, so it cannot be tested"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +50,33 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """An item on which the two runs score differently."""
+    """An item on which the two runs score differently; ``gain``: how much better b is."""
 
     task: str
     id: int
     target: str
     score_a: float
     score_b: float
+    gain: float
     answer_a: str
     answer_b: str
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Runs ``a`` and ``b`` (their names) in one form. ``flips`` are in the order of tasks and ids."""
+    """Runs ``a`` and ``b`` (their names) in one form. ``flips`` are in the order of tasks and ids.
+
+    ``average`` is None where scores of this ``measure`` have no mean."""
 
     form: str
     a: str
     b: str
     domains: tuple[Row, ...]
     tasks: tuple[Row, ...]
-    average: Row
+    average: Row | None
     flips: tuple[Flip, ...]
     notes: tuple[str, ...]
+    measure: Measure = USUAL
 
 
 def compare_runs(
@@ -84,12 +99,28 @@ def compare_runs(
     forms = [form for form in a.results["forms"] if form in b.results["forms"]]
     if not forms:
         raise UsageError(f"{a.folder} and {b.folder} share no task")
-    return [
-        _compare(
-            a, b, form, mixed, allow_mixed=allow_mixed, cluster=cluster, mid_p=mid_p, resamples=resamples
-        )
-        for form in forms
-    ]
+    found: list[Comparison] = []
+    left_out: list[NoItemMeanError] = []
+    for form in forms:
+        try:
+            found.append(
+                _compare(
+                    a,
+                    b,
+                    form,
+                    mixed,
+                    allow_mixed=allow_mixed,
+                    cluster=cluster,
+                    mid_p=mid_p,
+                    resamples=resamples,
+                )
+            )
+        except NoItemMeanError as err:  # all of this form's tasks
+            left_out.append(err)
+    if not found:
+        raise left_out[0]
+    notes = tuple(f"LEFT OUT: {err}" for err in left_out)
+    return [replace(found[0], notes=(*found[0].notes, *notes)), *found[1:]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,21 +143,32 @@ def _compare(
     mid_p: bool,
     resamples: int,
 ) -> Comparison:
+    measure = a.measure(form)
     paired: dict[str, _Paired] = {}
     flips: list[Flip] = []
     notes: list[str] = []
     clustered = []
-    for number, scores in enumerate(paired_tasks([a, b], form, allow_mixed=allow_mixed)):
-        groups = _groups(scores, cluster)
-        if groups is not None:
-            clustered.append(scores.task)
-        paired[scores.task] = _task(scores, groups, mid_p=mid_p, resamples=resamples, seed=number)
-        flips += _flips(scores)
+    left_out = []
+    pairs = paired_tasks([a, b], form, allow_mixed=allow_mixed, means=False)
+    for number, scores in enumerate(pairs):
         notes += scores.notes
+        if scores.aggregated is None:
+            groups = _groups(scores, cluster)
+            if groups is not None:
+                clustered.append(scores.task)
+            paired[scores.task] = _task(scores, groups, mid_p=mid_p, resamples=resamples, seed=number)
+            flips += _flips(scores)
+        elif found := _aggregated(scores, seed=number):
+            paired[scores.task] = found
+        else:
+            left_out.append(scores)
+    if not paired:
+        [first, *_] = left_out
+        raise NoItemMeanError(f"{first.task}: {first.metric} is no mean over items; {_OWN_CODE}")
     if cluster is not None and not clustered:
         raise UsageError(f"--cluster {cluster}: no task has this field in its items")
-    columns = weights([p.place for p in paired.values()])
-    average = _macro(AVERAGE, columns.pop(AVERAGE), paired)
+    columns = weights([p.place for p in paired.values()], averaged=measure.scale.averaged)
+    average = _macro(AVERAGE, columns.pop(AVERAGE), paired) if AVERAGE in columns else None
     names = labels([a, b])
     return Comparison(
         form=form,
@@ -140,8 +182,10 @@ def _compare(
             *watermarks([a, b]),
             *(f"MIXED: {difference}" for difference in [*mixed, *notes]),
             *([f"clustered by {cluster}: {', '.join(clustered)}"] if clustered else []),
+            *(f"LEFT OUT: {s.task}: {s.metric} is no mean over items; {_OWN_CODE}" for s in left_out),
             *provenance_notes([a, b], names),
         ),
+        measure=measure,
     )
 
 
@@ -157,6 +201,8 @@ def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resample
     difference = paired_difference(x, y, clusters=groups)
     first, second = sign_flips(_pooled(scores.scores, groups), resamples=resamples, seed=seed).T
     flips = second - first
+    if scores.measure.better == "lower":  # b wins an item on which it has less
+        difference = replace(difference, wins=difference.losses, losses=difference.wins)
     if groups is None and is_binary(x) and is_binary(y):
         test = "McNemar, mid-p" if mid_p else "McNemar, exact"
         p = float(mcnemar(difference.wins, difference.losses, mid=mid_p))
@@ -175,6 +221,27 @@ def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resample
         detectable=detectable(difference.stderr),
     )
     return _Paired(scores.place, row, flips)
+
+
+def _aggregated(scores: TaskScores, *, seed: int) -> _Paired | None:
+    """A task whose metric is computed over all items at once; None if it is the task's own code."""
+    assert scores.aggregated is not None
+    found = resampled_difference(scores.measure.aggregation, *scores.aggregated, seed=seed)
+    if found is None:
+        return None
+    p = _permutation(found.difference, found.flips)
+    row = Row(
+        name=scores.task,
+        metric=scores.metric,
+        a=found.a,
+        b=found.b,
+        difference=found.difference,
+        p=p,
+        adjusted=p,
+        test=f"permutation ({len(found.flips)})",
+        detectable=detectable(found.difference.stderr),
+    )
+    return _Paired(scores.place, row, found.flips)
 
 
 def _permutation(difference: Difference, flips: NDArray[np.float64]) -> float:
@@ -225,6 +292,7 @@ def _flips(scores: TaskScores) -> Iterator[Flip]:
                 target=first["target"],
                 score_a=float(x),
                 score_b=float(y),
+                gain=float(y - x) * (scores.measure.sign or 1),
                 answer_a=answer_of(first),
                 answer_b=answer_of(second),
             )

@@ -7,31 +7,37 @@ from collections.abc import Iterator, Sequence
 
 from cme_bench.reports.compare import Comparison, Row
 from cme_bench.reports.grids import csv_text, markdown, markdown_escape, markdown_line
+from cme_bench.scoring.scales import Measure
 
 SIGNIFICANT = 0.05
 _COLUMNS = ("n", "A", "B", "B − A", "95 % CI", "p", "p (Holm)", "wins", "losses", "ties", "MDE", "test")
 
 
 def comparison_markdown(comparison: Comparison, *, by: str = "domain", flips: int = 5) -> str:
-    """Rows by ``domain`` or ``task``, then the average. Scores and differences are in points (percent).
+    """Rows by ``domain`` or ``task``, then the average. Shares and their differences are in points (percent),
+    other scores in their own unit.
 
     ``flips``: how many of the items that flipped are named for each task, each way.
     """
     rows = comparison.tasks if by == "task" else comparison.domains
     table = markdown(
         (by, "metric", *_COLUMNS),
-        [(row.name, row.metric, *_cells(row)) for row in (*rows, comparison.average)],
+        [
+            (row.name, row.metric, *_cells(row, comparison.measure))
+            for row in (*rows, *([comparison.average] if comparison.average else []))
+        ],
         left=2,
     )
     a, b = markdown_escape(comparison.a), markdown_escape(comparison.b)
     found = sum(row.adjusted < SIGNIFICANT for row in rows)
     lines = [
-        f"**CME, {comparison.form}: A = {a}, B = {b}**",
+        f"**{_suite(comparison.form)}: A = {a}, B = {b}**",
         "",
         table,
         "",
         f"- {found} of {len(rows)} {by}s differ at {SIGNIFICANT} after Holm's adjustment; bold: those.",
-        "- B − A in points, paired by item; MDE: the smallest true difference found with 80 % power.",
+        f"- B − A {_points(comparison.measure)}, paired by item; MDE: the smallest true difference found "
+        "with 80 % power.",
         *(f"- {markdown_line(note)}" for note in comparison.notes),
     ]
     if flips:
@@ -39,18 +45,31 @@ def comparison_markdown(comparison: Comparison, *, by: str = "domain", flips: in
     return "\n".join(lines)
 
 
-def _cells(row: Row) -> Iterator[str]:
+def _suite(form: str) -> str:
+    return f"CME, {form}" if form.partition(",")[0] in ("generated", "likelihood") else form
+
+
+def _points(measure: Measure) -> str:
+    """The unit of a difference, and which sign is better where that is not the usual one."""
+    unit = "in points" if measure.scale.factor == 100 else measure.unit
+    return unit if measure.better == "higher" else f"{unit}, {_DIRECTIONS[measure.better]}"
+
+
+_DIRECTIONS = {"lower": "less is better", "unknown": "which sign is better is unknown"}
+
+
+def _cells(row: Row, measure: Measure) -> Iterator[str]:
     d = row.difference
-    shown = f"{100 * d.value:+.2f}"
+    shown = measure.shown(d.value, signed=True)
     yield str(d.n)
-    yield f"{100 * row.a:.2f}"
-    yield f"{100 * row.b:.2f}"
+    yield measure.shown(row.a)
+    yield measure.shown(row.b)
     yield f"**{shown}**" if row.adjusted < SIGNIFICANT else shown
-    yield f"{100 * d.low:+.2f} .. {100 * d.high:+.2f}"
+    yield f"{measure.shown(d.low, signed=True)} .. {measure.shown(d.high, signed=True)}"
     yield pvalue(row.p)
     yield pvalue(row.adjusted)
     yield from (str(d.wins), str(d.losses), str(d.ties))
-    yield f"{100 * row.detectable:.2f}"
+    yield measure.shown(row.detectable)
     yield row.test
 
 
@@ -63,7 +82,7 @@ def _flip_lines(comparison: Comparison, most: int) -> Iterator[str]:
     wins, losses = Counter[str](), Counter[str]()
     named: dict[tuple[str, bool], list[str]] = {}
     for flip in comparison.flips:
-        won = flip.score_b > flip.score_a
+        won = flip.gain > 0
         (wins if won else losses)[flip.task] += 1
         ids = named.setdefault((flip.task, won), [])
         if len(ids) < most:
@@ -78,7 +97,7 @@ def _flip_lines(comparison: Comparison, most: int) -> Iterator[str]:
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """Tidy: a line a domain and a task and one for the average; scores as shares, not points."""
+    """Tidy: a line a domain and a task and one for the average; scores as computed, shares not in percent."""
     rows = [
         (
             comparison.form,
@@ -99,17 +118,20 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
             row.difference.losses,
             row.difference.ties,
             row.detectable,
+            comparison.measure.scale.name,
+            comparison.measure.better,
         )
         for comparison in comparisons
         for kind, group in (
             ("domain", comparison.domains),
             ("task", comparison.tasks),
-            ("average", (comparison.average,)),
+            ("average", (comparison.average,) if comparison.average else ()),
         )
         for row in group
     ]
     return csv_text(
-        "form kind name metric n a b difference stderr low high p p_holm test wins losses ties mde".split(),
+        "form kind name metric n a b difference stderr low high p p_holm test wins losses ties mde scale "
+        "better".split(),
         rows,
     )
 

@@ -11,9 +11,11 @@ import pandas as pd
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.scores import answer_of
 from cme_bench.runs.records import current_records
+from cme_bench.scoring.scales import measure_from
 
 RUN_COLUMNS = ["run", "model", "adapter", "method", "rank", "experts", "engine", "dtype", "data"]
 SCORE_COLUMNS = [*RUN_COLUMNS, "form", "domain", "dataset", "task", "shots", "metric", "value", "stderr", "n"]
+SCORE_COLUMNS += ["scale", "better"]
 ITEM_COLUMNS = [*RUN_COLUMNS, "domain", "dataset", "task", "id", "target", "answer", "metric", "value"]
 
 
@@ -48,7 +50,18 @@ def _score_rows(run: RunView) -> Iterator[dict[str, Any]]:
         place = {"form": result["form"], "domain": result["domain"], "dataset": result["dataset"]}
         shots = run.run["tasks"][task]["shots"]
         for metric, estimate in result["metrics"].items():
-            yield shared | place | {"task": task, "shots": shots, "metric": metric} | estimate
+            yield (
+                shared
+                | place
+                | {"task": task, "shots": shots, "metric": metric}
+                | estimate
+                | _measure(estimate)
+            )
+
+
+def _measure(estimate: dict[str, Any]) -> dict[str, str]:
+    measure = measure_from(estimate)
+    return {"scale": measure.scale.name, "better": measure.better}
 
 
 def _item_rows(run: RunView) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from cme_bench.runs.folder import read_results, read_run
+from cme_bench.scoring.scales import Measure, measure_from
 from cme_bench.terminal import markup
 
 WARN_SHARE = 0.01
@@ -26,20 +28,25 @@ def summary_table(folder: Path) -> Table:
     for task, result in results["tasks"].items():
         estimate = result["metrics"][result["primary"]]
         names = (markup(name) for name in (result["domain"], task, result["primary"]))
-        table.add_row(*names, *_cells(estimate), markup(result["hash"][:8]))
+        table.add_row(*names, *_cells(estimate, measure_from(estimate)), markup(result["hash"][:8]))
     for form, summary in results["forms"].items():
+        if summary["average"] is None:
+            continue  # its tasks have no mean
+        measure = measure_from(summary.get("measure") or {})
         table.add_section()
         for domain, estimate in summary["domains"].items():
-            table.add_row(markup(domain), f"({markup(form)})", "macro", *_cells(estimate))
-        table.add_row("[bold]average[/bold]", f"({markup(form)})", "macro", *_cells(summary["average"]))
+            table.add_row(markup(domain), f"({markup(form)})", "macro", *_cells(estimate, measure))
+        table.add_row(
+            "[bold]average[/bold]", f"({markup(form)})", "macro", *_cells(summary["average"], measure)
+        )
     return table
 
 
-def _cells(estimate: dict[str, float | None]) -> tuple[str, str, str]:
+def _cells(estimate: dict[str, Any], measure: Measure) -> tuple[str, str, str]:
     value, stderr = estimate["value"], estimate["stderr"]
     return (
-        "-" if value is None else f"{100 * value:.2f}",
-        "-" if stderr is None else f"{100 * stderr:.2f}",
+        "-" if value is None else measure.shown(value),
+        "-" if stderr is None else measure.shown(stderr),
         str(estimate["n"]),
     )
 

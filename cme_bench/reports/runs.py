@@ -10,6 +10,7 @@ from typing import Any
 from cme_bench.errors import UsageError
 from cme_bench.runs.folder import read_both
 from cme_bench.runs.store import read_json
+from cme_bench.scoring.scales import Measure, measure_from
 
 ALLOW = "--allow-mixed compares anyway, with a note for each difference"
 _NAMED = 3
@@ -65,6 +66,10 @@ class RunView:
     def limits(self) -> set[int]:
         """The --limit values of its tasks that left rows out."""
         return {t["n"] for t in self.run["tasks"].values() if t["n"] < t["rows"]}
+
+    def measure(self, form: str) -> Measure:
+        """How the scores of one form are read: their scale and direction."""
+        return measure_from(self.results["forms"][form].get("measure") or {})
 
     def tasks(self, form: str) -> list[str]:
         """Its finished tasks of one form."""

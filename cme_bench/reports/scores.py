@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from cme_bench.errors import UsageError
 from cme_bench.reports.runs import ALLOW, RunView
 from cme_bench.runs.records import current_records
 from cme_bench.runs.store import Record
+from cme_bench.scoring.scales import USUAL, Measure, measure_from
 
 AVERAGE = "average"
 
@@ -27,6 +28,8 @@ class TaskScores:
     """One task of m runs: ``scores`` [n, m] of its main metric on the ``ids`` that all runs share.
 
     ``records[j]`` are run j's records of these ids, in order; ``notes`` say what does not fit.
+    ``aggregated``: the items' values of each run where the metric is no mean over items; ``scores`` are NaN
+    for those that are no numbers.
     """
 
     task: str
@@ -37,6 +40,8 @@ class TaskScores:
     scores: NDArray[np.float64]
     records: tuple[tuple[Record, ...], ...]
     notes: tuple[str, ...] = field(default=())
+    measure: Measure = USUAL
+    aggregated: tuple[list[Any], ...] | None = None
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -44,18 +49,21 @@ class TaskScores:
         return self.task, self.domain, self.dataset
 
 
-def paired_tasks(runs: Sequence[RunView], form: str, *, allow_mixed: bool) -> Iterator[TaskScores]:
+def paired_tasks(
+    runs: Sequence[RunView], form: str, *, allow_mixed: bool, means: bool = True
+) -> Iterator[TaskScores]:
     """The tasks of ``form`` that all runs have, read from their records, one at a time.
 
     UsageError if item sets or gold answers differ, unless ``allow_mixed``: then pairs are formed on the
-    shared ids, with a note. NoItemMeanError for a metric that is no mean over items.
+    shared ids, with a note. NoItemMeanError for a metric that is no mean over items, if only ``means`` are
+    wanted.
     """
     shared = [task for task in runs[0].tasks(form) if all(task in run.results["tasks"] for run in runs)]
     for task in shared:
-        yield _paired_task(runs, task, allow_mixed)
+        yield _paired_task(runs, task, allow_mixed, means)
 
 
-def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool) -> TaskScores:
+def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: bool) -> TaskScores:
     result = runs[0].results["tasks"][task]
     metric = str(result["primary"])
     by_id: list[dict[int, Record]] = [
@@ -73,25 +81,35 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool) -> TaskS
     if not ids:
         raise UsageError(f"{task}: the runs share no item")
     values = [[record["scores"].get(metric) for record in records] for records in rows]
-    if not all(isinstance(v, int | float) for column in values for v in column):
+    measure = measure_from(result["metrics"][metric])
+    numbers = all(isinstance(v, int | float) for column in values for v in column)
+    if means and not (numbers and measure.aggregation == "mean"):
         raise NoItemMeanError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
+    plain = [[v if isinstance(v, int | float) else np.nan for v in column] for column in values]
+    if not numbers and measure.aggregation == "mean":  # an earlier version wrote no aggregation
+        measure = replace(measure, aggregation="f1_macro" if metric == "f1_macro" else "!function unknown")
     return TaskScores(
         task=task,
         domain=str(result["domain"]),
         dataset=str(result["dataset"]),
         metric=metric,
         ids=tuple(ids),
-        scores=np.array(values, dtype=float).T,
+        scores=np.array(plain, dtype=float).T,
         records=tuple(rows),
         notes=tuple(notes),
+        measure=measure,
+        aggregated=None if measure.aggregation == "mean" else tuple(values),
     )
 
 
-def weights(tasks: Sequence[tuple[str, str, str]]) -> dict[str, dict[str, float]]:
+def weights(tasks: Sequence[tuple[str, str, str]], *, averaged: bool = True) -> dict[str, dict[str, float]]:
     """For every domain, and for the average: the weight of each of its tasks (task, domain, dataset).
 
-    A dataset is the mean of its tasks, a domain of its datasets, the average of the domains.
+    A dataset is the mean of its tasks, a domain of its datasets, the average of the domains. If they
+    are not ``averaged``, every task stands by itself.
     """
+    if not averaged:
+        return {task: {task: 1.0} for task, _, _ in tasks}
     in_dataset = Counter((domain, dataset) for _, domain, dataset in tasks)
     datasets = Counter(domain for domain, _ in in_dataset)
     by_domain: dict[str, dict[str, float]] = {domain: {} for domain in datasets}

@@ -83,11 +83,12 @@ def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
     results: dict[str, Any] = {**runs[0].results, "forms": {}}
     for form in runs[0].results["forms"]:
         tasks = {t.task: t for t in paired_tasks(runs, form, allow_mixed=allow_mixed)}
-        columns = {
-            name: _estimate(tasks, own) for name, own in weights([t.place for t in tasks.values()]).items()
-        }
-        average = columns.pop(AVERAGE)
-        results["forms"][form] = {"average": average, "domains": columns, "datasets": {}}
+        averaged = runs[0].measure(form).scale.averaged
+        places = weights([t.place for t in tasks.values()], averaged=averaged)
+        columns = {name: _estimate(tasks, own) for name, own in places.items()}
+        average = columns.pop(AVERAGE, None)
+        kept = {"measure": runs[0].results["forms"][form].get("measure")}
+        results["forms"][form] = kept | {"average": average, "domains": columns, "datasets": {}}
     adapter = runs[0].run["adapter"]
     times = [run.run["adapter"].get("training_seconds") for run in runs]
     named = adapter | {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import NoItemMeanError, TaskScores, paired_tasks, weights
+from cme_bench.scoring.scales import Measure
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.resampling import (
     RESAMPLES,
@@ -67,12 +68,13 @@ def significance(
     try:
         if any(run.members for run in runs):
             return _over_seeds(runs, form, allow_mixed)
-        return _significance(paired_tasks(runs, form, allow_mixed=allow_mixed), resamples)
+        pairs = paired_tasks(runs, form, allow_mixed=allow_mixed)
+        return _significance(pairs, resamples, runs[0].measure(form))
     except NoItemMeanError as err:
         return Significance({}, (), reason=str(err))
 
 
-def _significance(pairs: Iterable[TaskScores], resamples: int) -> Significance | None:
+def _significance(pairs: Iterable[TaskScores], resamples: int, measure: Measure) -> Significance | None:
     parts: dict[str, _Part] = {}
     places: list[tuple[str, str, str]] = []
     notes: list[str] = []
@@ -86,7 +88,10 @@ def _significance(pairs: Iterable[TaskScores], resamples: int) -> Significance |
         notes += pair.notes
     if not places:
         return None
-    return Significance({name: _column(parts, own) for name, own in weights(places).items()}, tuple(notes))
+    columns = weights(places, averaged=measure.scale.averaged)
+    return Significance(
+        {name: _column(parts, own, measure.sign) for name, own in columns.items()}, tuple(notes)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +103,13 @@ class _Part:
     draws: Floats
 
 
-def _column(parts: Mapping[str, _Part], own: Mapping[str, float]) -> Column:
+def _column(parts: Mapping[str, _Part], own: Mapping[str, float], sign: int) -> Column:
     def total(name: str) -> Floats:
         return np.asarray(sum(weight * getattr(parts[task], name) for task, weight in own.items()))
 
     means = total("means")
-    return Column(means, permutation_pvalues(means, total("flips")), share_best(total("draws")))
+    best = share_best(sign * total("draws")) if sign else np.full_like(means, np.nan)
+    return Column(means, permutation_pvalues(means, total("flips")), best)
 
 
 def _over_seeds(runs: Sequence[RunView], form: str, allow_mixed: bool) -> Significance | None:
@@ -115,7 +121,9 @@ def _over_seeds(runs: Sequence[RunView], form: str, allow_mixed: bool) -> Signif
     scores = {pair.task: [part.T for part in np.split(pair.scores, ends, axis=1)] for pair in pairs}
     columns = {
         name: _seed_column([[scores[task][i] for task in own] for i in range(len(runs))], list(own.values()))
-        for name, own in weights([pair.place for pair in pairs]).items()
+        for name, own in weights(
+            [pair.place for pair in pairs], averaged=runs[0].measure(form).scale.averaged
+        ).items()
     }
     return Significance(columns, tuple(note for pair in pairs for note in pair.notes))
 

@@ -15,6 +15,7 @@ from cme_bench.reports.paper import published
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import Significance, significance
+from cme_bench.scoring.scales import USUAL, Measure
 from cme_bench.tasks.suite import DOMAINS
 
 SIGNIFICANT = 0.05
@@ -25,7 +26,8 @@ FIXED = ("model", "method", "MoE", "rank", "training", "params %")
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One entry. ``value`` and ``stderr`` are percentages; ``text`` stands where there is no number.
+    """One entry. ``value`` and ``stderr`` are in the unit of the table (percent for shares); ``text`` stands
+    where there is no number.
 
     ``dagger``: not significantly different from the column's best.
     """
@@ -42,7 +44,8 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class ComparisonTable:
     """``columns`` name the cells of each row, the first ``len(FIXED)`` of them identify it; ``published``
-    rows stand below ours; ``notes`` stand under the table; ``tested``: what the daggers were found by."""
+    rows stand below ours; ``notes`` stand under the table; ``tested``: what the daggers were found by;
+    ``measure``: the scale and direction of all its scores."""
 
     form: str
     caption: str
@@ -51,6 +54,7 @@ class ComparisonTable:
     published: tuple[tuple[Cell, ...], ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     tested: Significance | None = None
+    measure: Measure = USUAL
 
 
 def comparison_tables(
@@ -88,16 +92,18 @@ def _table(
 ) -> ComparisonTable:
     present = dict.fromkeys(d for run in runs for d in run.results["forms"][form]["domains"])
     domains = sorted(present, key=lambda d: (DOMAINS.index(d) if d in DOMAINS else len(DOMAINS), d))
-    columns = (*FIXED, *domains, AVERAGE)
+    measure = runs[0].measure(form)
+    averaged = all(run.results["forms"][form]["average"] is not None for run in runs)
+    columns = (*FIXED, *domains, *([AVERAGE] if averaged else []))
     names = labels(runs)
-    rows = [tuple(_row(run, name, form, domains)) for run, name in zip(runs, names, strict=True)]
-    rows = _mark_places(rows)
+    rows = [tuple(_row(run, name, form, columns)) for run, name in zip(runs, names, strict=True)]
+    rows = _mark_places(rows, measure)
     tested = significance(runs, form, allow_mixed=allow_mixed) if with_tests else None
     if tested is not None:
-        rows = _mark_daggers(rows, columns, tested)
+        rows = _mark_daggers(rows, columns, tested, measure)
     notes = [
         *_notes(runs, form),
-        *_test_notes(runs, tested, with_tests),
+        *_test_notes(runs, tested, with_tests, measure),
         *tie_notes(runs, form),
         *watermarks(runs),
         *(f"MIXED: {difference}" for difference in [*mixed, *(tested.notes if tested else ())]),
@@ -105,11 +111,12 @@ def _table(
     ]
     table = ComparisonTable(
         form=form,
-        caption=f"{_suite(form)}: score in %, macro mean over {len(domains)} domains",
+        caption=f"{_suite(form)}: {_what(measure, len(domains), averaged)}",
         columns=columns,
         rows=tuple(rows),
         notes=tuple(notes),
         tested=tested,
+        measure=measure,
     )
     return _with_paper(table) if with_paper else table
 
@@ -119,7 +126,13 @@ def _suite(form: str) -> str:
     return f"CME, {form}" if form in CME_FORMS else f"Outside CME, {form.removeprefix('other ')}"
 
 
-def _row(run: RunView, name: str, form: str, domains: Sequence[str]) -> Iterator[Cell]:
+def _what(measure: Measure, count: int, averaged: bool) -> str:
+    """What the numbers of a table are."""
+    score = f"score {measure.unit}"
+    return f"{score}, macro mean over {count} domains" if averaged else f"{score}, {count} tasks, no mean"
+
+
+def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator[Cell]:
     summary = run.results["forms"][form]
     adapter = run.run.get("adapter") or {}
     yield Cell(name)
@@ -130,9 +143,10 @@ def _row(run: RunView, name: str, form: str, domains: Sequence[str]) -> Iterator
         seconds=adapter.get("training_seconds"),
         percent=adapter.get("percent", 0.0),
     )
-    for domain in domains:
-        yield _score(summary["domains"].get(domain))
-    yield _score(summary["average"])
+    factor = run.measure(form).scale.factor
+    for column in columns[len(FIXED) :]:
+        found = summary["average"] if column == AVERAGE else summary["domains"].get(column)
+        yield _score(found, factor)
 
 
 def _method_cells(
@@ -152,21 +166,24 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _score(estimate: dict[str, float] | None) -> Cell:
+def _score(estimate: dict[str, float] | None, factor: float) -> Cell:
     if estimate is None:
         return Cell()
     stderr = estimate["stderr"]
     return Cell(
-        value=100 * estimate["value"],
-        stderr=None if stderr is None else 100 * stderr,
+        value=factor * estimate["value"],
+        stderr=None if stderr is None else factor * stderr,
         n=int(estimate["n"]),
     )
 
 
-def _mark_places(rows: Sequence[tuple[Cell, ...]]) -> list[tuple[Cell, ...]]:
-    """The best and the second value of each column, ties included, once there is something to compare."""
+def _mark_places(rows: Sequence[tuple[Cell, ...]], measure: Measure) -> list[tuple[Cell, ...]]:
+    """The best and the second value of each column, ties included, once there is something to compare and
+    a direction."""
+    if not measure.sign:
+        return list(rows)
     places = [
-        sorted({c.value for c in column if c.value is not None}, reverse=True)
+        sorted({c.value for c in column if c.value is not None}, reverse=measure.better == "higher")
         for column in zip(*rows, strict=True)
     ]
     if len(rows) < 2:
@@ -181,15 +198,17 @@ def _mark_places(rows: Sequence[tuple[Cell, ...]]) -> list[tuple[Cell, ...]]:
 
 
 def _mark_daggers(
-    rows: Sequence[tuple[Cell, ...]], columns: Sequence[str], tested: Significance
+    rows: Sequence[tuple[Cell, ...]], columns: Sequence[str], tested: Significance, measure: Measure
 ) -> list[tuple[Cell, ...]]:
     """A dagger on each score that a test does not tell from the column's best."""
     marked = [list(row) for row in rows]
+    if not measure.sign:
+        return [tuple(row) for row in marked]
     for place, column in enumerate(columns):
         if place < len(FIXED) or column not in tested.columns:
             continue
         values = [cell.value for cell in (row[place] for row in rows)]
-        best = int(np.argmax([-np.inf if value is None else value for value in values]))
+        best = int(np.argmax([-np.inf if value is None else measure.sign * value for value in values]))
         for row, p in zip(marked, tested.columns[column].against(best), strict=True):
             row[place] = replace(row[place], dagger=bool(p >= SIGNIFICANT) and not row[place].best)
     return [tuple(row) for row in marked]
@@ -198,14 +217,24 @@ def _mark_daggers(
 def _notes(runs: Sequence[RunView], form: str) -> Iterator[str]:
     if form in CME_FORMS:
         yield "CME here is a documented reconstruction of the paper's benchmark (22 datasets, 11 domains)."
-    counts = sorted({run.results["forms"][form]["average"]["n"] for run in runs})
-    yield f"n = {', '.join(str(n) for n in counts)} items; SE: standard error of the macro mean."
+    averages = [run.results["forms"][form]["average"] for run in runs]
+    counts = sorted({average["n"] for average in averages if average is not None})
+    if counts:
+        yield f"n = {', '.join(str(n) for n in counts)} items; SE: standard error of the macro mean."
+    else:
+        yield "Scores on this scale have no common mean; SE: standard error of each."
 
 
-def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bool) -> Iterator[str]:
+def _test_notes(
+    runs: Sequence[RunView], tested: Significance | None, wanted: bool, measure: Measure
+) -> Iterator[str]:
     if len(runs) < 2:
         return
-    yield "Bold: best of a column; underlined: second."
+    if not measure.sign:
+        yield "No marks: the tasks do not say whether more is better (higher_is_better)."
+        return
+    lower = " (lower is better)" if measure.better == "lower" else ""
+    yield f"Bold: best of a column{lower}; underlined: second."
     pooled = [run for run in runs if run.members]
     if pooled:
         yield "Rows of several seeds: mean and SE over seeds and items, both random."
@@ -223,6 +252,8 @@ def _test_notes(runs: Sequence[RunView], tested: Significance | None, wanted: bo
 
 
 def _with_paper(table: ComparisonTable) -> ComparisonTable:
+    if table.columns[-1] != AVERAGE or table.measure.kind:
+        return table  # what was published is a mean of shares
     paper = published()
     scores = len(table.columns) - len(FIXED)
     rows = tuple(

@@ -43,11 +43,12 @@ def render(
     return (_page(body) if fmt == "html" else body) + "\n"
 
 
-def _number(cell: Cell, with_se: bool, with_n: bool) -> str:
+def _number(cell: Cell, table: ComparisonTable, with_se: bool, with_n: bool) -> str:
     """Value, standard error and n as asked for; no marks."""
-    text = f"{cell.value:.2f}"
+    assert cell.value is not None
+    text = table.measure.scale.text(cell.value)
     if with_se and cell.stderr is not None:
-        text += f" ± {cell.stderr:.2f}"
+        text += f" ± {table.measure.scale.text(cell.stderr)}"
     if with_n and cell.n is not None:
         text += f" ({cell.n})"
     return text
@@ -70,7 +71,7 @@ def _markdown(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -
     def text(cell: Cell) -> str:
         if cell.value is None:
             return markdown_escape(cell.text)
-        shown = _number(cell, with_se, with_n)
+        shown = _number(cell, table, with_se, with_n)
         shown = f"**{shown}**" if cell.best else f"<u>{shown}</u>" if cell.second else shown
         return shown + ("†" if cell.dagger else "")
 
@@ -90,7 +91,7 @@ def _latex(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> s
     def text(cell: Cell) -> str:
         if cell.value is None:
             return latex_escape(cell.text)
-        value, _, rest = _number(cell, with_se, with_n).partition(" ")
+        value, _, rest = _number(cell, table, with_se, with_n).partition(" ")
         if cell.best:
             value = rf"\textbf{{{value}}}"
         elif cell.second:
@@ -121,7 +122,7 @@ def _html(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> st
     def text(cell: Cell) -> str:
         if cell.value is None:
             return html.escape(cell.text)
-        shown = _number(cell, with_se, with_n)
+        shown = _number(cell, table, with_se, with_n)
         shown = f"<b>{shown}</b>" if cell.best else f"<u>{shown}</u>" if cell.second else shown
         return shown + ("†" if cell.dagger else "")
 
@@ -144,14 +145,16 @@ def _page(body: str) -> str:
 
 
 def _csv(tables: Sequence[ComparisonTable]) -> str:
-    """Tidy: one line a row and column, with value, standard error (percent), n and marks."""
+    """Tidy: one line a row and column: value and error (shares in percent), n, marks, scale, direction."""
     rows = []
     for table in tables:
         for row, source in (*((r, "ours") for r in table.rows), *((r, "published") for r in table.published)):
             for name, cell in zip(table.columns, row, strict=True):
                 if cell.value is not None:
                     marks = [cell.value, cell.stderr, cell.n, int(cell.best), int(cell.dagger)]
-                    rows.append([table.form, source, *(c.text for c in row[: len(FIXED)]), name, *marks])
+                    place = [table.form, source, *(c.text for c in row[: len(FIXED)]), name]
+                    rows.append([*place, *marks, table.measure.scale.name, table.measure.better])
     return grids.csv_text(
-        ["form", "source", *FIXED, "column", "value", "stderr", "n", "best", "dagger"], rows
+        ["form", "source", *FIXED, "column", "value", "stderr", "n", "best", "dagger", "scale", "better"],
+        rows,
     )

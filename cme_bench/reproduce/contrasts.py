@@ -40,6 +40,7 @@ def contrast(a: RowRuns, b: RowRuns, form: str) -> Contrast:
     """b less a. With one seed on either side only items are random: then it speaks of these adapters."""
     if min(len(a.seeds), len(b.seeds)) < 2:
         found = {c.form: c for c in compare_runs(a.seeds[0], b.seeds[0])}[form].average
+        assert found is not None  # CME's forms have a mean
         d = found.difference
         values, p, n = (d.value, d.stderr, d.low, d.high), found.p, d.n
         test = f"{found.test} over items, one seed each"

@@ -13,6 +13,7 @@ MOST_ROWS = 10_000_000
 """No split is larger; a damaged number must not become work without end."""
 
 _ESTIMATE = {"value": float, "stderr": OrNull(float), "n": Count(100 * MOST_ROWS)}
+_MEASURE = {"scale": Maybe(str), "better": Maybe(str), "aggregation": Maybe(str)}
 _TASK = {
     "domain": str,
     "dataset": str,
@@ -68,14 +69,14 @@ RUN = {
 }
 RESULTS = {
     "near_tie_nats": Maybe(float),
-    "forms": Each({"average": _ESTIMATE, "domains": Each(_ESTIMATE)}),
+    "forms": Each({"average": OrNull(_ESTIMATE), "domains": Each(_ESTIMATE), "measure": Maybe(_MEASURE)}),
     "tasks": Each(
         {
             "form": str,
             "domain": str,
             "dataset": str,
             "primary": str,
-            "metrics": Each(_ESTIMATE | {"value": OrNull(float)}),
+            "metrics": Each(_ESTIMATE | {"value": OrNull(float)} | _MEASURE),
             "quality": Each(float),
             "hash": str,
         }
@@ -103,7 +104,8 @@ def read_results(folder: Path) -> dict[str, Any]:
             raise UsageError(f"{file}: {name!r} is no task's name")
         if task["metrics"].get(task["primary"], {}).get("value") is None:
             raise UsageError(f"{file}: task {name} has no score {task['primary']!r}")
-        if task["domain"] not in results["forms"].get(task["form"], {}).get("domains", {}):
+        domains = results["forms"].get(task["form"], {}).get("domains", {})
+        if task["domain"] not in domains and name not in domains:
             raise UsageError(f"{file}: task {name} has no domain {task['domain']!r} in form {task['form']!r}")
     return results
 

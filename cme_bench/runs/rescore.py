@@ -28,6 +28,7 @@ from cme_bench.runs.session import task_hash
 from cme_bench.runs.store import Record, RunWriter, record_bytes, write_json
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
@@ -47,6 +48,7 @@ class RescoredTask:
     before: float
     after: float
     unchecked: bool
+    measure: Measure
 
 
 def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) -> list[RescoredTask]:
@@ -89,6 +91,7 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
                     before=before,
                     after=results[-1].score.value,
                     unchecked=unchecked,
+                    measure=results[-1].measure,
                 )
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")

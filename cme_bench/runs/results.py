@@ -12,6 +12,7 @@ from typing import Any
 from cme_bench.runs.store import write_json, write_text
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.scoring.scales import Measure
 from cme_bench.scoring.ties import NOISE
 from cme_bench.stats.estimates import Estimate
 
@@ -33,7 +34,7 @@ def results_json(
     planned = content["tasks"]
     return {
         "results": {
-            r.task: {"alias": r.task} | {k: v for n, e in r.metrics.items() for k, v in _lm_eval_pair(n, e)}
+            r.task: {"alias": r.task} | {k: v for n in r.metrics for k, v in _lm_eval_pair(r, n)}
             for r in results
         },
         "configs": {r.task: {"task": r.task, "metadata": planned[r.task]} for r in results},
@@ -50,7 +51,8 @@ def results_json(
             "near_tie_nats": NOISE.get(content["identity"]["dtype"]),
             "forms": {
                 form: {
-                    "average": _plain(summary.average),
+                    "measure": summary.measure.to_json(),
+                    "average": None if summary.average is None else _plain(summary.average),
                     "domains": {name: _plain(e) for name, e in summary.domains.items()},
                     "datasets": {name: _plain(e) for name, e in summary.datasets.items()},
                 }
@@ -62,7 +64,10 @@ def results_json(
                     "domain": r.domain,
                     "dataset": r.dataset,
                     "primary": r.primary,
-                    "metrics": {name: _plain(e) for name, e in r.metrics.items()},
+                    "metrics": {
+                        name: _plain(e) | r.measures.get(name, Measure()).to_json()
+                        for name, e in r.metrics.items()
+                    },
                     "quality": r.quality,
                     "hash": planned[r.task]["hash"],
                 }
@@ -72,9 +77,9 @@ def results_json(
     }
 
 
-def _lm_eval_pair(name: str, estimate: Estimate) -> list[tuple[str, Any]]:
-    bare, _, pipeline = name.partition("@")
-    original, pipeline = _TO_LM_EVAL.get(bare, bare), pipeline or "none"
+def _lm_eval_pair(result: TaskResult, name: str) -> list[tuple[str, Any]]:
+    estimate = result.metrics[name]
+    original, pipeline = result.origins.get(name) or (_TO_LM_EVAL.get(name, name), "none")
     stderr = "N/A" if math.isnan(estimate.stderr) else estimate.stderr
     return [(f"{original},{pipeline}", estimate.value), (f"{original}_stderr,{pipeline}", stderr)]
 
@@ -85,21 +90,24 @@ def _plain(estimate: Estimate) -> dict[str, Any]:
 
 
 def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) -> str:
-    """Columns task, domain, metric, value, stderr, n; the domains and the average of each form follow the
-    tasks, with the form in the place of the task's name."""
+    """Columns task, domain, metric, value, stderr, n, scale, better; values are not in percent.
+
+    The domains and the average of each form follow the tasks, with the form in the place of the task's name.
+    """
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["task", "domain", "metric", "value", "stderr", "n"])
+    table.writerow(["task", "domain", "metric", "value", "stderr", "n", "scale", "better"])
 
-    def row(task: str, domain: str, metric: str, e: Estimate) -> None:
+    def row(task: str, domain: str, metric: str, e: Estimate, measure: Measure) -> None:
         stderr = "" if math.isnan(e.stderr) else repr(e.stderr)
-        table.writerow([task, domain, metric, repr(e.value), stderr, e.n])
+        table.writerow([task, domain, metric, repr(e.value), stderr, e.n, measure.scale.name, measure.better])
 
     for result in results:
         for metric, estimate in result.metrics.items():
-            row(result.task, result.domain, metric, estimate)
+            row(result.task, result.domain, metric, estimate, result.measures.get(metric, Measure()))
     for form, summary in summaries.items():
-        for domain, estimate in summary.domains.items():
-            row(f"({form})", domain, "macro", estimate)
-        row(f"({form})", "average", "macro", summary.average)
+        for domain, estimate in summary.domains.items() if summary.average is not None else ():
+            row(f"({form})", domain, "macro", estimate, summary.measure)
+        if summary.average is not None:
+            row(f"({form})", "average", "macro", summary.average, summary.measure)
     return out.getvalue()

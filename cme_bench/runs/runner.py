@@ -246,8 +246,10 @@ def _check_truncation(plans: Sequence[Plan], allowed: int | None) -> None:
 
 
 def _outcome(result: TaskResult) -> str:
-    score = result.score
-    return f"{result.primary} {100 * score.value:.1f} ± {100 * score.stderr:.1f} (n={score.n})"
+    score, measure = result.score, result.measure
+    if measure.scale.factor == 100:
+        return f"{result.primary} {100 * score.value:.1f} ± {100 * score.stderr:.1f} (n={score.n})"
+    return f"{result.primary} {measure.shown(score.value)} ± {measure.shown(score.stderr)} (n={score.n})"
 
 
 @contextmanager

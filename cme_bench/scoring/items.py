@@ -9,6 +9,7 @@ from typing import Any
 from cme_bench.engines.base import GenerateResponse, LoglikelihoodResponse
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 
+_THEIRS = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 Response = LoglikelihoodResponse | GenerateResponse
 
 
@@ -42,23 +43,42 @@ def score_record(
         else list(zip(response["logprobs"], response["greedy"], strict=True))
     )
     for instance, value in zip(instances, raw, strict=True):
-        instance.resps = [value]
+        instance.resps = [value] * repeats(lm_task)  # greedy answers, so that repeats are equal
         instance.filtered_resps = {}
     scores: dict[str, Any] = {}
     for pipeline in lm_task._filters:
         pipeline.apply(list(instances))
         filtered = [instance.filtered_resps[pipeline.name] for instance in instances]
         for name, value in lm_task.process_results(doc, filtered).items():
-            scores[metric_name(name, pipeline.name)] = _plain(value)
+            scores[metric_name(name, pipeline.name, lm_task)] = _plain(value)
     for instance in instances:
         instance.resps, instance.filtered_resps = [], {}  # items outlive their scores
     return {"scores": scores}
 
 
-def metric_name(name: str, pipeline: str = "none") -> str:
-    """Our name of lm-eval's metric ``name`` under filter ``pipeline``."""
+def repeats(lm_task: Any) -> int:
+    """Return how many times a task asks each item; without sampling the answers are the same."""
+    return int(getattr(lm_task.config, "repeats", 1) or 1)
+
+
+def metric_name(name: str, pipeline: str = "none", lm_task: Any = None) -> str:
+    """Return our name of lm-eval's metric ``name`` under filter ``pipeline``.
+
+    That is the formula's name, unless another metric of ``lm_task`` has it.
+    """
+    taken = () if lm_task is None else lm_task.aggregation()
     formula = LM_EVAL_ALIASES.get(name, name)
-    return formula if pipeline == "none" else f"{formula}@{pipeline}"
+    bare = name if formula in taken else formula
+    return bare if pipeline == "none" else f"{bare}@{pipeline}"
+
+
+def origin(lm_task: Any, name: str) -> tuple[str, str]:
+    """Return lm-eval's names of the metric and the filter that ``name`` stands for."""
+    pipelines = [] if lm_task is None else [p.name for p in getattr(lm_task, "_filters", ())]
+    found = next((p for p in pipelines if p != "none" and name.endswith(f"@{p}")), "none")
+    bare = name if found == "none" else name.removesuffix(f"@{found}")
+    known = {} if lm_task is None else lm_task.aggregation()
+    return (bare if bare in known else _THEIRS.get(bare, bare)), found
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,8 @@ from cme_bench.reports.runs import RunView, open_run
 from cme_bench.runs.results import results_json
 from cme_bench.runs.store import write_json
 from cme_bench.scoring.aggregate import TaskResult, summarize
-from cme_bench.stats.estimates import mean
+from cme_bench.scoring.scales import USUAL, Measure
+from cme_bench.stats.estimates import Estimate, mean
 
 ADAPTER = {
     "name": "t32",
@@ -31,7 +32,8 @@ ADAPTER = {
 
 @dataclass
 class MadeTask:
-    """One task: a score for each item; ``texts`` are its responses, ``docs`` its rows."""
+    """One task: a score for each item; ``texts`` are its responses, ``docs`` its rows, ``value`` its score
+    where that is no mean."""
 
     scores: Sequence[float]
     domain: str = "nli"
@@ -42,6 +44,13 @@ class MadeTask:
     targets: Sequence[str] | None = None
     docs: Sequence[dict[str, Any]] | None = None
     planned: dict[str, Any] = field(default_factory=dict)
+    measure: Measure = USUAL
+    value: float | None = None
+
+
+def _estimate(task: MadeTask) -> Estimate:
+    found = mean(task.scores)
+    return found if task.value is None else Estimate(task.value, found.stderr, found.n)
 
 
 def make_run(
@@ -78,11 +87,12 @@ def make_run(
         results.append(
             TaskResult(
                 task=task_name,
-                form="generated",
+                form=f"other generated, {task.measure.kind}" if task.measure.kind else "generated",
                 domain=task.domain,
                 dataset=task.dataset,
                 primary=task.metric,
-                metrics={task.metric: mean(task.scores)},
+                metrics={task.metric: _estimate(task)},
+                measures={task.metric: task.measure},
                 quality={"truncated": 0.0, "empty": float(np.mean(empty)), "hit_length": 0.0},
             )
         )

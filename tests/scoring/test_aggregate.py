@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import weakref
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
 
 SPEC = SimpleNamespace(
     in_cme=True, name="t", domain="nli", dataset="d", primary="acc", output_type="generate_until"
@@ -101,3 +102,76 @@ def test_records_are_not_held() -> None:
 
     assert aggregate(records()).score.n == 200
     assert most <= 3
+
+
+def lm_task(aggregation: str, metric: str = "acc", *, higher: bool | None = True) -> Any:
+    from lm_eval.api.registry import get_aggregation
+
+    return SimpleNamespace(
+        aggregation=lambda: {metric: get_aggregation(aggregation)},
+        higher_is_better=lambda: {metric: higher},
+        _filters=[SimpleNamespace(name="none"), SimpleNamespace(name="strict@1")],
+    )
+
+
+def test_aggregations_over_numbers_are_lm_evals() -> None:
+    """A perplexity is no mean of log-likelihoods, and a median no mean."""
+    scores = [-1.0, -2.0, -6.0]
+    found = aggregate([record(i, s) for i, s in enumerate(scores)], lm_task("perplexity"))
+    assert found.score.value == pytest.approx(math.exp(3))
+    assert (found.form, found.measure.aggregation) == (
+        "generated, perplexity, lower is better",
+        "perplexity",
+    )
+    assert aggregate([record(i, s) for i, s in enumerate([0, 0, 1])], lm_task("median")).score.value == 0
+    odd = SimpleNamespace(aggregation=lambda: {"acc": max}, higher_is_better=dict, _filters=[])
+    assert aggregate([record(i, s) for i, s in enumerate([0.1, 0.3])], odd).score.value == 0.3
+
+
+def test_an_item_without_a_metric_does_not_count_in_it() -> None:
+    records = [record(i, 1.0) for i in range(4)]
+    for number in (1, 2):
+        records[number]["scores"] = {"other": 0.5}
+    found = aggregate(records)
+    assert {name: (e.value, e.n) for name, e in found.metrics.items()} == {
+        "acc": (1.0, 2),
+        "answered": (1.0, 2),
+        "other": (0.5, 2),
+    }
+    again = aggregate([record(0, 1.0), {**record(0, 1.0), "scores": {"other": 0.0}}, record(1, 1.0)])
+    assert again.metrics["acc"].n == 1, "what is no longer scored does not count either"
+
+
+def test_a_number_that_is_none_makes_no_mean_but_a_nanmean() -> None:
+    records = [record(0, 1.0), record(1, None), record(2, 0.0)]
+    assert math.isnan(aggregate(records, lm_task("mean")).score.value)
+    assert aggregate(records, lm_task("nanmean")).score.value == 0.5
+
+
+def test_names_with_a_filter_and_with_an_at() -> None:
+    task = lm_task("median", "pass@1")
+    records = [{**record(i, 0.0), "scores": {"pass@1": i, "pass@1@strict@1": 2 * i}} for i in range(3)]
+    found = aggregate(records, task)
+    assert found.origins == {"pass@1": ("pass@1", "none"), "pass@1@strict@1": ("pass@1", "strict@1")}
+    assert {name: e.value for name, e in found.metrics.items()} == {"pass@1": 1, "pass@1@strict@1": 2}
+
+
+def test_only_bounded_scales_of_one_kind_have_a_mean() -> None:
+    def result(task: str, aggregation: str, scores: list[float]) -> TaskResult:
+        spec = SimpleNamespace(**vars(SPEC) | {"name": task, "in_cme": False})
+        return task_result(spec, lm_task(aggregation), [record(i, s) for i, s in enumerate(scores)])
+
+    results = [
+        result("a", "mean", [0.0, 1.0]),
+        result("b", "mean", [1.0, 1.0]),
+        result("p", "perplexity", [-1.0, -1.0]),
+        result("q", "perplexity", [-2.0, -2.0]),
+    ]
+    summaries = summarize(results)
+    assert list(summaries) == ["other generated", "other generated, perplexity, lower is better"]
+    first, second = summaries.values()
+    assert first.average is not None and first.average.value == 0.75
+    assert second.average is None
+    assert {name: e.value for name, e in second.domains.items()} == pytest.approx(
+        {"p": math.e, "q": math.e**2}
+    )

@@ -11,6 +11,7 @@ from cme_bench.reports.figures.run_rows import runs_of
 from cme_bench.reports.figures.style import OKABE_ITO
 from cme_bench.reports.runs import labels
 from cme_bench.reports.scores import AVERAGE
+from cme_bench.scoring.aggregate import OUTSIDE
 
 
 def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
@@ -21,19 +22,25 @@ def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
         summary = run.results["forms"].get(form)
         if summary is None:
             continue
+        factor = run.measure(form).scale.factor
         for domain, e in [*summary["domains"].items(), (AVERAGE, summary["average"])]:
-            stderr = 100 * (e["stderr"] or np.nan)
+            stderr = factor * (e["stderr"] or np.nan)
             rows.append(
                 {
                     "name": name,
                     "form": form,
                     "domain": domain,
-                    "score": 100 * e["value"],
+                    "score": factor * e["value"],
                     "stderr": stderr,
                     "n": e["n"],
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _unit(form: str) -> str:
+    """Shares are in percent; the form names another scale itself."""
+    return " (%)" if form.removeprefix(OUTSIDE) in ("generated", "likelihood") else ""
 
 
 def draw_domains(frame: pd.DataFrame) -> Figure:
@@ -56,6 +63,6 @@ def draw_domains(frame: pd.DataFrame) -> Figure:
         )
     axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(f"{frame['form'].iloc[0]}: score (%), 95 % interval")
+    axes.set_ylabel(f"{frame['form'].iloc[0]}: score{_unit(str(frame['form'].iloc[0]))}, 95 % interval")
     axes.legend(frameon=False, fontsize=8)
     return figure

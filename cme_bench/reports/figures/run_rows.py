@@ -13,7 +13,7 @@ from cme_bench.reports.runs import RunView, labels
 
 
 def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
-    """One row a run and form: what was run, how long it took, and its average in %.
+    """One row a run and form: what was run, how long it took, and its average (a share in %).
 
     ``inference_seconds``: time in the model for each item, over all sessions.
     """
@@ -24,6 +24,9 @@ def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
         items = sum(s["items"] for s in sessions)
         seconds = sum(s["engine"]["model_seconds"] for s in sessions)
         for form, summary in run.results["forms"].items():
+            if summary["average"] is None:
+                continue  # its tasks have no mean
+            factor = run.measure(form).scale.factor
             rows.append(
                 {
                     "name": name,
@@ -35,8 +38,8 @@ def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
                     "tokens_trained": adapter.get("tokens_trained"),
                     "training_seconds": adapter.get("training_seconds"),
                     "inference_seconds": seconds / items if items else None,
-                    "score": 100 * summary["average"]["value"],
-                    "stderr": 100 * (summary["average"]["stderr"] or np.nan),
+                    "score": factor * summary["average"]["value"],
+                    "stderr": factor * (summary["average"]["stderr"] or np.nan),
                     "n": summary["average"]["n"],
                 }
             )
@@ -48,6 +51,8 @@ def runs_of(inputs: FigureInputs) -> pd.DataFrame:
     if not inputs.runs:
         raise MissingInputError("no run folders are given")
     frame = run_frame(inputs.runs)
+    if frame.empty:
+        raise MissingInputError("no run has tasks whose scores have a mean")
     commonest = frame["form"].value_counts().index[0]
     return pd.DataFrame(frame.loc[frame["form"] == commonest])
 

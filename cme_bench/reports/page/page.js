@@ -90,13 +90,14 @@
     return (await chunk(Math.floor(place / size)))[place % size];
   };
 
+  const gain = (a, b) => task.sign * (b[SCORE] - a[SCORE]);
   const TESTS = {
     all: () => true,
     wrong: (a) => a && a[SCORE] < 1,
     right: (a) => a && a[SCORE] === 1,
     flipped: (a, b) => a && b && a[SCORE] !== b[SCORE],
-    worse: (a, b) => a && b && a[SCORE] > b[SCORE],
-    better: (a, b) => a && b && a[SCORE] < b[SCORE],
+    worse: (a, b) => a && b && gain(a, b) < 0,
+    better: (a, b) => a && b && gain(a, b) > 0,
     empty: (a) => a && a[EMPTY],
     length: (a) => a && a[LONG],
     truncated: (a) => a && a[CUT],

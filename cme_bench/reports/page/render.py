@@ -22,6 +22,7 @@ from cme_bench.reports.page.payload import Blocks, task_payload
 from cme_bench.reports.runs import RunView, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.table import FIXED, SIGNIFICANT, ComparisonTable, comparison_tables
+from cme_bench.scoring.scales import Measure, measure_from
 from cme_bench.stats.estimates import Estimate
 from cme_bench.stats.intervals import student, wilson
 
@@ -31,12 +32,25 @@ _BINARY = ("acc", "em")
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One score with its 95 % interval, in percent."""
+    """One score with its 95 % interval, in the unit of the table; ``at``, ``start`` and ``end``: where score
+    and interval lie along the axis, from 0 to 100."""
 
     run: int
     value: float
     low: float
     high: float
+    at: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """The bars of one column; ``ticks``: the labels at each quarter of their axis."""
+
+    column: str
+    ticks: list[str]
+    bars: list[Bar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,7 @@ class Form:
     """What the page shows of one form."""
 
     table: ComparisonTable
-    bars: list[tuple[str, list[Bar]]]
+    bars: list[Bars]
     matrices: list[Matrix]
     tasks: list[dict[str, Any]]
 
@@ -112,23 +126,42 @@ def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: Blocks) -> Fo
     tasks = dict.fromkeys(task for run in runs for task in run.tasks(table.form))
     return Form(
         table=table,
-        bars=[(column, list(_bars(numbered, table.form, column))) for column in table.columns[len(FIXED) :]],
+        bars=[_bars(numbered, table, column) for column in table.columns[len(FIXED) :]],
         matrices=list(_matrices(table)),
-        tasks=[_task(task, runs, blocks) for task in tasks],
+        tasks=[_task(task, runs, table.measure, blocks) for task in tasks],
     )
 
 
-def _bars(numbered: Sequence[tuple[int, RunView]], form: str, column: str) -> Iterator[Bar]:
-    for number, run in numbered:
-        if column == AVERAGE or column in run.results["forms"][form]["domains"]:
-            yield _bar(number, run, form, column)
+def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, column: str) -> Bars:
+    """The scores of one column, on an axis of the whole scale, or of what occurs where that has no end."""
+    found = [
+        (number, *_interval(run, table.form, column))
+        for number, run in numbered
+        if column == AVERAGE or column in run.results["forms"][table.form]["domains"]
+    ]
+    scale = table.measure.scale
+    low = scale.low if scale.averaged else min([0.0, *(low for _, _, low, _ in found)])
+    high = scale.high if scale.averaged else max([low + 1e-9, *(high for *_, high in found)])
+
+    def place(value: float) -> float:
+        return 100 * (min(max(value, low), high) - low) / (high - low)
+
+    bars = [
+        Bar(number, *(scale.factor * x for x in numbers), *(place(x) for x in numbers))
+        for number, *numbers in found
+    ]
+    ticks = [low + quarter * (high - low) / 4 for quarter in range(5)]
+    return Bars(column, [f"{scale.factor * tick:.3g}" for tick in ticks], bars)
 
 
-def _bar(number: int, run: RunView, form: str, column: str) -> Bar:
-    """Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few items
-    (Student)."""
+def _interval(run: RunView, form: str, column: str) -> tuple[float, float, float]:
+    """A score and the ends of its interval.
+
+    Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few
+    items (Student)."""
     summary = run.results["forms"][form]
     found = summary["average"] if column == AVERAGE else summary["domains"][column]
+    scale = run.measure(form).scale
     own = [t for t in run.results["tasks"].values() if t["form"] == form and t["domain"] == column]
     if len(own) == 1 and own[0]["primary"] in _BINARY:
         low, high = (float(x) for x in wilson(found["value"] * found["n"], found["n"]))
@@ -136,7 +169,7 @@ def _bar(number: int, run: RunView, form: str, column: str) -> Bar:
         stderr = np.nan if found["stderr"] is None else found["stderr"]
         low, high = student(Estimate(found["value"], stderr, found["n"]), max(found["n"] - 1, 1))
         low, high = np.nan_to_num([low, high], nan=found["value"])
-    return Bar(number, 100 * found["value"], 100 * max(low, 0.0), 100 * min(high, 1.0))
+    return found["value"], max(low, scale.low), min(high, scale.high)
 
 
 def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
@@ -153,7 +186,7 @@ def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
                 None
                 if i == j
                 else Pair(
-                    f"{100 * (found.means[i] - found.means[j]):+.2f}",
+                    table.measure.shown(found.means[i] - found.means[j], signed=True),
                     pvalue(float(p[i, j])),
                     bool(p[i, j] < SIGNIFICANT),
                 )
@@ -161,10 +194,11 @@ def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
             ]
             for i in range(len(p))
         ]
-        yield Matrix(column, pairs, [f"{100 * share:.0f} %" for share in found.best])
+        best = ["–" if np.isnan(share) else f"{100 * share:.0f} %" for share in found.best]
+        yield Matrix(column, pairs, best)
 
 
-def _task(task: str, runs: Sequence[RunView], blocks: Blocks) -> dict[str, Any]:
+def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: Blocks) -> dict[str, Any]:
     results = [run.results["tasks"].get(task) for run in runs]
     first = next(r for r in results if r is not None)
     return {
@@ -172,10 +206,18 @@ def _task(task: str, runs: Sequence[RunView], blocks: Blocks) -> dict[str, Any]:
         "domain": first["domain"],
         "metric": first["primary"],
         "n": max(r["metrics"][r["primary"]]["n"] for r in results if r is not None),
-        "scores": [None if r is None else 100 * r["metrics"][r["primary"]]["value"] for r in results],
+        "scores": [
+            None if r is None else measure.scale.factor * r["metrics"][r["primary"]]["value"] for r in results
+        ],
+        "sign": _item_sign(measure_from(first["metrics"][first["primary"]])),
         "empty": [None if r is None else r["quality"].get("empty") for r in results],
         "payload": task_payload(runs, task, blocks),
     }
+
+
+def _item_sign(measure: Measure) -> int:
+    """-1 where less is better of an item; log-likelihoods and the like are more for the better."""
+    return -1 if measure.better == "lower" and measure.aggregation == "mean" else 1
 
 
 def _provenance(run: RunView) -> list[tuple[str, str]]:
