@@ -80,7 +80,7 @@ def test_run_writes_every_promised_file(tiny_checkpoint: Path, tmp_path: Path) -
         assert sorted(r["id"] for r in records) == list(range(12))
         assert all(r["prompt"] and r["key"] and r["scores"] for r in records)
     rows = list(csv.DictReader((folder / "summary.csv").open()))
-    assert set(rows[0]) == {"task", "domain", "metric", "value", "stderr", "n"}
+    assert list(rows[0]) == "task domain metric value stderr n scale better".split()
     mean = sum(r["scores"]["f1"] for r in read_records(samples_file(folder, "cme_squad"))) / 12
     assert float(
         next(r for r in rows if r["task"] == "cme_squad" and r["metric"] == "f1")["value"]
