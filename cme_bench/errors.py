@@ -34,6 +34,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def template_problem(err: BaseException) -> str:
+    """Return what an error that a template raised on a row says about the row, in one line."""
+    text = first_line(err)
+    if isinstance(err, KeyError):
+        return f"there is no field {text}"
+    if "str object has no element 26" in text:
+        return "at most 26 options can be lettered"
+    return text if isinstance(err, UsageError | ValueError) else f"{type(err).__name__}: {text}"
+
+
 def first_line(err: BaseException) -> str:
     """What an error of somebody else's says, as one line; its type if it says nothing."""
     text = str(err).strip().splitlines()

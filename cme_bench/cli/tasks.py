@@ -48,6 +48,9 @@ def ls(
         for row in (COLUMNS, *rows):
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             say(line.rstrip())
+    for odd in () if names else suite.odd:
+        if not odd.harmless:
+            say(f"not a task that can be run: {odd.reason}")
 
 
 def _row(spec: TaskSpec) -> tuple[str, ...]:
@@ -147,7 +150,7 @@ def preview(
             say(line)
         if built.shots:
             rows = ", ".join(map(str, built.exemplars(seed, index)))
-            say(f"exemplars: rows {rows} of {spec.fewshot_split}")
+            say(f"exemplars: rows {rows} of {spec.fewshot_split or 'those in the task file'}")
         if items:
             for line in preview_tokens(items[place], tokenizer):
                 say(line)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, TokenIds
-from cme_bench.errors import UsageError, first_line
+from cme_bench.errors import UsageError, template_problem
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
-_LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens")
-_GREEDY_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p"}  # without effect on greedy decoding
+_LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_GREEDY_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p", "num_beams"}  # without effect on greedy decoding
 _GENERATION_KEYS = {"until", *_LENGTH_KEYS, *_GREEDY_KEYS}
 
 
@@ -134,10 +134,10 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
             **chat,
         )
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
-    except ChatTemplateError:
-        raise  # the row is not to blame
+    except (ChatTemplateError, UsageError):
+        raise  # the row is not to blame; an exemplar names its own place
     except Exception as err:  # a template may raise anything on a row it does not fit
-        raise UsageError(f"{task.place(index)}: task {task.name}: {first_line(err)}") from err
+        raise UsageError(f"{task.place(index)}: task {task.name}: {template_problem(err)}") from err
     return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
 
 
@@ -242,8 +242,8 @@ def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
     if unknown := sorted(settings.keys() - _GENERATION_KEYS):
         raise UsageError(f"task {task.name}: unsupported generation_kwargs: {', '.join(unknown)}")
     until = settings.get("until") or []
-    stop = (until,) if isinstance(until, str) else tuple(str(s) for s in until)
-    lengths = (settings[key] for key in _LENGTH_KEYS if key in settings)
+    stop = tuple(str(s) for s in ([until] if isinstance(until, str) else until) if s)  # "" ends nothing
+    lengths = (settings[key] for key in _LENGTH_KEYS if settings.get(key) is not None)
     return int(next(lengths, DEFAULT_NEW_TOKENS)), stop
 
 

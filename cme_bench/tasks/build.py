@@ -7,25 +7,26 @@ import hashlib
 import importlib
 import logging
 import random
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import ConfigurableTask
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError, first_line, template_problem
 from cme_bench.tasks.cme_task import CmeTask
+from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
 from cme_bench.tasks.row_files import Rows
-from cme_bench.tasks.sandbox import sandbox_templates
+from cme_bench.tasks.sandbox import refuse_hub_code, sandbox_templates
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
 from cme_bench.tasks.suite import Suite
+from cme_bench.tasks.trial import check_scoring
 from cme_bench.tasks.yaml_loader import FunctionRef
 
 _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
 """What the built-in files name, so that a copy of one needs no --allow-code."""
-_FALLBACK_SHOTS_KEYS = ("fewshot_split", "fewshot_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Task:
     shots: int
     hash: str
     revision: str | None
+    pool: ExemplarPool | None = None
 
     @property
     def name(self) -> str:
@@ -62,25 +64,12 @@ class Task:
             self.lm_eval.sampler.rnd = random.Random(int.from_bytes(digest[:8], "big"))
 
     def exemplars(self, seed: int, index: int) -> list[int]:
-        """Places in the few-shot split of the exemplars that item ``index`` is shown, in order."""
-        if not self.shots:
+        """Numbers, in the few-shot split or the file, of the exemplars that item ``index`` is shown."""
+        if self.pool is None:
             return []
-        sampler = self.lm_eval.sampler
-        drawn: list[Any] = []
-        draw = sampler.sample
-
-        def listen(*args: Any, **kwargs: Any) -> Any:
-            drawn.extend(draw(*args, **kwargs))
-            return list(drawn)
-
-        sampler.sample = listen
-        try:
-            self.seed_fewshot(seed, index)
-            self.lm_eval.fewshot_context(self.docs[index], self.shots)
-        finally:
-            del sampler.sample  # the method of its class is seen again
-        every = list(self.lm_eval.fewshot_docs())
-        return [every.index(row) for row in drawn]
+        self.seed_fewshot(seed, index)
+        self.lm_eval.fewshot_context(self.docs[index], self.shots)
+        return list(self.pool.drawn)
 
 
 def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int | None = None) -> Task:
@@ -91,54 +80,93 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     sandbox_templates()
-    _check_metrics(spec)
     source = source_of(spec, source)
     shots = spec.num_fewshot if shots is None else shots
     eval_rows = source.rows(spec, spec.eval_split)
-    splits = {spec.eval_split: eval_rows.table}
+    shot_rows = _shot_rows(spec, source, shots)
     digest = hashlib.sha256(canonical(spec.config))
     digest.update(f"shots={shots};rows={eval_rows.fingerprint()}".encode())
-    config = {k: v for k, v in spec.config.items() if k not in LOADER_KEYS | {"tag"}}
-    if shots:
-        if spec.fewshot_split is None:
-            raise UsageError(f"{spec.path}: {shots} shots asked for, but the task names no fewshot_split")
-        shot_rows = source.rows(spec, spec.fewshot_split)
-        splits[spec.fewshot_split] = shot_rows.table
+    if shot_rows is not None:
         digest.update(shot_rows.fingerprint().encode())
-    else:
-        config = {k: v for k, v in config.items() if k not in _FALLBACK_SHOTS_KEYS}
-    config = _resolve_functions(copy.deepcopy(config), spec, suite)
-    config |= {"num_fewshot": shots, "custom_dataset": lambda **_: splits}
+    config = _resolve_functions(_lm_eval_config(spec, shots), spec, suite)
+    splits = {spec.eval_split: eval_rows.table}
+    if shot_rows is not None and spec.fewshot_split is not None:
+        splits[spec.fewshot_split] = shot_rows.table
+    config["custom_dataset"] = lambda **_: splits
+    lm_task = _make(spec, suite, config, eval_rows)
+    pool = _pool(spec, lm_task, shots, shot_rows) if shots else None
+    task = Task(spec, lm_task, eval_rows, shots, digest.hexdigest(), source.revision(spec), pool)
+    if not spec.in_cme:
+        check_scoring(task)
+    return task
+
+
+def _shot_rows(spec: TaskSpec, source: DataSource, shots: int) -> Rows | None:
+    """Rows that exemplars come from, unless they stand in the task file. UsageError if they come from
+    nowhere."""
+    if not shots or spec.samples is not None:
+        return None
+    if spec.fewshot_split is None:
+        raise UsageError(
+            f"{spec.line('num_fewshot')}: {shots} shots asked for, but the task names no fewshot_split"
+        )
+    return source.rows(spec, spec.fewshot_split)
+
+
+def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
+    """What lm-eval's task is made of: the splits that are loaded, and nothing that loads others."""
+    left_out = {*LOADER_KEYS, "tag", "dataset_kwargs", "training_split", "validation_split", "fewshot_split"}
+    left_out |= set() if shots else {"fewshot_config"}
+    config = copy.deepcopy({k: v for k, v in spec.config.items() if k not in left_out})
+    # lm-eval takes an item out of its exemplars if their split is the test split, not if it is another one
+    config |= {"num_fewshot": shots, "test_split": spec.eval_split}
+    if shots:
+        fewshot = dict(config.get("fewshot_config") or {})
+        fewshot.pop("split", None)
+        config["fewshot_config"] = fewshot | (
+            {} if spec.fewshot_split is None else {"split": spec.fewshot_split}
+        )
+    return config
+
+
+def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> ConfigurableTask:
+    """lm-eval's task object, which tries out the first row. UsageError if that does not fit."""
     make = _resolve_functions(spec.config.get("class"), spec, suite) or CmeTask
+    if not (isinstance(make, type) and issubclass(make, CmeTask)):
+        raise UsageError(f"{spec.line('class')}: class: {make} is none on cme_bench.tasks.cme_task.CmeTask")
     try:
-        task = make(config=config)
+        return make(config=config)
     except UsageError:
         raise
     except Exception as err:  # lm-eval and Jinja raise anything when a template does not fit the rows
-        # it tries out the first row, and a label out of range is an IndexError there
-        place = eval_rows.place(0)
-        reason = "label is out of range" if isinstance(err, IndexError) else _one_line(err)
-        raise UsageError(f"{place}: task {spec.name} ({spec.path}) does not fit: {reason}") from err
-    return Task(spec, task, eval_rows, shots, digest.hexdigest(), source.revision(spec))
+        reason = _trial_problem(err) or template_problem(err)
+        raise UsageError(f"{rows.place(0)}: task {spec.name} ({spec.path}) does not fit: {reason}") from err
 
 
-def _check_metrics(spec: TaskSpec) -> None:
-    """Metrics known to lm-eval, by name: an unknown one it would fetch from the hub as code, and run."""
-    if spec.metadata.get("answer") or spec.config.get("process_results"):
-        return  # scored without lm-eval's metrics
-    for entry in spec.config.get("metric_list") or ():
-        name = entry["metric"]
-        if isinstance(name, FunctionRef):
-            continue
-        if name not in metric_registry:
-            known = list(metric_registry)
-            raise UsageError(
-                f"{spec.line('metric_list')}: unknown metric {name!r}{did_you_mean(str(name), known)}"
-            )
-        if entry.get("hf_evaluate"):
-            raise UsageError(
-                f"{spec.line('metric_list')}: metric {name!r}: code of the hub is not run (hf_evaluate)"
-            )
+def _trial_problem(err: BaseException) -> str:
+    """What an IndexError says that lm-eval raises in trying out the first row: from where it was raised."""
+    if not isinstance(err, IndexError):
+        return ""
+    frames = [frame for frame, _ in traceback.walk_tb(err.__traceback__)]
+    last = next(
+        (f.f_locals for f in frames if "check_choices" in f.f_locals or "test_target" in f.f_locals), {}
+    )
+    choices, target = last.get("test_choice"), last.get("test_target")
+    if "check_choices" in last and isinstance(choices, list) and "" in choices:
+        return f"option {choices.index('') + 1} is empty"
+    if isinstance(choices, list) and isinstance(target, int):
+        return f"label {target} is out of range: there are {len(choices)} choices"
+    return ""
+
+
+def _pool(spec: TaskSpec, lm_task: ConfigurableTask, shots: int, rows: Rows | None) -> ExemplarPool:
+    """The exemplars, of which there are enough."""
+    own_rows = spec.fewshot_split == spec.eval_split
+    count = len(lm_task.sampler.fewshot_docs())
+    pool = ExemplarPool(lm_task, spec.name, place_of_exemplars(spec, rows, count))
+    origin = spec.line("fewshot_config.samples") if rows is None else rows.origin
+    pool.check_enough(shots, own_rows=own_rows, origin=origin)
+    return pool
 
 
 def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
@@ -156,16 +184,13 @@ def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
     if not suite.trusts(spec) and (ref.is_local or ref.name not in _OUR_FUNCTIONS):
         raise UsageError(f"{ref.file}:{ref.line}: {ref} is Python code; it runs only with --allow-code")
     module, _, name = ref.name.rpartition(".")
+    if ref.name not in _OUR_FUNCTIONS:
+        refuse_hub_code()
     try:
         if ref.is_local:
             from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
             return _import_func_in_yml(ref.name, ref.file.parent)
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as err:
-        raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({err})") from err
-
-
-def _one_line(err: BaseException) -> str:
-    text = str(err).strip().splitlines()
-    return f"{type(err).__name__}: {text[0]}" if text else type(err).__name__
+    except Exception as err:  # importing runs the module, which may raise anything
+        raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({first_line(err)})") from err

@@ -17,8 +17,8 @@ from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.cme_task import CmeTask
 from cme_bench.tasks.sources import DataSource, source_of
-from cme_bench.tasks.spec import TaskSpec, load_spec
-from cme_bench.tasks.suite import Suite
+from cme_bench.tasks.spec import NoTaskError, TaskSpec, load_spec
+from cme_bench.tasks.suite import Suite, task_files
 
 MOST_ROWS = 5
 """Rows that are named of one kind of problem; the others are counted."""
@@ -56,7 +56,7 @@ def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]
 
     Every file is read by itself, so that a broken one does not hide the next.
     """
-    files = [path] if path.is_file() else sorted(path.rglob("*.yaml"))
+    files = task_files(path)
     root = path.parent if path.is_file() else path
     specs: list[TaskSpec] = []
     findings: list[Finding] = []
@@ -64,10 +64,11 @@ def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]
     for file in files:
         try:
             spec = load_spec(file, root=root)
+        except NoTaskError as err:
+            findings += [Finding("warning", str(err))] if err.group else []
+            continue
         except UsageError as err:
             findings.append(Finding("error", str(err)))
-            continue
-        if spec is None:
             continue
         if names.setdefault(spec.name, file.resolve()) != file.resolve():
             text = f"{spec.line('task')}: task {spec.name!r} is already defined in {names[spec.name]}"
@@ -92,6 +93,7 @@ def check_task(
     ``limit``: look at so many rows only (those that ``run --limit`` asks).
     """
     checked = _Checked(spec)
+    checked.add("warning", spec.notes)
     try:
         task = build_task(spec, suite, source)
     except CmeError as err:

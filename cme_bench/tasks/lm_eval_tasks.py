@@ -11,15 +11,19 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.tasks.spec import OUTPUT_TYPES, TASK_KEYS, TaskSpec
-from cme_bench.tasks.yaml_loader import load_yaml
+from cme_bench.tasks.lm_eval_table import GROUP_KEYS
+from cme_bench.tasks.spec import TaskSpec, check_config, check_is_task
+from cme_bench.tasks.yaml_loader import LoadedYaml, load_yaml
 
 PREFIX = "lm_eval:"
 DOMAIN = "lm_eval"
-_SPLITS = ("test_split", "validation_split", "training_split")
+_PLAIN = re.compile(r"^[^A-Za-z0-9]|[^\w.-]")
+"""What cannot stand in a plain name."""
+Member: TypeAlias = tuple[Path, Mapping[str, Any]]
+"""A task's file, and the keys that a group sets in it."""
 
 
 def tasks_folder() -> Path:
@@ -33,18 +37,19 @@ def lm_eval_specs(name: str, ours: Iterable[TaskSpec]) -> list[TaskSpec]:
     """The tasks that lm-eval calls ``name``: a task, a group or tag, or the path of a task file.
 
     ``ours``: the tasks whose data folders are known, for those that use the same datasets. Raises UsageError
-    for a name that lm-eval does not know, and for tasks that score whole texts.
+    for a name that lm-eval does not know, and for a task with anything that is not honoured here.
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name).expanduser()
         if not path.is_file():
             raise UsageError(f"{PREFIX}{name}: no such file")
-        files = [(path, path.parent)]
+        members: list[Member] = [(path, {})]
+        root = path.parent
     else:
         root = tasks_folder()
-        files = [(path, root) for path in _files_of_task(name, root) or _files_of_group(name)]
+        members = [(path, {}) for path in _files_of_task(name, root)] or _members_of_group(name, root)
     known = list(ours)
-    return [_spec(path, root, known) for path, root in files]
+    return [_spec(path, root, known, overrides) for path, overrides in members]
 
 
 def _files_of_task(name: str, root: Path) -> list[Path]:
@@ -63,58 +68,68 @@ def _index() -> Mapping[str, Any]:
     return index
 
 
-def _files_of_group(name: str) -> list[Path]:
-    """The files of all tasks of a group or tag of lm-eval."""
+def _members_of_group(name: str, root: Path) -> list[Member]:
+    """The files of all tasks of a group or tag of lm-eval, with what its groups set in them."""
     index = _index()
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}{did_you_mean(name, index)}")
-    found: dict[str, Path] = {}
+    found: dict[str, Member] = {}
 
-    def collect(member: str) -> None:
+    def collect(member: str, overrides: Mapping[str, Any]) -> None:
         entry = index.get(member)
         if entry is None:
-            return
-        below = sorted(entry.tags) if entry.yaml_path is None else (entry.cfg or {}).get("task")
-        if isinstance(below, list):
-            for part in below:
-                collect(part if isinstance(part, str) else str(part.get("task") or part.get("group")))
+            raise UsageError(f"lm-eval's group {name!r} names a task {member!r} that it does not have")
+        if entry.yaml_path is None:
+            for part in sorted(entry.tags):
+                collect(part, overrides)
+        elif isinstance((entry.cfg or {}).get("task"), list):
+            group = load_yaml(entry.yaml_path, root=root).values  # its functions are named there
+            own = {key: value for key, value in group.items() if key not in GROUP_KEYS}
+            for part in group["task"]:
+                below = (
+                    {} if isinstance(part, str) else {k: v for k, v in part.items() if k not in GROUP_KEYS}
+                )
+                inner = part if isinstance(part, str) else str(part.get("task") or part.get("group"))
+                collect(inner, {**own, **overrides, **below})
+        elif member in found and found[member][1] != overrides:
+            raise UsageError(f"lm-eval's group {name!r} asks {member!r} in two ways: name the tasks")
         else:
-            found[member] = entry.yaml_path
+            found[member] = entry.yaml_path, overrides
 
-    collect(name)
+    collect(name, {})
     return list(found.values())
 
 
-def _spec(path: Path, root: Path, ours: Iterable[TaskSpec]) -> TaskSpec:
+def _spec(path: Path, root: Path, ours: Iterable[TaskSpec], overrides: Mapping[str, Any]) -> TaskSpec:
+    """The task of a file, checked as our own files are; ``overrides``: keys that a group sets.
+
+    Metadata is lm-eval's but for the version: it says nothing of ours.
+    """
     loaded = load_yaml(path, root=root)
-    values, name = loaded.values, str(loaded.values.get("task"))
-    output_type = values.get("output_type", "generate_until")
-    if "class" not in values and output_type not in OUTPUT_TYPES:
-        raise UsageError(f"{PREFIX}{name} ({path}): output_type {output_type!r} is not supported")
-    config = {key: value for key, value in values.items() if key in TASK_KEYS | {"class"} and key != "tag"}
-    named = {key: values[key] for key in _SPLITS if values.get(key)}
-    if not named.keys() & {"test_split", "validation_split"}:
-        raise UsageError(f"{PREFIX}{name} ({path}): names no test_split and no validation_split")
-    evaluated = next(key for key in _SPLITS if key in named)
-    shots = values.get("fewshot_split") or (values.get("fewshot_config") or {}).get("split")
-    for key in named.keys() - {evaluated}:
-        config.pop(key)
-    # lm-eval's order where no split is named for exemplars: train, validation, test
-    config["fewshot_split"] = shots or next(named[key] for key in reversed(_SPLITS) if key in named)
-    if kwargs := dict(values.get("dataset_kwargs") or {}):
-        kwargs.pop("trust_remote_code", None)  # data-set scripts are never run
-        config["dataset_kwargs"] = kwargs
+    check_is_task(loaded.values, path)
+    values = {
+        k: v for k, v in {**loaded.values, **overrides}.items() if k not in ("tag", "group", "task_alias")
+    }
+    name = str(loaded.values["task"])
     theirs = values.get("metadata") or {}
     version = theirs.get("version", 0) if isinstance(theirs, Mapping) else 0
-    place = _data_place(config, str(named[evaluated]), ours)
-    config["metadata"] = {"version": version, "domain": DOMAIN, "dataset": name, **place}
-    return TaskSpec(f"{PREFIX}{name}", path, config | {"task": name}, loaded.where)
+    if path.is_relative_to(tasks_folder()) and "class" in values:
+        line = loaded.where.get("class", path)
+        raise UsageError(f"{line}: a Python class of lm-eval reads its own rows and makes its own requests")
+    split = str(values.get("test_split") or values.get("validation_split"))
+    place = _data_place(values, split, ours)
+    values["metadata"] = {"version": version, "domain": DOMAIN, "dataset": name, **place}
+    try:
+        notes = check_config(LoadedYaml(values | {"task": _PLAIN.sub("_", name)}, loaded.where), path)
+    except UsageError as err:
+        raise UsageError(f"{PREFIX}{name}: {err}") from err
+    return TaskSpec(f"{PREFIX}{name}", path, values | {"task": name}, loaded.where, notes)
 
 
 def _data_place(config: Mapping[str, Any], split: str, ours: Iterable[TaskSpec]) -> dict[str, Any]:
     """Folder and file names of the dataset's rows under --data: those of our task on the same dataset if
     there is one, else the dataset's own name (and its configuration's)."""
-    dataset = str(config.get("dataset_path") or config["task"]).rpartition("/")[2]
+    dataset = _PLAIN.sub("_", str(config.get("dataset_path") or config["task"]).rpartition("/")[2])
     variant = config.get("dataset_name")
     same = [
         spec
@@ -125,4 +140,5 @@ def _data_place(config: Mapping[str, Any], split: str, ours: Iterable[TaskSpec])
     same.sort(key=lambda spec: spec.eval_split != split)
     if same:
         return {"folder": same[0].folder, "splits": dict(same[0].metadata.get("splits") or {})}
-    return {"folder": dataset if variant in (None, "default", "main") else f"{dataset}_{variant}"}
+    named = dataset if variant in (None, "default", "main") else f"{dataset}_{variant}"
+    return {"folder": _PLAIN.sub("_", named)}

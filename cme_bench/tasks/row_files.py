@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """File suffix -> the builder of ``datasets`` that reads such a file, which is what a task file names."""
-CSV_SETTINGS = frozenset({"sep", "keep_default_na"})
+CSV_SETTINGS = frozenset(
+    """sep delimiter header names column_names usecols skipinitialspace skiprows nrows na_values
+    keep_default_na na_filter skip_blank_lines true_values false_values thousands decimal quotechar quoting escapechar
+    doublequote comment encoding encoding_errors""".split()
+)
+"""Settings of csv files in a task file: those of ``datasets``, whose meaning is pandas'."""
+_UNCOUNTED = frozenset({"skiprows", "nrows", "skip_blank_lines", "quoting", "comment"})
+"""Settings under which the line of a row is not known."""
+_PARSING = ("quotechar", "escapechar", "doublequote", "skipinitialspace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,21 @@ class Rows:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class JoinedRows(Rows):
+    """Rows of several files."""
+
+    parts: tuple[Rows, ...] = ()
+
+    def place(self, index: int) -> str:
+        """As of the file that row ``index`` stands in."""
+        for part in self.parts:
+            if index < len(part.table):
+                return part.place(index)
+            index -= len(part.table)
+        raise IndexError(index)
+
+
 def inside(file: Path, root: Path) -> Path:
     """``file``, if it lies below ``root`` with every link followed; UsageError if not."""
     if not file.resolve().is_relative_to(root.resolve()):
@@ -52,14 +75,17 @@ def inside(file: Path, root: Path) -> Path:
 
 
 def read_jsonl(file: Path) -> Rows:
-    """All rows of a jsonl file; blank lines are skipped. A key that a row lacks is None there, as for
-    ``datasets``.
+    """All rows of a file of JSON lines, or of one JSON array; blank lines are skipped.
+
+    A key that a row lacks is None there, as for ``datasets``.
 
     UsageError with file and line for anything else.
     """
     import datasets
     import pyarrow
 
+    if (array := _read_array(file)) is not None:
+        return array
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
     with file.open("rb") as stream:
@@ -103,6 +129,30 @@ def _json_value(line: bytes) -> Any:
     return plain(json.loads(line))
 
 
+def _read_array(file: Path) -> Rows | None:
+    """The rows of a file that is one array of objects; None for any other file."""
+    import datasets
+    import pyarrow
+
+    with file.open("rb") as stream:
+        if not stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            return None
+    try:
+        rows = _json_value(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return None
+    if not rows:
+        raise UsageError(f"{file}: holds no rows")
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    keys = dict.fromkeys(key for row in rows for key in row)
+    try:
+        table = datasets.Dataset.from_list([{key: row.get(key) for key in keys} for row in rows])
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as err:
+        raise UsageError(f"{file}: types differ between rows ({first_line(err)})") from err
+    return Rows(table, str(file))
+
+
 def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
     """``file:line`` of the first row whose types differ from the first row's."""
     first = {key: type(value) for key, value in rows[0].items() if value is not None}
@@ -115,43 +165,86 @@ def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[in
 
 
 def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
-    """All rows of a CSV file with a header; types are pandas' (so that lm-eval reads the same rows).
+    """All rows of a CSV file; types are pandas' (so that lm-eval reads the same rows).
 
-    ``settings``: ``sep`` and ``keep_default_na``, as for pandas. UsageError with file and line for a row with
-    more or fewer fields than the header, and for anything that is no CSV.
+    ``settings``: those of CSV_SETTINGS. UsageError with file and line for a row with more or fewer fields
+    than the header, and for anything that is no CSV.
     """
     import datasets
     import pandas
 
-    settings = dict(settings or {})
-    for key in settings:
+    given = dict(settings or {})
+    for key in given:
         if key not in CSV_SETTINGS:
             raise UsageError(f"{file}: unknown csv setting {key!r}{did_you_mean(key, CSV_SETTINGS)}")
-    separator = str(settings.setdefault("sep", "\t" if file.suffix == ".tsv" else ","))
+    for ours, theirs in (("delimiter", "sep"), ("column_names", "names")):
+        if given.get(ours) is not None:
+            given[theirs] = given[ours]
+        given.pop(ours, None)
+    given.setdefault("sep", "\t" if file.suffix == ".tsv" else ",")
+    given.setdefault("encoding", "utf-8-sig")
     lines: list[int] = []
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream, delimiter=separator, strict=True)
-            header = next(reader, [])
-            before = reader.line_num
-            for row in reader:
-                if row and len(row) != len(header):
-                    raise UsageError(
-                        f"{file}:{before + 1}: {len(row)} fields, but the header has {len(header)}"
-                    )
-                if row:
-                    lines.append(before + 1)
-                before = reader.line_num
-        if len(set(header)) < len(header) or not all(name.strip() for name in header):
-            raise UsageError(f"{file}:1: the header has empty or repeated names")
-        if not lines:
-            raise UsageError(f"{file}: holds no rows")
-        table = pandas.read_csv(file, encoding="utf-8-sig", **settings)
-    except UnicodeDecodeError as err:
-        raise UsageError(f"{file}: not UTF-8 text ({err.reason} at byte {err.start})") from err
+        counted = _UNCOUNTED.isdisjoint(given) and len(str(given["sep"])) == 1
+        lines = _csv_lines(file, given) if counted else []
+        table = pandas.read_csv(file, **given)
+    except (UnicodeDecodeError, LookupError) as err:
+        reason = (
+            f"{err.reason} at byte {err.start}" if isinstance(err, UnicodeDecodeError) else first_line(err)
+        )
+        named = "UTF-8" if given["encoding"] == "utf-8-sig" else given["encoding"]
+        raise UsageError(f"{file}: not {named} text ({reason})") from err
     except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as err:
         raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({first_line(err)})") from err
-    return Rows(datasets.Dataset.from_pandas(table, preserve_index=False), str(file), lines)
+    if table.empty:
+        raise UsageError(f"{file}: holds no rows")
+    table.columns = [str(name) for name in table.columns]
+    return Rows(datasets.Dataset.from_pandas(table, preserve_index=False), str(file), lines or None)
+
+
+def _csv_lines(file: Path, settings: Mapping[str, Any]) -> list[int]:
+    """The line of every row; UsageError for one with another number of fields than the header."""
+    dialect = {key: settings[key] for key in _PARSING if settings.get(key) is not None}
+    headed = settings.get("header", "infer") in ("infer", 0) and settings.get("names") is None
+    names = settings.get("names")
+    lines: list[int] = []
+    with file.open(
+        encoding=settings["encoding"], errors=settings.get("encoding_errors"), newline=""
+    ) as stream:
+        reader = csv.reader(stream, delimiter=str(settings["sep"]), strict=True, **dialect)
+        header = next(reader, []) if headed else names
+        before = reader.line_num
+        for row in reader:
+            header = row if header is None else header
+            if row and len(row) != len(header):
+                of = "the header has" if headed else "there should be"
+                raise UsageError(f"{file}:{before + 1}: {len(row)} fields, but {of} {len(header)}")
+            if row:
+                lines.append(before + 1)
+            before = reader.line_num
+    if headed and (
+        len(set(header or ())) < len(header or ()) or not all(name.strip() for name in header or ())
+    ):
+        raise UsageError(f"{file}:1: the header has empty or repeated names")
+    if not lines:
+        raise UsageError(f"{file}: holds no rows")
+    return lines
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several files one after the other. UsageError if their columns differ."""
+    import datasets
+
+    if len(parts) == 1:
+        return parts[0]
+    for part in parts[1:]:
+        if odd := {*part.table.column_names} ^ {*parts[0].table.column_names}:
+            raise UsageError(f"{part.origin}: columns differ from those of {parts[0].origin}: {sorted(odd)}")
+    try:
+        table = datasets.concatenate_datasets([part.table for part in parts])
+    except (ValueError, TypeError) as err:
+        raise UsageError(f"{parts[-1].origin}: types differ from those of {parts[0].origin}") from err
+    return JoinedRows(table, ", ".join(part.origin for part in parts), parts=tuple(parts))
 
 
 def read_parquet(file: Path) -> Rows:

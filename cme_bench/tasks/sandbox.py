@@ -4,8 +4,13 @@ what follows from it would run code of a task file; here they render in Jinja's 
 
 from __future__ import annotations
 
+import importlib
+from typing import Any, NoReturn
+
 from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils
+
+from cme_bench.errors import UsageError
 
 
 def sandbox_templates() -> None:
@@ -21,3 +26,12 @@ def sandbox_templates() -> None:
         environment.globals["range"] = sandboxed.globals["range"]
         environment.binop_table = sandboxed.binop_table
         environment.unop_table = sandboxed.unop_table
+
+
+def refuse_hub_code() -> None:
+    """Make ``evaluate.load`` of this process an error: it fetches a metric as code and runs it."""
+    importlib.import_module("evaluate").load = _refuse_metric  # type: ignore[attr-defined]
+
+
+def _refuse_metric(name: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
+    raise UsageError(f"evaluate.load({str(name)!r}): code of the hub is not run")

@@ -15,7 +15,8 @@ from typing import Any
 
 from cme_bench.errors import UsageError
 from cme_bench.hub_lock import LOCK_NAME, read_lock
-from cme_bench.tasks.row_files import READERS, Rows, inside, read_csv, read_jsonl
+from cme_bench.tasks.lm_eval_table import LOADING_KEYS
+from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, read_jsonl
 from cme_bench.tasks.spec import TaskSpec
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "data" / "mini"
@@ -76,43 +77,70 @@ class FolderSource(DataSource):
 class BesideSource(DataSource):
     """The files that a task file itself names, below its own folder, as lm-eval writes it::
 
-    dataset_path: csv                                   # or json (lines), parquet
+    dataset_path: csv                                   # or json (lines or an array), parquet
     dataset_kwargs: {data_files: {test: items.csv}}
+
+    One file or a list of files without splits is the split ``train``, as for ``datasets``.
     """
 
     name: str = "beside"
 
-    def file(self, spec: TaskSpec, split: str) -> Path:
-        """The file of ``split``. UsageError if the task file names none, or one outside its folder."""
-        place = spec.line("dataset_kwargs")
-        files = (spec.config.get("dataset_kwargs") or {}).get("data_files")
-        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-            raise UsageError(f"{place}: 'data_files' must name one file for each split")
-        if split not in files:
-            raise UsageError(f"{place}: no data file for split {split!r} (there are {', '.join(files)})")
+    def files(self, spec: TaskSpec, split: str) -> list[Path]:
+        """The files of ``split``, in order. UsageError if the task file names none, or one outside its
+        folder."""
+        place = spec.line("dataset_kwargs.data_files")
+        named = (spec.config.get("dataset_kwargs") or {}).get("data_files")
+        if named is None:
+            raise UsageError(f"{place}: 'data_files' must name a file for each split")
+        splits = named if isinstance(named, dict) else {_UNNAMED_SPLIT: named}
+        if split not in splits:
+            known = ", ".join(map(str, splits))
+            raise UsageError(f"{place}: no data file for split {split!r} (there are {known})")
         folder = Path(place.rpartition(":")[0] or place).parent
-        file = folder / str(files[split])
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise UsageError(f"{place}: {files[split]} leads out of {folder}, so it is not read")
-        return file
+        names = splits[split] if isinstance(splits[split], list) else [splits[split]]
+        return [_below(folder, str(name), place) for name in names]
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):
             raise UsageError(problem)
+        files, settings = self.files(spec, split), self._settings(spec)
         kind = str(spec.config["dataset_path"])
-        if kind != "csv":
-            return READERS[kind](self.file(spec, split))
-        settings = {k: v for k, v in spec.config["dataset_kwargs"].items() if k != "data_files"}
-        return read_csv(self.file(spec, split), settings)
+        if kind == "csv":
+            return joined([read_csv(file, settings) for file in files])
+        if settings:
+            place = spec.line(f"dataset_kwargs.{next(iter(settings))}")
+            raise UsageError(f"{place}: {kind} files are read without the setting {next(iter(settings))!r}")
+        return joined([READERS[kind](file) for file in files])
+
+    def _settings(self, spec: TaskSpec) -> dict[str, Any]:
+        """Settings of the reader: what ``datasets.load_dataset`` itself does not know."""
+        kwargs = spec.config["dataset_kwargs"]
+        return {key: value for key, value in kwargs.items() if key not in LOADING_KEYS}
 
     def missing(self, spec: TaskSpec, split: str) -> str | None:
-        file = self.file(spec, split)
-        return None if file.is_file() else f"{spec.line('dataset_kwargs')}: {file}: no such file"
+        for file in self.files(spec, split):
+            if not file.is_file():
+                return f"{spec.line('dataset_kwargs.data_files')}: {file}: no such file"
+        return None
 
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
-        files = {split: str(self.file(spec, split).resolve()) for split in splits}
-        kwargs = dict(spec.config["dataset_kwargs"]) | {"data_files": files}
+        files = {split: [str(file.resolve()) for file in self.files(spec, split)] for split in splits}
+        one = {split: names[0] if len(names) == 1 else names for split, names in files.items()}
+        kwargs = self._settings(spec) | {"data_files": one}
         return {"dataset_path": spec.config["dataset_path"], "dataset_kwargs": kwargs}
+
+
+_UNNAMED_SPLIT = "train"
+"""The split that ``datasets`` makes of files without one."""
+
+
+def _below(folder: Path, name: str, place: str) -> Path:
+    if "://" in name:
+        raise UsageError(f"{place}: {name}: files are not fetched from the net; put it beside the task file")
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{place}: {name} leads out of {folder}, so it is not read")
+    return file
 
 
 def source_of(spec: TaskSpec, source: DataSource) -> DataSource:

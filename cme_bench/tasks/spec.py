@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.scoring.generation import ANSWER_TYPES, METRICS
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.scoring.scales import SCALES
+from cme_bench.tasks import lm_eval_table
+from cme_bench.tasks.lm_eval_rules import Fail, check_rules
 from cme_bench.tasks.yaml_loader import FunctionRef, LoadedYaml, load_yaml
 
 GENERATED, LIKELIHOOD = "cme", "cme_ll"
 """Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""
 
-OutputType = Literal["generate_until", "multiple_choice", "loglikelihood", "loglikelihood_rolling"]
-OUTPUT_TYPES = ("generate_until", "multiple_choice", "loglikelihood")
-
-# The keys of lm-eval's TaskConfig (a test compares this list with lm-eval's), and those its loader adds.
-TASK_KEYS = frozenset(
-    """task task_alias tag custom_dataset dataset_path dataset_name dataset_kwargs training_split
-    validation_split test_split fewshot_split process_docs doc_to_text doc_to_target doc_to_image
-    doc_to_audio unsafe_code doc_to_choice process_results use_prompt description target_delimiter
-    fewshot_delimiter fewshot_config num_fewshot output_type generation_kwargs repeats metric_list
-    filter_list should_decontaminate doc_to_decontamination_query gen_prefix metadata""".split()
-)
-LOADER_KEYS = frozenset({"include", "class"})
+TASK_KEYS = frozenset(lm_eval_table.TASK_KEYS)
+LOADER_KEYS = frozenset(lm_eval_table.LOADER_KEYS)
 METADATA_KEYS = frozenset(
     """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
-    citation note""".split()
+    citation note scales""".split()
 )
+"""What we read of ``metadata``; it may hold anything else, but nothing that looks like one of these."""
 ANSWER_KEYS = frozenset({"type", "options", "decimal"})
-
-Fail: TypeAlias = Callable[[str, str], NoReturn]
-"""Raises UsageError: (key, message)."""
+_NEAR = 0.75
+"""Keys of metadata as alike as this (difflib's ratio) are taken for a slip."""
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -54,6 +48,7 @@ _SHAPES = {
     **dict.fromkeys((f"metadata.{key}" for key in ("cluster", "licence", "citation", "note")), _TEXT),
     "metadata.folder": _TEXT,
     "metadata.splits": _TABLE,
+    "metadata.scales": _TABLE,
     "metadata.items": _NUMBER,
     "metadata.random_baseline": _NUMBER,
 }
@@ -66,13 +61,14 @@ class TaskSpec:
 
     ``domain``: its evaluation task in CME's sense; ``dataset``: the dataset it belongs to (several tasks may
     share one, as ANLI's rounds do); ``folder``: the folder its rows lie in under ``--data``; ``primary``: the
-    metric that stands for it in tables.
+    metric that stands for it in tables; ``notes``: what its file says without effect.
     """
 
     name: str
     path: Path
     config: Mapping[str, Any]
     where: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -128,8 +124,30 @@ class TaskSpec:
 
     @property
     def fewshot_split(self) -> str | None:
-        split = self.config.get("fewshot_split") or (self.config.get("fewshot_config") or {}).get("split")
+        """The split that exemplars come from; None where they stand in the file or come from nowhere.
+
+        As in lm-eval: the split that is named, else the training or the validation split. The scored split
+        must be named: its other rows, with their answers, are no usual exemplars.
+        """
+        if named := self._named_split:
+            return named
+        if self.samples is not None:
+            return None
+        split = self.config.get("training_split") or self.config.get("validation_split")
+        return None if split in (None, self.eval_split) else str(split)
+
+    @property
+    def _named_split(self) -> str | None:
+        config = self.config.get("fewshot_config") or {}
+        split = config["split"] if "split" in config else self.config.get("fewshot_split")
         return None if split is None else str(split)
+
+    @property
+    def samples(self) -> list[Mapping[str, Any]] | FunctionRef | None:
+        """Exemplars that the file itself holds; a split goes before them, as in lm-eval."""
+        found: list[Mapping[str, Any]] | FunctionRef | None
+        found = (self.config.get("fewshot_config") or {}).get("samples")
+        return None if self._named_split else found
 
     @property
     def num_fewshot(self) -> int:
@@ -140,58 +158,105 @@ class TaskSpec:
         return str((self.metadata.get("splits") or {}).get(split, split))
 
     def line(self, key: str) -> str:
-        """``file:line`` of a key, for messages."""
-        return self.where.get(key, str(self.path))
+        """``file:line`` of a key, for messages; of what it stands in where it has none of its own."""
+        return place_of(self.where, key) or str(self.path)
 
 
-def load_spec(path: Path, *, root: Path) -> TaskSpec | None:
-    """The task in ``path``, or None if the file is only there to be included (it names no task).
+class NoTaskError(UsageError):
+    """The file is a good one, but defines no task: a ``group``, or what is only there to be included."""
 
-    Raises UsageError naming file and line for unknown keys (with the nearest valid one) and bad values.
+    def __init__(self, message: str, *, group: bool = False) -> None:
+        super().__init__(message)
+        self.group = group
+
+
+def place_of(where: Mapping[str, str], key: str) -> str | None:
+    """``file:line`` of a dotted key, or of the nearest key around it."""
+    while key:
+        if key in where:
+            return where[key]
+        key = key.rpartition(".")[0]
+    return None
+
+
+def load_spec(path: Path, *, root: Path) -> TaskSpec:
+    """The task in ``path``.
+
+    Raises UsageError naming file and line for unknown keys (with the nearest valid one) and bad values;
+    NoTaskError for a group file, and for one that is only there to be included (it names no task).
     """
     loaded = load_yaml(path, root=root)
-    if "task" not in loaded.values:
-        if not path.name.startswith("_"):
-            raise UsageError(f"{path}:1: no 'task' key (files that are only included begin with '_')")
-        return None
-    check_config(loaded, path)
-    return TaskSpec(str(loaded.values["task"]), path, loaded.values, loaded.where)
+    check_is_task(loaded.values, path)
+    metadata = loaded.values.get("metadata")
+    if isinstance(metadata, list):  # free text for lm-eval
+        loaded = LoadedYaml(loaded.values | {"metadata": {"_metadata": metadata}}, loaded.where)
+    notes = check_config(loaded, path)
+    return TaskSpec(str(loaded.values["task"]), path, loaded.values, loaded.where, notes)
 
 
-def check_config(loaded: LoadedYaml, path: Path) -> None:
-    """Keys known, values of a sensible shape, an evaluation split present; UsageError with file and line."""
+def check_is_task(values: Mapping[str, Any], path: Path) -> None:
+    """NoTaskError for a group file and for one that is only included; UsageError where a task has no name."""
+    if "group" in values and not isinstance(values.get("task"), str):
+        text = "a group of tasks, which is not read; name its tasks, or their tag"
+        raise NoTaskError(f"{path}:1: {text}", group=True)
+    if "task" not in values:
+        if path.name.startswith("_") or not values.keys() & {"doc_to_text", "output_type", "test_split"}:
+            raise NoTaskError(f"{path}:1: no 'task' key: only there to be included")
+        raise UsageError(f"{path}:1: no 'task' key (files that are only included begin with '_')")
+
+
+def check_config(loaded: LoadedYaml, path: Path) -> tuple[str, ...]:
+    """Keys known, values of a sensible shape, an evaluation split present; UsageError with file and line.
+
+    Returns what the file says without effect, each with its place.
+    """
     values = loaded.values
     metadata = values.get("metadata") or {}
 
     def fail(key: str, message: str) -> NoReturn:
-        place = loaded.where.get(key) or loaded.where.get(key.partition(".")[0]) or path
-        raise UsageError(f"{place}: {message}")
+        raise UsageError(f"{place_of(loaded.where, key) or path}: {message}")
 
-    _check_keys("", values, TASK_KEYS | LOADER_KEYS, fail)
+    for key in values:
+        if key not in TASK_KEYS | LOADER_KEYS:
+            fail(key, f"unknown key {key!r}{did_you_mean(str(key), TASK_KEYS | LOADER_KEYS)}")
     if not isinstance(metadata, Mapping):
         fail("metadata", "'metadata' must be a mapping")
-    _check_keys("metadata.", metadata, METADATA_KEYS, fail)
+    _check_metadata(metadata, fail)
     for key, shape in _SHAPES.items():
         top, _, below = key.partition(".")
         value = metadata.get(below) if below else values.get(top)
         if value is not None and not _has_shape(value, shape):
             fail(key, f"{key!r} must be {shape}, not {value!r}")
     _check_names(values, metadata, fail)
-    _check_answer(metadata.get("answer"), fail)
+    _check_answer(values, metadata.get("answer"), fail)
+    notes = check_rules(values, fail)
     _check_question(values, fail)
+    return tuple(f"{place_of(loaded.where, key) or path}: {text}" for key, text in notes)
 
 
-def _check_keys(prefix: str, values: Mapping[str, Any], known: frozenset[str], fail: Fail) -> None:
-    for key in values:
-        if key not in known:
-            fail(f"{prefix}{key}", f"unknown key {prefix + str(key)!r}{did_you_mean(str(key), known)}")
+def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
+    """Metadata is free, but for what looks like a slip of one of our keys."""
+    for key in metadata:
+        if not isinstance(key, str):
+            fail("metadata", f"a key of 'metadata' is a text, not {key!r}")
+        near = difflib.get_close_matches(key, METADATA_KEYS, n=1, cutoff=_NEAR)
+        if key not in METADATA_KEYS and near:
+            fail(f"metadata.{key}", f"unknown key 'metadata.{key}'; did you mean {near[0]!r}?")
+    scales = metadata.get("scales")
+    for metric, name in scales.items() if isinstance(scales, Mapping) else ():
+        if not isinstance(name, str) or name not in SCALES:
+            hint = did_you_mean(str(name), SCALES)
+            fail("metadata.scales", f"scale {name!r} of {metric!r} is none of {', '.join(SCALES)}{hint}")
 
 
-def _check_answer(answer: Any, fail: Fail) -> None:
+def _check_answer(values: Mapping[str, Any], answer: Any, fail: Fail) -> None:
     """``metadata.answer``: how a generated response is read."""
     key = "metadata.answer"
     if answer is None:
         return
+    for other in ("metric_list", "filter_list", "process_results"):
+        if values.get(other):
+            fail(other, f"'{other}' has no effect beside '{key}', which says how an answer is scored")
     if not isinstance(answer, Mapping):
         fail(key, f"'{key}' must be a mapping with a 'type'")
     for part in answer:
@@ -205,10 +270,6 @@ def _check_answer(answer: Any, fail: Fail) -> None:
 
 def _check_question(values: Mapping[str, Any], fail: Fail) -> None:
     """What is asked, of which split, and how it is scored."""
-    output_type = values.get("output_type", "generate_until")
-    if output_type not in OUTPUT_TYPES:
-        hint = did_you_mean(str(output_type), OUTPUT_TYPES)
-        fail("output_type", f"output_type {output_type!r} is none of {', '.join(OUTPUT_TYPES)}{hint}")
     if not (values.get("test_split") or values.get("validation_split")):
         fail("task", "no test_split and no validation_split: nothing to evaluate")
     choices = values.get("doc_to_choice")
@@ -216,15 +277,8 @@ def _check_question(values: Mapping[str, Any], fail: Fail) -> None:
         if not isinstance(choice, str):
             fail("doc_to_choice", f"choice {choice!r} is no text: quote it (YAML reads yes as true)")
     for key in ("doc_to_text", "doc_to_target"):
-        if key not in values and "use_prompt" not in values and "class" not in values:
+        if key not in values and "class" not in values:
             fail("task", f"no {key!r}")
-    metrics = values.get("metric_list")
-    if metrics is not None and not (
-        isinstance(metrics, list)
-        and metrics
-        and all(isinstance(m, Mapping) and "metric" in m for m in metrics)
-    ):
-        fail("metric_list", "'metric_list' must be a list of mappings with a 'metric'")
 
 
 def _has_shape(value: Any, shape: str) -> bool:
@@ -252,10 +306,6 @@ def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: F
     path = values.get("dataset_path")
     if path is not None and not (isinstance(path, str) and _DATASET.fullmatch(path)):
         fail("dataset_path", f"dataset_path {path!r} is no hub id ('owner/name'), json, csv or parquet")
-    if "trust_remote_code" in (values.get("dataset_kwargs") or {}):
-        fail("dataset_kwargs", "trust_remote_code: data-set scripts are never run")
-    if values.get("unsafe_code"):
-        fail("unsafe_code", "unsafe_code: code that a model writes is never run")
     folder = metadata.get("folder", metadata.get("dataset", name))
     splits = metadata.get("splits") or {}
     for key, part in [("folder", folder), *(("splits", stem) for stem in splits.values())]:

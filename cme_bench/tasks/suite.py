@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.lm_eval_tasks import DOMAIN, PREFIX, lm_eval_specs, tasks_folder
-from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, TaskSpec, load_spec
+from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, NoTaskError, TaskSpec, load_spec
+from cme_bench.tasks.yaml_loader import load_yaml
 
 DOMAINS = (
     "summarization",
@@ -25,6 +26,7 @@ DOMAINS = (
     "knowledge",
 )
 """CME's 11 evaluation tasks, in the order of our tables."""
+_NOT_READ = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
 def builtin_folder() -> Path:
@@ -34,12 +36,27 @@ def builtin_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "tasks"
 
 
+@dataclass(frozen=True, slots=True)
+class OddFile:
+    """A file of an included folder that is no task of the suite. ``name``: the task that it would be, and
+    ``tags`` its tags, as far as it can be read; ``reason`` begins with the file. ``harmless``: it defines
+    no task (a group, or what is only included)."""
+
+    path: Path
+    reason: str
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    harmless: bool = False
+
+
 @dataclass(frozen=True)
 class Suite:
-    """All known tasks by name. ``trusted`` are the folders whose ``!function`` may be imported."""
+    """All known tasks by name. ``trusted`` are the folders whose ``!function`` may be imported; ``odd`` are
+    files that were passed over, which matters to nobody who asks for other tasks."""
 
     tasks: dict[str, TaskSpec]
     trusted: tuple[Path, ...]
+    odd: tuple[OddFile, ...] = ()
 
     def trusts(self, spec: TaskSpec) -> bool:
         """Whether ``!function`` in the task's file may be imported."""
@@ -59,9 +76,21 @@ class Suite:
         """The task called ``name``. UsageError if there is none, with the nearest known name."""
         if name.startswith(PREFIX):
             return self.select(name)[0]
+        self._check_not_odd(name)
         if name not in self.tasks:
-            raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}")
+            raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}{self._unread()}")
         return self.tasks[name]
+
+    def _check_not_odd(self, name: str) -> None:
+        """UsageError with the reason if ``name`` is, or selects, a task whose file cannot be used."""
+        for odd in self.odd:
+            if not odd.harmless and name in (odd.name, *odd.tags):
+                raise UsageError(odd.reason)
+
+    def _unread(self) -> str:
+        """Why a name may be unknown: the first file that could not be read at all."""
+        unread = [odd for odd in self.odd if odd.name is None and not odd.harmless]
+        return f" (not read: {unread[0].reason})" if unread else ""
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
         """The tasks named by a comma-separated list of tasks, suites and domains, and of lm-eval's own tasks
@@ -78,9 +107,13 @@ class Suite:
                 found = lm_eval_specs(name.removeprefix(PREFIX), self.tasks.values())
                 chosen.update((spec.name, spec) for spec in found)
                 continue
+            self._check_not_odd(name)
             if name not in self.selectors:
-                raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.selectors)}")
-            chosen.update((spec.name, spec) for spec in self.selectors[name])
+                hint = did_you_mean(name, self.selectors)
+                raise UsageError(f"unknown task {name!r}{hint}{self._unread()}")
+            for spec in self.selectors[name]:
+                self._check_not_odd(spec.name)
+                chosen[spec.name] = spec
         if not chosen:
             raise UsageError("no task named")
         return list(chosen.values())
@@ -99,27 +132,50 @@ def selectors_of(spec: TaskSpec) -> list[str]:
 def load_suite(include: Sequence[Path] = (), *, allow_code: bool = False) -> Suite:
     """Read the built-in task files and those below the ``include`` folders (a file is taken by itself).
 
-    Raises UsageError for a broken file or a task name defined twice.
+    A file of a folder that cannot be used, or defines a task a second time, becomes an :class:`OddFile`.
+    Raises UsageError for one that is named by itself, and for a broken built-in file.
     """
     builtin = builtin_folder()
     tasks: dict[str, TaskSpec] = {}
+    odd: list[OddFile] = []
     for root in (builtin, *include):
         if not root.exists():
             raise UsageError(f"{root}: no such folder of task files")
-        files = [root] if root.is_file() else sorted(root.rglob("*.yaml"))
-        folder = root.parent if root.is_file() else root
-        for file in files:
-            spec = load_spec(file, root=folder)
-            if spec is None:
-                continue
-            if spec.name in tasks:
-                raise UsageError(
-                    f"{spec.line('task')}: task {spec.name!r} is already defined in {tasks[spec.name].path}"
-                )
-            tasks[spec.name] = spec
+        for file in task_files(root):
+            try:
+                spec = load_spec(file, root=root.parent if root.is_file() else root)
+                if spec.name in tasks:
+                    first = tasks[spec.name].path
+                    raise UsageError(f"{spec.line('task')}: task {spec.name!r} is already defined in {first}")
+                tasks[spec.name] = spec
+            except UsageError as err:
+                if root.is_file() or (root == builtin and not isinstance(err, NoTaskError)):
+                    raise
+                odd.append(odd_file(file, root, err))
     trusted = (builtin, *include) if allow_code else (builtin,)
     order = {domain: i for i, domain in enumerate(DOMAINS)}
     ordered = sorted(
         tasks.values(), key=lambda s: (order.get(s.domain, len(order)), s.domain, s.path, s.name)
     )
-    return Suite({s.name: s for s in ordered}, tuple(p.resolve() for p in trusted))
+    return Suite({s.name: s for s in ordered}, tuple(p.resolve() for p in trusted), tuple(odd))
+
+
+def task_files(root: Path) -> list[Path]:
+    """The task files of a folder and those below it, or the file itself; as in lm-eval, without copies that
+    notebooks keep."""
+    if root.is_file():
+        return [root]
+    return sorted(file for file in root.rglob("*.yaml") if _NOT_READ.isdisjoint(file.parts))
+
+
+def odd_file(file: Path, root: Path, err: UsageError) -> OddFile:
+    """What can be said of a file that is no task."""
+    if isinstance(err, NoTaskError):
+        return OddFile(file, str(err), harmless=True)
+    try:
+        values = load_yaml(file, root=root.parent if root.is_file() else root).values
+    except UsageError:
+        return OddFile(file, str(err))
+    tag = values.get("tag") or ()
+    tags = (tag,) if isinstance(tag, str) else tuple(map(str, tag)) if isinstance(tag, list) else ()
+    return OddFile(file, str(err), str(values.get("task")), tags)

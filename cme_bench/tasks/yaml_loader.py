@@ -6,6 +6,7 @@ decided when the task is built.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,8 @@ class FunctionRef:
 
 @dataclass(frozen=True, slots=True)
 class LoadedYaml:
-    """``values`` with includes merged (local keys win); ``where`` names file and line of each top-level
-    key and, dotted, of each key of a mapping below it."""
+    """``values`` with includes merged (local keys win); ``where`` names file and line of each key and,
+    dotted, of each key and each element (by number) below it."""
 
     values: dict[str, Any]
     where: dict[str, str]
@@ -79,8 +80,13 @@ def _load(path: Path, root: Path, seen: tuple[Path, ...]) -> LoadedYaml:
     for name in includes if isinstance(includes, list) else [includes]:
         included = _load((path.parent / str(name)).resolve(), root, (*seen, path))
         merged.update(included.values)
-        merged_where.update(included.where)
-    return LoadedYaml(merged | values, merged_where | where)
+        merged_where = _places_of_others(merged_where, included.values) | included.where
+    return LoadedYaml(merged | values, _places_of_others(merged_where, values) | where)
+
+
+def _places_of_others(where: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    """The places of keys, and of what is below them, that ``values`` does not replace."""
+    return {key: place for key, place in where.items() if key.partition(".")[0] not in values}
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -95,11 +101,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{path}:1: a task file is a mapping of keys to values")
         where: dict[str, str] = {}
-        for key, value in node.value:
-            _note(where, str(key.value), key, path)
-            if isinstance(value, yaml.MappingNode):
-                for sub, _ in value.value:
-                    _note(where, f"{key.value}.{sub.value}", sub, path)
+        _note_mapping(where, "", node, path, set())
         return loader.construct_document(node), where
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
@@ -113,8 +115,29 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         loader.dispose()
 
 
-def _note(where: dict[str, str], name: str, key: yaml.Node, path: Path) -> None:
-    place = f"{path}:{key.start_mark.line + 1}"
-    if name in where:
-        raise UsageError(f"{place}: {name!r} stands twice, first in line {where[name].rpartition(':')[2]}")
-    where[name] = place
+def _note_mapping(
+    where: dict[str, str], prefix: str, node: yaml.MappingNode, path: Path, seen: set[int]
+) -> None:
+    """Note the place of every key below ``node``; a key that stands twice is an error.
+
+    ``seen``: nodes that were noted; an alias repeats one, and may repeat it without end.
+    """
+    for key, value in node.value:
+        name, place = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
+        if name in where and key.value != "<<":
+            first = where[name].rpartition(":")[2]
+            raise UsageError(f"{place}: {name!r} stands twice, first in line {first}")
+        where[name] = place
+        _note_below(where, name, value, path, seen)
+
+
+def _note_below(where: dict[str, str], name: str, value: yaml.Node, path: Path, seen: set[int]) -> None:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, yaml.MappingNode):
+        _note_mapping(where, f"{name}.", value, path, seen)
+    elif isinstance(value, yaml.SequenceNode):
+        for i, part in enumerate(value.value):
+            where[f"{name}.{i}"] = f"{path}:{part.start_mark.line + 1}"
+            _note_below(where, f"{name}.{i}", part, path, seen)

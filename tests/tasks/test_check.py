@@ -113,9 +113,9 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
         swap("task: own", "task: ../own"),
         "own.yaml:1: task name '../own' is no plain name",
     ),
-    "a script": (
-        swap("dataset_kwargs: {", "dataset_kwargs: {trust_remote_code: true, "),
-        "own.yaml:3: trust_remote_code: data-set scripts are never run",
+    "a picture": (
+        swap("metadata:", "doc_to_image: [image]\nmetadata:"),
+        "own.yaml:10: doc_to_image: images are not shown to a model here",
     ),
     "an unknown metric": (
         swap("metadata:", "metric_list: [{metric: accuracy}]\nmetadata:"),

@@ -136,7 +136,7 @@ def test_code_of_another_file_needs_allow_code(tmp_path: Path) -> None:
 def test_what_cannot_run_is_one_line(tmp_path: Path) -> None:
     for name, message in [
         ("lm_eval:nosuch.yaml", "lm_eval:nosuch.yaml: no such file"),
-        ("lm_eval:wikitext", "output_type 'loglikelihood_rolling' is not supported"),
+        ("lm_eval:wikitext", "whole texts are not scored"),
     ]:
         with pytest.raises(UsageError) as caught:
             SUITE.select(name)

@@ -51,7 +51,6 @@ def test_a_metric_is_not_fetched_as_code(
         ("own/data", "/etc/x", "dataset_path '/etc/x' is no hub id"),
         ("task: own_ll", "task: a/b", "task name 'a/b' is no plain name"),
         ("metadata:", "unsafe_code: true\nmetadata:", "code that a model writes is never run"),
-        ("metadata:", "dataset_kwargs: {trust_remote_code: true}\nmetadata:", "scripts are never run"),
     ],
 )
 def test_scripts_and_names_that_lead_elsewhere_are_refused(
@@ -61,6 +60,22 @@ def test_scripts_and_names_that_lead_elsewhere_are_refused(
     with pytest.raises(UsageError) as caught:
         workshop.build(allow_code=True)
     assert message in str(caught.value)
+
+
+def test_code_that_is_allowed_fetches_no_metric(workshop: Workshop) -> None:
+    """``evaluate.load`` fetches code and runs it, which --allow-code does not speak of."""
+    text = "import evaluate\nmetric = evaluate.load('rouge')\ndef f(rows): return rows\n"
+    (workshop.yaml.parent / "own.py").write_text(text)
+    workshop.write_yaml(more="process_docs: !function own.f\n")
+    with pytest.raises(UsageError, match=r"evaluate.load\('rouge'\): code of the hub is not run"):
+        workshop.build(allow_code=True)
+
+
+def test_trust_remote_code_is_a_note(workshop: Workshop) -> None:
+    file = workshop.write_yaml(more="dataset_kwargs: {trust_remote_code: true}\n")
+    assert workshop.build().spec.notes == (
+        f"{file}:11: trust_remote_code has no effect: data-set scripts are never run",
+    )
 
 
 LEAVES = st.one_of(
