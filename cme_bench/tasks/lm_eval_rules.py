@@ -183,6 +183,8 @@ def _check_metric(entry: Mapping[str, Any], output_type: str, key: str, fail: Fa
         fail(f"{key}.metric", f"unknown metric {name!r}{did_you_mean(str(name), table.METRICS)}")
     if rule.refused:
         fail(f"{key}.metric", f"metric {name!r}: {rule.refused}")
+    if output_type == "generate_until" and name in table.PASSED_ON and _is_code(entry.get("aggregation")):
+        return  # the function gets pairs of right answer and response
     if output_type not in rule.outputs:
         fail(f"{key}.metric", f"metric {name!r} is not computed for output_type {output_type!r}")
     for option in sorted(map(str, options - rule.options)):
@@ -191,6 +193,10 @@ def _check_metric(entry: Mapping[str, Any], output_type: str, key: str, fail: Fa
             fail(f"{key}.{option}", f"metric {name!r} takes no {option!r}{did_you_mean(option, known)}")
         yield f"{key}.{option}", f"metric {name!r} takes no {option!r}: it has no effect, as in lm-eval"
     _check_aggregation(entry, rule, key, fail)
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, FunctionRef)
 
 
 def _check_aggregation(entry: Mapping[str, Any], rule: table.MetricRule | None, key: str, fail: Fail) -> None:

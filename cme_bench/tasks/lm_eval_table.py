@@ -132,7 +132,7 @@ METRICS: Mapping[str, MetricRule] = {
     "acc": MetricRule(("multiple_choice", "loglikelihood")),
     "acc_norm": MetricRule(_CHOICE),
     "acc_bytes": MetricRule(_CHOICE),
-    "acc_mutual_info": MetricRule(_CHOICE),
+    "acc_mutual_info": MetricRule(refused="choices are not asked a second time without their question"),
     "exact_match": MetricRule(
         ("generate_until", "multiple_choice"),
         options=frozenset("regexes_to_ignore ignore_case ignore_punctuation ignore_numbers".split()),
@@ -153,6 +153,10 @@ METRICS: Mapping[str, MetricRule] = {
     "acc_all": MetricRule(refused="lm-eval computes it for no output type"),
     "bypass": MetricRule(refused="it scores nothing (999 for every task)"),
 }
+
+PASSED_ON = METRICS.keys() - {"exact_match", "acc_all", "bypass", "f1_macro"}
+"""Metrics whose function returns what it is given: for generate_until the pair (right answer, response), of
+which an aggregation of the task's own makes something."""
 
 AGGREGATIONS: Mapping[str, tuple[Values, ...] | str] = {
     **dict.fromkeys(("mean", "median", "nanmean", "perplexity"), ("numbers",)),

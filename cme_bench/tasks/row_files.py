@@ -23,8 +23,8 @@ SUFFIXES = {".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet
 """File suffix -> the builder of ``datasets`` that reads such a file, which is what a task file names."""
 CSV_SETTINGS = frozenset(
     """sep delimiter header names column_names usecols skipinitialspace skiprows nrows na_values
-    keep_default_na na_filter skip_blank_lines true_values false_values thousands decimal quotechar quoting escapechar
-    doublequote comment encoding encoding_errors""".split()
+    keep_default_na na_filter skip_blank_lines true_values false_values thousands decimal quotechar
+    quoting escapechar doublequote comment encoding encoding_errors""".split()
 )
 """Settings of csv files in a task file: those of ``datasets``, whose meaning is pandas'."""
 _UNCOUNTED = frozenset({"skiprows", "nrows", "skip_blank_lines", "quoting", "comment"})

@@ -239,8 +239,9 @@ def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
     for key in metadata:
         if not isinstance(key, str):
             fail("metadata", f"a key of 'metadata' is a text, not {key!r}")
-        near = difflib.get_close_matches(key, METADATA_KEYS, n=1, cutoff=_NEAR)
-        if key not in METADATA_KEYS and near:
+        if key in METADATA_KEYS:
+            continue
+        if near := difflib.get_close_matches(key, METADATA_KEYS, n=1, cutoff=_NEAR):
             fail(f"metadata.{key}", f"unknown key 'metadata.{key}'; did you mean {near[0]!r}?")
     scales = metadata.get("scales")
     for metric, name in scales.items() if isinstance(scales, Mapping) else ():

@@ -60,25 +60,26 @@ def _function(loader: _Loader, node: yaml.ScalarNode) -> FunctionRef:
 _Loader.add_constructor("!function", _function)
 
 
-def load_yaml(path: Path, *, root: Path) -> LoadedYaml:
+def load_yaml(path: Path, *, root: Path, strict: bool = True) -> LoadedYaml:
     """Load one task file; ``include`` files must lie under ``root``.
 
-    Raises UsageError with file and line for broken YAML, include cycles and includes outside ``root``.
+    Raises UsageError with file and line for broken YAML, include cycles, includes outside ``root``, and for a
+    key that stands twice if ``strict``; else the last one counts, as in lm-eval.
     """
-    return _load(path.resolve(), root.resolve(), ())
+    return _load(path.resolve(), root.resolve(), (), strict)
 
 
-def _load(path: Path, root: Path, seen: tuple[Path, ...]) -> LoadedYaml:
+def _load(path: Path, root: Path, seen: tuple[Path, ...], strict: bool) -> LoadedYaml:
     if path in seen:
         raise UsageError(f"{path}: include cycle")
     if not path.is_relative_to(root):
         raise UsageError(f"{seen[-1] if seen else path}: include {path} lies outside {root}")
-    values, where = _parse(path)
+    values, where = _parse(path, strict)
     includes = values.pop("include", [])
     merged: dict[str, Any] = {}
     merged_where: dict[str, str] = {}
     for name in includes if isinstance(includes, list) else [includes]:
-        included = _load((path.parent / str(name)).resolve(), root, (*seen, path))
+        included = _load((path.parent / str(name)).resolve(), root, (*seen, path), strict)
         merged.update(included.values)
         merged_where = _places_of_others(merged_where, included.values) | included.where
     return LoadedYaml(merged | values, _places_of_others(merged_where, values) | where)
@@ -89,7 +90,7 @@ def _places_of_others(where: Mapping[str, str], values: Mapping[str, Any]) -> di
     return {key: place for key, place in where.items() if key.partition(".")[0] not in values}
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse(path: Path, strict: bool) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
@@ -100,9 +101,9 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{path}:1: a task file is a mapping of keys to values")
-        where: dict[str, str] = {}
-        _note_mapping(where, "", node, path, set())
-        return loader.construct_document(node), where
+        places = _Places(path, strict=strict)
+        places.note("", node)
+        return loader.construct_document(node), places.where
     except yaml.MarkedYAMLError as err:
         line = err.problem_mark.line + 1 if err.problem_mark else 1
         raise UsageError(f"{path}:{line}: {err.problem or 'broken YAML'}") from err
@@ -115,29 +116,33 @@ def _parse(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         loader.dispose()
 
 
-def _note_mapping(
-    where: dict[str, str], prefix: str, node: yaml.MappingNode, path: Path, seen: set[int]
-) -> None:
-    """Note the place of every key below ``node``; a key that stands twice is an error.
+class _Places:
+    """The place of every key and element of a file: ``where``. ``strict``: a key that stands twice is an
+    error."""
 
-    ``seen``: nodes that were noted; an alias repeats one, and may repeat it without end.
-    """
-    for key, value in node.value:
-        name, place = f"{prefix}{key.value}", f"{path}:{key.start_mark.line + 1}"
-        if name in where and key.value != "<<":
-            first = where[name].rpartition(":")[2]
+    def __init__(self, path: Path, *, strict: bool) -> None:
+        self.path = path
+        self.strict = strict
+        self.where: dict[str, str] = {}
+        self._seen: set[int] = set()  # nodes; an alias repeats one, and may repeat it without end
+
+    def note(self, prefix: str, node: yaml.Node) -> None:
+        """Note what is below ``node``, whose own name with a dot is ``prefix``."""
+        if id(node) in self._seen:
+            return
+        self._seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self._note_one(f"{prefix}{key.value}", key)
+                self.note(f"{prefix}{key.value}.", value)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, part in enumerate(node.value):
+                self.where[f"{prefix}{i}"] = f"{self.path}:{part.start_mark.line + 1}"
+                self.note(f"{prefix}{i}.", part)
+
+    def _note_one(self, name: str, key: yaml.Node) -> None:
+        place = f"{self.path}:{key.start_mark.line + 1}"
+        if self.strict and name in self.where and key.value != "<<":
+            first = self.where[name].rpartition(":")[2]
             raise UsageError(f"{place}: {name!r} stands twice, first in line {first}")
-        where[name] = place
-        _note_below(where, name, value, path, seen)
-
-
-def _note_below(where: dict[str, str], name: str, value: yaml.Node, path: Path, seen: set[int]) -> None:
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, yaml.MappingNode):
-        _note_mapping(where, f"{name}.", value, path, seen)
-    elif isinstance(value, yaml.SequenceNode):
-        for i, part in enumerate(value.value):
-            where[f"{name}.{i}"] = f"{path}:{part.start_mark.line + 1}"
-            _note_below(where, f"{name}.{i}", part, path, seen)
+        self.where[name] = place
