@@ -246,7 +246,8 @@ def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
     settings = dict(task.lm_eval.config.generation_kwargs or {})
     if settings.get("do_sample", float(settings.get("temperature") or 0) > 0):
         raise UsageError(f"task {task.name}: only greedy generation is supported (do_sample: false)")
-    if unknown := sorted(settings.keys() - _GENERATION_KEYS):
+    beams = {"num_beams"} if settings.get("num_beams", 1) != 1 else set()
+    if unknown := sorted(settings.keys() - _GENERATION_KEYS | beams):
         raise UsageError(f"task {task.name}: unsupported generation_kwargs: {', '.join(unknown)}")
     until = settings.get("until") or []
     stop = tuple(str(s) for s in ([until] if isinstance(until, str) else until) if s)  # "" ends nothing

@@ -4,7 +4,11 @@ what follows from it would run code of a task file; here they render in Jinja's 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any, NoReturn
 
 from jinja2.sandbox import SandboxedEnvironment
@@ -29,8 +33,33 @@ def sandbox_templates() -> None:
 
 
 def refuse_hub_code() -> None:
-    """Make ``evaluate.load`` of this process an error: it fetches a metric as code and runs it."""
-    importlib.import_module("evaluate").load = _refuse_metric  # type: ignore[attr-defined]
+    """Make ``evaluate.load`` of this process an error: it fetches a metric as code and runs it.
+
+    The module takes seconds to import, so that it is changed when somebody imports it.
+    """
+    if module := sys.modules.get("evaluate"):
+        module.load = _refuse_metric  # type: ignore[attr-defined]
+    elif not any(isinstance(finder, _Guard) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())
+
+
+class _Guard(MetaPathFinder):
+    """Finds ``evaluate`` once, as a module whose ``load`` is an error."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "evaluate":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_guarded(module: ModuleType) -> None:
+                run(module)
+                refuse_hub_code()
+
+            spec.loader.exec_module = run_guarded  # type: ignore[method-assign]
+        return spec
 
 
 def _refuse_metric(name: Any = None, *args: Any, **kwargs: Any) -> NoReturn:
