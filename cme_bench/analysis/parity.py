@@ -206,7 +206,8 @@ def compare_scores(items: Sequence[Item], ours: Sequence[Any], theirs: Sequence[
     for form, summary in first.items():
         for domain, estimate in summary.domains.items():
             yield Scores("domain", form, domain, (estimate.value, second[form].domains[domain].value))
-        yield Scores("average", form, "average", (summary.average.value, second[form].average.value))
+        if (average := summary.average) and (other_average := second[form].average):
+            yield Scores("average", form, "average", (average.value, other_average.value))
 
 
 def _results(items: Sequence[Item], answers: Sequence[Any]) -> list[TaskResult]:

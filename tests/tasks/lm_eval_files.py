@@ -194,7 +194,7 @@ _NUMBERS = frozenset({"label", "labels", "answer_index", "gold", "answer_idx", "
 
 
 def guesses(config: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Rows for a task, in several readings of its right answer: a number, a letter, a number from 1, a text."""
+    """Rows for a task, in several readings of its right answer: a number, a letter, a text."""
     columns = Columns(config)
     rows = list(columns.rows(6))
     yield rows
