@@ -50,6 +50,57 @@ standard errors must respect it.
 """
 
 
+_LM_EVAL = """\
+## Task files of lm-eval
+
+`lm_eval:NAME` runs a task of the installed lm-eval, `lm_eval:FILE.yaml` and `--include FOLDER` run files of
+your own in its format. Every key, metric, filter and aggregation of lm-eval 0.4.13 stands in one table
+([`tasks/lm_eval_table.py`](../cme_bench/tasks/lm_eval_table.py)): it is honoured, has no effect (in lm-eval
+neither), or is refused with file and line before a model is loaded. What the table does not name is
+refused.
+
+* **Metrics and aggregations** are lm-eval's own functions, with its bootstrap of 100 resamples where it has
+  one. A score has a scale and a direction. Shares are shown in percent; BLEU, chrF and TER are points of
+  100 already; a perplexity is shown as it is. Means are taken over tasks of one bounded scale and
+  direction. A metric of a task's own code is a share if its name says so (`acc`, `f1`, ...) and its values
+  lie in 0 to 1; else it is shown raw, without a mean, until `metadata: {scales: {NAME: share}}` (or
+  `points`) says more. `higher_is_better` gives the direction.
+* **Exemplars** come from `fewshot_split`, from `fewshot_config.samples`, or from the training or validation
+  split, as in lm-eval. An item is never its own exemplar; in lm-eval it may be where a validation split is
+  scored.
+* **Answers are greedy**, so `repeats` are equal; sampling and beam search are refused.
+* **Scoring is tried** on made-up answers to the first rows before a model is loaded.
+* **Code** of a task file (`!function`) runs with `--allow-code` only, and never fetches a metric from the
+  hub.
+* **Folders**: group files are passed over, `trust_remote_code` has no effect, `data_files` may be a file, a
+  list or a mapping, `.json` an array, csv files take the settings that `datasets` takes. A file that cannot
+  be used stops only those who ask for its task.
+
+Of the YAML files of lm-eval 0.4.13 (a test counts them, and compares the prompts and scores of over 200
+kinds with stock lm-eval on made-up rows and answers):
+
+| files | number |
+|---|---|
+| run | 11822 |
+| groups, which are not read | 855 |
+| refused: a metric of the hub (`hf_evaluate`) | 757 |
+| refused: sampled answers (`do_sample`) | 285 |
+| refused: `loglikelihood_rolling` | 66 |
+| refused: rows made by code (`custom_dataset`) | 45 |
+| refused: images (`doc_to_image`) | 45 |
+| refused: `unsafe_code` | 35 |
+| refused: a Python class (`class`) | 30 |
+| refused: a filter that lm-eval does not register | 16 |
+| refused: rows of another commit or with other types (`dataset_kwargs`) | 12 |
+| refused: no task: only there to be included | 7 |
+| refused: beam search | 6 |
+| refused: sound (`doc_to_audio`) | 1 |
+| refused: a metric without an aggregation | 1 |
+| refused: an unknown option of a metric | 1 |
+| refused: a metric that lm-eval does not have | 1 |
+"""
+
+
 def tasks_page(suite: Suite) -> str:
     """The page for all tasks of a suite, in its order."""
     specs = list(suite.tasks.values())
@@ -67,7 +118,7 @@ def tasks_page(suite: Suite) -> str:
     folders = [spec for spec in specs if first[spec.domain, spec.folder] is spec]
     columns = ("dataset", "hub id", "scored split", "exemplars", "clusters", "licence", "citation", "note")
     datasets = _table(columns, map(_dataset, folders))
-    return "\n".join([_PREFACE, _FORMS, counts, "", tasks, "", _DATASETS, datasets, ""])
+    return "\n".join([_PREFACE, _FORMS, counts, "", tasks, "", _DATASETS, datasets, "", _LM_EVAL])
 
 
 def _task(spec: TaskSpec) -> Sequence[str]:

@@ -275,30 +275,36 @@ def _check_exemplars(
 ) -> None:
     """Exemplars are at hand, render, and are not among the items that are scored."""
     split = task.spec.fewshot_split
-    if split is None:
+    if split is None and task.spec.samples is None:
         checked.facts.append("no exemplars")
         return
     try:
-        rows = source.rows(task.spec, split)
         build = build_task(task.spec, suite, source, shots=1)
-        render_item(build, 0, PLAIN)
     except CmeError as err:
         checked.add("warning", [f"{err} (so --shots cannot be used)"])
         return
     if split == task.spec.eval_split:
-        return  # lm-eval leaves the item itself out
-    asked = {_question(task, task.docs[index]): index for index in prompts}
+        return  # an item is not shown to itself
+    pool = build.pool
+    assert pool is not None  # a shot was asked for
+    asked: dict[str | None, int] = {_question(task, task.docs[index]): index for index in prompts}
     texts = []
-    for index, row in enumerate(rows.table):
-        try:
-            before = asked.get(_question(task, row))
-        except Exception as err:  # a template may raise anything on a row it does not fit
-            texts.append(f"{rows.place(index)}: this exemplar does not render ({type(err).__name__})")
-            continue
-        if before is not None:
-            texts.append(f"{rows.place(index)}: this exemplar is also scored, in {task.place(before)}")
+    rows = build.lm_eval.sampler.fewshot_docs()
+    for index, row in enumerate(rows):
+        if problem := pool.problem(row):
+            texts.append(f"{pool.place(index)}: this exemplar cannot be shown: {problem}")
+        elif (before := asked.get(_question_or_none(task, row))) is not None:
+            texts.append(f"{pool.place(index)}: this exemplar is also scored, in {task.place(before)}")
     checked.add("warning", texts)
-    checked.facts.append(f"{len(rows.table)} exemplars")
+    checked.facts.append(f"{len(rows)} exemplars")
+
+
+def _question_or_none(task: Task, row: dict[str, Any]) -> str | None:
+    """None for an exemplar that has templates of its own and no field of the task's."""
+    try:
+        return _question(task, row)
+    except Exception:  # a template may raise anything on a row it does not fit
+        return None
 
 
 def _question(task: Task, row: dict[str, Any]) -> str:

@@ -56,14 +56,17 @@ class ExemplarPool:
         if there < shots:
             raise UsageError(f"{origin}: {shots} shots asked for, {there} exemplars there")
 
+    def problem(self, row: Any) -> str:
+        """Return what keeps ``row`` from being an exemplar; empty if nothing does."""
+        try:
+            return exemplar_problem(self.lm_task, row)
+        except Exception as err:  # a template may raise anything on a row it does not fit
+            return template_problem(err)
+
     def _check(self, number: int, row: Any) -> None:
         if number in self._good:
             return
-        try:
-            problem = exemplar_problem(self.lm_task, row)
-        except Exception as err:  # a template may raise anything on a row it does not fit
-            problem = template_problem(err)
-        if problem:
+        if problem := self.problem(row):
             raise UsageError(f"{self.place(number)}: exemplar of task {self.name}: {problem}")
         self._good.add(number)
 

@@ -32,7 +32,7 @@ def test_rows_keep_their_order_and_their_lines(workshop: Workshop) -> None:
     [
         (['{"question": "a", "label": 0'], 1, "not a JSON object ("),
         ([{"question": "a", "label": 0}, "[1]"], 2, "not a JSON object but a list"),
-        ([{"question": "a", "label": 0}, {"question": "b"}], 2, "keys differ from those of line 1: 'label'"),
+        ([{"question": "a", "label": 0}, {"question": "b"}], 2, "task own_ll: label None is out of range"),
         ([{"question": "a", "label": 0}, {"question": "b", "label": "x"}], 2, "types differ between rows"),
         ([{"question": "a", "label": 7}], 1, "task own_ll ("),
         ([{"question": "a"}], 1, "task own_ll: label 'label' is out of range"),

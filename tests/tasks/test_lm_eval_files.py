@@ -44,7 +44,7 @@ ENOUGH = 200
 """So many kinds must be compared; of the others no rows could be made up, or their code wants a network."""
 SECONDS = 2
 """After so long no further rows are made up for a kind."""
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "task_files.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_has_the_counts(found: Survey) -> None:
-    """docs/task_files.md says how many files of lm-eval run, and why others do not."""
+    """docs/tasks.md says how many files of lm-eval run, and why others do not."""
     text = PAGE.read_text()
     assert f"| run | {len(found.honoured)} |" in text
     assert f"| groups, which are not read | {found.groups} |" in text
