@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 from cme_bench import exact_logits as module
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.lm_eval import EngineLM
 from cme_bench.exact_logits import exact_logits, full_float32, is_rounded, linear
 
 PROMPT = tuple(range(20, 31))
@@ -207,13 +208,14 @@ class Casts(LlamaForCausalLM):
 
 @pytest.mark.parametrize("back", [False, True])
 def test_a_model_that_rounds_all_the_same_is_found_out(
-    toy_tokenizer: PreTrainedTokenizerFast, back: bool
+    toy_tokenizer: PreTrainedTokenizerFast, back: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Casts(random_llama(0).config).eval().bfloat16()
     model.back = back
     engine = HFEngine(model, toy_tokenizer, plain=True)
-    list(engine.loglikelihood([LoglikelihoodRequest(((PROMPT, (ONE,)),))]))
+    EngineLM(engine, toy_tokenizer)._loglikelihood_tokens([(None, PROMPT, (ONE,))])
     assert engine.describe()["logits"] == "bfloat16"
+    assert "the model rounds its own logits to bfloat16" in caplog.text
 
 
 def test_float32_models_compute_as_ever(tiny_model: LlamaForCausalLM) -> None:

@@ -64,6 +64,14 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self._chat_template_args = dict(chat_template_args or {})
         self._last_context: tuple[str, list[int]] = ("", [])
         self._told_date = False
+        self._told_rounding = False
+
+    def _tell_of_rounding(self) -> None:
+        """Warn once if the model rounds its logits to 16 bits, which is known once it has some."""
+        logits = self.engine.describe().get("logits")
+        if logits in {"bfloat16", "float16"} and not self._told_rounding:
+            self._told_rounding = True
+            logger.warning("the model rounds its own logits to %s: choices tie that do not tie", logits)
 
     @property
     def max_length(self) -> int:
@@ -182,6 +190,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             for (texts, _, _), answer in zip(grouped[index], answers[index], strict=True):
                 if texts is not None:
                     self.cache_hook.add_partial("loglikelihood", texts, answer)
+        self._tell_of_rounding()
         return list(itertools.chain.from_iterable(answers))
 
     def _fit(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[TokenIds, TokenIds]:
@@ -224,6 +233,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for index, response in self.engine.generate(asked):
             texts[index] = response.text
             self.cache_hook.add_partial("generate_until", requests[index].args, response.text)
+        self._tell_of_rounding()
         return texts
 
     def _generate_request(self, context: str, gen_kwargs: dict[str, Any]) -> GenerateRequest:
