@@ -327,16 +327,19 @@ def head_cost(quick: bool) -> dict[str, float]:
         ids = torch.randint(0, config.vocab_size, (rows, tokens), device=device)
         index, target = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
 
-        def read(logits: torch.Tensor, at: Any = (index, target), scores: bool = name == "scoring") -> None:
-            if scores:
-                read_logits(logits, *at)
+        def read(logits: torch.Tensor) -> None:
+            if name == "scoring":  # noqa: B023 - called within its round
+                read_logits(logits, index, target)  # noqa: B023
             else:
                 _argmax_or_nan(logits).tolist()
 
+        ways: dict[str, Callable[[], Any]] = {
+            "body": lambda: model(input_ids=ids, use_cache=False),  # noqa: B023
+            "before": lambda: read(torch.nn.functional.linear(x, weight)),  # noqa: B023
+            "after": lambda: read(linear(x, weight)),  # noqa: B023
+        }
         with torch.inference_mode():
-            body = timed(lambda ids=ids: model(input_ids=ids, use_cache=False), device)
-            before = timed(lambda x=x, read=read: read(torch.nn.functional.linear(x, weight)), device)
-            after = timed(lambda x=x, read=read: read(linear(x, weight)), device)
+            body, before, after = (timed(way, device) for way in ways.values())
         found[f"head_percent_{name}"] = round(100 * (after - before) / (body + before), 3)
         print(f"{name}: decoder {1e3 * body:.3f} ms, output layer {1e3 * before:.3f} -> {1e3 * after:.3f} ms")
     return found

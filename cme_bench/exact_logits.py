@@ -37,7 +37,7 @@ def exact_logits(model: nn.Module) -> Iterator[None]:
             for layer in head.modules():
                 if hasattr(layer, "W_q") or type(getattr(layer, "weight", None)).__name__ in _QUANTISED:
                     stack.enter_context(_replaced(layer, _dequantised(layer)))
-            stack.enter_context(_replaced(head, _in_float32(head.forward)))
+            stack.enter_context(_replaced(head, _in_float32(head)))
         yield
 
 
@@ -111,10 +111,12 @@ class _Float32Products(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        ours = _PRODUCTS.get(func)
-        if ours is None or (kwargs and ours is not linear):
+        ours, names = _PRODUCTS.get(func, (None, ()))
+        others = dict(kwargs or {})
+        given = [*args, *(others.pop(name) for name in names[len(args) :] if name in others)]
+        if ours is None or others:  # an output to write to, a factor: nobody's output layer has them
             return func(*args, **(kwargs or {}))
-        return ours(*args, **(kwargs or {}))
+        return ours(*given)
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -129,17 +131,24 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return linear(a, b.T, bias)
 
 
-_PRODUCTS: dict[Any, Callable[..., Tensor]] = {
-    nn.functional.linear: linear,
-    **dict.fromkeys((torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__), _matmul),
-    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
+_PRODUCTS: dict[Any, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
+    nn.functional.linear: (linear, ("input", "weight", "bias")),
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), (_matmul, ("input", "other"))),
+    **dict.fromkeys((torch.mm, Tensor.mm), (_matmul, ("input", "mat2"))),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), (_addmm, ("input", "mat1", "mat2"))),
 }
+"""What replaces a function, and the names of its arguments in their order."""
 
 
-def _in_float32(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+def _in_float32(head: nn.Module) -> Callable[..., Any]:
+    forward = head.forward
+
+    def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         with _Float32Products():
-            return forward(*args, **kwargs)
+            logits = forward(x, *args, **kwargs)
+            if logits.dtype in NARROW and hasattr(head, "base_layer"):
+                logits = forward(x.float(), *args, **kwargs)  # an adapter that returns what it was given
+            return logits
 
     return wrapped
 

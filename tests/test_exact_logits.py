@@ -193,6 +193,18 @@ def test_adapters_on_the_output_layer_count(
     assert not any("forward" in part.__dict__ for part in model.modules())
 
 
+def test_an_adapter_that_returns_its_inputs_type(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    config = peft.LoKrConfig(task_type="CAUSAL_LM", r=4, target_modules=["lm_head"], init_weights=False)
+    model = peft.get_peft_model(build("llama"), config).eval()
+    engine = HFEngine(model, toy_tokenizer, plain=True)
+    [(_, found)] = engine.loglikelihood([LoglikelihoodRequest(((PROMPT, (ONE,)),))])
+    assert engine.describe()["logits"] == "float32"
+    wide = copy.deepcopy(model).float()
+    head = wide.get_base_model().lm_head
+    wanted = head(hidden_states(model, PROMPT)[-1:].float()).log_softmax(-1)[0, ONE]
+    assert found.logprobs[0] == pytest.approx(float(wanted.detach()), abs=1e-2)
+
+
 class Casts(LlamaForCausalLM):
     """A model whose own forward rounds its logits."""
 
@@ -271,6 +283,8 @@ def test_other_names_for_a_product(tiny_model: LlamaForCausalLM) -> None:
         lambda x: torch.addmm(torch.zeros_like(weight[:, 0]), x[0], weight.T)[None],
         lambda x: x[0].mm(weight.T)[None],
         lambda x: torch.matmul(x, weight.T[None]),
+        lambda x: nn.functional.linear(input=x, weight=weight),  # PEFT's trainable tokens
+        lambda x: torch.matmul(x, other=weight.T),
     ]
     for way in ways:
         model.lm_head.forward = way

@@ -173,7 +173,8 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
         parts = [
             f"model {identity['model'][:8]}",
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
-            f"{identity['engine']} {identity['dtype']}",
+            f"{identity['engine']} {identity['dtype']}"
+            + ("" if identity["dtype"] == "float32" else f" (logits {run.logits})"),
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),
             *([f"commit {' '.join(commits)}"] if commits else []),
