@@ -305,6 +305,7 @@ class CmeHF(EngineLM):
         from transformers import AutoTokenizer
 
         from cme_bench.engines.hf import HFEngine
+        from cme_bench.engines.hf.alone import adapter_positions
         from cme_bench.engines.hf.forward import max_positions
         from cme_bench.models.load import load_named
 
@@ -320,13 +321,8 @@ class CmeHF(EngineLM):
             _warn_of_bos(tokens, model.config)
         fed = max_positions(model.config) if max_length is None else max_length
         if adapter or peft:
-            from peft import PeftModel
-
-            from cme_bench.adapters.files import weights_file  # and TeamLoRA and its kin are known to PEFT
-
-            if (folder := Path(str(adapter or peft))).is_dir():
-                weights_file(folder)  # safetensors only
-            model = PeftModel.from_pretrained(model, adapter or peft)
+            model = _adapted(model, str(adapter or peft))
+            fed -= adapter_positions(model) if max_length is None else 0
         engine = HFEngine(
             model,
             tokens,
@@ -342,3 +338,14 @@ class CmeHF(EngineLM):
             max_gen_toks=max_gen_toks,
             chat_template_args=chat_template_args,
         )
+
+
+def _adapted(model: Any, name: str) -> Any:
+    """``model`` with an adapter: a folder, checked as in a run, or one of the hub, which PEFT fetches."""
+    from peft import PeftModel
+
+    from cme_bench.adapters.load import load_adapter  # and TeamLoRA and its kin are known to PEFT
+
+    if Path(name).is_dir():
+        return load_adapter(model, name, note=logger.warning)
+    return PeftModel.from_pretrained(model, name)

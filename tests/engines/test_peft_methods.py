@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,11 @@ def test_every_field_of_every_method_is_known(method: str) -> None:
 
 def test_a_method_of_another_package_is_refused() -> None:
     assert method_verdict("NEWLORA").way == "refused"
+
+
+def test_the_page_says_how_each_method_is_computed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| `")]
+    said = {method: how.strip() for names, how, _ in rows for method in re.findall(r"`(\w+)`", names)}
+    found = {str(member.value): method_verdict(str(member.value)) for member in PeftType}
+    assert said == {name: f"{how.way}: {how.reason}".removesuffix(": ") for name, how in found.items()}
