@@ -50,7 +50,7 @@ _FINAL = re.compile(
 )
 _WRONG_ONE = re.compile(r"\b(?:incorrect|wrong|false|worst|least \w+|other|opposite)\s+$", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*correct\s*:|^#{2,}\s+(?=\S+\s*$)",
+    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans)\s*:|^#{2,}\s+(?=\S+\s*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHINESE = re.compile(

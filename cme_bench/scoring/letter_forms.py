@@ -28,7 +28,7 @@ WRONG_LINE = re.compile(
 )
 """After a letter: its line says that it is wrong."""
 PICK = re.compile(
-    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for|"
+    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for|lean(?:ing)? towards?|"
     r"(?:i'd|i would|i'll) (?:say|answer|guess))\s+"
     r"|(?:故|应|应该|本题)?选(?!项)择?\s*|选择\s*",
     re.IGNORECASE,
@@ -92,7 +92,8 @@ def forms(letters: tuple[str, ...]) -> Forms:
             r"(?:^|[.!?;,\n。]\s*|\b(?:and|think|believe|say)\s+)(?=[^\W_])"
             r"(?:(?:so|therefore|thus|hence|consequently|finally|in conclusion|因此|所以|故|综上所述)"
             r"[,:]?\s*)?"
-            r"(?:(?:it(?:'s| is| must be| has to be| should be)|是|为)\s*)?"
+            r"(?:(?:it(?:'s| is| must be| has to be| should be)|是|为)\s*"
+            r"(?:(?:definitely|clearly|certainly|probably|most likely|obviously)\s+)?)?"
             rf"{_NAME}{_OPENED}{x}{_STOP}",
             re.IGNORECASE,
         ),

@@ -27,7 +27,8 @@ COMPOUND = re.compile(
 RANGE = re.compile(
     r"\s*(?:到|至|~|–|—|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
 )
-ANOTHER = re.compile(r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]\s*=\s*")
+ANOTHER = re.compile(r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]+\s*[:=]\s*")
+A_YEAR = re.compile(r"\b(?:in|since|until|by|before|after|of)\s+(?:19|20)\d\d$", re.IGNORECASE)
 INEXACT = re.compile(
     r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
     r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|could|might|may|"

@@ -18,6 +18,7 @@ from cme_bench.scoring.claims import (
 )
 from cme_bench.scoring.markup import boxes, plain
 from cme_bench.scoring.number_forms import (
+    A_YEAR,
     ANOTHER,
     BOLD,
     CLAUSE_END,
@@ -191,7 +192,7 @@ class _Reader:
         usable = [
             i for i, token in enumerate(self.tokens) if token.kind != "other" and not self._is_label(token)
         ]
-        outside = [i for i in usable if not self._in_brackets(self.tokens[i])] or usable
+        outside = [i for i in usable if not self._is_aside(self.tokens[i])] or usable
         if not outside:
             return None
         last = outside[-1]
@@ -202,9 +203,10 @@ class _Reader:
             if self.tokens[i].start >= start
             and re.search(r"[=≈]\s*$", self.text[start : self.tokens[i].start])
         ]
+        if any(i > 0 and self._next_after(i - 1, ANOTHER) == i for i in (*equal[-1:], last)):
+            return UNDECIDED
         if equal:
-            apart = equal[-1] > 0 and self._next_after(equal[-1] - 1, ANOTHER) == equal[-1]
-            return UNDECIDED if apart else self._value(equal[-1])
+            return self._value(equal[-1])
         if self._goes_with_the_one_before(last) or self.tokens[last].kind == "expression":
             return UNDECIDED
         before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
@@ -234,7 +236,10 @@ class _Reader:
             return True
         return bool(LABELLED.search(before))
 
-    def _in_brackets(self, token: Token) -> bool:
+    def _is_aside(self, token: Token) -> bool:
+        """Return whether a number stands in brackets with words, or is a year ("in 2019")."""
+        if A_YEAR.search(self.text[max(0, token.start - 8) : token.end]):
+            return True
         opened = self.text.rfind("(", 0, token.start)
         closed = self.text.find(")", token.end)
         if opened < 0 or closed < 0 or ")" in self.text[opened : token.start]:

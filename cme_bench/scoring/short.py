@@ -13,7 +13,7 @@ from cme_bench.scoring.thinking import without_thinking
 _QUOTES = "\"'`*“”‘’ \t"
 _WRAPPED = re.compile(r"\s*(?:\$.*\$|\\\w+\{.*\}|\\\(.*\\\)|<(\w+)>.*</\1>)\s*")
 _SENTENCE_END = re.compile(
-    r"(?<=[^\W\d_]{3})[.!?](?=\s+[\"'(]?[A-Z0-9])|(?<=\d)[.!?](?=\s+[\"'(]?[A-Z])|(?<=[。！？])(?=.)"
+    r"(?<=[^\W\d_]{3})[.!](?=\s+[\"'(]?[A-Z0-9])|(?<=\d)[.!](?=\s+[\"'(]?[A-Z])|(?<=[。！？])(?=.)"
 )
 _ABBREVIATED = re.compile(
     r"\b(?:Mrs|Prof|Gen|Col|Sgt|Capt|Rev|Hon|Gov|Sen|Rep|Inc|Ltd|Corp|Mts|approx|vol|Bros)$", re.I
