@@ -70,7 +70,7 @@ def load_adapter(
         _strip(inner)
         if isinstance(error, AdapterError):
             raise
-        raise AdapterError(f"{folder}: PEFT cannot load this adapter ({first_line(error)})") from error
+        raise AdapterError(f"{folder}: PEFT cannot load this adapter ({_reason(error)})") from error
 
 
 def check_adapter(base_model: nn.Module, folder: Path) -> PeftConfig:
@@ -116,9 +116,15 @@ def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -
         model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
     except Exception as error:
         raise AdapterError(
-            f"{folder}: PEFT cannot load this adapter beside others ({first_line(error)})"
+            f"{folder}: PEFT cannot load this adapter beside others ({_reason(error)})"
         ) from error
     model.set_adapter(name)
+
+
+def _reason(error: Exception) -> str:
+    """One line of an error; torch's begin with a heading that says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else first_line(error)
 
 
 def _device(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from adapter_cases import CONFIGS, TINY, Make, tiny_llama
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, ShiraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -406,3 +406,11 @@ _MIXTRAL = {
     "num_local_experts": 2,
     "num_experts_per_tok": 1,
 }
+
+
+def test_a_shape_that_only_loading_finds(fresh: LlamaForCausalLM, tmp_path: Path) -> None:
+    """SHiRA cannot be built without memory, so what there is to say is PEFT's line with the tensor."""
+    config = ShiraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
+    edit_config(tmp_path, r=3)
+    assert "size mismatch for base_model" in refusal(fresh, tmp_path)
