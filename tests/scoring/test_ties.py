@@ -12,7 +12,12 @@ from cme_bench.scoring.aggregate import task_result
 from cme_bench.scoring.ties import NOISE, Decision, decision
 
 CHOICES = ["a", "bbbb", "cc"]
-TASK = SimpleNamespace(OUTPUT_TYPE="multiple_choice", doc_to_choice=lambda doc: doc["choices"])
+TASK = SimpleNamespace(
+    OUTPUT_TYPE="multiple_choice",
+    doc_to_choice=lambda doc: doc["choices"],
+    aggregation=dict,
+    higher_is_better=dict,
+)
 SPEC = SimpleNamespace(
     in_cme=True, name="t", domain="nli", dataset="d", primary="acc", output_type="multiple_choice"
 )
