@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +43,13 @@ def _descendants(cls: type[Any]) -> Iterator[type[Any]]:
 def _checked(own: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(own)
     def load_model(self: Any, vllm_config: Any, model_config: Any, *args: Any, **extra: Any) -> Any:
-        with _base_weights_checked(vllm_config, model_config):
-            model = own(self, vllm_config, model_config, *args, **extra)
+        model = own(self, vllm_config, model_config, *args, **extra)
         if model_config is vllm_config.model_config:  # not a draft model of speculative decoding
             check_model(model, vllm_config)
         return model
 
     setattr(load_model, _MARK, True)
     return load_model
-
-
-@contextmanager
-def _base_weights_checked(vllm_config: Any, model_config: Any) -> Iterator[None]:
-    """vLLM looks for base weights that no file had only where no quantisation is set. Ours quantises nothing,
-    so while weights are loaded none is set."""
-    named = model_config.quantization
-    if isinstance(vllm_config.quant_config, GatedConfig):
-        model_config.quantization = None
-    try:
-        yield
-    finally:
-        model_config.quantization = named
 
 
 def check_model(model: Any, vllm_config: Any) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_llama import random_llama, save_checkpoint
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 from vllm_bench import Bench
@@ -309,20 +309,6 @@ def test_a_folder_whose_adapter_finds_no_layer_does_not_start(
     (served / "config.json").write_text(json.dumps(config))
     bench = Bench(served, toy_tokenizer, LENGTH)
     with pytest.raises(CmeError, match=rf"vLLM did not start: .*{reason}"):
-        bench.host.use(None, None)
-
-
-@needs_vllm
-@pytest.mark.slow
-def test_a_folder_whose_base_lacks_a_weight_does_not_start(
-    served: Path, toy_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    """vLLM itself looks for that only where no quantisation is set, and fills the place with anything."""
-    weights = load_file(served / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, served / "model.safetensors", metadata={"format": "pt"})
-    bench = Bench(served, toy_tokenizer, LENGTH)
-    with pytest.raises(CmeError, match=r"vLLM did not start: .*not initialized from"):
         bench.host.use(None, None)
 
 
