@@ -192,5 +192,5 @@ def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
 
             return _import_func_in_yml(ref.name, ref.file.parent)
         return getattr(importlib.import_module(module), name)
-    except Exception as err:  # importing runs the module, which may raise anything
+    except (Exception, SystemExit) as err:  # importing runs the module, which may raise anything
         raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({first_line(err)})") from err

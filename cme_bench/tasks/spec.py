@@ -33,6 +33,10 @@ _NEAR = 0.75
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+_OTHER_BUILDERS = frozenset(
+    "text arrow pandas xml sql webdataset imagefolder audiofolder videofolder".split()
+)
+"""Readers of files that ``datasets`` has and we have not."""
 _TEXT, _NUMBER, _TABLE, _LIST = "a text", "a number of 0 or more", "a mapping", "a list"
 _TEXT_OR_CODE = "a text or !function"
 _SHAPES = {
@@ -307,6 +311,8 @@ def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: F
     path = values.get("dataset_path")
     if path is not None and not (isinstance(path, str) and _DATASET.fullmatch(path)):
         fail("dataset_path", f"dataset_path {path!r} is no hub id ('owner/name'), json, csv or parquet")
+    if path in _OTHER_BUILDERS:
+        fail("dataset_path", f"dataset_path {path!r}: files of rows are json, csv or parquet")
     folder = metadata.get("folder", metadata.get("dataset", name))
     splits = metadata.get("splits") or {}
     for key, part in [("folder", folder), *(("splits", stem) for stem in splits.values())]:

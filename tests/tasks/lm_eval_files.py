@@ -171,7 +171,7 @@ class Columns:
     def rows(self, count: int) -> Iterator[dict[str, Any]]:
         """Rows that differ; a list has four texts, a number is one of its places."""
         for i in range(count):
-            row: dict[str, Any] = {}
+            row: dict[str, Any] = {"row_number": i}  # there are rows, even where no template names a column
             for name in sorted(self.texts | self.lists | self.numbers | self.tables.keys()):
                 row[name] = self._value(name, i)
             yield row
@@ -203,3 +203,13 @@ def guesses(config: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     readings = (("A", "B"), (0, 1), (1, 2), ("0", "1"), ("1", "2"), ("yes", "no"), ("a", "b"), (True, False))
     for name, values in itertools.product(named, readings):
         yield [row | {name: values[i % 2]} for i, row in enumerate(rows)]
+
+
+def missing_value(name: str, i: int) -> Any:
+    """A value for a column that only code asks for, by its name."""
+    low = name.lower()
+    if any(part in low for part in ("choices", "options", "endings", "answers", "candidates", "targets")):
+        return [f"{name} {chr(97 + k)}{i}" for k in range(4)]
+    if any(part in low for part in ("label", "gold", "answer", "correct", "idx", "index", "target")):
+        return i % 2
+    return f"{name} {i}"

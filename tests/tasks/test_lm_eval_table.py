@@ -28,6 +28,8 @@ from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.scoring.items import score_record
 from cme_bench.tasks import lm_eval_table as table
+from cme_bench.tasks.build import build_task
+from cme_bench.tasks.sources import BesideSource
 from cme_bench.tasks.suite import load_suite
 
 PLAIN = resolve_format("plain", None, generated=False)
@@ -243,6 +245,32 @@ def test_scoring_is_tried_before_a_model_is_loaded(
             workshop.build()
     else:
         workshop.build()
+
+
+def test_files_of_rows_in_every_form(tmp_path: Path) -> None:
+    """As ``datasets`` reads them: one file or a list is the split train; csv settings are pandas'."""
+    task = (
+        "task: T{n}\ndataset_path: {kind}\ndataset_kwargs: {kwargs}\ntest_split: {split}\n"
+        'doc_to_text: "{{{{q}}}}"\ndoc_to_choice: [a, b]\ndoc_to_target: l\noutput_type: multiple_choice\n'
+    )
+    (tmp_path / "a.json").write_text('[{"q": "one", "l": 0},\n {"q": "two", "l": 1}]')
+    (tmp_path / "b.jsonl").write_text('{"q": "three", "l": 1}\n')
+    (tmp_path / "c.csv").write_bytes("'caf\xe9; ok';1\n'b';0\n".encode("latin-1"))
+    settings = "delimiter: ';', encoding: latin-1, quotechar: \"'\", header: null, column_names: [q, l]"
+    forms = {
+        "{data_files: ./a.json}": ("json", "train", ["one", "two"]),
+        "{data_files: [a.json, b.jsonl]}": ("json", "train", ["one", "two", "three"]),
+        "{data_files: {dev: [b.jsonl], test: a.json}}": ("json", "test", ["one", "two"]),
+        f"{{data_files: {{test: c.csv}}, {settings}}}": ("csv", "test", ["caf\xe9; ok", "b"]),
+    }
+    for n, (kwargs, (kind, split, _)) in enumerate(forms.items()):
+        (tmp_path / f"{n}.yaml").write_text(task.format(n=n, kind=kind, kwargs=kwargs, split=split))
+    suite = load_suite((tmp_path,))
+    for n, (_, _, expected) in enumerate(forms.values()):
+        built = build_task(suite.task(f"T{n}"), suite, BesideSource())
+        assert built.docs["q"] == expected
+    assert build_task(suite.task("T1"), suite, BesideSource()).place(2) == f"{tmp_path / 'b.jsonl'}:1"
+    assert build_task(suite.task("T3"), suite, BesideSource()).place(1) == f"{tmp_path / 'c.csv'}:2"
 
 
 def test_one_odd_file_stops_nobody_else(tmp_path: Path, workshop: Workshop) -> None:
