@@ -164,6 +164,7 @@ def compare(spec: TaskSpec, task: Task, theirs: ConfigurableTask) -> str:
     records = [
         {
             "id": item.id,
+            "doc": item.doc,
             "truncated": 0,
             "response": response,
             **score_record(task.lm_eval, item.doc, item.instances, response),
