@@ -320,15 +320,19 @@ def test_bfloat16_base_with_float32_adapter(
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_the_start_does_not_depend_on_the_base_dtype(method: str) -> None:
-    """Nor on PEFT's casting: the parameters are float32 from the first, not rounded to bfloat16 and back."""
-    starts = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = tiny_llama().to(dtype)
+    """Parameters are float32 from the first; where PEFT is told to keep the base's type, they are rounded once."""
+
+    def start(dtype: torch.dtype, autocast: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(11)
         config = CONFIGS[method](r=3, init="random")
-        starts.append(adapter_tensors(get_peft_model(model, config, autocast_adapter_dtype=False), "default"))
-    for name, tensor in starts[0].items():
-        assert torch.equal(starts[1][name], tensor)
+        model = get_peft_model(tiny_llama().to(dtype), config, autocast_adapter_dtype=autocast)
+        return adapter_tensors(model, "default")
+
+    wanted = start(torch.float32, True)
+    cast, kept = start(torch.bfloat16, True), start(torch.bfloat16, False)
+    for name, tensor in wanted.items():
+        assert torch.equal(cast[name], tensor)
+        assert torch.equal(kept[name], tensor.to(torch.bfloat16))
 
 
 class Int8Linear(nn.Linear):
