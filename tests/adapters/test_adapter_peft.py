@@ -320,7 +320,7 @@ def test_bfloat16_base_with_float32_adapter(
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_the_start_does_not_depend_on_the_base_dtype(method: str) -> None:
-    """Parameters are float32 from the first; where PEFT is told to keep the base's type, they are rounded once."""
+    """Parameters are float32 from the first; told to keep the base's type, PEFT rounds them once."""
 
     def start(dtype: torch.dtype, autocast: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(11)
