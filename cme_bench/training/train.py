@@ -7,6 +7,7 @@ Folder: ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT's, writt
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
 import warnings
@@ -196,6 +197,14 @@ def _run(
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
+def warmup_steps(share: float, steps: int) -> int:
+    """Return the steps of the warm-up: its share, rounded up, but never all of them.
+
+    The first step of a warm-up has a learning rate of zero, so a training of one step would change nothing.
+    """
+    return min(math.ceil(share * steps), steps - 1)
+
+
 def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path, *, bf16: bool) -> TrainingArguments:
     cuda = choose_device().type == "cuda"
     checkpointing = cuda if options.checkpointing is None else options.checkpointing
@@ -206,7 +215,7 @@ def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path, *, bf16: bo
         gradient_accumulation_steps=options.accumulate,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=int(-(-options.warmup * plan.steps // 1)),
+        warmup_steps=warmup_steps(options.warmup, plan.steps),
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         bf16=bf16,

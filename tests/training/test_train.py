@@ -22,7 +22,7 @@ from cme_bench.models.checkpoint import resolve_model
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import METHODS, ROUTED, TrainOptions, parse_fields
 from cme_bench.training.progress import Silent
-from cme_bench.training.train import train
+from cme_bench.training.train import train, warmup_steps
 from cme_bench.training.trainer import MixtureTrainer
 
 Make = Callable[..., TrainOptions]
@@ -115,6 +115,15 @@ def test_killed_between_checkpoints_goes_on_from_the_last(options: Make, tmp_pat
     one, other = (load_file(o.out / "adapter_model.safetensors") for o in (whole, parts))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [p.step for p in read_curve(parts.out / "loss.csv")] == list(range(1, 10))
+
+
+def test_one_step_is_no_warm_up_and_changes_the_adapter(options: Make) -> None:
+    assert [warmup_steps(0.03, steps) for steps in (1, 2, 33, 34, 100)] == [0, 1, 1, 2, 3]
+    made = options(max_steps=1, warmup=0.03)
+    train(made)
+    ups = {k: t for k, t in load_file(made.out / "adapter_model.safetensors").items() if k.endswith("_up")}
+    assert ups
+    assert any(t.abs().max() > 0 for t in ups.values())
 
 
 def test_interrupts_exit_with_3_and_the_handlers_come_back(options: Make) -> None:
