@@ -67,8 +67,15 @@ def _say_the_same(table: Table, names: Sequence[str]) -> bool:
 def guess_choices(table: Table, answer: str) -> tuple[str, ...]:
     """Return the column of all options, or one column an option; none if rows have no options."""
     for name in named(table, LISTS_OF_OPTIONS):
-        if name != answer and all(writes_list(value) for value in table.values(name)):
+        if name == answer:
+            continue
+        if all(writes_list(value) for value in table.values(name)):
             return (name,)
+        row = next(i for i, value in enumerate(table.values(name)) if not writes_list(value))
+        raise UsageError(
+            f"{table.place(row)}: {name} {table.rows[row][name]!r} is no list of options (write it as a JSON "
+            "list, or say --type qa, label, ... to ask without options)"
+        )
     for pattern in OPTION_COLUMNS:
         found = [c for c in table.columns if c != answer and re.fullmatch(pattern, c, re.IGNORECASE)]
         found = [c for c in found if not all(map(is_blank, table.values(c)))]

@@ -115,8 +115,11 @@ def _of_object(value: Mapping[str, Any], place: int) -> Option:
 def text_of_values(text: str) -> Any:
     """Return the list or mapping that ``text`` writes, as JSON or as Python does; ValueError if it is none.
 
-    ``['a' 'b']``, as numpy prints an array, is refused: Python reads it as one text.
+    ``['a' 'b']``, as numpy prints an array, is refused: Python reads it as one text. So is ``1,250``, which
+    Python reads as two numbers.
     """
+    if text.strip()[:1] not in ("[", "{", "("):
+        raise ValueError(f"{text[:60]!r} is no list of options")
     try:
         value = json.loads(text)
     except ValueError:
@@ -187,7 +190,7 @@ def _number(answer: Any) -> int | None:
     text = as_text(answer).strip()
     if isinstance(answer, float) and answer.is_integer():
         return int(answer)
-    return int(text) if re.fullmatch(r"\d{1,3}", text, re.ASCII) else None
+    return int(text.partition(".")[0]) if re.fullmatch(r"\d{1,3}(?:\.0)?", text, re.ASCII) else None
 
 
 def _by_index(start: int) -> Way:

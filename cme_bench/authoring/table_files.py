@@ -155,7 +155,7 @@ def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
         return _json_lines(file, text)
     notes: tuple[str, ...] = ()
     if isinstance(whole, dict):
-        lists = [key for key, value in whole.items() if _is_rows(value)]
+        lists = [key for key, value in whole.items() if _is_rows(value) and ".json" in file.suffixes]
         if len(lists) != 1:
             # one object may also be the one line of a file of JSON lines
             rows = [whole]

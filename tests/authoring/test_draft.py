@@ -93,6 +93,14 @@ CHOICES: dict[str, tuple[Table, list[str]]] = {
         table(Q | {"options": ["(A)3", "(B)4"], "label": "B", "answer": None}),
         ["4"],
     ),
+    "places as pandas writes floats": (
+        table(
+            Q | {"choices": "['x', 'y']", "answer": "1.0"},
+            Q | {"choices": "['x', 'y']", "answer": "0.0"},
+            typed=False,
+        ),
+        ["y", "x"],
+    ),
     "NA words": (table(Q | {"A": "None", "B": "Some", "answer": "None"}, typed=False), ["None"]),
 }
 
@@ -125,6 +133,11 @@ REFUSED: dict[str, tuple[Table, Told, str]] = {
         table(Q | {"choices": ["x"], "answer": "x"}),
         Told(),
         "rows:2: there is one option in choices",
+    ),
+    "options that are no list": (
+        table(Q | {"choices": "a|b|c", "answer": "a"}, Q | {"choices": "a|b|c", "answer": "b"}, typed=False),
+        Told(),
+        "rows:2: choices 'a|b|c' is no list of options",
     ),
     "numpy's list": (
         table(Q | {"choices": "['x' 'y']", "answer": "x"}, typed=False),
@@ -242,6 +255,11 @@ def test_answers_that_look_like_lists_stay_texts() -> None:
     assert draft.references == (("[1, 2]",), ("['a', 'b']",))
     several = guess(table(Q | {"answer": {"value": "x", "aliases": ["x", "y"]}}))
     assert several.references == (("x", "y"),)
+
+
+def test_numbers_with_thousands_are_no_lists() -> None:
+    rows = table(*(Q | {"answer": f"{i},250"} for i in range(1, 30)), typed=False)
+    assert guess(rows).kind == "number"
 
 
 def test_labels_that_differ_by_case_or_blanks_are_warned_of() -> None:

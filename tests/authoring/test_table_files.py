@@ -45,6 +45,12 @@ def test_forms_that_say_the_same(tmp_path: Path, name: str, content: str) -> Non
     assert list(read_table(file).rows) == AB
 
 
+def test_one_line_of_json_lines_is_one_row(tmp_path: Path) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "hi"}], "answer": "x"}')
+    assert read_table(file).columns == ["messages", "answer"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_decides_the_encoding(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "t.csv"
