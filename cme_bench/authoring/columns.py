@@ -102,8 +102,13 @@ def _role_by_values(table: Table, name: str) -> str:
 
 
 def is_part(table: Table, name: str, shown: Sequence[str]) -> bool:
-    """Whether every text of a column stands in one of the columns shown, so that nothing of it is lost."""
-    wholes = [other for other in shown if other != name]
+    """Whether every text of a column stands in one of the columns shown, so that nothing of it is lost.
+
+    A single word is no part of a text that holds it, since it may say which one is asked for, unless the
+    column is named after the other (HellaSwag's ``ctx_b`` and ``ctx``).
+    """
+    reads = words(table, name) >= PROSE_WORDS
+    wholes = [other for other in shown if other != name and (reads or name.startswith(other))]
     return any(
         all(
             is_blank(row[name]) or as_text(row[name]).strip().lower() in as_text(row[other]).lower()

@@ -159,6 +159,16 @@ REFUSED: dict[str, tuple[Table, Told, str]] = {
         Told(),
         "--question sentence,word",
     ),
+    "a word that the sentences hold": (
+        table(
+            *(
+                {"word": w, "sentence1": f"The {w} is here.", "sentence2": f"No {w} there.", "label": "yes"}
+                for w in ("bank", "run", "bat")
+            )
+        ),
+        Told(),
+        "--question sentence1,sentence2,word",
+    ),
     "wrong options": (
         table(Q | {"distractor1": "x", "distractor2": "y", "correct_answer": "z"}),
         Told(),
