@@ -43,8 +43,7 @@ def guess(table: Table, told: Told | None = None) -> Draft:
     told = told or Told()
     _check_told(table, told)
     answer = told.answer or guess_answer(table, told)
-    choices = told.choices or ("" if _no_choices(told) else guess_choices(table, answer))
-    choices = tuple(choices)
+    choices = told.choices or (() if _no_choices(told) else guess_choices(table, answer))
     kind = told.kind or guess_kind(table, answer, choices, told)
     if kind != "choice":
         choices = ()

@@ -13,9 +13,8 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
 from cme_bench.prompts.reader import Reader
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
-from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.cme_task import CmeTask
+from cme_bench.tasks.references import unreadable
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import NoTaskError, TaskSpec, load_spec
 from cme_bench.tasks.suite import Suite, task_files
@@ -225,21 +224,10 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
     """Every accepted answer can be read as the task's answer type."""
-    answer = task.lm_eval.answer if isinstance(task.lm_eval, CmeTask) else None
-    if answer is None or answer["type"] in ("label", "letter"):
-        return
-    decimal = answer.get("decimal")
-    problems = []
-    references: list[str] = []
-    for index in prompts:
-        accepted = task.lm_eval.gold_answer(task.docs[index]).references
-        references += accepted
-        found = [reference_problem(answer["type"], text, decimal) for text in accepted]
-        if all(found):
-            problems.append(f"{task.place(index)}: {found[0]}")
-    checked.add("error", problems)
-    if answer["type"] == "number" and (open_ := decimal_problem(references, decimal)):
-        checked.add("error", [f"{task.spec.line('metadata.answer')}: {open_}"])
+    found = list(unreadable(task, prompts))
+    checked.add("error", [f"{task.place(index)}: {said}" for index, said in found if index is not None])
+    line = task.spec.line("metadata.answer")
+    checked.add("error", [f"{line}: {said}" for index, said in found if index is None])
 
 
 def _check_labels(task: Task, checked: _Checked) -> None:

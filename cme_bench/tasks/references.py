@@ -1,22 +1,23 @@
-"""Refusing a task whose right answers cannot be read, before a model loads."""
+"""Right answers that cannot be read as their task's type, found before a model loads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from cme_bench.errors import UsageError
 from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task
 
 
-def refuse_unreadable(task: Task, items: Iterable[int]) -> None:
-    """Raise UsageError for the first of ``items`` with no right answer that reads as its type.
+def unreadable(task: Task, items: Iterable[int]) -> Iterator[tuple[int | None, str]]:
+    """Yield each of ``items`` with no right answer that reads as its type, and the reason.
 
-    Numbers and mathematics only: of texts every one can be met by its own words.
+    At last, with None for the item, why the numbers of all of them can be read in two ways, if so. Tasks that
+    choose a letter or a label have no such answers.
     """
-    answer = task.spec.metadata.get("answer") or {}
+    answer = getattr(task.lm_eval, "answer", None) or {}
     kind, decimal = answer.get("type"), answer.get("decimal")
-    if kind not in ("number", "math"):
+    if kind in (None, "label", "letter"):
         return
     every: list[str] = []
     for index in items:
@@ -24,7 +25,19 @@ def refuse_unreadable(task: Task, items: Iterable[int]) -> None:
         every += references
         problems = [reference_problem(kind, reference, decimal) for reference in references]
         if all(problems):
-            said = problems[0] if problems else "there is no right answer"
-            raise UsageError(f"{task.place(index)}: task {task.name}: {said}")
+            yield index, problems[0] or "" if problems else "there is no right answer"
     if kind == "number" and (problem := decimal_problem(every, decimal)):
-        raise UsageError(f"{task.spec.line('metadata.answer')}: {problem}")
+        yield None, problem
+
+
+def refuse_unreadable(task: Task, items: Iterable[int]) -> None:
+    """Raise UsageError for the first of ``items`` with no right answer that reads as its type.
+
+    Numbers and mathematics only: of texts every one can be met by its own words.
+    """
+    if (task.spec.metadata.get("answer") or {}).get("type") not in ("number", "math"):
+        return
+    for index, said in unreadable(task, items):
+        if index is None:
+            raise UsageError(f"{task.spec.line('metadata.answer')}: {said}")
+        raise UsageError(f"{task.place(index)}: task {task.name}: {said}")

@@ -14,7 +14,7 @@ import orjson
 
 from cme_bench.errors import UsageError, template_problem
 from cme_bench.prompts.formats import PromptFormat, resolve_format
-from cme_bench.prompts.items import RenderedItem, render_item
+from cme_bench.prompts.items import AskableTask, RenderedItem, render_item
 from cme_bench.scoring.aggregate import aggregation_name, task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.tasks.spec import TaskSpec
@@ -23,21 +23,11 @@ MOST_ROWS = 4
 _PLAIN: PromptFormat = resolve_format("plain", None, generated=False)
 
 
-class TriedTask(Protocol):
+class TriedTask(AskableTask, Protocol):
     """What is tried of a task (:class:`cme_bench.tasks.build.Task`)."""
 
     @property
     def spec(self) -> TaskSpec: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def shots(self) -> int: ...
-    @property
-    def lm_eval(self) -> Any: ...
-    @property
-    def docs(self) -> Any: ...
-    def place(self, index: int) -> str: ...
-    def seed_fewshot(self, seed: int, index: int) -> None: ...
 
 
 def check_scoring(task: TriedTask) -> None:
