@@ -138,6 +138,13 @@ def train(
             help="Of the base: auto, float32 or bfloat16; the adapter is float32.", rich_help_panel=_RUN
         ),
     ] = "auto",
+    save_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the saved adapter: float32, or bfloat16, which rounds it and halves the file.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "float32",
     checkpointing: Annotated[
         bool | None,
         typer.Option(
@@ -196,6 +203,7 @@ def train(
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         dtype=dtype,
+        save_dtype=save_dtype,
         checkpointing=checkpointing,
         seed=seed,
         save_every=save_every,

@@ -15,6 +15,7 @@ METHODS = ("lora", "adalora", "moslora", "moelora", "hydralora", "teamlora")
 ROUTED = ("moelora", "hydralora", "teamlora")
 """Methods with experts."""
 DEFAULT_EXPERTS = 4
+SAVE_DTYPES = ("float32", "bfloat16")
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos")
 
 
@@ -59,6 +60,7 @@ class TrainOptions:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     dtype: str = "auto"
+    save_dtype: str = "float32"
     checkpointing: bool | None = None
     seed: int = 0
     save_every: int = 500
@@ -69,8 +71,10 @@ class TrainOptions:
         """The arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
+        ``save_dtype`` counts where it is no float32: adapters that are older than the option have none.
         """
-        return {k: v for k, v in self.plain().items() if k not in _NOT_IDENTITY}
+        left_out = (*_NOT_IDENTITY, *(("save_dtype",) if self.save_dtype == "float32" else ()))
+        return {k: v for k, v in self.plain().items() if k not in left_out}
 
     def plain(self) -> dict[str, Any]:
         """All arguments as JSON values."""
@@ -95,6 +99,9 @@ def check_options(options: TrainOptions) -> None:
         raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
     if not 0 <= options.warmup < 1:
         raise UsageError(f"--warmup is a share of the steps, in [0, 1); got {options.warmup}")
+    if options.save_dtype not in SAVE_DTYPES:
+        hint = did_you_mean(options.save_dtype, SAVE_DTYPES)
+        raise UsageError(f"--save-dtype must be {' or '.join(SAVE_DTYPES)}, got {options.save_dtype!r}{hint}")
     for name in ("holdout", "weight_decay", "max_grad_norm", "balance_loss"):
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")

@@ -48,7 +48,8 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
             raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
         return False
     old = read_json(file)
-    for key, value in {"bos": None, **identity}.items():  # absent where the tokenizer's own way is kept
+    usual = {"bos": None, "save_dtype": None}  # absent where they are the tokenizer's own way, and float32
+    for key, value in {**usual, **identity}.items():
         held = old.get("identity", {}).get(key)
         if held != value:
             shown = "" if isinstance(value, dict) else f" ({_short(held)} there, {_short(value)} now)"

@@ -193,7 +193,7 @@ def _run(
             f"stopped at step {trainer.state.global_step} of {plan.steps}; the same command goes on there"
         )
     if _is_main():
-        _finish(model, curve, content, plan, out)
+        _finish(model, curve, content, plan, options)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -250,9 +250,14 @@ def _adapted_model(
         return get_peft_model(model, peft_config)
 
 
-def _finish(model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: Plan, out: Path) -> None:
+def _finish(
+    model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: Plan, options: TrainOptions
+) -> None:
     """The adapter's files first, then the record that calls them finished."""
-    model.save_pretrained(out)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(getattr(torch, options.save_dtype))
+    model.save_pretrained(options.out)
     last = curve.last
     tail = curve.points[-max(1, plan.steps // 20) :]
     content |= {
@@ -263,7 +268,7 @@ def _finish(model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: P
         "seconds": last.seconds,
         "final_loss": sum(p.loss for p in tail) / len(tail),
     }
-    write_json(out / record.FILE, content)
+    write_json(options.out / record.FILE, content)
 
 
 def _is_main() -> bool:

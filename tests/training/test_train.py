@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
+from cme_bench.adapters.load import load_adapter
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.training.curve import Point, read_curve
@@ -66,6 +67,28 @@ def test_every_method_learns_and_reloads(method: str, options: Make, tiny_checkp
         before = base(ids).logits.clone()
         after = PeftModel.from_pretrained(base, str(folder))(ids).logits
     assert not torch.allclose(before, after, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ("teamlora", "lora"))
+def test_saved_in_bfloat16_it_is_the_same_adapter_rounded(
+    method: str, options: Make, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    whole = train(options(method, max_steps=3))
+    half = train(options(method, max_steps=3, save_dtype="bfloat16", out=tmp_path / "half"))
+    exact, rounded = (load_file(f / "adapter_model.safetensors") for f in (whole, half))
+    assert exact.keys() == rounded.keys()
+    for name, tensor in exact.items():
+        assert torch.equal(rounded[name], tensor.to(torch.bfloat16)), name
+    assert (
+        record(half)["identity"]["save_dtype"] == "bfloat16" and "save_dtype" not in record(whole)["identity"]
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    loaded = load_adapter(base, half)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    with pytest.raises(UsageError, match="save_dtype"):
+        train(options(method, max_steps=3, out=half))
+    with pytest.raises(UsageError, match="save_dtype"):
+        train(options(method, max_steps=3, save_dtype="bfloat16", out=whole))
 
 
 RESUMED = {
@@ -308,6 +331,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"weighting": "even"}, "unknown weighting 'even'"),
     ("lora", {"prompt_format": "chatty"}, "did you mean 'chat'"),
     ("lora", {"learning_rate": 0.0}, "--learning-rate must be above 0"),
+    ("lora", {"save_dtype": "float16"}, "--save-dtype must be float32 or bfloat16, got 'float16'"),
     ("lora", {"batch_size": 0}, "--batch-size must be at least 1"),
     ("lora", {"pack": 1}, "--pack must be at least 2, got 1"),
     ("lora", {"warmup": 1.5}, "--warmup is a share"),
