@@ -10,9 +10,9 @@ from cme_bench.adapters.hydralora import HydraLoraConfig
 from cme_bench.adapters.moelora import MoeLoraConfig
 from cme_bench.adapters.moslora import MosLoraConfig
 from cme_bench.adapters.registry import METHODS, register
-from cme_bench.adapters.shared.balance import balance_tape
+from cme_bench.adapters.routing.balance import balance_tape
+from cme_bench.adapters.routing.record import RouterStats, record_router
 from cme_bench.adapters.shared.decay import no_decay_names
-from cme_bench.adapters.shared.record import RouterStats, record_router
 from cme_bench.adapters.teamlora import TeamLoraConfig
 
 register()

@@ -12,9 +12,9 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.utils.constants import EMBEDDING_LAYER_NAMES
 from transformers import AutoConfig, PretrainedConfig
 
-from cme_bench.adapters.blueprint import adapted, bare_model, base_parameters, saved_shapes
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
+from cme_bench.adapters.meta_model import adapted, bare_model, base_parameters, saved_shapes
 from cme_bench.adapters.vocabulary import PREFIX, base_name
 
 

@@ -15,9 +15,9 @@ from peft.utils.transformers_weight_conversion import convert_peft_adapter_state
 from torch import nn
 
 from cme_bench.adapters.base_name import other_base
-from cme_bench.adapters.blueprint import adapted, bare_model, saved_shapes
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
+from cme_bench.adapters.meta_model import adapted, bare_model, saved_shapes
 from cme_bench.adapters.support import verdict, virtual_tokens
 from cme_bench.adapters.vocabulary import base_name, shipped_vocabulary
 from cme_bench.errors import first_line
@@ -76,16 +76,16 @@ def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -
     shapes = {
         name: tuple(parameter.shape) for name, parameter in base.named_parameters(remove_duplicate=False)
     }
-    blueprint = _blueprint(folder, base, config)
+    on_meta = _meta_model(folder, base, config)
     base_tensors: list[str] = []
-    if blueprint is not None:
-        base_tensors = compare(weights, _converted(weights, found, blueprint), blueprint, shapes)
+    if on_meta is not None:
+        base_tensors = compare(weights, _converted(weights, found, on_meta), on_meta, shapes)
     return Examined(
         config=config,
         vocabulary=vocabulary,
         virtual_tokens=virtual_tokens(config),
         base_tensors=tuple(base_tensors),
-        checked=blueprint is not None,
+        checked=on_meta is not None,
         notes=tuple(notes),
     )
 
@@ -147,7 +147,7 @@ def _grown(config: Any, vocabulary: int | None) -> Any:
     return config
 
 
-def _blueprint(folder: Path, base: nn.Module, config: PeftConfig) -> PeftModel | None:
+def _meta_model(folder: Path, base: nn.Module, config: PeftConfig) -> PeftModel | None:
     """The adapter on a base without memory; None if PEFT needs values to build it."""
     try:
         with warnings.catch_warnings():

@@ -91,7 +91,7 @@ def linear_sizes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
     """(d_in, d_out) of every adapted linear, by its full name in the causal language model."""
     from torch import nn
 
-    from cme_bench.adapters.blueprint import bare_model
+    from cme_bench.adapters.meta_model import bare_model
 
     return {
         name: (module.in_features, module.out_features)

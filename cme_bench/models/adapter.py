@@ -43,9 +43,9 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
 
     No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
     """
-    from cme_bench.adapters.blueprint import bare_model
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
+    from cme_bench.adapters.meta_model import bare_model
 
     path = Path(name).expanduser().resolve()
     if not path.is_dir():

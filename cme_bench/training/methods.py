@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
-from cme_bench.adapters.blueprint import adapted, bare_model
+from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
 from cme_bench.errors import UsageError, did_you_mean, first_line
 from cme_bench.training.options import DEFAULT_EXPERTS, ROUTED, TrainOptions

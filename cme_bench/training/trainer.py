@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from cme_bench.adapters.shared.balance import BalanceTape
+from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.errors import CmeError
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable

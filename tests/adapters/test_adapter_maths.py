@@ -12,8 +12,8 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.hydralora import HydraLoraLinear
 from cme_bench.adapters.moelora import MoeLoraLinear
 from cme_bench.adapters.moslora import MosLoraLinear
+from cme_bench.adapters.routing.router import NORMALIZER_FLOOR, route
 from cme_bench.adapters.shared.layer import AdapterLinear
-from cme_bench.adapters.shared.router import NORMALIZER_FLOOR, route
 from cme_bench.adapters.teamlora import TeamLoraLinear
 
 LAYERS = {

@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.shared import products
+from cme_bench.adapters.routing import bf16_products
+from cme_bench.adapters.routing.router import Routing, router_logits, weigh
 from cme_bench.adapters.shared.config import AdapterConfig, RoutedConfig
 from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
-from cme_bench.adapters.shared.router import Routing, router_logits, weigh
 
 Config = TypeVar("Config", bound=AdapterConfig)
 Routed = TypeVar("Routed", bound=RoutedConfig)
@@ -205,8 +205,8 @@ class RoutedLinear(AdapterLinear[Routed]):
         if cast:
             x = fitted(x, down)  # once, for both products
         dropped = self.dropped(x, adapter_name)
-        if dropped is x and products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
-            z, logits = products.latent_and_logits(x, down, router)
+        if dropped is x and bf16_products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
+            z, logits = bf16_products.latent_and_logits(x, down, router)
             return z, self.weigh(logits, adapter_name)
         routing = self.routing(x, adapter_name)
         return project(dropped, down, cast_input=cast), routing

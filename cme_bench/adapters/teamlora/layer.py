@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cme_bench.adapters.routing.router import Routing, weigh
 from cme_bench.adapters.shared.layer import RoutedLinear, Shapes
-from cme_bench.adapters.shared.router import Routing, weigh
 from cme_bench.adapters.teamlora.config import TeamLoraConfig
 
 

@@ -13,13 +13,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cme_bench.adapters.blueprint import adapted, bare_model
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
 from cme_bench.adapters.load import check_adapter
+from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.moslora.layer import MosLoraLinear
+from cme_bench.adapters.routing.router import NORMALIZER_FLOOR
 from cme_bench.adapters.shared.layer import RoutedLinear
-from cme_bench.adapters.shared.router import NORMALIZER_FLOOR
 from cme_bench.engines.vllm.fields import refuse_inexact
 from cme_bench.errors import first_line
 from cme_bench.vllm_plugin.spec import GatedSpec

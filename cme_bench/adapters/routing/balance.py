@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.shared.listen import Heard, listen
+from cme_bench.adapters.routing.hooks import Heard, routing_hooks
 
 
 def balance_penalty(omega: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -81,5 +81,5 @@ def balance_tape(model: nn.Module) -> Iterator[BalanceTape]:
     AdapterError if the model has no routed layer.
     """
     tape = BalanceTape()
-    with listen(model, tape._hear):
+    with routing_hooks(model, tape._hear):
         yield tape

@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.routing.router import Routing
 from cme_bench.adapters.shared.config import RoutedConfig
 from cme_bench.adapters.shared.layer import RoutedLinear
-from cme_bench.adapters.shared.router import Routing
 
 
 class Heard(NamedTuple):
@@ -32,7 +32,7 @@ class Heard(NamedTuple):
 
 
 @contextmanager
-def listen(model: nn.Module, callback: Callable[[Heard], None]) -> Iterator[None]:
+def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterator[None]:
     """Calls ``callback`` for every forward pass through every routed layer while the context is open.
 
     The recomputation that gradient checkpointing does inside ``backward()`` is not reported: each token is

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters.shared import products
+from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.shared.lowrank import autocast_off
 
 NORMALIZER_FLOOR = 1e-2
@@ -39,8 +39,8 @@ def router_logits(x: Tensor, router: Tensor) -> Tensor:
 
     Autocast is off in here: under bfloat16 autocast alone omega would be wrong by up to 9e-3.
     """
-    if products.suits(x) and router.dtype == torch.float32:
-        return products.latent_and_logits(x, router[:0], router)[1]
+    if bf16_products.suits(x) and router.dtype == torch.float32:
+        return bf16_products.latent_and_logits(x, router[:0], router)[1]
     with autocast_off(x):
         dtype = torch.promote_types(router.dtype, torch.float32)
         if x.dtype == dtype:  # no copy is made, so none has to be kept out of the backward pass

@@ -13,7 +13,7 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from cme_bench.adapters import record_router
-from cme_bench.adapters.shared import products
+from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.shared.layer import RoutedLinear
 from cme_bench.adapters.teamlora import TeamLoraLinear
 
@@ -29,7 +29,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 def test_logits_are_exact_and_the_latent_is_rounded_once() -> None:
     x, down, router = inputs()
-    z, logits = products.latent_and_logits(x, down, router)
+    z, logits = bf16_products.latent_and_logits(x, down, router)
     assert (z.dtype, logits.dtype) == (torch.bfloat16, torch.float32)
     exact = x.double() @ router.double().T
     torch.testing.assert_close(logits.double(), exact, atol=2e-6, rtol=0)
@@ -41,7 +41,7 @@ def test_logits_are_exact_and_the_latent_is_rounded_once() -> None:
 def test_gradients() -> None:
     x, down, router = inputs()
     gates, weight = torch.randn(*TOKENS, K), torch.randn(*TOKENS, WIDTH).bfloat16()
-    z, logits = products.latent_and_logits(x, down, router)
+    z, logits = bf16_products.latent_and_logits(x, down, router)
     loss = (z * weight).sum() + (logits * gates).sum()
     grad_x, grad_down, grad_router = torch.autograd.grad(loss, (x, down, router))
     assert (grad_x.dtype, grad_down.dtype, grad_router.dtype) == (torch.bfloat16, *[torch.float32] * 2)
@@ -55,11 +55,11 @@ def test_gradients() -> None:
 
 def test_without_a_latent_and_with_frozen_weights() -> None:
     x, down, router = inputs()
-    _, logits = products.latent_and_logits(x, down, router)
-    none, alone = products.latent_and_logits(x, down[:0], router)
+    _, logits = bf16_products.latent_and_logits(x, down, router)
+    none, alone = bf16_products.latent_and_logits(x, down[:0], router)
     assert none.shape == (*TOKENS, 0)
     assert torch.equal(alone, logits)
-    z, logits = products.latent_and_logits(x, down.detach(), router.detach())
+    z, logits = bf16_products.latent_and_logits(x, down.detach(), router.detach())
     (grad,) = torch.autograd.grad(z.float().sum() + logits.sum(), x)
     assert grad.shape == x.shape
 
@@ -85,7 +85,7 @@ def test_layers_agree_with_the_plain_way(
         return out, grads, record.stats()[0].omega
 
     plain, plain_grads, plain_omega = answer()
-    monkeypatch.setattr(products, "suits", lambda x: x.dtype == torch.bfloat16)
+    monkeypatch.setattr(bf16_products, "suits", lambda x: x.dtype == torch.bfloat16)
     fused, fused_grads, fused_omega = answer()
     torch.testing.assert_close(fused, plain, atol=0.05, rtol=0.02)
     assert fused_omega == pytest.approx(plain_omega, abs=1e-6)
@@ -101,7 +101,7 @@ def test_omega_of_a_layer_is_as_exact_as_in_float32(monkeypatch: pytest.MonkeyPa
     x = torch.randn(500, D_IN).bfloat16()
     wanted = layer.double().routing(x.double(), "default").omega
     layer.float()
-    monkeypatch.setattr(products, "suits", lambda x: True)
+    monkeypatch.setattr(bf16_products, "suits", lambda x: True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, routing = layer._latent_and_routing(x, "default")
     torch.testing.assert_close(routing.omega.double(), wanted, atol=1e-6, rtol=0)
@@ -113,8 +113,10 @@ def test_outside_autocast_the_input_is_cast_once_and_nothing_is_split(
     layer: RoutedLinear[object] = TeamLoraLinear(  # type: ignore[assignment]
         nn.Linear(D_IN, 30, dtype=torch.bfloat16), "default", CONFIGS["teamlora"](r=4, num_experts=K)
     )
-    monkeypatch.setattr(products, "suits", lambda x: x.dtype == torch.bfloat16)
-    monkeypatch.setattr(products, "latent_and_logits", None)  # splits the router: dear where tokens are few
+    monkeypatch.setattr(bf16_products, "suits", lambda x: x.dtype == torch.bfloat16)
+    monkeypatch.setattr(
+        bf16_products, "latent_and_logits", None
+    )  # splits the router: dear where tokens are few
     x = torch.randn(2, D_IN).bfloat16()
     with torch.no_grad(), torch.profiler.profile(record_shapes=True) as profiler:
         layer(x)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters.shared.listen import Heard, listen
+from cme_bench.adapters.routing.hooks import Heard, routing_hooks
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,5 @@ def record_router(model: nn.Module) -> Iterator[RouterRecord]:
     Raises AdapterError if the model has no routed layer.
     """
     record = RouterRecord()
-    with listen(model, record._hear):
+    with routing_hooks(model, record._hear):
         yield record
