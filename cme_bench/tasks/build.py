@@ -26,7 +26,7 @@ from cme_bench.tasks.trial import check_scoring
 from cme_bench.tasks.yaml_loader import FunctionRef
 
 _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
-"""What the built-in files name, so that a copy of one needs no --allow-code."""
+"""Functions that the built-in files name, so that a copy of one needs no --allow-code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,20 @@ class Task:
         return self.lm_eval.task_docs
 
     def place(self, index: int) -> str:
-        """Where row ``index`` stands, for messages."""
+        """Return the place of row ``index``, for messages."""
         kept_all = len(self.docs) == len(self.rows.table)
         return self.rows.place(index) if kept_all else f"{self.rows.origin} (row {index} after filtering)"
 
     def seed_fewshot(self, seed: int, index: int) -> None:
-        """Make the exemplars of item ``index`` depend on (seed, task, index) only, so that they are the same
-        for any limit, order or number of workers."""
+        """Make the exemplars of item ``index`` depend on (seed, task, index) only. They are then the same for
+        any limit, order or number of workers."""
         if hasattr(self.lm_eval, "sampler"):
             digest = hashlib.sha256(f"{seed}:{self.name}:{index}".encode()).digest()
             self.lm_eval.sampler.rnd = random.Random(int.from_bytes(digest[:8], "big"))
 
     def exemplars(self, seed: int, index: int) -> list[int]:
-        """Numbers, in the few-shot split or the file, of the exemplars that item ``index`` is shown."""
+        """Return the numbers, in the few-shot split or the file, of the exemplars that item ``index`` is
+        shown."""
         if self.pool is None:
             return []
         self.seed_fewshot(seed, index)
@@ -102,8 +103,8 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
 
 
 def _shot_rows(spec: TaskSpec, source: DataSource, shots: int) -> Rows | None:
-    """Rows that exemplars come from, unless they stand in the task file. UsageError if they come from
-    nowhere."""
+    """Return the rows that exemplars come from; None if they stand in the task file. UsageError if they come
+    from nowhere."""
     if not shots or spec.samples is not None:
         return None
     if spec.fewshot_split is None:
@@ -114,7 +115,8 @@ def _shot_rows(spec: TaskSpec, source: DataSource, shots: int) -> Rows | None:
 
 
 def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
-    """What lm-eval's task is made of: the splits that are loaded, and nothing that loads others."""
+    """Return lm-eval's configuration of the task: with the splits that are loaded, and nothing that loads
+    others."""
     left_out = {*LOADER_KEYS, "tag", "dataset_kwargs", "training_split", "validation_split", "fewshot_split"}
     left_out |= set() if shots else {"fewshot_config"}
     config = copy.deepcopy({k: v for k, v in spec.config.items() if k not in left_out})
@@ -130,7 +132,7 @@ def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
 
 
 def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> ConfigurableTask:
-    """lm-eval's task object, which tries out the first row. UsageError if that does not fit."""
+    """Return lm-eval's task object, which tries out the first row. UsageError if the row does not fit."""
     make = _resolve_functions(spec.config.get("class"), spec, suite) or CmeTask
     if not (isinstance(make, type) and issubclass(make, CmeTask)):
         raise UsageError(f"{spec.line('class')}: class: {make} is none on cme_bench.tasks.cme_task.CmeTask")
@@ -138,16 +140,16 @@ def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> C
         return make(config=config)
     except UsageError:
         raise
-    except Exception as err:  # lm-eval and Jinja raise anything when a template does not fit the rows
-        reason = _trial_problem(err) or template_problem(err)
-        raise UsageError(f"{rows.place(0)}: task {spec.name} ({spec.path}) does not fit: {reason}") from err
+    except Exception as error:  # lm-eval and Jinja raise anything when a template does not fit the rows
+        reason = _trial_problem(error) or template_problem(error)
+        raise UsageError(f"{rows.place(0)}: task {spec.name} ({spec.path}) does not fit: {reason}") from error
 
 
-def _trial_problem(err: BaseException) -> str:
-    """What an IndexError says that lm-eval raises in trying out the first row: from where it was raised."""
-    if not isinstance(err, IndexError):
+def _trial_problem(error: BaseException) -> str:
+    """Describe an IndexError that lm-eval raised in trying out the first row, by where it was raised."""
+    if not isinstance(error, IndexError):
         return ""
-    frames = [frame for frame, _ in traceback.walk_tb(err.__traceback__)]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     last = next(
         (f.f_locals for f in frames if "check_choices" in f.f_locals or "test_target" in f.f_locals), {}
     )
@@ -160,7 +162,7 @@ def _trial_problem(err: BaseException) -> str:
 
 
 def _pool(spec: TaskSpec, lm_task: ConfigurableTask, shots: int, rows: Rows | None) -> ExemplarPool:
-    """The exemplars, of which there are enough."""
+    """Return the exemplars; check that there are enough."""
     own_rows = spec.fewshot_split == spec.eval_split
     count = len(lm_task.sampler.fewshot_docs())
     pool = ExemplarPool(lm_task, spec.name, place_of_exemplars(spec, rows, count))
@@ -170,7 +172,7 @@ def _pool(spec: TaskSpec, lm_task: ConfigurableTask, shots: int, rows: Rows | No
 
 
 def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
-    """``value`` with every FunctionRef in it imported."""
+    """Return ``value`` with every FunctionRef in it imported."""
     if isinstance(value, FunctionRef):
         return _import(value, spec, suite)
     if isinstance(value, dict):
@@ -192,5 +194,5 @@ def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
 
             return _import_func_in_yml(ref.name, ref.file.parent)
         return getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as err:  # importing runs the module, which may raise anything
-        raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({first_line(err)})") from err
+    except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
+        raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({first_line(error)})") from error

@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What was found out about one task: problems, and facts worth a line."""
+    """The outcome of checking one task: problems, and facts worth a line."""
 
     name: str
     findings: tuple[Finding, ...]
@@ -51,7 +51,7 @@ class Checked:
 
 
 def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]:
-    """The tasks in the file or folder ``path``, and what is wrong with files that hold none.
+    """Return the tasks in the file or folder ``path``, and what is wrong with files that hold none.
 
     Every file is read by itself, so that a broken one does not hide the next.
     """
@@ -63,11 +63,11 @@ def find_specs(path: Path, suite: Suite) -> tuple[list[TaskSpec], list[Finding]]
     for file in files:
         try:
             spec = load_spec(file, root=root)
-        except NoTaskError as err:
-            findings += [Finding("warning", str(err))] if err.group else []
+        except NoTaskError as error:
+            findings += [Finding("warning", str(error))] if error.group else []
             continue
-        except UsageError as err:
-            findings.append(Finding("error", str(err)))
+        except UsageError as error:
+            findings.append(Finding("error", str(error)))
             continue
         if names.setdefault(spec.name, file.resolve()) != file.resolve():
             text = f"{spec.line('task')}: task {spec.name!r} is already defined in {names[spec.name]}"
@@ -87,7 +87,7 @@ def check_task(
     reader: Reader | None = None,
     limit: int | None = None,
 ) -> Checked:
-    """Everything about one task that can be known without a model's weights.
+    """Check everything about one task that can be known without a model's weights.
 
     ``limit``: look at so many rows only (those that ``run --limit`` asks).
     """
@@ -95,8 +95,8 @@ def check_task(
     checked.add("warning", spec.notes)
     try:
         task = build_task(spec, suite, source)
-    except CmeError as err:
-        return Checked(spec.name, (Finding("error", str(err)),), ())
+    except CmeError as error:
+        return Checked(spec.name, (Finding("error", str(error)),), ())
     ids = limited_ids(range(len(task.docs)), limit)
     _check_primary(task, checked)
     _check_fields(task, checked)
@@ -132,7 +132,7 @@ class _Checked:
 
 
 def _check_primary(task: Task, checked: _Checked) -> None:
-    """The metric that stands for the task is one that it yields."""
+    """Check that the task yields the metric that stands for it."""
     names = [LM_EVAL_ALIASES.get(name, name) for name in task.lm_eval.aggregation()]
     if task.spec.primary not in names:
         place = task.spec.line("metadata.primary")
@@ -141,7 +141,7 @@ def _check_primary(task: Task, checked: _Checked) -> None:
 
 
 def _check_fields(task: Task, checked: _Checked) -> None:
-    """Columns that the metadata names are there."""
+    """Check that the columns that the metadata names are there."""
     columns = task.docs.column_names
     for key in ("cluster", "fewshot_group"):
         name = task.spec.metadata.get(key)
@@ -163,7 +163,8 @@ Prompts = dict[int, Asked]
 
 
 def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
-    """Every row renders, its label is in range, its choices differ, its answer is not empty."""
+    """Check of every row that it renders, its label is in range, its choices differ and its answer is not
+    empty."""
     zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.hash, task.revision)
     prompts: Prompts = {}
     errors, empty, twins, unclear = [], [], [], []
@@ -171,8 +172,8 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
     for index in ids:
         try:
             item = render_item(zero_shot, index, PLAIN)
-        except UsageError as err:
-            errors.append(str(err))
+        except UsageError as error:
+            errors.append(str(error))
             continue
         prompts[index] = Asked(item.contexts, item.choices, item.target)
         answers.add(item.target)
@@ -204,7 +205,7 @@ SHARED_PROMPTS = 0.1
 
 
 def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
-    """Items asked twice; those whose answer differs cannot all be right."""
+    """Find items that are asked twice; those whose answers differ cannot all be right."""
     first: dict[Any, int] = {}
     texts, differ = [], []
     for index, asked in prompts.items():
@@ -223,7 +224,7 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
 
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
-    """Every accepted answer can be read as the task's answer type."""
+    """Check that every accepted answer can be read as the task's answer type."""
     found = list(unreadable(task, prompts))
     checked.add("error", [f"{task.place(index)}: {said}" for index, said in found if index is not None])
     line = task.spec.line("metadata.answer")
@@ -231,7 +232,7 @@ def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
 
 
 def _check_labels(task: Task, checked: _Checked) -> None:
-    """Labels that differ by case or blanks only are probably one."""
+    """Warn of labels that differ by case or blanks only: they are probably one."""
     choices = task.lm_eval.config.doc_to_choice
     seen: dict[str, str] = {}
     for label in choices if isinstance(choices, list) else ():
@@ -261,15 +262,15 @@ def _check_ids(task: Task, ids: Sequence[int], checked: _Checked) -> None:
 def _check_exemplars(
     task: Task, suite: Suite, source: DataSource, prompts: Prompts, checked: _Checked
 ) -> None:
-    """Exemplars are at hand, render, and are not among the items that are scored."""
+    """Check that exemplars are at hand, render, and are not among the items that are scored."""
     split = task.spec.fewshot_split
     if split is None and task.spec.samples is None:
         checked.facts.append("no exemplars")
         return
     try:
         build = build_task(task.spec, suite, source, shots=1)
-    except CmeError as err:
-        checked.add("warning", [f"{err} (so --shots cannot be used)"])
+    except CmeError as error:
+        checked.add("warning", [f"{error} (so --shots cannot be used)"])
         return
     if split == task.spec.eval_split:
         return  # an item is not shown to itself
@@ -288,7 +289,7 @@ def _check_exemplars(
 
 
 def _question_or_none(task: Task, row: dict[str, Any]) -> str | None:
-    """None for an exemplar that has templates of its own and no field of the task's."""
+    """Return the question; None for an exemplar that has templates of its own and no field of the task's."""
     try:
         return _question(task, row)
     except Exception:  # a template may raise anything on a row it does not fit
@@ -302,7 +303,7 @@ def _question(task: Task, row: dict[str, Any]) -> str:
 
 
 def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Checked) -> None:
-    """Lengths in a model's tokens; prompts that must be cut are warned of."""
+    """Measure lengths in a model's tokens, and warn of prompts that must be cut."""
     generated = task.spec.output_type == "generate_until"
     described = bool(task.lm_eval.config.description)
     try:
@@ -311,8 +312,8 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
         )
         items = build_items(task, reader.encoder, form, max_length=reader.max_length, limit=limit)
         reader.check(item.request for item in items)
-    except UsageError as err:
-        checked.add("error", [str(err)])
+    except UsageError as error:
+        checked.add("error", [str(error)])
         return
     lengths = [_length(item) + item.truncated for item in items]
     if reader.encoder.bos.changed:
@@ -344,7 +345,7 @@ def check_path(
     reader: Reader | None = None,
     limit: int | None = None,
 ) -> list[Checked]:
-    """All tasks of a file or folder; files without a task are checked as one with an empty name."""
+    """Check all tasks of a file or folder; a file without a task is checked as one with an empty name."""
     specs, findings = find_specs(path, suite)
     trusted = (*suite.trusted, path.resolve()) if allow_code else suite.trusted
     whole = Suite({**suite.tasks, **{spec.name: spec for spec in specs}}, trusted)

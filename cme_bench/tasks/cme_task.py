@@ -31,7 +31,7 @@ register_aggregation("f1_macro")(f1_macro)
     metric="f1_macro", higher_is_better=True, output_type=["multiple_choice"], aggregation="f1_macro"
 )
 def f1_macro_item(pair: list[int]) -> list[int]:
-    """One item's (right class, answered class); the aggregation makes macro-F1 of many."""
+    """Return one item's (right class, answered class); the aggregation makes macro-F1 of many."""
     return pair
 
 
@@ -45,7 +45,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     """
 
     _exemplars: Mapping[int, dict[tuple[str, str | None], Any]] = MappingProxyType({})
-    """What was rendered of every few-shot row, by the row's ``id``: the sampler holds them all."""
+    """The rendered texts of every few-shot row, by the row's ``id``: the sampler holds them all."""
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         keep_compiled()
@@ -89,7 +89,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
 
     def _rendered(self, field: str, doc: Any, template: Any, render: Callable[[Any, Any], Any]) -> Any:
-        """``render(doc, template)``, for an exemplar what it gave the first time."""
+        """Return ``render(doc, template)``; an exemplar is rendered once and remembered."""
         known = self._exemplars.get(id(doc))
         if known is None or not (template is None or isinstance(template, str)):
             return render(doc, template)
@@ -110,7 +110,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return value if isinstance(value, str) else target
 
     def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:
-        """The right answer of one row, as ``metadata.answer`` declares it."""
+        """Return the right answer of one row, as ``metadata.answer`` declares it."""
         assert self.answer is not None
         kind = self.answer["type"]
         target = self.doc_to_target(doc)
@@ -124,7 +124,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return GoldAnswer(kind, references=references, decimal=self.answer.get("decimal"))
 
     def score_text(self, doc: dict[str, Any], response: str) -> ScoredText:
-        """Extraction and metrics of one generated response."""
+        """Return the extraction and metrics of one generated response."""
         return score_text(response, self.gold_answer(doc))
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:

@@ -6,5 +6,6 @@ from typing import Any
 
 
 def drop_unlabelled(rows: Any) -> Any:
-    """Without the rows whose annotators did not agree (SNLI and MNLI mark them with label -1)."""
+    """Return the rows without those whose annotators did not agree (SNLI and MNLI mark them with label
+    -1)."""
     return rows.filter(lambda row: row["label"] != -1, desc=None) if -1 in rows["label"] else rows

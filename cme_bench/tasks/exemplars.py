@@ -50,8 +50,8 @@ class ExemplarPool:
         lm_task.sampler.sample = sample
 
     def check_enough(self, shots: int, *, own_rows: bool, origin: str) -> None:
-        """UsageError if there are fewer than ``shots``; an item that is among them (``own_rows``) is not
-        shown to itself."""
+        """Raise UsageError if there are fewer than ``shots``. An item that is among them (``own_rows``) is
+        not shown to itself."""
         there = len(self.numbers) - own_rows
         if there < shots:
             raise UsageError(f"{origin}: {shots} shots asked for, {there} exemplars there")
@@ -60,8 +60,8 @@ class ExemplarPool:
         """Return what keeps ``row`` from being an exemplar; empty if nothing does."""
         try:
             return exemplar_problem(self.lm_task, row)
-        except Exception as err:  # a template may raise anything on a row it does not fit
-            return template_problem(err)
+        except Exception as error:  # a template may raise anything on a row it does not fit
+            return template_problem(error)
 
     def _check(self, number: int, row: Any) -> None:
         if number in self._good:

@@ -36,13 +36,13 @@ def export_tasks(specs: Sequence[TaskSpec], source: DataSource, folder: Path) ->
             file = folder / f"{name}.yaml"
             file.write_text(text, encoding="utf-8")
             files.append(file)
-    except OSError as err:
-        raise UsageError(f"{folder}: cannot be written ({err.strerror})") from err
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror})") from error
     return files
 
 
 def stock_config(spec: TaskSpec, source: DataSource) -> dict[str, Any]:
-    """``spec`` with includes merged, tagged by its selectors, and its rows where ``source`` has them.
+    """Return ``spec`` with includes merged, tagged by its selectors, and its rows where ``source`` has them.
 
     Splits that ``source`` does not have are left out, and with the few-shot split the few-shot settings.
     """

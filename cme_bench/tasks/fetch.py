@@ -27,7 +27,7 @@ class WantedSplit:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What became of a wanted split: ``rows`` written (None if the file was there), or an ``error``."""
+    """The outcome for a wanted split: ``rows`` written (None if the file was there), or an ``error``."""
 
     wanted: WantedSplit
     rows: int | None = None
@@ -35,7 +35,7 @@ class Fetched:
 
 
 def wanted_splits(specs: Iterable[TaskSpec], folder: Path) -> list[WantedSplit]:
-    """What the tasks score and take exemplars from; a split that several tasks share, once."""
+    """Return the splits that the tasks score and take exemplars from, each once."""
     target = FolderSource(folder)
     wanted: dict[Path, WantedSplit] = {}
     for spec in specs:
@@ -60,15 +60,15 @@ def fetch_splits(wanted: Iterable[WantedSplit], folder: Path) -> Iterator[Fetche
             continue
         try:
             table = source.rows(item.spec, item.split).table
-        except CmeError as err:
-            yield Fetched(item, error=str(err))
+        except CmeError as error:
+            yield Fetched(item, error=str(error))
             continue
         write_rows(item.file, table)
         yield Fetched(item, rows=len(table))
 
 
 def write_rows(file: Path, rows: Iterable[object]) -> None:
-    """Rows as JSON lines; the file appears whole or not at all."""
+    """Write rows as JSON lines; the file appears whole or not at all."""
     scratch = file.with_suffix(".part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +76,13 @@ def write_rows(file: Path, rows: Iterable[object]) -> None:
             for row in rows:
                 stream.write(orjson.dumps(row, default=str) + b"\n")
         scratch.replace(file)
-    except OSError as err:
+    except OSError as error:
         raise CmeError(
-            f"cannot write {file} ({err.strerror or err}); what was fetched before is kept"
-        ) from err
+            f"cannot write {file} ({error.strerror or error}); what was fetched before is kept"
+        ) from error
 
 
 def located(task: TaskSpec, folder: str | None) -> TaskSpec:
-    """The task with its rows in another folder and its splits under their own names."""
+    """Return the task with its rows in another folder and its splits under their own names."""
     metadata = {**task.metadata, "folder": folder or task.folder, "splits": {}}
     return replace(task, config={**task.config, "metadata": metadata})

@@ -31,7 +31,7 @@ class HubSource(DataSource):
         self.offline = offline
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
-        """Rows of ``split`` at the locked commit.
+        """Return the rows of ``split`` at the locked commit.
 
         UsageError if they are not at hand and ``offline``; CmeError if the hub does not deliver them.
         """
@@ -68,7 +68,7 @@ class HubSource(DataSource):
 
 
 def _cached(path: str, name: str | None, split: str, commit: str) -> datasets.Dataset | None:
-    """The split as ``datasets`` prepared it from exactly this commit, if it did.
+    """Return the split as ``datasets`` prepared it from exactly this commit; None if it did not.
 
     Its cache has one folder a dataset, configuration, version and commit, with the split in one Arrow file
     or in shards that say their number; it appears there whole or not at all.

@@ -1,4 +1,4 @@
-"""What a task file says, as one hash: whatever decides scores, and no prose."""
+"""The identity of a task file as one hash: whatever decides scores, and no prose."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline", "item
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """sha256 of a resolved task file (includes merged), without any rows."""
+    """Return the sha256 of a resolved task file (includes merged), without any rows."""
     return hashlib.sha256(canonical(config)).hexdigest()
 
 
 def canonical(config: Mapping[str, Any]) -> bytes:
-    """The hashed part of a task file as bytes: sorted keys, prose left out."""
+    """Return the hashed part of a task file as bytes: sorted keys, prose left out."""
     kept = {k: v for k, v in config.items() if k != "metadata"}
     kept["metadata"] = {k: v for k, v in (config.get("metadata") or {}).items() if k not in _NOT_HASHED}
     options = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS  # no folder or line of a FunctionRef
@@ -28,7 +28,7 @@ def canonical(config: Mapping[str, Any]) -> bytes:
 
 
 def _function_identity(value: Any) -> str:
-    """A function by name, and by the contents of its file where that lies beside the task file."""
+    """Identify a function by name, and by the contents of its file where that lies beside the task file."""
     if isinstance(value, FunctionRef) and value.is_local:
         return f"{value} {hashlib.sha256(value.module_file.read_bytes()).hexdigest()}"
     return str(value)

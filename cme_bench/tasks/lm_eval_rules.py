@@ -34,7 +34,7 @@ def check_rules(values: Mapping[str, Any], fail: Fail) -> list[Note]:
 
 
 def _check_named(prefix: str, values: Mapping[str, Any], known: Mapping[str, table.Rule], fail: Fail) -> None:
-    """Every key is known, and none is refused that says anything."""
+    """Check that every key is known, and that no refused key says anything."""
     for key, value in values.items():
         if key not in known:
             fail(f"{prefix}{key}", f"unknown key {prefix + str(key)!r}{did_you_mean(str(key), known)}")
@@ -49,7 +49,7 @@ def _check_repeats(values: Mapping[str, Any], fail: Fail) -> None:
 
 
 def _check_fewshot(config: Mapping[str, Any], fail: Fail) -> None:
-    """``fewshot_config``: its keys, the sampler, exemplars that stand in the file."""
+    """Check ``fewshot_config``: its keys, the sampler, exemplars that stand in the file."""
     _check_named("fewshot_config.", config, table.FEWSHOT_KEYS, fail)
     sampler = config.get("sampler", "default")
     if sampler not in table.SAMPLERS:
@@ -69,7 +69,7 @@ def _check_fewshot(config: Mapping[str, Any], fail: Fail) -> None:
 
 
 def _check_generation(settings: Mapping[str, Any], fail: Fail) -> None:
-    """Greedy decoding, with stop strings and a limit of one token or more."""
+    """Check that decoding is greedy, with stop strings and a limit of one token or more."""
     for key in settings:
         if key not in table.GENERATION_KEYS:
             known = ", ".join(table.GENERATION_KEYS)
@@ -96,7 +96,7 @@ def _check_generation(settings: Mapping[str, Any], fail: Fail) -> None:
 
 
 def _check_filters(values: Mapping[str, Any], fail: Fail) -> None:
-    """``filter_list``: pipelines of filters that lm-eval registers, or of a task's own code."""
+    """Check ``filter_list``: pipelines of filters that lm-eval registers, or of a task's own code."""
     for i, pipeline in enumerate(values.get("filter_list") or ()):
         key = f"filter_list.{i}"
         if not isinstance(pipeline, Mapping) or not isinstance(pipeline.get("filter"), list):
@@ -136,7 +136,8 @@ def _check_filter(step: Any, key: str, values: Mapping[str, Any], fail: Fail) ->
 
 
 def _check_metrics(values: Mapping[str, Any], output_type: str, fail: Fail) -> Iterator[Note]:
-    """``metric_list``: each metric is computed for this output type, with an aggregation that fits it."""
+    """Check ``metric_list``: each metric is computed for this output type, with an aggregation that fits
+    it."""
     metrics = values.get("metric_list")
     if metrics is None:
         return
@@ -161,7 +162,8 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _check_own_metric(entry: Mapping[str, Any], key: str, fail: Fail) -> None:
-    """A metric that ``process_results`` computes: its name is the function's, its aggregation is known."""
+    """Check a metric that ``process_results`` computes: its name is the function's, its aggregation is
+    known."""
     name = entry["metric"]
     if not isinstance(name, str):
         fail(f"{key}.metric", f"a metric of process_results is named by a text, not {name!r}")
@@ -200,7 +202,7 @@ def _is_code(value: Any) -> bool:
 
 
 def _check_aggregation(entry: Mapping[str, Any], rule: table.MetricRule | None, key: str, fail: Fail) -> None:
-    """The aggregation is lm-eval's or a function, and takes what the metric says of an item."""
+    """Check that the aggregation is lm-eval's or a function, and takes the metric's value of an item."""
     metric = entry["metric"]
     default = table.DEFAULT_AGGREGATIONS.get(metric) if isinstance(metric, str) else None
     name = entry.get("aggregation", metric if default == "" else default)
@@ -222,7 +224,7 @@ def _check_aggregation(entry: Mapping[str, Any], rule: table.MetricRule | None, 
 
 
 def _check_loading(values: Mapping[str, Any], fail: Fail) -> Iterator[Note]:
-    """``dataset_kwargs``: what would load other rows than we do is refused."""
+    """Check ``dataset_kwargs``: a setting that would load other rows than we do is refused."""
     for key, value in (values.get("dataset_kwargs") or {}).items():
         rule = table.LOADING_KEYS.get(key)
         if rule is None:

@@ -110,7 +110,7 @@ IDLE_OPTIONS = frozenset(
 """Options that files give to metrics which do not take them: lm-eval drops them without a word."""
 
 Values = Literal["numbers", "classes", "probabilities", "texts", "weighted"]
-"""What a metric says of each item: a number; (right, answered); (right, probabilities); (reference, answer);
+"""A metric's value for an item: a number; (right, answered); (right, probabilities); (reference, answer);
 (log-likelihood, length)."""
 
 

@@ -21,21 +21,21 @@ from cme_bench.tasks.yaml_loader import LoadedYaml, load_yaml
 PREFIX = "lm_eval:"
 DOMAIN = "lm_eval"
 _PLAIN = re.compile(r"^[^A-Za-z0-9]|[^\w.-]")
-"""What cannot stand in a plain name."""
+"""Characters that cannot stand in a plain name."""
 Member: TypeAlias = tuple[Path, Mapping[str, Any]]
 """A task's file, and the keys that a group sets in it."""
 
 
 @functools.cache
 def tasks_folder() -> Path:
-    """Where the installed lm-eval keeps its task files; nothing of it is imported."""
+    """Return the folder of the installed lm-eval's task files; nothing of it is imported."""
     found = importlib.util.find_spec("lm_eval")
     assert found is not None and found.origin is not None  # a dependency of this package
     return Path(found.origin).parent / "tasks"
 
 
 def lm_eval_specs(name: str, ours: Iterable[TaskSpec]) -> list[TaskSpec]:
-    """The tasks that lm-eval calls ``name``: a task, a group or tag, or the path of a task file.
+    """Return the tasks that lm-eval calls ``name``: a task, a group or tag, or the path of a task file.
 
     ``ours``: the tasks whose data folders are known, for those that use the same datasets. Raises UsageError
     for a name that lm-eval does not know, and for a task with anything that is not honoured here.
@@ -54,7 +54,7 @@ def lm_eval_specs(name: str, ours: Iterable[TaskSpec]) -> list[TaskSpec]:
 
 
 def _files_of_task(name: str, root: Path) -> list[Path]:
-    """The file of the task ``name``, found by its text: lm-eval's own index reads 13,000 files as YAML."""
+    """Find the file of the task ``name`` by its text: lm-eval's own index reads 13,000 files as YAML."""
     line = re.compile(rf"^task: *[\"']?{re.escape(name)}[\"']? *$".encode(), re.MULTILINE)
     files = (file for file in sorted(root.rglob("*.yaml")) if line.search(file.read_bytes()))
     return list(files)[:1]
@@ -62,7 +62,7 @@ def _files_of_task(name: str, root: Path) -> list[Path]:
 
 @functools.cache
 def _index() -> Mapping[str, Any]:
-    """lm-eval's own, of all its tasks, groups and tags; reading it takes some ten seconds."""
+    """Return lm-eval's own index of its tasks, groups and tags; reading it takes some ten seconds."""
     from lm_eval.tasks import TaskManager
 
     index: Mapping[str, Any] = TaskManager().task_index
@@ -70,7 +70,7 @@ def _index() -> Mapping[str, Any]:
 
 
 def _members_of_group(name: str, root: Path) -> list[Member]:
-    """The files of all tasks of a group or tag of lm-eval, with what its groups set in them."""
+    """Return the files of all tasks of a group or tag of lm-eval, with what its groups set in them."""
     index = _index()
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}{did_you_mean(name, index)}")
@@ -104,7 +104,7 @@ def _members_of_group(name: str, root: Path) -> list[Member]:
 
 
 def _spec(path: Path, root: Path, ours: Iterable[TaskSpec], overrides: Mapping[str, Any]) -> TaskSpec:
-    """The task of a file, checked as our own files are; ``overrides``: keys that a group sets.
+    """Return the task of a file, checked as our own files are; ``overrides``: keys that a group sets.
 
     Metadata is lm-eval's but for the version: it says nothing of ours.
     """
@@ -124,14 +124,14 @@ def _spec(path: Path, root: Path, ours: Iterable[TaskSpec], overrides: Mapping[s
     values["metadata"] = {"version": version, "domain": DOMAIN, "dataset": name, **place}
     try:
         notes = check_config(LoadedYaml(values | {"task": _PLAIN.sub("_", name)}, loaded.where), path)
-    except UsageError as err:
-        raise UsageError(f"{PREFIX}{name}: {err}") from err
+    except UsageError as error:
+        raise UsageError(f"{PREFIX}{name}: {error}") from error
     return TaskSpec(f"{PREFIX}{name}", path, values | {"task": name}, loaded.where, notes)
 
 
 def _data_place(config: Mapping[str, Any], split: str, ours: Iterable[TaskSpec]) -> dict[str, Any]:
-    """Folder and file names of the dataset's rows under --data: those of our task on the same dataset if
-    there is one, else the dataset's own name (and its configuration's)."""
+    """Return folder and file names of the dataset's rows under --data. They are those of our task on the same
+    dataset, else the dataset's own name (and its configuration's)."""
     dataset = _PLAIN.sub("_", str(config.get("dataset_path") or config["task"]).rpartition("/")[2])
     variant = config.get("dataset_name")
     same = [

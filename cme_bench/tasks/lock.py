@@ -34,17 +34,17 @@ def lock_file() -> Path:
 
 
 def read_lock(file: Path) -> dict[str, LockedTask]:
-    """The locked tasks by name; none if there is no file. UsageError if it is broken."""
+    """Return the locked tasks by name; empty if there is no file. UsageError if it is broken."""
     if not file.exists():
         return {}
     try:
         return {name: LockedTask(**entry) for name, entry in orjson.loads(file.read_bytes()).items()}
-    except (orjson.JSONDecodeError, TypeError, AttributeError) as err:
-        raise UsageError(f"{file}: broken lock file ({err})") from err
+    except (orjson.JSONDecodeError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: broken lock file ({error})") from error
 
 
 def changes(specs: Iterable[TaskSpec], lock: Mapping[str, LockedTask]) -> list[str]:
-    """One sentence for every task that is new, changed or gone since it was locked."""
+    """Return one sentence for every task that is new, changed or gone since it was locked."""
     found = []
     names = set()
     for spec in specs:
@@ -67,7 +67,8 @@ def changes(specs: Iterable[TaskSpec], lock: Mapping[str, LockedTask]) -> list[s
 def renewed(
     specs: Iterable[TaskSpec], lock: Mapping[str, LockedTask], *, today: str
 ) -> dict[str, LockedTask]:
-    """The lock of the tasks as they are. UsageError for a changed task whose version was not raised."""
+    """Return the lock of the tasks as they are. UsageError for a changed task whose version was not
+    raised."""
     new = {}
     for spec in specs:
         locked, now, version = lock.get(spec.name), config_hash(spec.config), _version(spec)

@@ -41,11 +41,12 @@ class Rows:
     lines: Sequence[int] | None = None
 
     def place(self, index: int) -> str:
-        """``file:line`` or ``dataset row N`` of row ``index``."""
+        """Return ``file:line`` or ``dataset row N`` of row ``index``."""
         return f"{self.origin}:{self.lines[index]}" if self.lines else f"{self.origin} row {index}"
 
     def fingerprint(self) -> str:
-        """sha256 of the rows' contents: the same rows give the same value from a folder or from the hub."""
+        """Return the sha256 of the rows' contents; the same rows give the same value from a folder or from
+        the hub."""
         digest = hashlib.sha256()
         for row in self.table:
             digest.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=str))
@@ -59,7 +60,7 @@ class JoinedRows(Rows):
     parts: tuple[Rows, ...] = ()
 
     def place(self, index: int) -> str:
-        """As of the file that row ``index`` stands in."""
+        """Return the place of row ``index`` in its own file."""
         for part in self.parts:
             if index < len(part.table):
                 return part.place(index)
@@ -68,14 +69,14 @@ class JoinedRows(Rows):
 
 
 def inside(file: Path, root: Path) -> Path:
-    """``file``, if it lies below ``root`` with every link followed; UsageError if not."""
+    """Return ``file`` if it lies below ``root`` with every link followed; UsageError if not."""
     if not file.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{file}: leads out of {root}, so it is not read")
     return file
 
 
 def read_jsonl(file: Path) -> Rows:
-    """All rows of a file of JSON lines, or of one JSON array; blank lines are skipped.
+    """Read all rows of a file of JSON lines, or of one JSON array; blank lines are skipped.
 
     A key that a row lacks is None there, as for ``datasets``.
 
@@ -94,8 +95,8 @@ def read_jsonl(file: Path) -> Rows:
                 continue
             try:
                 row = _json_value(line)
-            except (ValueError, RecursionError) as err:
-                raise UsageError(f"{file}:{number}: not a JSON object ({first_line(err)})") from err
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"{file}:{number}: not a JSON object ({first_line(error)})") from error
             if not isinstance(row, dict):
                 raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
             rows.append(row)
@@ -109,9 +110,9 @@ def read_jsonl(file: Path) -> Rows:
         rows = [{key: row.get(key) for key in keys} for row in rows]
     try:
         table = datasets.Dataset.from_list(rows)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as err:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as error:
         place = _first_misfit(file, rows, lines)
-        raise UsageError(f"{place}: types differ between rows ({first_line(err)})") from err
+        raise UsageError(f"{place}: types differ between rows ({first_line(error)})") from error
     return Rows(table, str(file), lines)
 
 
@@ -119,7 +120,8 @@ _BEYOND_64_BITS = re.compile(rb"(?<![\d.])\d{19,}(?![\d.eE])")
 
 
 def _json_value(line: bytes) -> Any:
-    """The value of one line. Integers beyond 64 bits stay exact, as texts, and NaN is a missing value."""
+    """Return the value of one line. Integers beyond 64 bits stay exact, as texts, and NaN is a missing
+    value."""
     try:
         if not _BEYOND_64_BITS.search(line):  # orjson would make floats of them
             return orjson.loads(line)
@@ -130,7 +132,7 @@ def _json_value(line: bytes) -> Any:
 
 
 def _read_array(file: Path) -> Rows | None:
-    """The rows of a file that is one array of objects; None for any other file."""
+    """Return the rows of a file that is one array of objects; None for any other file."""
     import datasets
     import pyarrow
 
@@ -148,13 +150,13 @@ def _read_array(file: Path) -> Rows | None:
     keys = dict.fromkeys(key for row in rows for key in row)
     try:
         table = datasets.Dataset.from_list([{key: row.get(key) for key in keys} for row in rows])
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as err:
-        raise UsageError(f"{file}: types differ between rows ({first_line(err)})") from err
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+        raise UsageError(f"{file}: types differ between rows ({first_line(error)})") from error
     return Rows(table, str(file))
 
 
 def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
-    """``file:line`` of the first row whose types differ from the first row's."""
+    """Return ``file:line`` of the first row whose types differ from the first row's."""
     first = {key: type(value) for key, value in rows[0].items() if value is not None}
     for row, line in zip(rows, lines, strict=True):
         if any(
@@ -165,7 +167,7 @@ def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[in
 
 
 def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
-    """All rows of a CSV file; types are pandas' (so that lm-eval reads the same rows).
+    """Read all rows of a CSV file; types are pandas' (so that lm-eval reads the same rows).
 
     ``settings``: those of CSV_SETTINGS. UsageError with file and line for a row with more or fewer fields
     than the header, and for anything that is no CSV.
@@ -188,14 +190,16 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
         counted = _UNCOUNTED.isdisjoint(given) and len(str(given["sep"])) == 1
         lines = _csv_lines(file, given) if counted else []
         table = pandas.read_csv(file, **given)
-    except (UnicodeDecodeError, LookupError) as err:
+    except (UnicodeDecodeError, LookupError) as error:
         reason = (
-            f"{err.reason} at byte {err.start}" if isinstance(err, UnicodeDecodeError) else first_line(err)
+            f"{error.reason} at byte {error.start}"
+            if isinstance(error, UnicodeDecodeError)
+            else first_line(error)
         )
         named = "UTF-8" if given["encoding"] == "utf-8-sig" else given["encoding"]
-        raise UsageError(f"{file}: not {named} text ({reason})") from err
-    except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as err:
-        raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({first_line(err)})") from err
+        raise UsageError(f"{file}: not {named} text ({reason})") from error
+    except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as error:
+        raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({first_line(error)})") from error
     if table.empty:
         raise UsageError(f"{file}: holds no rows")
     table.columns = [str(name) for name in table.columns]
@@ -203,7 +207,7 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
 
 
 def _csv_lines(file: Path, settings: Mapping[str, Any]) -> list[int]:
-    """The line of every row; UsageError for one with another number of fields than the header."""
+    """Return the line of every row; UsageError for one with another number of fields than the header."""
     dialect = {key: settings[key] for key in _PARSING if settings.get(key) is not None}
     headed = settings.get("header", "infer") in ("infer", 0) and settings.get("names") is None
     names = settings.get("names")
@@ -232,7 +236,7 @@ def _csv_lines(file: Path, settings: Mapping[str, Any]) -> list[int]:
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several files one after the other. UsageError if their columns differ."""
+    """Return the rows of several files one after the other. UsageError if their columns differ."""
     import datasets
 
     if len(parts) == 1:
@@ -242,21 +246,21 @@ def joined(parts: Sequence[Rows]) -> Rows:
             raise UsageError(f"{part.origin}: columns differ from those of {parts[0].origin}: {sorted(odd)}")
     try:
         table = datasets.concatenate_datasets([part.table for part in parts])
-    except (ValueError, TypeError) as err:
-        raise UsageError(f"{parts[-1].origin}: types differ from those of {parts[0].origin}") from err
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{parts[-1].origin}: types differ from those of {parts[0].origin}") from error
     return JoinedRows(table, ", ".join(part.origin for part in parts), parts=tuple(parts))
 
 
 def read_parquet(file: Path) -> Rows:
-    """All rows of a Parquet file. UsageError if it is none, or empty."""
+    """Read all rows of a Parquet file. UsageError if it is none, or empty."""
     import datasets
     import pyarrow
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.read_table(file).to_pylist()
-    except (pyarrow.ArrowException, OSError) as err:
-        raise UsageError(f"{file}: not a Parquet file ({first_line(err)})") from err
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     if not rows:
         raise UsageError(f"{file}: holds no rows")
     return Rows(datasets.Dataset.from_list(rows), str(file))
@@ -267,7 +271,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_cs
 
 
 def read_file(file: Path) -> Rows:
-    """The rows of a file, by its suffix. UsageError for another kind of file."""
+    """Read the rows of a file, by its suffix. UsageError for another kind of file."""
     kind = SUFFIXES.get(file.suffix.lower())
     if kind is None:
         raise UsageError(f"{file}: rows are read from {', '.join(SUFFIXES)}")

@@ -1,6 +1,5 @@
-"""Task templates are Jinja. lm-eval renders them with full access to Python, so ``{{ ''.__class__ }}`` and
-what follows from it would run code of a task file; here they render in Jinja's sandbox.
-"""
+"""Render task templates in Jinja's sandbox. lm-eval renders them with full access to Python, so ``{{
+''.__class__ }}`` and its kin would run code of a task file."""
 
 from __future__ import annotations
 

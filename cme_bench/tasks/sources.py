@@ -1,5 +1,5 @@
-"""Where the rows of a task come from: the hub, a local folder, the mini items shipped with the package, or
-files that lie beside the task file.
+"""Where the rows of a task come from: the hub, a local folder, the package's mini items, or files beside the
+task file.
 
 Every source answers one question, ``rows(spec, split)``, with a table of rows and the place of each row for
 messages. Row order is the order of the file or of the hub's split; an item's id is its place in it.
@@ -29,18 +29,20 @@ class DataSource(ABC):
 
     @abstractmethod
     def rows(self, spec: TaskSpec, split: str) -> Rows:
-        """Rows of ``split`` (its name on the hub). UsageError if there are none."""
+        """Return the rows of ``split`` (its name on the hub). UsageError if there are none."""
 
     def missing(self, spec: TaskSpec, split: str) -> str | None:
-        """What is wrong if ``split`` is not there; None if it is, as far as can be told without loading."""
+        """Say what is wrong if ``split`` is not there; None if it is, as far as can be told without
+        loading."""
         return None
 
     @abstractmethod
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
-        """``dataset_path`` and the like, with which lm-eval itself loads the same rows of ``splits``."""
+        """Return ``dataset_path`` and the like, with which lm-eval itself loads the same rows of
+        ``splits``."""
 
     def revision(self, spec: TaskSpec) -> str | None:
-        """The commit the rows came from, where the source has one."""
+        """Return the commit the rows came from, where the source has one."""
         return None
 
 
@@ -53,7 +55,7 @@ class FolderSource(DataSource):
     name: str = "folder"
 
     def file(self, spec: TaskSpec, split: str) -> Path:
-        """Where the rows of ``split`` lie, or should. UsageError if that is outside the folder."""
+        """Return the path of the rows of ``split``, there or not. UsageError if it is outside the folder."""
         return inside(self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl", self.folder)
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
@@ -86,7 +88,7 @@ class BesideSource(DataSource):
     name: str = "beside"
 
     def files(self, spec: TaskSpec, split: str) -> list[Path]:
-        """The files of ``split``, in order. UsageError if the task file names none, or one outside its
+        """Return the files of ``split``, in order. UsageError if the task file names none, or one outside its
         folder."""
         place = spec.line("dataset_kwargs.data_files")
         named = (spec.config.get("dataset_kwargs") or {}).get("data_files")
@@ -113,7 +115,7 @@ class BesideSource(DataSource):
         return joined([READERS[kind](file) for file in files])
 
     def _settings(self, spec: TaskSpec) -> dict[str, Any]:
-        """Settings of the reader: what ``datasets.load_dataset`` itself does not know."""
+        """Return the reader's settings, without the keys that ``datasets.load_dataset`` itself knows."""
         kwargs = spec.config["dataset_kwargs"]
         return {key: value for key, value in kwargs.items() if key not in LOADING_KEYS}
 
@@ -144,17 +146,17 @@ def _below(folder: Path, name: str, place: str) -> Path:
 
 
 def source_of(spec: TaskSpec, source: DataSource) -> DataSource:
-    """Where the rows of this task lie: beside its file if that names files, else in ``source``."""
+    """Return the source of this task's rows: beside its file if that names files, else ``source``."""
     return BesideSource() if spec.config.get("dataset_path") in READERS else source
 
 
 def mini_source() -> FolderSource:
-    """The items written for this project: a smoke test of every domain, not a measurement."""
+    """Return the items written for this project: a smoke test of every domain, not a measurement."""
     return FolderSource(MINI_FOLDER, name="mini")
 
 
 def open_source(data: str, *, offline: bool, lock_file: Path | None = None) -> DataSource:
-    """The source that ``--data`` names: ``hub``, ``mini`` or a folder."""
+    """Open the source that ``--data`` names: ``hub``, ``mini`` or a folder."""
     if data == "mini":
         return mini_source()
     if data == "hub":

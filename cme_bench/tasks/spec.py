@@ -26,7 +26,7 @@ METADATA_KEYS = frozenset(
     """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
     citation note scales""".split()
 )
-"""What we read of ``metadata``; it may hold anything else, but nothing that looks like one of these."""
+"""The keys of ``metadata`` that we read; it may hold others, but none that looks like one of these."""
 ANSWER_KEYS = frozenset({"type", "options", "decimal"})
 _NEAR = 0.75
 """Keys of metadata as alike as this (difflib's ratio) are taken for a slip."""
@@ -56,7 +56,7 @@ _SHAPES = {
     "metadata.items": _NUMBER,
     "metadata.random_baseline": _NUMBER,
 }
-"""What the value of a key must be, where it is given at all."""
+"""The form of a key's value, where it is given at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,8 @@ class TaskSpec:
         return str((self.metadata.get("splits") or {}).get(split, split))
 
     def line(self, key: str) -> str:
-        """``file:line`` of a key, for messages; of what it stands in where it has none of its own."""
+        """Return ``file:line`` of a key, for messages; of the mapping around it where the key has none of its
+        own."""
         return place_of(self.where, key) or str(self.path)
 
 
@@ -175,7 +176,7 @@ class NoTaskError(UsageError):
 
 
 def place_of(where: Mapping[str, str], key: str) -> str | None:
-    """``file:line`` of a dotted key, or of the nearest key around it."""
+    """Return ``file:line`` of a dotted key, or of the nearest key around it."""
     while key:
         if key in where:
             return where[key]
@@ -184,7 +185,7 @@ def place_of(where: Mapping[str, str], key: str) -> str | None:
 
 
 def load_spec(path: Path, *, root: Path) -> TaskSpec:
-    """The task in ``path``.
+    """Load the task in ``path``.
 
     Raises UsageError naming file and line for unknown keys (with the nearest valid one) and bad values;
     NoTaskError for a group file, and for one that is only there to be included (it names no task).
@@ -199,7 +200,8 @@ def load_spec(path: Path, *, root: Path) -> TaskSpec:
 
 
 def check_is_task(values: Mapping[str, Any], path: Path) -> None:
-    """NoTaskError for a group file and for one that is only included; UsageError where a task has no name."""
+    """Raise NoTaskError for a group file and for one that is only included; UsageError where a task has no
+    name."""
     if "group" in values and not isinstance(values.get("task"), str):
         text = "a group of tasks, which is not read; name its tasks, or their tag"
         raise NoTaskError(f"{path}:1: {text}", group=True)
@@ -210,7 +212,8 @@ def check_is_task(values: Mapping[str, Any], path: Path) -> None:
 
 
 def check_config(loaded: LoadedYaml, path: Path) -> tuple[str, ...]:
-    """Keys known, values of a sensible shape, an evaluation split present; UsageError with file and line.
+    """Check that keys are known, values have a sensible shape, and a split is scored. UsageError with file
+    and line.
 
     Returns what the file says without effect, each with its place.
     """
@@ -239,7 +242,7 @@ def check_config(loaded: LoadedYaml, path: Path) -> tuple[str, ...]:
 
 
 def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
-    """Metadata is free, but for what looks like a slip of one of our keys."""
+    """Check the metadata, which is free but for what looks like a slip of one of our keys."""
     for key in metadata:
         if not isinstance(key, str):
             fail("metadata", f"a key of 'metadata' is a text, not {key!r}")
@@ -255,7 +258,7 @@ def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
 
 
 def _check_answer(values: Mapping[str, Any], answer: Any, fail: Fail) -> None:
-    """``metadata.answer``: how a generated response is read."""
+    """Check ``metadata.answer``: how a generated response is read."""
     key = "metadata.answer"
     if answer is None:
         return
@@ -274,7 +277,7 @@ def _check_answer(values: Mapping[str, Any], answer: Any, fail: Fail) -> None:
 
 
 def _check_question(values: Mapping[str, Any], fail: Fail) -> None:
-    """What is asked, of which split, and how it is scored."""
+    """Check the question: its text, its split, and how it is scored."""
     if not (values.get("test_split") or values.get("validation_split")):
         fail("task", "no test_split and no validation_split: nothing to evaluate")
     choices = values.get("doc_to_choice")
@@ -301,7 +304,8 @@ def _has_shape(value: Any, shape: str) -> bool:
 
 
 def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: Fail) -> None:
-    """Names that become parts of paths stay single names; nothing asks for code of the hub or the model."""
+    """Check that names that become parts of paths are single names, and that nothing asks for code of the hub
+    or the model."""
     name, tag = values["task"], values.get("tag")
     if not isinstance(name, str) or not PLAIN_NAME.fullmatch(name):
         fail("task", f"task name {name!r} is no plain name (letters, digits, '_', '-', '.')")

@@ -30,7 +30,8 @@ _NOT_READ = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
 def builtin_folder() -> Path:
-    """Where the built-in task files lie: beside the package in a checkout, inside it when installed."""
+    """Return the folder of the built-in task files: beside the package in a checkout, inside it when
+    installed."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "suite"
     return installed if installed.is_dir() else package.parent / "tasks"
@@ -59,7 +60,7 @@ class Suite:
     odd: tuple[OddFile, ...] = ()
 
     def trusts(self, spec: TaskSpec) -> bool:
-        """Whether ``!function`` in the task's file may be imported."""
+        """Return whether ``!function`` in the task's file may be imported."""
         trusted = (*self.trusted, tasks_folder().resolve()) if spec.domain == DOMAIN else self.trusted
         return any(spec.path.resolve().is_relative_to(folder) for folder in trusted)
 
@@ -73,7 +74,7 @@ class Suite:
         return names
 
     def task(self, name: str) -> TaskSpec:
-        """The task called ``name``. UsageError if there is none, with the nearest known name."""
+        """Return the task called ``name``. UsageError if there is none, with the nearest known name."""
         if name.startswith(PREFIX):
             return self.select(name)[0]
         self._check_not_odd(name)
@@ -82,19 +83,19 @@ class Suite:
         return self.tasks[name]
 
     def _check_not_odd(self, name: str) -> None:
-        """UsageError with the reason if ``name`` is, or selects, a task whose file cannot be used."""
+        """Raise UsageError with the reason if ``name`` is, or selects, a task whose file cannot be used."""
         for odd in self.odd:
             if not odd.harmless and name in (odd.name, *odd.tags):
                 raise UsageError(odd.reason)
 
     def _unread(self) -> str:
-        """Why a name may be unknown: the first file that could not be read at all."""
+        """Say why a name may be unknown: name the first file that could not be read at all."""
         unread = [odd for odd in self.odd if odd.name is None and not odd.harmless]
         return f" (not read: {unread[0].reason})" if unread else ""
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
-        """The tasks named by a comma-separated list of tasks, suites and domains, and of lm-eval's own tasks
-        as ``lm_eval:NAME``; without repeats, in order.
+        """Return the tasks that a comma-separated list names: tasks, suites, domains, and lm-eval's own tasks
+        as ``lm_eval:NAME``. No task comes twice; the list's order stays.
 
         Raises UsageError for an unknown name, with the nearest known one.
         """
@@ -120,7 +121,7 @@ class Suite:
 
 
 def selectors_of(spec: TaskSpec) -> list[str]:
-    """The names besides its own that select a task: its tags, and its domain in the form that it has."""
+    """Return the other names that select a task: its tags, and its domain in the form that it has."""
     names = list(spec.tags)
     if GENERATED in spec.tags:
         names.append(spec.domain)
@@ -148,10 +149,10 @@ def load_suite(include: Sequence[Path] = (), *, allow_code: bool = False) -> Sui
                     first = tasks[spec.name].path
                     raise UsageError(f"{spec.line('task')}: task {spec.name!r} is already defined in {first}")
                 tasks[spec.name] = spec
-            except UsageError as err:
-                if root.is_file() or (root == builtin and not isinstance(err, NoTaskError)):
+            except UsageError as error:
+                if root.is_file() or (root == builtin and not isinstance(error, NoTaskError)):
                     raise
-                odd.append(odd_file(file, root, err))
+                odd.append(odd_file(file, root, error))
     trusted = (builtin, *include) if allow_code else (builtin,)
     order = {domain: i for i, domain in enumerate(DOMAINS)}
     ordered = sorted(
@@ -161,21 +162,21 @@ def load_suite(include: Sequence[Path] = (), *, allow_code: bool = False) -> Sui
 
 
 def task_files(root: Path) -> list[Path]:
-    """The task files of a folder and those below it, or the file itself; as in lm-eval, without copies that
-    notebooks keep."""
+    """Return the task files of a folder and those below it, or the file itself. As in lm-eval, copies that
+    notebooks keep are left out."""
     if root.is_file():
         return [root]
     return sorted(file for file in root.rglob("*.yaml") if _NOT_READ.isdisjoint(file.parts))
 
 
-def odd_file(file: Path, root: Path, err: UsageError) -> OddFile:
-    """What can be said of a file that is no task."""
-    if isinstance(err, NoTaskError):
-        return OddFile(file, str(err), harmless=True)
+def odd_file(file: Path, root: Path, error: UsageError) -> OddFile:
+    """Describe a file that is no task."""
+    if isinstance(error, NoTaskError):
+        return OddFile(file, str(error), harmless=True)
     try:
         values = load_yaml(file, root=root.parent if root.is_file() else root).values
     except UsageError:
-        return OddFile(file, str(err))
+        return OddFile(file, str(error))
     tag = values.get("tag") or ()
     tags = (tag,) if isinstance(tag, str) else tuple(map(str, tag)) if isinstance(tag, list) else ()
-    return OddFile(file, str(err), str(values.get("task")), tags)
+    return OddFile(file, str(error), str(values.get("task")), tags)

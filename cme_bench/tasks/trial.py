@@ -24,14 +24,15 @@ _PLAIN: PromptFormat = resolve_format("plain", None, generated=False)
 
 
 class TriedTask(AskableTask, Protocol):
-    """What is tried of a task (:class:`cme_bench.tasks.build.Task`)."""
+    """The part of a task (:class:`cme_bench.tasks.build.Task`) that a trial needs."""
 
     @property
     def spec(self) -> TaskSpec: ...
 
 
 def check_scoring(task: TriedTask) -> None:
-    """UsageError if no made-up answer to the first rows can be scored, or if their scores do not aggregate.
+    """Raise UsageError if no made-up answer to the first rows can be scored, or if their scores do not
+    aggregate.
 
     Rows that do not render are left to those who render all of them.
     """
@@ -49,8 +50,8 @@ def check_scoring(task: TriedTask) -> None:
     for variant in range(MOST_ROWS):
         try:
             scores = [_scores(task, item, variant) for item in items]
-        except Exception as err:  # a task's own code may raise anything
-            errors.append(template_problem(err))
+        except Exception as error:  # a task's own code may raise anything
+            errors.append(template_problem(error))
             continue
         aggregated += _aggregates(task, scores, errors, place)
     if errors and not aggregated:
@@ -65,7 +66,8 @@ def _scores(task: TriedTask, item: RenderedItem, variant: int) -> Mapping[str, A
 
 
 def _answers(item: RenderedItem) -> list[dict[str, Any]]:
-    """Responses to an item: each choice as the most likely one; or the right text, none, and a letter."""
+    """Return responses to an item: each choice as the most likely one; or the right text, none, and a
+    letter."""
     if not item.choices:
         texts = (item.target, "", "A", f"The answer is {item.target}.")
         return [{"text": text, "finish": "stop"} for text in texts]
@@ -80,20 +82,20 @@ def _answers(item: RenderedItem) -> list[dict[str, Any]]:
 
 
 def _aggregates(task: TriedTask, scores: Sequence[Mapping[str, Any]], errors: list[str], place: str) -> bool:
-    """Whether these scores aggregate. UsageError if they never will: lm-eval's own aggregation fails, or the
-    store changes what a task's own code looks at."""
+    """Return whether these scores aggregate. UsageError if they never will: lm-eval's own aggregation fails,
+    or the store changes what a task's own code looks at."""
     try:
         stored = orjson.loads(orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY))
-    except TypeError as err:
-        raise UsageError(f"{place}: task {task.name}: its scores cannot be stored ({err})") from err
+    except TypeError as error:
+        raise UsageError(f"{place}: task {task.name}: its scores cannot be stored ({error})") from error
     try:
         task_result(task.spec, task.lm_eval, _records(stored))
-    except Exception as err:
-        errors.append(template_problem(err))
+    except Exception as error:
+        errors.append(template_problem(error))
         if own := _own_aggregations(task):
             errors[-1] += f" ({own})"
             return False
-        raise UsageError(f"{place}: task {task.name} cannot be scored: {errors[-1]}") from err
+        raise UsageError(f"{place}: task {task.name} cannot be scored: {errors[-1]}") from error
     for name, aggregate in _own_functions(task):
         raw = [s[name] for s in scores if name in s]
         kept = [s[name] for s in stored if name in s]
@@ -105,7 +107,7 @@ def _aggregates(task: TriedTask, scores: Sequence[Mapping[str, Any]], errors: li
 
 
 def _own_functions(task: TriedTask) -> Iterator[tuple[str, Any]]:
-    """Aggregations of a task's own code, by our name of the metric."""
+    """Yield the aggregations of a task's own code, by our name of the metric."""
     for pipeline in task.lm_eval._filters:
         for metric, aggregate in task.lm_eval.aggregation().items():
             if aggregation_name(aggregate).startswith("!function"):

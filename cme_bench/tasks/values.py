@@ -49,8 +49,8 @@ def _plain_scalar(value: Any) -> Any:
 def _unicode(text: str) -> str:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as err:
-        raise NotJsonError(f"a text with half a character ({err.reason})") from None
+    except UnicodeEncodeError as error:
+        raise NotJsonError(f"a text with half a character ({error.reason})") from None
     return text
 
 
@@ -61,7 +61,7 @@ def _number(value: float) -> float | None:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether ``value`` is missing: None, white space, or an empty list or mapping."""
+    """Return whether ``value`` is missing: None, white space, or an empty list or mapping."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, list | dict) and not value)

@@ -32,15 +32,15 @@ _Dumper.add_representer(FunctionRef, _function)
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """``values`` as a task file."""
+    """Return ``values`` as the text of a task file."""
     return yaml.dump(
         dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"), indent=2
     )
 
 
 def dump_with_places(values: Mapping[str, Any], where: Mapping[str, str]) -> str:
-    """``values`` as a task file in which a comment behind every key, and every key of a mapping below it,
-    says where it was written (``where``: ``file:line`` by key, dotted below the top)."""
+    """Return ``values`` as the text of a task file, with a comment behind every key that says where it was
+    written. ``where``: ``file:line`` by key, dotted below the top."""
     blocks = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -42,8 +42,8 @@ class FunctionRef:
 
 @dataclass(frozen=True, slots=True)
 class LoadedYaml:
-    """``values`` with includes merged (local keys win); ``where`` names file and line of each key and,
-    dotted, of each key and each element (by number) below it."""
+    """``values`` with includes merged (local keys win). ``where`` names file and line of each key and,
+    dotted, of each key and element (by number) below it."""
 
     values: dict[str, Any]
     where: dict[str, str]
@@ -86,15 +86,15 @@ def _load(path: Path, root: Path, seen: tuple[Path, ...], strict: bool) -> Loade
 
 
 def _places_of_others(where: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
-    """The places of keys, and of what is below them, that ``values`` does not replace."""
+    """Return the places of keys, and of what is below them, that ``values`` does not replace."""
     return {key: place for key, place in where.items() if key.partition(".")[0] not in values}
 
 
 def _parse(path: Path, strict: bool) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path}: cannot be read ({err})") from err
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
     loader = _Loader(text)
     loader.source = path
     try:
@@ -104,14 +104,14 @@ def _parse(path: Path, strict: bool) -> tuple[dict[str, Any], dict[str, str]]:
         places = _Places(path, strict=strict)
         places.note("", node)
         return loader.construct_document(node), places.where
-    except yaml.MarkedYAMLError as err:
-        line = err.problem_mark.line + 1 if err.problem_mark else 1
-        raise UsageError(f"{path}:{line}: {err.problem or 'broken YAML'}") from err
-    except (yaml.YAMLError, ValueError) as err:
-        line = text.count("\n", 0, getattr(err, "position", 0)) + 1
-        raise UsageError(f"{path}:{line}: {first_line(err)}") from err
-    except RecursionError as err:
-        raise UsageError(f"{path}: nested too deeply") from err
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: {error.problem or 'broken YAML'}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        line = text.count("\n", 0, getattr(error, "position", 0)) + 1
+        raise UsageError(f"{path}:{line}: {first_line(error)}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply") from error
     finally:
         loader.dispose()
 
