@@ -25,8 +25,8 @@ OUTSIDE = "other "
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """One finished task, in one of two forms: ``generated`` or ``likelihood``; ``other generated`` and
-    ``other likelihood`` outside CME, with the kind of the main metric where that is no share.
+    """One finished task. Its form is ``generated`` or ``likelihood``, with ``other`` before it outside CME,
+    and the main metric's kind behind it where that is no share.
 
     ``metrics[name]`` are estimates over its items, ``measures[name]`` say how to read them, ``origins[name]``
     are lm-eval's names of metric and filter, ``primary`` names the one that stands for it. ``quality``
@@ -117,8 +117,8 @@ _STORED, _TRUNCATED, _GENERATED, _HIT_LENGTH, _READ, _EMPTY = (1 << bit for bit 
 
 @dataclass(slots=True)
 class _Scores:
-    """What is counted of every item, at the place of its id: 8 bytes a metric, one of marks, and one for how
-    it was decided."""
+    """The counts of every item, at the place of its id: 8 bytes a metric, one of marks, and one for how it
+    was decided."""
 
     marks: bytearray = field(default_factory=bytearray)
     decisions: bytearray = field(default_factory=bytearray)
@@ -157,7 +157,8 @@ class _Scores:
             column.extend(array("d", [math.nan]) * more)
 
     def values(self, name: str) -> Any:
-        """By ascending id, of the items that have one: an array of numbers, or a list if some are none.
+        """Return the values of items that have one, by ascending id: an array of numbers, or a list if some
+        are none.
 
         A number that is not one (NaN, stored as null) is NaN in the array.
         """
@@ -169,7 +170,7 @@ class _Scores:
         return [others[place] if place in others else float(found[place]) for place in places]
 
     def quality(self) -> dict[str, float]:
-        """Shares as :class:`TaskResult` has them."""
+        """Return the shares as :class:`TaskResult` has them."""
         marks = np.frombuffer(self.marks, np.uint8)
 
         def count(mark: int) -> int:
@@ -198,7 +199,8 @@ def _marks(record: Mapping[str, Any]) -> int:
 
 
 def _estimate(lm_task: Any, metric: str, scores: _Scores, name: str) -> tuple[Estimate, str]:
-    """The estimate of a metric, and lm-eval's name of its aggregation; the mean where a task names none."""
+    """Return the estimate of a metric, and lm-eval's name of its aggregation; the mean where a task names
+    none."""
     values = scores.values(name)
     aggregate = None if lm_task is None else lm_task.aggregation().get(metric)
     if metric == "f1_macro":
@@ -228,8 +230,8 @@ def _higher(lm_task: Any, metric: str) -> bool | None:
 
 
 def summarize(results: Sequence[TaskResult]) -> dict[str, Summary]:
-    """A summary for each form that occurs: generated answers and likelihoods are never averaged together,
-    nor CME's tasks with others."""
+    """Return a summary for each form that occurs. Generated answers and likelihoods are never averaged
+    together, nor CME's tasks with others."""
     forms = dict.fromkeys(r.form for r in results)
     return {form: _summarize([r for r in results if r.form == form]) for form in forms}
 

@@ -1,4 +1,4 @@
-"""What was read out of a response."""
+"""The answer that was read out of a response."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What was read out of a response.
+    """The answer that was read out of a response.
 
     ``text``: the answer as text, empty if none was found. ``choice``: its index among the choices, None for
     free text or if none was found. ``rule``: which rule decided, "none" if no rule did.

@@ -56,7 +56,7 @@ def corpus_score(name: str, pairs: Sequence[Any]) -> Callable[[Sequence[int]], f
 
 
 def _references(pair: Any) -> int | None:
-    """How many references an item has; None for one text."""
+    """Return the number of references of an item; None for one text."""
     return None if isinstance(pair[0], str) else len(pair[0])
 
 

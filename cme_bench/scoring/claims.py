@@ -122,7 +122,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """What a reader returns where an answer stands, but not one: two of them, or a denied one."""
+    """An answer that a reader cannot decide: two of them, or a denied one."""
 
 
 UNDECIDED = Undecided()

@@ -36,7 +36,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class GoldAnswer:
-    """What a right answer is.
+    """The right answer of an item, and how it may be written.
 
     ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
     one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``, ``math``:
@@ -62,8 +62,8 @@ class ScoredText:
 
 
 def score_text(response: str, gold: GoldAnswer) -> ScoredText:
-    """Metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc; ``short``
-    em, f1; ``summary`` rouge_1, _2, _l.
+    """Return metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc;
+    ``short`` em, f1; ``summary`` rouge_1, _2, _l.
 
     ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
     """
@@ -98,7 +98,7 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
 
 
 def _number(response: str, gold: GoldAnswer) -> tuple[Extraction, bool]:
-    """What number was answered, and whether it is one of the references.
+    """Extract the number that was answered, and say whether it is one of the references.
 
     A reference that is no number (a run refuses it, stock lm-eval does not) is met by its own words alone.
     """

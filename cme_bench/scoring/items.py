@@ -14,7 +14,8 @@ Response = LoglikelihoodResponse | GenerateResponse
 
 
 def response_record(response: Response) -> dict[str, Any]:
-    """What is stored of a response. ``margin``: log-likelihood of the best choice less the second best."""
+    """Return the stored part of a response. ``margin``: log-likelihood of the best choice less the second
+    best."""
     if isinstance(response, GenerateResponse):
         return {"text": response.text, "n_tokens": response.n_tokens, "finish": response.finish}
     ordered = sorted(response.logprobs, reverse=True)
@@ -28,8 +29,8 @@ def response_record(response: Response) -> dict[str, Any]:
 def score_record(
     lm_task: Any, doc: dict[str, Any], instances: Sequence[Any], response: dict[str, Any]
 ) -> dict[str, Any]:
-    """Metrics of a stored response: ``{"scores": {metric: value}}``, and ``answer`` with the extraction and
-    its rule where the task reads generated text with our rules.
+    """Return the metrics of a stored response, ``{"scores": {metric: value}}``. ``answer`` has the extraction
+    and its rule where our rules read generated text.
 
     Metrics carry formula names; those of a filter other than the default get ``@filter``.
     """
@@ -82,7 +83,7 @@ def origin(lm_task: Any, name: str) -> tuple[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as Python floats (NaN as None, which JSON can hold); anything else as it is."""
+    """Return numbers as Python floats (NaN as None, which JSON can hold); anything else as it is."""
     if isinstance(value, bool | int | float) or hasattr(value, "item"):
         number = float(value)
         return None if math.isnan(number) else number

@@ -19,7 +19,7 @@ _RIGHT = (
 )
 
 GOES_ON = re.compile(r"\s+(?!(?:is|as|and|or|for|with|because|since|seems|would|but|not|which)\b)[a-z]")
-"""What makes of "a" an article and of "I" a pronoun."""
+"""A sentence that goes on: "a" is then an article and "I" a pronoun, not a letter."""
 NOT_ONE = re.compile(r"(?:either|both|neither|all|between)\b", re.IGNORECASE)
 WRONG_LINE = re.compile(
     r"[).:\]]*\s*(?:(?:wrong|incorrect|false|no|not)\b|(?!.{0,60}\b(?:because|since|as|not [A-Z])\b)"

@@ -14,7 +14,8 @@ Pair = Sequence[int]
 
 
 def f1_macro(pairs: Iterable[Pair]) -> float:
-    """Mean F1 over the classes that occur as right or answered (scikit-learn's default); NaN without pairs.
+    """Return the mean F1 over the classes that occur as right or answered (scikit-learn's default); NaN
+    without pairs.
 
     F1 of a class is 2 TP / (2 TP + FP + FN); an item without an answer is a FN of its class.
     """
@@ -37,10 +38,9 @@ def _f1_macro(counts: Counter[tuple[int, int]]) -> float:
 
 
 def f1_macro_stderr(pairs: Iterable[Pair]) -> float:
-    """Jackknife standard error of :func:`f1_macro`: sqrt((n-1)/n sum (f_i - mean f)^2), f_i without item i
-    (Efron and Stein 1981); NaN for fewer than two items. Equal pairs leave equal f_i, so the cost is that of
-    the distinct pairs.
-    """
+    """Return the jackknife standard error of :func:`f1_macro` (Efron and Stein 1981); NaN for fewer than two
+    items. It is sqrt((n-1)/n sum (f_i - mean f)^2), f_i without item i. Equal pairs leave equal f_i, so the
+    cost is that of the distinct pairs."""
     counts = Counter((int(gold), int(answered)) for gold, answered in pairs)
     n = counts.total()
     if n < 2:

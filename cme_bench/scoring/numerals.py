@@ -93,8 +93,8 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Something with digits at ``start:end``: a ``number``, an ``expression`` ("2x", "16-3") or an ``other``
-    (a time, a date, a version, an ordinal, a list without spaces)."""
+    """Something with digits at ``start:end``: a ``number``, an ``expression`` ("2x", "16-3") or an ``other``.
+    Other are times, dates, versions, ordinals and lists without spaces."""
 
     start: int
     end: int

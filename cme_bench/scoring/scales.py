@@ -16,8 +16,8 @@ Better = Literal["higher", "lower", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One range of values. ``factor``: a value is shown multiplied by it; ``digits``: how many stand after
-    the point, or None for four significant ones; ``unit``: what the shown number counts."""
+    """One range of values. ``factor``: a shown value is multiplied by it. ``digits``: the number behind the
+    point; None for four significant ones. ``unit``: the unit of the shown number."""
 
     name: str
     low: float
@@ -37,7 +37,7 @@ class Scale:
         return f"{shown:{plus}.4g}" if self.digits is None else f"{shown:{plus}.{self.digits}f}"
 
     def holds(self, value: float) -> bool:
-        """Whether ``value`` lies in the range, with room for rounding."""
+        """Return whether ``value`` lies in the range, with room for rounding."""
         return self.low - 1e-9 <= value <= self.high + 1e-9
 
 
@@ -92,7 +92,7 @@ class Measure:
 
     @property
     def unit(self) -> str:
-        """What the shown numbers are, for captions."""
+        """The unit of the shown numbers, for captions."""
         return f"in {self.scale.unit}" if self.scale.unit else f"({self.scale.name})"
 
     @property
@@ -105,7 +105,7 @@ class Measure:
         return self.scale.text(self.scale.factor * value, signed=signed)
 
     def to_json(self) -> dict[str, str]:
-        """What results.json says of it."""
+        """Return the measure as results.json holds it."""
         return {"scale": self.scale.name, "better": self.better, "aggregation": self.aggregation}
 
 

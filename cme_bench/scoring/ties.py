@@ -58,6 +58,7 @@ _LENGTHS = ("acc_char", "acc_byte")
 
 
 def _lengths(lm_task: Any, doc: Any, metric: str) -> NDArray[np.float64]:
-    """Of the choices as lm-eval measures them: in characters or bytes, without what stands before them."""
+    """Return the choices' lengths as lm-eval measures them: in characters or bytes, without what stands
+    before them."""
     texts = lm_task.doc_to_choice(doc)
     return np.array([float(len(text.encode() if metric == "acc_byte" else text)) for text in texts])
