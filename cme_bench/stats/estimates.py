@@ -33,7 +33,8 @@ def mean(values: ArrayLike) -> Estimate:
 
 
 def macro_mean(parts: Sequence[Estimate]) -> Estimate:
-    """Unweighted mean of k independent estimates: SE = sqrt(sum of SE_i^2) / k; ``n`` is their total.
+    """Return the unweighted mean of k independent estimates: SE = sqrt(sum of SE_i^2) / k; ``n`` is their
+    total.
 
     The k parts are fixed (CME's domains, not a sample of domains), so their spread does not enter.
     """

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[Floats, Floats]:
-    """Wilson's score interval (1927) of a share: the p that a z-test of k out of n does not reject.
+    """Return Wilson's score interval (1927) of a share: the p that a z-test of k out of n does not reject.
 
     (k + z^2/2 ± z sqrt(k (n - k) / n + z^2/4)) / (n + z^2), z the normal quantile of 1 - (1 - level) / 2.
     Within [0, 1], and of positive width at k = 0 and k = n. n = 0: [0, 1].
@@ -28,8 +28,8 @@ def wilson(successes: ArrayLike, n: ArrayLike, level: float = 0.95) -> tuple[Flo
 
 
 def student(estimate: Estimate, df: float, level: float = 0.95) -> tuple[float, float]:
-    """value ± t SE, t the quantile of Student's distribution with ``df`` degrees of freedom; NaNs without a
-    standard error."""
+    """Return value ± t SE, t the quantile of Student's distribution with ``df`` degrees of freedom; NaNs
+    without a standard error."""
     if math.isnan(estimate.stderr):
         return math.nan, math.nan
     half = float(stats.t.isf((1 - level) / 2, df)) * estimate.stderr
@@ -37,15 +37,15 @@ def student(estimate: Estimate, df: float, level: float = 0.95) -> tuple[float, 
 
 
 def satterthwaite(variances: ArrayLike, df: ArrayLike) -> float:
-    """Degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946; Welch 1947):
-    (sum v_i)^2 / sum(v_i^2 / df_i). Infinite where every variance is 0."""
+    """Return the degrees of freedom of a sum of independent variance estimates (Satterthwaite 1946; Welch
+    1947). They are (sum v_i)^2 / sum(v_i^2 / df_i), infinite where every variance is 0."""
     v, d = np.asarray(variances, dtype=float), np.asarray(df, dtype=float)
     bottom = float(np.sum(v**2 / np.maximum(d, 1)))
     return float(v.sum() ** 2 / bottom) if bottom > 0 else math.inf
 
 
 def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> Estimate:
-    """A mean whose items come in groups that were drawn together (questions about one passage).
+    """Return the mean of items that come in groups that were drawn together (questions about one passage).
 
     SE = sqrt(C / (C - 1) sum_c (sum_{i in c} (x_i - mean))^2) / n over C clusters: the cluster-robust
     standard error of an intercept (Liang and Zeger 1986; CR1), which Miller (2024, arXiv 2411.00640) asks
@@ -62,7 +62,7 @@ def clustered_mean(values: ArrayLike, clusters: Sequence[Hashable]) -> Estimate:
 
 
 def cluster_sums(values: Floats, clusters: Sequence[Hashable]) -> Floats:
-    """Sums over the items of each cluster; clusters in order of first appearance."""
+    """Sum over the items of each cluster; clusters stand in order of first appearance."""
     if len(clusters) != values.size:
         raise ValueError(f"{values.size} values, but {len(clusters)} cluster labels")
     number = {label: i for i, label in enumerate(dict.fromkeys(clusters))}
@@ -72,5 +72,5 @@ def cluster_sums(values: Floats, clusters: Sequence[Hashable]) -> Floats:
 
 
 def is_binary(values: Floats) -> bool:
-    """Whether every value is 0 or 1 (and there is one)."""
+    """Return whether every value is 0 or 1 (and there is one)."""
     return bool(values.size) and bool(np.all((values == 0) | (values == 1)))

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def holm(pvalues: ArrayLike) -> NDArray[np.float64]:
-    """Holm's (1979) adjusted p values, which hold the chance of any false claim below the level.
+    """Return Holm's (1979) adjusted p values, which hold the chance of any false claim below the level.
 
     Sorted ascending, p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1. NaNs are no tests: they
     stay NaN and do not count in m.

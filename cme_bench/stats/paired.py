@@ -36,8 +36,8 @@ class Difference:
 def paired_difference(
     a: ArrayLike, b: ArrayLike, *, clusters: Sequence[Hashable] | None = None, level: float = 0.95
 ) -> Difference:
-    """Mean of b_i - a_i. Pairing takes out what items have in common: the standard error is that of the mean
-    of the differences, s_d / sqrt(n) (cluster-robust with ``clusters``).
+    """Return the mean of b_i - a_i. Pairing takes out what items have in common: the standard error is that
+    of the mean of the differences, s_d / sqrt(n) (cluster-robust with ``clusters``).
 
     The interval is Student's; for 0/1 scores without clusters it is Bonett and Price's (2012), which
     Fagerland, Lydersen and Laake (2014) recommend: with w wins and l losses, p = (w + 1) / (n + 2),
@@ -63,7 +63,8 @@ def paired_difference(
 
 
 def bonett_price(wins: int, losses: int, n: int, level: float = 0.95) -> tuple[float, float, float]:
-    """Interval of a difference of paired shares (Bonett and Price 2012), and its standard error."""
+    """Return the interval of a difference of paired shares (Bonett and Price 2012), and its standard
+    error."""
     z = float(stats.norm.isf((1 - level) / 2))
     p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
     stderr = math.sqrt((p + q - (p - q) ** 2) / (n + 2))
@@ -71,8 +72,9 @@ def bonett_price(wins: int, losses: int, n: int, level: float = 0.95) -> tuple[f
 
 
 def macro_difference(parts: Sequence[tuple[float, Difference]], level: float = 0.95) -> Difference:
-    """sum w_i d_i over independent parts (datasets, domains) with weights w_i: SE = sqrt(sum (w_i SE_i)^2),
-    Student's interval with Satterthwaite's degrees of freedom. A single part of weight 1 keeps its own."""
+    """Return sum w_i d_i over independent parts (datasets, domains) with weights w_i: SE = sqrt(sum (w_i
+    SE_i)^2), Student's interval with Satterthwaite's degrees of freedom. A single part of weight 1 keeps its
+    own."""
     if len(parts) == 1 and parts[0][0] == 1:
         return parts[0][1]
     variances = [(weight * part.stderr) ** 2 for weight, part in parts]
@@ -85,8 +87,8 @@ def macro_difference(parts: Sequence[tuple[float, Difference]], level: float = 0
 
 
 def mcnemar(wins: ArrayLike, losses: ArrayLike, *, mid: bool = False) -> NDArray[np.float64]:
-    """McNemar's exact test (1947): of the w + l items on which exactly one model is right, w is
-    Binomial(w + l, 1/2) if neither is better. Two-sided p; 1 where no item differs.
+    """Return the two-sided p of McNemar's exact test (1947); 1 where no item differs. Of the w + l items on
+    which exactly one model is right, w is Binomial(w + l, 1/2) if neither is better.
 
     It never rejects more than it says, and often less. ``mid=True`` counts half of the observed outcome's
     probability (Lancaster 1961; Fagerland, Lydersen and Laake 2013): closer to its level, no guarantee.

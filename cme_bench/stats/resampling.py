@@ -39,8 +39,8 @@ Floats32 = NDArray[np.float32]
 
 
 def sign_flips(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, m]: mean over the n items of s_i (x_ij - mean of row i), s_i = ±1 random and the same for all
-    models; ``scores`` is [n, m].
+    """Return [R, m]: means over the n items of s_i (x_ij - mean of row i), from ``scores`` [n, m]. The signs
+    s_i = ±1 are random and the same for all models.
 
     The difference of two columns is what random signs make of the pair's mean difference: its distribution if
     neither model is better. The same seed gives the same numbers.
@@ -62,7 +62,8 @@ def sign_flips(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) 
 
 
 def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, m]: means of items drawn with replacement, the same items for all m models; ``scores`` is [n, m].
+    """Return [R, m]: means of items drawn with replacement, the same items for all m models; ``scores`` is
+    [n, m].
 
     The same seed gives the same numbers.
     """
@@ -83,7 +84,7 @@ def bootstrap(scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -
 
 
 def permutation_pvalues(means: ArrayLike, flips: Floats) -> Floats:
-    """[m, m]: two-sided paired permutation tests (Fisher 1935) of every pair, ones on the diagonal.
+    """Return [m, m]: two-sided paired permutation tests (Fisher 1935) of every pair, ones on the diagonal.
 
     p = (1 + number of flips at least as extreme) / (1 + R), never 0 (Phipson and Smyth 2010). A flip counts
     as extreme within rounding error of the observed difference.
@@ -101,7 +102,8 @@ def permutation_pvalues(means: ArrayLike, flips: Floats) -> Floats:
 
 
 def share_best(draws: Floats) -> Floats:
-    """[m]: how often each model has the highest mean among bootstrap ``draws`` [R, m]; a tie is shared."""
+    """Return [m]: how often each model has the highest mean among bootstrap ``draws`` [R, m]; a tie is
+    shared."""
     top = draws >= draws.max(axis=1, keepdims=True) - 1e-9
     return np.asarray((top / top.sum(axis=1, keepdims=True)).mean(axis=0))
 
@@ -114,7 +116,7 @@ def _checked(scores: ArrayLike) -> Floats:
 
 
 def _widened(columns: Floats) -> Floats32:
-    """In float32, with columns of zeros up to a power of two: NumPy picks such rows twice as fast."""
+    """Return float32 columns, with zeros up to a power of two: NumPy picks such rows twice as fast."""
     width = columns.shape[1]
     room = np.zeros((len(columns), 1 << (width - 1).bit_length()), np.float32)
     room[:, :width] = columns
@@ -122,7 +124,7 @@ def _widened(columns: Floats) -> Floats32:
 
 
 def _look_up(tables: Callable[[], Iterable[Floats32]], resamples: int, seed: int) -> Floats:
-    """[R, width]: the sum over tables [256, width] of the rows that random bytes pick, in float32."""
+    """Return [R, width]: the sum over tables [256, width] of the rows that random bytes pick, in float32."""
 
     def sums(block: int, source: np.random.SeedSequence) -> Floats:
         bits = np.random.SFC64(source)
@@ -138,8 +140,8 @@ def _look_up(tables: Callable[[], Iterable[Floats32]], resamples: int, seed: int
 
 
 def _in_blocks(draw: Callable[[int, np.random.SeedSequence], Floats], resamples: int, seed: int) -> Floats:
-    """Resamples drawn in blocks on all cores. Every block has a random source of its own, so that the number
-    of cores does not matter."""
+    """Return resamples drawn in blocks on all cores. Every block has a random source of its own, so that the
+    number of cores does not matter."""
     blocks = [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.concatenate(list(pool.map(draw, blocks, np.random.SeedSequence(seed).spawn(len(blocks)))))

@@ -24,7 +24,8 @@ class SeedsMean:
     df: float
 
     def pvalue(self) -> float:
-        """Two-sided t test of a mean of 0; NaN without a standard error, 1 if nothing varies or differs."""
+        """Return p of a two-sided t test of a mean of 0; NaN without a standard error, 1 if nothing varies or
+        differs."""
         value, stderr = self.estimate.value, self.estimate.stderr
         if stderr == 0:
             return 1.0 if value == 0 else 0.0
@@ -32,7 +33,8 @@ class SeedsMean:
 
 
 def seeds_mean(tasks: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)) -> SeedsMean:
-    """The weighted sum of task means; each task holds scores [S seeds, its n items], the same seeds in all.
+    """Return the weighted sum of task means; each task holds scores [S seeds, its n items], the same seeds in
+    all.
 
     In a task, x_si = mu + seed_s + item_i + e_si, all random (Searle, Casella and McCulloch 1992, ch. 4); a
     seed's effects on several tasks may go together. With y_s the weighted sum of seed s and the mean squares
@@ -66,7 +68,8 @@ def seeds_mean(tasks: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)) ->
 def seeds_difference(
     a: Sequence[ArrayLike], b: Sequence[ArrayLike], weights: Sequence[float] = (1.0,)
 ) -> SeedsMean:
-    """:func:`seeds_mean` of b less that of a: the same tasks and items, each side with seeds of its own.
+    """Return :func:`seeds_mean` of b less that of a: the same tasks and items, each side with seeds of its
+    own.
 
     The item part is that of the differences of item means (pairing takes out what items have in common); the
     seed parts of both sides add up. ``seed_sd``: the root of their summed variances. NaN with a single seed
@@ -94,7 +97,7 @@ def _table(scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def _mean_squares(x: NDArray[np.float64]) -> tuple[float, float]:
-    """MS of items and of the rest in a two-way table without repeats, [seeds, items]."""
+    """Return the mean squares of items and of the rest in a two-way table without repeats, [seeds, items]."""
     seeds, n = x.shape
     rest = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0, keepdims=True) + x.mean()
     return seeds * float(x.mean(axis=0).var(ddof=1)), float(np.sum(rest**2)) / ((seeds - 1) * (n - 1))
