@@ -126,7 +126,7 @@ def trained_prefix(tokenization: Mapping[str, Any], tokenizer: Any) -> TokenIds 
 
 
 def _usual(tokenizer: Any, own: TokenIds, model_types: Collection[str]) -> Bos:
-    """``auto`` of a model without an adapter that says how it was trained."""
+    """Decide ``auto`` for a model without an adapter that says how it was trained."""
     token, bos = tokenizer.bos_token, tokenizer.bos_token_id
     if own or bos is None:
         reason = "the tokenizer adds it" if own else "the tokenizer has no BOS token"
@@ -152,7 +152,7 @@ def _usual(tokenizer: Any, own: TokenIds, model_types: Collection[str]) -> Bos:
 
 
 def _family_with_bos(token: str, eos: str | None, model_types: Collection[str]) -> str | None:
-    """The model type that was trained with ``token`` before every text, or None."""
+    """Return the model type that was trained with ``token`` before every text, or None."""
     if "opt" not in model_types and (token in _NO_BOS or token == eos):
         return None
     if token == _DEEPSEEK:
@@ -168,7 +168,8 @@ def _known_without(token: str, eos: str | None, model_types: Collection[str]) ->
 
 
 def _said(tokenizer: Any) -> bool | None:
-    """``add_bos_token`` of the tokenizer's own file, which transformers may ignore; None if it is silent."""
+    """Return ``add_bos_token`` of the tokenizer's own file, which transformers may ignore; None if it is
+    silent."""
     file = Path(str(tokenizer.name_or_path or "")) / "tokenizer_config.json"
     if not file.is_file():
         return None

@@ -57,20 +57,20 @@ class ChatTemplate:
     def _try_question(self) -> None:
         try:
             text = self._render([_USER])
-        except Exception as err:  # a template may raise anything
-            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
+        except Exception as error:  # a template may raise anything
+            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
         if _ASKED not in text:
             raise ChatTemplateError(
                 f"{self.name}: its chat template leaves out what the user says; use --format plain"
             )
 
     def _try_system(self, *, given: bool) -> bool:
-        """Whether a system turn must move into the first user turn."""
+        """Return whether a system turn must move into the first user turn."""
         try:
             text = self._render(_INSTRUCTED)
             fault = None if _SYSTEM in text and _ASKED in text else "leaves out a system prompt"
-        except Exception as err:  # a template may raise anything
-            fault = f"refuses a system prompt ({_reason(err)})"
+        except Exception as error:  # a template may raise anything
+            fault = f"refuses a system prompt ({_reason(error)})"
         if fault and given:
             raise ChatTemplateError(f"{self.name}: its chat template {fault}; leave --system out")
         return fault is not None
@@ -80,8 +80,8 @@ class ChatTemplate:
         """Why exemplars cannot be turns, if they cannot."""
         try:
             text = self._render(_TURNS)
-        except Exception as err:  # a template may raise anything
-            return f"refuses a chat of several turns ({_reason(err)})"
+        except Exception as error:  # a template may raise anything
+            return f"refuses a chat of several turns ({_reason(error)})"
         return None if _ASKED in text and _ANSWERED in text else "leaves out earlier turns"
 
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
@@ -97,13 +97,13 @@ class ChatTemplate:
             )
         try:
             return self._render(turns, add_generation_prompt)
-        except Exception as err:  # a template may raise anything
+        except Exception as error:  # a template may raise anything
             if self._always_fails(turns, add_generation_prompt):
-                raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
-            raise ValueError(f"the chat template of {self.name} refuses it ({_reason(err)})") from err
+                raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
+            raise ValueError(f"the chat template of {self.name} refuses it ({_reason(error)})") from error
 
     def _always_fails(self, turns: Sequence[Message], add_generation_prompt: bool) -> bool:
-        """Whether turns of these roles fail with plain words too."""
+        """Return whether turns of these roles fail with plain words too."""
         try:
             self._render([{**turn, "content": "word"} for turn in turns], add_generation_prompt)
         except Exception:  # a template may raise anything
@@ -122,7 +122,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _date(self) -> dict[str, Any]:
-        """What the template must be told of the date; a default of its own stays."""
+        """The date that the template must be told; a default of its own stays."""
         if "strftime_now" in self.source:
             return {"strftime_now": PINNED_DATE.strftime}
         if "date_string" in self.source and not re.search(r"\bset\s+date_string\b", self.source):
@@ -145,8 +145,8 @@ class ChatTemplate:
         """Return what it puts after an assistant's words, without blanks around."""
         try:
             text = self._apply(_TURNS[:2], add_generation_prompt=False)
-        except Exception as err:  # a template may raise anything
-            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(err)})") from err
+        except Exception as error:  # a template may raise anything
+            raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
         return text.rpartition(_ANSWERED)[2].strip()
 
     def notes(self, *, described: bool) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ class ChatTemplate:
         return tuple(found)
 
     def _missing_opening(self) -> str:
-        """What stands between the last question and its answer though a prompt does not hold it."""
+        """Return the text between the last question and its answer that a prompt does not hold."""
         prompt = self._render([_USER])
         if prompt != self._apply([_USER], add_generation_prompt=False):
             return ""
@@ -183,13 +183,13 @@ class ChatTemplate:
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """The messages, with a system turn at the head of the first user turn instead."""
+    """Return the messages, with a system turn at the head of the first user turn instead."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
     system, first, *rest = messages
     return [{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest]
 
 
-def _reason(err: Exception) -> str:
-    line = getattr(err, "lineno", None)
-    return first_line(err) + (f", line {line}" if line else "")
+def _reason(error: Exception) -> str:
+    line = getattr(error, "lineno", None)
+    return first_line(error) + (f", line {line}" if line else "")

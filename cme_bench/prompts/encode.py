@@ -26,7 +26,8 @@ class Encoder:
 
     @property
     def start_token(self) -> int:
-        """What stands in for an empty context: BOS if the tokenizer has one, else EOS (lm-eval's choice)."""
+        """The token that stands in for an empty context: BOS if the tokenizer has one, else EOS (lm-eval's
+        choice)."""
         token = self.tokenizer.bos_token_id
         return int(self.tokenizer.eos_token_id if token is None else token)
 
@@ -36,7 +37,8 @@ class Encoder:
         return len(self._bos)
 
     def kept(self, ids: TokenIds, room: int) -> int:
-        """Number of tokens at the beginning of ``ids`` that truncation to ``room`` keeps: up to the BOS."""
+        """Return the number of tokens at the beginning of ``ids`` that truncation to ``room`` keeps: up to
+        the BOS."""
         if not self._bos:
             return 0
         last = self._bos[-1]
@@ -46,7 +48,7 @@ class Encoder:
     def encode(
         self, texts: Iterable[str], *, special: bool = True, rendered: bool = False
     ) -> dict[str, TokenIds]:
-        """Ids of each distinct text, tokenised once, as one batch.
+        """Return the ids of each distinct text, tokenised once, as one batch.
 
         ``special``: whether the prefix is added; ``rendered``: whether the texts are chats whose template
         renders the BOS, wherever that is.
@@ -72,7 +74,7 @@ class Encoder:
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]], policy: Policy, *, rendered: bool = False
     ) -> list[tuple[TokenIds, TokenIds]]:
-        """(context ids, continuation ids) of each (context, continuation).
+        """Return (context ids, continuation ids) of each (context, continuation).
 
         ``joint``: trailing spaces of the context go to the continuation, the whole is tokenised and split
         where the context alone ends (lm-eval's ``_encode_pair``). ``separate``: each part alone. An empty

@@ -53,7 +53,7 @@ def resolve_format(
     system: str | None = None,
     described: bool = False,
 ) -> PromptFormat:
-    """The format called ``name`` for this tokenizer.
+    """Return the format called ``name`` for this tokenizer.
 
     ``auto`` is the format saved with the adapter (``saved``) if there is one; else ``chat`` for generated
     tasks of a model with a chat template; else ``plain``. ``described``: whether the task has a description.
@@ -82,7 +82,7 @@ def resolve_format(
 
 
 def render_teamlora(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    """``instruction[\\ninput]</s>``, then the answer: the authors' training prompt (their data loader,
+    """Return ``instruction[\ninput]</s>``, then the answer: the authors' training prompt (their data loader,
     2024-08). Exemplars come before as further ``instruction</s>answer</s>`` pairs."""
     parts = [message["content"] for message in messages]
     text = TEAMLORA_SEPARATOR.join(parts)

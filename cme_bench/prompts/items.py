@@ -27,7 +27,7 @@ _GENERATION_KEYS = {"until", *_LENGTH_KEYS, *_GREEDY_KEYS}
 
 
 class AskableTask(Protocol):
-    """What this module needs of a task (:class:`cme_bench.tasks.build.Task`)."""
+    """The part of a task (:class:`cme_bench.tasks.build.Task`) that this module needs."""
 
     @property
     def name(self) -> str: ...
@@ -93,7 +93,7 @@ def build_items(
     limit: int | None = None,
     seed: int = 0,
 ) -> list[Item]:
-    """The items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
+    """Build the items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
 
     ``max_length``: most tokens the model is fed. A prompt that does not fit loses tokens from its left, never
     the BOS and never its last token; the count is kept. As in lm-eval, the last token of what is scored needs
@@ -109,7 +109,7 @@ def build_items(
 
 
 def limited_ids(ids: Collection[int], limit: int | None) -> list[int]:
-    """Which of ``ids`` a limit keeps, ascending: the first ``limit`` in the order of a fixed shuffle.
+    """Return the ``ids`` that a limit keeps, ascending: the first ``limit`` in the order of a fixed shuffle.
 
     Splits are often sorted by label or subject (IMDB's, MMLU's), so that their first rows would say nothing
     about the whole. The shuffle orders ids by their own sha256: it needs no seed, a smaller limit is a subset
@@ -122,7 +122,7 @@ def limited_ids(ids: Collection[int], limit: int | None) -> list[int]:
 
 
 def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed: int = 0) -> RenderedItem:
-    """Item ``index`` of ``task`` as text, its few-shot exemplars drawn by (seed, index).
+    """Render item ``index`` of ``task`` as text, its few-shot exemplars drawn by (seed, index).
 
     Raises UsageError with the row's place for a label out of range or a template that fails on the row.
     """
@@ -143,13 +143,13 @@ def render_item(task: AskableTask, index: int, prompt_format: PromptFormat, seed
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
     except (ChatTemplateError, UsageError):
         raise  # the row is not to blame; an exemplar names its own place
-    except Exception as err:  # a template may raise anything on a row it does not fit
-        raise UsageError(f"{task.place(index)}: task {task.name}: {template_problem(err)}") from err
+    except Exception as error:  # a template may raise anything on a row it does not fit
+        raise UsageError(f"{task.place(index)}: task {task.name}: {template_problem(error)}") from error
     return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
 
 
 def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
-    """The gold answer as text; ValueError if its label is out of range, or if there is none."""
+    """Return the gold answer as text; ValueError if its label is out of range, or if there is none."""
     target = lm_task.doc_to_target(doc)
     if isinstance(target, bytes):
         raise ValueError("the right answer is bytes, no text")
@@ -242,7 +242,7 @@ def _generate_items(
 
 
 def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
-    """Most new tokens, and the strings that end a response."""
+    """Return the most new tokens, and the strings that end a response."""
     settings = dict(task.lm_eval.config.generation_kwargs or {})
     if settings.get("do_sample", float(settings.get("temperature") or 0) > 0):
         raise UsageError(f"task {task.name}: only greedy generation is supported (do_sample: false)")
@@ -256,7 +256,8 @@ def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
 
 
 def truncate(ids: TokenIds, room: int, prefix: int) -> TokenIds:
-    """``ids`` cut from the left to ``room`` tokens (more than ``prefix``), its first ``prefix`` kept."""
+    """Return ``ids`` cut from the left to ``room`` tokens (more than ``prefix``), its first ``prefix``
+    kept."""
     if len(ids) <= room:
         return ids
     return ids[:prefix] + ids[len(ids) - (room - prefix) :]
@@ -265,6 +266,6 @@ def truncate(ids: TokenIds, room: int, prefix: int) -> TokenIds:
 def _share_contexts(
     rows: Sequence[tuple[TokenIds, TokenIds]],
 ) -> tuple[tuple[TokenIds, TokenIds], ...]:
-    """Equal contexts as one object: a question's context is held once, however many choices it has."""
+    """Return equal contexts as one object: a question's context is held once, however many choices it has."""
     seen: dict[TokenIds, TokenIds] = {}
     return tuple((seen.setdefault(context, context), continuation) for context, continuation in rows)

@@ -1,4 +1,4 @@
-"""What a model is shown, for a reader: the text of an item, its token ids, and where the answer begins."""
+"""A model's prompt for a reader: the text of an item, its token ids, and where the answer begins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOUNDARY = "||"
 
 
 def preview_text(item: RenderedItem) -> Iterator[str]:
-    """Lines that show an item without a tokenizer: its prompt, what is scored, the gold answer."""
+    """Yield the lines that show an item without a tokenizer: its prompt, what is scored, the gold answer."""
     contexts = list(dict.fromkeys(str(instance.args[0]) for instance in item.instances))
     for context in contexts:
         yield "prompt:"
@@ -28,7 +28,7 @@ def preview_text(item: RenderedItem) -> Iterator[str]:
 
 
 def preview_tokens(item: Item, tokenizer: Any) -> Iterator[str]:
-    """Lines that show an item's token ids, context and continuation parted by ``||``."""
+    """Yield the lines that show an item's token ids, context and continuation parted by ``||``."""
     if isinstance(item.request, GenerateRequest):
         prompt = item.request.prompt
         yield f"tokens ({len(prompt)}, then at most {item.request.max_new_tokens} generated):"
