@@ -62,13 +62,13 @@ def named(table: Table, names: Sequence[str]) -> list[str]:
 
 
 def is_text(table: Table, name: str) -> bool:
-    """Whether the column's values are single values, some of them texts."""
+    """Return whether the column's values are single values, some of them texts."""
     values = [value for value in table.values(name) if not is_blank(value)]
     return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def words(table: Table, name: str) -> float:
-    """Mean number of words of a column's values; characters count for scripts without spaces."""
+    """Return the mean number of words of a column's values; characters count for scripts without spaces."""
     texts = [as_text(value) for value in table.values(name) if not is_blank(value)]
     return sum(max(len(text.split()), len(_UNSPACED.findall(text)) / 2) for text in texts) / max(
         1, len(texts)
@@ -89,7 +89,8 @@ def role(table: Table, name: str) -> str:
 
 
 def _role_by_values(table: Table, name: str) -> str:
-    """Short values that never repeat and hold digits are ids; short values that repeat describe rows."""
+    """Guess a column's role: short values that never repeat and hold digits are ids, short values that repeat
+    describe rows."""
     texts = [as_text(value).strip() for value in table.values(name)]
     distinct = len(set(texts))
     if distinct == 1 and len(texts) > 1:
@@ -102,7 +103,8 @@ def _role_by_values(table: Table, name: str) -> str:
 
 
 def is_part(table: Table, name: str, shown: Sequence[str]) -> bool:
-    """Whether every text of a column stands in one of the columns shown, so that nothing of it is lost.
+    """Return whether every text of a column stands in one of the columns shown, so that nothing of it is
+    lost.
 
     A single word is no part of a text that holds it, since it may say which one is asked for, unless the
     column is named after the other (HellaSwag's ``ctx_b`` and ``ctx``).

@@ -51,31 +51,31 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
     text, told = _told_separator(text)
     first = 2 if told else 1
     separator = separator or told
-    error: CsvError | None = None
+    worst: CsvError | None = None
     found: dict[str, CsvText] = {}
     for each in [separator] if separator else _candidates(text):
         try:
             found[each] = _read(text, origin, each, quotes, first)
-        except CsvError as err:
-            error = max(error, err, key=lambda e: e.columns) if error else err
+        except CsvError as error:
+            worst = max(worst, error, key=lambda e: e.columns) if worst else error
     several = [each for each, read in found.items() if len(read.header) > 1]
     if len(several) > 1:
         ways = " or ".join(f"{_NAMES.get(each, each)}" for each in several)
         raise UsageError(f"{origin}: can be read as parted by {ways}; say --sep '{several[0]}'")
-    if error is not None and not several and (not found or error.columns > 1):
-        raise UsageError(f"{origin}:{error.line}: {error} (--sep and --quote say how the file is written)")
+    if worst is not None and not several and (not found or worst.columns > 1):
+        raise UsageError(f"{origin}:{worst.line}: {worst} (--sep and --quote say how the file is written)")
     return found[(several or list(found))[0]]
 
 
 def _told_separator(text: str) -> tuple[str, str | None]:
-    """The text without Excel's first line ``sep=;``, and what that line says."""
+    """Return the text without Excel's first line ``sep=;``, and what that line says."""
     head, _, rest = text.partition("\n")
     head = head.strip().lower()
     return (rest, head[4:]) if head.startswith("sep=") and len(head) == 5 else (text, None)
 
 
 def _candidates(text: str) -> list[str]:
-    """Separators to try, the library's first."""
+    """Return the separators to try, the library's first."""
     import clevercsv
 
     try:
@@ -109,7 +109,8 @@ def _read(text: str, origin: str, separator: str, quotes: bool | None, first: in
 
 
 def _bare_rows(text: str, separator: str, first: int) -> int | None:
-    """Number of rows if quotation marks mean nothing; None if the rows do not fit the header then."""
+    """Return the number of rows if quotation marks mean nothing; None if the rows do not fit the header
+    then."""
     try:
         return len(_strict(text, separator, False, first).rows)
     except CsvError:
@@ -117,7 +118,7 @@ def _bare_rows(text: str, separator: str, first: int) -> int | None:
 
 
 def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
-    """The rows in one dialect; CsvError for a row that does not fit the header.
+    """Return the rows in one dialect; CsvError for a row that does not fit the header.
 
     Blanks after a separator are part of no field where a quoted field, or the header, follows them.
     """

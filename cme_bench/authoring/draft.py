@@ -20,7 +20,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the user said of a new task; what is empty is guessed. ``way``: how answers name options."""
+    """The user's settings of a new task; an empty one is guessed. ``way``: how answers name options."""
 
     kind: str = ""
     question: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a new task asks.
+    """The question and answers of a new task.
 
     ``question``: the columns shown, in order; ``choices``: the column of all options, or one column an
     option; ``options`` and ``golds``: what they are in every row of a choice task; ``way``: how answers name

@@ -80,7 +80,8 @@ def _no_choices(told: Told) -> bool:
 
 
 def _check_told(table: Table, told: Told) -> None:
-    """Kinds and columns are known; a flag that goes with another kind is refused, never ignored."""
+    """Check that kinds and columns are known; a flag that goes with another kind is refused, never
+    ignored."""
     if told.kind and told.kind not in KINDS:
         raise UsageError(
             f"unknown type {told.kind!r}{did_you_mean(told.kind, KINDS)} (one of {', '.join(KINDS)})"
@@ -105,7 +106,7 @@ def _check_told(table: Table, told: Told) -> None:
 
 
 def _read(table: Table, told: Told) -> Draft:
-    """The draft with every row's options, gold or references; ``told`` is whole."""
+    """Return the draft with every row's options, gold or references; ``told`` is complete."""
     kind, shown, answer, choices = told.kind, told.question, told.answer, told.choices
     if kind == "choice":
         options = row_options(table, choices)
@@ -130,7 +131,7 @@ def _read(table: Table, told: Told) -> Draft:
 
 
 def _with_unused(table: Table, draft: Draft) -> Draft:
-    """The draft with the columns that are in no place, and why."""
+    """Return the draft with the columns that are in no place, and why."""
     reasons = {"id": "names the row", "describes": "describes the row", "gives away": "gives the answer away"}
     unused = {}
     for name in table.columns:

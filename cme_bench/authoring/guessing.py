@@ -53,7 +53,7 @@ def guess_answer(table: Table, told: Told) -> str:
 
 
 def _say_the_same(table: Table, names: Sequence[str]) -> bool:
-    """Whether several answer columns name the same options in every row."""
+    """Return whether several answer columns name the same options in every row."""
     choices = guess_choices(table, names[0])
     if not choices or set(choices) & set(names):
         return False
@@ -93,7 +93,7 @@ def guess_choices(table: Table, answer: str) -> tuple[str, ...]:
 
 
 def writes_list(value: Any) -> bool:
-    """Whether a value is a list or mapping, or a text that writes one."""
+    """Return whether a value is a list or mapping, or a text that writes one."""
     if isinstance(value, str):
         try:
             return bool(text_of_values(value))
@@ -115,7 +115,7 @@ def guess_kind(table: Table, answer: str, choices: Sequence[str], told: Told) ->
 
 
 def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
-    """The kind of answers that are single texts or numbers."""
+    """Return the kind of answers that are single texts or numbers."""
     if sum("####" in text for text in texts) > len(texts) / 2:
         return "number"
     if sum(bool(_LATEX.search(text)) for text in texts) > len(texts) / 5:
@@ -156,5 +156,5 @@ def guess_question(table: Table, answer: str, choices: Sequence[str]) -> tuple[s
 
 
 def _is_heading(table: Table, name: str) -> bool:
-    """Whether a title is a name (SQuAD's articles) and no sentence to read."""
+    """Return whether a title is a name (SQuAD's articles) and no sentence to read."""
     return name.lower() in ("title", "headline") and words(table, name) < PROSE_WORDS

@@ -48,8 +48,8 @@ def row_options(table: Table, columns: Sequence[str]) -> list[Options]:
     for index, row in enumerate(table.rows):
         try:
             options = read(row, columns)
-        except ValueError as err:
-            raise UsageError(f"{table.place(index)}: {columns[0]}: {err}") from err
+        except ValueError as error:
+            raise UsageError(f"{table.place(index)}: {columns[0]}: {error}") from error
         if len(options) < 2:
             what = "one option" if options else "no option"
             raise UsageError(f"{table.place(index)}: there is {what} in {', '.join(columns)}; two are needed")
@@ -67,7 +67,7 @@ def _of_columns(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
-    """What all names begin with: ``option`` of option1 and option2."""
+    """Return the beginning that all names share: ``option`` of option1 and option2."""
     first, last = min(names), max(names)
     size = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
     return first[:size]
@@ -89,7 +89,7 @@ def _of_one_column(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
 
 
 def _of_mapping(value: Mapping[str, Any]) -> Options:
-    """``{text: [...], label: [...]}`` as in ARC, or ``{A: ..., B: ...}``."""
+    """Return the options of ``{text: [...], label: [...]}`` as in ARC, or of ``{A: ..., B: ...}``."""
     texts = next((value[key] for key in (*_TEXT_KEYS, "texts") if isinstance(value.get(key), list)), None)
     if texts is None:
         if any(isinstance(each, Mapping | list) for each in value.values()):
@@ -145,7 +145,8 @@ def _adjacent_texts(text: str) -> bool:
 
 
 def _without_letters(every: Sequence[Options]) -> list[Options]:
-    """Options without the letters that they begin with, if every option of every row begins with its own."""
+    """Return the options without the letters that they begin with, if every option of every row begins with
+    its own."""
 
     def bare(option: Option) -> Option | None:
         found = _LETTERED.match(option.text)
@@ -244,7 +245,7 @@ def read_golds(table: Table, column: str, every: Sequence[Options], way: str = "
 
 
 def _decide(table: Table, column: str, fits: Mapping[str, tuple[int, ...]]) -> Golds:
-    """One of several ways: an answer that is a text and stands among the options is that option."""
+    """Decide between several ways: an answer that is a text and stands among the options is that option."""
     ways = list(fits)
     typed = any(not isinstance(value, str) for value in table.values(column))
     if "text" in fits and not typed and "key" not in fits:

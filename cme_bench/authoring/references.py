@@ -34,7 +34,7 @@ def label_values(table: Table, answer: str) -> list[Any]:
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
-    """Numbers by size, also where a CSV holds them as texts."""
+    """Return a key that sorts numbers by size, also where a CSV holds them as texts."""
     text = as_text(value)
     return (0, float(text)) if re.fullmatch(r"-?\d+(?:\.\d+)?", text) else (1, text)
 
@@ -81,21 +81,21 @@ def read_references(table: Table, kind: str, answer: str, told: Told) -> tuple[t
 
 
 def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str, ...]:
-    """Accepted answers of a row; UsageError if there is none."""
+    """Return the accepted answers of a row; UsageError if there is none."""
     value = table.rows[index][answer]
     if isinstance(value, str) and not table.typed and told.way not in ("text", "list"):
         _refuse_written_list(table, answer)
     if isinstance(value, str) and told.way == "list":
         try:
             value = text_of_values(value)
-        except ValueError as err:
-            raise UsageError(f"{table.place(index)}: {answer}: {err}") from err
+        except ValueError as error:
+            raise UsageError(f"{table.place(index)}: {answer}: {error}") from error
     if isinstance(value, str) and told.separator:
         value = value.split(told.separator)
     try:
         texts = [text.strip() for text in _accepted(value)]
-    except ValueError as err:
-        raise UsageError(f"{table.place(index)}: {answer}: {err}") from err
+    except ValueError as error:
+        raise UsageError(f"{table.place(index)}: {answer}: {error}") from error
     found = tuple(dict.fromkeys(text for text in texts if text))
     if not found:
         raise UsageError(f"{table.place(index)}: there is no answer in {answer}")
@@ -103,7 +103,8 @@ def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str,
 
 
 def _refuse_written_list(table: Table, answer: str) -> None:
-    """A CSV column in which every text writes a list: several answers, or one that looks so?"""
+    """Refuse a CSV column in which every text writes a list: it may be several answers, or one that looks
+    so."""
     if all(writes_list(value) for value in table.values(answer)):
         raise UsageError(
             f"{table.origin}: every {answer} is written as a list or mapping ({table.rows[0][answer]!r}); "
@@ -123,7 +124,7 @@ def _accepted(value: Any) -> list[str]:
 
 
 def _check_references(table: Table, kind: str, references: Sequence[tuple[str, ...]], decimal: str) -> None:
-    """Every row has an answer that can be read as what the task asks for."""
+    """Check that every row has an answer that can be read as what the task asks for."""
     mark = cast('Literal["comma", "point"]', decimal) if decimal else None
     for index, accepted in enumerate(references):
         problems = [reference_problem(_READ_AS[kind], text, mark) for text in accepted]

@@ -82,35 +82,36 @@ def table_of(rows: Rows) -> Table:
 
 
 def _content(file: Path) -> tuple[str, bytes]:
-    """The suffix that says the form, and the bytes, unpacked."""
+    """Return the suffix that says the form, and the bytes, unpacked."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     try:
         if suffixes[-1:] != [".gz"]:
             return (suffixes or [""])[-1], file.read_bytes()
         with gzip.open(file) as stream:
             return (suffixes[:-1] or [""])[-1], stream.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as err:
-        raise UsageError(f"{file}: broken gzip file ({first_line(err)})") from err
-    except OSError as err:
-        raise UsageError(f"{file}: cannot be read ({err.strerror or err})") from err
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UsageError(f"{file}: broken gzip file ({first_line(error)})") from error
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _decoded(file: Path, content: bytes, options: FileOptions) -> str:
-    """The text; a byte order mark decides, else ``--encoding``, else UTF-8. Nothing else is guessed."""
+    """Decode the text: a byte order mark decides, else ``--encoding``, else UTF-8. Nothing else is
+    guessed."""
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), options.encoding or "utf-8")
     try:
         return content.decode(encoding)
     except LookupError:
         raise UsageError(f"--encoding {encoding}: no such encoding") from None
-    except UnicodeError as err:
-        place = getattr(err, "start", 0)
+    except UnicodeError as error:
+        place = getattr(error, "start", 0)
         hint = "" if options.encoding else f"; say --encoding {_likely(content)}, if that is what it is"
         line = content[:place].count(b"\n") + 1
-        raise UsageError(f"{file}:{line}: not {encoding.upper()} text (byte {place}){hint}") from err
+        raise UsageError(f"{file}:{line}: not {encoding.upper()} text (byte {place}){hint}") from error
 
 
 def _likely(content: bytes) -> str:
-    """The library's best guess at an encoding."""
+    """Return the library's best guess at an encoding."""
     from charset_normalizer import from_bytes
 
     best = from_bytes(content[:100_000]).best()
@@ -142,12 +143,12 @@ def _read_csv(file: Path, content: bytes, options: FileOptions) -> Table:
 
 
 def _counts(column: Sequence[str]) -> bool:
-    """Whether the column is the index that pandas writes."""
+    """Return whether the column is the index that pandas writes."""
     return any(list(column) == [str(i) for i in range(start, start + len(column))] for start in (0, 1))
 
 
 def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
-    """A JSON array of objects, an object around one, or JSON lines."""
+    """Read a JSON array of objects, an object around one, or JSON lines."""
     text = _decoded(file, content, options)
     try:
         whole = json.loads(text, object_pairs_hook=_object)
@@ -182,8 +183,8 @@ def _json_lines(file: Path, text: str) -> Table:
             continue
         try:
             row = json.loads(line, object_pairs_hook=_object)
-        except ValueError as err:
-            raise UsageError(f"{file}:{number}: not a JSON object ({first_line(err)})") from err
+        except ValueError as error:
+            raise UsageError(f"{file}:{number}: not a JSON object ({first_line(error)})") from error
         if not isinstance(row, dict):
             raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
         rows.append(row)
@@ -192,7 +193,7 @@ def _json_lines(file: Path, text: str) -> Table:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """One JSON object; ValueError if it has a key twice, since one value would be lost."""
+    """Return one JSON object; ValueError if it has a key twice, since one value would be lost."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -206,8 +207,8 @@ def _read_parquet(file: Path, content: bytes, options: FileOptions) -> Table:
 
     try:
         rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as err:
-        raise UsageError(f"{file}: not a Parquet file ({first_line(err)})") from err
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     return Table(rows, str(file))
 
 
@@ -222,7 +223,7 @@ _READERS: dict[str, Callable[[Path, bytes, FileOptions], Table]] = {
 
 
 def _whole(table: Table) -> Table:
-    """The same table with one set of columns, and JSON values only."""
+    """Return the same table with one set of columns, and JSON values only."""
     notes = list(table.notes)
     columns = list(dict.fromkeys(key for row in table.rows for key in row))
     optional = [name for name in columns if any(name not in row for row in table.rows)]
@@ -233,8 +234,8 @@ def _whole(table: Table) -> Table:
         try:
             for row, source in zip(rows, table.rows, strict=True):
                 row[name] = plain(source.get(name))
-        except NotJsonError as err:
-            notes.append(f"column {name} holds {err}: left out")
+        except NotJsonError as error:
+            notes.append(f"column {name} holds {error}: left out")
             for row in rows:
                 row.pop(name, None)
     if rows and not rows[0]:

@@ -55,14 +55,14 @@ def verified(task: NewTask, table: Table, draft: Draft) -> list[Rendered]:
 
 
 def _right(gold: GoldAnswer) -> tuple[str, ...]:
-    """The texts that the written task accepts."""
+    """Return the texts that the written task accepts."""
     if gold.type in ("letter", "label"):
         return (str((gold.options or gold.choices)[gold.gold]),)
     return tuple(gold.references)
 
 
 def _expected(table: Table, draft: Draft, index: int) -> tuple[str, ...]:
-    """The texts that are right in a row."""
+    """Return the texts that are right in a row."""
     if draft.kind == "choice":
         return (draft.options[index][draft.golds[index]].text.strip(),)
     if draft.kind == "label":

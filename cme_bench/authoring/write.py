@@ -49,8 +49,8 @@ _JINJA_WORDS = frozenset("and or not in is if else true false none True False No
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task to write. ``text``: the YAML; ``files``: rows by the name of their file; ``columns``: the name
-    that a column of the table has in them, where it is another."""
+    """A task to write. ``text``: the YAML. ``files``: rows by the name of their file. ``columns``: a table
+    column's name in these files, where it is another."""
 
     name: str
     text: str
@@ -60,8 +60,8 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is written of a draft. ``columns``: the name that a template can say, for every column of the
-    table; ``options``, ``gold``, ``references``: the columns of what is right, names that are free."""
+    """The columns of a draft as they are written. ``columns``: a name that a template can say, for every
+    column of the table. ``options``, ``gold``, ``references``: free names for what is right."""
 
     table: Table
     draft: Draft
@@ -114,7 +114,7 @@ def _check_letters(table: Table, draft: Draft, form: str) -> None:
 
 
 def _safe_names(columns: Sequence[str]) -> dict[str, str]:
-    """Names that a template can say: ``a question`` becomes ``a_question``."""
+    """Return names that a template can say: ``a question`` becomes ``a_question``."""
     safe: dict[str, str] = {}
     for name in columns:
         word = name if name.isidentifier() else re.sub(r"\W+", "_", name).strip("_")
@@ -131,7 +131,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 def _shot_draft(shots: Table, draft: Draft) -> Draft:
-    """Exemplars read exactly as the scored rows are."""
+    """Read the exemplars exactly as the scored rows are."""
     told = Told(
         kind=draft.kind,
         question=draft.question,
@@ -154,7 +154,7 @@ def _shot_draft(shots: Table, draft: Draft) -> Draft:
 
 
 def _rows(plan: _Plan, table: Table, draft: Draft) -> list[dict[str, Any]]:
-    """Rows as they are written: the table's columns, then what is right."""
+    """Return the rows as they are written: the table's columns, then what is right."""
     kept = {name: _uniform(table, name) for name in table.columns if name in plan.columns}
     rows = []
     for index in range(len(table.rows)):
@@ -173,7 +173,7 @@ def _rows(plan: _Plan, table: Table, draft: Draft) -> list[dict[str, Any]]:
 
 
 def _uniform(table: Table, name: str) -> list[Any]:
-    """A column's values, as texts where rows have values of several types (Arrow holds one)."""
+    """Return a column's values, as texts where rows have values of several types (Arrow holds one)."""
     values = table.values(name)
     kinds = {_kind(value) for value in values if value is not None}
     if len(kinds) <= 1 and not kinds & {"mapping", "mixed"}:
@@ -199,7 +199,7 @@ def _kind(value: Any) -> str:
 def _yaml_values(
     name: str, plan: _Plan, data: Mapping[str, str], metadata: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The task file as a mapping, its keys in the order of the built-in tasks."""
+    """Return the task file as a mapping, its keys in the order of the built-in tasks."""
     kind, generate = plan.draft.kind, plan.generate
     metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
     return {
@@ -226,7 +226,7 @@ def _yaml_values(
 
 
 def _right_keys(plan: _Plan) -> dict[str, Any]:
-    """Keys that name the choices and the right answer."""
+    """Return the keys that name the choices and the right answer."""
     if plan.draft.kind == "choice":
         letters = f"{{{{ '{LETTERS}'[:{plan.options} | length] | list }}}}"
         return {"doc_to_choice": letters if plan.generate else plan.options, "doc_to_target": plan.gold}
@@ -236,7 +236,7 @@ def _right_keys(plan: _Plan) -> dict[str, Any]:
 
 
 def _answer(plan: _Plan) -> dict[str, Any]:
-    """``metadata.answer``: how a response is read."""
+    """Return ``metadata.answer``: how a response is read."""
     options = {"options": f"{{{{ {plan.options} }}}}"} if plan.draft.kind == "choice" else {}
     decimal = {"decimal": plan.draft.decimal} if plan.draft.decimal else {}
     return {"type": _ANSWER_TYPES[plan.draft.kind], **options, **decimal}
@@ -248,7 +248,8 @@ def _baseline(draft: Draft) -> float:
 
 
 def _generation(plan: _Plan) -> dict[str, Any]:
-    """A worked solution may have paragraphs: a number task ends where the model asks the next question."""
+    """Return the generation settings. A worked solution may have paragraphs: a number task ends where the
+    model asks the next question."""
     kind = plan.draft.kind
     next_question = f"{_shown_name(plan.columns[plan.draft.question[0]])}:"
     until = [next_question, "\n\n\n"] if kind in ("number", "math") else ["\n\n"]
@@ -260,7 +261,8 @@ def _shown_name(column: str) -> str:
 
 
 def _question(plan: _Plan) -> str:
-    """The prompt's template: the instruction, the columns shown, the lettered options where one is chosen.
+    """Return the prompt's template: the instruction, the columns shown, the lettered options where one is
+    chosen.
 
     A column that is empty in some rows has no line there.
     """
@@ -297,6 +299,6 @@ def write_task(folder: Path, task: NewTask, source: Path | None, *, force: bool)
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / name).write_text("".join(lines), encoding="utf-8")
         file.write_text(task.text, encoding="utf-8")
-    except OSError as err:
-        raise UsageError(f"{folder}: cannot be written ({err.strerror or err})") from err
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return file
