@@ -21,8 +21,8 @@ from cme_bench.stats.estimates import Estimate, mean
 
 @dataclass(frozen=True, slots=True)
 class TaskContamination:
-    """One task of a run. ``score`` is its primary metric over all items, ``clean`` over those that overlap
-    with no training text (metrics that are no mean of items have neither)."""
+    """One task of a run. ``score``: its primary metric over all items. ``clean``: the same over items that
+    overlap with no training text. Metrics that are no mean of items have neither."""
 
     task: str
     metric: str
@@ -66,7 +66,7 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
 
 
 def _last_records(folder: Path, task: str) -> dict[int, Mapping[str, Any]]:
-    """The current record of every item: the last one."""
+    """Return the current record of every item: the last one."""
     return {record["id"]: record for record in read_records(samples_file(folder, task))}
 
 
@@ -77,8 +77,8 @@ def _mean(values: list[Any]) -> Estimate | None:
 
 
 def contamination_csv(found: Iterable[TaskContamination]) -> str:
-    """Columns task, items, checked, overlapping, share, metric, score, stderr, clean_score, clean_stderr,
-    clean_n."""
+    """Return the columns task, items, checked, overlapping, share, metric, score, stderr, clean_score,
+    clean_stderr, clean_n."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(
@@ -100,7 +100,8 @@ def _cells(estimate: Estimate | None) -> list[float | str]:
 
 
 def file_texts(file: Path) -> Iterator[str]:
-    """The texts of a training file, one line at a time: every string of a .jsonl row, or the lines of a .txt.
+    """Yield the texts of a training file, one line at a time: every string of a .jsonl row, or the lines of a
+    .txt.
 
     UsageError with file and line for a row that is no JSON.
     """
@@ -113,5 +114,5 @@ def file_texts(file: Path) -> Iterator[str]:
                 continue
             try:
                 yield from row_texts(orjson.loads(line) if line.strip() else "")
-            except orjson.JSONDecodeError as err:
-                raise UsageError(f"{file}:{number}: not JSON ({err})") from err
+            except orjson.JSONDecodeError as error:
+                raise UsageError(f"{file}:{number}: not JSON ({error})") from error

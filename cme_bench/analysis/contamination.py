@@ -55,7 +55,7 @@ class Overlap:
 def find_overlaps(
     tasks: Mapping[str, Mapping[int, Mapping[str, Any]]], texts: Iterable[str], *, n: int = N
 ) -> list[Overlap]:
-    """How many items of each task share an n-gram with ``texts``.
+    """Count the items of each task that share an n-gram with ``texts``.
 
     ``tasks``: the rows of each task by item id; ``texts`` is read once.
     """
@@ -76,7 +76,7 @@ def find_overlaps(
 
 
 def row_texts(row: object) -> Iterator[str]:
-    """Every text in a row, lists and mappings included."""
+    """Yield every text in a row, lists and mappings included."""
     if isinstance(row, str):
         yield row
     elif isinstance(row, Mapping):
@@ -124,7 +124,7 @@ class _Index:
         self._parts[length] += [(_grams(self._hash([field]), length), owner) for field in long]
 
     def search(self, texts: Iterable[str]) -> set[Key]:
-        """The items that occur in ``texts``."""
+        """Return the items that occur in ``texts``."""
         tables = {length: _sorted_table(parts) for length, parts in self._parts.items()}
         hit = np.zeros(len(self.checked), dtype=bool)
         stream = iter(texts)
@@ -139,7 +139,8 @@ class _Index:
         return {key for key, owner in self.checked.items() if hit[owner]}
 
     def _hash(self, texts: Sequence[Sequence[str]]) -> Hashes:
-        """Hashes of all words of all texts; between texts a 0, which no n-gram of an item holds."""
+        """Return the hashes of all words of all texts; between texts stands a 0, which no n-gram of an item
+        holds."""
         hashes: list[int] = []
         for text in texts:
             hashes += map(self._words.__getitem__, text)
@@ -156,7 +157,7 @@ def _grams(hashes: Hashes, length: int) -> Hashes:
 
 
 def _sorted_table(parts: Sequence[tuple[Hashes, int]]) -> tuple[Hashes, NDArray[np.int32]]:
-    """All n-grams in ascending order, and the item that each belongs to."""
+    """Return all n-grams in ascending order, and the item that each belongs to."""
     grams = np.concatenate([grams for grams, _ in parts])
     owners = np.repeat(
         np.array([owner for _, owner in parts], dtype=np.int32), [len(grams) for grams, _ in parts]

@@ -62,7 +62,7 @@ class Scores:
 
     @property
     def gap(self) -> float:
-        """What the second engine scores more."""
+        """The second engine's score less the first's."""
         return self.scores[1] - self.scores[0]
 
 
@@ -122,7 +122,7 @@ def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: flo
 
 
 def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
-    """What a run of ``options`` asks of ``responder``."""
+    """Yield the items that a run of ``options`` asks of ``responder``."""
     suite = load_suite(options.include, allow_code=options.allow_code)
     source = open_source(options.data, offline=options.offline)
     for spec in suite.select(options.tasks):
@@ -152,7 +152,7 @@ def compare_answers(
     dtype: str,
     tolerance: float,
 ) -> Parity:
-    """The comparison of two lists of responses to ``items``."""
+    """Compare two lists of responses to ``items``."""
     gaps: list[float] = []
     labels = labels_equal = texts = texts_equal = 0
     first: Difference | None = None

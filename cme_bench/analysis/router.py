@@ -62,7 +62,8 @@ class Slice:
 
 
 def pooled(parts: Iterable[LayerLoad]) -> tuple[LayerLoad, ...]:
-    """One entry for each layer, in order of first appearance: the means over the tokens of all parts."""
+    """Return one entry for each layer, in order of first appearance: the means over the tokens of all
+    parts."""
     by_layer: dict[str, list[LayerLoad]] = {}
     for part in parts:
         by_layer.setdefault(part.layer, []).append(part)
@@ -86,7 +87,7 @@ def _pool(layer: str, parts: Sequence[LayerLoad]) -> LayerLoad:
 
 
 def load_frame(slices: Iterable[Slice]) -> pd.DataFrame:
-    """``LOAD_COLUMNS``: one row for every slice, layer and expert (numbered from 0).
+    """Return ``LOAD_COLUMNS``: one row for every slice, layer and expert (numbered from 0).
 
     ``entropy`` belongs to the layer and is repeated for each of its experts.
     """
@@ -112,13 +113,14 @@ def load_frame(slices: Iterable[Slice]) -> pd.DataFrame:
 
 
 def mean_by(load: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """``keys``, expert and ``VALUES`` of a load frame: unweighted means, a task counting like any other
-    however long its prompts are. Keys keep their order of appearance."""
+    """Return ``keys``, expert and ``VALUES`` of a load frame as unweighted means: a task counts like any
+    other, however long its prompts. Keys keep their order of appearance."""
     return load.groupby([*keys, "expert"], sort=False, as_index=False)[VALUES].mean()
 
 
 def interaction_frame(matrices: Mapping[str, NDArray[np.float64]]) -> pd.DataFrame:
-    """``INTERACTION_COLUMNS`` of every layer's (k, k) matrix M: omega_row = sum over columns of M phi."""
+    """Return ``INTERACTION_COLUMNS`` of every layer's (k, k) matrix M: omega_row = sum over columns of M
+    phi."""
     rows = [
         (*place(layer), row, column, float(matrix[row, column]))
         for layer, matrix in matrices.items()
@@ -129,6 +131,7 @@ def interaction_frame(matrices: Mapping[str, NDArray[np.float64]]) -> pd.DataFra
 
 
 def place(layer: str) -> tuple[str, int, str]:
-    """A layer's name, the index of its decoder block (-1 if its name has none), and its own last name."""
+    """Return a layer's name, the index of its decoder block (-1 if its name has none), and its own last
+    name."""
     found = _BLOCK.search(layer)
     return layer, int(found[1]) if found else -1, layer.rpartition(".")[2]

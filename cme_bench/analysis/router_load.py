@@ -45,7 +45,7 @@ class _Prompt:
 
 
 def measure_router(options: RouterOptions, listener: Silent | None = None) -> RouterMeasurement:
-    """Forwards the prompts of a run, or of tasks, through an adapter.
+    """Forward the prompts of a run, or of tasks, through an adapter, and measure its routers.
 
     Every prompt token counts once, padding does not. Raises UsageError for bad input before weights are
     loaded, AdapterError (also a UsageError) if the adapter does not fit or changes no logit.
@@ -88,7 +88,7 @@ def _forward(engine: HFEngine, group: PromptGroup, listener: Silent) -> Slice:
 
 
 def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
-    """M of every TeamLoRA layer with competition; empty for other methods."""
+    """Return M of every TeamLoRA layer with competition; empty for other methods."""
     return {
         name: layer.held("interaction", layer.active_adapters[0]).detach().double().cpu().numpy()
         for name, layer in base_model(model).named_modules()

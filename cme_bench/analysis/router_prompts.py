@@ -47,7 +47,7 @@ class PromptGroup:
 
 
 def open_responder(options: RouterOptions) -> Responder:
-    """The model and the routed adapter that ``options.source`` names; no weights are loaded.
+    """Open the model and the routed adapter that ``options.source`` names; no weights are loaded.
 
     Raises UsageError if it is neither a run nor an adapter, has no router, or is a run of other weights than
     those found now.
@@ -86,7 +86,7 @@ def open_responder(options: RouterOptions) -> Responder:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run folder."""
+    """Return whether ``folder`` is a run folder."""
     return (folder / "run.json").is_file()
 
 
@@ -116,7 +116,7 @@ def _check_routed(responder: Responder) -> None:
 
 
 def prompt_groups(options: RouterOptions, responder: Responder) -> list[PromptGroup]:
-    """The prompts to forward: at most ``limit`` of each task, or of each value of the field ``by``.
+    """Return the prompts to forward: at most ``limit`` of each task, or of each value of the field ``by``.
 
     A prompt longer than the context loses tokens from its left, as in a run. Tasks whose items lack the field
     are left out. Raises UsageError for unknown tasks, and if no task has the field.
@@ -141,7 +141,7 @@ Items = Sequence[tuple[TokenIds, Mapping[str, Any]]]
 
 
 def _stored(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, str, Items]]:
-    """The prompts that a run keeps with its records, tokenised as the run did."""
+    """Yield the prompts that a run keeps with its records, tokenised as the run did."""
     run = read_json(options.source / "run.json")
     planned = run["tasks"]
     # runs before --bos took what the tokenizer adds
@@ -172,7 +172,7 @@ def _selected(options: RouterOptions, planned: Mapping[str, Mapping[str, Any]]) 
 
 
 def _anew(responder: Responder) -> Iterator[tuple[str, str, Items]]:
-    """The prompts that a run of the tasks would ask."""
+    """Yield the prompts that a run of the tasks would ask."""
     asked = responder.options
     suite = load_suite()
     source = open_source(asked.data, offline=asked.offline)
