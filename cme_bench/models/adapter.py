@@ -13,7 +13,7 @@ from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 
 TRAINING_FILE = "cme_training.json"
-"""What our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
+"""The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class AdapterCheckpoint:
 
 
 def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
-    """The adapter in folder ``name``, described for the base model with ``base_config``.
+    """Resolve the adapter in folder ``name``, described for the base model with ``base_config``.
 
     No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
     """
@@ -108,8 +108,8 @@ def _training(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as err:
-        raise UsageError(f"{file}: broken JSON ({err})") from err
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{file}: broken JSON ({error})") from error
     if not isinstance(content, dict):
         raise UsageError(f"{file}: not a JSON object")
     return content

@@ -19,7 +19,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
 
 @dataclass(frozen=True, slots=True)
 class AdapterTokenizer:
-    """What an adapter is asked with.
+    """The tokenizer and template that an adapter's prompts are made with.
 
     ``note``: what is used of its folder, None where that changes nothing; ``identity``: sha256 of what
     decides ids and texts, "" where it is the base's."""
@@ -60,7 +60,7 @@ def _templated(folder: Path, base: Any, template: Any) -> AdapterTokenizer:
 
 
 def _template_alone(folder: Path) -> Any:
-    """A template without a vocabulary: in a file of its own, or in the tokenizer's settings."""
+    """Return a template without a vocabulary: in a file of its own, or in the tokenizer's settings."""
     file, settings = folder / _TEMPLATE, folder / _CONFIG
     if file.is_file():
         return file.read_text(encoding="utf-8")
@@ -69,8 +69,8 @@ def _template_alone(folder: Path) -> Any:
     try:
         content = json.loads(settings.read_text(encoding="utf-8"))
         return content.get("chat_template")
-    except (OSError, ValueError, AttributeError) as err:
-        raise UsageError(f"{settings} cannot be read: {first_line(err)}") from err
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{settings} cannot be read: {first_line(error)}") from error
 
 
 def _load(folder: Path) -> Any:
@@ -83,15 +83,15 @@ def _load(folder: Path) -> Any:
                 tokenizer_file=str(file)
             )  # AutoTokenizer wants a model's config.json
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as err:  # a broken tokenizer.json raises no narrower class
+    except Exception as error:  # a broken tokenizer.json raises no narrower class
         raise UsageError(
-            f"{folder}: the tokenizer beside the adapter cannot be loaded ({first_line(err)}); mend it, or "
+            f"{folder}: the tokenizer beside the adapter cannot be loaded ({first_line(error)}); mend it, or "
             "move its files away to use the base model's"
-        ) from err
+        ) from error
 
 
 def _decides(tokenizer: Any) -> dict[str, Any]:
-    """What decides the ids of a text, the text of ids, and where an answer ends."""
+    """Return everything that decides the ids of a text, the text of ids, and where an answer ends."""
     found: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -103,7 +103,7 @@ def _decides(tokenizer: Any) -> dict[str, Any]:
 
 
 def _what(own: Any, base: Any) -> str:
-    """What differs first, in words."""
+    """Name the first difference, in words."""
     mine, theirs = own.get_vocab(), base.get_vocab()
     added = sorted(set(mine) - set(theirs), key=mine.__getitem__)
     if added:

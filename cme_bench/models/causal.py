@@ -82,11 +82,11 @@ def check_order(model: PreTrainedModel, path: Path) -> None:
     try:
         with torch.inference_mode():
             logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
-    except torch.OutOfMemoryError as err:
-        raise CmeError(f"{path}: out of memory on a row of {_PROBE_TOKENS} tokens") from err
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as err:
-        reason = first_line(err)
-        raise CmeError(f"{path}: the model cannot compute a row of tokens alone ({reason})") from err
+    except torch.OutOfMemoryError as error:
+        raise CmeError(f"{path}: out of memory on a row of {_PROBE_TOKENS} tokens") from error
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        reason = first_line(error)
+        raise CmeError(f"{path}: the model cannot compute a row of tokens alone ({reason})") from error
     change, spread = (logits[0] - logits[1]).abs().max(), logits.std()
     if change > _LEAKS[model.dtype.itemsize < 4] * spread:
         raise UsageError(

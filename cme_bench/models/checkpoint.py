@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = None) -> Checkpoint:
-    """The checkpoint that MODEL names: ``smollm2``, a folder, or a hub id (fetched at its locked commit).
+    """Resolve MODEL to a checkpoint: ``smollm2``, a folder, or a hub id (fetched at its locked commit).
 
     Raises UsageError if there is no such folder, no config.json in it, or no safetensors weights.
     """
@@ -61,7 +61,7 @@ def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = 
 
 
 def _fetched_revision(path: Path) -> str | None:
-    """The commit of a model that ``cme-bench fetch`` wrote; None for any other folder."""
+    """Return the commit of a model that ``cme-bench fetch`` wrote; None for any other folder."""
     file = path / HUB_FILE
     return read_lock(file).get("revision")
 
@@ -69,7 +69,7 @@ def _fetched_revision(path: Path) -> str | None:
 def fetch_snapshot(
     name: str, *, lock_file: Path, offline: bool = False, local_dir: Path | None = None
 ) -> tuple[Path, str]:
-    """Folder and commit of a model of the hub: in the hub's cache, or in ``local_dir``.
+    """Fetch a model of the hub into the hub's cache, or into ``local_dir``; return its folder and commit.
 
     UsageError if ``name`` is no hub id.
     """
@@ -98,7 +98,7 @@ def fetch_snapshot(
 
 def hash_model(folder: Path) -> str:
     """Return the sha256 that identifies a model: over names and contents of its config files and of the
-    weight files that are read; of a folder that ``adapters export-vllm`` wrote, over its adapter too.
+    weight files that are read. An exported folder (``adapters export-vllm``) counts its adapter too.
 
     Config files are those of model, generation (end tokens) and tokenizer. A tokenizer's vocabulary and a
     chat template decide token ids, which stand in the keys of responses. An adapter that lies beside the
@@ -113,12 +113,12 @@ def hash_model(folder: Path) -> str:
 
 
 def hash_checkpoint(folder: Path) -> str:
-    """sha256 over the names and contents of the weight and config files of an adapter folder."""
+    """Return the sha256 over the names and contents of the weight and config files of an adapter folder."""
     return _hash_files(folder, [p for p in folder.iterdir() if p.name.endswith((".safetensors", _CONFIG))])
 
 
 def _hash_files(folder: Path, files: Iterable[Path]) -> str:
-    """Contents are hashed once per state of a file and remembered in the user cache."""
+    """Hash files by their contents, once per state of a file; the user cache remembers the hashes."""
     digest = hashlib.sha256()
     for name, file in sorted((str(file.relative_to(folder)), file) for file in files):
         digest.update(f"{name}:{hash_file(file)}\n".encode())
@@ -126,7 +126,7 @@ def _hash_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def hash_file(file: Path) -> str:
-    """sha256 of a file's contents, remembered by path, size, inode, modification and change time.
+    """Return the sha256 of a file's contents, remembered by path, size, inode, modification and change time.
 
     The change time cannot be set back, as a copy that keeps modification times would do. A file that changed
     just now may change again within the same tick of the clock: its hash is not remembered yet.

@@ -37,14 +37,14 @@ _BUILD_ERRORS = (
     AssertionError,
     ArithmeticError,
 )
-"""What a model's code raises for a configuration that it cannot build, or weights that it cannot merge."""
+"""Errors of a model's code: a configuration that it cannot build, or weights that it cannot merge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Misfits:
-    """How files and model differ, by tensor name. mismatched: (shape in the files, shape of the model).
-    of: tensors of the model, and in the files. tied: name of a weight by that of another one which the model
-    takes from it, where the files hold both."""
+    """The differences between files and model, by tensor name. mismatched: (shape in the files, shape of the
+    model). of: the number of tensors of the model, and in the files. tied: a weight's name by that of the
+    weight that the model takes from it, where the files hold both."""
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -124,10 +124,10 @@ def compare(
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except _BUILD_ERRORS as err:
+        except _BUILD_ERRORS as error:
             if quantised:
                 return Misfits((), (), {}, (0, len(stored)))
-            raise UsageError(f"{folder}: {_why_unreadable(stored, err)}") from err
+            raise UsageError(f"{folder}: {_why_unreadable(stored, error)}") from error
     ties = getattr(model, "all_tied_weights_keys", {})
     both = {name: source for name, source in ties.items() if name in stored and source in stored}
     return replace(_misfits(info, model.state_dict().keys(), len(stored), quantised=quantised), tied=both)
@@ -154,7 +154,7 @@ def _parents(name: str) -> list[str]:
 
 
 def _renamed(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, str] | None:
-    """``_orig_mod.``, ``module.`` and their kind: a name fits but for what stands before it."""
+    """Find a missing name that is in the files but for a prefix such as ``_orig_mod.`` or ``module.``."""
     ends = {name[place + 1 :]: name for name in unexpected for place in _dots(name)}
     return next(((n, f"; the files call it {ends[n]}") for n in missing if n in ends), None)
 
@@ -164,7 +164,8 @@ def _dots(name: str) -> list[int]:
 
 
 def _equal(one: str, first: StoredTensor, other: str, second: StoredTensor) -> bool:
-    """Engines differ here: one ties such weights, another does not."""
+    """Return whether two tied weights are equal. Engines differ here: one ties such weights, another does
+    not."""
     import torch
     from safetensors import safe_open
 
@@ -179,13 +180,16 @@ def _equal(one: str, first: StoredTensor, other: str, second: StoredTensor) -> b
         )
 
 
-def _why_unreadable(stored: Mapping[str, StoredTensor], err: Exception) -> str:
-    """transformers merges tensors, such as the experts of a layer, and fails where one is missing."""
-    return _hole(stored) or f"the weights do not fit the model that config.json describes ({first_line(err)})"
+def _why_unreadable(stored: Mapping[str, StoredTensor], error: Exception) -> str:
+    """Explain a failed merge: transformers merges tensors, such as a layer's experts, and fails where one is
+    missing."""
+    return (
+        _hole(stored) or f"the weights do not fit the model that config.json describes ({first_line(error)})"
+    )
 
 
 def _hole(stored: Collection[str]) -> str | None:
-    """One line on names that are absent though their numbered siblings are there."""
+    """Return one line on names that are absent though their numbered siblings are there."""
     places: dict[str, set[tuple[str, ...]]] = {}
     for name in stored:
         places.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "{}", name), set()).add(

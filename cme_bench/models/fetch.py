@@ -14,7 +14,7 @@ MODELS_FOLDER = "models"
 
 
 def fetch_model(name: str, folder: Path) -> Path:
-    """``folder/models/NAME`` with the weights, configuration and tokenizer of a hub id or of ``smollm2``.
+    """Fetch a hub id or ``smollm2`` into ``folder/models/NAME``: weights, configuration and tokenizer.
 
     The commit is the one in ``folder/hub-lock.json``, resolved by the hub the first time; it is also written
     into the model's folder, so that runs record it. Raises CmeError if the hub does not deliver.

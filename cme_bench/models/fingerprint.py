@@ -1,4 +1,5 @@
-"""What a loaded model computes with, as numbers that are cheap to compare: has an adapter left it as it was?
+"""Numbers that are cheap to compare and cover all that a loaded model computes with: has an adapter left it
+as it was?
 
 Every tensor counts by name, shape, dtype, a checksum of its bits, and which other names share its memory;
 every module by its class, its hooks and a forward of its own; and the configuration. It is one pass over the
@@ -50,7 +51,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _checksum(tensor: Tensor) -> list[int]:
-    """Two int64: the sum of the bits as integers, and the same with every row weighted by its place."""
+    """Return two int64: the sum of the bits as integers, and the same with every row weighted by its
+    place."""
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return []
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor

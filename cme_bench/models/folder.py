@@ -20,8 +20,8 @@ def check_model_folder(path: Path) -> None:
         raise UsageError(_no_config(path))
     try:
         orjson.loads(config.read_bytes())
-    except orjson.JSONDecodeError as err:
-        raise UsageError(f"{config}: broken JSON ({err})") from err
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{config}: broken JSON ({error})") from error
     if _only_adapter(path):
         raise UsageError(_is_adapter(path))
     weight_files(path)
@@ -62,7 +62,8 @@ def only_the_model(path: Path) -> Iterator[Path]:
 
 
 def _only_adapter(path: Path) -> bool:
-    """Whether the only weights here are an adapter's. Trainers save the base's config.json beside it."""
+    """Return whether the only weights here are an adapter's. Trainers save the base's config.json beside
+    it."""
     ours = set(adapter_files(path))
     return bool(ours) and not set(path.glob("*.safetensors")) - ours and not any(path.glob("*.index.json"))
 

@@ -22,25 +22,28 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer. UsageError if the folder has none."""
+    """Load the checkpoint's own tokenizer. UsageError if the folder has none."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise UsageError(f"{checkpoint.path}: the tokenizer cannot be loaded ({first_line(err)})") from err
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{checkpoint.path}: the tokenizer cannot be loaded ({first_line(error)})"
+        ) from error
 
 
 def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids of the checkpoint's generation config (or of its config) and of the tokenizer."""
+    """Return the end-of-sequence ids of the checkpoint's generation config (or of its config) and of the
+    tokenizer."""
     from transformers import GenerationConfig
 
     file = checkpoint.path / "generation_config.json"
     if file.is_file():
         try:
             ids = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
-        except (OSError, ValueError, TypeError, AttributeError) as err:
-            raise UsageError(f"{file}: {first_line(err)}") from err
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(f"{file}: {first_line(error)}") from error
     else:
         ids = getattr(config, "eos_token_id", None)
     several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
@@ -64,9 +67,9 @@ def load_config(checkpoint: Checkpoint) -> Any:
         ImportError,
         ArithmeticError,
         StrictDataclassError,
-    ) as err:
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise UsageError(f"{checkpoint.path / 'config.json'}: {reason[:300]}") from err
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{checkpoint.path / 'config.json'}: {reason[:300]}") from error
     check_causal(checkpoint.path, config)
     return config
 
@@ -96,15 +99,15 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
-    except ImportError as err:
-        raise UsageError(f"{path}: what loads the weights is not installed ({first_line(err)})") from err
-    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise CmeError(f"{path}: the weights cannot be loaded ({first_line(err)})") from err
+    except ImportError as error:
+        raise UsageError(f"{path}: what loads the weights is not installed ({first_line(error)})") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
     model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
     try:
         model = model.to(device).eval()
-    except torch.OutOfMemoryError as err:
-        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(err)})") from err
+    except torch.OutOfMemoryError as error:
+        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(error)})") from error
     check_order(model, path)
     return model
 
@@ -146,7 +149,7 @@ def load_named(
 
 
 def choose_device() -> torch.device:
-    """CUDA if there is any, else the CPU."""
+    """Return CUDA if there is any, else the CPU."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

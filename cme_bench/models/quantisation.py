@@ -89,14 +89,14 @@ def _check_transformers(path: Path, method: str, block: Mapping[str, Any]) -> No
     try:
         quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
-    except ImportError as err:
+    except ImportError as error:
         if missing := _missing(method):
-            raise UsageError(_not_installed(path, method, missing)) from err
-        raise UsageError(f"{what}, which cannot be used here ({first_line(err)})") from err
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AttributeError) as err:
-        if first_line(err).startswith("Unknown quantization type"):
-            raise UsageError(f"{what}, which transformers does not know") from err
-        raise UsageError(f"{what}, which cannot be used here ({first_line(err)})") from err
+            raise UsageError(_not_installed(path, method, missing)) from error
+        raise UsageError(f"{what}, which cannot be used here ({first_line(error)})") from error
+    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AttributeError) as error:
+        if first_line(error).startswith("Unknown quantization type"):
+            raise UsageError(f"{what}, which transformers does not know") from error
+        raise UsageError(f"{what}, which cannot be used here ({first_line(error)})") from error
 
 
 def _missing(method: str) -> list[str]:

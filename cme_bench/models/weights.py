@@ -69,8 +69,8 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
                         raise UsageError(f"{file}: {name} stands in {found[name].file.name} as well")
                     part = stored.get_slice(name)
                     found[name] = StoredTensor(file, tuple(part.get_shape()), str(part.get_dtype()))
-        except (OSError, SafetensorError) as err:
-            raise UsageError(f"{file}: the weights cannot be loaded ({first_line(err)})") from err
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{file}: the weights cannot be loaded ({first_line(error)})") from error
     return found
 
 
@@ -103,8 +103,8 @@ def _none(folder: Path) -> str:
 def _json(file: Path) -> Mapping[str, Any]:
     try:
         content = orjson.loads(file.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as err:
-        raise UsageError(f"{file}: broken JSON ({first_line(err)})") from err
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise UsageError(f"{file}: broken JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise UsageError(f"{file}: not a JSON object")
     return content
