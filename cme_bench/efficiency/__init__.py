@@ -1,1 +1,2 @@
-"""What adapters cost: training steps, memory and inference, measured in paired rounds on one base model."""
+"""The costs of adapters: training steps, memory and inference, measured in paired rounds on one base
+model."""

@@ -38,8 +38,8 @@ def hf_times(
     rounds: int,
     note: Callable[[str], None],
 ) -> dict[str, Times]:
-    """Seconds by method and workload; None is the base model. In each round every method is put on the same
-    base and warmed up before it is timed; every second round goes backwards."""
+    """Return seconds by method and workload; None is the base model. In each round every method is put on the
+    same base and warmed up before it is timed; every second round goes backwards."""
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)

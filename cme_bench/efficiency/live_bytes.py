@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def add(self, tensor: Tensor) -> None:
-        """Counts the storage of ``tensor`` until it dies; a second tensor on it counts nothing."""
+        """Count the storage of ``tensor`` until it dies; a second tensor on it counts nothing."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:

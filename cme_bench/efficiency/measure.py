@@ -46,7 +46,7 @@ BENCH = {"train": "train_step", "hf": "inference_hf", "vllm": "inference_vllm"}
 
 
 def ratios() -> dict[str, tuple[str, str]]:
-    """Metric name, without its ending, to the two methods."""
+    """Return the two methods of each ratio, by metric name without its ending."""
     found = dict(RATIOS)
     for other in PER_EXPERTS:
         for k, suffix in ((2, "_k2"), (4, ""), (8, "_k8")):
@@ -55,8 +55,8 @@ def ratios() -> dict[str, tuple[str, str]]:
 
 
 def measure(options: EfficiencyOptions, note: Callable[[str], None]) -> dict[str, Any]:
-    """The single part of ``options``: ``bench``, ``hardware``, ``commit``, ``metrics``, ``methods`` (form,
-    parameters), ``setup`` and all rounds.
+    """Measure the single part of ``options``: ``bench``, ``hardware``, ``commit``, ``metrics``, ``methods``
+    (form, parameters), ``setup`` and all rounds.
 
     UsageError for an unknown model, and if vLLM is asked for and not installed.
     """
@@ -81,7 +81,7 @@ def measure(options: EfficiencyOptions, note: Callable[[str], None]) -> dict[str
 
 
 def _size(method: Method, config: PretrainedConfig) -> dict[str, float]:
-    """Parameters that the method adds, and percent of the base's."""
+    """Return the parameters that the method adds, and their percentage of the base's."""
     if isinstance(method.how, PeftConfig):
         about = describe(method.how, config)
         return {"parameters": about.trainable_parameters, "percent": round(about.percent_of_base or 0.0, 4)}
@@ -98,7 +98,7 @@ Found = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What the measurement of a part takes; ``methods`` are those of ``options``."""
+    """The input of a part's measurement; ``methods`` are those of ``options``."""
 
     options: EfficiencyOptions
     config: PretrainedConfig

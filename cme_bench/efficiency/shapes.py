@@ -51,8 +51,8 @@ _POSITIONS = 4096
 
 
 def base_config(options: EfficiencyOptions) -> PretrainedConfig:
-    """The configuration that ``options`` name, with their number of layers. UsageError if its feed-forward
-    layers are unknown."""
+    """Return the configuration that ``options`` name, with their number of layers. UsageError if its
+    feed-forward layers are unknown."""
     if options.model in PRESETS:
         config: PretrainedConfig = preset(options.model)
     else:
@@ -65,12 +65,12 @@ def base_config(options: EfficiencyOptions) -> PretrainedConfig:
 
 
 def preset(name: str) -> LlamaConfig:
-    """A Llama of the preset's shapes."""
+    """Return a Llama of the preset's shapes."""
     return LlamaConfig(**_SIZES[name], max_position_embeddings=_POSITIONS)
 
 
 def with_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfig:
-    """The configuration with so many decoder layers; itself for None."""
+    """Return the configuration with ``layers`` decoder layers; itself for None."""
     if layers is None:
         return config
     changed = copy.deepcopy(config)
@@ -81,14 +81,14 @@ def with_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfi
 
 
 def targets(config: PretrainedConfig) -> tuple[str, ...]:
-    """Names of the feed-forward linears, which every method is put on."""
+    """Return the names of the feed-forward linears, which every method is put on."""
     found = default_targets(config.model_type)
     assert found is not None  # base_config has seen to it
     return found
 
 
 def linear_sizes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
-    """(d_in, d_out) of every adapted linear, by its full name in the causal language model."""
+    """Return (d_in, d_out) of every adapted linear, by its full name in the causal language model."""
     from torch import nn
 
     from cme_bench.adapters.meta_model import bare_model

@@ -56,13 +56,13 @@ class TrainBench:
         self.model.train()
 
     def tokens(self, batch: int) -> Tensor:
-        """(batch, seq) random token ids."""
+        """Return (batch, seq) random token ids."""
         generator = torch.Generator().manual_seed(2)
         ids = torch.randint(0, VOCABULARY, (batch, self.seq), generator=generator)
         return ids.to(self.device)
 
     def step(self, ids: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Forward, backward, update."""
+        """Run forward, backward and update."""
         with torch.autocast("cuda", dtype=torch.bfloat16) if self.cuda else nullcontext():
             hidden = self.model(input_ids=ids, use_cache=False).last_hidden_state
             loss = hidden.float().square().mean()
@@ -71,7 +71,7 @@ class TrainBench:
         optimizer.zero_grad(set_to_none=True)
 
     def measure(self, how: How, ids: Tensor, *, warmup: int, steps: int) -> dict[str, Any]:
-        """Seconds of each timed step, and peak bytes of a step."""
+        """Measure the seconds of each timed step, and the peak bytes of a step."""
         self._clean()
         with attached(self.model, how, self.targets) as parameters:
             optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -108,8 +108,8 @@ class TrainBench:
             torch.cuda.reset_peak_memory_stats()
 
     def filling_batch(self, how: How) -> int:
-        """The largest batch whose step takes at most ``FILL`` of the card, from two small ones (memory is
-        linear in the batch)."""
+        """Return the largest batch whose step takes at most ``FILL`` of the card, from two small ones (memory
+        is linear in the batch)."""
         one, two = (
             self.measure(how, self.tokens(batch), warmup=1, steps=1)["peak_bytes"] for batch in (2, 4)
         )
@@ -117,7 +117,7 @@ class TrainBench:
         return max(1, int(2 + (room - one) / ((two - one) / 2)))
 
     def profile(self, how: How, ids: Tensor) -> str:
-        """The operations of one step that take the most time."""
+        """Return the operations of one step that take the most time."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self.cuda:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -142,8 +142,8 @@ def train_rounds(
     steps: int,
     note: Callable[[str], None],
 ) -> list[Round]:
-    """``rounds`` rounds in which each method in turn is put on the same base, warmed up and timed; every
-    second round goes through them backwards."""
+    """Return ``rounds`` rounds in which each method in turn is put on the same base, warmed up and timed.
+    Every second round goes backwards."""
     found = []
     for number in range(rounds):
         order = in_turn(hows, number)
@@ -155,7 +155,7 @@ def train_rounds(
 
 
 def step_seconds(round_: Round, name: str) -> float:
-    """A method's median step in one round."""
+    """Return a method's median step in one round."""
     return float(statistics.median(round_[name]["seconds"]))
 
 

@@ -41,7 +41,7 @@ _STD = 0.02
 
 
 def plugin_spec(method: str, modules: Sequence[str]) -> GatedSpec | None:
-    """How the plugin computes a method of ``cme_bench.efficiency.methods``; None if it cannot."""
+    """Return the plugin's form of a method of ``cme_bench.efficiency.methods``; None if it has none."""
     experts = {"k2": 2, "k8": 8}.get(method.rpartition("_")[2], 4)
     name = method.removesuffix(f"_k{experts}").removesuffix("_fused")
     kind = name.rstrip("0123456789")
@@ -66,8 +66,8 @@ _LOOPS = ("moelora32", "moelora32_k2", "moelora32_k8")
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What one engine process is started with. ``spec``: of the plugin; ``native``: with vLLM's own LoRA;
-    ``log``: what it writes, outside of the scratch folder: it is read when something has failed."""
+    """The settings of one engine process. ``spec``: of the plugin. ``native``: with vLLM's own LoRA. ``log``:
+    a file outside the scratch folder, read when something has failed."""
 
     name: str
     model: Path
@@ -94,7 +94,7 @@ def vllm_times(
     profile: Path | None = None,
     tensor_parallel: int = 1,
 ) -> tuple[dict[str, Times], bool]:
-    """Seconds by method and workload, and whether the rounds were paired.
+    """Return seconds by method and workload, and whether the rounds were paired.
 
     ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
     kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. CmeError if an
@@ -140,7 +140,7 @@ def vllm_times(
 def _group_times(
     group: Sequence[Setup], workloads: Workloads, rounds: int, note: Callable[[str], None]
 ) -> dict[str, Times]:
-    """All engines of the group at once, asked in turn; the first round of each warms it up."""
+    """Start all engines of the group at once and ask them in turn; the first round of each warms it up."""
     found: dict[str, Times] = {setup.name: {w: [] for w in workloads.asked} for setup in group}
     with ExitStack() as stack:
         asks = {setup.name: stack.enter_context(_engine(setup)) for setup in group}
@@ -155,7 +155,7 @@ def _group_times(
 
 @contextmanager
 def _engine(setup: Setup) -> Iterator[Ask]:
-    """An engine process; CmeError if it does not start or dies."""
+    """Run an engine process for the block; CmeError if it does not start or dies."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, setup))
@@ -193,7 +193,7 @@ def _engine(setup: Setup) -> Iterator[Ask]:
 
 
 def _serve(connection: Connection, setup: Setup) -> None:
-    """Starts vLLM, answers ``(n, new, seed)`` with seconds until None comes; a string says what failed."""
+    """Start vLLM, and answer ``(n, new, seed)`` with seconds until None comes; a string says what failed."""
     try:
         with output_to(setup.log):
             llm, request = _start(setup)
@@ -208,7 +208,7 @@ def _serve(connection: Connection, setup: Setup) -> None:
 
 
 def _start(setup: Setup) -> tuple[Any, Any]:
-    """``(LLM, LoRA request or None)``."""
+    """Return ``(LLM, LoRA request or None)``."""
     settings = VllmSettings(
         memory_percent=setup.memory_percent,
         max_seqs=setup.workloads.requests,
@@ -248,7 +248,7 @@ def _generate(llm: Any, request: Any, setup: Setup, asked: tuple[int, int, int])
 
 
 def _profile(llm: Any, request: Any, setup: Setup, folder: Path) -> None:
-    """Kernels by total time: one request's decoding, and a prefill."""
+    """Write kernels by total time: one request's decoding, and a prefill."""
     import json
 
     for name, (n, new) in {"single": (1, 32), "prefill": (setup.workloads.requests, 1)}.items():
@@ -278,7 +278,7 @@ def _profiled_stop(worker: Any) -> list[dict[str, Any]]:
 
 
 def _write_model(folder: Path, config: PretrainedConfig, workloads: Workloads) -> None:
-    """config.json only: the weights are vLLM's random ones."""
+    """Write config.json only: the weights are vLLM's random ones."""
     import copy
 
     written = copy.deepcopy(config)
@@ -300,7 +300,7 @@ def _write_plugin_adapter(file: Path, spec: GatedSpec, sizes: Mapping[str, tuple
 
 
 def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Sequence[str]) -> None:
-    """A LoRA of ``NATIVE_RANK``, as PEFT saves it."""
+    """Write a LoRA of ``NATIVE_RANK``, as PEFT saves it."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -320,8 +320,8 @@ def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Seque
 
 
 def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads, cards: int) -> bool:
-    """Whether all engines fit on the cards that each is spread over, with all requests in their caches, in
-    16 bits; on a CPU, always: there the models are small."""
+    """Return whether all engines, with all requests in their caches and 16 bits, fit on the cards that each
+    is spread over. On a CPU they always do: there the models are small."""
     if on_cpu():
         return True
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""What an inference engine is asked, and how answers become rates."""
+"""The workloads of an inference engine, and their rates."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Ask = Callable[[int, int, int], float]
 
 @dataclass(frozen=True, slots=True)
 class Workloads:
-    """Prompts of ``prompt`` random tokens: ``single`` (one request, ``new`` tokens out), ``prefill``
-    (``requests`` prompts at once, one token out) and ``batch`` (``requests`` at once, ``new`` tokens out)."""
+    """Prompts of ``prompt`` random tokens. ``single``: one request, ``new`` tokens out. ``prefill``:
+    ``requests`` prompts at once, one token out. ``batch``: ``requests`` at once, ``new`` tokens out."""
 
     requests: int
     prompt: int
@@ -34,14 +34,14 @@ class Workloads:
         return {"single": (1, self.new), "prefill": (self.requests, 1), "batch": (self.requests, self.new)}
 
     def prompts(self, n: int, seed: int, vocabulary: int) -> list[list[int]]:
-        """``n`` random prompts."""
+        """Return ``n`` random prompts."""
         source = random.Random(seed)
         return [[source.randrange(3, vocabulary) for _ in range(self.prompt)] for _ in range(n)]
 
     def rates(self, times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """Medians over rounds: ``single_ms_token``, the latency of a token of one request, its prompt
-        included; tokens a second of ``prefill`` (in), ``batch`` (out) and ``decode`` (out, what ``batch``
-        takes longer than ``prefill``)."""
+        """Return medians over rounds. ``single_ms_token``: a token's latency in one request, prompt included.
+        Tokens a second: ``prefill`` (in), ``batch`` (out), ``decode`` (out, in the time that ``batch`` takes
+        longer than ``prefill``)."""
         single, prefill, batch = (statistics.median(times[name]) for name in ("single", "prefill", "batch"))
         rates = {
             "single_ms_token": 1e3 * single / self.new,
@@ -54,21 +54,22 @@ class Workloads:
 
 
 def in_turn(names: Iterable[str], number: int) -> list[str]:
-    """The order of round ``number``: every second one goes backwards, so that none is always the last."""
+    """Return the order of round ``number``: every second one goes backwards, so that none is always the
+    last."""
     order = list(names)
     return order if number % 2 == 0 else order[::-1]
 
 
 def timed_round(ask: Ask, workloads: Workloads, seed: int) -> dict[str, float]:
-    """Each workload once."""
+    """Time each workload once."""
     return {name: ask(n, new, seed) for name, (n, new) in workloads.asked.items()}
 
 
 def inference_metrics(
     found: Mapping[str, Times], workloads: Workloads, ratios: Mapping[str, tuple[str, str]]
 ) -> dict[str, float]:
-    """Rates of each method, and of each of ``ratios`` (name: mine, other) the ratio of seconds for every
-    workload: the median over rounds, where both were measured in the same rounds."""
+    """Return the rates of each method, and for each of ``ratios`` (name: mine, other) the ratio of seconds of
+    every workload. A ratio is the median over rounds in which both were measured."""
     metrics = {
         f"{name}_{rate}": value
         for name, times in found.items()
