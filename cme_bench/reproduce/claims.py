@@ -36,9 +36,9 @@ MARGIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``claim``: in words; ``paper``: what the paper reports; ``ours``: what was found, in words;
-    ``verdict``: HOLDS, FAILS or UNKNOWN; ``mde``: smallest difference found with 80 % power, in points;
-    ``numbers``: everything behind it."""
+    """One claim. ``claim`` and ``ours`` are in words, ``paper`` is the paper's report. ``verdict``: HOLDS,
+    FAILS or UNKNOWN. ``mde``: smallest difference found with 80 % power, in points. ``numbers``: everything
+    behind it."""
 
     claim: str
     paper: str
@@ -49,7 +49,7 @@ class Claim:
 
 
 def check_claims(recipe: Recipe, folder: Folder) -> list[Claim]:
-    """Every claim that this recipe has measurements for."""
+    """Check every claim that this recipe has measurements for."""
     text = resources.files("cme_bench").joinpath("data", "claims.yaml").read_text(encoding="utf-8")
     paper: dict[str, Any] = yaml.safe_load(text)
     rows = {row.name: row for row in open_rows(recipe, folder, recipe.rows)}
@@ -160,7 +160,8 @@ def _p(p: float) -> str:
 
 
 def _ablation(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
-    """Each step of neither < collaboration < competition < both that is a difference of functions."""
+    """Yield a claim for each step of neither < collaboration < competition < both that is a difference of
+    functions."""
     told = paper["ablation"]
     present = [key for key in ABLATION if key in recipe.ablation]
     for first, second in pairwise(present):
@@ -194,7 +195,8 @@ def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, An
 
 
 def _balance(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterator[Claim]:
-    """Over the adapted layers of one training each: entropy over log k, and the busiest expert's share."""
+    """Compare entropy over log k and the busiest expert's share, over the adapted layers of one training
+    each."""
     if not {"teamlora-32", "moelora-32"} <= set(recipe.routers):
         return
     for by, label in (("domain", "by domain"), ("subject", "over MMLU's subjects")):
@@ -216,7 +218,8 @@ def _balance(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterat
 
 
 def _by_layer(load: pd.DataFrame) -> pd.DataFrame:
-    """Entropy / log k and the busiest expert's share of top-1 tokens of every layer, means over groups."""
+    """Return entropy / log k and the busiest expert's share of top-1 tokens of every layer, as means over
+    groups."""
     experts = load["expert"].nunique()
     per_group = load.groupby(["task", "group", "layer"]).agg(
         entropy=("entropy", "mean"), top1=("top1", "max")
@@ -229,7 +232,7 @@ def _by_layer(load: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_json(recipe: Recipe, claims: list[Claim]) -> dict[str, Any]:
-    """All claims with their numbers."""
+    """Return all claims with their numbers."""
     counts = {verdict: sum(c.verdict == verdict for c in claims) for verdict in (HOLDS, FAILS, UNKNOWN)}
     return {
         "recipe": recipe.identity(),
@@ -240,7 +243,7 @@ def claims_json(recipe: Recipe, claims: list[Claim]) -> dict[str, Any]:
 
 
 def claims_markdown(recipe: Recipe, claims: list[Claim]) -> str:
-    """A table: claim, paper, ours, verdict, and the smallest difference that would have been found."""
+    """Return a table: claim, paper, ours, verdict, and the smallest difference that would have been found."""
     rows = [
         [c.claim, c.paper, c.ours, f"**{c.verdict}**", "–" if c.mde is None else f"{c.mde:.2f}"]
         for c in claims

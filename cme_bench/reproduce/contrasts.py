@@ -16,8 +16,8 @@ from cme_bench.stats.seeds import seeds_difference
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Average of ``b`` less that of ``a`` in one form, in points: value, standard error, 95 % interval,
-    p value, and the smallest true difference that would have been found with 80 % power."""
+    """The average of ``b`` less that of ``a`` in one form, in points, with standard error, 95 % interval and
+    p value. ``mde``: the smallest true difference that would have been found with 80 % power."""
 
     a: str
     b: str
@@ -32,12 +32,13 @@ class Contrast:
     test: str
 
     def within(self, margin: float) -> bool:
-        """Whether the whole interval lies between -margin and +margin points."""
+        """Return whether the whole interval lies between -margin and +margin points."""
         return -margin < self.low and self.high < margin
 
 
 def contrast(a: RowRuns, b: RowRuns, form: str) -> Contrast:
-    """b less a. With one seed on either side only items are random: then it speaks of these adapters."""
+    """Return b less a. With one seed on either side only items are random: then it speaks of these
+    adapters."""
     if min(len(a.seeds), len(b.seeds)) < 2:
         found = {c.form: c for c in compare_runs(a.seeds[0], b.seeds[0])}[form].average
         assert found is not None  # CME's forms have a mean

@@ -42,7 +42,7 @@ class Job:
 
 
 def all_jobs(recipe: Recipe) -> list[Job]:
-    """The jobs of a recipe, each after those it needs; main rows and first seeds first.
+    """Return the jobs of a recipe, each after those it needs; main rows and first seeds first.
 
     A row that takes another's learning rate needs that row's grid. With one learning rate there is no grid.
     """
@@ -78,7 +78,7 @@ class Folder:
     path: Path
 
     def open(self, recipe: Recipe) -> None:
-        """Makes the folder. UsageError if it holds another recipe or scale, or cannot be written."""
+        """Make the folder. UsageError if it holds another recipe or scale, or cannot be written."""
         make_out(self.path)
         (self.path / "jobs").mkdir(exist_ok=True)
         file = self.path / "recipe.json"
@@ -108,23 +108,23 @@ class Folder:
         return self.path / "efficiency" / f"{shape}-{part}.json"
 
     def marker(self, job: str) -> Path:
-        """The file that says that a job is done."""
+        """Return the file that says that a job is done."""
         return self.path / "jobs" / f"{job}.json"
 
     def is_done(self, job: str) -> bool:
         return self.marker(job).is_file()
 
     def outcome(self, job: str) -> dict[str, Any]:
-        """What a finished job says of itself: at least ``seconds`` and ``hardware``."""
+        """Return the marker of a finished job: at least ``seconds`` and ``hardware``."""
         return read_json(self.marker(job))
 
     def finish(self, job: str, outcome: dict[str, Any]) -> None:
-        """Writes the marker; nothing of the job is computed again after this."""
+        """Write the marker; nothing of the job is computed again after this."""
         write_json(self.marker(job), outcome)
 
     @contextmanager
     def claimed(self, job: str) -> Iterator[bool]:
-        """Whether this process may do the job: a lock that the system drops if the process dies."""
+        """Yield whether this process may do the job: a lock that the system drops if the process dies."""
         with (self.path / "jobs" / f".{job}.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,5 +135,5 @@ class Folder:
 
 
 def pending(jobs: Sequence[Job], folder: Folder) -> list[Job]:
-    """The jobs that are not done, in order."""
+    """Return the jobs that are not done, in order."""
     return [job for job in jobs if not folder.is_done(job.name)]

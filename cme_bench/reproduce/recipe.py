@@ -41,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is measured of speed on one model or preset. ``parts``: a job each, expected to take ``minutes``;
+    """A measurement of speed on one model or preset. ``parts``: a job each, expected to take ``minutes``;
     ``settings``: fields of EfficiencyOptions."""
 
     name: str
@@ -98,15 +98,16 @@ class Recipe:
     source: Path = field(default=Path())
 
     def seeds_of(self, row: str) -> int:
-        """How many seeds of a row are trained."""
+        """Return how many seeds of a row are trained."""
         return self.seeds if row in self.main else self.side_seeds
 
     def steps_of(self, row: str) -> int:
-        """Optimizer steps of a whole training of a row."""
+        """Return the optimizer steps of a whole training of a row."""
         return max(2, round(self.rows[row].share * self.steps))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that results depend on, as JSON values; the number of seeds and workers may change."""
+        """Return everything that results depend on, as JSON values; the number of seeds and workers may
+        change."""
         return {
             "name": self.name,
             "scale": self.scale,
@@ -133,7 +134,7 @@ def read_recipe(
     side_seeds: int | None = None,
     workers: int | None = None,
 ) -> Recipe:
-    """The recipe in ``file`` at ``scale``; arguments that are not None win over it.
+    """Read the recipe in ``file`` at ``scale``; arguments that are not None win over it.
 
     Raises UsageError with file and line for unknown keys, rows and scales, and for what is missing.
     """
@@ -201,7 +202,7 @@ def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dic
 
 
 def _only(content: dict[str, Any], rows: Mapping[str, Row], only: list[str], place: str) -> dict[str, Row]:
-    """The named rows; whatever the recipe says of others is left out of ``content``."""
+    """Return the named rows; whatever the recipe says of others is left out of ``content``."""
     for name in only:
         if name not in rows:
             raise UsageError(f"{place}: only names {name!r}, which is no row{did_you_mean(name, rows)}")

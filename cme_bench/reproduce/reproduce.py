@@ -22,7 +22,7 @@ Note = Callable[[str], None]
 
 
 def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
-    """The cost of the recipe as text; rates are measured where the folder has none of this machine."""
+    """Return the cost of the recipe as text; rates are measured where the folder has none of this machine."""
     folder = Folder(out)
     folder.open(recipe)
     bench = Workbench(recipe, folder, offline=offline)
@@ -36,7 +36,7 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
 class Call:
     """One call of the command. minutes: until it stops; None: as long as it takes. state: folder that carries
     what is done from machine to machine. published: where results are copied. helper_command: starts a
-    further process of this recipe; is_helper: this is one."""
+    further process of this recipe. is_helper: this is one."""
 
     out: Path
     offline: bool = False
@@ -48,7 +48,7 @@ class Call:
 
 
 def reproduce(recipe: Recipe, call: Call, note: Note) -> None:
-    """Does what is not done yet; once all is, tables, figures and claims.
+    """Run the jobs that are not finished; once all are, write tables, figures and claims.
 
     Raises InterruptedRun when the time is up or on a signal: what is done is saved.
     """
@@ -91,7 +91,7 @@ def _compute(
 
 
 def write_results(recipe: Recipe, folder: Folder, note: Note) -> None:
-    """Tables, figures, claims and README.md of a recipe whose jobs are all done."""
+    """Write tables, figures, claims and README.md of a recipe whose jobs are all done."""
     for line in write_tables(recipe, folder, folder.path / "tables"):
         note(f"tables/{line}")
     for line in write_all_figures(recipe, folder, folder.path / "figures"):

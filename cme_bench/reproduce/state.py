@@ -27,7 +27,7 @@ _TRAINING_FILES = ("adapter_config.json", "cme_training.json", "loss.csv")
 
 
 def pack(recipe: Recipe, folder: Folder, parts: Path, *, part_bytes: int = PART_BYTES) -> list[Path]:
-    """Writes ``state-NN.tar.xz.part`` files, at most ``MOST_PARTS`` of ``part_bytes``, in place of those
+    """Write ``state-NN.tar.xz.part`` files, at most ``MOST_PARTS`` of ``part_bytes``, in place of those
     there. CmeError if more would be needed."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
@@ -52,7 +52,7 @@ def pack(recipe: Recipe, folder: Folder, parts: Path, *, part_bytes: int = PART_
 
 
 def unpack(folder: Folder, parts: Path) -> bool:
-    """Puts back what :func:`pack` wrote, where the folder is new; whether it did.
+    """Put back what :func:`pack` wrote, where the folder is new; return whether it did.
 
     UsageError if the parts are damaged.
     """
@@ -63,8 +63,8 @@ def unpack(folder: Folder, parts: Path) -> bool:
     try:
         with tarfile.open(fileobj=content, mode="r:xz") as archive:
             archive.extractall(folder.path, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as err:
-        raise UsageError(f"{parts}: the parts of the state do not fit together ({err})") from err
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UsageError(f"{parts}: the parts of the state do not fit together ({error})") from error
     return True
 
 
@@ -73,7 +73,7 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _carried(recipe: Recipe, folder: Folder) -> Iterator[tuple[str, bytes]]:
-    """Names from the folder, and contents."""
+    """Yield names from the folder, and contents."""
     root = folder.path
     for name in ("recipe.json", "rates.json"):
         if (root / name).is_file():
@@ -87,7 +87,8 @@ def _carried(recipe: Recipe, folder: Folder) -> Iterator[tuple[str, bytes]]:
 
 
 def whole_jobs(recipe: Recipe, folder: Folder) -> list[Job]:
-    """The finished jobs that stand without weights: those of rows and seeds of which everything is done."""
+    """Return the finished jobs that stand without weights: those of rows and seeds of which everything is
+    done."""
     jobs = all_jobs(recipe)
     open_rows = {(j.row, j.seed) for j in jobs if j.kind in _OF_ROW and not folder.is_done(j.name)}
     return [
@@ -121,13 +122,13 @@ def _present(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _slim(samples: Path) -> bytes:
-    """The records without prompts and items: what tables and tests need is left."""
+    """Return the records without prompts and items: what tables and tests need is left."""
     return b"".join(orjson.dumps(record | _LEFT_OUT) + b"\n" for record in read_records(samples))
 
 
 def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
-    """Copies results into ``out``: tables, figures, claims, configurations and records of training, results
-    of runs and of routers. No weights, no texts of items.
+    """Copy results into ``out``: tables, figures, claims, configurations and records of training, results of
+    runs and of routers. No weights, no texts of items.
 
     UsageError if ``out`` cannot be written.
     """
@@ -145,8 +146,8 @@ def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
                 to = out / file.relative_to(folder.path)
                 to.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, to)
-    except OSError as err:
-        raise UsageError(f"--publish {out}: {err}") from err
+    except OSError as error:
+        raise UsageError(f"--publish {out}: {error}") from error
 
 
 ROUTER_ROWS = "router_load.csv"

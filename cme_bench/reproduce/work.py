@@ -37,7 +37,7 @@ class Clock:
         return cls(None if minutes is None else time.monotonic() + 60 * minutes - MARGIN_SECONDS)
 
     def arguments(self) -> list[str]:
-        """The option that gives another process the same end."""
+        """Return the option that gives another process the same end."""
         return [] if self.end is None else ["--minutes", f"{max(1.0, (self.left + MARGIN_SECONDS) / 60):.2f}"]
 
     @property
@@ -48,8 +48,8 @@ class Clock:
 
 @contextmanager
 def interrupted_at(clock: Clock) -> Iterator[None]:
-    """While open, SIGTERM and SIGINT raise InterruptedRun (a training or a run saves itself first, by its own
-    handler), and SIGTERM comes by itself when the time is up."""
+    """Raise InterruptedRun in the block on SIGTERM and SIGINT, and send SIGTERM when the time is up. A
+    training or a run saves itself first, by its own handler."""
 
     def stop(number: int, frame: object) -> None:
         raise InterruptedRun("stopped")
@@ -77,7 +77,7 @@ def work(
     clock: Clock,
     begun: int = 0,
 ) -> int:
-    """Does jobs until none is left for this process; ``alone``: also those that need the machine alone.
+    """Do jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
     ``begun``: how many the call has done before; the new number is returned. Raises what a job raises, the
     jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it is
@@ -100,14 +100,14 @@ def work(
 
 
 def _others(left: Sequence[Job]) -> bool:
-    """Whether jobs that share the machine are still to be done."""
+    """Return whether jobs that share the machine are still to be done."""
     return any(not job.alone for job in left)
 
 
 def _take(
     folder: Folder, job: Job, do: Callable[[Job], dict[str, object]], note: Callable[[str], None]
 ) -> bool:
-    """Does the job unless another process has it; whether it did."""
+    """Do the job unless another process has it; return whether it was done."""
     with folder.claimed(job.name) as mine:
         if not mine or folder.is_done(job.name):
             return False
@@ -122,7 +122,7 @@ def _take(
 
 @contextmanager
 def helpers(command: Sequence[str], count: int, logs: Path) -> Iterator[None]:
-    """``count`` further processes of the same recipe; told to stop when this block ends by an error.
+    """Start ``count`` further processes of the same recipe; stop them when the block ends by an error.
 
     CmeError if one of them fails, with the last line that it wrote.
     """

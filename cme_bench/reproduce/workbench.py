@@ -1,4 +1,4 @@
-"""What each kind of job does. The rows of the mixture and the base model are loaded once a process."""
+"""The work of each kind of job. The rows of the mixture and the base model are loaded once a process."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Workbench:
         return load_sets(options, open_source(self.recipe.data, offline=self.offline), note=lambda _: None)
 
     def training_options(self, row: str, out: Path, *, rate: float, steps: int, seed: int) -> TrainOptions:
-        """The options of one training of a row."""
+        """Return the options of one training of a row."""
         fields = {**self.recipe.training, **self.recipe.rows[row].training}
         return TrainOptions(
             model=self.recipe.model,
@@ -94,7 +94,7 @@ class Workbench:
         )
 
     def trained(self, options: TrainOptions) -> dict[str, Any]:
-        """Trains, or goes on, and gives what the training recorded."""
+        """Train, or go on, and return the training's record."""
         out = train(options, self._training, sets=self.sets)
         content = read_json(out / "cme_training.json")
         return {k: content[k] for k in ("steps", "tokens_trained", "target_tokens_trained", "final_loss")} | {
@@ -117,7 +117,7 @@ class Workbench:
         }
 
     def learning_rate(self, row: str) -> float:
-        """The tried rate of lowest validation loss, for the row or the one that it is tuned as."""
+        """Return the tried rate of lowest validation loss, for the row or the one that it is tuned as."""
         rates = self.recipe.learning_rates
         if len(rates) == 1:
             return rates[0]
@@ -167,7 +167,8 @@ class Workbench:
         }
 
     def _router(self, job: Job) -> dict[str, Any]:
-        """The router on the prompts of the row's run: by domain, and by subject where MMLU was asked."""
+        """Measure the router on the prompts of the row's run: by domain, and by subject where MMLU was
+        asked."""
         source = self.folder.run(job.row)
         by_domain = RouterOptions(source, limit=self.recipe.router_limit, offline=self.offline)
         titles = [self._measured(by_domain, self.folder.router(job.row, "domain"), "domain")]
@@ -194,8 +195,8 @@ class Workbench:
         settings = {"model": shape.name, **shape.settings, "parts": (job.part,), "offline": self.offline}
         try:
             options = EfficiencyOptions(**settings)
-        except TypeError as err:
-            raise UsageError(f"{self.recipe.source}: efficiency of {job.row}: {err}") from err
+        except TypeError as error:
+            raise UsageError(f"{self.recipe.source}: efficiency of {job.row}: {error}") from error
         file = self.folder.efficiency(job.row, job.part)
         file.parent.mkdir(exist_ok=True)
         write_json(file, measure(options, self._running.note))
@@ -204,7 +205,7 @@ class Workbench:
     # ---- room
 
     def _drop_weights(self) -> None:
-        """Deletes the weights of finished grids and, if the recipe says so, of adapters whose evaluation and
+        """Delete the weights of finished grids and, if the recipe says so, of adapters whose evaluation and
         router are done."""
         jobs = all_jobs(self.recipe)
         for job in (job for job in jobs if job.kind == "grid" and self.folder.is_done(job.name)):
