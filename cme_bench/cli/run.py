@@ -33,8 +33,9 @@ def run(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="What computes: hf (transformers), vllm, or ray (several of either).")
-    ] = "hf",
+        str,
+        typer.Option(help="What computes: hf (transformers), vllm, or ray (several of either). auto: hf."),
+    ] = "auto",
     worker: Annotated[str | None, typer.Option(help="ray: what a worker computes with, hf or vllm.")] = None,
     workers: Annotated[
         int | None,
@@ -96,16 +97,8 @@ def run(
     Killed at any moment, the same command goes on where it stopped.
     """
     from cme_bench.cli.progress import show_progress
-    from cme_bench.errors import UsageError, did_you_mean
-    from cme_bench.runs.options import ENGINES, WORKERS, RunOptions, parse_settings
+    from cme_bench.runs.options import RunOptions, check_model, parse_settings
 
-    if engine not in ENGINES:
-        raise UsageError(f"unknown engine {engine!r}{did_you_mean(engine, ENGINES)}")
-    if worker is not None and worker not in WORKERS:
-        raise UsageError(f"unknown worker {worker!r}{did_you_mean(worker, WORKERS)}")
-    for name, value in (("worker", worker), ("workers", workers), ("address", address)):
-        if value is not None and engine != "ray":
-            raise UsageError(f"--{name} is for --engine ray, not for {engine}")
     options = RunOptions(
         model=model,
         tasks=tasks,
@@ -130,6 +123,7 @@ def run(
         settings=parse_settings(set_ or []),
         command=tuple(sys.argv),
     )
+    check_model(options)
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
     from cme_bench.runs.runner import run as evaluate

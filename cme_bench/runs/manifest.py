@@ -15,7 +15,7 @@ import orjson
 from cme_bench.engines.base import Engine
 from cme_bench.errors import UsageError
 from cme_bench.provenance import commit, machine, versions, without_secrets
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.options import RunOptions, arguments
 from cme_bench.runs.shape import ListOf, Maybe, check_shape
 from cme_bench.runs.store import read_json, write_json
 
@@ -99,7 +99,7 @@ class Manifest:
             "identity": identity,
             "model": responder.describe(),
             "adapter": responder.adapter.description if responder.adapter else None,
-            "arguments": {k: _plain(v) for k, v in asdict(options).items()},
+            "arguments": {k: _plain(v) for k, v in arguments(options, options).items()},
             "seed": options.seed,
             "bos": responder.encoder.bos.describe(),
             "notes": [],

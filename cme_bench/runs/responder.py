@@ -87,7 +87,7 @@ class BaseModel:
 
     @functools.cached_property
     def engines(self) -> EngineSource:
-        return SOURCES[self.options.engine](self)
+        return SOURCES[self.options.engine if self.options.engine == "ray" else self.options.computes](self)
 
     def close(self) -> None:
         """Free what computes."""

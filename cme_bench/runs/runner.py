@@ -100,7 +100,10 @@ def run_folder(options: RunOptions, responder: Responder) -> Path:
     if options.out is None:
         return default_folder(options, responder.name, responder.identity)
     if len(options.adapters) > 1 and responder.adapter is not None:
-        return options.out / _distinct_names(options.adapters)[responder.adapter.path]
+        return (
+            options.out
+            / _distinct_names([name for name in options.adapters if name is not None])[responder.adapter.path]
+        )
     return options.out
 
 

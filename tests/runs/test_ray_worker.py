@@ -26,7 +26,7 @@ from cme_bench.runs.store import read_json, read_records, samples_file
 
 
 def options(model: Path, **changes: Any) -> RunOptions:
-    return replace(RunOptions(str(model), "cme_rte_ll", data="mini", offline=True), **changes)
+    return replace(RunOptions(str(model), tasks="cme_rte_ll", data="mini", offline=True), **changes)
 
 
 def test_a_worker_refuses_another_model_other_versions_and_another_adapter(
