@@ -37,7 +37,8 @@ import measurements
 import toy
 from forked import Process, Trouble, in_mounts, mount, preload
 
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.files import read_json
 
 
 @dataclass

@@ -27,9 +27,9 @@ from cme_bench import provenance
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import open_run
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import write_json
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.stats.estimates import mean
+from cme_bench.util.files import write_json
 
 TASKS = 22
 

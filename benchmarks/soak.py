@@ -26,7 +26,8 @@ import measurements
 import toy
 from forked import Process, preload
 
-from cme_bench.runs.store import Record, read_json, read_records, samples_file
+from cme_bench.runs.store import Record, read_records, samples_file
+from cme_bench.util.files import read_json
 
 TOLERANCE = 1e-4
 """Of log-likelihoods in float32, whose last digits depend on what else is in a batch."""

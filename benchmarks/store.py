@@ -29,9 +29,10 @@ from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.aggregate import task_result
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.files import read_json
 
 TASK = "cme_arc_easy_ll"
 

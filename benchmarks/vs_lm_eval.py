@@ -105,7 +105,8 @@ class Ours:
         from dataclasses import replace
 
         from cme_bench.runs.runner import run
-        from cme_bench.runs.store import read_json, read_records, samples_file
+        from cme_bench.runs.store import read_records, samples_file
+        from cme_bench.util.files import read_json
 
         task, out = f"cme_{case.task}_ll", self.folder / "run"
         shutil.rmtree(out, ignore_errors=True)

@@ -5,13 +5,14 @@ A commit is always one that the hub named; later runs ask for exactly that one, 
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.errors import UsageError
 from cme_bench.paths import cache_folder
+from cme_bench.util.files import read_json, replacing, storing
+from cme_bench.util.locks import locked
 
 LOCK_NAME = "hub-lock.json"
 
@@ -22,17 +23,12 @@ def default_lock_file() -> Path:
 
 def read_lock(file: Path) -> dict[str, str]:
     """``"datasets/ID"`` or ``"models/ID"`` -> commit; empty if the file does not exist."""
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
+    if not file.exists():
         return {}
     try:
-        lock = orjson.loads(text)
-    except orjson.JSONDecodeError as err:
-        raise UsageError(f"{file}: broken lock file ({err}); mend or remove it") from err
-    if not isinstance(lock, dict):
-        raise UsageError(f"{file}: broken lock file (not a mapping); mend or remove it")
-    return {str(k): str(v) for k, v in lock.items()}
+        return {str(key): str(commit) for key, commit in read_json(file).items()}
+    except UsageError as error:
+        raise UsageError(f"{error}; mend or remove this lock file") from error
 
 
 def write_lock(file: Path, key: str, commit: str) -> str:
@@ -40,16 +36,12 @@ def write_lock(file: Path, key: str, commit: str) -> str:
 
     CmeError if the file cannot be written: a commit that is used must be recorded.
     """
-    try:
+    with storing(file, note=""):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".flock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
+        with locked(file.with_suffix(".flock")):
             lock = read_lock(file)
             if key not in lock:
                 lock[key] = commit
-                scratch = file.with_suffix(".tmp")
-                scratch.write_bytes(orjson.dumps(lock, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-                scratch.replace(file)
+                with replacing(file) as stream:
+                    stream.write(orjson.dumps(lock, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
             return lock[key]
-    except OSError as err:
-        raise CmeError(f"cannot write {file} ({err.strerror or err})") from err

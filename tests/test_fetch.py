@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from hub_server import FIRST, SECOND, Hub, Server, serving
 
-from cme_bench.runs.store import read_json
 from cme_bench.tasks.sources import MINI_FOLDER
+from cme_bench.util.files import read_json
 
 pytestmark = pytest.mark.slow  # every command is a process of its own, which imports torch
 

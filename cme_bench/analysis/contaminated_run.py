@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,8 +13,10 @@ import orjson
 from cme_bench.analysis.contamination import N, find_overlaps, row_texts
 from cme_bench.errors import UsageError
 from cme_bench.runs.folder import read_results
-from cme_bench.runs.store import read_records, samples_file, write_json, write_text
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.stats.estimates import Estimate, mean
+from cme_bench.util.csv_text import csv_text
+from cme_bench.util.files import write_json, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +77,19 @@ def _mean(values: list[Any]) -> Estimate | None:
 
 
 def contamination_csv(found: Iterable[TaskContamination]) -> str:
-    """Return the columns task, items, checked, overlapping, share, metric, score, stderr, clean_score,
-    clean_stderr, clean_n."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(
+    """Return the columns task, items, checked, overlapping, share, metric, score, stderr, clean_score, clean_stderr,
+    clean_n."""
+    columns = (
         "task items checked overlapping share metric score stderr clean_score clean_stderr clean_n".split()
     )
+    rows: list[list[object]] = []
     for t in found:
         share = len(t.overlapping) / t.checked if t.checked else ""
         clean = [*_cells(t.clean), t.clean.n if t.clean else 0]
-        table.writerow(
+        rows.append(
             [t.task, t.items, t.checked, len(t.overlapping), share, t.metric, *_cells(t.score), *clean]
         )
-    return out.getvalue()
+    return csv_text(columns, rows) + "\n"
 
 
 def _cells(estimate: Estimate | None) -> list[float | str]:

@@ -15,10 +15,11 @@ from cme_bench.prompts.items import limited_ids, truncate
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import BaseModel, Responder, first_prompt
 from cme_bench.runs.runner import build_requests
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.files import read_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def card(
     """Print a run's scores as the metrics block (model-index) of a Hugging Face model card."""
     from cme_bench.reports.card import model_card
     from cme_bench.reports.runs import open_run
-    from cme_bench.runs.store import write_text
+    from cme_bench.util.files import write_text
 
     text = model_card(open_run(run))
     if output is None:

@@ -43,7 +43,7 @@ def compare(
     from cme_bench.reports.compare import compare_runs
     from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv, flips_csv
     from cme_bench.reports.runs import open_run
-    from cme_bench.runs.store import write_text
+    from cme_bench.util.files import write_text
 
     for option, value, known in (("--by", by, ("domain", "task")), ("--format", fmt, ("md", "csv"))):
         if value not in known:

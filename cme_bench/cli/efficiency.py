@@ -81,8 +81,8 @@ def _measure_all(options: EfficiencyOptions, out: Path) -> None:
     from cme_bench.reports.efficiency_table import efficiency_frame, efficiency_markdown
     from cme_bench.reports.figures.inputs import FigureInputs
     from cme_bench.reports.figures.write import write_figures
-    from cme_bench.reports.grids import frame_csv
-    from cme_bench.runs.store import write_json, write_text
+    from cme_bench.util.csv_text import frame_csv
+    from cme_bench.util.files import write_json, write_text
 
     base_config(options)  # what is wrong with the model shows before anything is measured
     make_out(out)

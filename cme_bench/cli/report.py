@@ -26,7 +26,7 @@ def report(
     """
     from cme_bench.reports.page.render import render_page
     from cme_bench.reports.runs import open_run
-    from cme_bench.runs.store import write_text
+    from cme_bench.util.files import write_text
 
     page = render_page([open_run(folder) for folder in runs], title=title, allow_mixed=allow_mixed)
     write_text(output, page)

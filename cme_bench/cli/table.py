@@ -46,7 +46,7 @@ def table(
     from cme_bench.reports.seeds import pool_seeds
     from cme_bench.reports.table import comparison_tables
     from cme_bench.reports.table_text import render
-    from cme_bench.runs.store import write_text
+    from cme_bench.util.files import write_text
 
     views = [open_run(folder) for folder in runs]
     if seeds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import re
 import time
@@ -18,6 +17,8 @@ from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.models.folder import check_model_folder
 from cme_bench.models.weights import adapter_files, weight_files
 from cme_bench.paths import cache_folder
+from cme_bench.util.files import replacing
+from cme_bench.util.locks import locked
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
 _CONFIG = "config.json"
@@ -155,10 +156,7 @@ def _remembered(memory: Path) -> dict[str, str]:
 def _remember(memory: Path, key: str, value: str) -> None:
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
-        with memory.with_suffix(".flock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            scratch = memory.with_suffix(".tmp")
-            scratch.write_bytes(orjson.dumps(_remembered(memory) | {key: value}))
-            scratch.replace(memory)
+        with locked(memory.with_suffix(".flock")), replacing(memory) as stream:
+            stream.write(orjson.dumps(_remembered(memory) | {key: value}))
     except OSError:
         return  # a read-only home: hash again next time

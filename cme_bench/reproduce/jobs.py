@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 from cme_bench.errors import UsageError
 from cme_bench.paths import make_out
 from cme_bench.reproduce.recipe import BASE, Recipe
-from cme_bench.runs.store import read_json, write_json
+from cme_bench.util.files import read_json, write_json
+from cme_bench.util.locks import try_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +126,7 @@ class Folder:
     def claimed(self, job: str) -> Iterator[bool]:
         """Yield whether this process may do the job: a lock that the system drops if the process dies."""
         with (self.path / "jobs" / f".{job}.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+            yield try_lock(lock)
 
 
 def pending(jobs: Sequence[Job], folder: Folder) -> list[Job]:

@@ -16,7 +16,7 @@ from cme_bench.reproduce.results import write_all_figures, write_summary, write_
 from cme_bench.reproduce.state import pack, publish, unpack
 from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.reproduce.workbench import Workbench
-from cme_bench.runs.store import write_json, write_text
+from cme_bench.util.files import write_json, write_text
 
 Note = Callable[[str], None]
 

@@ -9,14 +9,15 @@ import pandas as pd
 
 from cme_bench.reports.figures.inputs import CURVE, ROUTER, FigureInputs, read_curve_frame
 from cme_bench.reports.figures.write import write_figures
-from cme_bench.reports.grids import csv_text, markdown
+from cme_bench.reports.grids import markdown
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import ABLATION, Recipe
 from cme_bench.reproduce.views import open_base, open_rows, titled
-from cme_bench.runs.store import read_json, write_text
+from cme_bench.util.csv_text import csv_text
+from cme_bench.util.files import read_json, write_text
 
 _ABLATION_NOTE = (
     "neither: plain LoRA of as many parameters. Collaboration alone, one shared A whose output is sliced, is "

@@ -24,7 +24,6 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent as RunSilent
 from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, write_json
 from cme_bench.tasks.sources import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
@@ -32,6 +31,7 @@ from cme_bench.training.plan import load_sets
 from cme_bench.training.progress import Silent
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
+from cme_bench.util.files import read_json, write_json
 
 GRID_SEED = 1_000
 """Seed of the trainings that try learning rates: no seed of a row."""

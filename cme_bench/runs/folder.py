@@ -7,7 +7,7 @@ from typing import Any
 
 from cme_bench.errors import UsageError
 from cme_bench.runs.shape import Count, Each, ListOf, Maybe, OrNull, check_shape
-from cme_bench.runs.store import read_json
+from cme_bench.util.files import read_json
 
 MOST_ROWS = 10_000_000
 """No split is larger; a damaged number must not become work without end."""

@@ -17,7 +17,7 @@ from cme_bench.errors import UsageError
 from cme_bench.provenance import commit, machine, versions, without_secrets
 from cme_bench.runs.options import RunOptions, arguments
 from cme_bench.runs.shape import ListOf, Maybe, check_shape
-from cme_bench.runs.store import read_json, write_json
+from cme_bench.util.files import read_json, write_json
 
 if TYPE_CHECKING:
     from cme_bench.runs.responder import Responder

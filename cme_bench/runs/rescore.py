@@ -25,13 +25,14 @@ from cme_bench.runs.folder import read_both
 from cme_bench.runs.records import current_records
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import task_hash
-from cme_bench.runs.store import Record, RunWriter, record_bytes, write_json
+from cme_bench.runs.store import Record, RunWriter, record_bytes
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.files import write_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cme_bench.runs.store import write_json, write_text
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import Measure
 from cme_bench.scoring.ties import NOISE
 from cme_bench.stats.estimates import Estimate
+from cme_bench.util.csv_text import csv_text
+from cme_bench.util.files import write_json, write_text
 
 AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the average over the domains"
 _TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
@@ -94,13 +93,12 @@ def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) ->
 
     The domains and the average of each form follow the tasks, with the form in the place of the task's name.
     """
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(["task", "domain", "metric", "value", "stderr", "n", "scale", "better"])
+    columns = ["task", "domain", "metric", "value", "stderr", "n", "scale", "better"]
+    rows: list[list[object]] = []
 
     def row(task: str, domain: str, metric: str, e: Estimate, measure: Measure) -> None:
         stderr = "" if math.isnan(e.stderr) else repr(e.stderr)
-        table.writerow([task, domain, metric, repr(e.value), stderr, e.n, measure.scale.name, measure.better])
+        rows.append([task, domain, metric, repr(e.value), stderr, e.n, measure.scale.name, measure.better])
 
     for result in results:
         for metric, estimate in result.metrics.items():
@@ -110,4 +108,4 @@ def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) ->
             row(f"({form})", domain, "macro", estimate, summary.measure)
         if summary.average is not None:
             row(f"({form})", "average", "macro", summary.average, summary.measure)
-    return out.getvalue()
+    return csv_text(columns, rows) + "\n"

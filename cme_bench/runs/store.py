@@ -7,7 +7,6 @@ are either the old or the new version, never a mixture. The last record of an it
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,11 +16,12 @@ from typing import IO, Any
 
 import orjson
 
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.errors import UsageError
 from cme_bench.tasks.values import summary
+from cme_bench.util.files import storing
+from cme_bench.util.locks import try_lock
 
 SYNC_SECONDS = 5.0
-_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
 
 Record = dict[str, Any]
 
@@ -29,50 +29,6 @@ Record = dict[str, Any]
 def record_bytes(record: Mapping[str, Any]) -> bytes:
     """Return one record as JSON; of a value that JSON cannot hold (image bytes, say) a summary is kept."""
     return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY, default=summary)
-
-
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Replace ``file`` by ``value`` in one step: readers see the old or the new contents."""
-    _guarded(file, lambda: _replace(file, orjson.dumps(value, option=_JSON)))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace ``file`` by ``text`` in one step."""
-    _guarded(file, lambda: _replace(file, text.encode()))
-
-
-def _replace(file: Path, content: bytes) -> None:
-    scratch = file.with_name(f".{file.name}.tmp")
-    with scratch.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    scratch.replace(file)
-
-
-def _guarded(file: Path, act: Any) -> Any:
-    try:
-        return act()
-    except OSError as err:
-        raise CmeError(
-            f"cannot write {file} ({err.strerror or err}); what was stored before is intact: make room or "
-            "mend the folder, then run the same command again"
-        ) from err
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. UsageError if the file is absent, cannot be read or is broken."""
-    try:
-        value = orjson.loads(file.read_bytes())
-    except FileNotFoundError as err:
-        raise UsageError(f"{file}: no such file; is {file.parent} a run folder?") from err
-    except OSError as err:
-        raise UsageError(f"{file}: cannot be read ({err.strerror or err})") from err
-    except orjson.JSONDecodeError as err:
-        raise UsageError(f"{file}: broken JSON ({err})") from err
-    if not isinstance(value, dict):
-        raise UsageError(f"{file}: not a JSON object")
-    return value
 
 
 def read_records(file: Path) -> Iterator[Record]:
@@ -147,14 +103,13 @@ class RunWriter:
             self._lock = (folder / ".lock").open("a+")
         except OSError as err:
             raise UsageError(f"--out {folder}: cannot be written ({err.strerror or err})") from err
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        if not try_lock(self._lock):
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise UsageError(f"{folder} is being written by another run (process {owner})") from err
-        _guarded(folder / ".lock", self._sign)
+            raise UsageError(f"{folder} is being written by another run (process {owner})")
+        with storing(folder / ".lock"):
+            self._sign()
 
     def _sign(self) -> None:
         """Write into the lock who holds it."""
@@ -177,7 +132,8 @@ class RunWriter:
         """Write records in one go and hand them to the operating system: they survive this process."""
         file = self.samples_file(task)
         lines = b"".join(record_bytes(r) + b"\n" for r in records)
-        _guarded(file, lambda: self._write(file, lines))
+        with storing(file):
+            self._write(file, lines)
 
     def _write(self, file: Path, lines: bytes) -> None:
         if file not in self._streams:
@@ -193,7 +149,8 @@ class RunWriter:
     def close(self) -> None:
         """Flush to disk and release the folder."""
         for file, stream in self._streams.items():
-            _guarded(file, lambda stream=stream: os.fsync(stream.fileno()))
+            with storing(file):
+                os.fsync(stream.fileno())
             stream.close()
         self._streams.clear()
         self._lock.close()

@@ -14,6 +14,7 @@ from cme_bench.tasks.hub import HubSource
 from cme_bench.tasks.row_files import READERS
 from cme_bench.tasks.sources import FolderSource
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.util.files import replacing, storing
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,11 @@ def fetch_splits(wanted: Iterable[WantedSplit], folder: Path) -> Iterator[Fetche
 
 def write_rows(file: Path, rows: Iterable[object]) -> None:
     """Write rows as JSON lines; the file appears whole or not at all."""
-    scratch = file.with_suffix(".part")
-    try:
+    with storing(file, note="what was fetched before is kept"):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as stream:
+        with replacing(file) as stream:
             for row in rows:
                 stream.write(orjson.dumps(row, default=str) + b"\n")
-        scratch.replace(file)
-    except OSError as error:
-        raise CmeError(
-            f"cannot write {file} ({error.strerror or error}); what was fetched before is kept"
-        ) from error
 
 
 def located(task: TaskSpec, folder: str | None) -> TaskSpec:

@@ -6,7 +6,6 @@ Folder: ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT's, writt
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import shutil
@@ -38,7 +37,6 @@ from cme_bench.models.load import (
     load_tokenizer,
 )
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
-from cme_bench.runs.store import write_json
 from cme_bench.tasks.sources import open_source
 from cme_bench.training import record
 from cme_bench.training.batches import collate, pad_token, share, width_multiple
@@ -53,6 +51,8 @@ from cme_bench.training.plan import Plan, make_plan
 from cme_bench.training.progress import Silent
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
+from cme_bench.util.files import write_json
+from cme_bench.util.locks import try_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -130,10 +130,8 @@ def _only_writer(out: Path) -> Iterator[None]:
     except OSError as err:
         raise UsageError(f"--out {out}: cannot be written ({err.strerror})") from err
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
-            raise UsageError(f"{out} is being written by another training") from err
+        if not try_lock(lock):
+            raise UsageError(f"{out} is being written by another training")
         yield
     (out / ".lock").unlink(missing_ok=True)
 

@@ -17,11 +17,12 @@ from cme_bench.cli import main
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.row_files import read_file
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.files import read_json
 
 PLAIN = resolve_format("plain", None, generated=False)
 

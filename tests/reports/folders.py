@@ -12,10 +12,10 @@ import orjson
 
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.runs.results import results_json
-from cme_bench.runs.store import write_json
 from cme_bench.scoring.aggregate import TaskResult, summarize
 from cme_bench.scoring.scales import USUAL, Measure
 from cme_bench.stats.estimates import Estimate, mean
+from cme_bench.util.files import write_json
 
 ADAPTER = {
     "name": "t32",

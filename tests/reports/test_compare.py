@@ -17,7 +17,8 @@ from cme_bench.errors import UsageError
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv, flips_csv, pvalue
 from cme_bench.reports.runs import RunView, open_run
-from cme_bench.runs.store import read_json, samples_file, write_json
+from cme_bench.runs.store import samples_file
+from cme_bench.util.files import read_json, write_json
 
 
 @pytest.fixture

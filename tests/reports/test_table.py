@@ -20,7 +20,8 @@ from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import FIXED, comparison_tables, duration
 from cme_bench.reports.table_text import render
-from cme_bench.runs.store import samples_file, write_json
+from cme_bench.runs.store import samples_file
+from cme_bench.util.files import write_json
 
 
 def answers(right: int, n: int = 100) -> list[float]:

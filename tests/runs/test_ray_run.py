@@ -25,7 +25,8 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.files import read_json
 
 pytestmark = [
     pytest.mark.slow,

@@ -22,7 +22,8 @@ from cme_bench.runs.engines import Job
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_worker import WorkerSource, worker_environment
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.files import read_json
 
 
 def options(model: Path, **changes: Any) -> RunOptions:

@@ -14,7 +14,8 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.records import current_records
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.files import read_json
 
 TASKS = "cme_rte,cme_rte_ll"
 

@@ -9,7 +9,8 @@ import orjson
 import pytest
 
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.runs.store import RunWriter, cut_torn_line, read_json, read_records, samples_file, write_json
+from cme_bench.runs.store import RunWriter, cut_torn_line, read_records, samples_file
+from cme_bench.util.files import read_json, write_json
 
 
 def record(number: int) -> dict[str, Any]:

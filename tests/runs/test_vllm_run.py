@@ -17,7 +17,8 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.analysis.parity import measure_parity
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import Record, read_json, read_records, samples_file
+from cme_bench.runs.store import Record, read_records, samples_file
+from cme_bench.util.files import read_json
 
 pytestmark = [
     pytest.mark.slow,

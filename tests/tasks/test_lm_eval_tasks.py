@@ -14,12 +14,13 @@ from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_json, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.items import score_record
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.lm_eval_tasks import tasks_folder
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.files import read_json
 
 SUITE = load_suite()
 PLAIN = resolve_format("plain", None, generated=False)

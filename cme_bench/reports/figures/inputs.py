@@ -11,7 +11,7 @@ import pandas as pd
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import RunView, open_run
-from cme_bench.runs.store import read_json
+from cme_bench.util.files import read_json
 
 TRAINING, CURVE, ROUTER = "cme_training.json", "loss.csv", "router_load.csv"
 

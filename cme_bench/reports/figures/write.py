@@ -20,9 +20,9 @@ from cme_bench.reports.figures.router import draw_router, router_frame
 from cme_bench.reports.figures.style import DPI
 from cme_bench.reports.figures.sweeps import draw_experts, draw_scale, experts_frame, scale_frame
 from cme_bench.reports.figures.tradeoff import draw_tradeoff, tradeoff_frame
-from cme_bench.reports.grids import frame_csv
 from cme_bench.reports.runs import check_alike, labels, provenance_notes, watermarks
-from cme_bench.runs.store import write_text
+from cme_bench.util.csv_text import frame_csv
+from cme_bench.util.files import write_text
 
 _PDF = {"CreationDate": None, "ModDate": None}  # the same numbers give the same file
 

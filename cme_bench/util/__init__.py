@@ -1,0 +1,1 @@
+"""What every room may use: files, locks, csv. Imports nothing above it."""

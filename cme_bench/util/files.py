@@ -1,0 +1,76 @@
+"""Whole files: written in one step, read as a JSON object, with one line of what went wrong.
+
+A reader sees the old contents or the new ones, never a mixture: the new file is written beside the old one,
+handed to the disk and renamed over it. A process that dies in between leaves a file ``.NAME.tmp`` behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from cme_bench.errors import CmeError, UsageError
+
+INTACT = "what was stored before is intact: make room or mend the folder, then run the same command again"
+
+
+@contextmanager
+def storing(file: Path, note: str = INTACT) -> Iterator[None]:
+    """Raise what the operating system says of writing ``file`` as a CmeError, followed by ``note``."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write {file} ({error.strerror or error})"
+        raise CmeError(f"{text}; {note}" if note else text) from error
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream whose contents replace ``file`` in one step, unless the block raises."""
+    scratch = file.with_name(f".{file.name}.tmp")
+    with scratch.open("wb") as stream:
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(file)
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Replace ``file`` by ``content`` in one step. CmeError if it cannot be written."""
+    with storing(file), replacing(file) as stream:
+        stream.write(content)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Replace ``file`` by ``value`` in one step. CmeError if it cannot be written."""
+    write_bytes(file, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace ``file`` by ``text`` in one step. CmeError if it cannot be written."""
+    write_bytes(file, text.encode())
+
+
+def read_json(
+    file: Path, *, kind: str = "a run folder", error_class: type[CmeError] = UsageError
+) -> dict[str, Any]:
+    """Return the JSON object in a file; ``kind`` says what its folder should be.
+
+    ``error_class`` is raised if the file is absent, cannot be read, is broken or holds something else.
+    """
+    try:
+        value = orjson.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise error_class(f"{file}: no such file; is {file.parent} {kind}?") from error
+    except OSError as error:
+        raise error_class(f"{file}: cannot be read ({error.strerror or error})") from error
+    except orjson.JSONDecodeError as error:
+        raise error_class(f"{file}: broken JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise error_class(f"{file}: not a JSON object")
+    return value
