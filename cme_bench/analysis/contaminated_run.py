@@ -77,8 +77,8 @@ def _mean(values: list[Any]) -> Estimate | None:
 
 
 def contamination_csv(found: Iterable[TaskContamination]) -> str:
-    """Return the columns task, items, checked, overlapping, share, metric, score, stderr, clean_score, clean_stderr,
-    clean_n."""
+    """Return the columns task, items, checked, overlapping, share, metric, score, stderr, clean_score,
+    clean_stderr, clean_n."""
     columns = (
         "task items checked overlapping share metric score stderr clean_score clean_stderr clean_n".split()
     )
