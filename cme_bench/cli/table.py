@@ -36,6 +36,9 @@ def table(
         int | None,
         typer.Option(min=1, help="At most N scores side by side; default: 6 in LaTeX, all elsewhere."),
     ] = None,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Show names and scores only; csv always has all columns.")
+    ] = False,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Compare runs that differ; each difference becomes a note.")
     ] = False,
@@ -53,7 +56,7 @@ def table(
         check_alike(views, allow_mixed=allow_mixed)
         views = pool_seeds(views, allow_mixed=allow_mixed)
     tables = comparison_tables(views, allow_mixed=allow_mixed, paper=paper, tests=tests)
-    text = render(tables, fmt, with_se=se, with_n=n, columns=columns)
+    text = render(tables, fmt, with_se=se, with_n=n, columns=columns, brief=brief)
     if output is None:
         say(text, end="")
     else:

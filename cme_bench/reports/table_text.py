@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports import grids
@@ -25,12 +25,13 @@ def render(
     with_se: bool = True,
     with_n: bool = False,
     columns: int | None = None,
+    brief: bool = False,
 ) -> str:
-    """All tables in one text, with a newline at the end.
+    """Return all tables in one text, with a newline at the end.
 
-    ``columns``: at most so many scores side by side; what is left follows in a block below, which repeats
-    model and method. Default: 6 in LaTeX, all of them elsewhere. csv is tidy and never split. UsageError for
-    an unknown format.
+    ``columns``: at most so many scores side by side; the others follow in a block below, which repeats
+    model and method. Default: 6 in LaTeX, all of them elsewhere. ``brief``: no column but names and scores.
+    csv is tidy, never split and never brief. UsageError for an unknown format.
     """
     if fmt not in FORMATS:
         raise UsageError(
@@ -40,7 +41,7 @@ def render(
         return _csv(tables) + "\n"
     draw = {"md": _markdown, "latex": _latex, "html": _html}[fmt]
     width = columns or (LATEX_COLUMNS if fmt == "latex" else 1000)
-    body = "\n\n".join(draw(table, width, with_se, with_n) for table in tables)
+    body = "\n\n".join(draw(table, _blocks(table, width, brief), with_se, with_n) for table in tables)
     return (_page(body) if fmt == "html" else body) + "\n"
 
 
@@ -55,20 +56,30 @@ def _number(cell: Cell, table: ComparisonTable, with_se: bool, with_n: bool) -> 
     return text
 
 
-def _blocks(table: ComparisonTable, width: int) -> Iterator[list[int]]:
-    """Indices of the columns of each block: the first carries all identifying columns, later ones two."""
+def _blocks(table: ComparisonTable, width: int, brief: bool) -> Iterator[list[int]]:
+    """Yield the column indices of each block: the first carries all identifying columns, later ones two.
+
+    ``brief``: all blocks carry the name alone, and the method where rows share a name.
+    """
+    names = [row[0].text for row in (*table.rows, *table.published)]
+    short = 1 if len(set(names)) == len(names) else 2
     scores = list(range(len(FIXED), len(table.columns)))
     count = -(-len(scores) // width)
     size = -(-len(scores) // count)  # blocks of about the same width
     for start in range(0, len(scores), size):
-        yield [*range(len(FIXED) if start == 0 else 2), *scores[start : start + size]]
+        yield [*range(short if brief else 2 if start else len(FIXED)), *scores[start : start + size]]
+
+
+def _text_columns(kept: Sequence[int]) -> int:
+    """Return how many of the block's columns are words, which stand at the left: model and method."""
+    return sum(column < 2 for column in kept)
 
 
 def _pick(rows: Sequence[Sequence[Cell]], kept: Sequence[int], text: _Text) -> list[list[str]]:
     return [[text(row[i]) for i in kept] for row in rows]
 
 
-def _markdown(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+def _markdown(table: ComparisonTable, columns: Iterable[list[int]], with_se: bool, with_n: bool) -> str:
     def text(cell: Cell) -> str:
         if cell.value is None:
             return markdown_escape(cell.text)
@@ -80,15 +91,15 @@ def _markdown(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -
         grids.markdown(
             [table.columns[i] for i in kept],
             _pick((*table.rows, *table.published), kept, text),
-            left=2,
+            left=_text_columns(kept),
         )
-        for kept in _blocks(table, width)
+        for kept in columns
     ]
     notes = "\n".join(f"- {markdown_line(note)}" for note in table.notes)
     return "\n\n".join([f"**{table.caption}**", *blocks, notes])
 
 
-def _latex(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+def _latex(table: ComparisonTable, columns: Iterable[list[int]], with_se: bool, with_n: bool) -> str:
     def text(cell: Cell) -> str:
         if cell.value is None:
             return latex_escape(cell.text)
@@ -101,11 +112,13 @@ def _latex(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> s
         return value + (r"$^\dagger$" if cell.dagger else "") + small
 
     panels = []
-    for kept in _blocks(table, width):
+    for kept in columns:
         groups = [_pick(table.rows, kept, text)]
         if table.published:
             groups.append(_pick(table.published, kept, text))
-        panels.append(grids.latex([latex_escape(table.columns[i]) for i in kept], groups, left=2))
+        panels.append(
+            grids.latex([latex_escape(table.columns[i]) for i in kept], groups, left=_text_columns(kept))
+        )
     return "\n".join(
         [
             r"% needs \usepackage{booktabs,graphicx}",
@@ -119,7 +132,7 @@ def _latex(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> s
     )
 
 
-def _html(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> str:
+def _html(table: ComparisonTable, columns: Iterable[list[int]], with_se: bool, with_n: bool) -> str:
     def text(cell: Cell) -> str:
         if cell.value is None:
             return html.escape(cell.text)
@@ -129,8 +142,10 @@ def _html(table: ComparisonTable, width: int, with_se: bool, with_n: bool) -> st
 
     rows = (*table.rows, *table.published)
     blocks = [
-        grids.html_table([html.escape(table.columns[i]) for i in kept], _pick(rows, kept, text), left=2)
-        for kept in _blocks(table, width)
+        grids.html_table(
+            [html.escape(table.columns[i]) for i in kept], _pick(rows, kept, text), left=_text_columns(kept)
+        )
+        for kept in columns
     ]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
     return "\n".join([f"<h2>{html.escape(table.caption)}</h2>", *blocks, f"<ul>{notes}</ul>"])

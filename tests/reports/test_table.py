@@ -134,6 +134,19 @@ def test_wide_tables_are_split_and_repeat_what_identifies_a_row(runs: list[RunVi
     assert heads == [[*FIXED, "nli", "science"], ["model", "method", "average"]]
 
 
+def test_a_brief_table_has_names_and_scores_only(runs: list[RunView]) -> None:
+    tables = comparison_tables(runs)
+    head, _, row = render(tables, "md", brief=True, with_se=False).splitlines()[2:5]
+    assert [c.strip() for c in head.strip("|").split("|")] == ["model", "nli", "science", "average"]
+    assert len(row.strip("|").split("|")) == 4
+    assert render(tables, "csv", brief=True) == render(tables, "csv")
+
+
+def test_a_brief_table_keeps_the_method_where_rows_share_a_name(runs: list[RunView]) -> None:
+    text = render(comparison_tables(runs, paper=True), "md", brief=True)
+    assert [c.strip() for c in text.splitlines()[2].split("|")][1:3] == ["model", "method"]
+
+
 def test_latex_escapes_and_marks(tmp_path: Path, runs: list[RunView]) -> None:
     other = make_run(tmp_path / "odd", tasks(10, 10), name="other_model")
     text = render(comparison_tables([*runs, other], paper=True), "latex")
