@@ -46,7 +46,7 @@ format: setup
 
 docs: setup  ## docs/tasks.md from the task files, the table in docs/answers.md from what the rules read
 	$(BIN)/python -m cme_bench.reports.tasks_page docs/tasks.md
-	$(BIN)/python tests/scoring/answer_table.py docs/answers.md
+	$(BIN)/python -m tests.support.answer_table docs/answers.md
 
 site: setup  ## docs/ and the reference from docstrings, in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -8,10 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from tiny_llama import random_llama, save_checkpoint
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tests.support.tiny_llama import random_llama, save_checkpoint
 
 THREADS = torch.get_num_threads()
 

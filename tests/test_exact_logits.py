@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_llama import random_llama
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.lm_eval import EngineLM
 from cme_bench.exact_logits import exact_logits, full_float32, is_rounded, linear
+from tests.support.tiny_llama import random_llama
 
 PROMPT = tuple(range(20, 31))
 ONE, OTHER = 7, 11

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from adapter_cases import CONFIGS, TINY, Make, tiny_llama
 from peft import PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
+
+from tests.support.adapter_cases import CONFIGS, TINY, Make, tiny_llama
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import adapter_reference as reference
 import pytest
 import torch
-from adapter_cases import CONFIGS
 from torch import Tensor, nn
 
 from cme_bench.adapters import TeamLoraConfig
@@ -15,6 +13,8 @@ from cme_bench.adapters.moslora import MosLoraLinear
 from cme_bench.adapters.routing.router import NORMALIZER_FLOOR, route
 from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.adapters.teamlora import TeamLoraLinear
+from tests.support import adapter_reference as reference
+from tests.support.adapter_cases import CONFIGS
 
 LAYERS = {
     "teamlora": TeamLoraLinear,

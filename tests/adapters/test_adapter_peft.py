@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
 from peft import AutoPeftModelForCausalLM, PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from cme_bench.adapters import AdapterError, balance_tape, no_decay_names, recor
 from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.adapters.shared.targets import ATTENTION, FFN
 from cme_bench.errors import UsageError
+from tests.support.adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
 
 
 def adapter_tensors(model: PeftModel, name: str) -> dict[str, Tensor]:

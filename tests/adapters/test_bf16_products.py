@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_cases import CONFIGS
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from cme_bench.adapters import record_router
 from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.shared.layer import RoutedLinear
 from cme_bench.adapters.teamlora import TeamLoraLinear
+from tests.support.adapter_cases import CONFIGS
 
 TOKENS, D_IN, WIDTH, K = (3, 7), 200, 12, 3
 

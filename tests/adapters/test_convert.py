@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import adapter_reference as reference
 import pytest
 import torch
-from adapter_cases import TINY, tiny_llama
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -17,6 +15,8 @@ from cme_bench.adapters.convert import import_authors
 from cme_bench.adapters.load import load_adapter
 from cme_bench.cli.adapters import app
 from cme_bench.errors import UsageError
+from tests.support import adapter_reference as reference
+from tests.support.adapter_cases import TINY, tiny_llama
 
 K, TOTAL, ALPHA = 4, 8, 16
 MODULES = [f"model.layers.{i}.mlp.{name}" for i in range(2) for name in ("gate_proj", "up_proj", "down_proj")]

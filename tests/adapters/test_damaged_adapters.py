@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import VALUES, damaged, mutated
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
@@ -22,6 +21,7 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.describe import describe
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
+from tests.support.mutations import VALUES, damaged, mutated
 
 FUZZ = settings(
     max_examples=40,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from adapter_cases import CONFIGS, TINY, Make
 from peft import LoraConfig, PeftConfig
 from torch import Tensor
 from transformers import LlamaConfig
@@ -13,6 +12,7 @@ from transformers import LlamaConfig
 from cme_bench.adapters import AdapterError, HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.describe import describe
 from cme_bench.adapters.liveness import check_liveness
+from tests.support.adapter_cases import CONFIGS, TINY, Make
 
 FFN = ["gate_proj", "up_proj", "down_proj"]
 CHINESE_LLAMA_2_7B = LlamaConfig(

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_cases import CONFIGS, TINY, Make, tiny_llama
 from peft import LoraConfig, PeftModel, ShiraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,6 +27,7 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
 from cme_bench.errors import UsageError
+from tests.support.adapter_cases import CONFIGS, TINY, Make, tiny_llama
 
 
 @pytest.fixture

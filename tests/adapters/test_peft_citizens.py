@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
 from peft import LoraConfig, NoMatchingPeftModuleError, PeftModel, get_peft_model
 from peft.helpers import disable_input_dtype_casting, rescale_adapter_scale
 from peft.utils.hotswap import hotswap_adapter
@@ -19,6 +18,7 @@ from transformers import LlamaForCausalLM
 from cme_bench.adapters import record_router
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
+from tests.support.adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
 
 METHODS = list(CONFIGS)
 

@@ -3,49 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.engines import GenerateRequest, GenerateResponse, TokenIds
+from cme_bench.engines import GenerateRequest, TokenIds
 from cme_bench.engines.hf import HFEngine, generate
 from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.errors import CmeError
-
-
-def generate_all(engine: HFEngine, requests: Sequence[GenerateRequest]) -> list[GenerateResponse]:
-    found = list(engine.generate(requests))
-    assert sorted(index for index, _ in found) == list(range(len(requests)))
-    return [response for _, response in sorted(found, key=lambda pair: pair[0])]
-
-
-def tokens_alone(model: Any, request: GenerateRequest) -> list[int]:
-    """New tokens by ``model.generate``, the end token included."""
-    prompt = torch.tensor([request.prompt])
-    output = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=request.max_new_tokens,
-        do_sample=False,
-    )
-    return list(output[0, prompt.shape[1] :].tolist())
+from tests.support.greedy import ends_often, generate_all, tokens_alone
 
 
 @pytest.fixture
 def prompts(make_ids: Callable[[int], TokenIds]) -> list[GenerateRequest]:
     shapes = [(1, 12), (30, 3), (17, 20), (5, 1), (40, 24), (17, 9), (2, 30), (25, 16)]
     return [GenerateRequest(make_ids(length), new) for length, new in shapes]
-
-
-def ends_often(model: Any, request: GenerateRequest) -> tuple[Any, int]:
-    """A copy of ``model`` whose end token is the fourth that it generates for ``request``."""
-    model = copy.deepcopy(model)
-    end = tokens_alone(model, request)[3]
-    model.generation_config.eos_token_id = [end, 271]
-    return model, end
 
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 130, 100_000])

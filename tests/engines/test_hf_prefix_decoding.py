@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_hf_generate import ends_often, generate_all, tokens_alone
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from tries import contexts
 
 from cme_bench.engines import GenerateRequest, TokenIds
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.plan import PlanLimits, plan_groups
+from tests.support.greedy import ends_often, generate_all, tokens_alone
+from tests.support.tries import contexts
 
 
 @pytest.fixture

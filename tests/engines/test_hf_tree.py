@@ -12,7 +12,6 @@ import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from tiny_llama import random_llama
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -21,13 +20,14 @@ from transformers import (
     MambaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from tries import limits, requests
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.errors import CmeError
+from tests.support.tiny_llama import random_llama
+from tests.support.tries import limits, requests
 
 SMALL = settings(
     max_examples=25,

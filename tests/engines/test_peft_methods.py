@@ -13,8 +13,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft_cases import CASES, COMPUTES_NOTHING, make
-from tiny_llama import random_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters.errors import AdapterError
@@ -23,6 +21,8 @@ from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.support import known_fields, method_verdict
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from tests.support.peft_cases import CASES, COMPUTES_NOTHING, make
+from tests.support.tiny_llama import random_llama
 
 HEAD = (9, 8, 11, 12, 13, 9, 8, 14)
 """The invocation tokens 9, 8 stand in it twice, and trained tokens 5 to 7 in some rows."""

@@ -7,10 +7,10 @@ import random
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from tries import limits, requests
 
 from cme_bench.engines import LoglikelihoodRequest, TokenIds
 from cme_bench.engines.plan import Pack, PlanLimits, plan_packs
+from tests.support.tries import limits, requests
 
 Row = tuple[TokenIds, TokenIds]
 ROOMY = PlanLimits(1000, 1000, 20, 4, 1000)

@@ -15,9 +15,7 @@ import psutil
 import pytest
 import torch
 from peft import AdaLoraConfig, LoraConfig, get_peft_model
-from tiny_llama import random_llama, save_checkpoint
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-from vllm_bench import BLOCK, Bench
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
@@ -28,6 +26,8 @@ from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.vllm.engine import _scoring
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
+from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_bench import BLOCK, Bench
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_llama import save_checkpoint
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -23,11 +22,12 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from vllm_bench import Bench
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.errors import CmeError
+from tests.support.tiny_llama import save_checkpoint
+from tests.support.vllm_bench import Bench
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,6 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tries import requests
 
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.vllm.choices import (
@@ -21,6 +20,7 @@ from cme_bench.engines.vllm.choices import (
     plan_question,
     question_nodes,
 )
+from tests.support.tries import requests
 
 
 def toy_logprob(prompt: TokenIds, token: int) -> float:

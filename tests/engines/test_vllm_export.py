@@ -24,10 +24,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tiny_llama import random_llama, save_checkpoint
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
-from vllm_bench import Bench
-from vllm_fields import LORA, logits, peft_logits, save_adapter
 
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines.vllm.adapter import read_gated
@@ -45,6 +42,9 @@ from cme_bench.vllm_plugin.file import (
     write_adapter,
 )
 from cme_bench.vllm_plugin.spec import SUBFOLDER
+from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_bench import Bench
+from tests.support.vllm_fields import LORA, logits, peft_logits, save_adapter
 
 LENGTH = 96
 IDS = [3 + 7 * i % 250 for i in range(24)]

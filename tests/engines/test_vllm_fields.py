@@ -14,15 +14,25 @@ import torch
 from peft import AdaLoraConfig, LoraConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
-from tiny_llama import random_llama
 from torch import Tensor
 from transformers import LlamaForCausalLM as Llama
-from vllm_fields import ACCEPTED, LORA, RECORDED, REFUSED, applied, logits, patch, peft_logits, save_adapter
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.engines.vllm.adapter import read_gated
 from cme_bench.engines.vllm.fields import EXACT
+from tests.support.tiny_llama import random_llama
+from tests.support.vllm_fields import (
+    ACCEPTED,
+    LORA,
+    RECORDED,
+    REFUSED,
+    applied,
+    logits,
+    patch,
+    peft_logits,
+    save_adapter,
+)
 
 Case = tuple[str, Any]
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_llama import random_llama, save_checkpoint
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
-from vllm_bench import Bench
-from vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest
+from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_bench import Bench
+from tests.support.vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins
 
 pytestmark = [
     pytest.mark.slow,

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 from peft import AdaLoraConfig, LoraConfig
-from tiny_llama import random_llama, save_checkpoint
 from torch import nn
 from transformers import AutoConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from vllm_bench import Bench
-from vllm_fields import ACCEPTED, LORA, save_adapter
 
 from cme_bench.adapters import MosLoraConfig
 from cme_bench.engines import LoglikelihoodRequest
@@ -21,6 +18,9 @@ from cme_bench.engines.vllm.adapter import GatedAdapter, read_gated
 from cme_bench.engines.vllm.engine import VLLMEngine
 from cme_bench.vllm_plugin.file import write_adapter
 from cme_bench.vllm_plugin.spec import GatedSpec
+from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_bench import Bench
+from tests.support.vllm_fields import ACCEPTED, LORA, save_adapter
 
 pytestmark = [
     pytest.mark.slow,

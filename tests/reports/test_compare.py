@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import MadeTask, make_run
 from scipy import stats
 
 from cme_bench.errors import UsageError
@@ -19,6 +18,7 @@ from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv,
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.runs.store import samples_file
 from cme_bench.util.files import read_json, write_json
+from tests.support.folders import MadeTask, make_run
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import VALUES, damaged, mutated
 
 from cme_bench import load_runs
 from cme_bench.analysis.contaminated_run import check_run
@@ -29,6 +27,8 @@ from cme_bench.reports.table_text import FORMATS, render
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
+from tests.support.folders import ADAPTER, MadeTask, make_run
+from tests.support.mutations import VALUES, damaged, mutated
 
 FUZZ = settings(
     max_examples=25,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.engine_stats import stats_lines
 from cme_bench.runs.options import parse_settings
+from tests.support.folders import make_run
 
 STATS = {
     "tokens_computed": 300,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 from huggingface_hub import ModelCard
 
 import cme_bench
 from cme_bench.errors import UsageError
 from cme_bench.reports.card import model_card
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 TASKS = {
     "cme_a": MadeTask([1.0, 0.0, 1.0, 1.0], "nli", "a", texts=["yes", "", "no", "yes"]),

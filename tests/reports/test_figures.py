@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.figures.inputs import FigureInputs, read_inputs
 from cme_bench.reports.figures.write import FIGURES, write_figures
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 NAMES = [spec.name for spec in FIGURES]
 

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 from rich.console import Console
 from rich.progress import Progress
 
@@ -23,6 +22,7 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.terminal import say
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 ATTACKS = (
     "<script>alert(1)</script>",

@@ -14,12 +14,12 @@ from typing import Any
 
 import orjson
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.page.payload import CHUNK_ITEMS
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import RunView
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
 from cme_bench.errors import UsageError
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import MadeTask, make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.card import model_card
@@ -22,6 +21,7 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import ComparisonTable, comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.scoring.scales import BITS, PERPLEXITY, POINTS, SHARE, Measure
+from tests.support.folders import MadeTask, make_run
 
 LOWER = Measure(SHARE, "lower")
 TER = Measure(POINTS, "lower", "mean")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import ADAPTER, MadeTask, make_run
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.grids import latex_escape, markdown_escape
@@ -22,6 +21,7 @@ from cme_bench.reports.table import FIXED, comparison_tables, duration
 from cme_bench.reports.table_text import render
 from cme_bench.runs.store import samples_file
 from cme_bench.util.files import write_json
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 
 def answers(right: int, n: int = 100) -> list[float]:

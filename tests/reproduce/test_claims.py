@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,7 @@ from cme_bench.reproduce.costs import Rates, costs, cut_to_fit, total_minutes
 from cme_bench.reproduce.recipe import read_recipe
 from cme_bench.reproduce.views import RowRuns
 from cme_bench.stats.seeds import seeds_difference
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "reports"))
-from folders import ADAPTER, MadeTask, make_run
+from tests.support.folders import ADAPTER, MadeTask, make_run
 
 
 def row(folder: Path, title: str, seeds: Sequence[Sequence[float]]) -> RowRuns:

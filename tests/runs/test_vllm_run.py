@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_llama import random_llama, save_checkpoint
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
@@ -19,6 +18,7 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import Record, read_records, samples_file
 from cme_bench.util.files import read_json
+from tests.support.tiny_llama import random_llama, save_checkpoint
 
 pytestmark = [
     pytest.mark.slow,

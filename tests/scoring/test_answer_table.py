@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from answer_table import Row, page_with, rows, scored_rows
 
 from cme_bench.scoring.generation import ANSWER_TYPES, score_text
+from tests.support.answer_table import Row, page_with, rows, scored_rows
 
 GROUPS = sorted({(row.type, row.group) for row in rows()})
 

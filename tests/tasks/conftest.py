@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
+
+from tests.support.workshop import Workshop
 
 
 @pytest.fixture

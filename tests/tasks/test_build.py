@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
 
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import Task
+from tests.support.workshop import Workshop
 
 PLAIN = resolve_format("plain", None, generated=False)
 

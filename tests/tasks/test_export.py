@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from lm_eval.tasks import TaskManager
-from workshop import Workshop
 
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
@@ -17,6 +16,7 @@ from cme_bench.tasks.export import export_tasks, stock_config
 from cme_bench.tasks.sources import FolderSource, mini_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.tasks.yaml_loader import load_yaml
+from tests.support.workshop import Workshop
 
 SUITE = load_suite()
 PLAIN = resolve_format("plain", None, generated=False)

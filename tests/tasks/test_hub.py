@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import FIRST, SECOND, Hub, Server, serving
 
 from cme_bench.hub_client import hub_errors
+from tests.support.hub_server import FIRST, SECOND, Hub, Server, serving
 
 # Asks for rows as a run does. A process of its own: HF_ENDPOINT and HF_HOME are read when libraries load.
 ASKER = """

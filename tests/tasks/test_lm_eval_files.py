@@ -23,7 +23,6 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator_utils import _compute_task_aggregations
 from lm_eval.tasks._yaml_loader import load_yaml
-from lm_eval_files import Survey, guesses, kind_of, missing_value, survey
 
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
@@ -35,6 +34,7 @@ from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from tests.support.lm_eval_files import Survey, guesses, kind_of, missing_value, survey
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SUITE = load_suite()

@@ -20,7 +20,6 @@ from lm_eval.api.samplers import SAMPLER_REGISTRY
 from lm_eval.api.task import ALL_OUTPUT_TYPES
 from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import FewshotConfig, TaskConfig
-from workshop import Workshop
 
 import cme_bench.tasks.cme_task  # noqa: F401  # registers ours
 from cme_bench.errors import UsageError
@@ -31,6 +30,7 @@ from cme_bench.tasks import lm_eval_table as table
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import BesideSource
 from cme_bench.tasks.suite import load_suite
+from tests.support.workshop import Workshop
 
 PLAIN = resolve_format("plain", None, generated=False)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
 
 from cme_bench.errors import UsageError
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.tasks.references import refuse_unreadable
+from tests.support.workshop import Workshop
 
 NUMBER = """\
 task: own

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from workshop import TASK, Workshop
 
 from cme_bench.errors import UsageError
 from cme_bench.tasks.spec import METADATA_KEYS, TASK_KEYS, load_spec
+from tests.support.workshop import TASK, Workshop
 
 ATTACKS = [
     "{{ ''.__class__.__mro__[1].__subclasses__() }}",

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
-from workshop import Workshop
 
 from cme_bench.errors import UsageError
 from cme_bench.tasks.spec import TASK_KEYS
 from cme_bench.tasks.suite import DOMAINS, builtin_folder, load_suite
+from tests.support.workshop import Workshop
 
 SUITE = load_suite()
 

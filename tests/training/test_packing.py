@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from tiny_llama import save_checkpoint
 from torch import Tensor
 from transformers import (
     BloomConfig,
@@ -30,6 +29,7 @@ from cme_bench.training.loss import target_loss
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing, pack
 from cme_bench.training.train import train
+from tests.support.tiny_llama import save_checkpoint
 
 Batch = dict[str, Tensor]
 Gradients = dict[str, Tensor]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from gated_cases import TEAM, random_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cme_bench.vllm_plugin.file import AdapterFileError, load_adapter, read_spec, write_adapter
 from cme_bench.vllm_plugin.layout import Layout, checkpoint_modules, plan_layout
 from cme_bench.vllm_plugin.spec import GatedSpec
+from tests.support.gated_cases import TEAM, random_tensors
 
 D_IN, D_OUT = 12, 8
 MEMBERS = ["m.gate", "m.up"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from gated_cases import SPECS, random_tensors, update
 from torch import Tensor
 
 from cme_bench.vllm_plugin.spec import GatedSpec
+from tests.support.gated_cases import SPECS, random_tensors, update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a CUDA GPU")
 

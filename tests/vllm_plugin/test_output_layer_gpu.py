@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_llama import random_llama, save_checkpoint
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from vllm_bench import Bench
-from vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins
 
 from cme_bench import exact_logits
 from cme_bench.engines import GenerateRequest
+from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_bench import Bench
+from tests.support.vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins
 
 pytestmark = [
     pytest.mark.slow,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gated_cases import SPECS, random_tensors, update
 
 from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
 from cme_bench.vllm_plugin.spec import GatedSpec
+from tests.support.gated_cases import SPECS, random_tensors, update
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -1,6 +1,6 @@
-"""The table of answers in ``answers/*.yaml``: its rows, what is read out of them, how well rules do.
+"""The table of answers in ``tests/scoring/answers``: its rows, what is read out of them, how well rules do.
 
-``python tests/scoring/answer_table.py docs/answers.md`` writes the measured table into that page.
+``python -m tests.support.answer_table docs/answers.md`` writes the measured table into that page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 from cme_bench.scoring.extraction import Extraction
 from cme_bench.scoring.generation import AnswerType, GoldAnswer, score_text
 
-FOLDER = Path(__file__).parent / "answers"
+FOLDER = Path(__file__).parents[1] / "scoring" / "answers"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 

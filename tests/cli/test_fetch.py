@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import FIRST, SECOND, Hub, Server, serving
 
 from cme_bench.tasks.sources import MINI_FOLDER
 from cme_bench.util.files import read_json
+from tests.support.hub_server import FIRST, SECOND, Hub, Server, serving
 
 pytestmark = pytest.mark.slow  # every command is a process of its own, which imports torch
 
