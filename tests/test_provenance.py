@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import cme_bench
 from cme_bench import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +42,12 @@ def test_machine_names_cores_and_processor() -> None:
     found = provenance.machine()
     assert found["cores"] == os.cpu_count()
     assert found["processor"]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    file = ROOT / project["tool"]["hatch"]["version"]["path"]
+    assert f'__version__ = "{cme_bench.__version__}"' in file.read_text()
+    assert provenance.versions()["cme-bench"] == cme_bench.__version__
+    assert next(iter(provenance.versions())) == "cme-bench"
