@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, PICKLES, WEIGHTS_FILE, read_json, tensor_shapes
+from cme_bench.adapters.methods.teamlora import TeamLoraConfig
 from cme_bench.adapters.shared.config import rank_per_expert
-from cme_bench.adapters.teamlora.config import TeamLoraConfig
 
 _PREFIX = "base_model.model."
 # An adapter name may stand before or after the last component, depending on how the checkpoint was written.

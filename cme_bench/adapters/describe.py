@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
 from cme_bench.adapters.meta_model import adapted, bare_model, base_parameters, saved_shapes
+from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.vocabulary import PREFIX, base_name
 
 
@@ -128,17 +129,19 @@ def _describe_model(model: PeftModel) -> AdapterDescription:
 def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDescription:
     # The value as saved is a plain string, whereas str() of an enum member is not.
     fields = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
+    method = method_of(config)
+    settings = _SETTINGS if method is None else method.settings
     targets = fields.get("target_modules")
     named = (targets,) if isinstance(targets, str) else tuple(sorted(targets or ()))
     return AdapterDescription(
         method=str(fields["peft_type"]).lower(),
-        rank=fields.get("init_r") if fields["peft_type"] == "ADALORA" else fields.get("r"),
+        rank=fields.get("r" if method is None else method.rank_field),
         experts=fields.get("num_experts"),
         targets=named,
         trainable_parameters=trainable,
         base_parameters=base,
         percent_of_base=None if base is None else 100 * trainable / base,
-        settings={key: fields[key] for key in _SETTINGS if key in fields},
+        settings={key: _plain(fields[key]) for key in settings if key in fields},
         config={
             key: _plain(value)
             for key, value in sorted(fields.items())
@@ -182,19 +185,5 @@ _DECIDES_NOTHING = frozenset(
         "tokenizer_name_or_path",
     }
 )
-_SETTINGS = (
-    "alpha",
-    "lora_alpha",
-    "scaling",
-    "normalize_omega",
-    "omega_times_k",
-    "collaboration",
-    "competition",
-    "dropout",
-    "lora_dropout",
-    "dropout_place",
-    "balance_coefficient",
-    "mixer_init",
-    "use_rslora",
-    "use_dora",
-)
+_SETTINGS = ("alpha", "lora_alpha", "scaling", "dropout", "lora_dropout", "use_rslora", "use_dora")
+"""Settings of methods of PEFT that are not registered here."""

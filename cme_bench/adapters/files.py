@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.field_types import misfit
-from cme_bench.adapters.registry import METHODS
 from cme_bench.adapters.support import unknown_field
 from cme_bench.errors import did_you_mean, first_line
 
@@ -49,7 +48,7 @@ def read_config(folder: Path) -> PeftConfig:
         known = [str(member.value) for member in PEFT_TYPE_TO_CONFIG_MAPPING]
         raise AdapterError(f"{path}: unknown peft_type {name!r}{did_you_mean(str(name), known)}")
     config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[name]
-    if str(name).lower() in METHODS:
+    if not config_cls.__module__.startswith("peft."):
         names = [field.name for field in fields(config_cls)]
         for key in content:
             if key not in names:

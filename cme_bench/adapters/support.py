@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from peft import PeftConfig
 
+from cme_bench.adapters.registry import find
+
 Way = Literal["shared", "alone", "refused"]
 """shared: a token's update depends on that token alone, so prefixes, batches and a cache may be shared.
 alone: every row is computed by itself, as PEFT computes it. refused: not computed."""
@@ -59,18 +61,10 @@ _PROMPT = (
     "num_virtual_tokens token_dim num_transformer_submodules num_attention_heads num_layers "
     "prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs "
 )
-_LORA = (
-    "lora_alpha lora_dropout use_rslora init_lora_weights rank_pattern alpha_pattern megatron_config "
-    "megatron_core trainable_token_indices loftq_config eva_config corda_config lora_ga_config use_dora "
-    "velora_config alora_invocation_tokens use_qalora qalora_group_size monteclora_config layer_replication "
-    "runtime_config lora_bias target_parameters use_bdlora arrow_config kasa_config ensure_weight_tying "
-)
 _LYCORIS = "rank_pattern alpha_pattern alpha rank_dropout module_dropout use_effective_conv2d "
 _PROJECTED = "projection_prng_key save_projection "
-_OURS = "alpha dropout target_attention init num_experts balance_coefficient "
 
 _KNOWN: dict[str, str] = {
-    "ADALORA": _LORA + "target_r init_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step",
     "ADAMSS": "num_subspaces subspace_rank use_asa asa_target_subspaces init_warmup final_warmup "
     "mask_interval asa_importance_beta asa_uncertainty_beta asa_schedule_exponent use_dynamic_rank "
     "svd_threshold random_seed",
@@ -90,16 +84,12 @@ _KNOWN: dict[str, str] = {
     "GRALORA": "hybrid_r alpha gralora_dropout gralora_k",
     "HIRA": "hira_dropout rank_pattern",
     "HRA": "apply_GS",
-    "HYDRALORA": _OURS,
     "IA3": "feedforward_modules init_ia3_weights",
     "LILY": "stride_A num_B scaling",
     "LN_TUNING": "",
     "LOHA": _LYCORIS,
     "LOKR": _LYCORIS + "decompose_both decompose_factor rank_dropout_scale",
-    "LORA": _LORA,
     "MISS": "miss_dropout mini_r",
-    "MOELORA": _OURS,
-    "MOSLORA": _OURS + "mixer_init",
     "MULTITASK_PROMPT_TUNING": _PROMPT
     + "prompt_tuning_init_state_dict_path prompt_tuning_init_task num_ranks num_tasks",
     "OFT": "oft_block_size module_dropout coft eps block_share use_cayley_neumann num_cayley_neumann_terms",
@@ -120,8 +110,6 @@ _KNOWN: dict[str, str] = {
     "auxiliary_loss_weight",
     "SHIRA": "mask_type random_seed",
     "SUPERTUNING": "sparsity select_top lora_alpha lora_dropout save_precomputed_indices",
-    "TEAMLORA": _OURS + "scaling normalize_omega omega_times_k collaboration competition dropout_place "
-    "interaction_init",
     "TINYLORA": "u weight_tying projection_seed save_projection init_v_bound tinylora_dropout",
     "TRAINABLE_TOKENS": "token_indices",
     "UNILORA": "proj_seed theta_d_length unilora_dropout init_theta_d_bound save_indices",
@@ -134,7 +122,8 @@ _KNOWN: dict[str, str] = {
     "xlora_size xlora_dropout_p use_trainable_adapters softmax_temperature top_k_lora scaling_pass_value "
     "global_scaling_weight",
 }
-"""By method, the fields beside the common ones under which it was compared with PEFT's own logits."""
+"""By method of PEFT that is not registered here, the fields beside the common ones under which it was
+compared with PEFT's own logits."""
 
 HARMLESS = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "merge_weights", "unsloth_version"})
 """Fields that other trainers or old versions write, of which PEFT knows nothing and which compute nothing."""
@@ -142,11 +131,16 @@ HARMLESS = frozenset({"lora_dtype", "lorap_emb_lr", "lorap_lr_ratio", "merge_wei
 
 def known_fields(method: str) -> frozenset[str] | None:
     """Return the fields of a method that are known; None if the method is not."""
-    return _COMMON | frozenset(_KNOWN[method].split()) if method in _KNOWN else None
+    entry = find(method)
+    own = _KNOWN[method].split() if method in _KNOWN else None if entry is None else entry.compared
+    return None if own is None else _COMMON | frozenset(own)
 
 
 def method_verdict(method: str) -> Verdict:
     """Return how a method, named as in ``peft_type``, is computed while no field asks for another way."""
+    entry = find(method)
+    if entry is not None:
+        return SHARED if entry.per_token else Verdict("alone", f"{entry.name} is not registered as per_token")
     if method not in _KNOWN:
         return Verdict("refused", "its answers were never compared with PEFT's own")
     return _METHOD.get(method, SHARED)

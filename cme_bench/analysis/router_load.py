@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from cme_bench.adapters import record_router
-from cme_bench.adapters.teamlora import TeamLoraLinear
+from cme_bench.adapters.routing.layer import RoutedLinear
 from cme_bench.analysis.router import LayerLoad, Slice, pooled
 from cme_bench.analysis.router_prompts import PromptGroup, RouterOptions, open_responder, prompt_groups
 from cme_bench.engines.base import GenerateRequest, TokenIds
@@ -88,12 +88,13 @@ def _forward(engine: HFEngine, group: PromptGroup, listener: Silent) -> Slice:
 
 
 def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
-    """Return M of every TeamLoRA layer with competition; empty for other methods."""
-    return {
-        name: layer.held("interaction", layer.active_adapters[0]).detach().double().cpu().numpy()
+    """Return M of every layer whose experts interact; empty for methods without M."""
+    found = {
+        name: layer.interaction(layer.active_adapters[0])
         for name, layer in base_model(model).named_modules()
-        if isinstance(layer, TeamLoraLinear) and layer.settings[layer.active_adapters[0]].competition
+        if isinstance(layer, RoutedLinear)
     }
+    return {name: m.detach().double().cpu().numpy() for name, m in found.items() if m is not None}
 
 
 def _title(responder: Responder, slices: Sequence[Slice]) -> str:

@@ -107,12 +107,14 @@ def _check_same_weights(folder: Path, run: Mapping[str, str], responder: Respond
 
 
 def _check_routed(responder: Responder) -> None:
+    from cme_bench.adapters.registry import routed_names
+
     assert responder.adapter is not None
     found = responder.adapter.description
     if found["experts"] is None:
         raise UsageError(
             f"{responder.adapter.path} is a {found['method']} adapter, which has no router "
-            "(teamlora, moelora and hydralora have one)"
+            f"(methods that have one: {', '.join(routed_names())})"
         )
 
 

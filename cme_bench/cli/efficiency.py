@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
-from cme_bench.efficiency.options import DEFAULT_METHODS, METHODS, PARTS, PRESETS, EfficiencyOptions
+from cme_bench.efficiency.options import PARTS, PRESETS, EfficiencyOptions, method_choices
 from cme_bench.terminal import say
 
 _EPILOG = (
@@ -24,8 +24,9 @@ def efficiency(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for json, csv and figures.")],
     methods: Annotated[
-        str, typer.Option(help=f"Comma-separated, or 'all': {', '.join(METHODS)}.")
-    ] = ",".join(DEFAULT_METHODS),
+        str,
+        typer.Option(help="Comma-separated forms, 'default' or 'all'; `adapters methods` lists them."),
+    ] = "default",
     parts: Annotated[
         str, typer.Option(help="train (step time, memory), hf and vllm (inference).")
     ] = ",".join(PARTS),
@@ -50,7 +51,7 @@ def efficiency(
     """
     options = EfficiencyOptions(
         model=model,
-        methods=tuple(METHODS if methods == "all" else _names(methods)),
+        methods=_methods(methods),
         parts=tuple(_names(parts)),
         rounds=rounds,
         steps=steps,
@@ -65,6 +66,12 @@ def efficiency(
         offline=offline,
     )
     _measure_all(options, out)
+
+
+def _methods(given: str) -> tuple[str, ...]:
+    if given in ("all", "default"):
+        return method_choices(default=given == "default")
+    return tuple(_names(given))
 
 
 def _names(given: str) -> list[str]:

@@ -9,6 +9,7 @@ import typer
 
 from cme_bench.cli import app
 from cme_bench.terminal import say
+from cme_bench.training.options import method_names
 
 _EPILOG = (
     "Examples:  cme-bench train smollm2 --method teamlora --data ./data --out adapters/team   |   the same "
@@ -24,7 +25,7 @@ def train(
         str, typer.Argument(help="A model folder, a hub id, or 'smollm2' (the embedded default).")
     ],
     method: Annotated[
-        str, typer.Option(help="lora, adalora, moslora, moelora, hydralora or teamlora.", show_default=False)
+        str, typer.Option(help=f"{', '.join(method_names())}, or one of a --plugin.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(help="Folder of the adapter.", show_default=False)],
     data: Annotated[

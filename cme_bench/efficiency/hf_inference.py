@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from cme_bench.efficiency.methods import Method, attached
+from cme_bench.efficiency.methods import Measurable, attached
 from cme_bench.efficiency.shapes import targets
 from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.base import GenerateRequest
@@ -30,7 +30,7 @@ class _NoText:
 
 def hf_times(
     config: PretrainedConfig,
-    methods: Mapping[str, Method | None],
+    methods: Mapping[str, Measurable | None],
     workloads: Workloads,
     *,
     dtype: torch.dtype,

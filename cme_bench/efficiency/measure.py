@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 
 from cme_bench.adapters.describe import describe
 from cme_bench.efficiency.hf_inference import hf_times
-from cme_bench.efficiency.methods import Method, all_methods
+from cme_bench.efficiency.methods import Measurable, all_methods
 from cme_bench.efficiency.options import EfficiencyOptions
 from cme_bench.efficiency.shapes import base_config, linear_sizes, targets
 from cme_bench.efficiency.train_step import TrainBench, train_metrics, train_rounds
@@ -80,7 +80,7 @@ def measure(options: EfficiencyOptions, note: Callable[[str], None]) -> dict[str
     }
 
 
-def _size(method: Method, config: PretrainedConfig) -> dict[str, float]:
+def _size(method: Measurable, config: PretrainedConfig) -> dict[str, float]:
     """Return the parameters that the method adds, and their percentage of the base's."""
     if isinstance(method.how, PeftConfig):
         about = describe(method.how, config)
@@ -102,7 +102,7 @@ class _Asked:
 
     options: EfficiencyOptions
     config: PretrainedConfig
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Measurable]
     device: torch.device
     note: Callable[[str], None]
 

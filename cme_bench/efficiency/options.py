@@ -10,32 +10,26 @@ PARTS = ("train", "hf", "vllm")
 """Training steps; inference by transformers; inference by vLLM."""
 PRESETS = ("llama-2-7b", "llama-3-8b", "small", "tiny")
 """Shapes that need no checkpoint; weights are random."""
-METHODS = (
-    "lora32 lora64 lora128 lora128_lean adalora128 moslora128 hydralora32 moelora32_k2 moelora32 "
-    "moelora32_k8 moelora32_fused_k2 moelora32_fused moelora32_fused_k8 teamlora16 "
-    "teamlora32_k2 teamlora32 teamlora32_k8"
-).split()
-DEFAULT_METHODS = (
-    "lora32",
-    "lora128",
-    "hydralora32",
-    "moelora32",
-    "moelora32_fused",
-    "teamlora16",
-    "teamlora32",
-)
+
+
+def method_choices(*, default: bool = False) -> tuple[str, ...]:
+    """Return the names of all forms that methods register; of those measured by default, if asked."""
+    from cme_bench.adapters.registry import methods
+
+    forms = [form for method in methods() for form in method.measured]
+    return tuple(form.name for form in forms if form.default or not default)
 
 
 @dataclass(frozen=True, slots=True)
 class EfficiencyOptions:
     """The arguments of ``cme-bench efficiency``; see its help for their meaning.
 
-    ``batch`` of None fills a GPU with the hungriest method, and is 2 on a CPU; ``layers`` of None takes all;
-    ``dtype`` of None is bfloat16 on a GPU, float32 on a CPU.
+    No ``methods``: the default ones. ``batch`` of None fills a GPU with the hungriest method,
+    and is 2 on a CPU; ``layers`` of None takes all; ``dtype`` of None is bfloat16 on a GPU, float32 on a CPU.
     """
 
     model: str
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = ()
     parts: tuple[str, ...] = PARTS
     rounds: int = 5
     steps: int = 3
@@ -50,7 +44,8 @@ class EfficiencyOptions:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        for name, given, known in (("method", self.methods, METHODS), ("part", self.parts, PARTS)):
+        methods = self.methods or method_choices(default=True)
+        for name, given, known in (("method", methods, method_choices()), ("part", self.parts, PARTS)):
             object.__setattr__(self, f"{name}s", tuple(given))
             for value in given:
                 if value not in known:

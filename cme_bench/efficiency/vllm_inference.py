@@ -13,14 +13,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import PretrainedConfig
 
+from cme_bench.adapters.gated import GatedForm
+from cme_bench.efficiency.methods import all_methods
 from cme_bench.efficiency.shapes import linear_sizes, targets
 from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.vllm.host import output_to
@@ -40,28 +43,13 @@ KV_GIB = 1
 _STD = 0.02
 
 
-def plugin_spec(method: str, modules: Sequence[str]) -> GatedSpec | None:
-    """Return the plugin's form of a method of ``cme_bench.efficiency.methods``; None if it has none."""
-    experts = {"k2": 2, "k8": 8}.get(method.rpartition("_")[2], 4)
-    name = method.removesuffix(f"_k{experts}").removesuffix("_fused")
-    kind = name.rstrip("0123456789")
-    rank = int(name[len(kind) :] or 0)
-    if kind not in ("lora", "moslora", "adalora", "hydralora", "moelora", "teamlora") or method in _LOOPS:
+def plugin_spec(name: str, modules: Sequence[str]) -> GatedSpec | None:
+    """Return how the plugin computes a form of ``cme_bench.efficiency.methods``; None if it cannot."""
+    form = all_methods(["x"]).get(name)
+    if form is None or not isinstance(form.how, PeftConfig) or not isinstance(form.method.vllm, GatedForm):
         return None
-    routed = kind in ("hydralora", "moelora", "teamlora")
-    return GatedSpec(
-        method=kind,
-        rank=rank,
-        experts=experts if routed else 1,
-        scale=2.0,
-        shared_latent=kind == "hydralora",
-        interaction=kind == "teamlora",
-        normalizer_floor=None,
-        modules=tuple(sorted(modules)),
-    )
-
-
-_LOOPS = ("moelora32", "moelora32_k2", "moelora32_k8")
+    gate = form.method.vllm.gate(form.how)
+    return GatedSpec(method=form.method.name, **asdict(gate), modules=tuple(sorted(modules)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.reproduce.workbench import Workbench
 from cme_bench.runs.runner import run
 from cme_bench.training.curve import read_curve
-from cme_bench.training.options import ROUTED
 from cme_bench.util.files import read_json, write_json
 
 PROBE_STEPS, PROBE_WARM = 8, 3
@@ -58,8 +57,10 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
 
 def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
     """Routed methods cost more than others, and a rank more than a lower one."""
+    from cme_bench.adapters.registry import routed_names
+
     training = recipe.rows[row].training
-    return training["method"] in ROUTED, int(training.get("rank", 0))
+    return training["method"] in routed_names(), int(training.get("rank", 0))
 
 
 def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tuple[float, float, float]:

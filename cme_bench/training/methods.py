@@ -6,60 +6,109 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig
+from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig
 
-from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters import registry
 from cme_bench.adapters.meta_model import adapted, bare_model
+from cme_bench.adapters.registry import Method, TrainingSettings
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
 from cme_bench.errors import UsageError, did_you_mean, first_line
-from cme_bench.training.options import DEFAULT_EXPERTS, ROUTED, TrainOptions
+from cme_bench.training.options import DEFAULT_EXPERTS, TrainOptions
 
-_CLASSES: dict[str, type[PeftConfig]] = {
-    "lora": LoraConfig,
-    "adalora": AdaLoraConfig,
-    "moslora": MosLoraConfig,
-    "moelora": MoeLoraConfig,
-    "hydralora": HydraLoraConfig,
-    "teamlora": TeamLoraConfig,
+_FIELDS = {
+    "rank": (),  # the one that the method registers
+    "alpha": ("alpha", "lora_alpha"),
+    "dropout": ("dropout", "lora_dropout"),
+    "targets": ("target_modules",),
+    "experts": ("num_experts",),
+    "balance_loss": ("balance_coefficient",),
+    "scaling": ("scaling",),
+    "collaboration": ("collaboration",),
+    "competition": ("competition",),
 }
+"""Option -> the fields of a config, one at most, that it sets. It belongs to the methods that have one."""
+_DEFAULTS = {field.name: field.default for field in fields(TrainOptions)}
 
 
 def adapter_config(options: TrainOptions, base: PretrainedConfig, *, steps: int) -> PeftConfig:
-    """The PEFT config that the options describe. ``alpha`` defaults to twice the rank.
+    """Return the PEFT config that the options describe. ``alpha`` defaults to twice the rank.
 
-    AdaLoRA: ``rank`` is the target rank, training starts at 1.5 times it; the budget shrinks between 10 % and
-    70 % of ``steps`` (change it with ``--set``). Raises UsageError for unknown fields and impossible values.
+    Raises UsageError for unknown fields, options of another method, and impossible values.
     """
-    cls = _CLASSES[options.method]
-    known = {f.name for f in fields(cls)}
+    method = registry.method(options.method)
+    known = method.fields
     for key in options.settings:
         if key not in known:
             raise UsageError(f"--set {key}: {options.method} has no such field{did_you_mean(key, known)}")
-    alpha = 2.0 * options.rank if options.alpha is None else options.alpha
-    given: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": _targets(options.targets, base)}
-    if options.method in ("lora", "adalora"):
-        given |= {"lora_alpha": alpha, "lora_dropout": options.dropout}
-        given |= {"r": options.rank} if options.method == "lora" else _budget(options.rank, steps)
-    else:
-        given |= {"r": options.rank, "alpha": alpha, "dropout": options.dropout}
-    if options.method in ROUTED:
-        experts = DEFAULT_EXPERTS if options.experts is None else options.experts
-        given |= {"num_experts": experts, "balance_coefficient": options.balance_loss}
-    if options.method == "teamlora":
-        given |= {"collaboration": options.collaboration, "competition": options.competition}
-        if options.scaling is not None:
-            given["scaling"] = _number_or_text(options.scaling)
+    asked = TrainingSettings(
+        rank=options.rank,
+        alpha=2.0 * options.rank if options.alpha is None else options.alpha,
+        dropout=options.dropout,
+        experts=DEFAULT_EXPERTS if options.experts is None else options.experts,
+        balance_loss=options.balance_loss,
+        steps=steps,
+    )
+    given: dict[str, Any] = {"task_type": "CAUSAL_LM", **_from_options(options, method, asked, base)}
+    if method.train is not None:
+        given |= method.train(asked)
     given |= options.settings
     try:
         if options.preset is not None:
-            return TeamLoraConfig.preset(options.preset, **given)
-        return cls(**given)
+            config: PeftConfig = method.config_class.preset(options.preset, **given)
+            return config
+        return method.config_class(**given)
     except UsageError:
         raise
     except (TypeError, ValueError) as err:
         raise UsageError(f"{options.method}: {err}") from err
+
+
+def _from_options(
+    options: TrainOptions, method: Method, asked: TrainingSettings, base: PretrainedConfig
+) -> dict[str, Any]:
+    """The fields of the method's config that options name."""
+    values: dict[str, Any] = {
+        **{name: getattr(asked, name) for name in ("rank", "alpha", "dropout", "experts", "balance_loss")},
+        "collaboration": options.collaboration,
+        "competition": options.competition,
+    }
+    if _field_of("targets", method) is not None:
+        values["targets"] = _targets(options.targets, base)
+    if options.scaling is not None:
+        values["scaling"] = _number_or_text(options.scaling)
+    return {field: value for name, value in values.items() if (field := _field_of(name, method)) is not None}
+
+
+def check_switches(options: TrainOptions) -> None:
+    """Raise UsageError for an option that was given and that the method has no field for: ignored without a
+    word, it would mislead."""
+    method = registry.method(options.method)
+    for option in (*_FIELDS, "preset"):
+        value = getattr(options, option)
+        if value == _DEFAULTS[option] or _takes(option, method):
+            continue
+        flag = f"--{'no-' if value is False else ''}{option.replace('_', '-')}"
+        if option in ("experts", "balance_loss"):
+            why = f"{method.name} has no experts (methods that do: {', '.join(registry.routed_names())})"
+            raise UsageError(f"{flag}: {why}")
+        owners = " and ".join(other.name for other in registry.methods() if _takes(option, other))
+        raise UsageError(f"{flag} belongs to {owners}, not to {method.name}")
+    if options.experts is not None and options.experts < 2:
+        raise UsageError(f"--experts must be at least 2, got {options.experts}; for one expert use lora")
+
+
+def _takes(option: str, method: Method) -> bool:
+    if option == "preset":
+        return hasattr(method.config_class, "preset")
+    by_itself = method.train is not None and (option == "rank" or (option == "experts" and method.routed))
+    return by_itself or _field_of(option, method) is not None
+
+
+def _field_of(option: str, method: Method) -> str | None:
+    names = (method.rank_field,) if option == "rank" else _FIELDS[option]
+    return next((name for name in names if name in method.fields), None)
 
 
 def check_fit(config: PeftConfig, base: PretrainedConfig) -> None:
@@ -100,18 +149,6 @@ def _targets(targets: str, base: PretrainedConfig) -> list[str] | str:
     if not names_given:
         raise UsageError("--targets names no layer")
     return names_given
-
-
-def _budget(rank: int, steps: int) -> dict[str, int]:
-    final = min(max(1, 3 * steps // 10), steps - 1)
-    return {
-        "target_r": rank,
-        "init_r": -(-3 * rank // 2),
-        "tinit": steps // 10,
-        "tfinal": final,
-        "deltaT": max(1, steps // 100),
-        "total_step": steps,
-    }
 
 
 def _number_or_text(value: str) -> float | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +12,6 @@ from typing import Any
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.training.mixture import mixture_weights
 
-METHODS = ("lora", "adalora", "moslora", "moelora", "hydralora", "teamlora")
-ROUTED = ("moelora", "hydralora", "teamlora")
-"""Methods with experts."""
 DEFAULT_EXPERTS = 4
 SAVE_DTYPES = ("float32", "bfloat16")
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos")
@@ -81,11 +79,28 @@ class TrainOptions:
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
 
+def method_names() -> tuple[str, ...]:
+    """Return the names of all adapter methods.
+
+    They are read from the registry if it is imported by now, else from the names of this package's files.
+    """
+    registry: Any = sys.modules.get("cme_bench.adapters.registry")
+    if registry is not None:
+        found: tuple[str, ...] = registry.names()
+        return found
+    files = (Path(__file__).parent.parent / "adapters" / "methods").glob("[a-z]*.py")
+    return tuple(sorted(file.stem for file in files))
+
+
 def check_options(options: TrainOptions) -> None:
     """Raises UsageError for every setting that is impossible by itself, naming it."""
-    if options.method not in METHODS:
-        hint = did_you_mean(options.method, METHODS)
-        raise UsageError(f"unknown method {options.method!r}{hint} (known: {', '.join(METHODS)})")
+    known = method_names()
+    if options.method not in known:
+        hint = did_you_mean(options.method, known)
+        raise UsageError(
+            f"unknown method {options.method!r}{hint} (known: {', '.join(known)}; name a file of yours with "
+            "--plugin)"
+        )
     if options.rank < 1:
         raise UsageError(f"--rank must be at least 1, got {options.rank}")
     for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):
@@ -106,33 +121,11 @@ def check_options(options: TrainOptions) -> None:
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
     mixture_weights([1], options.weighting, options.temperature)
-    _check_method_switches(options)
 
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
-def _check_method_switches(options: TrainOptions) -> None:
-    """Switches of one method are refused with another: silently ignored, they would mislead."""
-    method = options.method
-    if method in ROUTED:
-        if options.experts is not None and options.experts < 2:
-            raise UsageError(f"--experts must be at least 2, got {options.experts}; for one expert use lora")
-    elif options.experts is not None or options.balance_loss:
-        flag = "--experts" if options.experts is not None else "--balance-loss"
-        raise UsageError(f"{flag}: {method} has no experts (methods that do: {', '.join(ROUTED)})")
-    if method != "teamlora":
-        given = {
-            "--preset": options.preset is not None,
-            "--scaling": options.scaling is not None,
-            "--no-collaboration": not options.collaboration,
-            "--no-competition": not options.competition,
-        }
-        for flag, is_given in given.items():
-            if is_given:
-                raise UsageError(f"{flag} belongs to teamlora, not to {method}")
 
 
 def parse_fields(pairs: Sequence[str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from cme_bench.training.batches import collate, pad_token, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loss import target_loss
-from cme_bench.training.methods import adapter_config, check_fit
+from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.packing import check_packing
@@ -75,6 +75,7 @@ def train(
     """
     listener = listener or Silent()
     check_options(options)
+    check_switches(options)
     base = resolve_model(options.model, offline=options.offline)
     config = load_config(base)
     check_base(base, config)

@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.errors import CmeError
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
 from cme_bench.training.curve import LossCurve, Point
 from cme_bench.training.progress import Silent
-
-NO_DECAY = ("interaction",)
-"""Parts of a name that exempt a parameter from weight decay, which would pull TeamLoRA's M from I to 0."""
 
 
 class Meter:
@@ -86,10 +84,11 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Matrices, without biases and the interaction matrices."""
+        left = no_decay_names(model)
         return [
             name
             for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and not name.endswith("bias") and not any(part in name for part in NO_DECAY)
+            if parameter.ndim > 1 and not name.endswith("bias") and name not in left
         ]
 
     def floating_point_ops(self, inputs: Any) -> int:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters import TeamLoraConfig
-from cme_bench.adapters.hydralora import HydraLoraLinear
-from cme_bench.adapters.moelora import MoeLoraLinear
-from cme_bench.adapters.moslora import MosLoraLinear
+from cme_bench.adapters.methods.hydralora import HydraLoraLinear
+from cme_bench.adapters.methods.moelora import MoeLoraLinear
+from cme_bench.adapters.methods.moslora import MosLoraLinear
+from cme_bench.adapters.methods.teamlora import TeamLoraLinear
 from cme_bench.adapters.routing.router import NORMALIZER_FLOOR, route
 from cme_bench.adapters.shared.layer import AdapterLinear
-from cme_bench.adapters.teamlora import TeamLoraLinear
 from tests.support import adapter_reference as reference
 from tests.support.adapter_cases import CONFIGS
 

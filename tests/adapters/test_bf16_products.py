@@ -12,9 +12,9 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from cme_bench.adapters import record_router
+from cme_bench.adapters.methods.teamlora import TeamLoraLinear
 from cme_bench.adapters.routing import bf16_products
-from cme_bench.adapters.shared.layer import RoutedLinear
-from cme_bench.adapters.teamlora import TeamLoraLinear
+from cme_bench.adapters.routing.layer import RoutedLinear
 from tests.support.adapter_cases import CONFIGS
 
 TOKENS, D_IN, WIDTH, K = (3, 7), 200, 12, 3

@@ -9,9 +9,10 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from cme_bench.adapters import MoeLoraConfig
+from cme_bench.adapters.methods.moelora import PublishedMoeLora
 from cme_bench.efficiency.measure import _size
-from cme_bench.efficiency.methods import PublishedMoeLora, all_methods, attached
-from cme_bench.efficiency.options import METHODS, EfficiencyOptions
+from cme_bench.efficiency.methods import all_methods, attached
+from cme_bench.efficiency.options import EfficiencyOptions, method_choices
 from cme_bench.efficiency.shapes import linear_sizes, preset, targets, with_layers
 from cme_bench.efficiency.vllm_inference import plugin_spec
 from cme_bench.errors import UsageError
@@ -74,7 +75,7 @@ def test_sizes_are_those_of_the_adapters_equal_budgets_included() -> None:
 
 def test_forms_say_what_is_fused() -> None:
     known = all_methods(FFN)
-    assert list(known) == METHODS
+    assert list(known) == list(method_choices())
     assert "loop" in known["moelora32"].form
     assert "fused" in known["moelora32_fused"].form
     assert not isinstance(known["moelora32"].how, PeftConfig)

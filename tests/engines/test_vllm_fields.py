@@ -19,8 +19,9 @@ from transformers import LlamaForCausalLM as Llama
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.gated import GatedForm
+from cme_bench.adapters.registry import methods
 from cme_bench.engines.vllm.adapter import read_gated
-from cme_bench.engines.vllm.fields import EXACT
 from tests.support.tiny_llama import random_llama
 from tests.support.vllm_fields import (
     ACCEPTED,
@@ -35,6 +36,7 @@ from tests.support.vllm_fields import (
 )
 
 Case = tuple[str, Any]
+EXACT = {method.name.upper() for method in methods() if isinstance(method.vllm, GatedForm)}
 
 
 def cases(table: dict[str, list[Any]]) -> list[Case]:
@@ -110,7 +112,7 @@ def test_any_other_setting_is_refused_by_name(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("method", sorted({str(m.value) for m in PEFT_TYPE_TO_CONFIG_MAPPING} - EXACT.keys()))
+@pytest.mark.parametrize("method", sorted({str(m.value) for m in PEFT_TYPE_TO_CONFIG_MAPPING} - EXACT))
 def test_any_other_method_is_refused_by_name(base: Llama, plain: Path, tmp_path: Path, method: str) -> None:
     folder = copied(plain, tmp_path / "a", peft_type=method)
     with pytest.raises(AdapterError, match=rf"peft_type {method}: .*use --engine hf"):

@@ -9,16 +9,13 @@ import torch
 from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
-from cme_bench.adapters.shared.config import AdapterConfig
+from cme_bench.adapters import AdapterConfig
+from cme_bench.adapters.registry import methods, routed_names
 
 CONFIGS: dict[str, type[AdapterConfig]] = {
-    "teamlora": TeamLoraConfig,
-    "moelora": MoeLoraConfig,
-    "hydralora": HydraLoraConfig,
-    "moslora": MosLoraConfig,
+    method.name: method.config_class for method in methods() if issubclass(method.config_class, AdapterConfig)
 }
-ROUTED = ("teamlora", "moelora", "hydralora")
+ROUTED = routed_names()
 TINY = LlamaConfig(
     vocab_size=50,
     hidden_size=24,

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cme_bench.cli import app
 from cme_bench.training.curve import read_curve
-from cme_bench.training.options import METHODS
+from cme_bench.training.options import method_names
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 SMALL = (
@@ -38,7 +38,7 @@ def call(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_method_and_imports_no_torch() -> None:
     shown = CliRunner().invoke(app, ["train", "--help"])
     assert shown.exit_code == 0
-    assert all(method in shown.output for method in METHODS)
+    assert all(method in shown.output for method in method_names())
     code = (
         "import sys; import cme_bench.cli; "
         "from cme_bench.training.options import check_options; assert 'torch' not in sys.modules"

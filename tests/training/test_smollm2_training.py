@@ -20,12 +20,12 @@ from cme_bench.runs.responder import BaseModel
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.training.curve import read_curve
-from cme_bench.training.options import METHODS, TrainOptions
+from cme_bench.training.options import TrainOptions, method_names
 from cme_bench.training.train import train
 
 pytestmark = pytest.mark.slow
 STEPS = 24
-LEARNING_RATE = dict.fromkeys(METHODS, 5e-4) | {"adalora": 1e-2}
+LEARNING_RATE = dict.fromkeys(method_names(), 5e-4) | {"adalora": 1e-2}
 """AdaLoRA's update starts as a product of three factors, one of them zero, and needs larger steps."""
 EVALUATED = RunOptions(
     model="smollm2", tasks="cme_emotion_ll", data="mini", prompt_format="teamlora", offline=True
@@ -46,7 +46,7 @@ def plain(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_smollm2_learns_from_real_data(
     method: str, base: BaseModel, plain: Path, shared_data: Path, tmp_path: Path
 ) -> None:

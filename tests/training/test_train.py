@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
 from cme_bench.adapters.load import load_adapter
+from cme_bench.adapters.registry import routed_names
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.training.curve import Point, read_curve
-from cme_bench.training.options import METHODS, ROUTED, TrainOptions, parse_fields
+from cme_bench.training.options import TrainOptions, method_names, parse_fields
 from cme_bench.training.progress import Silent
 from cme_bench.training.train import train, warmup_steps
 from cme_bench.training.trainer import MixtureTrainer
@@ -52,10 +53,10 @@ def without_time(points: list[Point]) -> list[Point]:
     return [replace(point, seconds=0.0) for point in points]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_names())
 def test_every_method_learns_and_reloads(method: str, options: Make, tiny_checkpoint: Path) -> None:
     faster = {"learning_rate": 0.1, "alpha": 64.0} if method == "adalora" else {}
-    balance = 0.01 if method in ROUTED else 0.0
+    balance = 0.01 if method in routed_names() else 0.0
     folder = train(options(method, max_steps=30, balance_loss=balance, **faster))
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
     assert len(losses) == 30

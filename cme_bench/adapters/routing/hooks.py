@@ -11,9 +11,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.registry import routed_names
+from cme_bench.adapters.routing.config import RoutedConfig
+from cme_bench.adapters.routing.layer import RoutedLinear
 from cme_bench.adapters.routing.router import Routing
-from cme_bench.adapters.shared.config import RoutedConfig
-from cme_bench.adapters.shared.layer import RoutedLinear
 
 
 class Heard(NamedTuple):
@@ -44,7 +45,7 @@ def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterat
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = {name: module for name, module in base.named_modules() if isinstance(module, RoutedLinear)}
     if not layers:
-        raise AdapterError("this model has no routed adapter (teamlora, moelora or hydralora)")
+        raise AdapterError(f"this model has no routed adapter ({', '.join(routed_names())})")
     decoder = getattr(base, "base_model", base)
     masks: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Fields that all our adapter methods share."""
+"""Fields that low-rank methods on linear layers share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 from peft.config import PeftConfig
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.registry import type_of
 
 INITS = ("zero", "random")
 
@@ -68,10 +69,11 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.peft_type = type_of(type(self))
         self.target_modules = _as_set(self.target_modules)
         self.exclude_modules = _as_set(self.exclude_modules)
         self._check_layers()
-        if not _is_int(self.r) or self.r < 1:
+        if not is_int(self.r) or self.r < 1:
             raise AdapterError(f"r must be a positive integer, got {self.r!r}")
         if not 0.0 <= self.dropout < 1.0:
             raise AdapterError(f"dropout must lie in [0, 1), got {self.dropout!r}")
@@ -101,30 +103,10 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
         }
 
 
-@dataclass
-class RoutedConfig(AdapterConfig):
-    """Configuration of a mixture of low-rank experts behind a dense softmax router.
-
-    Args:
-        num_experts: Number k of experts, at least 2.
-        balance_coefficient: Weight of the load-balance loss that ``balance_tape(model)`` computes; 0 for
-            none.
-    """
-
-    num_experts: int = field(default=4, metadata={"help": "Number of experts, at least 2."})
-    balance_coefficient: float = field(default=0.0, metadata={"help": "Weight of the load-balance loss."})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not _is_int(self.num_experts) or self.num_experts < 2:
-            raise AdapterError(f"num_experts must be an integer of at least 2, got {self.num_experts!r}")
-        if self.balance_coefficient < 0:
-            raise AdapterError(f"balance_coefficient must not be negative, got {self.balance_coefficient!r}")
-
-
 def _as_set(names: list[str] | set[str] | str | None) -> set[str] | str | None:
     return set(names) if isinstance(names, list) else names
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Return whether ``value`` is a whole number, which a truth value is not."""
     return isinstance(value, int) and not isinstance(value, bool)

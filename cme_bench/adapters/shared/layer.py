@@ -1,4 +1,4 @@
-"""A linear layer with adapters on it: what PEFT asks of every tuner layer, once for all our methods."""
+"""A linear layer with adapters on it: what PEFT asks of every tuner layer, once for all methods."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.routing import bf16_products
-from cme_bench.adapters.routing.router import Routing, router_logits, weigh
-from cme_bench.adapters.shared.config import AdapterConfig, RoutedConfig
-from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
+from cme_bench.adapters.shared.config import AdapterConfig
 
 Config = TypeVar("Config", bound=AdapterConfig)
-Routed = TypeVar("Routed", bound=RoutedConfig)
 Shapes = dict[str, tuple[int, ...]]
-RoutingListener = Callable[[str, Routing], None]
-"""Called with the adapter's name and the routing, once for every forward pass through a layer."""
 
 
 class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore[misc]  # peft carries no types
@@ -160,68 +154,6 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
     def __repr__(self) -> str:
         return f"{self.method}.{super().__repr__()}"
-
-
-class RoutedLinear(AdapterLinear[Routed]):
-    """A linear layer with low-rank experts behind a per-token router: parameters down, up, router, perhaps
-    more."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Routed) -> None:
-        self.routing_listeners: tuple[RoutingListener, ...] = ()
-        super().__init__(base_layer, adapter_name, config)
-
-    def reset(self, adapter_name: str) -> None:
-        """As for every adapter; the router starts like ``down``."""
-        super().reset(adapter_name)
-        nn.init.kaiming_uniform_(self.held("router", adapter_name), a=math.sqrt(5))
-
-    def routing(self, x: Tensor, adapter_name: str) -> Routing:
-        """phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
-        return self.weigh(router_logits(x, self.held("router", adapter_name)), adapter_name)
-
-    def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
-        """phi and omega of the router's logits, all (..., k)."""
-        return weigh(logits)
-
-    def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
-        config = self.settings[adapter_name]
-        z, routing = self._latent_and_routing(x, adapter_name)
-        for listener in self.routing_listeners:
-            listener(adapter_name, routing)
-        return gated_up(
-            z,
-            self.held("up", adapter_name),
-            routing.omega * config.scale,
-            rank=config.r,
-            latent_dropout=self.latent_dropout(adapter_name) if self.training else 0.0,
-        )
-
-    def _latent_and_routing(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Routing]:
-        """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
-        it."""
-        down, router = self.held("down", adapter_name), self.held("router", adapter_name)
-        cast = self.cast_input_dtype_enabled
-        if cast:
-            x = fitted(x, down)  # once, for both products
-        dropped = self.dropped(x, adapter_name)
-        if dropped is x and bf16_products.suits(x) and autocast_on(x) and router.dtype == torch.float32:
-            z, logits = bf16_products.latent_and_logits(x, down, router)
-            return z, self.weigh(logits, adapter_name)
-        routing = self.routing(x, adapter_name)
-        return project(dropped, down, cast_input=cast), routing
-
-    def latent_dropout(self, adapter_name: str) -> float:
-        """Probability of dropping an element of the gated latent; 0 where dropout falls on the input."""
-        return 0.0
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Always raises AdapterError: the update depends on the input."""
-        raise AdapterError(why_no_merge(self.method))
-
-    def unmerge(self) -> None:
-        """Always raises AdapterError: nothing can have been merged."""
-        raise AdapterError(why_no_merge(self.method))
 
 
 def why_no_merge(method: str) -> str:

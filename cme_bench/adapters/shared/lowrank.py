@@ -54,3 +54,8 @@ def gated_up(z: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: 
     if latent_dropout:
         gated = nn.functional.dropout(gated, latent_dropout)
     return project(gated, up)
+
+
+def new_weight(rows: int, columns: int, base: nn.Linear) -> nn.Parameter:
+    """Return a float32 parameter without values, on the device of ``base``."""
+    return nn.Parameter(torch.empty(rows, columns, device=base.weight.device, dtype=torch.float32))

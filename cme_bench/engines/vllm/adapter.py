@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peft.tuners.adalora.layer import SVDLinear
-from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
+from cme_bench.adapters.gated import GatedForm
 from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.meta_model import adapted, bare_model
-from cme_bench.adapters.moslora.layer import MosLoraLinear
-from cme_bench.adapters.routing.router import NORMALIZER_FLOOR
-from cme_bench.adapters.shared.layer import RoutedLinear
+from cme_bench.adapters.registry import method_of
 from cme_bench.engines.vllm.fields import refuse_inexact
 from cme_bench.errors import first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
-_ADAPTER = "default"
 _PREFIX = "base_model.model."
-_LINEARS = (LoraLinear, SVDLinear, MosLoraLinear, RoutedLinear)
-_ADALORA_EPSILON = 1e-5  # PEFT's SVDLinear divides by the initial rank + 1e-5, also where ranks were cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +36,25 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
     """The adapter in ``folder``, for a base model with ``base_config``.
 
     PEFT builds the adapter on a model without memory, so that every setting means what it means there; the
-    tensors come from the file. LoRA of several ranks is padded to the largest; AdaLoRA's singular values and
-    MoSLoRA's mixer are multiplied into A. Raises AdapterError as ``load_adapter`` does, and for what the
-    plugin cannot compute.
+    tensors come from the file. An adapter without experts that has several ranks is padded to the largest.
+    Raises AdapterError as ``load_adapter`` does, and for what the plugin cannot compute.
     """
     config, layers = adapted_linears(folder, base_config)
-    tensors = load_file(weights_file(folder))
-    if isinstance(next(iter(layers.values())), RoutedLinear):
-        spec = _routed_spec(config, tuple(sorted(layers)))
-        return GatedAdapter(spec, _routed_tensors(tensors, layers, spec))
-    return _plain_adapter(config, layers, tensors)
+    form = _form(config)
+    saved = load_file(weights_file(folder))
+    parts = {
+        name: form.tensors(config, layer, lambda key, name=name: saved[f"{_PREFIX}{name}.{key}"])
+        for name, layer in layers.items()
+    }
+    gate = form.gate(config)
+    if gate.experts == 1:
+        gate = replace(gate, rank=max(1, *(len(own["down"]) for own in parts.values())), scale=1.0)
+        parts = {name: _padded(own, gate.rank) for name, own in parts.items()}
+    spec = GatedSpec(
+        method=str(config.peft_type.value).lower(), **asdict(gate), modules=tuple(sorted(layers))
+    )
+    tensors = {f"{name}.{part}": tensor for name, own in parts.items() for part, tensor in own.items()}
+    return GatedAdapter(spec, tensors)
 
 
 def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.Module]]:
@@ -72,8 +75,9 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
         if isinstance(module, BaseTunerLayer)
     }
     head = model.get_base_model().get_output_embeddings()
+    form = _form(config)
     for name, layer in layers.items():
-        if layer is head or not isinstance(layer, _LINEARS):
+        if layer is head or not isinstance(layer, form.layer):
             kind = "the output layer" if layer is head else type(layer.get_base_layer()).__name__
             raise AdapterError(
                 f"{folder}: it adapts {name} ({kind}), which the vLLM plugin cannot compute; use --engine hf"
@@ -88,9 +92,7 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
 def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) -> None:
     """Raises AdapterError for a tensor that the plugin would leave out, such as a base weight that was
     trained with the adapter: PEFT loads it, so it changes the answers."""
-    computed = {
-        f"{_PREFIX}{name}.{part}" for name, layer in layers.items() for part in _part_names(config, layer)
-    }
+    computed = {f"{_PREFIX}{name}.{part}" for name in layers for part in _form(config).stored}
     for name in tensor_shapes(weights):
         if name not in computed:
             raise AdapterError(
@@ -99,79 +101,16 @@ def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) ->
             )
 
 
-def _part_names(config: Any, layer: nn.Module) -> tuple[str, ...]:
-    if isinstance(layer, SVDLinear):
-        return ("lora_A", "lora_B", "lora_E")
-    if isinstance(layer, LoraLinear):
-        return ("lora_A.weight", "lora_B.weight")
-    if isinstance(layer, MosLoraLinear):
-        return ("moslora_down", "moslora_mixer", "moslora_up")
-    return tuple(f"{_method(config)}_{part}" for part in ("down", "up", "router", "interaction"))
+def _form(config: Any) -> GatedForm:
+    """The method's way to the plugin's form; ``refuse_inexact`` has seen that there is one."""
+    entry = method_of(config)
+    assert entry is not None and isinstance(entry.vllm, GatedForm)
+    return entry.vllm
 
 
-def _plain_adapter(
-    config: Any, layers: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]
-) -> GatedAdapter:
-    plain = {name: _plain_parts(config, name, layer, tensors) for name, layer in layers.items()}
-    rank = max(1, *(len(down) for down, _ in plain.values()))
-    spec = GatedSpec(
-        method=_method(config),
-        rank=rank,
-        experts=1,
-        scale=1.0,
-        shared_latent=False,
-        interaction=False,
-        normalizer_floor=None,
-        modules=tuple(sorted(layers)),
-    )
-    padded = {}
-    for name, (down, up) in plain.items():
-        missing = rank - len(down)
-        padded[f"{name}.down"] = nn.functional.pad(down, (0, 0, 0, missing))
-        padded[f"{name}.up"] = nn.functional.pad(up, (0, missing))
-    return GatedAdapter(spec, padded)
-
-
-def _method(config: Any) -> str:
-    return str(config.peft_type.value).lower()
-
-
-def _routed_spec(config: Any, modules: tuple[str, ...]) -> GatedSpec:
-    return GatedSpec(
-        method=_method(config),
-        rank=config.r,
-        experts=config.num_experts,
-        scale=config.scale,
-        shared_latent=_method(config) == "hydralora",
-        interaction=getattr(config, "competition", False),
-        normalizer_floor=NORMALIZER_FLOOR if getattr(config, "normalize_omega", False) else None,
-        modules=modules,
-    )
-
-
-def _routed_tensors(
-    tensors: Mapping[str, Tensor], layers: Mapping[str, Any], spec: GatedSpec
-) -> dict[str, Tensor]:
+def _padded(parts: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    missing = rank - len(parts["down"])
     return {
-        f"{name}.{part}": tensors[f"{_PREFIX}{name}.{spec.method}_{part}"]
-        for name, layer in layers.items()
-        for part in spec.shapes(layer.in_features, layer.out_features)
+        "down": nn.functional.pad(parts["down"], (0, 0, 0, missing)),
+        "up": nn.functional.pad(parts["up"], (0, missing)),
     }
-
-
-def _plain_parts(
-    config: Any, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """``down`` (rank, d_in) and ``up`` (d_out, rank) of ``x A B``, float32, all factors included."""
-
-    def part(key: str) -> Tensor:
-        return tensors[f"{_PREFIX}{name}.{key}"].float()
-
-    if isinstance(layer, SVDLinear):
-        scale = layer.scaling[_ADAPTER] / (config.init_r + _ADALORA_EPSILON)
-        return part("lora_A") * part("lora_E") * scale, part("lora_B")
-    if isinstance(layer, LoraLinear):
-        return part("lora_A.weight") * layer.scaling[_ADAPTER], part("lora_B.weight")
-    assert isinstance(layer, MosLoraLinear)
-    scale = layer.settings[_ADAPTER].scale
-    return part("moslora_mixer") @ part("moslora_down") * scale, part("moslora_up")

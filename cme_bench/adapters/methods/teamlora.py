@@ -1,11 +1,22 @@
+"""TeamLoRA (arXiv 2408.09856)."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+from torch import Tensor, nn
+
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.registry import peft_type
-from cme_bench.adapters.shared.config import RoutedConfig
+from cme_bench.adapters.registry import Measured, register
+from cme_bench.adapters.routing.config import RoutedConfig
+from cme_bench.adapters.routing.gated import FUSED, routed_form
+from cme_bench.adapters.routing.layer import RoutedLinear
+from cme_bench.adapters.routing.router import Routing, weigh
+from cme_bench.adapters.shared.layer import Shapes
+from cme_bench.adapters.shared.model import AdapterModel
 from cme_bench.errors import did_you_mean
 
 SCALINGS = ("alpha/r", "alpha/(k*r)")
@@ -68,7 +79,6 @@ class TeamLoraConfig(RoutedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = peft_type("teamlora")
         if isinstance(self.scaling, str) and self.scaling not in SCALINGS:
             raise AdapterError(f"scaling must be {' or '.join(SCALINGS)} or a number, got {self.scaling!r}")
         if self.dropout_place not in DROPOUT_PLACES:
@@ -101,3 +111,104 @@ class TeamLoraConfig(RoutedConfig):
         else:
             scale = self.scaling
         return scale * self.num_experts if self.omega_times_k else scale
+
+
+class TeamLoraLinear(RoutedLinear[TeamLoraConfig]):
+    """A linear layer with TeamLoRA (arXiv 2408.09856).
+
+    ``z = x A``, ``phi = softmax(x S)``, ``omega = M phi``, ``h = x W0 + scale * sum_i omega_i z_i B_i``,
+    computed as ``scale * (z * repeat_interleave(omega, r)) B``: a LoRA of rank k r whose latent is gated per
+    token.
+
+    Parameters of one adapter, as saved:
+        teamlora_down: (k r, d_in), A transposed; rows i r to (i + 1) r give z_i.
+        teamlora_up: (d_out, k r), columns i r to (i + 1) r are B_i transposed.
+        teamlora_router: (k, d_in), S transposed.
+        teamlora_interaction: (k, k), M itself: omega_i = sum_j M_ij phi_j. Absent without competition.
+    """
+
+    method = "teamlora"
+    adapter_layer_names = ("teamlora_down", "teamlora_up", "teamlora_router", "teamlora_interaction")
+
+    @staticmethod
+    def shapes(config: TeamLoraConfig, d_in: int, d_out: int) -> Shapes:
+        """Shape of every parameter of one adapter, by parameter name."""
+        k, width = config.num_experts, config.num_experts * config.r
+        shapes: Shapes = {
+            "teamlora_down": (width, d_in),
+            "teamlora_up": (d_out, width),
+            "teamlora_router": (k, d_in),
+        }
+        if config.competition:
+            shapes["teamlora_interaction"] = (k, k)
+        return shapes
+
+    def reset(self, adapter_name: str) -> None:
+        """As for every routed adapter; M has ones on its diagonal, and elsewhere U(-b, b), b =
+        ``interaction_init``.
+        """
+        super().reset(adapter_name)
+        config = self.settings[adapter_name]
+        if config.competition:
+            interaction = self.held("interaction", adapter_name)
+            nn.init.uniform_(interaction, -config.interaction_init, config.interaction_init)
+            with torch.no_grad():
+                interaction.fill_diagonal_(1.0)
+
+    def interaction(self, adapter_name: str) -> Tensor | None:
+        """M, (k, k); None without competition."""
+        return self.held("interaction", adapter_name) if self.settings[adapter_name].competition else None
+
+    def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
+        """phi = softmax(logits) and omega = M phi, (..., k) each."""
+        return weigh(logits, self.interaction(adapter_name), self.settings[adapter_name].normalize_omega)
+
+    def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
+        """``x`` after dropout, unless it falls on the latent."""
+        return super().dropped(x, adapter_name) if self.settings[adapter_name].dropout_place == "input" else x
+
+    def latent_dropout(self, adapter_name: str) -> float:
+        """Probability of dropping an element of the gated latent."""
+        config = self.settings[adapter_name]
+        return config.dropout if config.dropout_place == "latent" else 0.0
+
+
+class TeamLoraModel(AdapterModel):
+    """PEFT tuner that puts ``TeamLoraLinear`` on the targeted linear layers."""
+
+    prefix: str = "teamlora_"
+    tuner_layer_cls = TeamLoraLinear
+
+
+def _measured() -> Iterator[Measured]:
+    """Rank 16, and rank 32 at 2, 4 and 8 experts."""
+    for name, r, k in (("16", 16, 4), ("32_k2", 32, 2), ("32", 32, 4), ("32_k8", 32, 8)):
+        yield Measured(
+            f"teamlora{name}",
+            lambda names, r=r, k=k: TeamLoraConfig(r=r, alpha=2.0 * r, num_experts=k, target_modules=names),
+            FUSED,
+            default=k == 4,
+        )
+
+
+register(
+    "teamlora",
+    TeamLoraConfig,
+    TeamLoraModel,
+    routed=True,
+    per_token=True,
+    settings=(
+        "alpha",
+        "scaling",
+        "normalize_omega",
+        "omega_times_k",
+        "collaboration",
+        "competition",
+        "dropout",
+        "dropout_place",
+        "balance_coefficient",
+    ),
+    no_decay=("teamlora_interaction",),
+    measured=tuple(_measured()),
+    vllm=routed_form("teamlora", TeamLoraLinear),
+)

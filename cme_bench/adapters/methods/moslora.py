@@ -1,15 +1,44 @@
+"""MoSLoRA (arXiv 2406.11909)."""
+
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.moslora.config import MosLoraConfig
+from cme_bench.adapters.gated import Gate, GatedForm, Read
+from cme_bench.adapters.registry import Measured, register
+from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.layer import AdapterLinear, Shapes
 from cme_bench.adapters.shared.lowrank import project
+from cme_bench.adapters.shared.model import AdapterModel
+
+MIXER_INITS = ("kaiming", "orthogonal")
+
+
+@dataclass
+class MosLoraConfig(AdapterConfig):
+    """MoSLoRA: a LoRA with a learnable mixer between its two factors (arXiv 2406.11909).
+
+    ``h = x W0 + (alpha / r) drop(x) A W B``, W of r x r.
+
+    Args:
+        mixer_init: Start of W: "kaiming" (uniform, a = sqrt 5) or "orthogonal".
+    """
+
+    mixer_init: Literal["kaiming", "orthogonal"] = field(
+        default="kaiming", metadata={"help": "Start of the mixer: kaiming or orthogonal."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixer_init not in MIXER_INITS:
+            raise AdapterError(f"mixer_init must be one of {', '.join(MIXER_INITS)}, got {self.mixer_init!r}")
 
 
 class MosLoraLinear(AdapterLinear[MosLoraConfig]):
@@ -88,3 +117,39 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
                 "moslora cannot be merged into a quantised weight; load the base model unquantised"
             )
         return weight
+
+
+class MosLoraModel(AdapterModel):
+    """PEFT tuner that puts ``MosLoraLinear`` on the targeted linear layers."""
+
+    prefix: str = "moslora_"
+    tuner_layer_cls = MosLoraLinear
+    mergeable = True
+
+
+def _plain(config: MosLoraConfig, layer: Any, read: Read) -> dict[str, Tensor]:
+    """The mixer and the scale are multiplied into A."""
+    return {
+        "down": read("moslora_mixer").float() @ read("moslora_down").float() * config.scale,
+        "up": read("moslora_up").float(),
+    }
+
+
+def _measured(names: list[str]) -> MosLoraConfig:
+    return MosLoraConfig(r=128, alpha=256.0, target_modules=names)
+
+
+register(
+    "moslora",
+    MosLoraConfig,
+    MosLoraModel,
+    per_token=True,
+    settings=("alpha", "dropout", "mixer_init"),
+    measured=[Measured("moslora128", _measured, "ours")],
+    vllm=GatedForm(
+        layer=MosLoraLinear,
+        stored=("moslora_down", "moslora_mixer", "moslora_up"),
+        gate=lambda config: Gate(rank=config.r, scale=config.scale),
+        tensors=_plain,
+    ),
+)
