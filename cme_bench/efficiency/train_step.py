@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
+from cme_bench.adapters.registry import How
 from cme_bench.efficiency.live_bytes import LiveBytes
-from cme_bench.efficiency.methods import How, attached
+from cme_bench.efficiency.methods import attached
 from cme_bench.efficiency.shapes import targets
 from cme_bench.efficiency.workloads import in_turn
 

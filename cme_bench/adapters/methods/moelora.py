@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters.registry import Measured, register
+from cme_bench.adapters.registry import Measured, Wrap, register
 from cme_bench.adapters.routing.config import RoutedConfig
 from cme_bench.adapters.routing.gated import FUSED, routed_form
 from cme_bench.adapters.routing.layer import RoutedLinear
@@ -84,23 +84,17 @@ class PublishedMoeLora(nn.Module):
         return result.to(base.dtype)
 
 
-def _measured() -> Iterator[Measured]:
-    """The published form and the fused one, at 2, 4 and 8 experts of rank 32."""
-    for suffix, k in (("_k2", 2), ("", 4), ("_k8", 8)):
-        yield Measured(
-            f"moelora32{suffix}",
-            lambda names, k=k: lambda linear: PublishedMoeLora(linear, 32, k),
-            "as published: a loop over experts",
-            default=k == 4,
-        )
-    for suffix, k in (("_k2", 2), ("", 4), ("_k8", 8)):
-        yield Measured(
-            f"moelora32_fused{suffix}",
-            lambda names, k=k: MoeLoraConfig(r=32, alpha=64.0, num_experts=k, target_modules=names),
-            FUSED,
-            default=k == 4,
-        )
+def _published(k: int, names: list[str]) -> Wrap:
+    return lambda linear: PublishedMoeLora(linear, 32, k)
 
+
+def _fused(k: int, names: list[str]) -> MoeLoraConfig:
+    return MoeLoraConfig(r=32, alpha=64.0, num_experts=k, target_modules=names)
+
+
+_EXPERTS = {"_k2": 2, "": 4, "_k8": 8}
+"""End of the name of a measured form -> number of experts."""
+_LOOP = "as published: a loop over experts"
 
 register(
     "moelora",
@@ -109,6 +103,9 @@ register(
     routed=True,
     per_token=True,
     settings=("alpha", "dropout", "balance_coefficient"),
-    measured=tuple(_measured()),
+    measured=[
+        *(Measured(f"moelora32{e}", partial(_published, k), _LOOP, k == 4) for e, k in _EXPERTS.items()),
+        *(Measured(f"moelora32_fused{e}", partial(_fused, k), FUSED, k == 4) for e, k in _EXPERTS.items()),
+    ],
     vllm=routed_form("moelora", MoeLoraLinear),
 )

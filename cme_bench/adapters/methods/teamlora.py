@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -180,16 +180,12 @@ class TeamLoraModel(AdapterModel):
     tuner_layer_cls = TeamLoraLinear
 
 
-def _measured() -> Iterator[Measured]:
-    """Rank 16, and rank 32 at 2, 4 and 8 experts."""
-    for name, r, k in (("16", 16, 4), ("32_k2", 32, 2), ("32", 32, 4), ("32_k8", 32, 8)):
-        yield Measured(
-            f"teamlora{name}",
-            lambda names, r=r, k=k: TeamLoraConfig(r=r, alpha=2.0 * r, num_experts=k, target_modules=names),
-            FUSED,
-            default=k == 4,
-        )
+def _config(r: int, k: int, names: list[str]) -> TeamLoraConfig:
+    return TeamLoraConfig(r=r, alpha=2.0 * r, num_experts=k, target_modules=names)
 
+
+_MEASURED = {"16": (16, 4), "32_k2": (32, 2), "32": (32, 4), "32_k8": (32, 8)}
+"""Name of a measured form after the method's -> rank and number of experts."""
 
 register(
     "teamlora",
@@ -209,6 +205,9 @@ register(
         "balance_coefficient",
     ),
     no_decay=("teamlora_interaction",),
-    measured=tuple(_measured()),
+    measured=[
+        Measured(f"teamlora{name}", partial(_config, r, k), FUSED, default=k == 4)
+        for name, (r, k) in _MEASURED.items()
+    ],
     vllm=routed_form("teamlora", TeamLoraLinear),
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
-from cme_bench.adapters.gated import GatedForm
+from cme_bench.adapters.gated import GatedForm, Read
 from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import method_of
@@ -42,10 +42,11 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
     config, layers = adapted_linears(folder, base_config)
     form = _form(config)
     saved = load_file(weights_file(folder))
-    parts = {
-        name: form.tensors(config, layer, lambda key, name=name: saved[f"{_PREFIX}{name}.{key}"])
-        for name, layer in layers.items()
-    }
+
+    def reader(name: str) -> Read:
+        return lambda key: saved[f"{_PREFIX}{name}.{key}"]
+
+    parts = {name: form.tensors(config, layer, reader(name)) for name, layer in layers.items()}
     gate = form.gate(config)
     if gate.experts == 1:
         gate = replace(gate, rank=max(1, *(len(own["down"]) for own in parts.values())), scale=1.0)
