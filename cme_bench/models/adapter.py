@@ -16,19 +16,22 @@ TRAINING_FILE = "cme_training.json"
 """The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterCheckpoint:
-    """An adapter folder.
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """An adapter of a base model, known by identity.
 
-    ``hash``: sha256 over its weights and config; ``prompt_format``: the one it was trained with, if it says
-    so; ``tokenization``: how its training made token ids, as ``cme_training.json`` records it;
-    ``description``: method, rank, experts, targets and sizes, as ``run.json`` records them;
-    ``vocabulary``: token ids that the base's embeddings grow to, None if they stay; ``virtual_tokens``:
-    positions that it takes for itself; ``notes``: what a user should see, more of it once it is loaded.
+    Attributes:
+        name: What a run and a table call it.
+        hash: Two adapters with one hash change a model alike.
+        prompt_format: The one it was trained with, if it says so.
+        tokenization: How its training made token ids, as ``cme_training.json`` records it.
+        description: Method, rank, experts, targets and sizes, as ``run.json`` records them.
+        vocabulary: Token ids that the base's embeddings grow to; None if they stay.
+        virtual_tokens: Positions that it takes for itself.
+        notes: What a user should see; more of it is known once it is loaded.
     """
 
     name: str
-    path: Path
     hash: str
     prompt_format: str | None
     description: dict[str, Any]
@@ -36,6 +39,13 @@ class AdapterCheckpoint:
     virtual_tokens: int = 0
     notes: list[str] = field(default_factory=list)
     tokenization: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterCheckpoint(Adapter):
+    """An adapter in a folder; its ``hash`` is the sha256 over weights and config."""
+
+    path: Path
 
 
 def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:

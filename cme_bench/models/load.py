@@ -193,3 +193,17 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
         return torch.float32
     stored = getattr(config, "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.bfloat16
+
+
+def count_parameters(config: Any) -> int:
+    """Return the parameters of the model that ``config`` describes, tied ones once.
+
+    No memory is used: the model is built on the meta device.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())

@@ -169,6 +169,11 @@ def arguments(model: ModelOptions, ask: AskOptions) -> dict[str, Any]:
     return {option.name: getattr(options, option.name) for kind, options in parts for option in fields(kind)}
 
 
+def model_half(options: ModelOptions) -> ModelOptions:
+    """Return the options of the model alone, without what is asked."""
+    return ModelOptions(**{option.name: getattr(options, option.name) for option in fields(ModelOptions)})
+
+
 def check_model(options: ModelOptions) -> None:
     """Raise UsageError for an engine or worker that there is not, and for ray's options elsewhere."""
     for option in fields(ModelOptions):

@@ -18,14 +18,15 @@ from cme_bench.engines.ray.cluster import Crew
 from cme_bench.errors import UsageError
 from cme_bench.models.adapter import resolve_adapter
 from cme_bench.provenance import versions
-from cme_bench.runs.engines import Job
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.engine_source import Job
+from cme_bench.runs.local_engines import open_local
+from cme_bench.runs.options import ModelOptions
 
 if TYPE_CHECKING:
-    from cme_bench.runs.responder import BaseModel
+    from cme_bench.models.loaded import SavedModel
 
 
-def worker_environment(options: RunOptions, crew: Crew) -> dict[str, str]:
+def worker_environment(options: ModelOptions, crew: Crew) -> dict[str, str]:
     """Environment variables of a worker."""
     environment = {"TQDM_DISABLE": "1"}
     if options.offline:
@@ -36,16 +37,16 @@ def worker_environment(options: RunOptions, crew: Crew) -> dict[str, str]:
     return environment
 
 
-def worker_source(base: BaseModel) -> Callable[[], WorkerSource]:
-    """Makes, in a worker's process, what opens engines for ``base`` there."""
-    folder = Path(base.options.model).expanduser().is_dir()
-    options = replace(
-        base.options,
-        engine=base.options.worker,
-        model=str(base.checkpoint.path) if folder else base.options.model,
-        dtype=str(base.dtype).removeprefix("torch."),
+def worker_source(model: SavedModel, options: ModelOptions) -> Callable[[], WorkerSource]:
+    """Makes, in a worker's process, what opens engines for ``model`` there."""
+    folder = Path(options.model).expanduser().is_dir()
+    there = replace(
+        options,
+        engine=options.worker,
+        model=model.place if folder else options.model,
+        dtype=model.dtype_name,
     )
-    return functools.partial(WorkerSource, options, base.checkpoint.hash, versions())
+    return functools.partial(WorkerSource, there, model.hash, versions())
 
 
 class WorkerSource:
@@ -54,31 +55,29 @@ class WorkerSource:
     Raises UsageError if the model on this node has another hash, or the packages other versions.
     """
 
-    def __init__(self, options: RunOptions, hash_: str, driver: Mapping[str, str]) -> None:
-        from cme_bench.runs.responder import BaseModel
-
+    def __init__(self, options: ModelOptions, hash_: str, driver: Mapping[str, str]) -> None:
         here = versions()
         for package, version in driver.items():
             if here.get(package) != version:
                 raise UsageError(f"{_node()} has {package} {here.get(package)}, the driver {version}")
-        self._base = BaseModel(options)
-        if self._base.checkpoint.hash != hash_:
-            raise UsageError(f"{_node()}: {self._base.checkpoint.path} is another model than the driver's")
+        self._engines = open_local(options)
+        if self._engines.model.hash != hash_:
+            raise UsageError(f"{_node()}: {self._engines.model.place} is another model than the driver's")
 
     def open(self, adapter: tuple[str, str] | None, job: Job) -> Engine:
         """An engine with the adapter of this folder and hash; raises UsageError if it is another here."""
         if adapter is None:
-            return self._base.engines.open(None, job)
-        found = resolve_adapter(adapter[0], self._base.config)
+            return self._engines.open(None, job)
+        found = resolve_adapter(adapter[0], self._engines.model.config)
         if found.hash != adapter[1]:
             raise UsageError(f"{_node()}: {found.path} is another adapter than the driver's")
-        return self._base.engines.open(found, job)
+        return self._engines.open(found, job)
 
     def release(self) -> None:
-        self._base.engines.release()
+        self._engines.release()
 
     def close(self) -> None:
-        self._base.close()
+        self._engines.close()
 
 
 def _node() -> str:

@@ -1,0 +1,148 @@
+"""A base model that several adapters share: known by identity before any weights are loaded."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.models.adapter import Adapter, AdapterCheckpoint
+from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
+from cme_bench.models.checkpoint import Checkpoint, resolve_model
+from cme_bench.models.folder import adapter_note
+from cme_bench.models.load import (
+    check_base,
+    count_parameters,
+    evaluation_dtype,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class LoadedModel(ABC):
+    """A causal language model and its tokenizer, from a folder or given in memory.
+
+    Attributes:
+        name: What a run and a table call it.
+        place: Where it is, for messages.
+        hash: Two models with one hash answer alike.
+        config: Its transformers config.
+        device: Where it computes.
+        dtype: The type that it computes in; ``dtype_because`` says why.
+        notes: What a user should know of it.
+    """
+
+    name: str
+    place: str
+    hash: str
+    config: Any
+    device: torch.device
+    dtype: torch.dtype
+    dtype_because: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """Return the tokenizer of the model itself."""
+
+    @abstractmethod
+    def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
+        """Return what an adapter is asked with: the tokenizer and template beside it, or the base's."""
+
+    @property
+    @abstractmethod
+    def model(self) -> PreTrainedModel:
+        """Return the model with its weights."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """Return the number of its parameters, tied ones once."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model as ``run.json`` records it."""
+        return {
+            "name": self.name,
+            "path": self.place,
+            "hash": self.hash,
+            "revision": None,
+            "architecture": (self.config.architectures or ["unknown"])[0],
+            "parameters": self.parameters,
+            "dtype": self.dtype_name,
+            "dtype_because": self.dtype_because,
+        }
+
+    @property
+    def dtype_name(self) -> str:
+        """Return the type as options name it, such as ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+class SavedModel(LoadedModel):
+    """A model folder or a model of the hub. Weights are loaded on first use, and once.
+
+    ``engine``: what will compute, "hf" or "vllm"; ``device`` is asked once the folder is found to be fit.
+    Raises UsageError as ``resolve_model`` and ``check_base`` do, before any weights are loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        engine: str,
+        dtype: str,
+        device: Callable[[], torch.device],
+        offline: bool = False,
+    ) -> None:
+        self.checkpoint: Checkpoint = resolve_model(name, offline=offline)
+        self.config = load_config(self.checkpoint)
+        check_base(self.checkpoint, self.config, engine)
+        self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
+        self.place = str(self.checkpoint.path)
+        note = adapter_note(self.checkpoint.path)
+        self.notes = () if note is None else (note,)
+        self.device = device()
+        self.dtype, self.dtype_because = evaluation_dtype(
+            dtype, self.config, self.device, lambda: self.parameters
+        )
+        self._tokenizers: dict[Path, AdapterTokenizer] = {}
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.checkpoint)
+
+    def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
+        if not isinstance(adapter, AdapterCheckpoint):
+            return AdapterTokenizer(self.tokenizer)
+        if adapter.path not in self._tokenizers:
+            self._tokenizers[adapter.path] = beside(adapter.path, self.tokenizer)
+        return self._tokenizers[adapter.path]
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return count_parameters(self.config)
+
+    @functools.cached_property
+    def model(self) -> PreTrainedModel:
+        return load_model(self.checkpoint, self.dtype, self.device)
+
+    def reload(self) -> None:
+        """Free the weights; they are loaded again when they are next asked for."""
+        self.__dict__.pop("model", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"revision": self.checkpoint.revision}

@@ -1,0 +1,125 @@
+"""How a run gets its engines: made when first asked for, on a model that several adapters share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+from cme_bench.engines.base import Engine, TokenIds
+from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from cme_bench.models.loaded import LoadedModel, SavedModel
+    from cme_bench.runs.options import ModelOptions
+
+LIVENESS_TOKENS = 256
+Note: TypeAlias = Callable[[str], None]
+"""Told what a user may want to know."""
+
+
+def unheard(message: str) -> None:
+    """Tell nobody."""
+
+
+def never() -> bool:
+    """Return that the run was not asked to stop."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is made for.
+
+    Attributes:
+        max_length: Most tokens of a row that the model takes.
+        longest: Most tokens of any row that it will be asked.
+        probe: A prompt of the run, whose answer an adapter must change.
+    """
+
+    max_length: int
+    longest: int
+    probe: TokenIds
+
+
+class EngineSource(ABC):
+    """Makes engines for one base model.
+
+    Attributes:
+        model: The base model.
+        options: What was asked for: model, engine, settings.
+        note: Told what a user may want to know of the model while it answers.
+    """
+
+    model: LoadedModel
+
+    def __init__(self, model: LoadedModel, options: ModelOptions, note: Note = unheard) -> None:
+        self.model = model
+        self.options = options
+        self.note = note
+
+    @abstractmethod
+    def adapter(self, name: str | None) -> Adapter | None:
+        """Return the adapter of that name, or what is asked where none is named.
+
+        Raises UsageError, or AdapterError, if there is none or if it cannot be computed exactly.
+        """
+
+    @abstractmethod
+    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+        """Return an engine that answers with ``adapter``.
+
+        ``stopping`` says whether the run was asked to stop. Raises AdapterError if the adapter does not fit
+        or does nothing.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Be done with the engine opened last; what the next one can use stays."""
+
+    def close(self) -> None:
+        """Free everything."""
+        self.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SavedSource(EngineSource):
+    """Engines of a model folder, with adapters from folders."""
+
+    model: SavedModel
+
+    def __init__(self, model: SavedModel, options: ModelOptions, note: Note = unheard) -> None:
+        super().__init__(model, options, note)
+
+    def adapter(self, name: str | None) -> AdapterCheckpoint | None:
+        """Return the adapter in the folder ``name``; None is the base model."""
+        if name is None:
+            return None
+        found = resolve_adapter(name, self.model.config)
+        if self.options.computes == "vllm":
+            self._check_vllm(found)
+        return found
+
+    def _check_vllm(self, adapter: AdapterCheckpoint) -> None:
+        """Ask before anything is answered; what vLLM tells only when it runs is raised by ``open``."""
+        from cme_bench.engines.vllm.adapter import adapted_linears
+        from cme_bench.models.quantisation import check_takes_adapter
+
+        check_takes_adapter(self.model.checkpoint.path, self.model.config)
+        adapted_linears(adapter.path, self.model.config)
+
+
+def saved(adapter: Adapter | None) -> AdapterCheckpoint | None:
+    """Return ``adapter``, which is one from a folder."""
+    assert adapter is None or isinstance(adapter, AdapterCheckpoint)
+    return adapter

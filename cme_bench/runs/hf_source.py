@@ -1,0 +1,95 @@
+"""Engine hf of a run: the base's weights stay, adapters are put on and taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cme_bench.engines.base import Engine, TokenIds
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, Note, SavedSource, never, saved, unheard
+
+if TYPE_CHECKING:
+    from cme_bench.models.adapter import Adapter, AdapterCheckpoint
+    from cme_bench.models.fingerprint import Fingerprint
+    from cme_bench.models.loaded import SavedModel
+    from cme_bench.runs.options import ModelOptions
+
+
+class HFSource(SavedSource):
+    """transformers on one copy of the weights.
+
+    Some adapters leave the base changed (whole modules that were trained, biases, initialisations that
+    subtract what they put into the adapter). The base is compared before and after each, and loaded again
+    where it differs.
+    """
+
+    def __init__(self, model: SavedModel, options: ModelOptions, note: Note = unheard) -> None:
+        super().__init__(model, options, note)
+        self._peft: Any = None
+        self._name = ""
+        self._clean: Fingerprint | None = None
+        self._changed: str | None = None
+
+    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+        from cme_bench.engines.hf.engine import HFEngine
+
+        settings = self.options.settings
+        if self._changed is not None:
+            self.note(f"{self._changed}: it is loaded again")
+            self._changed = None
+        found = saved(adapter)
+        model = self.model.model if found is None else self._adapted(found, job.probe)
+        return HFEngine(
+            model,
+            self.model.tokenizer_of(adapter).tokenizer,
+            max_length=job.max_length,
+            tokens_per_batch=settings.get("tokens_per_batch"),
+            plain=not settings.get("shared_prefixes", 1),
+        )
+
+    def _adapted(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Any:
+        import torch
+
+        from cme_bench.adapters.liveness import check_liveness, probing
+        from cme_bench.adapters.load import load_adapter
+        from cme_bench.models.fingerprint import fingerprint
+
+        if self._clean is None:
+            self._clean = fingerprint(self.model.model)
+        try:
+            self._peft = load_adapter(self.model.model, adapter.path, note=self._note_of(adapter))
+            ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
+            check_liveness(self._peft, torch.tensor([ids], device=self.model.device), name=adapter.name)
+        except BaseException:
+            self._take_off(adapter.name)
+            raise
+        self._name = adapter.name
+        return self._peft
+
+    def _note_of(self, adapter: AdapterCheckpoint) -> Note:
+        """Return what tells and records what is only known once the weights are there."""
+
+        def note(sentence: str) -> None:
+            if sentence not in adapter.notes:
+                adapter.notes.append(sentence)
+                self.note(sentence)
+
+        return note
+
+    def release(self) -> None:
+        if self._peft is not None:
+            self._take_off(self._name)
+
+    def _take_off(self, name: str) -> None:
+        """Remove the adapter ``name``; free the base if that, or a failure to put it on, left it changed."""
+        from cme_bench.adapters.load import take_off
+        from cme_bench.models.fingerprint import difference, fingerprint
+
+        peft, self._peft = self._peft, None
+        if peft is not None:
+            take_off(peft)
+        del peft
+        assert self._clean is not None
+        if found := difference(self._clean, fingerprint(self.model.model)):
+            self._changed = f"adapter {name!r} left the base model changed ({found})"
+            self.model.reload()

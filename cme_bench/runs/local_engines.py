@@ -1,0 +1,35 @@
+"""Engines that compute in this process, or in processes of their own on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cme_bench.models.load import choose_device
+from cme_bench.models.loaded import SavedModel
+from cme_bench.runs.engine_source import Note, SavedSource, unheard
+from cme_bench.runs.hf_source import HFSource
+from cme_bench.runs.vllm_source import VLLMSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from cme_bench.runs.options import ModelOptions
+
+SOURCES: dict[str, type[SavedSource]] = {"hf": HFSource, "vllm": VLLMSource}
+
+
+def open_local(options: ModelOptions, note: Note = unheard) -> SavedSource:
+    """Return the engines of hf or vllm for the model of ``options``; no weights are loaded yet."""
+    return SOURCES[options.computes](find_model(options), options, note)
+
+
+def find_model(options: ModelOptions, device: Callable[[], torch.device] = choose_device) -> SavedModel:
+    """Return the model that ``options`` name, checked for the engine that will compute."""
+    return SavedModel(
+        options.model,
+        engine=options.computes,
+        dtype=options.dtype,
+        device=device,
+        offline=options.offline,
+    )
