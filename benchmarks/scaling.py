@@ -30,9 +30,11 @@ from cme_bench.analysis.parity import task_items
 from cme_bench.engines.base import Engine, GenerateResponse
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.worker import Worker
-from cme_bench.runs.engines import Job, RaySource
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.engine_source import Job
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder, first_prompt
+from cme_bench.runs.ray_source import RaySource
+from cme_bench.runs.responder import Responder, first_prompt
 from cme_bench.runs.session import task_feed
 
 TOLERANCE = 1e-3
@@ -44,9 +46,8 @@ class Crew:
     """Two workers of one kind, of which one or both are asked."""
 
     def __init__(self, options: RunOptions, cases: dict[str, Questions]) -> None:
-        self.base = BaseModel(options)
         self.tasks = [asked for questions in cases.values() for asked in questions.values()]
-        source = self.base.engines
+        source = open_engines(options)
         assert isinstance(source, RaySource)
         self.source: RaySource = source
         self.pool: Pool = source._pool
@@ -81,7 +82,7 @@ class Crew:
         return seconds, answers
 
     def close(self) -> None:
-        self.base.close()
+        self.source.close()
 
 
 def bind(process: int, core: int) -> None:
@@ -108,7 +109,7 @@ def difference(one: dict[int, Any], two: dict[int, Any]) -> float:
 def questions_of(options: RunOptions) -> Questions:
     """The requests of each task, as a run asks them."""
     found: Questions = {}
-    for item in task_items(options, Responder(options, BaseModel(options))):
+    for item in task_items(options, Responder(open_engines(options))):
         found.setdefault(item.task, []).append(item.request)
     return found
 

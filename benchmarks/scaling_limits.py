@@ -47,10 +47,12 @@ from cme_bench.prompts.items import Item
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder
-from cme_bench.runs.runner import build_requests, run
+from cme_bench.runs.planner import Planner
+from cme_bench.runs.responder import Responder
+from cme_bench.runs.runner import run
 from cme_bench.runs.session import WINDOW_ITEMS
 from cme_bench.runs.store import RunWriter, read_records, samples_file
 from cme_bench.scoring.items import response_record, score_record
@@ -112,12 +114,13 @@ class Planned:
 
 def planning(options: RunOptions) -> list[Planned]:
     suite, source = load_suite(), open_source(options.data, offline=True)
-    responder = Responder(options, BaseModel(options))
+    responder = Responder(open_engines(options))
+    planner = Planner(options)
     found = []
     for spec in suite.select(options.tasks):
         started = time.perf_counter()
         task = build_task(spec, suite, source)
-        _, items = build_requests(task, options, responder)
+        _, items = planner.items(task, responder)
         for item in items:
             response_key(responder.identity, item.request)
         found.append(Planned(task, items, (time.perf_counter() - started) / len(items)))

@@ -41,10 +41,11 @@ def asked(task: str, shots: int, options: Any) -> list[Any]:
     from dataclasses import replace
 
     from cme_bench.analysis.parity import task_items
-    from cme_bench.runs.responder import BaseModel, Responder
+    from cme_bench.runs.engine_factory import open_engines
+    from cme_bench.runs.responder import Responder
 
     options = replace(options, tasks=task, shots=shots)
-    return [item.request for item in task_items(options, Responder(options, BaseModel(options)))]
+    return [item.request for item in task_items(options, Responder(open_engines(options)))]
 
 
 def random_model(folder: Path, shape: str, tokenizer: Path) -> Path:

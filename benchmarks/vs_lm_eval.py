@@ -93,25 +93,25 @@ class Ours:
     """``cme-bench run`` with its model loaded."""
 
     def __init__(self, model: str, dtype: str, folder: Path) -> None:
+        from cme_bench.runs.engine_factory import open_engines
         from cme_bench.runs.options import RunOptions
-        from cme_bench.runs.responder import BaseModel
 
         self.folder = folder
         self.options = RunOptions(model=model, dtype=dtype, offline=True)
-        self.base = BaseModel(self.options)
-        _ = self.base.model, self.base.tokenizer
+        self.engines = open_engines(self.options)
+        _ = self.engines.model.model, self.engines.model.tokenizer
 
     def answer(self, name: str, case: Case, batch_size: int) -> dict[str, Any]:
         from dataclasses import replace
 
-        from cme_bench.runs.runner import run
+        from cme_bench.runs.runner import ask
         from cme_bench.runs.store import read_records, samples_file
         from cme_bench.util.files import read_json
 
         task, out = f"cme_{case.task}_ll", self.folder / "run"
         shutil.rmtree(out, ignore_errors=True)
         options = replace(self.options, tasks=task, shots=case.shots, data=str(self.folder / name), out=out)
-        _, used = measured(lambda: run(options, base=self.base))
+        _, used = measured(lambda: ask(self.engines, options))
         records = sorted(read_records(samples_file(out, task)), key=lambda record: record["id"])
         stats = read_json(out / "run.json")["sessions"][-1]["engine"]
         kept = {k: stats[k] for k in ("tokens_computed", "tokens_rowwise", "model_seconds")}

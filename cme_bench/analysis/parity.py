@@ -9,9 +9,10 @@ from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest
 from cme_bench.prompts import items as prompts
-from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder
-from cme_bench.runs.runner import build_requests
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.options import AskOptions, RunOptions
+from cme_bench.runs.planner import Planner
+from cme_bench.runs.responder import Responder
 from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
 from cme_bench.scoring.items import response_record, score_record
 from cme_bench.tasks.build import Task, build_task
@@ -107,36 +108,36 @@ def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: flo
     answers: list[list[Any]] = []
     dtype = ""
     for engine in engines:
-        base = BaseModel(replace(options, engine=engine))
-        responder = Responder(base.options, base, options.adapters[0] if options.adapters else None)
-        items = items or list(task_items(options, responder))
-        responder.longest = max(item.request.n_tokens for item in items)
-        try:
-            answers.append(_answers(responder, [item.request for item in items]))
-        finally:
-            responder.close()
-            base.close()
+        with open_engines(replace(options, engine=engine)) as source:
+            responder = Responder(source, *options.adapters[:1], bos=options.bos)
+            items = items or list(task_items(options, responder))
+            try:
+                answers.append(_answers(responder, [item.request for item in items]))
+            finally:
+                responder.close()
         dtype = responder.identity["dtype"]
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=allowed)
 
 
-def task_items(options: RunOptions, responder: Responder) -> Iterator[Item]:
+def task_items(options: AskOptions, responder: Responder) -> Iterator[Item]:
     """Yield the items that a run of ``options`` asks of ``responder``."""
     suite = load_suite(options.include, allow_code=options.allow_code)
     source = open_source(options.data, offline=options.offline)
+    planner = Planner(options)
     for spec in suite.select(options.tasks):
         task = build_task(spec, suite, source, shots=options.shots)
-        for item in build_requests(task, options, responder)[1]:
+        for item in planner.items(task, responder)[1]:
             yield Item(task, item)
 
 
 def _answers(responder: Responder, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> list[Any]:
     found: list[Any] = [None] * len(requests)
+    longest = max(request.n_tokens for request in requests)
     for kind in (LoglikelihoodRequest, GenerateRequest):
         places = [i for i, request in enumerate(requests) if isinstance(request, kind)]
         if places:
-            engine = responder.engine(requests[places[0]])
+            engine = responder.engine(requests[places[0]], longest)
             ask: Any = engine.loglikelihood if kind is LoglikelihoodRequest else engine.generate
             for index, response in ask([requests[i] for i in places]):
                 found[places[index]] = response

@@ -103,7 +103,7 @@ def _title(responder: Responder, slices: Sequence[Slice]) -> str:
     about = adapter.description
     items, tasks = sum(part.items for part in slices), len({part.task for part in slices})
     return (
-        f"{responder.base.checkpoint.name} + {adapter.name} "
+        f"{responder.model.name} + {adapter.name} "
         f"({about['method']}, {about['experts']} experts of rank {about['rank']}, {adapter.hash[:8]}), "
         f"n = {items} items of {tasks} task{'s' * (tasks != 1)}"
     )

@@ -12,9 +12,10 @@ from cme_bench.engines.base import TokenIds
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids, truncate
-from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder, first_prompt
-from cme_bench.runs.runner import build_requests
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.options import AskOptions, ModelOptions
+from cme_bench.runs.planner import Planner
+from cme_bench.runs.responder import Responder, first_prompt
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
@@ -67,19 +68,8 @@ def open_responder(options: RouterOptions) -> Responder:
         dtype, settings, bos, run = options.dtype or "auto", {}, "auto", None
     else:
         raise UsageError(f"{folder} is neither a run folder (run.json) nor an adapter folder ({CONFIG_FILE})")
-    asked = RunOptions(
-        model=model,
-        tasks=options.tasks or "cme",
-        adapters=(adapter,),
-        data=options.data,
-        limit=None if options.by else options.limit,
-        dtype=dtype,
-        offline=options.offline,
-        prompt_format=options.prompt_format,
-        bos=bos,
-        settings=settings,
-    )
-    responder = Responder(asked, BaseModel(asked), adapter)
+    asked = ModelOptions(model=model, dtype=dtype, offline=options.offline, settings=settings)
+    responder = Responder(open_engines(asked), adapter, bos=bos)
     if run is not None:
         _check_same_weights(folder, run["identity"], responder)
     _check_routed(responder)
@@ -113,7 +103,7 @@ def _check_routed(responder: Responder) -> None:
     found = responder.adapter.description
     if found["experts"] is None:
         raise UsageError(
-            f"{responder.adapter.path} is a {found['method']} adapter, which has no router "
+            f"{found['path']} is a {found['method']} adapter, which has no router "
             f"(methods that have one: {', '.join(routed_names())})"
         )
 
@@ -124,7 +114,7 @@ def prompt_groups(options: RouterOptions, responder: Responder) -> list[PromptGr
     A prompt longer than the context loses tokens from its left, as in a run. Tasks whose items lack the field
     are left out. Raises UsageError for unknown tasks, and if no task has the field.
     """
-    asked = _stored(options, responder) if is_run(options.source) else _anew(responder)
+    asked = _stored(options, responder) if is_run(options.source) else _anew(options, responder)
     groups: list[PromptGroup] = []
     for task, domain, items in asked:
         by_value: dict[str, list[TokenIds]] = {}
@@ -174,12 +164,19 @@ def _selected(options: RouterOptions, planned: Mapping[str, Mapping[str, Any]]) 
     return [task for task, plan in planned.items() if task in names or plan["domain"] in names]
 
 
-def _anew(responder: Responder) -> Iterator[tuple[str, str, Items]]:
+def _anew(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, str, Items]]:
     """Yield the prompts that a run of the tasks would ask."""
-    asked = responder.options
+    asked = AskOptions(
+        tasks=options.tasks or "cme",
+        data=options.data,
+        limit=None if options.by else options.limit,
+        prompt_format=options.prompt_format,
+        offline=options.offline,
+    )
     suite = load_suite()
     source = open_source(asked.data, offline=asked.offline)
+    planner = Planner(asked)
     for spec in suite.select(asked.tasks):
         task = build_task(spec, suite, source, shots=asked.shots)
-        _, items = build_requests(task, asked, responder)
+        _, items = planner.items(task, responder)
         yield spec.name, spec.domain, [(first_prompt(item.request), item.doc) for item in items]

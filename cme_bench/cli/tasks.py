@@ -124,7 +124,7 @@ def preview(
     from cme_bench.prompts.formats import resolve_format
     from cme_bench.prompts.items import build_items, limited_ids, render_item
     from cme_bench.prompts.preview import preview_text, preview_tokens
-    from cme_bench.runs.session import task_hash
+    from cme_bench.runs.planner import task_hash
     from cme_bench.tasks.build import build_task
     from cme_bench.tasks.sources import open_source
     from cme_bench.tasks.suite import load_suite

@@ -21,9 +21,8 @@ from cme_bench.efficiency.train_step import TrainBench, train_metrics, train_rou
 from cme_bench.efficiency.vllm_inference import NATIVE, plugin_spec, vllm_times
 from cme_bench.efficiency.workloads import Times, Workloads, inference_metrics
 from cme_bench.engines.vllm.settings import require_vllm
-from cme_bench.models.load import choose_device
+from cme_bench.models.load import choose_device, count_parameters
 from cme_bench.provenance import commit, hardware, machine, versions
-from cme_bench.runs.responder import count_parameters
 
 BASE = "base"
 HUNGRIEST = "moelora32_k8"

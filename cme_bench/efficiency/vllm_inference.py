@@ -29,7 +29,7 @@ from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed
 from cme_bench.engines.vllm.host import output_to
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
 from cme_bench.errors import CmeError
-from cme_bench.runs.responder import count_parameters
+from cme_bench.models.load import count_parameters
 from cme_bench.vllm_plugin.file import write_adapter
 from cme_bench.vllm_plugin.spec import GatedSpec
 

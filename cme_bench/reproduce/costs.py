@@ -12,7 +12,7 @@ from cme_bench.reports.grids import markdown
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.reproduce.workbench import Workbench
-from cme_bench.runs.runner import run
+from cme_bench.runs.runner import ask
 from cme_bench.training.curve import read_curve
 from cme_bench.util.files import read_json, write_json
 
@@ -79,8 +79,8 @@ def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tu
 
 
 def _probe_evaluation(recipe: Recipe, bench: Workbench, out: Path) -> tuple[float, int]:
-    options = replace(bench.run_options(BASE, 0), limit=PROBE_ITEMS, out=out)
-    (folder,) = run(options, base=bench.base)
+    options = replace(bench.questions(BASE, 0), limit=PROBE_ITEMS, out=out)
+    (folder,) = ask(bench.engines, options)
     content = read_json(folder / "run.json")
     tasks = content["tasks"].values()
     limit = recipe.limit

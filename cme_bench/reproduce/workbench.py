@@ -20,10 +20,11 @@ from cme_bench.reports.figures.router import write_router_figures
 from cme_bench.reports.router_tables import write_router_tables
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.engine_source import EngineSource
+from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.progress import Silent as RunSilent
-from cme_bench.runs.responder import BaseModel
-from cme_bench.runs.runner import run
+from cme_bench.runs.runner import ask
 from cme_bench.tasks.sources import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
@@ -138,28 +139,30 @@ class Workbench:
     # ---- evaluations
 
     @functools.cached_property
-    def base(self) -> BaseModel:
-        """The base model that all evaluations of this process share."""
-        return BaseModel(self.run_options(BASE, 0))
-
-    def run_options(self, row: str, seed: int) -> RunOptions:
-        adapters = () if row == BASE else (str(self.folder.adapter(row, seed)),)
-        return RunOptions(
+    def engines(self) -> EngineSource:
+        """The engines of the base model, which all evaluations of this process share."""
+        options = ModelOptions(
             model=self.recipe.model,
-            tasks=self.recipe.tasks,
-            adapters=adapters,
             engine=self.recipe.engine,
+            dtype=self.recipe.dtype,
+            offline=self.offline,
+        )
+        return open_engines(options, self._running.note)
+
+    def questions(self, row: str, seed: int) -> AskOptions:
+        """Return what the run of one row and seed asks."""
+        return AskOptions(
+            tasks=self.recipe.tasks,
+            adapters=() if row == BASE else (str(self.folder.adapter(row, seed)),),
             data=self.recipe.data,
             limit=self.recipe.limit,
-            dtype=self.recipe.dtype,
+            prompt_format=str(self.recipe.training.get("prompt_format", "teamlora")),
             out=self.folder.run(row, seed),
             offline=self.offline,
-            prompt_format=str(self.recipe.training.get("prompt_format", "teamlora")),
         )
 
     def _evaluate(self, job: Job) -> dict[str, Any]:
-        base = self.base
-        (out,) = run(self.run_options(job.row, job.seed), self._running, base=base)
+        (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running)
         content = read_json(out / "run.json")
         return {
             "items": sum(task["n"] for task in content["tasks"].values()),
@@ -226,5 +229,5 @@ class Workbench:
     def close(self) -> None:
         """Free what computes, and the room of weights that nothing needs any more."""
         self._drop_weights()
-        if "base" in self.__dict__:
-            self.base.close()
+        if "engines" in self.__dict__:
+            self.engines.close()

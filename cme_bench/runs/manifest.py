@@ -15,7 +15,7 @@ import orjson
 from cme_bench.engines.base import Engine
 from cme_bench.errors import UsageError
 from cme_bench.provenance import commit, machine, versions, without_secrets
-from cme_bench.runs.options import RunOptions, arguments
+from cme_bench.runs.options import AskOptions, arguments
 from cme_bench.runs.shape import ListOf, Maybe, check_shape
 from cme_bench.util.files import read_json, write_json
 
@@ -50,7 +50,7 @@ class PlannedTask:
     truncated: int
 
 
-def default_folder(options: RunOptions, model: str, identity: Mapping[str, str]) -> Path:
+def default_folder(options: AskOptions, model: str, identity: Mapping[str, str]) -> Path:
     """``runs/MODEL-HASH``: the same for the same answering model and settings, so that the same command
     resumes; limit, shots and tasks share it, since their items are stored by key."""
     parts = [*sorted(identity.items()), options.data, options.prompt_format, options.seed]
@@ -77,7 +77,7 @@ class Manifest:
         self._saved = 0.0
 
     @classmethod
-    def open(cls, folder: Path, options: RunOptions, responder: Responder) -> Manifest:
+    def open(cls, folder: Path, options: AskOptions, responder: Responder) -> Manifest:
         """The manifest of ``folder``, new or resumed. UsageError if the folder holds another model's run."""
         file = folder / "run.json"
         identity = responder.identity | {"data": options.data, "prompt_format": options.prompt_format}
@@ -97,9 +97,9 @@ class Manifest:
         content = {
             "schema": SCHEMA,
             "identity": identity,
-            "model": responder.describe(),
+            "model": responder.model.describe(),
             "adapter": responder.adapter.description if responder.adapter else None,
-            "arguments": {k: _plain(v) for k, v in arguments(options, options).items()},
+            "arguments": {k: _plain(v) for k, v in arguments(responder.engines.options, options).items()},
             "seed": options.seed,
             "bos": responder.encoder.bos.describe(),
             "notes": [],

@@ -22,9 +22,9 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.provenance import commit, versions
 from cme_bench.runs.folder import read_both
+from cme_bench.runs.planner import task_hash
 from cme_bench.runs.records import current_records
 from cme_bench.runs.results import write_results
-from cme_bench.runs.session import task_hash
 from cme_bench.runs.store import Record, RunWriter, record_bytes
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record

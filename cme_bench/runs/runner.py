@@ -12,23 +12,22 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
-from cme_bench.engines.base import TokenIds
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
-from cme_bench.models.folder import adapter_note
+from cme_bench.models.adapter import AdapterCheckpoint
 from cme_bench.prompts.encode import Encoder
-from cme_bench.prompts.formats import PromptFormat, resolve_format
-from cme_bench.prompts.items import Item, build_items, limited_ids
-from cme_bench.prompts.vocabulary import check_requests
-from cme_bench.runs.identity import response_key
+from cme_bench.prompts.items import limited_ids
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.manifest import Manifest, default_folder
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
+from cme_bench.runs.planner import Plan, Planner
 from cme_bench.runs.progress import Silent
-from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
-from cme_bench.runs.session import Plan, Session
+from cme_bench.runs.session import Session
 from cme_bench.runs.store import Record, RunWriter
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.tasks.build import Task, build_task
@@ -36,75 +35,107 @@ from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
-Asked: TypeAlias = dict[tuple[str, str, int, int, TokenIds], list[Item]]
-"""Items by task, prompt format, tokenizer, length and what begins a prompt: adapters of one base are asked
-the same, built once."""
+BASE = "base"
+"""The folder of the run without an adapter, beside those of adapters."""
 
 
-def run(options: RunOptions, listener: Silent | None = None, *, base: BaseModel | None = None) -> list[Path]:
-    """Evaluate one checkpoint, or one base with each of several adapters; the run folders.
+def run(options: RunOptions, listener: Silent | None = None) -> list[Path]:
+    """Evaluate one checkpoint, or one base with each of several adapters; return the run folders.
 
-    ``base``: the model of ``options`` where it is loaded already; it stays loaded. Raises UsageError for bad
-    input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with everything finished so far
-    stored, CmeError at the end if no worker of engine ray survived some items.
+    Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
+    everything finished so far stored, CmeError at the end if no worker of engine ray survived some items.
     """
     listener = listener or Silent()
-    suite = load_suite(options.include, allow_code=options.allow_code)
-    specs = suite.select(options.tasks)
-    source = open_source(options.data, offline=options.offline)
-    given, base = base, base or BaseModel(options)
-    base.note = listener.note
-    if beside := adapter_note(base.checkpoint.path):
-        listener.note(beside)
+    check_model(options)
+    questions = _Questions(options, offline=options.offline)
+    with open_engines(options, listener.note) as engines:
+        return _run_all(questions, engines, listener)
+
+
+def ask(engines: EngineSource, options: AskOptions, listener: Silent | None = None) -> list[Path]:
+    """Evaluate as ``run`` does, by engines that are open already and stay open."""
+    questions = _Questions(options, offline=options.offline or engines.options.offline)
+    return _run_all(questions, engines, listener or Silent())
+
+
+class _Questions:
+    """The tasks that are asked; their rows are read by ``tasks``. Raises UsageError for unknown names."""
+
+    def __init__(self, options: AskOptions, *, offline: bool) -> None:
+        check_ask(options)
+        self.options = options
+        self._suite = load_suite(options.include, allow_code=options.allow_code)
+        self._specs = self._suite.select(options.tasks)
+        self._source = open_source(options.data, offline=offline)
+        self.source = self._source.name
+
+    def tasks(self) -> list[Task]:
+        found = [build_task(s, self._suite, self._source, shots=self.options.shots) for s in self._specs]
+        for task in found:
+            refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
+        return found
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the runs of all adapters share."""
+
+    options: AskOptions
+    tasks: Sequence[Task]
+    source: str
+    planner: Planner
+    listener: Silent
+    stopping: threading.Event
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Tell each note once."""
+        for note in notes:
+            if note not in self.told:
+                self.listener.note(f"note: {note}")
+        self.told.update(notes)
+
+
+def _run_all(questions: _Questions, engines: EngineSource, listener: Silent) -> list[Path]:
+    options, model = questions.options, engines.model
+    for note in model.notes:
+        listener.note(note)
+    stopping = threading.Event()
+    responders = [
+        Responder(engines, adapter, bos=options.bos, stopping=stopping.is_set)
+        for adapter in options.adapters or (None,)
+    ]
+    listener.note(f"{model.dtype_name} ({model.dtype_because})")
+    folders = [run_folder(options, responder) for responder in responders]
+    _check_distinct(folders)
+    shared = _Shared(options, questions.tasks(), questions.source, Planner(options), listener, stopping)
     unanswered: list[str] = []
-    try:
-        responders = [Responder(options, base, adapter) for adapter in options.adapters or (None,)]
-        listener.note(f"{str(base.dtype).removeprefix('torch.')} ({base.dtype_because})")
-        folders = [run_folder(options, responder) for responder in responders]
-        _check_distinct(folders)
-        tasks = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
-        for task in tasks:
-            refuse_unreadable(task, limited_ids(range(len(task.docs)), options.limit))
-        asked: Asked = {}
-        told: set[str] = set()
-        with _interruptible() as stopping:
-            base.stopping = stopping.is_set
-            for responder, folder in zip(responders, folders, strict=True):
-                if len(folders) > 1:
-                    listener.note(f"{responder.name} -> {folder}")
-                try:
-                    manifest = _run_one(
-                        options,
-                        responder,
-                        folder,
-                        tasks,
-                        asked,
-                        told=told,
-                        source=source.name,
-                        listener=listener,
-                        stopping=stopping,
-                    )
-                finally:
-                    responder.close()
-                unanswered += [f"{folder}: {line}" for line in manifest.unanswered_lines()]
-    finally:
-        if given is None:
-            base.close()
+    with _interruptible(stopping):
+        for responder, folder in zip(responders, folders, strict=True):
+            if len(folders) > 1:
+                listener.note(f"{responder.name} -> {folder}")
+            try:
+                manifest = _run_one(shared, responder, folder)
+            finally:
+                responder.close()
+            unanswered += [f"{folder}: {line}" for line in manifest.unanswered_lines()]
     if unanswered:
         raise CmeError(f"no worker survived {'; '.join(unanswered)}; all other items are scored")
     return folders
 
 
-def run_folder(options: RunOptions, responder: Responder) -> Path:
-    """``--out``, with a folder for each of several adapters below it; else the default folder."""
+def run_folder(options: AskOptions, responder: Responder) -> Path:
+    """Return ``--out``, with a folder for each of several adapters below it; else the default folder."""
     if options.out is None:
         return default_folder(options, responder.name, responder.identity)
-    if len(options.adapters) > 1 and responder.adapter is not None:
-        return (
-            options.out
-            / _distinct_names([name for name in options.adapters if name is not None])[responder.adapter.path]
-        )
-    return options.out
+    if len(options.adapters) < 2:
+        return options.out
+    if responder.adapter is None:
+        return options.out / BASE
+    if not isinstance(responder.adapter, AdapterCheckpoint):
+        return options.out / responder.adapter.name
+    named = [name for name in options.adapters if name is not None]
+    return options.out / _distinct_names(named)[responder.adapter.path]
 
 
 def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
@@ -126,31 +157,17 @@ def _check_distinct(folders: Sequence[Path]) -> None:
             raise UsageError(f"two adapters would write {folder}: name their folders differently")
 
 
-def _run_one(
-    options: RunOptions,
-    responder: Responder,
-    folder: Path,
-    tasks: Sequence[Task],
-    asked: Asked,
-    *,
-    told: set[str],
-    source: str,
-    listener: Silent,
-    stopping: threading.Event,
-) -> Manifest:
-    encoder = responder.encoder
+def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
+    encoder, listener, stopping = responder.encoder, shared.listener, shared.stopping
     with RunWriter(folder) as writer:
-        manifest = Manifest.open(folder, options, responder)
-        plans = [_plan(task, options, responder, asked) for task in tasks]
-        _check_truncation(plans, options.max_truncated)
+        manifest = Manifest.open(folder, shared.options, responder)
+        plans = [shared.planner.plan(task, responder) for task in shared.tasks]
+        _check_truncation(plans, shared.options.max_truncated)
         manifest.note(notes := _notes(plans, encoder, responder))
-        for note in notes:
-            if note not in told:
-                listener.note(f"note: {note}")
-        told.update(notes)
-        responder.longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
-        manifest.plan({plan.task.name: plan.describe(source) for plan in plans})
-        session = Session(responder, writer, manifest, listener, stopping)
+        shared.tell(notes)
+        manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})
+        longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
+        session = Session(responder, writer, manifest, listener, stopping, longest)
         results: list[TaskResult] = []
         try:
             for _, alike in itertools.groupby(plans, lambda plan: plan.generated):
@@ -184,60 +201,6 @@ def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> T
     return result
 
 
-def build_requests(task: Task, options: RunOptions, responder: Responder) -> tuple[PromptFormat, list[Item]]:
-    """The items of ``task`` as the run of ``options`` asks them of ``responder``, and their prompt format."""
-    prompt_format = _format(task, options, responder)
-    return prompt_format, _items(task, options, responder, prompt_format)
-
-
-def _format(task: Task, options: RunOptions, responder: Responder) -> PromptFormat:
-    return resolve_format(
-        options.prompt_format,
-        responder.tokenizer,
-        saved=responder.saved_format,
-        generated=task.spec.output_type == "generate_until",
-        system=options.system,
-        described=bool(task.lm_eval.config.description),
-    )
-
-
-def _items(task: Task, options: RunOptions, responder: Responder, prompt_format: PromptFormat) -> list[Item]:
-    items = build_items(
-        task,
-        responder.encoder,
-        prompt_format,
-        max_length=responder.max_length,
-        limit=options.limit,
-        seed=options.seed,
-    )
-    check_requests(
-        responder.tokenizer,
-        responder.embeddings,
-        (item.request for item in items),
-        model=str(responder.base.checkpoint.path),
-    )
-    return items
-
-
-def _plan(task: Task, options: RunOptions, responder: Responder, asked: Asked) -> Plan:
-    prompt_format = _format(task, options, responder)
-    begin = responder.encoder.bos.prefix
-    place = (task.name, prompt_format.name, id(responder.tokenizer), responder.max_length, begin)
-    if place not in asked:
-        asked[place] = _items(task, options, responder, prompt_format)
-    identity = responder.identity
-    keys = [response_key(identity, item.request) for item in asked[place]]
-    return Plan(
-        task=task,
-        items=asked[place],
-        keys=keys,
-        format_name=prompt_format.name,
-        policy=prompt_format.policy,
-        limit=options.limit,
-        notes=prompt_format.notes,
-    )
-
-
 def _check_truncation(plans: Sequence[Plan], allowed: int | None) -> None:
     cut = {plan.task.name: sum(item.truncated > 0 for item in plan.items) for plan in plans}
     if allowed is not None and sum(cut.values()) > allowed:
@@ -256,11 +219,11 @@ def _outcome(result: TaskResult) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Set on the first SIGINT or SIGTERM, so that the current window is stored; the second one kills."""
-    stopping = threading.Event()
+def _interruptible(stopping: threading.Event) -> Iterator[None]:
+    """Set ``stopping`` on the first SIGINT or SIGTERM, so that the current window is stored; the second one
+    kills."""
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield
         return
 
     def stop(number: int, frame: object) -> None:
@@ -270,7 +233,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopping
+        yield
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)

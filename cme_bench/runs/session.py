@@ -15,75 +15,31 @@ from cme_bench.engines.base import Feed, UnansweredError
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError
 from cme_bench.prompts.items import Item
-from cme_bench.runs.manifest import Manifest, PlannedTask
+from cme_bench.runs.manifest import Manifest
+from cme_bench.runs.planner import Plan
 from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.store import Record, RunWriter, read_records
 from cme_bench.scoring.items import response_record, score_record
-from cme_bench.tasks.build import Task
 
 WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0
 """A flush window: finished items are stored once there are this many or they are this old."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One task of a run, asked: its items and the keys of their responses.
-
-    ``notes``: what a user must know of its prompt format.
-    """
-
-    task: Task
-    items: Sequence[Item]
-    keys: Sequence[str]
-    format_name: str
-    policy: str
-    limit: int | None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def generated(self) -> bool:
-        """Whether answers are texts; else choices are scored."""
-        return self.task.spec.output_type == "generate_until"
-
-    def describe(self, source: str) -> PlannedTask:
-        return PlannedTask(
-            domain=self.task.spec.domain,
-            dataset=self.task.spec.dataset,
-            primary=self.task.spec.primary,
-            output_type=self.task.spec.output_type,
-            hash=task_hash(self.task, self.format_name, self.policy),
-            n=len(self.items),
-            rows=len(self.task.docs),
-            limit=self.limit,
-            shots=self.task.shots,
-            prompt_format=self.format_name,
-            policy=self.policy,
-            source=source,
-            origin=self.task.rows.origin,
-            revision=self.task.revision,
-            truncated=sum(item.truncated > 0 for item in self.items),
-        )
-
-
-def task_hash(task: Task, format_name: str, policy: str) -> str:
-    """sha256 of everything that decides a task's scores except the model: the task's own hash, the prompt
-    format and the tokenisation policy."""
-    import hashlib
-
-    return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Session:
-    """One start of a run: what its tasks share."""
+    """One start of a run: the tasks' common responder, store and record.
+
+    ``longest``: most tokens of any row that will be asked.
+    """
 
     responder: Responder
     writer: RunWriter
     manifest: Manifest
     listener: Silent
     stopping: threading.Event
+    longest: int
 
     def answer(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, int]]:
         """Have a record in the store of every item of these tasks, all generated or all scored.
@@ -98,7 +54,7 @@ class Session:
         self._show(waiting)
         yield from self._finished(waiting)
         try:
-            for window in _windows(_serve(self.responder, parts)):
+            for window in _windows(self._serve(parts)):
                 for part, answers in _by_part(window, order):
                     self.writer.append(part.name, [part.record(i, response) for i, response in answers])
                     part.done += len(answers)
@@ -140,6 +96,12 @@ class Session:
             self.listener.start(part.name, total=len(part.plan.items), done=part.stored)
             self.listener.advance(part.done - part.stored)
 
+    def _serve(self, parts: Sequence[_Part]) -> Iterator[tuple[int, Any]]:
+        """Responses to what is pending, by number in the order of parts and items."""
+        asked = [[part.plan.items[i].request for i in part.pending] for part in parts if part.pending]
+        if asked:
+            yield from self.responder.engine(asked[0][0], self.longest).serve(task_feed(asked))
+
     def records(self, plan: Plan) -> Iterator[Record]:
         """The stored records of a task as it is now, one at a time."""
         hash_ = self.manifest.tasks[plan.task.name].hash
@@ -167,13 +129,6 @@ class _Part:
     def record(self, i: int, response: Any) -> Record:
         plan = self.plan
         return _record(plan, plan.items[i], plan.keys[i], self.hash, response_record(response))
-
-
-def _serve(responder: Responder, parts: Sequence[_Part]) -> Iterator[tuple[int, Any]]:
-    """Responses to what is pending, by number in the order of parts and items."""
-    asked = [[part.plan.items[i].request for i in part.pending] for part in parts if part.pending]
-    if asked:
-        yield from responder.engine(asked[0][0]).serve(task_feed(asked))
 
 
 def task_feed(asked: Sequence[Sequence[Any]]) -> Feed:

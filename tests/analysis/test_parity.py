@@ -9,8 +9,9 @@ import pytest
 
 from cme_bench.analysis.parity import compare_answers, measure_parity, task_items
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodResponse
+from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.runs.responder import Responder
 
 TASKS = "cme_rte_ll,cme_arc_easy_ll,cme_arc_challenge_ll,cme_rte"
 
@@ -26,7 +27,7 @@ def test_an_engine_against_itself(tiny_checkpoint: Path) -> None:
 
 def test_gaps_of_tasks_domains_and_the_average(tiny_checkpoint: Path) -> None:
     options = RunOptions(model=str(tiny_checkpoint), tasks=TASKS, data="mini", limit=4)
-    items = list(task_items(options, Responder(options, BaseModel(options))))
+    items = list(task_items(options, Responder(open_engines(options))))
     right, wrong = [], []
     for item in items:
         if isinstance(item.request, GenerateRequest):

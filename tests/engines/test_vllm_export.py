@@ -32,8 +32,8 @@ from cme_bench.engines.vllm.export import export_checkpoint, serve_command
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_named
-from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel, Responder
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.options import ModelOptions
 from cme_bench.vllm_plugin.file import (
     ADAPTER_FILE,
     AdapterFileError,
@@ -143,12 +143,12 @@ def test_a_folder_that_is_not_empty_and_an_exported_base_are_refused(
 def test_transformers_never_answers_as_its_base(served: Path, adapter: Path) -> None:
     for engine in ("hf", "ray"):
         with pytest.raises(UsageError, match=r"exported for vLLM with an adapter.*--engine vllm.*--adapter"):
-            BaseModel(RunOptions(model=str(served), tasks="cme_rte_ll", engine=engine, worker="hf"))
+            open_engines(ModelOptions(model=str(served), engine=engine, worker="hf"))
     with pytest.raises(UsageError, match="exported for vLLM with an adapter"):
         load_named(str(served), "float32", note=print)
-    asked = RunOptions(model=str(served), tasks="cme_rte_ll", engine="vllm")
+    engines = open_engines(ModelOptions(model=str(served), engine="vllm"))
     with pytest.raises(UsageError, match="holds an adapter already"):
-        Responder(asked, BaseModel(asked), str(adapter))
+        engines.adapter(str(adapter))
 
 
 def test_the_printed_command_is_one_that_is_there(tmp_path: Path) -> None:

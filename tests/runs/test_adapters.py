@@ -13,12 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.errors import UsageError
+from cme_bench.models import loaded
 from cme_bench.reports.run_summary import warnings as warnings_of
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
-from cme_bench.runs import responder, runner
+from cme_bench.runs import planner
+from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import RunOptions
+from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 
@@ -57,11 +60,11 @@ def test_every_method_on_one_base(
 ) -> None:
     adapters = [save_adapter(tiny_checkpoint, tmp_path / name, config) for name, config in CONFIGS.items()]
     loads = []
-    original = responder.load_model
-    monkeypatch.setattr(responder, "load_model", lambda *args: loads.append(1) or original(*args))
+    original = loaded.load_model
+    monkeypatch.setattr(loaded, "load_model", lambda *args: loads.append(1) or original(*args))
     builds = []
-    build = runner.build_items
-    monkeypatch.setattr(runner, "build_items", lambda *a, **k: builds.append(1) or build(*a, **k))
+    build = planner.build_items
+    monkeypatch.setattr(planner, "build_items", lambda *a, **k: builds.append(1) or build(*a, **k))
     folders = run(options(tiny_checkpoint, tmp_path / "all", *adapters))
     assert len(loads) == 1, "the base is loaded once"
     assert len(builds) == 1, "prompts are made once"
@@ -174,8 +177,8 @@ def test_virtual_tokens(tuning: Any, tiny_checkpoint: Path, tmp_path: Path) -> N
         wanted = plain_logprobs(model, tokenizer, folder)
         torch.testing.assert_close(logprobs(folder), wanted, atol=1e-4, rtol=0)
     asked = options(tiny_checkpoint, tmp_path / "r", adapter)
-    base = responder.BaseModel(asked)
-    lengths = [responder.Responder(asked, base, str(path)).max_length for path in (adapter, other)]
+    engines = open_engines(asked)
+    lengths = [Responder(engines, str(path)).max_length for path in (adapter, other)]
     assert lengths[1] - lengths[0] == 4
 
 

@@ -12,11 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest
-from cme_bench.models.adapter import resolve_adapter
 from cme_bench.models.fingerprint import difference, fingerprint
-from cme_bench.runs.engines import Job
-from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.engine_source import EngineSource, Job
+from cme_bench.runs.options import ModelOptions
 
 LM = {"task_type": "CAUSAL_LM"}
 REQUEST = LoglikelihoodRequest((((10, 11, 12, 13), (14, 15)), ((10, 11, 12, 13), (16,))))
@@ -70,23 +69,22 @@ def plain(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return save_adapter(tiny_checkpoint, tmp_path_factory.mktemp("plain") / "plain", lora(), seed=7)
 
 
-def answer(base: BaseModel, adapter: Path | None) -> tuple[float, ...]:
-    found = None if adapter is None else resolve_adapter(str(adapter), base.config)
+def answer(engines: EngineSource, adapter: Path | None) -> tuple[float, ...]:
+    found = engines.adapter(None if adapter is None else str(adapter))
     try:
-        ((_, response),) = base.engines.open(found, JOB).loglikelihood([REQUEST])
+        ((_, response),) = engines.open(found, JOB).loglikelihood([REQUEST])
     finally:
-        base.engines.release()
+        engines.release()
     return response.logprobs
 
 
 def test_every_adapter_leaves_the_next_one_alone(
     tiny_checkpoint: Path, adapters: dict[str, Path], plain: Path
 ) -> None:
-    options = RunOptions(model=str(tiny_checkpoint), dtype="float32")
-    alone, bare = answer(BaseModel(options), plain), answer(BaseModel(options), None)
-    base = BaseModel(options)
+    options = ModelOptions(model=str(tiny_checkpoint), dtype="float32")
+    alone, bare = answer(open_engines(options), plain), answer(open_engines(options), None)
     notes: list[str] = []
-    base.note = notes.append
+    base = open_engines(options, notes.append)
     answered = 0
     for name, adapter in adapters.items():
         try:
@@ -104,7 +102,7 @@ def test_every_adapter_leaves_the_next_one_alone(
 def test_a_damaged_adapter_leaves_the_base_as_it_was(
     tiny_checkpoint: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = BaseModel(RunOptions(model=str(tiny_checkpoint), dtype="float32"))
+    base = open_engines(ModelOptions(model=str(tiny_checkpoint), dtype="float32"))
     bare, alone = answer(base, None), answer(base, plain)
     with monkeypatch.context() as patch:
         patch.setattr("cme_bench.adapters.liveness.check_liveness", lambda *_, **__: 1 / 0)

@@ -15,7 +15,8 @@ import torch
 
 from cme_bench.cli import main
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.runs import manifest, responder
+from cme_bench.models import loaded as loaded_models
+from cme_bench.runs import manifest
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import RunWriter, read_records, samples_file
@@ -39,14 +40,14 @@ def whole(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> An
 
 def harm(monkeypatch: pytest.MonkeyPatch, act: Callable[[torch.nn.Module], object]) -> None:
     """Have the model changed when a run has loaded it."""
-    load = responder.load_model
+    load = loaded_models.load_model
 
     def loaded(*arguments: Any) -> Any:
         model = load(*arguments)
         act(model)
         return model
 
-    monkeypatch.setattr(responder, "load_model", loaded)
+    monkeypatch.setattr(loaded_models, "load_model", loaded)
 
 
 def stored(folder: Path, task: str) -> list[int]:

@@ -21,10 +21,11 @@ from transformers import LlamaForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.models.checkpoint import resolve_model
+from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Silent
-from cme_bench.runs.responder import BaseModel
-from cme_bench.runs.runner import run
+from cme_bench.runs.ray_source import RaySource
+from cme_bench.runs.runner import ask, run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.util.files import read_json
 
@@ -135,19 +136,19 @@ class TestLoadedWorkers:
     """Two runs on workers that stay loaded; the second loses one of the nodes."""
 
     @pytest.fixture(scope="class")
-    def loaded(self, nodes: TwoNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseModel]:
+    def loaded(self, nodes: TwoNodes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaySource]:
         """SmolLM2 on a worker on each node, once both have answered."""
         asked = on_ray(nodes, tmp_path_factory.mktemp("warm"), tasks=TASKS[0])
-        base = BaseModel(asked)
-        while not all(place.ready for place in base.engines._pool.places):
-            run(replace(asked, out=tmp_path_factory.mktemp("warm")), base=base)
-        yield base
-        base.close()
+        with open_engines(asked) as engines:
+            assert isinstance(engines, RaySource)
+            while not all(place.ready for place in engines._pool.places):
+                ask(engines, replace(asked, out=tmp_path_factory.mktemp("warm")))
+            yield engines
 
     def test_two_nodes_equal_one_process_and_either_resumes_the_other(
-        self, nodes: TwoNodes, loaded: BaseModel, alone: Path, tmp_path: Path
+        self, nodes: TwoNodes, loaded: RaySource, alone: Path, tmp_path: Path
     ) -> None:
-        (folder,) = run(on_ray(nodes, tmp_path / "r"), base=loaded)
+        (folder,) = ask(loaded, on_ray(nodes, tmp_path / "r"))
         check_equal(folder, alone)
         manifest = read_json(folder / "run.json")
         assert manifest["identity"] == read_json(alone / "run.json")["identity"], (
@@ -161,10 +162,10 @@ class TestLoadedWorkers:
         assert sum(again.resumed.values()) == sum(task["n"] for task in manifest["tasks"].values())
 
     def test_a_node_killed_in_the_middle_loses_and_repeats_nothing(
-        self, nodes: TwoNodes, loaded: BaseModel, alone: Path, tmp_path: Path
+        self, nodes: TwoNodes, loaded: RaySource, alone: Path, tmp_path: Path
     ) -> None:
         watcher = Watcher(1, nodes.kill_second)
-        (folder,) = run(on_ray(nodes, tmp_path / "r"), watcher, base=loaded)
+        (folder,) = ask(loaded, on_ray(nodes, tmp_path / "r"), watcher)
         assert nodes.second is None, "it was killed"
         assert any("died" in note for note in watcher.notes), watcher.notes
         check_equal(folder, alone)

@@ -18,7 +18,7 @@ from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.provenance import versions
 from cme_bench.reports.run_summary import warnings
-from cme_bench.runs.engines import Job
+from cme_bench.runs.engine_source import Job
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_worker import WorkerSource, worker_environment
 from cme_bench.runs.runner import run

@@ -15,9 +15,10 @@ import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.hf_source import HFSource
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.responder import BaseModel
-from cme_bench.runs.runner import run
+from cme_bench.runs.runner import ask
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
@@ -33,22 +34,22 @@ EVALUATED = RunOptions(
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[BaseModel]:
-    found = BaseModel(replace(EVALUATED, offline=False))  # made if this is its first use
-    yield found
-    found.close()
+def engines() -> Iterator[HFSource]:
+    with open_engines(replace(EVALUATED, offline=False)) as found:  # made if this is its first use
+        assert isinstance(found, HFSource)
+        yield found
 
 
 @pytest.fixture(scope="module")
-def plain(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(engines: HFSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run without an adapter."""
-    (folder,) = run(replace(EVALUATED, out=tmp_path_factory.mktemp("plain") / "base"), base=base)
+    (folder,) = ask(engines, replace(EVALUATED, out=tmp_path_factory.mktemp("plain") / "base"))
     return folder
 
 
 @pytest.mark.parametrize("method", method_names())
 def test_smollm2_learns_from_real_data(
-    method: str, base: BaseModel, plain: Path, shared_data: Path, tmp_path: Path
+    method: str, engines: HFSource, plain: Path, shared_data: Path, tmp_path: Path
 ) -> None:
     options = TrainOptions(
         model="smollm2",
@@ -67,6 +68,7 @@ def test_smollm2_learns_from_real_data(
     folder = train(options)
     losses = [point.loss for point in read_curve(folder / "loss.csv")]
     assert sum(losses[-8:]) < 0.6 * sum(losses[:8])  # 0.83 of it where nothing is learnt
+    base = engines.model
     ids = torch.tensor([base.tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
         before = base.model(ids).logits
@@ -74,7 +76,7 @@ def test_smollm2_learns_from_real_data(
         after = adapted(ids).logits
         adapted.unload()
     assert (before - after).abs().max() > 0.1
-    (evaluated,) = run(replace(EVALUATED, out=tmp_path / "adapted", adapters=(str(folder),)), base=base)
+    (evaluated,) = ask(engines, replace(EVALUATED, out=tmp_path / "adapted", adapters=(str(folder),)))
     assert logprobs(plain) != logprobs(evaluated)
     (table,) = comparison_tables([open_run(plain), open_run(evaluated)])
     assert [row[1].text for row in table.rows] == ["base", method]
