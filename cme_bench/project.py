@@ -4,6 +4,9 @@
 
     include = ["tasks"]          # folders or files of task files, from this file's folder
 
+    [plugins]                    # adapter methods of yours; their code runs in commands that load adapters
+    gated = "input_gated.py"     # a file from this file's folder, or a module
+
     [defaults]                   # any option of any command, by its long name
     data = "data"
     limit = 200
@@ -23,19 +26,24 @@ from typing import Any
 from cme_bench.errors import UsageError, did_you_mean
 
 NAME = "cme-bench.toml"
-KEYS = frozenset({"include", "defaults"})
+KEYS = frozenset({"include", "defaults", "plugins"})
 PATHS = frozenset({"data", "out", "adapter"})
 """Defaults that may be paths from the file's folder (where such a path exists)."""
-REFUSED = frozenset({"allow-code"})
-"""Options that a file must not set: a folder from elsewhere would then run its own code."""
+REFUSED = {
+    "allow-code": "is only for the command line",  # a folder from elsewhere would then run its own code
+    "plugin": "is no default: name plugins under [plugins]",
+}
+"""Options that a file must not set, and what it is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """``include``: existing paths; ``defaults``: option names without dashes, and values."""
+    """``include``: existing paths; ``plugins``: files by their paths, and modules; ``defaults``: option names
+    without dashes, and values."""
 
     file: Path
     include: tuple[Path, ...]
+    plugins: tuple[str, ...]
     defaults: Mapping[str, Any]
 
 
@@ -68,8 +76,19 @@ def read_project(file: Path) -> Project:
         if not path.exists():
             raise UsageError(f"{_line(file, text, 'include')}: {path}: no such file or folder")
     for key in defaults.keys() & REFUSED:
-        raise UsageError(f"{_line(file, text, key)}: {key!r} is only for the command line")
-    return Project(file, include, {key: _path(file, key, value) for key, value in defaults.items()})
+        raise UsageError(f"{_line(file, text, key)}: {key!r} {REFUSED[key]}")
+    plugins = tuple(_plugins(file, text, values.get("plugins", {})))
+    return Project(file, include, plugins, {key: _path(file, key, value) for key, value in defaults.items()})
+
+
+def _plugins(file: Path, text: str, given: Any) -> Iterator[str]:
+    """What [plugins] names, a file with its path; each value is one name or a list of them."""
+    listed = given.values() if isinstance(given, dict) else [given]
+    for value in listed:
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str):
+                raise UsageError(f"{_line(file, text, 'plugins')}: 'plugins' names files and modules")
+            yield str(file.parent / name) if name.endswith(".py") else name
 
 
 def _path(file: Path, key: str, value: Any) -> Any:

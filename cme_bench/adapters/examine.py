@@ -18,6 +18,7 @@ from cme_bench.adapters.base_name import other_base
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
 from cme_bench.adapters.meta_model import adapted, bare_model, saved_shapes
+from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.support import verdict, virtual_tokens
 from cme_bench.adapters.vocabulary import base_name, shipped_vocabulary
 from cme_bench.errors import first_line
@@ -71,6 +72,12 @@ def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -
         notes.append(
             f"{folder / CONFIG_FILE}: init_lora_weights {start!r} repeats a randomised SVD of the base; "
             "scores are as exact as that is"
+        )
+    method = method_of(config)
+    if method is not None and method.code is not None and not method.per_token:
+        notes.append(
+            f"{folder}: {method.name} is not registered as per_token, so every row is computed by itself, "
+            "anew at every step: slow, and as its own code computes it"
         )
     base = bare_model(_grown(model.config, vocabulary))
     shapes = {

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.field_types import misfit
+from cme_bench.adapters.plugins import load_installed
 from cme_bench.adapters.support import unknown_field
 from cme_bench.errors import did_you_mean, first_line
 
@@ -44,9 +45,10 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / CONFIG_FILE
     content = read_json(path)
     name = content.get("peft_type")
-    if not isinstance(name, str) or name not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    if not isinstance(name, str) or not _is_known(name):
         known = [str(member.value) for member in PEFT_TYPE_TO_CONFIG_MAPPING]
-        raise AdapterError(f"{path}: unknown peft_type {name!r}{did_you_mean(str(name), known)}")
+        hint = did_you_mean(str(name), known) or "; the file that registers it is named with --plugin"
+        raise AdapterError(f"{path}: unknown peft_type {name!r}{hint}")
     config_cls = PEFT_TYPE_TO_CONFIG_MAPPING[name]
     if not config_cls.__module__.startswith("peft."):
         names = [field.name for field in fields(config_cls)]
@@ -65,6 +67,12 @@ def read_config(folder: Path) -> PeftConfig:
         return config_cls.from_peft_type(**content)
     except (TypeError, ValueError) as error:
         raise AdapterError(f"{path}: {first_line(error)}") from None
+
+
+def _is_known(type_name: str) -> bool:
+    """Whether PEFT knows a method, or an installed package registers it."""
+    known = type_name in PEFT_TYPE_TO_CONFIG_MAPPING
+    return known or (type_name.isupper() and load_installed(type_name.lower()))
 
 
 def weights_file(folder: Path) -> Path:

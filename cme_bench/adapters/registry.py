@@ -147,7 +147,7 @@ def register(
     _check_classes(name, config_class, model_class)
     earlier = _METHODS.get(name)
     if earlier is not None:
-        if _qualified(earlier.config_class) != _qualified(config_class):
+        if not _is_again(earlier, config_class):
             raise AdapterError(f"register {name!r}: the name is taken by {_qualified(earlier.config_class)}")
         if earlier.code is None:
             return earlier
@@ -168,9 +168,9 @@ def register(
         vllm=vllm,
         code=code_of(model_class, config_class),
     )
-    _tell_peft(entry)
+    added = _tell_peft(entry)
     _METHODS[name] = entry
-    if entry.code is not None:
+    if added and not _is_ours(config_class):
         try:
             _check_config(entry)
         except AdapterError:
@@ -238,18 +238,16 @@ def _check_classes(name: str, config_class: object, model_class: object) -> None
     for cls, kind in ((config_class, PeftConfig), (model_class, BaseTuner)):
         if not (isinstance(cls, type) and issubclass(cls, kind)):
             shown = getattr(cls, "__name__", repr(cls))
-            raise AdapterError(
-                f"register {name!r}: {shown} is no subclass of {kind.__module__}.{kind.__name__}"
-            )
+            raise AdapterError(f"register {name!r}: {shown} is no subclass of PEFT's {kind.__name__}")
 
 
-def _tell_peft(entry: Method) -> None:
-    """Add the method to PEFT's tables, unless it stands there already, as LoRA does."""
+def _tell_peft(entry: Method) -> bool:
+    """Add the method to PEFT's tables, unless it stands there already, as LoRA does; whether it was added."""
     name = entry.name.upper()
     if name in PeftType._member_map_:
         known = PEFT_TYPE_TO_CONFIG_MAPPING.get(name), PEFT_TYPE_TO_TUNER_MAPPING.get(name)
         if known == (entry.config_class, entry.model_class):
-            return
+            return False
         raise AdapterError(f"register {entry.name!r}: the name is taken by PEFT's own method")
     peft_type(entry.name)
     try:
@@ -257,6 +255,7 @@ def _tell_peft(entry: Method) -> None:
     except (KeyError, ValueError) as err:
         remove_peft_type(entry.name)
         raise AdapterError(f"register {entry.name!r}: {first_line(err)}") from None
+    return True
 
 
 def _check_config(entry: Method) -> None:
@@ -273,6 +272,19 @@ def _check_config(entry: Method) -> None:
             f"register {entry.name!r}: a {shown} has peft_type {config.peft_type!s}; set "
             f"self.peft_type = peft_type({entry.name!r}) at the end of its __post_init__"
         )
+
+
+def _is_again(earlier: Method, config_class: type[PeftConfig]) -> bool:
+    """Whether a class is one that was registered, written anew or imported by another name."""
+    if _qualified(earlier.config_class) == _qualified(config_class):
+        return True
+    code = code_of(config_class)
+    same_file = code is not None and earlier.code is not None and code.file == earlier.code.file
+    return same_file and earlier.config_class.__qualname__ == config_class.__qualname__
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("cme_bench.")
 
 
 def _qualified(cls: type) -> str:

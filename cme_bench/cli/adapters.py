@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cme_bench.cli.plugins import Plugins, load_plugins
+
 app = typer.Typer(
     help="Describe adapters, import them from other layouts, export them for vLLM.", no_args_is_help=True
 )
@@ -18,10 +20,12 @@ def describe(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
     base: Annotated[Path | None, typer.Option(help="Folder of the base model, for the percentage.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Method, rank, experts, targets and size of an adapter; loads no weight."""
     from cme_bench.adapters.describe import describe as describe_adapter
 
+    load_plugins(plugin)
     found = describe_adapter(adapter, base)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
@@ -72,6 +76,7 @@ def export_vllm(
         bool, typer.Option("--link", help="Link the base model's files; both folders then change together.")
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Write a checkpoint folder that vLLM serves with the adapter, and print the command that serves it.
 
@@ -85,6 +90,7 @@ def export_vllm(
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.quantisation import check_takes_adapter
 
+    load_plugins(plugin)
     checkpoint = resolve_model(base, offline=offline)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
@@ -96,3 +102,35 @@ def export_vllm(
     tokenizer = None if own.note is None else own.tokenizer
     export_checkpoint(checkpoint.path, read_gated(adapter, config), out, tokenizer=tokenizer, link=link)
     typer.echo(serve_command(out))
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a method.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """List the adapter methods: how they are computed, their settings, and the forms that are measured."""
+    from cme_bench.adapters.plugins import installed_names
+    from cme_bench.adapters.registry import methods as registered
+    from cme_bench.adapters.support import method_verdict
+
+    load_plugins(plugin)
+    for method in registered():
+        how = method_verdict(method.name.upper())
+        about = {
+            "routed": method.routed,
+            "transformers": f"{how.way}: {how.reason}" if how.reason else how.way,
+            "vllm": f"no: {method.vllm}" if isinstance(method.vllm, str) else "exact",
+            "settings": list(method.settings),
+            "measured": [form.name for form in method.measured],
+            "code": None if method.code is None else method.code.file,
+        }
+        if as_json:
+            typer.echo(json.dumps({"method": method.name} | about))
+            continue
+        typer.echo(method.name)
+        for key, value in about.items():
+            if value:
+                typer.echo(f"  {key:<14} {', '.join(value) if isinstance(value, list) else value}")
+    if (more := installed_names()) and not as_json:
+        typer.echo(f"installed packages name: {', '.join(more)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 from cme_bench.efficiency.options import PARTS, PRESETS, EfficiencyOptions, method_choices
 from cme_bench.terminal import say
 
@@ -43,12 +44,14 @@ def efficiency(
     new: Annotated[int, typer.Option(help="Tokens to generate.")] = 128,
     dtype: Annotated[str | None, typer.Option(help="Of inference: float32, bfloat16 or float16.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Measure what adapters cost: training step time and memory, inference latency and throughput.
 
     Weights are random and shapes are the model's. Every method is measured in each round on the same base;
     numbers are medians over rounds, warm-up left out, and say whether a baseline is fused.
     """
+    load_plugins(plugin)
     options = EfficiencyOptions(
         model=model,
         methods=_methods(methods),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 from cme_bench.terminal import say
 
 
@@ -30,6 +31,7 @@ def parity(
         ),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    plugin: Plugins = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Engine setting, as in run.")
     ] = None,
@@ -49,6 +51,7 @@ def parity(
             raise UsageError(f"--engines: unknown engine {name!r}{did_you_mean(name, ENGINES)}")
     if len(pair) != 2:
         raise UsageError(f"--engines takes two engines, not {len(pair)}: for example hf,vllm")
+    load_plugins(plugin)
     options = RunOptions(
         model=model,
         tasks=tasks,

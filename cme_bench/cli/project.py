@@ -23,6 +23,8 @@ def project(context: typer.Context) -> None:
     values = dict(found.defaults)
     if found.include:
         values.setdefault("include", [str(path) for path in found.include])
+    if found.plugins:
+        values["plugin"] = list(found.plugins)
     context.default_map = {}
     for path, name, parameter in options:
         if name not in values:

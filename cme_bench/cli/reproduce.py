@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 from cme_bench.terminal import say
 
 _EPILOG = (
@@ -43,6 +44,7 @@ def reproduce(
         Path | None, typer.Option(help="Copy results here: no weights, no texts of items.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    plugin: Plugins = None,
     helper: Annotated[bool, typer.Option("--helper", hidden=True)] = False,
 ) -> None:
     """Rerun the paper's experiments from a recipe: trainings, evaluations, tables, figures and claims.
@@ -56,6 +58,7 @@ def reproduce(
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
+    load_plugins(plugin)
     chosen = read_recipe(
         recipe, scale, model=model, data=data, seeds=seeds, side_seeds=side_seeds, workers=workers
     )

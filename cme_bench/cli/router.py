@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 from cme_bench.terminal import say
 
 _EPILOG = (
@@ -45,6 +46,7 @@ def router(
         str | None, typer.Option(help="auto, float32, bfloat16 or float16; default: the run's, or auto.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Show how an adapter's experts share the tokens: load, entropy, top-1 share, and M, as csv and png."""
     from cme_bench.analysis.router import VALUES, interaction_frame, load_frame, mean_by
@@ -55,6 +57,7 @@ def router(
     from cme_bench.reports.figures.router import write_router_figures
     from cme_bench.reports.router_tables import write_router_tables
 
+    load_plugins(plugin)
     options = RouterOptions(
         source=source,
         model=model,

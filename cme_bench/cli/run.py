@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 
 _EPILOG = (
     "Examples:  cme-bench run smollm2 --data mini   |   cme-bench run ./llama --tasks nli,cme_rte_ll "
@@ -84,6 +85,7 @@ def run(
     max_truncated: Annotated[
         int | None, typer.Option(min=0, help="Fail if more prompts than this must be cut to fit.")
     ] = None,
+    plugin: Plugins = None,
     engine_stats: Annotated[
         bool, typer.Option("--engine-stats", help="Print what the engine computed, and how fast.")
     ] = False,
@@ -99,6 +101,7 @@ def run(
     from cme_bench.cli.progress import show_progress
     from cme_bench.runs.options import RunOptions, check_model, parse_settings
 
+    load_plugins(plugin)
     options = RunOptions(
         model=model,
         tasks=tasks,

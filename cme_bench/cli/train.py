@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.plugins import Plugins, load_plugins
 from cme_bench.terminal import say
 from cme_bench.training.options import method_names
 
@@ -96,6 +97,7 @@ def train(
             "--set", metavar="FIELD=VALUE", help="Any field of the PEFT config.", rich_help_panel=_ADAPTER
         ),
     ] = None,
+    plugin: Plugins = None,
     preset: Annotated[
         str | None, typer.Option(help="paper or authors-2024-08.", rich_help_panel=_TEAM)
     ] = None,
@@ -169,6 +171,7 @@ def train(
     from cme_bench.training.options import TrainOptions, check_options, parse_fields
     from cme_bench.training.progress import show_training
 
+    load_plugins(plugin)
     options = TrainOptions(
         model=model,
         method=method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ class Adapter:
 
     Attributes:
         name: What a run and a table call it.
-        hash: Two adapters with one hash change a model alike.
+        hash: Two adapters with one hash change a model alike. It counts the code of a method that is neither
+            this package's nor PEFT's.
         prompt_format: The one it was trained with, if it says so.
         tokenization: How its training made token ids, as ``cme_training.json`` records it.
         description: Method, rank, experts, targets and sizes, as ``run.json`` records them.
@@ -53,6 +55,7 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
 
     No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
     """
+    from cme_bench.adapters import registry
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.meta_model import bare_model
@@ -80,6 +83,9 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         "training_seconds": training.get("seconds"),
         "tokens_trained": training.get("tokens_trained"),
     }
+    if (method := registry.find(found.method.upper())) is not None and method.code is not None:
+        description["code"] = {"file": method.code.file, "hash": method.code.hash}
+        hash_ = description["hash"] = hashlib.sha256(f"{hash_}:{method.code.hash}".encode()).hexdigest()
     return AdapterCheckpoint(
         name=path.name,
         path=path,

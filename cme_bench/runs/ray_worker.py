@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,9 @@ def worker_source(model: SavedModel, options: ModelOptions) -> Callable[[], Work
         model=model.place if folder else options.model,
         dtype=model.dtype_name,
     )
-    return functools.partial(WorkerSource, there, model.hash, versions())
+    from cme_bench.adapters.plugins import loaded_plugins
+
+    return functools.partial(WorkerSource, there, model.hash, versions(), loaded_plugins())
 
 
 class WorkerSource:
@@ -55,11 +57,17 @@ class WorkerSource:
     Raises UsageError if the model on this node has another hash, or the packages other versions.
     """
 
-    def __init__(self, options: ModelOptions, hash_: str, driver: Mapping[str, str]) -> None:
+    def __init__(
+        self, options: ModelOptions, hash_: str, driver: Mapping[str, str], plugins: Sequence[str] = ()
+    ) -> None:
         here = versions()
         for package, version in driver.items():
             if here.get(package) != version:
                 raise UsageError(f"{_node()} has {package} {here.get(package)}, the driver {version}")
+        if plugins:
+            from cme_bench.adapters.plugins import load_plugins
+
+            load_plugins(plugins)
         self._engines = open_local(options)
         if self._engines.model.hash != hash_:
             raise UsageError(f"{_node()}: {self._engines.model.place} is another model than the driver's")

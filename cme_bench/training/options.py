@@ -92,10 +92,21 @@ def method_names() -> tuple[str, ...]:
     return tuple(sorted(file.stem for file in files))
 
 
+def _installed(method: str) -> bool:
+    """Whether an installed package registers a method; it is loaded then."""
+    from importlib.metadata import entry_points
+
+    if not entry_points(group="cme_bench.adapters", name=method):
+        return False
+    from cme_bench.adapters.plugins import load_installed
+
+    return load_installed(method)
+
+
 def check_options(options: TrainOptions) -> None:
     """Raises UsageError for every setting that is impossible by itself, naming it."""
     known = method_names()
-    if options.method not in known:
+    if options.method not in known and not _installed(options.method):
         hint = did_you_mean(options.method, known)
         raise UsageError(
             f"unknown method {options.method!r}{hint} (known: {', '.join(known)}; name a file of yours with "

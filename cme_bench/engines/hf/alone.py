@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.engines.hf.forward import CausalForward, base_model
+from cme_bench.engines.hf.per_token import why_not_per_token
 from cme_bench.errors import CmeError
 
 if TYPE_CHECKING:
@@ -28,7 +30,24 @@ def why_alone(model: PreTrainedModel) -> str | None:
         how = verdict(configs[name])
         if how.way != "shared":
             return how.reason
+        if _is_users(configs[name]) and (found := why_not_per_token(model, base_model(model).dtype)):
+            return found
     return None
+
+
+def alone_session(model: PreTrainedModel) -> type[AloneSession | RecomputedSession]:
+    """Return what decodes a row by itself: with a cache where PEFT's own methods compute, else without."""
+    configs = getattr(model, "peft_config", None) or {}
+    users = any(_is_users(configs[name]) for name in configs.keys() & set(active_adapters(model)))
+    return RecomputedSession if users else AloneSession
+
+
+def _is_users(config: Any) -> bool:
+    """Whether an adapter's method is neither this package's nor PEFT's."""
+    from cme_bench.adapters.registry import method_of
+
+    method = method_of(config)
+    return method is not None and method.code is not None
 
 
 def active_adapters(model: Any) -> list[str]:
@@ -90,3 +109,27 @@ class AloneSession:
 
         found = calculate_alora_offsets(model.peft_config, model.active_adapter, ids)
         return {"alora_offsets": [offset and 1 for offset in found]}
+
+
+class RecomputedSession:
+    """One row being decoded by a plain forward of all of it at every step.
+
+    X
+    """
+
+    def __init__(self, forward: CausalForward) -> None:
+        self._forward = forward
+        self._ids = torch.empty(0, 0, dtype=torch.int64)
+        self.device = forward.device
+
+    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """As the protocol says, for one row without padding."""
+        self._ids = torch.cat((self._ids, ids), 1) if self._ids.numel() else ids
+        logits, _ = self._forward.alone(self._ids, keep=1)
+        return logits[:, -1]
+
+    def can_select(self) -> bool:
+        return False
+
+    def select(self, kept: Tensor) -> None:
+        raise NotImplementedError("a session of one row")

@@ -22,7 +22,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
-from cme_bench.engines.hf.alone import AloneSession, adapter_positions, why_alone
+from cme_bench.engines.hf.alone import adapter_positions, alone_session, why_alone
 from cme_bench.engines.hf.batching import (
     TokenBudget,
     default_tokens_per_batch,
@@ -199,7 +199,7 @@ class HFEngine(Engine):
         """Rows that are decoded with the same kept prefix, and what decodes a batch of them."""
         if self.alone_because:
             for index in range(len(requests)):
-                session = functools.partial(AloneSession, self._forward)
+                session = functools.partial(alone_session(self.model), self._forward)
                 yield generation.plan_generation(requests, [index]), session
             return
         if self.rowwise_because:
