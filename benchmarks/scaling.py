@@ -7,7 +7,7 @@ has one core of its own, to which it is bound; the driver and ray share those co
 one and of two must be equal, in bfloat16 as far as its rounding lets them be: ``difference`` is the largest
 of log-likelihoods, and the part of texts that differ.
 
-``--table results/bench/scaling-HARDWARE.json docs/scaling.md`` writes stored results into the page.
+``--table results/bench/scaling-HARDWARE.json docs/results.md`` writes stored results into the page.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_a_short_soak() -> None:
     [
         ("faults", "faults.json", "reliability.md"),
         ("scaling_limits", "scaling_limits-cpu-2x-x86_64.json", "scaling.md"),
-        ("scaling", "scaling-cpu-2x-x86_64.json", "scaling.md"),
+        ("scaling", "scaling-cpu-2x-x86_64.json", "results.md"),
     ],
 )
 def test_the_page_shows_what_was_measured(

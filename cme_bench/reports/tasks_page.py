@@ -15,16 +15,16 @@ _PREFACE = """\
 
 This page is made from the task files in [`tasks/`](../tasks) by `make docs`; a test keeps it current.
 
-## What the paper says, and what is ours
+## The paper's part, and ours
 
 From the TeamLoRA paper (arXiv 2408.09856): CME is a comprehensive multi-task evaluation of **22 datasets**
 in **11 tasks**, reported as one average a method. The paper's per-dataset scores, the list of its datasets,
 its prompts, its answer extraction and its metrics are published nowhere that we could find.
 
-Everything else on this page is **our reconstruction**: which 22 datasets, which 11 domains they form, the
-split that is scored, the prompts, the options' letters, the extraction rules, the metric of each task and
-the average (macro: a dataset over its tasks, a domain over its datasets, the average over the domains). Our
-numbers can be compared with each other, not with the paper's. `cme_extra` is not part of the 22 and never
+Everything else on this page is **our reconstruction**: the choice of 22 datasets, their 11 domains, the
+scored splits, the prompts, the options' letters, the extraction rules and the metric of each task. So is the
+average, which is macro: a dataset over its tasks, a domain over its datasets, the average over the domains.
+Our numbers can be compared with each other, not with the paper's. `cme_extra` is not part of the 22 and never
 enters their averages.
 
 The instructions are ours: one fixed wording a dataset for evaluation (below: the task's own file) and at
@@ -36,8 +36,8 @@ _FORMS = """\
 ## Tasks
 
 `generate`: the model's answer is read by named rules. `likelihood`: the choices' log-likelihoods are
-compared. `items`: the scored split as published. `random`: what guessing gives, in %. `hash`: the first 8
-digits of sha256 over the resolved task file without rows; [`tasks/lock.json`](../tasks/lock.json) says
+compared. `items`: the scored split as published. `random`: the score of guessing, in %. `hash`: the first 8
+digits of sha256 over the resolved task file without rows. [`tasks/lock.json`](../tasks/lock.json) says
 since when it holds.
 """
 
@@ -55,8 +55,8 @@ _LM_EVAL = """\
 
 `lm_eval:NAME` runs a task of the installed lm-eval, `lm_eval:FILE.yaml` and `--include FOLDER` run files of
 your own in its format. Every key, metric, filter and aggregation of lm-eval 0.4.13 stands in one table
-([`tasks/lm_eval_table.py`](../cme_bench/tasks/lm_eval_table.py)): it is honoured, has no effect (in lm-eval
-neither), or is refused with file and line before a model is loaded. What the table does not name is
+([`tasks/lm_eval_table.py`](../cme_bench/tasks/lm_eval_table.py)). It is honoured, has no effect (as in
+lm-eval), or is refused with file and line before a model is loaded. Anything that the table does not name is
 refused.
 
 * **Metrics and aggregations** are lm-eval's own functions, with its bootstrap of 100 resamples where it has
@@ -72,9 +72,9 @@ refused.
 * **Scoring is tried** on made-up answers to the first rows before a model is loaded.
 * **Code** of a task file (`!function`) runs with `--allow-code` only, and never fetches a metric from the
   hub.
-* **Folders**: group files are passed over, `trust_remote_code` has no effect, `data_files` may be a file, a
-  list or a mapping, `.json` an array, csv files take the settings that `datasets` takes. A file that cannot
-  be used stops only those who ask for its task.
+* **Folders**: group files are passed over, and `trust_remote_code` has no effect. `data_files` may be a file,
+  a list or a mapping, `.json` an array; csv files take the settings that `datasets` takes. A file that cannot
+  be used stops only the runs that ask for its task.
 
 Of the YAML files of lm-eval 0.4.13 (a test counts them, and compares the prompts and scores of over 200
 kinds with stock lm-eval on made-up rows and answers):
