@@ -1,26 +1,32 @@
-"""cme-bench: evaluate multi-task adapters on CME, a comprehensive multi-task evaluation."""
+"""cme-bench: evaluate multi-task adapters on CME, a comprehensive multi-task evaluation.
+
+import cme_bench
+
+base, team = cme_bench.evaluate("smollm2", adapters=[None, "./teamlora"], data="mini")
+team.compare(base)
+"""
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from cme_bench.version import __version__
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from cme_bench.api import compare, evaluate, load_runs, open_run, table
+    from cme_bench.run import Run
 
-__all__ = ["__version__", "load_runs"]
+__all__ = ["Run", "__version__", "compare", "evaluate", "load_runs", "open_run", "table"]
+_PLACES = {"Run": "run"} | dict.fromkeys(("compare", "evaluate", "load_runs", "open_run", "table"), "api")
 
 
-def load_runs(*folders: str | PathLike[str], items: bool = False) -> pd.DataFrame:
-    """Run folders as one tidy frame: a row for each task and metric; with ``items`` for each item and metric.
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for, so that ``import cme_bench`` is instant."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'cme_bench' has no attribute {name!r}")
+    return getattr(import_module(f"cme_bench.{_PLACES[name]}"), name)
 
-    Columns name the run (run, model, adapter, method, rank, experts, engine, dtype, data), the task (domain,
-    dataset, task, ...) and the number (metric, value; stderr and n for tasks). Values are shares in [0, 1].
-    Raises :class:`cme_bench.errors.UsageError` for a folder that is no run.
-    """
-    from cme_bench.reports.frame import load_frame
 
-    return load_frame([Path(folder) for folder in folders], items=items)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

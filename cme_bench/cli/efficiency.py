@@ -84,13 +84,13 @@ def _names(given: str) -> list[str]:
 def _measure_all(options: EfficiencyOptions, out: Path) -> None:
     from dataclasses import replace
 
-    from cme_bench.cli.progress import show_progress
     from cme_bench.efficiency.measure import measure
     from cme_bench.efficiency.shapes import base_config
     from cme_bench.paths import make_out
     from cme_bench.reports.efficiency_table import efficiency_frame, efficiency_markdown
     from cme_bench.reports.figures.inputs import FigureInputs
     from cme_bench.reports.figures.write import write_figures
+    from cme_bench.runs.display import show_progress
     from cme_bench.util.csv_text import frame_csv
     from cme_bench.util.files import write_json, write_text
 

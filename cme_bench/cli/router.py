@@ -52,10 +52,10 @@ def router(
     from cme_bench.analysis.router import VALUES, interaction_frame, load_frame, mean_by
     from cme_bench.analysis.router_load import measure_router
     from cme_bench.analysis.router_prompts import RouterOptions
-    from cme_bench.cli.progress import show_progress
     from cme_bench.paths import make_out
     from cme_bench.reports.figures.router import write_router_figures
     from cme_bench.reports.router_tables import write_router_tables
+    from cme_bench.runs.display import show_progress
 
     load_plugins(plugin)
     options = RouterOptions(

@@ -98,7 +98,7 @@ def run(
 
     Killed at any moment, the same command goes on where it stopped.
     """
-    from cme_bench.cli.progress import show_progress
+    from cme_bench.runs.display import show_progress
     from cme_bench.runs.options import RunOptions, check_model, parse_settings
 
     load_plugins(plugin)

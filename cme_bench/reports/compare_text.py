@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports.compare import Comparison, Row
-from cme_bench.reports.grids import markdown, markdown_escape, markdown_line
+from cme_bench.reports.grids import html_table, markdown, markdown_escape, markdown_line
 from cme_bench.scoring.scales import Measure
 from cme_bench.util.csv_text import csv_text
 
@@ -44,6 +46,40 @@ def comparison_markdown(comparison: Comparison, *, by: str = "domain", flips: in
     if flips:
         lines += ["", "Items that flipped (ids):", "", *_flip_lines(comparison, flips)]
     return "\n".join(lines)
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """Return the domains and the average of a comparison as HTML that stands inside a page."""
+    rows = (*comparison.domains, *([comparison.average] if comparison.average else []))
+    grid = html_table(
+        ["domain", "metric", *_COLUMNS],
+        [
+            [*map(html.escape, (row.name, row.metric)), *map(_bold, _cells(row, comparison.measure))]
+            for row in rows
+        ],
+        left=2,
+    )
+    title = f"{_suite(comparison.form)}: A = {comparison.a}, B = {comparison.b}"
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
+    return f"<h2>{html.escape(title)}</h2>\n{grid}\n<ul>{notes}</ul>"
+
+
+def _bold(cell: str) -> str:
+    inner = cell.removeprefix("**").removesuffix("**")
+    return html.escape(cell) if inner == cell else f"<b>{html.escape(inner)}</b>"
+
+
+def render_comparisons(
+    comparisons: Sequence[Comparison], fmt: str = "md", *, by: str = "domain", flips: int = 5
+) -> str:
+    """Return comparisons as one text with a newline at the end. Raises UsageError for an unknown ``by`` or
+    ``fmt``."""
+    for option, value, known in (("by", by, ("domain", "task")), ("format", fmt, ("md", "csv"))):
+        if value not in known:
+            raise UsageError(f"--{option} {value}: one of {', '.join(known)}{did_you_mean(value, known)}")
+    if fmt == "csv":
+        return comparisons_csv(comparisons) + "\n"
+    return "\n\n".join(comparison_markdown(c, by=by, flips=flips) for c in comparisons) + "\n"
 
 
 def _suite(form: str) -> str:

@@ -45,6 +45,11 @@ def render(
     return (_page(body) if fmt == "html" else body) + "\n"
 
 
+def fragment(tables: Sequence[ComparisonTable]) -> str:
+    """Return all tables as HTML that stands inside a page, as in a notebook."""
+    return "\n".join(_html(table, _blocks(table, 1000, brief=False), True, False) for table in tables)
+
+
 def _number(cell: Cell, table: ComparisonTable, with_se: bool, with_n: bool) -> str:
     """Value, standard error and n as asked for; no marks."""
     assert cell.value is not None

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 
-from cme_bench.cli.progress import LiveBar
 from cme_bench.reports.card import model_card
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv, flips_csv
@@ -21,6 +20,7 @@ from cme_bench.reports.run_summary import summary_table
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.runs.display import LiveBar
 from cme_bench.terminal import say
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
