@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -205,20 +206,21 @@ class Run:
     """Scores and answers of a run folder."""
 
     def __init__(self, folder: Path, form: str) -> None:
-        from cme_bench.runs.folder import read_both
-        from cme_bench.runs.records import current_records
+        from cme_bench.runs.folder import current_records, read_both
 
         run, results = read_both(folder)
         self.form = form
-        summary = results["forms"][form]
-        self.average = 100 * summary["average"]["value"]
-        self.domains = {name: 100 * found["value"] for name, found in summary["domains"].items()}
-        self.records = {
-            (task, record["id"]): (record["response"], record["scores"][results["tasks"][task]["primary"]])
-            for task in results["tasks"]
-            for record in current_records(folder, task, run["tasks"][task])
+        summary = results.forms[form]
+        self.average = 100 * summary.average.value if summary.average and summary.average.value else math.nan
+        self.domains = {
+            name: math.nan if e.value is None else 100 * e.value for name, e in summary.domains.items()
         }
-        self.near = {t: r["quality"].get("near_ties", 0.0) for t, r in results["tasks"].items()}
+        self.records = {
+            (task, record.id): (record.response, record.scores[result.primary])
+            for task, result in results.tasks.items()
+            for record in current_records(folder, task, run.tasks[task])
+        }
+        self.near = {t: r.quality.get("near_ties", 0.0) for t, r in results.tasks.items()}
 
 
 def compared(run: Run, reference: Run) -> dict[str, Any]:
@@ -232,13 +234,13 @@ def compared(run: Run, reference: Run) -> dict[str, Any]:
         "domain_gaps": {d: run.domains[d] - reference.domains[d] for d in sorted(run.domains)},
     }
     if run.form == "generated":
-        same = [one[0]["text"] == other[0]["text"] for one, other in pairs]
+        same = [one[0].text == other[0].text for one, other in pairs]
         flips = [one[1] != other[1] for one, other in pairs]
         return found | {
             "texts_differ_percent": _percent([not s for s in same]),
             "flips_percent": _percent(flips),
         }
-    choices = [(one[0]["logprobs"], other[0]["logprobs"]) for one, other in pairs]
+    choices = [(one[0].logprobs or [], other[0].logprobs or []) for one, other in pairs]
     leads = [abs(_lead(one) - _lead(other)) for one, other in choices]
     gaps = [abs(a - b) for one, other in choices for a, b in zip(one, other, strict=True)]
     return found | {

@@ -37,8 +37,9 @@ import measurements
 import toy
 from forked import Process, Trouble, in_mounts, mount, preload
 
+from cme_bench.runs.folder import read_results, read_run
+from cme_bench.runs.records import Results
 from cme_bench.runs.store import read_records, samples_file
-from cme_bench.util.files import read_json
 
 
 @dataclass
@@ -452,18 +453,17 @@ FAULTS = (
 )
 
 
-def outcome(bench: Bench, out: Path, reference: dict[str, Any]) -> dict[str, int]:
+def outcome(bench: Bench, out: Path, reference: Results) -> dict[str, int]:
     """What is missing, there twice, or scored otherwise at the end; also whether times are sane."""
     lost = duplicated = 0
     for task in toy.TASKS:
-        ids = Counter(record["id"] for record in read_records(samples_file(out, task)))
+        ids = Counter(record.id for record in read_records(samples_file(out, task)))
         lost += sum(number not in ids for number in range(bench.items // 2))
         duplicated += sum(count - 1 for count in ids.values())
     wrong = sum(
-        result["metrics"] != reference["tasks"][task]["metrics"]
-        for task, result in read_json(out / "results.json")["cme"]["tasks"].items()
+        result.metrics != reference.tasks[task].metrics for task, result in read_results(out).tasks.items()
     )
-    if any(session["seconds"] < 0 for session in read_json(out / "run.json")["sessions"]):
+    if any(session.seconds < 0 for session in read_run(out).sessions):
         raise SystemExit("a negative duration")
     return {"lost": lost, "duplicated": duplicated, "wrong": wrong}
 
@@ -495,7 +495,7 @@ def measure(bench: Bench, faults: Iterable[Fault], times: int) -> Iterator[dict[
         }
 
 
-def _reference(bench: Bench, engine: str) -> dict[str, Any]:
+def _reference(bench: Bench, engine: str) -> Results:
     out = bench.scratch / f"reference-{engine}"
     if engine == "hf":
         expect(bench.start(out), 0)
@@ -503,8 +503,7 @@ def _reference(bench: Bench, engine: str) -> dict[str, Any]:
         command = bench.command(out, "--engine", "vllm")
         command[command.index(str(bench.model))] = str(bench.wide_model)
         subprocess.run([sys.executable, "-m", "cme_bench", *command], check=True, stdout=subprocess.DEVNULL)
-    results: dict[str, Any] = read_json(out / "results.json")["cme"]
-    return results
+    return read_results(out)
 
 
 def table(stored_results: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ from playwright.sync_api import sync_playwright
 from cme_bench import provenance
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import open_run
+from cme_bench.runs.folder import read_run
 from cme_bench.runs.results import write_results
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.stats.estimates import mean
@@ -69,7 +70,19 @@ def make_run(folder: Path, per_task: int, seed: int) -> None:
                     "doc": {"id": i},
                 }
                 stream.write(orjson.dumps(record) + b"\n")
-        planned[name] = {"hash": "0" * 64, "n": per_task, "rows": per_task, "limit": None, "shots": 0}
+        planned[name] = {
+            "domain": domain,
+            "dataset": name,
+            "primary": "acc",
+            "output_type": "generate_until",
+            "hash": "0" * 64,
+            "n": per_task,
+            "rows": per_task,
+            "limit": None,
+            "shots": 0,
+            "prompt_format": "plain",
+            "policy": "joint",
+        }
         quality = {"truncated": 0.0, "empty": 0.0}
         results.append(TaskResult(name, "generated", domain, name, "acc", {"acc": mean(scores)}, quality))
     content = {
@@ -86,7 +99,7 @@ def make_run(folder: Path, per_task: int, seed: int) -> None:
         "finished": True,
     }
     write_json(folder / "run.json", content)
-    write_results(folder, content, results)
+    write_results(folder, read_run(folder), results)
 
 
 def open_page(file: Path, chromium: str) -> dict[str, float]:

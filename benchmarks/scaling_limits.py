@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import measurements
+from msgspec import structs
 
 from cme_bench.engines.base import (
     Engine,
@@ -55,7 +56,8 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import run
 from cme_bench.runs.session import WINDOW_ITEMS
 from cme_bench.runs.store import RunWriter, read_records, samples_file
-from cme_bench.scoring.items import response_record, score_record
+from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import stored_response
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
@@ -139,7 +141,7 @@ def scoring(planned: Planned) -> float:
     answers = dict(Nothing().serve(enumerate(planned.requests)))
     started = time.process_time()
     for place, item in enumerate(planned.items):
-        score_record(planned.task.lm_eval, item.doc, item.instances, response_record(answers[place]))
+        score_record(planned.task.lm_eval, item.doc, item.instances, stored_response(answers[place]))
     return (time.process_time() - started) / len(planned.items)
 
 
@@ -160,7 +162,7 @@ def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
 def storing(folder: Path, count: int) -> dict[str, float]:
     """Seconds and bytes a record, in windows as a run stores them."""
     records = [r for task in TASKS.split(",") for r in read_records(samples_file(folder, task))]
-    records = [records[i % len(records)] | {"id": i} for i in range(count)]
+    records = [structs.replace(records[i % len(records)], id=i) for i in range(count)]
     with RunWriter(folder.parent / "store") as writer:
         started = time.perf_counter()
         for start in range(0, count, WINDOW_ITEMS):

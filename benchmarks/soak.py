@@ -18,16 +18,16 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import measurements
 import toy
 from forked import Process, preload
+from msgspec.structs import replace
 
-from cme_bench.runs.store import Record, read_records, samples_file
-from cme_bench.util.files import read_json
+from cme_bench.runs.folder import read_run
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.scoring.record import Record, StoredResponse
 
 TOLERANCE = 1e-4
 """Of log-likelihoods in float32, whose last digits depend on what else is in a batch."""
@@ -82,29 +82,29 @@ def growth(sessions: list[list[tuple[int, int]]], record_bytes: float) -> dict[s
 
 def unlike(record: Record, reference: Record) -> bool:
     """Whether two records of an item differ in anything but the last digits of log-likelihoods."""
-    plain = [{k: v for k, v in r.items() if k != "response"} for r in (record, reference)]
-    return plain[0] != plain[1] or not _close(record["response"], reference["response"])
+    same = replace(record, response=reference.response) == reference
+    return not same or not _close(record.response, reference.response)
 
 
-def _close(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    if "text" in a:
+def _close(a: StoredResponse, b: StoredResponse) -> bool:
+    if a.text is not None:
         return a == b
-    pairs = zip(a["logprobs"], b["logprobs"], strict=True)
-    return a["greedy"] == b["greedy"] and all(math.isclose(x, y, abs_tol=TOLERANCE) for x, y in pairs)
+    pairs = zip(a.logprobs or (), b.logprobs or (), strict=True)
+    return a.greedy == b.greedy and all(math.isclose(x, y, abs_tol=TOLERANCE) for x, y in pairs)
 
 
 def check(out: Path, small: Path, items: int) -> dict[str, int]:
     """Items lost, stored twice, and unlike those of the small run."""
     lost = duplicated = wrong = compared = 0
     for task in toy.TASKS:
-        reference = {record["id"]: record for record in read_records(samples_file(small, task))}
+        reference = {record.id: record for record in read_records(samples_file(small, task))}
         seen = bytearray(items // 2)
         for record in read_records(samples_file(out, task)):
-            duplicated += seen[record["id"]]
-            seen[record["id"]] = 1
-            if record["id"] in reference:
+            duplicated += seen[record.id]
+            seen[record.id] = 1
+            if record.id in reference:
                 compared += 1
-                wrong += unlike(record, reference[record["id"]])
+                wrong += unlike(record, reference[record.id])
         lost += seen.count(0)
     return {"lost": lost, "duplicated": duplicated, "wrong": wrong, "compared": compared}
 
@@ -141,12 +141,12 @@ def main() -> None:
         sessions.append(session(process, out, math.inf))
         if process.wait():
             raise SystemExit(log.read_text())
-        engines = [s["engine"] for s in read_json(out / "run.json")["sessions"] if "engine" in s]
+        engines = [s.engine for s in read_run(out).sessions if s.engine]
         metrics = {
             **check(out, small, items),
             **growth(sessions, record_bytes),
             "seconds": round(time.monotonic() - started, 1),
-            "model_seconds": round(sum(stats["model_seconds"] for stats in engines)),
+            "model_seconds": round(sum(stats.model_seconds for stats in engines)),
         }
     line = measurements.line("soak", metrics)
     if not args.quick:

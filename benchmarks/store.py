@@ -22,35 +22,35 @@ from pathlib import Path
 from typing import Any
 
 import measurements
-import orjson
+from msgspec.structs import replace
 
 from cme_bench import resident_memory
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.runs.folder import read_run
+from cme_bench.runs.records import SessionRecord
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import read_records, samples_file
+from cme_bench.runs.store import read_records, record_bytes, samples_file
 from cme_bench.scoring.aggregate import task_result
 from cme_bench.tasks.suite import load_suite
-from cme_bench.util.files import read_json
 
 TASK = "cme_arc_easy_ll"
 
 
-def run(model: str, task: str, data: str, out: Path, *arguments: str) -> dict[str, Any]:
+def run(model: str, task: str, data: str, out: Path, *arguments: str) -> SessionRecord:
     """``cme-bench run`` in a process of its own; the session's entry in run.json."""
     command = [sys.executable, "-m", "cme_bench", "run", model, "--tasks", task, "--data", data]
     command += ["--out", str(out), "--offline", *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=measurements.ROOT)
-    session: dict[str, Any] = read_json(out / "run.json")["sessions"][-1]
-    return session
+    return read_run(out).sessions[-1]
 
 
 def repeated(file: Path, count: int) -> Iterator[bytes]:
     """``count`` lines: the records of ``file`` over and over, each with an id of its own."""
     records = list(read_records(file))
     for id_, record in zip(range(count), itertools.cycle(records)):
-        yield orjson.dumps(record | {"id": id_}) + b"\n"
+        yield record_bytes(replace(record, id=id_)) + b"\n"
 
 
 def summarise(folder: Path) -> float:
@@ -58,7 +58,7 @@ def summarise(folder: Path) -> float:
     [spec] = load_suite().select(TASK)
     started = time.perf_counter()
     result = task_result(spec, None, read_records(samples_file(folder, TASK)))
-    write_results(folder, read_json(folder / "run.json"), [result])
+    write_results(folder, read_run(folder), [result])
     render(comparison_tables([open_run(folder)]), "md")
     return time.perf_counter() - started
 
@@ -106,7 +106,8 @@ def main() -> None:
             started = time.perf_counter()
             limit = ["--limit", str(args.items)]
             session = run(args.model, "cme_hellaswag_ll", args.data, Path(scratch) / "long", *limit)
-            model_s, wall_s = session["engine"]["model_seconds"], session["seconds"]
+            assert session.engine is not None
+            model_s, wall_s = session.engine.model_seconds, session.seconds
             metrics["overhead_percent"] = round(100 * (1 - model_s / wall_s), 2)
             settings |= {"items": args.items, "model": args.model, "wall_s": wall_s, "model_s": model_s}
             settings["process_s"] = time.perf_counter() - started

@@ -104,18 +104,18 @@ class Ours:
     def answer(self, name: str, case: Case, batch_size: int) -> dict[str, Any]:
         from dataclasses import replace
 
+        from cme_bench.runs.folder import read_run
         from cme_bench.runs.runner import ask
         from cme_bench.runs.store import read_records, samples_file
-        from cme_bench.util.files import read_json
 
         task, out = f"cme_{case.task}_ll", self.folder / "run"
         shutil.rmtree(out, ignore_errors=True)
         options = replace(self.options, tasks=task, shots=case.shots, data=str(self.folder / name), out=out)
         _, used = measured(lambda: ask(self.engines, options))
-        records = sorted(read_records(samples_file(out, task)), key=lambda record: record["id"])
-        stats = read_json(out / "run.json")["sessions"][-1]["engine"]
-        kept = {k: stats[k] for k in ("tokens_computed", "tokens_rowwise", "model_seconds")}
-        return used | kept | {"scores": [record["response"]["logprobs"] for record in records]}
+        records = sorted(read_records(samples_file(out, task)), key=lambda record: record.id)
+        stats = read_run(out).sessions[-1].engine
+        kept = {k: getattr(stats, k) for k in ("tokens_computed", "tokens_rowwise", "model_seconds")}
+        return used | kept | {"scores": [record.response.logprobs for record in records]}
 
 
 def work(engine: str, model: str, folder: Path, dtype: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cme_bench.reports.compare import Comparison
     from cme_bench.reports.runs import RunView
     from cme_bench.reports.table import ComparisonTable
+    from cme_bench.runs.records import EstimateRecord, MetricRecord
     from cme_bench.scoring.scales import Measure
 
 
@@ -72,16 +73,14 @@ class Run:
     @functools.cached_property
     def scores(self) -> dict[str, Score]:
         """The main score of every finished task, by the task's name: shares in [0, 1] where it is one."""
-        tasks = self.view.results["tasks"]
-        return {
-            name: _score(task["metrics"][task["primary"]], task["primary"]) for name, task in tasks.items()
-        }
+        tasks = self.view.results.tasks
+        return {name: _score(task.score, task.primary) for name, task in tasks.items()}
 
     @functools.cached_property
     def averages(self) -> dict[str, Score]:
         """The mean over domains, by form (``generated``, ``likelihood``), where scores have a mean."""
-        forms = self.view.results["forms"]
-        return {form: _score(found["average"], "macro") for form, found in forms.items() if found["average"]}
+        forms = self.view.results.forms
+        return {form: _score(found.average, "macro") for form, found in forms.items() if found.average}
 
     @property
     def average(self) -> Score:
@@ -90,8 +89,8 @@ class Run:
         Raises UsageError if its tasks have several forms, each with a mean of its own (``averages``), or
         scores on a scale that has no mean.
         """
-        if len(self.view.results["forms"]) > 1:
-            forms = ", ".join(self.view.results["forms"])
+        if len(self.view.results.forms) > 1:
+            forms = ", ".join(self.view.results.forms)
             raise UsageError(f"{self.folder} has answers of several forms ({forms}): see Run.averages")
         if not self.averages:
             raise UsageError(f"{self.folder}: scores on this scale have no common mean; see Run.scores")
@@ -118,7 +117,7 @@ class Run:
 
     def _lines(self) -> Iterable[tuple[str, str, Score]]:
         for name, score in self.scores.items():
-            yield self.view.results["tasks"][name]["form"], name, score
+            yield self.view.results.tasks[name].form, name, score
         for form, average in self.averages.items():
             yield form, f"average ({form})", average
 
@@ -135,10 +134,9 @@ RunLike: TypeAlias = Run | str | PathLike[str]
 """A run, or its folder."""
 
 
-def _score(estimate: dict[str, Any], metric: str) -> Score:
-    value = estimate["value"]
-    number = float("nan") if value is None else value
-    return Score(number, stderr=estimate["stderr"], n=int(estimate["n"]), metric=metric)
+def _score(estimate: EstimateRecord | MetricRecord, metric: str) -> Score:
+    number = float("nan") if estimate.value is None else estimate.value
+    return Score(number, stderr=estimate.stderr, n=estimate.n, metric=metric)
 
 
 def as_run(run: RunLike) -> Run:

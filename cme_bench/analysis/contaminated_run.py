@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import orjson
 
 from cme_bench.analysis.contamination import N, find_overlaps, row_texts
 from cme_bench.errors import UsageError
-from cme_bench.runs.folder import read_results
+from cme_bench.runs.folder import last_records, read_results
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.stats.estimates import Estimate, mean
 from cme_bench.util.csv_text import csv_text
@@ -38,15 +38,15 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
 
     ``training`` says in the files what the texts are. UsageError if the folder holds no run with records.
     """
-    tasks = read_results(folder)["tasks"]
-    records = {task: _last_records(folder, task) for task in tasks}
+    tasks = read_results(folder).tasks
+    records = {task: last_records(read_records(samples_file(folder, task))) for task in tasks}
     if not any(records.values()):
         raise UsageError(f"{folder}: holds no records (samples/*.jsonl) whose items could be compared")
-    rows = {task: {i: record["doc"] for i, record in found.items()} for task, found in records.items()}
+    rows = {task: {i: record.doc for i, record in found.items()} for task, found in records.items()}
     found = []
     for overlap in find_overlaps(rows, texts, n=n):
-        metric = str(tasks[overlap.task]["primary"])
-        scores = {i: record["scores"].get(metric) for i, record in records[overlap.task].items()}
+        metric = tasks[overlap.task].primary
+        scores = {i: record.scores.get(metric) for i, record in records[overlap.task].items()}
         dirty = set(overlap.overlapping)
         found.append(
             TaskContamination(
@@ -63,11 +63,6 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
     write_json(folder / "contamination.json", content)
     write_text(folder / "contamination.csv", contamination_csv(found))
     return found
-
-
-def _last_records(folder: Path, task: str) -> dict[int, Mapping[str, Any]]:
-    """Return the current record of every item: the last one."""
-    return {record["id"]: record for record in read_records(samples_file(folder, task))}
 
 
 def _mean(values: list[Any]) -> Estimate | None:

@@ -14,7 +14,8 @@ from cme_bench.runs.options import AskOptions, RunOptions
 from cme_bench.runs.planner import Planner
 from cme_bench.runs.responder import Responder
 from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
-from cme_bench.scoring.items import response_record, score_record
+from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import Record, scored_item, stored_response
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
@@ -221,11 +222,12 @@ def _results(items: Sequence[Item], answers: Sequence[Any]) -> list[TaskResult]:
     return found
 
 
-def _record(item: Item, answer: Any) -> dict[str, Any]:
-    response, made = response_record(answer), item.made
+def _record(item: Item, answer: Any) -> Record:
+    response, made = stored_response(answer), item.made
     scored = score_record(item.of.lm_eval, made.doc, made.instances, response)
-    kept = {"id": made.id, "response": response, "truncated": made.truncated, "doc": made.doc}
-    return scored | kept
+    return scored_item(
+        made.id, scored, response, truncated=made.truncated, choices=made.choices, doc=made.doc
+    )
 
 
 def _numbers(logprobs: Sequence[float]) -> str:

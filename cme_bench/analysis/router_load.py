@@ -100,10 +100,10 @@ def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
 def _title(responder: Responder, slices: Sequence[Slice]) -> str:
     adapter = responder.adapter
     assert adapter is not None
-    about = adapter.description
+    about = adapter.record
     items, tasks = sum(part.items for part in slices), len({part.task for part in slices})
     return (
         f"{responder.model.name} + {adapter.name} "
-        f"({about['method']}, {about['experts']} experts of rank {about['rank']}, {adapter.hash[:8]}), "
+        f"({about.method}, {about.experts} experts of rank {about.rank}, {adapter.hash[:8]}), "
         f"n = {items} items of {tasks} task{'s' * (tasks != 1)}"
     )

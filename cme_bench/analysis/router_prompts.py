@@ -13,14 +13,15 @@ from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids, truncate
 from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.folder import is_run, last_records, read_arguments, read_run, run_file
 from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.planner import Planner
+from cme_bench.runs.records import Identity, TaskRecord
 from cme_bench.runs.responder import Responder, first_prompt
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
-from cme_bench.util.files import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,13 @@ def open_responder(options: RouterOptions) -> Responder:
     """
     folder = options.source
     if is_run(folder):
-        run = read_json(folder / "run.json")
-        if run.get("adapter") is None:
+        run = read_run(folder)
+        if run.adapter is None:
             raise UsageError(f"{folder} is a run of a base model: only adapters have a router")
-        model, adapter = options.model or run["model"]["path"], run["adapter"]["path"]
-        dtype = options.dtype or run["identity"]["dtype"]
-        settings = run["arguments"].get("settings", {})
-        bos = run["arguments"].get("bos", "auto")
+        model, adapter = options.model or run.model.path or "", run.adapter.path or ""
+        dtype = options.dtype or run.identity.dtype
+        arguments = read_arguments(run, run_file(folder))
+        settings, bos = arguments.settings, arguments.bos
     elif (folder / CONFIG_FILE).is_file():
         model, adapter = options.model or _recorded_base(folder), str(folder)
         dtype, settings, bos, run = options.dtype or "auto", {}, "auto", None
@@ -71,14 +72,9 @@ def open_responder(options: RouterOptions) -> Responder:
     asked = ModelOptions(model=model, dtype=dtype, offline=options.offline, settings=settings)
     responder = Responder(open_engines(asked), adapter, bos=bos)
     if run is not None:
-        _check_same_weights(folder, run["identity"], responder)
+        _check_same_weights(folder, run.identity, responder)
     _check_routed(responder)
     return responder
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether ``folder`` is a run folder."""
-    return (folder / "run.json").is_file()
 
 
 def _recorded_base(adapter: Path) -> str:
@@ -88,9 +84,9 @@ def _recorded_base(adapter: Path) -> str:
     return str(base)
 
 
-def _check_same_weights(folder: Path, run: Mapping[str, str], responder: Responder) -> None:
-    for part in ("model", "adapter"):
-        if run[part] != responder.identity[part]:
+def _check_same_weights(folder: Path, run: Identity, responder: Responder) -> None:
+    for part, recorded in (("model", run.model), ("adapter", run.adapter)):
+        if recorded != responder.identity[part]:
             raise UsageError(
                 f"{folder}: the {part} has changed since that run (its weights hash differently)"
             )
@@ -100,10 +96,10 @@ def _check_routed(responder: Responder) -> None:
     from cme_bench.adapters.registry import routed_names
 
     assert responder.adapter is not None
-    found = responder.adapter.description
-    if found["experts"] is None:
+    found = responder.adapter.record
+    if found.experts is None:
         raise UsageError(
-            f"{found['path']} is a {found['method']} adapter, which has no router "
+            f"{found.path} is a {found.method} adapter, which has no router "
             f"(methods that have one: {', '.join(routed_names())})"
         )
 
@@ -135,33 +131,33 @@ Items = Sequence[tuple[TokenIds, Mapping[str, Any]]]
 
 def _stored(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, str, Items]]:
     """Yield the prompts that a run keeps with its records, tokenised as the run did."""
-    run = read_json(options.source / "run.json")
-    planned = run["tasks"]
+    run = read_run(options.source)
+    planned = run.tasks
     # runs before --bos took what the tokenizer adds
-    encoder = responder.encoder if "bos" in run else Encoder(responder.tokenizer)
+    encoder = responder.encoder if run.bos else Encoder(responder.tokenizer)
     for task in _selected(options, planned):
-        last = {r["id"]: r for r in read_records(samples_file(options.source, task))}
+        last = last_records(read_records(samples_file(options.source, task)))
         records = [last[id_] for id_ in limited_ids(last, None if options.by else options.limit)]
-        rendered = planned[task]["prompt_format"].startswith("chat")
-        encoded = encoder.encode((r["prompt"] for r in records), rendered=rendered)
+        rendered = planned[task].prompt_format.startswith("chat")
+        encoded = encoder.encode((r.prompt for r in records), rendered=rendered)
         items = []
         for record in records:
-            ids, room = encoded[record["prompt"]] or (encoder.start_token,), responder.max_length
-            items.append((truncate(ids, room, encoder.kept(ids, room)), record["doc"]))
-        yield task, planned[task]["domain"], items
+            ids, room = encoded[record.prompt] or (encoder.start_token,), responder.max_length
+            items.append((truncate(ids, room, encoder.kept(ids, room)), record.doc))
+        yield task, planned[task].domain, items
 
 
-def _selected(options: RouterOptions, planned: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _selected(options: RouterOptions, planned: Mapping[str, TaskRecord]) -> list[str]:
     if options.tasks is None:
         return list(planned)
     names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-    known = {*planned, *(task["domain"] for task in planned.values())}
+    known = {*planned, *(task.domain for task in planned.values())}
     for name in names:
         if name not in known:
             raise UsageError(
                 f"{options.source} has no task or domain {name!r}{did_you_mean(name, sorted(known))}"
             )
-    return [task for task, plan in planned.items() if task in names or plan["domain"] in names]
+    return [task for task, plan in planned.items() if task in names or plan.domain in names]
 
 
 def _anew(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, str, Items]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from cme_bench.engines.logits import LogitsError
@@ -98,12 +98,8 @@ class EngineStats:
         """Of several engines: sums, and the largest peak."""
         whole = cls()
         for part in parts:
-            whole.requests += part.requests
-            whole.tokens_computed += part.tokens_computed
-            whole.tokens_padding += part.tokens_padding
-            whole.tokens_rowwise += part.tokens_rowwise
-            whole.tokens_generated += part.tokens_generated
-            whole.model_seconds += part.model_seconds
+            for name in (f.name for f in fields(cls) if f.name not in ("peak_memory_bytes", "extra")):
+                setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.peak_memory_bytes = max(whole.peak_memory_bytes, part.peak_memory_bytes)
             for name, value in part.extra.items():
                 whole.extra[name] = whole.extra.get(name, 0.0) + value

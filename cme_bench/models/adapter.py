@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec import UNSET
 
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
+from cme_bench.models.records import AdapterRecord, CodeRecord
 
 TRAINING_FILE = "cme_training.json"
 """The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
@@ -27,7 +29,7 @@ class Adapter:
             this package's nor PEFT's.
         prompt_format: The one it was trained with, if it says so.
         tokenization: How its training made token ids, as ``cme_training.json`` records it.
-        description: Method, rank, experts, targets and sizes, as ``run.json`` records them.
+        record: Method, rank, experts, targets and sizes, as ``run.json`` records them.
         vocabulary: Token ids that the base's embeddings grow to; None if they stay.
         virtual_tokens: Positions that it takes for itself.
         notes: What a user should see; more of it is known once it is loaded.
@@ -36,7 +38,7 @@ class Adapter:
     name: str
     hash: str
     prompt_format: str | None
-    description: dict[str, Any]
+    record: AdapterRecord
     vocabulary: int | None = None
     virtual_tokens: int = 0
     notes: list[str] = field(default_factory=list)
@@ -66,32 +68,33 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
     training = _training(path)
     asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)
-    hash_ = hash_checkpoint(path)
-    description = {
-        "name": path.name,
-        "path": str(path),
-        "hash": hash_,
-        "method": found.method,
-        "rank": found.rank,
-        "experts": found.experts,
-        "targets": list(found.targets),
-        "parameters": found.trainable_parameters,
-        "percent": found.percent_of_base,
-        "settings": found.settings,
-        "config": found.config,
-        "training": training_arguments(training),
-        "training_seconds": training.get("seconds"),
-        "tokens_trained": training.get("tokens_trained"),
-    }
+    hash_, code = hash_checkpoint(path), None
     if (method := registry.find(found.method.upper())) is not None and method.code is not None:
-        description["code"] = {"file": method.code.file, "hash": method.code.hash}
-        hash_ = description["hash"] = hashlib.sha256(f"{hash_}:{method.code.hash}".encode()).hexdigest()
+        code = CodeRecord(file=method.code.file, hash=method.code.hash)
+        hash_ = hashlib.sha256(f"{hash_}:{code.hash}".encode()).hexdigest()
+    record = AdapterRecord(
+        name=path.name,
+        path=str(path),
+        hash=hash_,
+        method=found.method,
+        rank=found.rank,
+        experts=found.experts,
+        targets=list(found.targets),
+        parameters=found.trainable_parameters,
+        percent=found.percent_of_base,
+        settings=found.settings,
+        config=found.config,
+        training=training_arguments(training),
+        training_seconds=training.get("seconds"),
+        tokens_trained=training.get("tokens_trained"),
+        code=code or UNSET,
+    )
     return AdapterCheckpoint(
         name=path.name,
         path=path,
         hash=hash_,
         prompt_format=training.get("prompt_format"),
-        description=description,
+        record=record,
         vocabulary=asked.vocabulary,
         virtual_tokens=asked.virtual_tokens,
         notes=list(asked.notes),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
@@ -21,6 +23,7 @@ from cme_bench.models.load import (
     load_model,
     load_tokenizer,
 )
+from cme_bench.models.records import ModelRecord
 
 if TYPE_CHECKING:
     import torch
@@ -68,18 +71,17 @@ class LoadedModel(ABC):
     def parameters(self) -> int:
         """Return the number of its parameters, tied ones once."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelRecord:
         """Return the model as ``run.json`` records it."""
-        return {
-            "name": self.name,
-            "path": self.place,
-            "hash": self.hash,
-            "revision": None,
-            "architecture": (self.config.architectures or ["unknown"])[0],
-            "parameters": self.parameters,
-            "dtype": self.dtype_name,
-            "dtype_because": self.dtype_because,
-        }
+        return ModelRecord(
+            name=self.name,
+            path=self.place,
+            hash=self.hash,
+            architecture=(self.config.architectures or ["unknown"])[0],
+            parameters=self.parameters,
+            dtype=self.dtype_name,
+            dtype_because=self.dtype_because,
+        )
 
     @property
     def dtype_name(self) -> str:
@@ -144,5 +146,5 @@ class SavedModel(LoadedModel):
 
             torch.cuda.empty_cache()
 
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"revision": self.checkpoint.revision}
+    def describe(self) -> ModelRecord:
+        return replace(super().describe(), revision=self.checkpoint.revision)

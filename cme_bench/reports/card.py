@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import EvalResult, ModelCardData
 
 from cme_bench.reports.runs import RunView, watermarks
-from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.scoring.scales import Measure
 
 
 def model_card(run: RunView) -> str:
@@ -17,25 +17,26 @@ def model_card(run: RunView) -> str:
     """
     marks = "; ".join(mark.split(":")[0].lower() for mark in watermarks([run]))
     results = []
-    for name, task in run.results["tasks"].items():
-        planned = run.run["tasks"][name]
-        part = f", {planned['n']} of {planned['rows']} items" if planned["n"] < planned["rows"] else ""
-        estimate = task["metrics"][task["primary"]]
-        measure = measure_from(estimate)
+    for name, task in run.results.tasks.items():
+        planned = run.run.tasks[name]
+        part = f", {planned.n} of {planned.rows} items" if planned.n < planned.rows else ""
+        score, measure = task.score, task.score.measure
+        if score.value is None:
+            continue  # a model-index holds numbers only
         results.append(
             EvalResult(
                 task_type="text-generation",
-                task_name=task["domain"],
-                dataset_type=task["dataset"],
-                dataset_name=f"{name} ({task['form']}, {planned['shots']}-shot{part})",
-                metric_type=task["primary"],
-                metric_name=_named(task["primary"], estimate["stderr"], measure),
-                metric_value=_rounded(estimate["value"], measure),
+                task_name=task.domain,
+                dataset_type=task.dataset,
+                dataset_name=f"{name} ({task.form}, {planned.shots}-shot{part})",
+                metric_type=task.primary,
+                metric_name=_named(task.primary, score.stderr, measure),
+                metric_value=_rounded(score.value, measure),
             )
         )
-    for form, summary in run.results["forms"].items():
-        average, measure = summary["average"], run.measure(form)
-        if average is None:
+    for form, summary in run.results.forms.items():
+        average, measure = summary.average, run.measure(form)
+        if average is None or average.value is None:
             continue  # its tasks have no mean
         results.append(
             EvalResult(
@@ -45,9 +46,9 @@ def model_card(run: RunView) -> str:
                 dataset_name=f"CME, {form} (cme-bench's reconstruction{'; ' + marks if marks else ''})",
                 metric_type="macro",
                 metric_name=_named(
-                    f"macro mean over {len(summary['domains'])} domains", average["stderr"], measure
+                    f"macro mean over {len(summary.domains)} domains", average.stderr, measure
                 ),
-                metric_value=_rounded(average["value"], measure),
+                metric_value=_rounded(average.value, measure),
             )
         )
     data = ModelCardData(model_name=run.label, eval_results=results)

@@ -96,7 +96,7 @@ def compare_runs(
     ``allow_mixed``; then each difference is a note.
     """
     mixed = check_alike([a, b], allow_mixed=allow_mixed)
-    forms = [form for form in a.results["forms"] if form in b.results["forms"]]
+    forms = [form for form in a.results.forms if form in b.results.forms]
     if not forms:
         raise UsageError(f"{a.folder} and {b.folder} share no task")
     found: list[Comparison] = []
@@ -191,9 +191,9 @@ def _compare(
 
 def _groups(scores: TaskScores, field: str | None) -> list[str] | None:
     """The cluster of each item; None if no clusters are wanted or the items have no such field."""
-    if field is None or not all(field in record["doc"] for record in scores.records[0]):
+    if field is None or not all(field in record.doc for record in scores.records[0]):
         return None
-    return [str(record["doc"][field]) for record in scores.records[0]]
+    return [str(record.doc[field]) for record in scores.records[0]]
 
 
 def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resamples: int, seed: int) -> _Paired:
@@ -288,8 +288,8 @@ def _flips(scores: TaskScores) -> Iterator[Flip]:
         if x != y:
             yield Flip(
                 task=scores.task,
-                id=first["id"],
-                target=first["target"],
+                id=first.id,
+                target=first.target,
                 score_a=float(x),
                 score_b=float(y),
                 gain=float(y - x) * (scores.measure.sign or 1),

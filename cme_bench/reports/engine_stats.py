@@ -12,24 +12,19 @@ def stats_lines(folder: Path) -> Iterator[str]:
     """Tokens computed against row by row, tokens/s, padding share and peak memory, over all sessions of a
     run folder; one line if everything came from the store."""
     run = read_run(folder)
-    sessions = [session["engine"] for session in run["sessions"] if session.get("engine")]
-
-    def total(name: str) -> float:
-        return float(sum(stats.get(name) or 0 for stats in sessions))
-
-    computed, rowwise, padding = (total(f"tokens_{name}") for name in ("computed", "rowwise", "padding"))
-    seconds = total("model_seconds")
+    total = run.stats
+    computed, seconds = total.tokens_computed, total.model_seconds
     if computed <= 0 or seconds <= 0:
         yield "engine: nothing was computed, all responses were stored"
         return
-    share = (run.get("engine") or {}).get("prefixes")
+    share = run.engine.get("prefixes")
     yield (
-        f"engine: {computed:,.0f} tokens computed, {rowwise:,.0f} row by row ({rowwise / computed:.1f}x)"
-        + (f", prefixes {share}" if share else "")
+        f"engine: {computed:,.0f} tokens computed, {total.tokens_rowwise:,.0f} row by row "
+        f"({total.tokens_rowwise / computed:.1f}x)" + (f", prefixes {share}" if share else "")
     )
     yield (
         f"engine: {computed / seconds:,.0f} tokens/s in {seconds:,.1f} s of model time, "
-        f"{100 * padding / (computed + padding):.1f} % padding, "
-        f"{total('tokens_generated'):,.0f} tokens generated, "
-        f"peak memory {max(stats.get('peak_memory_bytes') or 0 for stats in sessions) / 2**30:.2f} GiB"
+        f"{100 * total.tokens_padding / (computed + total.tokens_padding):.1f} % padding, "
+        f"{total.tokens_generated:,.0f} tokens generated, "
+        f"peak memory {total.peak_memory_bytes / 2**30:.2f} GiB"
     )

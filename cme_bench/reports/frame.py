@@ -10,8 +10,8 @@ import pandas as pd
 
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.scores import answer_of
-from cme_bench.runs.records import current_records
-from cme_bench.scoring.scales import measure_from
+from cme_bench.runs.folder import current_records
+from cme_bench.runs.records import MetricRecord
 
 RUN_COLUMNS = ["run", "model", "adapter", "method", "rank", "experts", "engine", "dtype", "data"]
 SCORE_COLUMNS = [*RUN_COLUMNS, "form", "domain", "dataset", "task", "shots", "metric", "value", "stderr", "n"]
@@ -30,45 +30,45 @@ def load_frame(folders: Sequence[Path], *, items: bool) -> pd.DataFrame:
 
 
 def _run(run: RunView) -> dict[str, Any]:
-    identity, adapter = run.run["identity"], run.run.get("adapter") or {}
+    identity, adapter = run.run.identity, run.run.adapter
     return {
         "run": str(run.folder),
-        "model": run.run["model"]["name"],
-        "adapter": adapter.get("name"),
+        "model": run.run.model.name,
+        "adapter": adapter and adapter.name,
         "method": run.method,
-        "rank": adapter.get("rank"),
-        "experts": adapter.get("experts"),
-        "engine": identity["engine"],
-        "dtype": identity["dtype"],
-        "data": identity["data"],
+        "rank": adapter and adapter.rank,
+        "experts": adapter and adapter.experts,
+        "engine": identity.engine,
+        "dtype": identity.dtype,
+        "data": identity.data,
     }
 
 
 def _score_rows(run: RunView) -> Iterator[dict[str, Any]]:
     shared = _run(run)
-    for task, result in run.results["tasks"].items():
-        place = {"form": result["form"], "domain": result["domain"], "dataset": result["dataset"]}
-        shots = run.run["tasks"][task]["shots"]
-        for metric, estimate in result["metrics"].items():
-            yield (
-                shared
-                | place
-                | {"task": task, "shots": shots, "metric": metric}
-                | estimate
-                | _measure(estimate)
-            )
+    for task, result in run.results.tasks.items():
+        place = {"form": result.form, "domain": result.domain, "dataset": result.dataset}
+        shots = run.run.tasks[task].shots
+        for metric, estimate in result.metrics.items():
+            yield (shared | place | {"task": task, "shots": shots, "metric": metric} | _estimate(estimate))
 
 
-def _measure(estimate: dict[str, Any]) -> dict[str, str]:
-    measure = measure_from(estimate)
-    return {"scale": measure.scale.name, "better": measure.better}
+def _estimate(metric: MetricRecord) -> dict[str, Any]:
+    measure = metric.measure
+    return {
+        "value": metric.value,
+        "stderr": metric.stderr,
+        "n": metric.n,
+        "scale": measure.scale.name,
+        "better": measure.better,
+    }
 
 
 def _item_rows(run: RunView) -> Iterator[dict[str, Any]]:
     shared = _run(run)
-    for task, result in run.results["tasks"].items():
-        place = {"domain": result["domain"], "dataset": result["dataset"], "task": task}
-        for record in current_records(run.folder, task, run.run["tasks"][task]):
-            item = {"id": record["id"], "target": record["target"], "answer": answer_of(record)}
-            for metric, value in record["scores"].items():
+    for task, result in run.results.tasks.items():
+        place = {"domain": result.domain, "dataset": result.dataset, "task": task}
+        for record in current_records(run.folder, task, run.run.tasks[task]):
+            item = {"id": record.id, "target": record.target, "answer": answer_of(record)}
+            for metric, value in record.scores.items():
                 yield shared | place | item | {"metric": metric, "value": value}

@@ -19,13 +19,13 @@ def tie_notes(runs: Sequence[RunView], form: str) -> Iterator[str]:
     members = [member for run in runs for member in (run.members or (run,))]
     near = max((_share(run, form, "near_ties") for run in members), default=0.0)
     if near >= TOLD_NEAR:
-        nats = max(run.results.get("near_tie_nats") or 0.0 for run in members)
+        nats = max(run.results.near_tie_nats or 0.0 for run in members)
         yield (
             f"Near ties: in {100 * near:.1f} % of the questions the two best choices differ by less than "
             f"{nats:g} nats, about what the model's type is exact to; another engine may choose the other."
         )
     tied = {
-        task: max(run.results["tasks"].get(task, {}).get("quality", {}).get("ties", 0.0) for run in members)
+        task: max(_quality(run, task).get("ties", 0.0) for run in members)
         for task in dict.fromkeys(task for run in members for task in run.tasks(form))
     }
     if most := {task: share for task, share in tied.items() if share > TOLD_TIES}:
@@ -36,9 +36,14 @@ def tie_notes(runs: Sequence[RunView], form: str) -> Iterator[str]:
         )
 
 
+def _quality(run: RunView, task: str) -> dict[str, float]:
+    result = run.results.tasks.get(task)
+    return result.quality if result else {}
+
+
 def _share(run: RunView, form: str, kind: str) -> float:
     """Of all questions of a form, each counted once."""
-    found = [run.results["tasks"][task] for task in run.tasks(form)]
-    counted = [(r["metrics"][r["primary"]]["n"], r["quality"][kind]) for r in found if kind in r["quality"]]
+    found = [run.results.tasks[task] for task in run.tasks(form)]
+    counted = [(r.score.n, r.quality[kind]) for r in found if kind in r.quality]
     total = sum(n for n, _ in counted)
     return sum(n * share for n, share in counted) / total if total else 0.0

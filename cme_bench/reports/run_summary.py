@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from cme_bench.runs.folder import read_results, read_run
-from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.runs.records import EstimateRecord, MetricRecord
+from cme_bench.scoring.scales import Measure
 from cme_bench.terminal import markup
 
 WARN_SHARE = 0.01
@@ -25,29 +25,27 @@ def summary_table(folder: Path) -> Table:
     for name in ("score", "± SE", "n"):
         table.add_column(name, justify="right")
     table.add_column("task hash")
-    for task, result in results["tasks"].items():
-        estimate = result["metrics"][result["primary"]]
-        names = (markup(name) for name in (result["domain"], task, result["primary"]))
-        table.add_row(*names, *_cells(estimate, measure_from(estimate)), markup(result["hash"][:8]))
-    for form, summary in results["forms"].items():
-        if summary["average"] is None:
+    for task, result in results.tasks.items():
+        score = result.score
+        names = (markup(name) for name in (result.domain, task, result.primary))
+        table.add_row(*names, *_cells(score, score.measure), markup(result.hash[:8]))
+    for form, summary in results.forms.items():
+        if summary.average is None:
             continue  # its tasks have no mean
-        measure = measure_from(summary.get("measure") or {})
+        measure = summary.measure.read()
         table.add_section()
-        for domain, estimate in summary["domains"].items():
+        for domain, estimate in summary.domains.items():
             table.add_row(markup(domain), f"({markup(form)})", "macro", *_cells(estimate, measure))
-        table.add_row(
-            "[bold]average[/bold]", f"({markup(form)})", "macro", *_cells(summary["average"], measure)
-        )
+        table.add_row("[bold]average[/bold]", f"({markup(form)})", "macro", *_cells(summary.average, measure))
     return table
 
 
-def _cells(estimate: dict[str, Any], measure: Measure) -> tuple[str, str, str]:
-    value, stderr = estimate["value"], estimate["stderr"]
+def _cells(estimate: EstimateRecord | MetricRecord, measure: Measure) -> tuple[str, str, str]:
+    value, stderr = estimate.value, estimate.stderr
     return (
         "-" if value is None else measure.shown(value),
         "-" if stderr is None else measure.shown(stderr),
-        str(estimate["n"]),
+        str(estimate.n),
     )
 
 
@@ -58,7 +56,7 @@ def warnings(folder: Path) -> Iterator[str]:
     A choice task whose answer was found is not warned of for its length: what follows the answer is prose.
     """
     run = read_run(folder)
-    told = (run.get("engine") or {}).get("logits")
+    told = run.engine.get("logits")
     if told in {"bfloat16", "float16"}:
         yield f"the model rounds its own logits to {told}: choices tie that do not tie; --dtype float32 helps"
     words = {
@@ -68,10 +66,10 @@ def warnings(folder: Path) -> Iterator[str]:
         "unanswered": "items without a response, which are not scored (run.json names them)",
         "ties": "questions whose best choices tie exactly (the first of them counts, as in lm-eval)",
     }
-    yield from run.get("notes") or ()
+    yield from run.notes
     allowed = {"unanswered": 0.0, "ties": WARN_TIES, "near_ties": 1.0}
-    for task, result in read_results(folder)["tasks"].items():
-        for kind, share in result["quality"].items():
-            prose = kind == "hit_length" and result["primary"] == "acc"
+    for task, result in read_results(folder).tasks.items():
+        for kind, share in result.quality.items():
+            prose = kind == "hit_length" and result.primary == "acc"
             if share > allowed.get(kind, WARN_SHARE) and not prose:
                 yield f"{task}: {100 * share:.1f} % {words.get(kind, kind)}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cme_bench.errors import UsageError
-from cme_bench.runs.folder import read_both
-from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.runs.folder import read_both, run_file
+from cme_bench.runs.records import Results, RunRecord
+from cme_bench.runs.store import samples_file
+from cme_bench.scoring.scales import Measure
 from cme_bench.util.files import read_json
 
 ALLOW = "--allow-mixed compares anyway, with a note for each difference"
@@ -26,65 +27,60 @@ class RunView:
     """
 
     folder: Path
-    run: dict[str, Any]
-    results: dict[str, Any]
+    run: RunRecord
+    results: Results
     members: tuple[RunView, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
         """The model's name, with the adapter's where there is one."""
-        adapter = self.run.get("adapter")
-        return (
-            f"{self.run['model']['name']} + {adapter['name']}" if adapter else str(self.run["model"]["name"])
-        )
+        model, adapter = self.run.model, self.run.adapter
+        return f"{model.name} + {adapter.name}" if adapter else model.name
 
     @property
     def method(self) -> str:
         """How the model was adapted; "base" if it was not."""
-        adapter = self.run.get("adapter")
-        return str(adapter["method"]) if adapter else "base"
+        return self.run.adapter.method if self.run.adapter else "base"
 
     @property
     def finished(self) -> bool:
-        return bool(self.run.get("finished"))
+        return self.run.finished
 
     @property
     def has_records(self) -> bool:
         """Whether every finished task has a samples file."""
         if self.members:
             return all(member.has_records for member in self.members)
-        return all((self.folder / "samples" / f"{task}.jsonl").is_file() for task in self.results["tasks"])
+        return all(samples_file(self.folder, task).is_file() for task in self.results.tasks)
 
     @property
     def logits(self) -> str:
         """The type to which its logits are exact: float32, or where they were rounded the model's."""
-        told = (self.run.get("engine") or {}).get("logits")
-        identity = self.run["identity"]
-        return str(told or identity.get("logits") or identity["dtype"])
+        return self.run.logits
 
     def limits(self) -> set[int]:
         """The --limit values of its tasks that left rows out."""
-        return {t["n"] for t in self.run["tasks"].values() if t["n"] < t["rows"]}
+        return {t.n for t in self.run.tasks.values() if t.n < t.rows}
 
     def measure(self, form: str) -> Measure:
         """How the scores of one form are read: their scale and direction."""
-        return measure_from(self.results["forms"][form].get("measure") or {})
+        return self.results.forms[form].measure.read()
 
     def tasks(self, form: str) -> list[str]:
         """Its finished tasks of one form."""
-        return [name for name, result in self.results["tasks"].items() if result["form"] == form]
+        return [name for name, result in self.results.tasks.items() if result.form == form]
 
     @property
     def shots(self) -> list[int]:
         """The numbers of exemplars that occur in its tasks, ascending."""
-        return sorted({t.get("shots", 0) for t in self.run["tasks"].values()})
+        return sorted({t.shots for t in self.run.tasks.values()})
 
 
 def open_run(folder: Path) -> RunView:
     """Read a run folder. UsageError if it is none, or has no finished task yet."""
     if not (folder / "results.json").exists():
-        read_json(folder / "run.json")
+        read_json(run_file(folder))
         raise UsageError(f"{folder}: no task of this run is finished yet")
     return RunView(folder, *read_both(folder))
 
@@ -120,41 +116,43 @@ def check_alike(runs: Sequence[RunView], *, allow_mixed: bool) -> list[str]:
 
 def _differences(runs: Sequence[RunView]) -> Iterator[str]:
     for part, name in (("engine", "engines"), ("dtype", "dtypes"), ("data", "data sources")):
-        values = sorted({str(r.run["identity"].get(part)) for r in runs})
+        values = sorted({str(getattr(r.run.identity, part)) for r in runs})
         if len(values) > 1:
             yield f"{name} differ: {', '.join(values)}"
     types = sorted({run.logits for run in runs})
     if len(types) > 1:
         yield f"types of the logits differ: {', '.join(types)}"
-    shared = set.intersection(*(set(r.results["tasks"]) for r in runs))
-    every = set.union(*(set(r.results["tasks"]) for r in runs))
+    shared = set.intersection(*(set(r.results.tasks) for r in runs))
+    every = set.union(*(set(r.results.tasks) for r in runs))
     if shared != every:
         yield f"tasks differ: {some(sorted(every - shared))} not in all runs"
-    planned = [{task: run.run["tasks"][task] for task in sorted(shared)} for run in runs]
+    planned = [{task: run.run.tasks[task] for task in sorted(shared)} for run in runs]
     for parts, name in (
         (("n", "rows", "limit"), "item sets"),
         (("prompt_format",), "prompt formats"),
         (("shots",), "shots"),
         (("hash",), "task versions"),
     ):
-        tasks = [t for t in sorted(shared) if len({tuple(p[t].get(k) for k in parts) for p in planned}) > 1]
+        tasks = [
+            t for t in sorted(shared) if len({tuple(getattr(p[t], k) for k in parts) for p in planned}) > 1
+        ]
         if tasks:
             yield f"{name} differ in {some(tasks)}"
-    if len({run.run["identity"]["model"] for run in runs}) == 1:
+    if len({run.run.identity.model for run in runs}) == 1:
         begin = sorted({_beginning(run) for run in runs})
         if len(begin) > 1:
             yield f"the special tokens before a prompt differ: {', '.join(begin)}"
-    seeds = sorted({str(run.run.get("seed", 0)) for run in runs})
+    seeds = sorted({str(run.run.seed) for run in runs})
     if len(seeds) > 1 and any(run.shots != [0] for run in runs):
         yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
 
 
 def _beginning(run: RunView) -> str:
     """What begins the prompts of a run. Runs of before ``--bos`` took what the tokenizer adds."""
-    bos = run.run.get("bos")
-    if bos is None or bos["prefix"] == bos["own"]:
+    bos = run.run.bos
+    if bos is None or bos.prefix == bos.own:
         return "the tokenizer's own"
-    return f"ids {bos['prefix']}" if bos["prefix"] else "none"
+    return f"ids {bos.prefix}" if bos.prefix else "none"
 
 
 def some(names: Sequence[str]) -> str:
@@ -166,15 +164,15 @@ def some(names: Sequence[str]) -> str:
 def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[str]:
     """One line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
     for run, name in zip(runs, names, strict=True):
-        identity, versions = run.run["identity"], run.run["versions"]
+        identity, versions = run.run.identity, run.run.versions
         members = run.members or (run,)
-        adapters = [member.run["identity"].get("adapter", "none")[:8] for member in members]
-        commits = dict.fromkeys(member.run["commit"] for member in members if member.run.get("commit"))
+        adapters = [member.run.identity.adapter[:8] for member in members]
+        commits = dict.fromkeys(member.run.commit for member in members if member.run.commit)
         parts = [
-            f"model {identity['model'][:8]}",
+            f"model {identity.model[:8]}",
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
-            f"{identity['engine']} {identity['dtype']}"
-            + ("" if identity["dtype"] == "float32" else f" (logits {run.logits})"),
+            f"{identity.engine} {identity.dtype}"
+            + ("" if identity.dtype == "float32" else f" (logits {run.logits})"),
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),
             *([f"commit {' '.join(commits)}"] if commits else []),
@@ -189,13 +187,13 @@ def tasks_hash(run: RunView) -> str:
     """One hash for all finished tasks: the first 8 digits of sha256 over their hashes in name order."""
     import hashlib
 
-    tasks = sorted((name, t["hash"]) for name, t in run.results["tasks"].items())
+    tasks = sorted((name, t.hash) for name, t in run.results.tasks.items())
     return hashlib.sha256(repr(tasks).encode()).hexdigest()[:8]
 
 
 def watermarks(runs: Sequence[RunView]) -> Iterator[str]:
     """What a reader must know before believing a number: mini items, limits, unfinished runs."""
-    if any(run.run["identity"]["data"] == "mini" for run in runs):
+    if any(run.run.identity.data == "mini" for run in runs):
         yield "LIMITED: 'mini' items are a smoke test written for this project, not a measurement."
     if limits := sorted(set().union(*(run.limits() for run in runs))):
         yield f"LIMITED: only {', '.join(str(n) for n in limits)} items of some tasks (a fixed shuffle)."

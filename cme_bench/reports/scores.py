@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import ALLOW, RunView
-from cme_bench.runs.records import current_records
-from cme_bench.runs.store import Record
-from cme_bench.scoring.scales import USUAL, Measure, measure_from
+from cme_bench.runs.folder import current_records
+from cme_bench.scoring.record import Record
+from cme_bench.scoring.scales import USUAL, Measure
 
 AVERAGE = "average"
 
@@ -58,30 +58,30 @@ def paired_tasks(
     shared ids, with a note. NoItemMeanError for a metric that is no mean over items, if only ``means`` are
     wanted.
     """
-    shared = [task for task in runs[0].tasks(form) if all(task in run.results["tasks"] for run in runs)]
+    shared = [task for task in runs[0].tasks(form) if all(task in run.results.tasks for run in runs)]
     for task in shared:
         yield _paired_task(runs, task, allow_mixed, means)
 
 
 def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: bool) -> TaskScores:
-    result = runs[0].results["tasks"][task]
-    metric = str(result["primary"])
+    result = runs[0].results.tasks[task]
+    metric = result.primary
     by_id: list[dict[int, Record]] = [
-        {r["id"]: r for r in current_records(run.folder, task, run.run["tasks"][task])} for run in runs
+        {r.id: r for r in current_records(run.folder, task, run.run.tasks[task])} for run in runs
     ]
     ids = sorted(set.intersection(*(set(records) for records in by_id)))
     notes = []
     if left_out := len(set.union(*(set(records) for records in by_id))) - len(ids):
         notes.append(f"sample ids differ in {task}: {left_out} items are not in all runs")
     rows = [tuple(records[i] for i in ids) for records in by_id]
-    if odd := sum(len({record["target"] for record in same}) > 1 for same in zip(*rows, strict=True)):
+    if odd := sum(len({record.target for record in same}) > 1 for same in zip(*rows, strict=True)):
         notes.append(f"gold answers differ in {task}: {odd} items")
     if notes and not allow_mixed:
         raise UsageError(f"the runs cannot be paired: {'; '.join(notes)} ({ALLOW})")
     if not ids:
         raise UsageError(f"{task}: the runs share no item")
-    values = [[record["scores"].get(metric) for record in records] for records in rows]
-    measure = measure_from(result["metrics"][metric])
+    values = [[record.scores.get(metric) for record in records] for records in rows]
+    measure = result.metrics[metric].measure
     numbers = all(isinstance(v, int | float) for column in values for v in column)
     if means and not (numbers and measure.aggregation == "mean"):
         raise NoItemMeanError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
@@ -90,8 +90,8 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
         measure = replace(measure, aggregation="f1_macro" if metric == "f1_macro" else "!function unknown")
     return TaskScores(
         task=task,
-        domain=str(result["domain"]),
-        dataset=str(result["dataset"]),
+        domain=result.domain,
+        dataset=result.dataset,
         metric=metric,
         ids=tuple(ids),
         scores=np.array(plain, dtype=float).T,
@@ -119,16 +119,17 @@ def weights(tasks: Sequence[tuple[str, str, str]], *, averaged: bool = True) -> 
     return by_domain | {AVERAGE: average}
 
 
-def answer_of(record: Mapping[str, Any]) -> str:
+def answer_of(record: Record) -> str:
     """What the model answered, as text: the extracted answer, the most likely choice (with its number where
     choices differ in their prompts only), or its text."""
-    if "answer" in record:
-        return str(record["answer"]["text"])
-    response = record["response"]
-    if "text" in response:
-        return str(response["text"])
-    if len(response["logprobs"]) == 1:
-        return f"{response['logprobs'][0]:.3f}"
-    chosen, choices = int(np.argmax(response["logprobs"])), record["choices"]
-    text = str(choices[chosen]).strip()
+    if record.answer is not None:
+        return record.answer.text
+    response, logprobs = record.response, record.response.logprobs
+    if response.text is not None:
+        return response.text
+    assert logprobs
+    if len(logprobs) == 1:
+        return f"{logprobs[0]:.3f}"
+    chosen, choices = int(np.argmax(logprobs)), record.choices
+    text = choices[chosen].strip()
     return text if len(set(choices)) == len(choices) else f"{chosen + 1}: {text}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
+
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import RunView, some
 from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
+from cme_bench.runs.records import AdapterRecord, EstimateRecord, FormRecord
 from cme_bench.stats.seeds import seeds_mean
 
 _SAME = ("method", "rank", "experts", "targets", "settings")
@@ -28,8 +30,8 @@ def pool_seeds(runs: Sequence[RunView], *, allow_mixed: bool = False) -> list[Ru
     """
     groups: dict[str, list[RunView]] = {}
     for number, run in enumerate(runs):
-        adapter = run.run.get("adapter")
-        key = (run.run["identity"]["model"], *(adapter.get(k) for k in _SAME)) if adapter else (number,)
+        adapter = run.run.adapter
+        key = (run.run.identity.model, *(getattr(adapter, k) for k in _SAME)) if adapter else (number,)
         groups.setdefault(repr(key), []).append(run)
     if len(groups) == len(runs):
         raise UsageError("--pool-seeds: no two runs share base, method, rank, experts and settings")
@@ -40,7 +42,7 @@ def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
     """Notes of what could not be compared. UsageError with the first field that differs, and both values."""
     notes = []
     for part, name in _COMPARED.items():
-        recorded = [(run, run.run["adapter"].get(part)) for run in runs]
+        recorded = [(run, getattr(run.run.adapter, part)) for run in runs]
         known = [(run, fields) for run, fields in recorded if fields is not None]
         for run, fields in known[1:]:
             if (found := _first_difference(known[0][1], fields)) is not None:
@@ -76,30 +78,38 @@ def _shown(value: Any) -> str:
 
 
 def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
-    hashes = [run.run["identity"]["adapter"] for run in runs]
+    hashes = [run.run.identity.adapter for run in runs]
     if len(set(hashes)) < len(hashes):
         raise UsageError(f"--pool-seeds: {runs[0].folder} and another run hold the very same adapter")
     notes = _check_one_training(runs)
-    results: dict[str, Any] = {**runs[0].results, "forms": {}}
-    for form in runs[0].results["forms"]:
+    first, pooled = runs[0], {}
+    for form, own in first.results.forms.items():
         tasks = {t.task: t for t in paired_tasks(runs, form, allow_mixed=allow_mixed)}
-        averaged = runs[0].measure(form).scale.averaged
+        averaged = first.measure(form).scale.averaged
         places = weights([t.place for t in tasks.values()], averaged=averaged)
-        columns = {name: _estimate(tasks, own) for name, own in places.items()}
+        columns = {name: _estimate(tasks, shares) for name, shares in places.items()}
         average = columns.pop(AVERAGE, None)
-        kept = {"measure": runs[0].results["forms"][form].get("measure")}
-        results["forms"][form] = kept | {"average": average, "domains": columns, "datasets": {}}
-    adapter = runs[0].run["adapter"]
-    times = [run.run["adapter"].get("training_seconds") for run in runs]
-    named = adapter | {
-        "name": f"{adapter['method']}-{adapter['rank']}, {len(runs)} seeds",
-        "training_seconds": sum(times) / len(times) if all(times) else None,
-    }
+        pooled[form] = FormRecord(measure=own.measure, average=average, domains=columns)
     return replace(
-        runs[0], run=runs[0].run | {"adapter": named}, results=results, members=tuple(runs), notes=notes
+        first,
+        run=structs.replace(first.run, adapter=_pooled_adapter(runs)),
+        results=structs.replace(first.results, forms=pooled),
+        members=tuple(runs),
+        notes=notes,
     )
 
 
-def _estimate(tasks: dict[str, TaskScores], own: dict[str, float]) -> dict[str, Any]:
-    found = seeds_mean([tasks[task].scores.T for task in own], list(own.values())).estimate
-    return {"value": found.value, "stderr": None if math.isnan(found.stderr) else found.stderr, "n": found.n}
+def _pooled_adapter(runs: Sequence[RunView]) -> AdapterRecord:
+    """Return the adapter that stands for all: its training time is their mean."""
+    adapters = [run.run.adapter for run in runs if run.run.adapter is not None]
+    times = [adapter.training_seconds for adapter in adapters if adapter.training_seconds]
+    return structs.replace(
+        adapters[0],
+        name=f"{adapters[0].method}-{adapters[0].rank}, {len(runs)} seeds",
+        training_seconds=sum(times) / len(times) if len(times) == len(runs) else None,
+    )
+
+
+def _estimate(tasks: dict[str, TaskScores], own: dict[str, float]) -> EstimateRecord:
+    found = seeds_mean([tasks[task].scores.T for task in own], list(own.values()))
+    return EstimateRecord.of(found.estimate)

@@ -15,6 +15,7 @@ from cme_bench.reports.paper import published
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import Significance, significance
+from cme_bench.runs.records import AdapterRecord, EstimateRecord
 from cme_bench.scoring.scales import USUAL, Measure
 from cme_bench.tasks.suite import DOMAINS
 
@@ -67,11 +68,11 @@ def comparison_tables(
     ``allow_mixed``; then each difference becomes a note.
     """
     mixed = check_alike(runs, allow_mixed=allow_mixed)
-    forms = dict.fromkeys(form for run in runs for form in run.results["forms"])
+    forms = dict.fromkeys(form for run in runs for form in run.results.forms)
     return [
         _table(
             form,
-            [r for r in runs if form in r.results["forms"]],
+            [r for r in runs if form in r.results.forms],
             mixed,
             allow_mixed=allow_mixed,
             with_paper=paper,
@@ -90,10 +91,10 @@ def _table(
     with_paper: bool,
     with_tests: bool,
 ) -> ComparisonTable:
-    present = dict.fromkeys(d for run in runs for d in run.results["forms"][form]["domains"])
+    present = dict.fromkeys(d for run in runs for d in run.results.forms[form].domains)
     domains = sorted(present, key=lambda d: (DOMAINS.index(d) if d in DOMAINS else len(DOMAINS), d))
     measure = runs[0].measure(form)
-    averaged = all(run.results["forms"][form]["average"] is not None for run in runs)
+    averaged = all(run.results.forms[form].average is not None for run in runs)
     columns = (*FIXED, *domains, *([AVERAGE] if averaged else []))
     names = labels(runs)
     rows = [tuple(_row(run, name, form, columns)) for run, name in zip(runs, names, strict=True)]
@@ -133,24 +134,24 @@ def _what(measure: Measure, count: int, averaged: bool) -> str:
 
 
 def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator[Cell]:
-    summary = run.results["forms"][form]
-    adapter = run.run.get("adapter") or {}
+    summary = run.results.forms[form]
+    adapter = run.run.adapter or AdapterRecord(name="", method="base")
     yield Cell(name)
     yield Cell(run.method)
     yield from _method_cells(
-        experts=adapter.get("experts"),
-        rank=adapter.get("rank"),
-        seconds=adapter.get("training_seconds"),
-        percent=adapter.get("percent", 0.0),
+        experts=adapter.experts,
+        rank=adapter.rank,
+        seconds=adapter.training_seconds,
+        percent=adapter.percent,
     )
     factor = run.measure(form).scale.factor
     for column in columns[len(FIXED) :]:
-        found = summary["average"] if column == AVERAGE else summary["domains"].get(column)
+        found = summary.average if column == AVERAGE else summary.domains.get(column)
         yield _score(found, factor)
 
 
 def _method_cells(
-    *, experts: int | None, rank: int | None, seconds: float | None, percent: float
+    *, experts: int | None, rank: int | None, seconds: float | None, percent: float | None
 ) -> Iterator[Cell]:
     yield Cell("yes" if (experts or 1) > 1 else "no")
     yield Cell(str(rank)) if rank else Cell()
@@ -166,15 +167,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def _score(estimate: dict[str, float] | None, factor: float) -> Cell:
-    if estimate is None:
+def _score(estimate: EstimateRecord | None, factor: float) -> Cell:
+    if estimate is None or estimate.value is None:
         return Cell()
-    stderr = estimate["stderr"]
-    return Cell(
-        value=factor * estimate["value"],
-        stderr=None if stderr is None else factor * stderr,
-        n=int(estimate["n"]),
-    )
+    stderr = None if estimate.stderr is None else factor * estimate.stderr
+    return Cell(value=factor * estimate.value, stderr=stderr, n=estimate.n)
 
 
 def _mark_places(rows: Sequence[tuple[Cell, ...]], measure: Measure) -> list[tuple[Cell, ...]]:
@@ -217,8 +214,8 @@ def _mark_daggers(
 def _notes(runs: Sequence[RunView], form: str) -> Iterator[str]:
     if form in CME_FORMS:
         yield "CME here is a documented reconstruction of the paper's benchmark (22 datasets, 11 domains)."
-    averages = [run.results["forms"][form]["average"] for run in runs]
-    counts = sorted({average["n"] for average in averages if average is not None})
+    averages = [run.results.forms[form].average for run in runs]
+    counts = sorted({average.n for average in averages if average is not None})
     if counts:
         yield f"n = {', '.join(str(n) for n in counts)} items; SE: standard error of the macro mean."
     else:

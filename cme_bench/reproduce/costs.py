@@ -12,6 +12,7 @@ from cme_bench.reports.grids import markdown
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.reproduce.workbench import Workbench
+from cme_bench.runs.folder import read_run
 from cme_bench.runs.runner import ask
 from cme_bench.training.curve import read_curve
 from cme_bench.util.files import read_json, write_json
@@ -81,12 +82,11 @@ def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tu
 def _probe_evaluation(recipe: Recipe, bench: Workbench, out: Path) -> tuple[float, int]:
     options = replace(bench.questions(BASE, 0), limit=PROBE_ITEMS, out=out)
     (folder,) = ask(bench.engines, options)
-    content = read_json(folder / "run.json")
-    tasks = content["tasks"].values()
+    record = read_run(folder)
+    tasks = record.tasks.values()
     limit = recipe.limit
-    items = sum(task["rows"] if limit is None else min(limit, task["rows"]) for task in tasks)
-    engine = sum(s["engine"]["model_seconds"] for s in content["sessions"] if "engine" in s)
-    return engine / sum(task["n"] for task in tasks), items
+    items = sum(task.rows if limit is None else min(limit, task.rows) for task in tasks)
+    return record.stats.model_seconds / sum(task.n for task in tasks), items
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,16 +12,15 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
+from msgspec import structs
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import Recipe
-from cme_bench.runs.store import Record, read_records
+from cme_bench.runs.store import read_records, record_bytes
 
 PART_BYTES = 16 * 2**20
 MOST_PARTS = 8
-_LEFT_OUT: Record = {"prompt": "", "doc": {}}
 _RUN_FILES = ("run.json", "results.json", "summary.csv")
 _TRAINING_FILES = ("adapter_config.json", "cme_training.json", "loss.csv")
 
@@ -123,7 +122,9 @@ def _present(folder: Path, names: tuple[str, ...]) -> Iterator[Path]:
 
 def _slim(samples: Path) -> bytes:
     """Return the records without prompts and items: what tables and tests need is left."""
-    return b"".join(orjson.dumps(record | _LEFT_OUT) + b"\n" for record in read_records(samples))
+    return b"".join(
+        record_bytes(structs.replace(record, prompt="", doc={})) + b"\n" for record in read_records(samples)
+    )
 
 
 def publish(recipe: Recipe, folder: Folder, out: Path) -> None:

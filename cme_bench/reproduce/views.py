@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reproduce.jobs import Folder
@@ -39,9 +41,11 @@ def open_base(folder: Folder) -> RunView:
 
 def titled(view: RunView, title: str) -> RunView:
     """The view under another name of its adapter."""
-    return replace(view, run=view.run | {"adapter": view.run["adapter"] | {"name": title}})
+    assert view.run.adapter is not None
+    adapter = structs.replace(view.run.adapter, name=title)
+    return replace(view, run=structs.replace(view.run, adapter=adapter))
 
 
 def forms(views: Sequence[RunView]) -> list[str]:
     """The forms that every view has."""
-    return [form for form in views[0].results["forms"] if all(form in v.results["forms"] for v in views)]
+    return [form for form in views[0].results.forms if all(form in v.results.forms for v in views)]

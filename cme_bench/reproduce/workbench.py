@@ -22,6 +22,7 @@ from cme_bench.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
+from cme_bench.runs.folder import read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.progress import Silent as RunSilent
 from cme_bench.runs.runner import ask
@@ -163,11 +164,8 @@ class Workbench:
 
     def _evaluate(self, job: Job) -> dict[str, Any]:
         (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running)
-        content = read_json(out / "run.json")
-        return {
-            "items": sum(task["n"] for task in content["tasks"].values()),
-            "run_seconds": sum(session["seconds"] for session in content["sessions"]),
-        }
+        record = read_run(out)
+        return {"items": sum(task.n for task in record.tasks.values()), "run_seconds": record.seconds}
 
     def _router(self, job: Job) -> dict[str, Any]:
         """Measure the router on the prompts of the row's run: by domain, and by subject where MMLU was
@@ -175,7 +173,7 @@ class Workbench:
         source = self.folder.run(job.row)
         by_domain = RouterOptions(source, limit=self.recipe.router_limit, offline=self.offline)
         titles = [self._measured(by_domain, self.folder.router(job.row, "domain"), "domain")]
-        if SUBJECT_TASK in read_json(source / "run.json")["tasks"]:
+        if SUBJECT_TASK in read_run(source).tasks:
             subjects = replace(by_domain, tasks=SUBJECT_TASK, by="subject", limit=self.recipe.subject_limit)
             titles.append(self._measured(subjects, self.folder.router(job.row, "subject"), "group"))
         return {"measured": titles}

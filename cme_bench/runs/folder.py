@@ -1,118 +1,119 @@
-"""Reading a run folder's ``run.json`` and ``results.json``, whoever wrote them."""
+"""Reading a run folder, whoever wrote it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from cme_bench.errors import UsageError
-from cme_bench.runs.shape import Count, Each, ListOf, Maybe, OrNull, check_shape
+from cme_bench.prompts.items import limited_ids
+from cme_bench.runs.records import ReadArguments, Record, Results, RunRecord, TaskRecord
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.decode import decoded
 from cme_bench.util.files import read_json
 
-MOST_ROWS = 10_000_000
-"""No split is larger; a damaged number must not become work without end."""
 
-_ESTIMATE = {"value": float, "stderr": OrNull(float), "n": Count(100 * MOST_ROWS)}
-_MEASURE = {"scale": Maybe(str), "better": Maybe(str), "aggregation": Maybe(str)}
-_TASK = {
-    "domain": str,
-    "dataset": str,
-    "primary": str,
-    "hash": str,
-    "n": Count(MOST_ROWS),
-    "rows": Count(MOST_ROWS),
-    "limit": OrNull(Count(MOST_ROWS)),
-    "shots": Count(MOST_ROWS),
-    "prompt_format": str,
-    "policy": str,
-    "output_type": str,
-}
-_ADAPTER = {
-    "name": str,
-    "method": str,
-    "path": Maybe(str),
-    "rank": Maybe(int),
-    "experts": Maybe(int),
-    "parameters": Maybe(float),
-    "percent": Maybe(float),
-    "training_seconds": Maybe(float),
-    "tokens_trained": Maybe(float),
-    "settings": Maybe(dict),
-    "config": Maybe(dict),
-    "training": Maybe(dict),
-}
-_ENGINE_STATS = ("computed", "padding", "rowwise", "generated")
-_SESSION = {
-    "seconds": float,
-    "items": Maybe(float),
-    "engine": Maybe(
-        {f"tokens_{name}": Maybe(float) for name in _ENGINE_STATS}
-        | {"model_seconds": Maybe(float), "peak_memory_bytes": Maybe(float)}
-    ),
-}
-_ARGUMENTS = {"command": Maybe(ListOf(str)), "include": Maybe(ListOf(str)), "offline": Maybe(bool)}
-RUN = {
-    "identity": {"model": str, "adapter": str, "dtype": str, "engine": str, "data": str},
-    "model": {"name": str, "path": Maybe(str), "hash": Maybe(str), "parameters": Maybe(int)},
-    "adapter": Maybe(_ADAPTER),
-    "arguments": Maybe(_ARGUMENTS),
-    "seed": Maybe(int),
-    "bos": Maybe({"prefix": ListOf(int), "own": ListOf(int)}),
-    "notes": Maybe(ListOf(str)),
-    "versions": Each(str),
-    "commit": Maybe(str),
-    "machine": Maybe(dict),
-    "engine": Maybe({"prefixes": Maybe(str), "logits": Maybe(str)}),
-    "tasks": Each(_TASK),
-    "finished": Maybe(bool),
-    "sessions": Maybe(ListOf(_SESSION)),
-}
-RESULTS = {
-    "near_tie_nats": Maybe(float),
-    "forms": Each({"average": OrNull(_ESTIMATE), "domains": Each(_ESTIMATE), "measure": Maybe(_MEASURE)}),
-    "tasks": Each(
-        {
-            "form": str,
-            "domain": str,
-            "dataset": str,
-            "primary": str,
-            "metrics": Each(_ESTIMATE | {"value": OrNull(float)} | _MEASURE),
-            "quality": Each(float),
-            "hash": str,
-        }
-    ),
-}
+class _ResultsFile(Struct):
+    """``results.json``; what stands beside our part is lm-eval's."""
+
+    cme: Results
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """``run.json``. UsageError if it is absent, broken, or not what a run writes."""
-    file = folder / "run.json"
-    run = read_json(file)
-    check_shape(run, RUN, str(file))
+def run_file(folder: Path) -> Path:
+    """Return where a run folder's ``run.json`` is."""
+    return folder / "run.json"
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether ``folder`` is a run folder."""
+    return run_file(folder).is_file()
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Return ``run.json``. UsageError if it is absent, broken, or not what a run writes."""
+    file = run_file(folder)
+    run = decoded(read_json(file), RunRecord, str(file))
+    read_arguments(run, file)
     return run
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Our part of ``results.json``. UsageError as for :func:`read_run`, or if its parts contradict each
-    other."""
+def read_arguments(run: RunRecord, file: Path) -> ReadArguments:
+    """Return those of the run's arguments that are needed again. UsageError as for :func:`read_run`."""
+    return decoded(dict(run.arguments or {}), ReadArguments, f"{file}: arguments")
+
+
+def read_results(folder: Path) -> Results:
+    """Return our part of ``results.json``. UsageError as for :func:`read_run`, or if its parts contradict
+    each other."""
     file = folder / "results.json"
-    content = read_json(file)
-    check_shape(content, {"cme": RESULTS}, str(file))
-    results: dict[str, Any] = content["cme"]
-    for name, task in results["tasks"].items():
+    results = decoded(read_json(file), _ResultsFile, str(file)).cme
+    for name, task in results.tasks.items():
         if Path(name).name != name:
             raise UsageError(f"{file}: {name!r} is no task's name")
-        if task["metrics"].get(task["primary"], {}).get("value") is None:
-            raise UsageError(f"{file}: task {name} has no score {task['primary']!r}")
-        domains = results["forms"].get(task["form"], {}).get("domains", {})
-        if task["domain"] not in domains and name not in domains:
-            raise UsageError(f"{file}: task {name} has no domain {task['domain']!r} in form {task['form']!r}")
+        if task.primary not in task.metrics:
+            raise UsageError(f"{file}: task {name} has no score {task.primary!r}")
+        form = results.forms.get(task.form)
+        domains = form.domains if form else {}
+        if task.domain not in domains and name not in domains:
+            raise UsageError(f"{file}: task {name} has no domain {task.domain!r} in form {task.form!r}")
     return results
 
 
-def read_both(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``run.json`` and our part of ``results.json``, whose tasks the first one knows."""
+def read_both(folder: Path) -> tuple[RunRecord, Results]:
+    """Return ``run.json`` and our part of ``results.json``, whose tasks the first one knows."""
     run, results = read_run(folder), read_results(folder)
-    if unknown := results["tasks"].keys() - run["tasks"].keys():
+    if unknown := results.tasks.keys() - run.tasks.keys():
         raise UsageError(f"{folder}: results.json has task {min(unknown)}, of which run.json does not know")
     return run, results
+
+
+def last_records(records: Iterable[Record]) -> dict[int, Record]:
+    """Return the record that counts of each item: the last one."""
+    return {record.id: record for record in records}
+
+
+def current_records(
+    folder: Path, task: str, planned: TaskRecord, *, any_version: bool = False
+) -> list[Record]:
+    """Return the records of ``task`` by ascending item id; ``planned`` is its entry in ``run.json``.
+
+    A folder may hold more (another limit, earlier task versions): the last record of an item counts, and
+    only items within the limit. UsageError if there are no records, if items are missing, or, unless
+    ``any_version``, if one was scored under another version of the task.
+    """
+    file = samples_file(folder, task)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file; per-item records are needed (they were not kept?)")
+    last = last_records(read_records(file))
+    wanted = limited_ids(range(planned.rows), planned.limit)
+    missing = [item for item in wanted if item not in last]
+    if missing:
+        raise UsageError(
+            f"{file}: {len(missing)} of {len(wanted)} items are missing (first: {missing[0]}); "
+            "the same run command adds them"
+        )
+    records = [last[item] for item in wanted]
+    stale = next((r.id for r in records if r.task != planned.hash), None)
+    if stale is not None and not any_version:
+        raise UsageError(
+            f"{file}: item {stale} was scored under another version of {task}; cme-bench rescore mends that"
+        )
+    return records
+
+
+def overlaid(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return ``new`` in the order of ``old``, with what only ``old`` has: other versions may have written it.
+
+    A key that ``old`` lacks is added only if it has a value.
+    """
+    both = dict(old)
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, dict) and isinstance(value, dict):
+            both[key] = overlaid(before, value)
+        elif key in old or value not in (None, [], {}):
+            both[key] = value
+    return both

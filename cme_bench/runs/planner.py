@@ -12,8 +12,8 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import Item, build_items
 from cme_bench.prompts.vocabulary import check_requests
 from cme_bench.runs.identity import response_key
-from cme_bench.runs.manifest import PlannedTask
 from cme_bench.runs.options import AskOptions
+from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.responder import Responder
 from cme_bench.tasks.build import Task
 
@@ -42,8 +42,8 @@ class Plan:
         """Whether answers are texts; else choices are scored."""
         return self.task.spec.output_type == "generate_until"
 
-    def describe(self, source: str) -> PlannedTask:
-        return PlannedTask(
+    def describe(self, source: str) -> TaskRecord:
+        return TaskRecord(
             domain=self.task.spec.domain,
             dataset=self.task.spec.dataset,
             primary=self.task.spec.primary,

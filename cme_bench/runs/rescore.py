@@ -7,6 +7,7 @@ if it is still there. After a crash at any moment the same command goes on: reco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from msgspec.structs import replace
 
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import Checkpoint
@@ -21,18 +23,19 @@ from cme_bench.models.load import load_tokenizer
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.provenance import commit, versions
-from cme_bench.runs.folder import read_both
+from cme_bench.runs.folder import current_records, overlaid, read_arguments, read_both, run_file
 from cme_bench.runs.planner import task_hash
-from cme_bench.runs.records import current_records
+from cme_bench.runs.records import ModelRecord, Record, RescoreRecord, TaskRecord
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import Record, RunWriter, record_bytes
+from cme_bench.runs.store import RunWriter, record_bytes
 from cme_bench.scoring.aggregate import TaskResult, task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
-from cme_bench.util.files import write_json
+from cme_bench.util.decode import json_value
+from cme_bench.util.files import read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +63,68 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
     Raises UsageError if rows, prompts or choices are no longer those that were answered: then the responses
     belong to other questions.
     """
-    content, old = read_both(folder)
-    arguments = content.get("arguments") or {}
-    suite = load_suite([Path(p) for p in arguments.get("include") or ()], allow_code=allow_code)
-    source = open_source(data or content["identity"]["data"], offline=arguments.get("offline", False))
-    tokenizer = _tokenizer(content["model"])
+    run, old = read_both(folder)
+    arguments = read_arguments(run, run_file(folder))
+    suite = load_suite([Path(p) for p in arguments.include or ()], allow_code=allow_code)
+    source = open_source(data or run.identity.data, offline=arguments.offline)
+    tokenizer = _tokenizer(run.model)
     outcomes: list[RescoredTask] = []
     results: list[TaskResult] = []
     with RunWriter(folder) as writer:
-        for name, result in old["tasks"].items():
-            planned = content["tasks"][name]
-            task = build_task(suite.task(name), suite, source, shots=planned["shots"])
+        for name, result in old.tasks.items():
+            planned = run.tasks[name]
+            task = build_task(suite.task(name), suite, source, shots=planned.shots)
             stored = current_records(folder, name, planned, any_version=True)
-            unchecked = planned["prompt_format"] == "chat" and tokenizer is None
+            unchecked = planned.prompt_format == "chat" and tokenizer is None
             asked = None if unchecked else _format(planned, tokenizer)
-            hash_ = task_hash(task, planned["prompt_format"], planned["policy"])
-            fresh = [_rescored(task, record, asked, hash_, content.get("seed", 0)) for record in stored]
+            hash_ = task_hash(task, planned.prompt_format, planned.policy)
+            fresh = [_rescored(task, record, asked, hash_, run.seed) for record in stored]
             renewed = [new for new, record in zip(fresh, stored, strict=True) if new != record]
-            changed = [new["scores"] != record["scores"] for new, record in zip(fresh, stored, strict=True)]
+            changed = [new.scores != record.scores for new, record in zip(fresh, stored, strict=True)]
             writer.append(name, renewed)
-            planned |= {"hash": hash_, "primary": task.spec.primary}
-            dtype = content["identity"]["dtype"]
+            run.tasks[name] = replace(planned, hash=hash_, primary=task.spec.primary)
+            dtype = run.identity.dtype
             results.append(task_result(task.spec, task.lm_eval, fresh, dtype=dtype))
-            before = result["metrics"].get(results[-1].primary, {}).get("value", float("nan"))
+            before = result.metrics.get(results[-1].primary)
             outcomes.append(
                 RescoredTask(
                     task=name,
                     metric=results[-1].primary,
                     items=len(fresh),
                     changed=sum(changed),
-                    before=before,
+                    before=math.nan if before is None or before.value is None else before.value,
                     after=results[-1].score.value,
                     unchecked=unchecked,
                     measure=results[-1].measure,
                 )
             )
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        done = {"at": now, "commit": commit(), "versions": versions()}
-        content["rescored"] = [*content.get("rescored", []), done]
-        write_json(folder / "run.json", content)
-        write_results(folder, content, results)
+        done = RescoreRecord(at=now, commit=commit(), versions=versions())
+        run.rescored = [*(run.rescored or ()), done]
+        write_json(run_file(folder), overlaid(read_json(run_file(folder)), json_value(run)))
+        write_results(folder, run, results)
     return outcomes
 
 
-def _tokenizer(model: dict[str, Any]) -> Any:
+def _tokenizer(model: ModelRecord) -> Any:
     """The run's tokenizer; None if its folder is gone."""
-    path = Path(model["path"])
-    if not path.is_dir():
+    if model.path is None or not Path(model.path).is_dir():
         return None
-    return load_tokenizer(Checkpoint(model["name"], path, model["hash"]))
+    return load_tokenizer(Checkpoint(model.name, Path(model.path), model.hash or ""))
 
 
-def _format(planned: dict[str, Any], tokenizer: Any) -> PromptFormat:
-    generated = planned["output_type"] == "generate_until"
-    return resolve_format(planned["prompt_format"], tokenizer, generated=generated)
+def _format(planned: TaskRecord, tokenizer: Any) -> PromptFormat:
+    generated = planned.output_type == "generate_until"
+    return resolve_format(planned.prompt_format, tokenizer, generated=generated)
 
 
 def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str, seed: int) -> Record:
     """``record`` with the scores and the target of today. UsageError if it answers another question."""
-    number = record["id"]
+    number = record.id
     if number >= len(task.docs):
         raise UsageError(f"{task.name}: item {number} is stored, but there are {len(task.docs)} rows now")
     doc = task.docs[number]
-    if orjson.loads(record_bytes(doc)) != record["doc"]:
+    if orjson.loads(record_bytes(doc)) != record.doc:
         raise UsageError(
             f"{task.place(number)}: task {task.name}: item {number} is another row than the one that was "
             "answered; run it again"
@@ -130,17 +132,16 @@ def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str
     instances: Sequence[Any]
     if asked is None:
         built = task.lm_eval.construct_requests(
-            doc=doc, ctx=record["prompt"], metadata=(task.name, number, 1), apply_chat_template=True
+            doc=doc, ctx=record.prompt, metadata=(task.name, number, 1), apply_chat_template=True
         )
-        instances, target = built if isinstance(built, list) else [built], record["target"]
+        instances, target = built if isinstance(built, list) else [built], record.target
     else:
         rendered = render_item(task, number, asked, seed)
-        if (rendered.contexts[0], list(rendered.choices)) != (record["prompt"], record["choices"]):
+        if (rendered.contexts[0], list(rendered.choices)) != (record.prompt, record.choices):
             raise UsageError(
                 f"task {task.name} ({task.spec.path}) asks item {number} otherwise than the stored response "
                 "was asked; run it again"
             )
         instances, target = rendered.instances, rendered.target
-    kept = {key: value for key, value in record.items() if key not in ("scores", "answer")}
-    scored = score_record(task.lm_eval, doc, instances, record["response"])
-    return kept | scored | {"task": hash_, "target": target}
+    scored = score_record(task.lm_eval, doc, instances, record.response)
+    return replace(record, scores=scored.scores, answer=scored.answer, task=hash_, target=target)

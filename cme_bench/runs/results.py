@@ -7,6 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cme_bench.runs.records import (
+    EstimateRecord,
+    FormRecord,
+    MeasureRecord,
+    MetricRecord,
+    ResultRecord,
+    Results,
+    RunRecord,
+)
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import Measure
@@ -19,61 +28,61 @@ AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the aver
 _TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 
 
-def write_results(folder: Path, content: Mapping[str, Any], results: Sequence[TaskResult]) -> None:
-    """Write both files for the tasks finished so far; ``content`` is that of ``run.json``."""
+def write_results(folder: Path, run: RunRecord, results: Sequence[TaskResult]) -> None:
+    """Write both files for the tasks finished so far."""
     summaries = summarize(results)
-    write_json(folder / "results.json", results_json(content, results, summaries))
+    write_json(folder / "results.json", results_json(run, results, summaries))
     write_text(folder / "summary.csv", summary_csv(results, summaries))
 
 
 def results_json(
-    content: Mapping[str, Any], results: Sequence[TaskResult], summaries: dict[str, Summary]
+    run: RunRecord, results: Sequence[TaskResult], summaries: Mapping[str, Summary]
 ) -> dict[str, Any]:
-    """lm-eval's keys at the top; ours, with formula names and the macro means, under ``cme``."""
-    planned = content["tasks"]
+    """Return lm-eval's keys at the top; ours, with formula names and the macro means, under ``cme``."""
+    planned = {r.task: run.tasks[r.task] for r in results}
     return {
         "results": {
             r.task: {"alias": r.task} | {k: v for n in r.metrics for k, v in _lm_eval_pair(r, n)}
             for r in results
         },
-        "configs": {r.task: {"task": r.task, "metadata": planned[r.task]} for r in results},
-        "versions": {r.task: planned[r.task]["hash"][:8] for r in results},
-        "n-shot": {r.task: planned[r.task]["shots"] for r in results},
-        "n-samples": {
-            r.task: {"original": planned[r.task]["rows"], "effective": planned[r.task]["n"]} for r in results
-        },
-        "config": {"model": content["identity"]["engine"], "model_args": content["model"]["path"]},
-        "model_name": content["model"]["name"],
-        "task_hashes": {r.task: planned[r.task]["hash"] for r in results},
-        "cme": {
-            "average_is": AVERAGE,
-            "near_tie_nats": NOISE.get(content["identity"]["dtype"]),
-            "forms": {
-                form: {
-                    "measure": summary.measure.to_json(),
-                    "average": None if summary.average is None else _plain(summary.average),
-                    "domains": {name: _plain(e) for name, e in summary.domains.items()},
-                    "datasets": {name: _plain(e) for name, e in summary.datasets.items()},
-                }
-                for form, summary in summaries.items()
-            },
-            "tasks": {
-                r.task: {
-                    "form": r.form,
-                    "domain": r.domain,
-                    "dataset": r.dataset,
-                    "primary": r.primary,
-                    "metrics": {
-                        name: _plain(e) | r.measures.get(name, Measure()).to_json()
-                        for name, e in r.metrics.items()
-                    },
-                    "quality": r.quality,
-                    "hash": planned[r.task]["hash"],
-                }
-                for r in results
-            },
-        },
+        "configs": {name: {"task": name, "metadata": task} for name, task in planned.items()},
+        "versions": {name: task.hash[:8] for name, task in planned.items()},
+        "n-shot": {name: task.shots for name, task in planned.items()},
+        "n-samples": {name: {"original": task.rows, "effective": task.n} for name, task in planned.items()},
+        "config": {"model": run.identity.engine, "model_args": run.model.path},
+        "model_name": run.model.name,
+        "task_hashes": {name: task.hash for name, task in planned.items()},
+        "cme": Results(
+            average_is=AVERAGE,
+            near_tie_nats=NOISE.get(run.identity.dtype),
+            forms={form: _form(summary) for form, summary in summaries.items()},
+            tasks={r.task: _result(r, planned[r.task].hash) for r in results},
+        ),
     }
+
+
+def _form(summary: Summary) -> FormRecord:
+    return FormRecord(
+        measure=MeasureRecord.of(summary.measure),
+        average=None if summary.average is None else EstimateRecord.of(summary.average),
+        domains={name: EstimateRecord.of(e) for name, e in summary.domains.items()},
+        datasets={name: EstimateRecord.of(e) for name, e in summary.datasets.items()},
+    )
+
+
+def _result(result: TaskResult, task_hash: str) -> ResultRecord:
+    return ResultRecord(
+        form=result.form,
+        domain=result.domain,
+        dataset=result.dataset,
+        primary=result.primary,
+        metrics={
+            name: MetricRecord.of(e, result.measures.get(name, Measure()))
+            for name, e in result.metrics.items()
+        },
+        quality=result.quality,
+        hash=task_hash,
+    )
 
 
 def _lm_eval_pair(result: TaskResult, name: str) -> list[tuple[str, Any]]:
@@ -81,11 +90,6 @@ def _lm_eval_pair(result: TaskResult, name: str) -> list[tuple[str, Any]]:
     original, pipeline = result.origins.get(name) or (_TO_LM_EVAL.get(name, name), "none")
     stderr = "N/A" if math.isnan(estimate.stderr) else estimate.stderr
     return [(f"{original},{pipeline}", estimate.value), (f"{original}_stderr,{pipeline}", stderr)]
-
-
-def _plain(estimate: Estimate) -> dict[str, Any]:
-    stderr = None if math.isnan(estimate.stderr) else estimate.stderr
-    return {"value": estimate.value, "stderr": stderr, "n": estimate.n}
 
 
 def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) -> str:

@@ -28,8 +28,9 @@ from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
-from cme_bench.runs.store import Record, RunWriter
+from cme_bench.runs.store import RunWriter
 from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.record import Record
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.sources import open_source
@@ -176,7 +177,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
                         continue  # no item has an answer
                     dtype = responder.identity["dtype"]
                     results.append(_result(plan, session.records(plan), stored, dtype))
-                    write_results(folder, manifest.content, results)
+                    write_results(folder, manifest.run, results)
                     listener.finish(plan.task.name, _outcome(results[-1]))
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")

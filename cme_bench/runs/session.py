@@ -19,8 +19,9 @@ from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.planner import Plan
 from cme_bench.runs.progress import Silent
 from cme_bench.runs.responder import Responder
-from cme_bench.runs.store import Record, RunWriter, read_records
-from cme_bench.scoring.items import response_record, score_record
+from cme_bench.runs.store import RunWriter, read_records, samples_file
+from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import Record, StoredResponse, stored_response
 
 WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0
@@ -77,7 +78,7 @@ class Session:
             yield from self._finished(waiting, complete=False)
 
     def _part(self, plan: Plan) -> _Part:
-        hash_ = self.manifest.tasks[plan.task.name].hash
+        hash_ = self.manifest.run.tasks[plan.task.name].hash
         stored = _stored(plan, self.writer, hash_)
         pending = [i for i, item in enumerate(plan.items) if item.id not in stored]
         return _Part(plan, hash_, pending, stored=len(stored), done=len(stored))
@@ -104,10 +105,10 @@ class Session:
 
     def records(self, plan: Plan) -> Iterator[Record]:
         """The stored records of a task as it is now, one at a time."""
-        hash_ = self.manifest.tasks[plan.task.name].hash
+        hash_ = self.manifest.run.tasks[plan.task.name].hash
         keys = _keys(plan)
-        for record in read_records(self.writer.samples_file(plan.task.name)):
-            if record["task"] == hash_ and keys.get(record["id"]) == record["key"]:
+        for record in read_records(samples_file(self.writer.folder, plan.task.name)):
+            if record.task == hash_ and keys.get(record.id) == record.key:
                 yield record
 
 
@@ -128,7 +129,7 @@ class _Part:
 
     def record(self, i: int, response: Any) -> Record:
         plan = self.plan
-        return _record(plan, plan.items[i], plan.keys[i], self.hash, response_record(response))
+        return _record(plan, plan.items[i], plan.keys[i], self.hash, stored_response(response))
 
 
 def task_feed(asked: Sequence[Sequence[Any]]) -> Feed:
@@ -182,15 +183,15 @@ def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
     lies behind a later record of the same item, it is scored again and appended, so that the last record of
     every item is the current one.
     """
-    file = writer.samples_file(plan.task.name)
+    file = samples_file(writer.folder, plan.task.name)
     keys, wanted = _keys(plan), set(plan.keys)
     answered: set[str] = set()
     current: set[int] = set()
     for record in read_records(file):
-        number, key = record["id"], record["key"]
+        number, key = record.id, record.key
         if key in wanted:
             answered.add(key)
-        if record["task"] == hash_ and keys.get(number) == key:
+        if record.task == hash_ and keys.get(number) == key:
             current.add(number)
         else:
             current.discard(number)
@@ -205,26 +206,27 @@ def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
     return current
 
 
-def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], dict[str, Any]]:
+def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], StoredResponse]:
     """The last stored response of each key that is ``wanted``, by item and key, and by None and key."""
-    found: dict[tuple[int | None, str], dict[str, Any]] = {}
+    found: dict[tuple[int | None, str], StoredResponse] = {}
     for record in read_records(file):
-        if record["key"] in wanted:
-            found[record["id"], record["key"]] = found[None, record["key"]] = record["response"]
+        if record.key in wanted:
+            found[record.id, record.key] = found[None, record.key] = record.response
     return found
 
 
-def _record(plan: Plan, item: Item, key: str, hash_: str, response: dict[str, Any]) -> Record:
+def _record(plan: Plan, item: Item, key: str, hash_: str, response: StoredResponse) -> Record:
     scored = score_record(plan.task.lm_eval, item.doc, item.instances, response)
-    return {
-        "id": item.id,
-        "key": key,
-        "task": hash_,
-        **scored,
-        "response": response,
-        "target": item.target,
-        "truncated": item.truncated,
-        "prompt": item.prompt,
-        "choices": list(item.choices),
-        "doc": item.doc,
-    }
+    return Record(
+        id=item.id,
+        key=key,
+        task=hash_,
+        scores=scored.scores,
+        answer=scored.answer,
+        response=response,
+        target=item.target,
+        truncated=item.truncated,
+        prompt=item.prompt,
+        choices=list(item.choices),
+        doc=item.doc,
+    )

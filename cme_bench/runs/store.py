@@ -14,21 +14,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+import msgspec
 import orjson
 
 from cme_bench.errors import UsageError
+from cme_bench.scoring.record import Record
 from cme_bench.tasks.values import summary
+from cme_bench.util.decode import line_fault, without_absent
 from cme_bench.util.files import storing
 from cme_bench.util.locks import try_lock
 
 SYNC_SECONDS = 5.0
 
-Record = dict[str, Any]
+_RECORDS = msgspec.json.Decoder(Record)
 
 
-def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """Return one record as JSON; of a value that JSON cannot hold (image bytes, say) a summary is kept."""
-    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY, default=summary)
+def record_bytes(record: Record | Mapping[str, Any]) -> bytes:
+    """Return one record, or an item's row, as JSON; of a value that JSON cannot hold (image bytes, say) a
+    summary is kept."""
+    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY, default=_recorded)
+
+
+def _recorded(value: Any) -> Any:
+    return without_absent(value) if isinstance(value, msgspec.Struct) else summary(value)
 
 
 def read_records(file: Path) -> Iterator[Record]:
@@ -44,47 +52,9 @@ def read_records(file: Path) -> Iterator[Record]:
             if not line.endswith(b"\n"):
                 return
             try:
-                record = orjson.loads(line)
-            except orjson.JSONDecodeError as err:
-                raise UsageError(f"{file}:{number}: broken record ({err})") from err
-            if problem := _odd(record):
-                raise UsageError(f"{file}:{number}: broken record ({problem})")
-            yield record
-
-
-_FIELDS = (
-    ("id", int),
-    ("key", str),
-    ("task", str),
-    ("scores", dict),
-    ("response", dict),
-    ("target", str),
-    ("truncated", int),
-    ("prompt", str),
-    ("choices", list),
-    ("doc", dict),
-)
-
-
-def _odd(record: Any) -> str | None:
-    """What of a record is not as its readers need it."""
-    if type(record) is not dict:
-        return "not a JSON object"
-    for name, kind in _FIELDS:
-        if type(record.get(name)) is not kind:
-            return f"{name!r} is missing or of another type"
-    response, answer = record["response"], record.get("answer")
-    if "text" in response:
-        fits = type(response["text"]) is str
-    else:
-        logprobs, choices = response.get("logprobs"), len(record["choices"])
-        fits = type(logprobs) is list and all(type(x) is float for x in logprobs) and bool(logprobs)
-        fits = fits and (len(logprobs) == 1 or len(logprobs) == choices)
-    if not fits:
-        return "'response' has neither a text nor a log-likelihood for every choice"
-    if answer is not None and not (type(answer) is dict and {"text", "rule"} <= answer.keys()):
-        return "'answer' has no text and rule"
-    return "'id' is negative" if record["id"] < 0 else None
+                yield _RECORDS.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise UsageError(f"{file}:{number}: broken record ({line_fault(error)})") from error
 
 
 class RunWriter:
@@ -125,12 +95,9 @@ class RunWriter:
     ) -> None:
         self.close()
 
-    def samples_file(self, task: str) -> Path:
-        return samples_file(self.folder, task)
-
     def append(self, task: str, records: Iterable[Record]) -> None:
         """Write records in one go and hand them to the operating system: they survive this process."""
-        file = self.samples_file(task)
+        file = samples_file(self.folder, task)
         lines = b"".join(record_bytes(r) + b"\n" for r in records)
         with storing(file):
             self._write(file, lines)
@@ -157,6 +124,7 @@ class RunWriter:
 
 
 def samples_file(folder: Path, task: str) -> Path:
+    """Return where a run folder keeps the records of ``task``."""
     return folder / "samples" / f"{task}.jsonl"
 
 

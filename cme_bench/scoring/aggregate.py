@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from cme_bench.scoring.bootstrap import bootstrap_stderr
 from cme_bench.scoring.items import origin
 from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
+from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import Measure, measure_of
 from cme_bench.scoring.ties import NOISE, Decision, decision
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
@@ -70,7 +71,7 @@ class Summary:
 
 
 def task_result(
-    spec: Any, lm_task: Any, records: Iterable[Mapping[str, Any]], *, dtype: str | None = None
+    spec: Any, lm_task: Any, records: Iterable[Record], *, dtype: str | None = None
 ) -> TaskResult:
     """Aggregate the records of one task in one pass; the last record of an item is the one that counts.
 
@@ -129,16 +130,16 @@ class _Scores:
     def names(self) -> list[str]:
         return list(self.numbers)
 
-    def add(self, record: Mapping[str, Any], decided: Decision) -> None:
-        place = record["id"]
+    def add(self, record: Record, decided: Decision) -> None:
+        place = record.id
         if place >= len(self.marks):
             self._grow(max(place + 1, 2 * len(self.marks)))
         self.marks[place] = _marks(record)
         self.decisions[place] = decided
-        for name in self.numbers.keys() - record["scores"].keys():
+        for name in self.numbers.keys() - record.scores.keys():
             self.numbers[name][place] = math.nan  # what an earlier record of the item said
             self.others.get(name, {}).pop(place, None)
-        for name, value in record["scores"].items():
+        for name, value in record.scores.items():
             if name not in self.numbers:
                 self.numbers[name] = array("d", [math.nan]) * len(self.marks)
             if isinstance(value, float | int):
@@ -188,13 +189,13 @@ class _Scores:
         return quality
 
 
-def _marks(record: Mapping[str, Any]) -> int:
-    marks = _STORED | (_TRUNCATED if record["truncated"] > 0 else 0)
-    finish = record["response"].get("finish")
+def _marks(record: Record) -> int:
+    marks = _STORED | (_TRUNCATED if record.truncated > 0 else 0)
+    finish = record.response.finish
     if finish is not None:
         marks |= _GENERATED | (_HIT_LENGTH if finish == "length" else 0)
-    if "answer" in record:
-        marks |= _READ | (_EMPTY if record["answer"]["rule"] == "none" else 0)
+    if record.answer is not None:
+        marks |= _READ | (_EMPTY if record.answer.empty else 0)
     return marks
 
 

@@ -6,44 +6,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from cme_bench.engines.base import GenerateResponse, LoglikelihoodResponse
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
+from cme_bench.scoring.record import Scored, StoredAnswer, StoredResponse
 
 _THEIRS = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
-Response = LoglikelihoodResponse | GenerateResponse
-
-
-def response_record(response: Response) -> dict[str, Any]:
-    """Return the stored part of a response. ``margin``: log-likelihood of the best choice less the second
-    best."""
-    if isinstance(response, GenerateResponse):
-        return {"text": response.text, "n_tokens": response.n_tokens, "finish": response.finish}
-    ordered = sorted(response.logprobs, reverse=True)
-    return {
-        "logprobs": list(response.logprobs),
-        "greedy": list(response.greedy),
-        "margin": ordered[0] - ordered[1] if len(ordered) > 1 else None,
-    }
 
 
 def score_record(
-    lm_task: Any, doc: dict[str, Any], instances: Sequence[Any], response: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the metrics of a stored response, ``{"scores": {metric: value}}``. ``answer`` has the extraction
-    and its rule where our rules read generated text.
+    lm_task: Any, doc: dict[str, Any], instances: Sequence[Any], response: StoredResponse
+) -> Scored:
+    """Return the metrics of a stored response, with the answer where the task reads text with our rules.
 
     Metrics carry formula names; those of a filter other than the default get ``@filter``.
     """
-    if getattr(lm_task, "answer", None) is not None and "text" in response:
-        scored = lm_task.score_text(doc, response["text"])
-        answer = {"text": scored.answer.text, "rule": scored.answer.rule}
-        return {"scores": scored.scores, "answer": answer}
-    raw = (
-        [response["text"]]
-        if "text" in response
-        else list(zip(response["logprobs"], response["greedy"], strict=True))
-    )
-    for instance, value in zip(instances, raw, strict=True):
+    if getattr(lm_task, "answer", None) is not None and response.text is not None:
+        scored = lm_task.score_text(doc, response.text)
+        return Scored(scores=scored.scores, answer=StoredAnswer(scored.answer.text, scored.answer.rule))
+    for instance, value in zip(instances, response.values, strict=True):
         instance.resps = [value] * repeats(lm_task)  # greedy answers, so that repeats are equal
         instance.filtered_resps = {}
     scores: dict[str, Any] = {}
@@ -54,7 +33,7 @@ def score_record(
             scores[metric_name(name, pipeline.name, lm_task)] = _plain(value)
     for instance in instances:
         instance.resps, instance.filtered_resps = [], {}  # items outlive their scores
-    return {"scores": scores}
+    return Scored(scores=scores)
 
 
 def repeats(lm_task: Any) -> int:

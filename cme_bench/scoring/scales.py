@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 Better = Literal["higher", "lower", "unknown"]
 
@@ -104,22 +104,18 @@ class Measure:
         """Return ``value`` as text in the scale's unit, without the unit."""
         return self.scale.text(self.scale.factor * value, signed=signed)
 
-    def to_json(self) -> dict[str, str]:
-        """Return the measure as results.json holds it."""
-        return {"scale": self.scale.name, "better": self.better, "aggregation": self.aggregation}
-
 
 USUAL = Measure()
 """A mean of shares, more is better."""
 
 
-def measure_from(entry: Mapping[str, Any]) -> Measure:
-    """Return the measure of a metric in results.json; a share where an older run says nothing."""
-    better = str(entry.get("better", "higher"))
+def measure_from(scale: str | None, better: str | None, aggregation: str | None) -> Measure:
+    """Return the measure that results.json names; a mean of shares where an older run says nothing."""
+    better = better or "higher"
     return Measure(
-        SCALES.get(str(entry.get("scale", "share")), RAW),
+        SCALES.get(scale or "share", RAW),
         cast(Better, better) if better in ("higher", "lower") else "unknown",
-        str(entry.get("aggregation", "mean")),
+        aggregation or "mean",
     )
 
 

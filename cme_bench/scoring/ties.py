@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cme_bench.scoring.record import Record
 
 NOISE = {"float32": 1e-3, "float16": 0.02, "bfloat16": 0.15}
 """Nats within which two choices are a near tie: what the lead of one choice moves by when a model is computed
@@ -22,7 +23,7 @@ class Decision(IntEnum):
     NONE, CLEAR, NEAR, TIE = range(4)
 
 
-def decision(lm_task: Any, record: Mapping[str, Any], metric: str, noise: float | None) -> Decision:
+def decision(lm_task: Any, record: Record, metric: str, noise: float | None) -> Decision:
     """Return how clearly the choice that ``metric`` counts comes first; lm-eval takes the first of a tie.
 
     ``noise`` in nats; None: nothing is near. A choice's lead is what its log-likelihood could lose and still
@@ -36,17 +37,17 @@ def decision(lm_task: Any, record: Mapping[str, Any], metric: str, noise: float 
     return Decision.NEAR if noise is not None and margin < noise else Decision.CLEAR
 
 
-def _margin(lm_task: Any, record: Mapping[str, Any], metric: str) -> float | None:
-    logprobs = record["response"].get("logprobs")
+def _margin(lm_task: Any, record: Record, metric: str) -> float | None:
+    logprobs = record.response.logprobs
     if logprobs is None or getattr(lm_task, "OUTPUT_TYPE", None) != "multiple_choice":
         return None
-    if "acc_mutual_info" in record["scores"]:
+    if "acc_mutual_info" in record.scores:
         logprobs = logprobs[: len(logprobs) // 2]  # the rest are the choices alone
     if len(logprobs) < 2:
         return None
     values, lengths = np.asarray(logprobs, dtype=float), np.ones(len(logprobs))
     if metric in _LENGTHS:
-        lengths = _lengths(lm_task, record["doc"], metric)
+        lengths = _lengths(lm_task, record.doc, metric)
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty choice
         compared = values / lengths
         second, best = np.argsort(compared, kind="stable")[-2:]

@@ -17,6 +17,7 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import AskableTask, RenderedItem, render_item
 from cme_bench.scoring.aggregate import aggregation_name, task_result
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.tasks.spec import TaskSpec
 
 MOST_ROWS = 4
@@ -61,22 +62,21 @@ def check_scoring(task: TriedTask) -> None:
 def _scores(task: TriedTask, item: RenderedItem, variant: int) -> Mapping[str, Any]:
     answers = _answers(item)
     response = answers[(item.id + variant) % len(answers)]
-    found: Mapping[str, Any] = score_record(task.lm_eval, item.doc, item.instances, response)["scores"]
-    return found
+    return score_record(task.lm_eval, item.doc, item.instances, response).scores
 
 
-def _answers(item: RenderedItem) -> list[dict[str, Any]]:
+def _answers(item: RenderedItem) -> list[StoredResponse]:
     """Return responses to an item: each choice as the most likely one; or the right text, none, and a
     letter."""
     if not item.choices:
         texts = (item.target, "", "A", f"The answer is {item.target}.")
-        return [{"text": text, "finish": "stop"} for text in texts]
+        return [StoredResponse(text=text, finish="stop") for text in texts]
     count = len(item.choices)
     return [
-        {
-            "logprobs": [-1.0 - 0.25 * ((i - best) % count) for i in range(count)],
-            "greedy": [i == best for i in range(count)],
-        }
+        StoredResponse(
+            logprobs=[-1.0 - 0.25 * ((i - best) % count) for i in range(count)],
+            greedy=[i == best for i in range(count)],
+        )
         for best in range(count)
     ]
 
@@ -123,6 +123,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b) or (math.isnan(a) and math.isnan(b))
 
 
-def _records(scores: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _records(scores: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
+    response = StoredResponse(text="")
     for number, found in enumerate(scores):
-        yield {"id": number, "scores": found, "truncated": 0, "response": {}}
+        yield scored_item(number, Scored(scores=dict(found)), response)

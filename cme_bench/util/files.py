@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+from msgspec import Struct
 
 from cme_bench.errors import CmeError, UsageError
+from cme_bench.util.decode import without_absent
 
 INTACT = "what was stored before is intact: make room or mend the folder, then run the same command again"
 
@@ -46,9 +48,10 @@ def write_bytes(file: Path, content: bytes) -> None:
         stream.write(content)
 
 
-def write_json(file: Path, value: Mapping[str, Any]) -> None:
+def write_json(file: Path, value: Mapping[str, Any] | Struct) -> None:
     """Replace ``file`` by ``value`` in one step. CmeError if it cannot be written."""
-    write_bytes(file, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+    option = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+    write_bytes(file, orjson.dumps(value, option=option, default=without_absent))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -256,10 +256,10 @@ def test_the_code_of_a_plugin_is_part_of_what_answers(tmp_path: Path) -> None:
     load_plugins([plugin(tmp_path)])
     folder = adapter(tmp_path / "a")
     before = resolve_adapter(str(folder), config)
-    assert before.description["code"]["file"] == str(tmp_path / "own.py")
+    assert before.record.code and before.record.code.file == str(tmp_path / "own.py")
     load_plugins([plugin(tmp_path, "2 * x")])
     assert resolve_adapter(str(folder), config).hash != before.hash
-    assert "code" not in resolve_adapter(str(adapter(tmp_path / "b", "teamlora")), config).description
+    assert not resolve_adapter(str(adapter(tmp_path / "b", "teamlora")), config).record.code
 
 
 def test_a_note_says_what_an_undeclared_method_costs(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_run_equals_hooks(tiny_checkpoint: Path, adapters: dict[str, Path], te
     assert "tiny + team (teamlora, 3 experts of rank 2, " in found.title
     assert found.title.endswith("n = 10 items of 2 tasks")
     for part in found.slices:
-        records = {r["id"]: r["prompt"] for r in read_records(samples_file(team_run, part.task))}
+        records = {r.id: r.prompt for r in read_records(samples_file(team_run, part.task))}
         wanted = by_hooks(tiny_checkpoint, adapters["team"], [records[i] for i in limited_ids(records, 5)])
         assert [layer.layer for layer in part.layers] == list(wanted)
         for layer in part.layers:

@@ -104,7 +104,7 @@ def test_three_raw_formats_become_tasks_that_run(
         "facts": ("other generated", "em"),
     }
     records = read_records(samples_file(tmp_path / "run", "quiz"))
-    assert {record["id"]: record["target"] for record in records} == {0: "Mars", 1: "Jupiter"}
+    assert {record.id: record.target for record in records} == {0: "Mars", 1: "Jupiter"}
 
 
 def test_what_they_ask(monkeypatch: pytest.MonkeyPatch, raw: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_domains_weigh_datasets_and_adjust_over_domains(runs: list[RunView]) -> 
     assert {nli.adjusted, summarization.adjusted} == {min(2 * low, 1), max(min(2 * low, 1), high)}
     assert found.average.difference.value == pytest.approx((expected + summarization.difference.value) / 2)
     assert found.average.difference.n == 810
-    results = [run.results["forms"]["generated"]["average"]["value"] for run in runs]
+    results = [run.results.forms["generated"].average.value for run in runs]
     assert (found.average.a, found.average.b) == pytest.approx(tuple(results)), "the tables' own averages"
 
 

@@ -88,7 +88,7 @@ def test_the_best_is_at_the_right_end(tables: dict[str, ComparisonTable]) -> Non
 
 def test_nothing_is_multiplied_twice(runs: list[RunView], tables: dict[str, ComparisonTable]) -> None:
     share, points = tables["share, lower is better"], tables["points, lower is better"]
-    wer = runs[0].results["tasks"]["wer"]["metrics"]["wer"]["value"]
+    wer = runs[0].results.tasks["wer"].score.value
     assert share.rows[0][6].value == pytest.approx(100 * wer)
     assert points.rows[0][6].value == pytest.approx(100 * wer), "it is of 100 already"
     assert points.rows[0][8].value == pytest.approx(75 * wer)
@@ -179,7 +179,7 @@ def test_an_aggregation_of_ones_own_is_not_tested(tmp_path: Path) -> None:
 
 def test_page_card_frame_and_summary(runs: list[RunView]) -> None:
     page = render_page(runs)
-    ppl = runs[0].results["tasks"]["ppl"]["metrics"]["ppl"]["value"]
+    ppl = runs[0].results.tasks["ppl"].score.value
     assert f"{ppl:.4g}" in page and f"{100 * ppl:.2f}" not in page
     assert "(less is better)" in page
     card = model_card(runs[0])

@@ -92,7 +92,7 @@ def test_nothing_published_is_a_weight_or_a_text_of_an_item(finished: tuple[Path
     out, published = finished
     assert not [f for f in published.rglob("*") if f.suffix in (".safetensors", ".jsonl", ".pt", ".bin")]
     records = read_records(next((out / "runs" / "base" / "samples").glob("*emotion*.jsonl")))
-    prompts = [record["doc"]["text"] for record in records]
+    prompts = [record.doc["text"] for record in records]
     texts = [f.read_text() for f in published.rglob("*") if f.suffix in (".md", ".json", ".csv", ".tex")]
     assert not [prompt for prompt in prompts if any(prompt in text for text in texts)]
 

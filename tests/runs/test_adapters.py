@@ -46,8 +46,8 @@ def save_adapter(base: Path, out: Path, config: PeftConfig, *, alive: bool = Tru
 
 
 def logprobs(folder: Path) -> list[list[float]]:
-    records = sorted(read_records(samples_file(folder, "cme_rte_ll")), key=lambda r: int(r["id"]))
-    return [r["response"]["logprobs"] for r in records]
+    records = sorted(read_records(samples_file(folder, "cme_rte_ll")), key=lambda r: r.id)
+    return [r.response.logprobs for r in records]
 
 
 def options(model: Path, out: Path, *adapters: Path, **changes: Any) -> RunOptions:
@@ -95,7 +95,7 @@ def test_the_saved_prompt_format_wins_over_the_default(tiny_checkpoint: Path, tm
     (folder,) = run(options(tiny_checkpoint, tmp_path / "r", adapter))
     task = orjson.loads((folder / "run.json").read_bytes())["tasks"]["cme_rte_ll"]
     assert (task["prompt_format"], task["policy"]) == ("teamlora", "separate")
-    assert next(iter(read_records(samples_file(folder, "cme_rte_ll"))))["prompt"].endswith("</s>")
+    assert next(iter(read_records(samples_file(folder, "cme_rte_ll")))).prompt.endswith("</s>")
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def notes(folder: Path) -> list[str]:
 def plain_logprobs(model: Any, tokenizer: Any, folder: Path) -> list[list[float]]:
     """Of what a run recorded, by one plain forward a choice, tokenised with ``tokenizer``."""
     found = []
-    for record in sorted(read_records(samples_file(folder, "cme_rte_ll")), key=lambda r: int(r["id"])):
-        context = tokenizer(record["prompt"]).input_ids
+    for record in sorted(read_records(samples_file(folder, "cme_rte_ll")), key=lambda r: r.id):
+        context = tokenizer(record.prompt).input_ids
         scores = []
-        for choice in record["choices"]:
+        for choice in record.choices:
             ids = tokenizer(choice, add_special_tokens=False).input_ids
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([context + ids]), use_cache=False).logits[0]
@@ -235,7 +235,7 @@ def test_a_chat_template_beside_an_adapter(tiny_checkpoint: Path, tmp_path: Path
     (folder,) = run(asked)
     assert notes(folder) == [f"{adapter}: the chat template beside the adapter is used"]
     (record,) = read_records(samples_file(folder, "cme_rte"))
-    assert record["prompt"].startswith("[user] ") and record["prompt"].endswith("[assistant]")
+    assert record.prompt.startswith("[user] ") and record.prompt.endswith("[assistant]")
 
 
 def test_a_broken_tokenizer_beside_an_adapter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

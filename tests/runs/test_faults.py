@@ -51,7 +51,7 @@ def harm(monkeypatch: pytest.MonkeyPatch, act: Callable[[torch.nn.Module], objec
 
 
 def stored(folder: Path, task: str) -> list[int]:
-    return [record["id"] for record in read_records(samples_file(folder, task))]
+    return [record.id for record in read_records(samples_file(folder, task))]
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

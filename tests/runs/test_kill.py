@@ -97,7 +97,7 @@ def test_five_kills_lose_at_most_a_window_each(tmp_path: Path) -> None:
     assert results(killed) == results(whole)
     for task in TASKS:
         records = list(read_records(samples_file(killed, task)))
-        assert len(records) == len({r["id"] for r in records}), "no stored item was computed twice"
+        assert len(records) == len({r.id for r in records}), "no stored item was computed twice"
     sessions = orjson.loads((killed / "run.json").read_bytes())["sessions"]
     assert len(sessions) == KILLS + 1
     computed = sum(session["items"] for session in sessions)

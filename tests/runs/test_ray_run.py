@@ -115,17 +115,17 @@ def check_equal(folder: Path, reference: Path) -> None:
     """The same items, each stored once, with the same labels and texts and log-likelihoods within 1e-4."""
     for task in TASKS:
         records = list(read_records(samples_file(folder, task)))
-        found = {record["id"]: record for record in records}
-        wanted = {record["id"]: record for record in read_records(samples_file(reference, task))}
+        found = {record.id: record for record in records}
+        wanted = {record.id: record for record in read_records(samples_file(reference, task))}
         assert len(records) == len(found), "nothing is stored twice"
         assert found.keys() == wanted.keys(), "complete"
         for item, record in found.items():
-            assert record["scores"] == wanted[item]["scores"]
-            response, expected = record["response"], wanted[item]["response"]
+            assert record.scores == wanted[item].scores
+            response, expected = record.response, wanted[item].response
             if "logprobs" in expected:
-                assert response["logprobs"] == pytest.approx(expected["logprobs"], abs=1e-4)
+                assert response.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
             else:
-                assert response["text"] == expected["text"]
+                assert response.text == expected.text
     mine, theirs = (read_json(f / "results.json")["cme"] for f in (folder, reference))
     assert {t: r["metrics"]["acc"] for t, r in mine["tasks"].items()} == {
         t: r["metrics"]["acc"] for t, r in theirs["tasks"].items()
@@ -201,15 +201,15 @@ def test_adapters_are_swapped_on_loaded_workers(
     for mine, reference in zip(ours, theirs, strict=True):
         for task in ("cme_rte_ll", "cme_boolq"):
             found, wanted = (
-                {r["id"]: r["response"] for r in read_records(samples_file(folder, task))}
+                {r.id: r.response for r in read_records(samples_file(folder, task))}
                 for folder in (mine, reference)
             )
             assert found.keys() == wanted.keys()
             if task == "cme_rte_ll":
                 for item, response in found.items():
-                    assert response["logprobs"] == pytest.approx(wanted[item]["logprobs"], abs=1e-4)
+                    assert response.logprobs == pytest.approx(wanted[item].logprobs, abs=1e-4)
             else:
-                assert {i: r["text"] for i, r in found.items()} == {i: r["text"] for i, r in wanted.items()}
+                assert {i: r.text for i, r in found.items()} == {i: r.text for i, r in wanted.items()}
     idle = replace(asked, adapters=(adapters[0],), out=tmp_path / "ray" / "adapter-1")
     assert run(idle) == [tmp_path / "ray" / "adapter-1"]
 
@@ -238,5 +238,5 @@ def test_a_stopped_driver_leaves_no_process_behind_and_is_resumed(
     run(replace(options(tmp_path / "r"), model=str(tiny_checkpoint)))
     assert read_json(tmp_path / "r" / "run.json")["finished"]
     for file in samples.glob("*.jsonl"):
-        ids = [record["id"] for record in read_records(file)]
+        ids = [record.id for record in read_records(file)]
         assert len(ids) == len(set(ids)), "nothing is stored twice"

@@ -6,15 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
+from msgspec import structs
 
 from cme_bench.errors import UsageError
+from cme_bench.runs.folder import current_records, read_run
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.records import current_records
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import read_records, samples_file
+from cme_bench.runs.store import read_records, record_bytes, samples_file
+from cme_bench.scoring.record import StoredAnswer
 from cme_bench.util.files import read_json
 
 TASKS = "cme_rte,cme_rte_ll"
@@ -39,8 +40,8 @@ def folder(answered: Path, tmp_path: Path) -> Path:
 def rewrite(folder: Path, name: str, item: int, /, **changes: Any) -> None:
     """Changes a stored record, as an earlier scorer or another row would have made it."""
     file = samples_file(folder, name)
-    records = [r | changes if r["id"] == item else r for r in read_records(file)]
-    file.write_bytes(b"".join(orjson.dumps(r) + b"\n" for r in records))
+    records = [structs.replace(r, **changes) if r.id == item else r for r in read_records(file)]
+    file.write_bytes(b"".join(record_bytes(r) + b"\n" for r in records))
 
 
 def test_nothing_changes_where_nothing_has_changed(folder: Path) -> None:
@@ -56,18 +57,18 @@ def test_nothing_changes_where_nothing_has_changed(folder: Path) -> None:
 
 def test_scores_of_an_earlier_scorer_are_replaced(folder: Path) -> None:
     right = read_json(folder / "results.json")["results"]["cme_rte"]
-    rewrite(folder, "cme_rte", 3, scores={"acc": 0.5}, answer={"text": "x", "rule": "old"})
+    rewrite(folder, "cme_rte", 3, scores={"acc": 0.5}, answer=StoredAnswer("x", "old"))
     found = {t.task: t for t in rescore(folder)}
     assert found["cme_rte"].changed == 1
-    planned = read_json(folder / "run.json")["tasks"]["cme_rte"]
-    assert current_records(folder, "cme_rte", planned)[3]["answer"]["rule"] != "old"
+    answer = current_records(folder, "cme_rte", read_run(folder).tasks["cme_rte"])[3].answer
+    assert answer is not None and answer.rule != "old"
     assert len(list(read_records(samples_file(folder, "cme_rte")))) == 13, "appended, not overwritten"
     assert read_json(folder / "results.json")["results"]["cme_rte"] == right
 
 
 def test_a_crash_between_records_and_results_is_mended(folder: Path) -> None:
     rewrite(folder, "cme_rte_ll", 2, task="0" * 64)
-    planned = read_json(folder / "run.json")["tasks"]["cme_rte_ll"]
+    planned = read_run(folder).tasks["cme_rte_ll"]
     with pytest.raises(UsageError, match="another version of cme_rte_ll; cme-bench rescore mends that"):
         current_records(folder, "cme_rte_ll", planned)
     rescore(folder)

@@ -77,11 +77,11 @@ def test_run_writes_every_promised_file(tiny_checkpoint: Path, tmp_path: Path) -
     assert set(results["cme"]["forms"]) == {"generated", "likelihood"}
     for task in TASKS.split(","):
         records = list(read_records(samples_file(folder, task)))
-        assert sorted(r["id"] for r in records) == list(range(12))
-        assert all(r["prompt"] and r["key"] and r["scores"] for r in records)
+        assert sorted(r.id for r in records) == list(range(12))
+        assert all(r.prompt and r.key and r.scores for r in records)
     rows = list(csv.DictReader((folder / "summary.csv").open()))
     assert list(rows[0]) == "task domain metric value stderr n scale better".split()
-    mean = sum(r["scores"]["f1"] for r in read_records(samples_file(folder, "cme_squad"))) / 12
+    mean = sum(r.scores["f1"] for r in read_records(samples_file(folder, "cme_squad"))) / 12
     assert float(
         next(r for r in rows if r["task"] == "cme_squad" and r["metric"] == "f1")["value"]
     ) == pytest.approx(mean)
@@ -127,9 +127,9 @@ def test_changed_shots_are_a_miss_and_back_again_a_hit(tiny_checkpoint: Path, tm
     )
     assert listener.computed == 0
     assert again == zero
-    last = {r["id"]: r["key"] for r in read_records(samples_file(tmp_path / "r", "cme_rte_ll"))}
+    last = {r.id: r.key for r in read_records(samples_file(tmp_path / "r", "cme_rte_ll"))}
     first = list(read_records(samples_file(tmp_path / "r", "cme_rte_ll")))[:12]
-    assert last == {r["id"]: r["key"] for r in first}, "the last record of an item is the current one"
+    assert last == {r.id: r.key for r in first}, "the last record of an item is the current one"
 
 
 def test_bos_is_added_recorded_and_decided_by_the_user(
@@ -145,8 +145,8 @@ def test_bos_is_added_recorded_and_decided_by_the_user(
         assert [note for note in told["notes"] if "every prompt gets one" in note] == told["notes"]
         assert bool(told["notes"]) == (bos == "auto")
         (record,) = read_records(samples_file(folder, "cme_rte_ll"))
-        context = [*ids, *toy_tokenizer(record["prompt"])["input_ids"]]
-        for choice, ours in zip(record["choices"], record["response"]["logprobs"], strict=True):
+        context = [*ids, *toy_tokenizer(record.prompt)["input_ids"]]
+        for choice, ours in zip(record.choices, record.response.logprobs, strict=True):
             rest = toy_tokenizer(choice)["input_ids"]
             with torch.no_grad():
                 table = model(torch.tensor([context + rest])).logits[0].log_softmax(-1)
@@ -283,7 +283,7 @@ def test_too_many_truncated_prompts_are_refused_before_weights_load(
 def test_truncated_prompts_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_squad", settings={"max_length": 250}))
     records = list(read_records(samples_file(folder, "cme_squad")))
-    cut = sum(r["truncated"] > 0 for r in records)
+    cut = sum(r.truncated > 0 for r in records)
     assert cut > 0
     assert content(folder, "run.json")["tasks"]["cme_squad"]["truncated"] == cut
     assert content(folder, "results.json")["cme"]["tasks"]["cme_squad"]["quality"]["truncated"] == cut / 12
@@ -349,5 +349,5 @@ def test_ties_are_counted_and_warned_of(
     assert results["near_tie_nats"] == 1e-3
     assert [w for w in warnings(folder) if "8.3 % questions whose best choices tie exactly" in w]
     assert any(line.startswith("TIES: in 1 tasks") for line in tie_notes([open_run(folder)], "likelihood"))
-    tied_record = next(r for r in read_records(samples_file(folder, "cme_rte_ll")) if r["id"] == 0)
-    assert tied_record["response"]["margin"] == 0.0
+    tied_record = next(r for r in read_records(samples_file(folder, "cme_rte_ll")) if r.id == 0)
+    assert tied_record.response.margin == 0.0

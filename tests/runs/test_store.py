@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
 
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.runs.store import RunWriter, cut_torn_line, read_records, samples_file
+from cme_bench.runs.store import RunWriter, cut_torn_line, read_records, record_bytes, samples_file
+from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.util.files import read_json, write_json
 
 
-def record(number: int) -> dict[str, Any]:
-    """The least that a record holds."""
-    empty: dict[str, Any] = {
-        "scores": {},
-        "doc": {},
-        "choices": [],
-        "prompt": "",
-        "target": "",
-        "truncated": 0,
-    }
-    return {"id": number, "key": "k", "task": "t", "response": {"text": ""}, **empty}
+def record(number: int) -> Record:
+    return scored_item(number, Scored(scores={}), StoredResponse(text=""))
 
 
 def test_second_writer_is_refused_and_names_the_first(tmp_path: Path) -> None:
@@ -43,10 +33,10 @@ def test_torn_line_is_invisible_to_readers_and_cut_by_the_writer(tmp_path: Path,
     file = samples_file(tmp_path, "t")
     whole = file.read_bytes()
     file.write_bytes(whole + tail)
-    assert [r["id"] for r in read_records(file)] == [0, 1]
+    assert [r.id for r in read_records(file)] == [0, 1]
     with RunWriter(tmp_path) as writer:
         writer.append("t", [record(3)])
-    assert [r["id"] for r in read_records(file)] == [0, 1, 3]
+    assert [r.id for r in read_records(file)] == [0, 1, 3]
 
 
 def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
@@ -56,7 +46,7 @@ def test_a_file_of_one_torn_line_becomes_empty(tmp_path: Path) -> None:
 
 
 def test_broken_line_in_the_middle_names_file_and_line(tmp_path: Path) -> None:
-    line = orjson.dumps(record(0)) + b"\n"
+    line = record_bytes(record(0)) + b"\n"
     (tmp_path / "t.jsonl").write_bytes(line + b"not json\n" + line)
     with pytest.raises(UsageError, match=r"t\.jsonl:2: broken record"):
         list(read_records(tmp_path / "t.jsonl"))
@@ -69,7 +59,7 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_there(tmp_path: Path) ->
         with pytest.raises(CmeError, match=r"t\.jsonl \(No space left.*run the same command again"):
             writer.append("t", [record(1)])
         writer._streams.clear()
-    assert [r["id"] for r in read_records(samples_file(tmp_path, "t"))] == [0]
+    assert [r.id for r in read_records(samples_file(tmp_path, "t"))] == [0]
 
 
 def test_write_json_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

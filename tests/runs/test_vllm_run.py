@@ -16,7 +16,8 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.analysis.parity import measure_parity
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
-from cme_bench.runs.store import Record, read_records, samples_file
+from cme_bench.runs.store import read_records, samples_file
+from cme_bench.scoring.record import Record
 from cme_bench.util.files import read_json
 from tests.support.tiny_llama import random_llama, save_checkpoint
 
@@ -54,7 +55,7 @@ def options(base: Path) -> RunOptions:
 
 
 def by_id(folder: Path, task: str) -> dict[int, Record]:
-    return {record["id"]: record for record in read_records(samples_file(folder, task))}
+    return {record.id: record for record in read_records(samples_file(folder, task))}
 
 
 def test_two_adapters_on_one_engine_equal_transformers(
@@ -68,12 +69,12 @@ def test_two_adapters_on_one_engine_equal_transformers(
             found, wanted = by_id(mine, task), by_id(other, task)
             assert found.keys() == wanted.keys()
             for item, record in found.items():
-                assert record["scores"] == wanted[item]["scores"]
-                response, reference = record["response"], wanted[item]["response"]
+                assert record.scores == wanted[item].scores
+                response, reference = record.response, wanted[item].response
                 if "logprobs" in reference:
-                    assert response["logprobs"] == pytest.approx(reference["logprobs"], abs=2e-3)
+                    assert response.logprobs == pytest.approx(reference.logprobs, abs=2e-3)
                 else:
-                    assert response["text"] == reference["text"]
+                    assert response.text == reference.text
         engine = read_json(mine / "run.json")["engine"]
         assert engine["engine"] == "vllm"
         assert engine["vllm"]

@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
+from cme_bench.scoring.record import Record, Scored, StoredAnswer, StoredResponse, scored_item
 
 SPEC = SimpleNamespace(
     in_cme=True, name="t", domain="nli", dataset="d", primary="acc", output_type="generate_until"
@@ -20,13 +22,8 @@ SPEC = SimpleNamespace(
 
 
 def record(id_: int, acc: Any, *, truncated: int = 0, finish: str = "stop", rule: str = "label") -> Any:
-    return {
-        "id": id_,
-        "scores": {"acc": acc, "answered": 1.0},
-        "truncated": truncated,
-        "response": {"text": "x", "finish": finish},
-        "answer": {"text": "x", "rule": rule},
-    }
+    scored = Scored(scores={"acc": acc, "answered": 1.0}, answer=StoredAnswer("x", rule))
+    return scored_item(id_, scored, StoredResponse(text="x", finish=finish), truncated=truncated)
 
 
 def aggregate(records: Any, lm_task: Any = None) -> TaskResult:
@@ -86,7 +83,7 @@ def test_scores_that_are_no_numbers_go_to_lm_eval_by_id() -> None:
 def test_records_are_not_held() -> None:
     """At no time are more than a few of the records alive."""
 
-    class Watched(dict[str, Any]):
+    class Watched(Record, frozen=True, weakref=True):
         pass
 
     made: list[weakref.ref[Watched]] = []
@@ -95,7 +92,7 @@ def test_records_are_not_held() -> None:
     def records() -> Iterator[Any]:
         nonlocal most
         for i in range(200):
-            one = Watched(record(i, 1.0))
+            one = Watched(**structs.asdict(record(i, 1.0)))
             made.append(weakref.ref(one))
             most = max(most, sum(ref() is not None for ref in made))
             yield one
@@ -131,14 +128,16 @@ def test_aggregations_over_numbers_are_lm_evals() -> None:
 def test_an_item_without_a_metric_does_not_count_in_it() -> None:
     records = [record(i, 1.0) for i in range(4)]
     for number in (1, 2):
-        records[number]["scores"] = {"other": 0.5}
+        records[number] = structs.replace(records[number], scores={"other": 0.5})
     found = aggregate(records)
     assert {name: (e.value, e.n) for name, e in found.metrics.items()} == {
         "acc": (1.0, 2),
         "answered": (1.0, 2),
         "other": (0.5, 2),
     }
-    again = aggregate([record(0, 1.0), {**record(0, 1.0), "scores": {"other": 0.0}}, record(1, 1.0)])
+    again = aggregate(
+        [record(0, 1.0), structs.replace(record(0, 1.0), scores={"other": 0.0}), record(1, 1.0)]
+    )
     assert again.metrics["acc"].n == 1, "what is no longer scored does not count either"
 
 
@@ -150,7 +149,9 @@ def test_a_number_that_is_none_makes_no_mean_but_a_nanmean() -> None:
 
 def test_names_with_a_filter_and_with_an_at() -> None:
     task = lm_task("median", "pass@1")
-    records = [{**record(i, 0.0), "scores": {"pass@1": i, "pass@1@strict@1": 2 * i}} for i in range(3)]
+    records = [
+        structs.replace(record(i, 0.0), scores={"pass@1": i, "pass@1@strict@1": 2 * i}) for i in range(3)
+    ]
     found = aggregate(records, task)
     assert found.origins == {"pass@1": ("pass@1", "none"), "pass@1@strict@1": ("pass@1", "strict@1")}
     assert {name: e.value for name, e in found.metrics.items()} == {"pass@1": 1, "pass@1@strict@1": 2}

@@ -10,7 +10,8 @@ import pytest
 from cme_bench.engines.base import GenerateResponse, LoglikelihoodResponse
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
-from cme_bench.scoring.items import metric_name, response_record, score_record
+from cme_bench.scoring.items import metric_name, score_record
+from cme_bench.scoring.record import Scored, StoredAnswer, StoredResponse, stored_response
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.spec import TaskSpec
@@ -25,17 +26,17 @@ def task(name: str, **changes: Any) -> Task:
     return build_task(changed, SUITE, mini_source())
 
 
-def score(built: Task, response: dict[str, Any], index: int = 0) -> dict[str, Any]:
+def score(built: Task, response: StoredResponse, index: int = 0) -> Scored:
     item = render_item(built, index, resolve_format("plain", None, generated=False))
     return score_record(built.lm_eval, item.doc, item.instances, response)
 
 
 def test_a_record_keeps_the_margin_of_the_best_choice() -> None:
-    record = response_record(LoglikelihoodResponse((-3.0, -1.5, -2.0), (False, True, False)))
-    assert record == {"logprobs": [-3.0, -1.5, -2.0], "greedy": [False, True, False], "margin": 0.5}
-    assert response_record(LoglikelihoodResponse((-1.0,), (True,)))["margin"] is None
-    record = response_record(GenerateResponse("yes", 2, "eos"))
-    assert record == {"text": "yes", "n_tokens": 2, "finish": "eos"}
+    record = stored_response(LoglikelihoodResponse((-3.0, -1.5, -2.0), (False, True, False)))
+    assert record == StoredResponse(logprobs=[-3.0, -1.5, -2.0], greedy=[False, True, False], margin=0.5)
+    assert stored_response(LoglikelihoodResponse((-1.0,), (True,))).margin is None
+    record = stored_response(GenerateResponse("yes", 2, "eos"))
+    assert record == StoredResponse(text="yes", n_tokens=2, finish="eos")
 
 
 def test_acc_is_the_best_sum_and_acc_char_the_best_per_character() -> None:
@@ -50,8 +51,8 @@ def test_acc_is_the_best_sum_and_acc_char_the_best_per_character() -> None:
             "acc": float(logprobs.index(max(logprobs)) == gold),
             "acc_char": float(by_length.index(max(by_length)) == gold),
         }
-        record = {"logprobs": logprobs, "greedy": [False] * 4}
-        assert score(built, record) == {"scores": expected}
+        record = StoredResponse(logprobs=logprobs, greedy=[False] * 4)
+        assert score(built, record) == Scored(scores=expected)
 
 
 def test_lm_evals_own_metrics_and_filters_get_our_names() -> None:
@@ -70,15 +71,13 @@ def test_lm_evals_own_metrics_and_filters_get_our_names() -> None:
             },
         ],
     )
-    assert score(built, {"text": "I say yes"}) == {"scores": {"em@raw": 0.0, "em@word": 1.0}}
+    assert score(built, StoredResponse(text="I say yes")).scores == {"em@raw": 0.0, "em@word": 1.0}
 
 
 def test_generated_answers_carry_how_they_were_read() -> None:
-    found = score(task("cme_rte"), {"text": "The answer is yes"})
-    assert found == {
-        "scores": {"acc": 1.0, "f1_macro": [0, 0], "answered": 1.0},
-        "answer": {"text": "yes", "rule": "answer_is"},
-    }
+    found = score(task("cme_rte"), StoredResponse(text="The answer is yes"))
+    assert found.scores == {"acc": 1.0, "f1_macro": [0, 0], "answered": 1.0}
+    assert found.answer == StoredAnswer("yes", "answer_is")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +89,6 @@ def test_names(name: str, pipeline: str, expected: str) -> None:
 
 
 def test_scores_are_plain_numbers() -> None:
-    found = score(task("cme_rte_ll"), {"logprobs": [-1.0, -2.0], "greedy": [True, False]})
-    assert found["scores"].pop("f1_macro") == [task("cme_rte_ll").docs[0]["label"], 0]
-    assert all(type(value) is float and not math.isnan(value) for value in found["scores"].values())
+    found = score(task("cme_rte_ll"), StoredResponse(logprobs=[-1.0, -2.0], greedy=[True, False]))
+    assert found.scores.pop("f1_macro") == [task("cme_rte_ll").docs[0]["label"], 0]
+    assert all(type(value) is float and not math.isnan(value) for value in found.scores.values())

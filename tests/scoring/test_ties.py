@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from cme_bench.scoring.aggregate import task_result
+from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.scoring.ties import NOISE, Decision, decision
 
 CHOICES = ["a", "bbbb", "cc"]
@@ -23,14 +25,10 @@ SPEC = SimpleNamespace(
 )
 
 
-def record(*logprobs: float, id_: int = 0, choices: Any = CHOICES, **scores: float) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "scores": {"acc": 1.0} | scores,
-        "truncated": 0,
-        "response": {"logprobs": list(logprobs), "greedy": [False] * len(logprobs), "margin": None},
-        "doc": {"choices": choices},
-    }
+def record(*logprobs: float, id_: int = 0, choices: Any = CHOICES, **scores: float) -> Record:
+    response = StoredResponse(logprobs=list(logprobs), greedy=[False] * len(logprobs), margin=None)
+    scored = Scored(scores={"acc": 1.0} | scores)
+    return scored_item(id_, scored, response, choices=["x"] * len(logprobs), doc={"choices": choices})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +66,7 @@ def test_of_mutual_information_only_the_answers_count() -> None:
 def test_texts_and_single_likelihoods_are_no_choices() -> None:
     other = SimpleNamespace(OUTPUT_TYPE="loglikelihood")
     assert decision(other, record(-2.0, -2.0), "acc", 0.15) is Decision.NONE
-    text = record() | {"response": {"text": "x", "n_tokens": 1, "finish": "stop"}}
+    text = structs.replace(record(-1.0), response=StoredResponse(text="x", n_tokens=1, finish="stop"))
     assert decision(TASK, text, "acc", 0.15) is Decision.NONE
 
 
@@ -76,7 +74,7 @@ def test_texts_and_single_likelihoods_are_no_choices() -> None:
 def test_shares_of_a_task(dtype: str | None, near: int) -> None:
     records = [record(-1.0, -1.0, id_=0), record(-1.0, -1.1, id_=1), record(-1.01, -1.0, id_=2)]
     records += [record(-1.0, -5.0, id_=i) for i in range(3, 8)]
-    records.append(record(-1.0, -1.0, id_=3) | {"response": records[3]["response"]})  # the last one counts
+    records.append(records[3])  # the last one counts
     quality = task_result(SPEC, TASK, records, dtype=dtype).quality
     assert (quality["ties"], quality["near_ties"]) == (1 / 8, near / 8)
 

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 
 from cme_bench.reports.runs import RunView, open_run
+from cme_bench.runs.folder import read_run
 from cme_bench.runs.results import results_json
 from cme_bench.scoring.aggregate import TaskResult, summarize
 from cme_bench.scoring.scales import USUAL, Measure
@@ -120,7 +121,7 @@ def make_run(
         "finished": True,
     } | changes
     write_json(folder / "run.json", content)
-    write_json(folder / "results.json", results_json(content, results, summarize(results)))
+    write_json(folder / "results.json", results_json(read_run(folder), results, summarize(results)))
     return open_run(folder)
 
 

@@ -80,7 +80,7 @@ def score_both(tasks: Sequence[str], items: int, prompt_format: str, folder: Pat
     )
     [ran] = run(options)
     ours = {name: list(read_records(samples_file(ran, name))) for name in tasks}
-    return {n: sorted(rows, key=lambda r: r["id"]) for n, rows in ours.items()}, theirs, found["results"]
+    return {n: sorted(rows, key=lambda r: r.id) for n, rows in ours.items()}, theirs, found["results"]
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +95,16 @@ def test_likelihoods_agree(scored: Both, task: str) -> None:
     worst = 0.0
     for mine, other in zip(ours[task], theirs[task], strict=True):
         expected = [float(response[0][0]) for response in other["resps"]]
-        logprobs = mine["response"]["logprobs"]
-        assert mine["doc"] == other["doc"]
+        logprobs = mine.response.logprobs
+        assert mine.doc == other["doc"]
         assert len(logprobs) == len(expected)
         worst = max(worst, *(abs(a - b) for a, b in zip(logprobs, expected, strict=True)))
-        assert logprobs.index(max(logprobs)) == expected.index(max(expected)), mine["id"]
-        assert (mine["scores"]["acc"], mine["scores"]["acc_char"]) == (other["acc"], other["acc_norm"])
+        assert logprobs.index(max(logprobs)) == expected.index(max(expected)), mine.id
+        assert (mine.scores["acc"], mine.scores["acc_char"]) == (other["acc"], other["acc_norm"])
     print(f"\n{task}: {ITEMS} items, largest difference of a log-likelihood {worst:.2e}")
     assert worst < 1e-3
     for name, alias in (("acc", "acc,none"), ("acc_char", "acc_norm,none")):
-        mean = sum(record["scores"][name] for record in ours[task]) / ITEMS
+        mean = sum(record.scores[name] for record in ours[task]) / ITEMS
         assert mean == pytest.approx(results[task][alias], abs=1e-12)
 
 
@@ -118,10 +118,10 @@ def test_generated_answers_agree(generated: Both, task: str) -> None:
     ours, theirs, results = generated
     assert len(ours[task]) == len(theirs[task]) == GENERATED_ITEMS
     for mine, other in zip(ours[task], theirs[task], strict=True):
-        assert mine["prompt"] == other["arguments"][0][0]
-        assert mine["response"]["text"] == other["resps"][0][0]
-        assert {name: other[name] for name in mine["scores"]} == mine["scores"]
-    for name in ours[task][0]["scores"]:
-        scores = [record["scores"][name] for record in ours[task]]
+        assert mine.prompt == other["arguments"][0][0]
+        assert mine.response.text == other["resps"][0][0]
+        assert {name: other[name] for name in mine.scores} == mine.scores
+    for name in ours[task][0].scores:
+        scores = [record.scores[name] for record in ours[task]]
         total = f1_macro(scores) if name == "f1_macro" else sum(scores) / GENERATED_ITEMS
         assert total == pytest.approx(results[task][f"{name},none"], abs=1e-12)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import orjson
+import msgspec
 import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator_utils import _compute_task_aggregations
@@ -27,8 +27,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
+from cme_bench.runs.store import record_bytes
 from cme_bench.scoring.aggregate import task_result
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import Record, StoredResponse, scored_item
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
@@ -112,27 +114,22 @@ def stock_items(task: ConfigurableTask, spec: TaskSpec) -> Iterator[list[Any]]:
         yield built if isinstance(built, list) else [built]
 
 
-def answers(item: RenderedItem, index: int) -> dict[str, Any]:
+def answers(item: RenderedItem, index: int) -> StoredResponse:
     """A made-up response: any choice may be the most likely one; texts are right, wrong, and none."""
     if not item.choices:
         text = (item.target, f"The answer is {item.target}.", "(B) 12", "")[index % 4]
-        return {"text": text, "finish": "stop"}
+        return StoredResponse(text=text, finish="stop")
     source = random.Random(index)
-    return {
-        "logprobs": [-5 * source.random() - 0.1 for _ in item.choices],
-        "greedy": [source.random() < 0.5 for _ in item.choices],
-    }
+    return StoredResponse(
+        logprobs=[-5 * source.random() - 0.1 for _ in item.choices],
+        greedy=[source.random() < 0.5 for _ in item.choices],
+    )
 
 
 def stock_results(task: ConfigurableTask, items: Sequence[list[Any]], made: Sequence[Any]) -> dict[str, Any]:
     """lm-eval's aggregates: its filters over all items at once, its metrics, its aggregations."""
     for instances, response in zip(items, made, strict=True):
-        raw = (
-            [response["text"]]
-            if "text" in response
-            else zip(response["logprobs"], response["greedy"], strict=True)
-        )
-        for instance, value in zip(instances, raw, strict=True):
+        for instance, value in zip(instances, response.values, strict=True):
             instance.resps = [value] * (task.config.repeats or 1)
     every = [instance for instances in items for instance in instances]
     for pipeline in task._filters:
@@ -162,16 +159,16 @@ def compare(spec: TaskSpec, task: Task, theirs: ConfigurableTask) -> str:
             return f"asks {mine.instances[0].args}, not {other[0].args}"
     made = [answers(item, index) for index, item in enumerate(items)]
     records = [
-        {
-            "id": item.id,
-            "doc": item.doc,
-            "truncated": 0,
-            "response": response,
-            **score_record(task.lm_eval, item.doc, item.instances, response),
-        }
+        scored_item(
+            item.id,
+            score_record(task.lm_eval, item.doc, item.instances, response),
+            response,
+            choices=item.choices,
+            doc=item.doc,
+        )
         for item, response in zip(items, made, strict=True)
     ]
-    stored = orjson.loads(orjson.dumps(records, option=orjson.OPT_SERIALIZE_NUMPY, default=str))
+    stored = [msgspec.json.decode(record_bytes(record), type=Record) for record in records]
     ours = task_result(spec, task.lm_eval, stored)
     wanted = stock_results(theirs, expected, made)
     if len(wanted) != 2 * len(ours.metrics):

@@ -26,6 +26,7 @@ from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import StoredResponse
 from cme_bench.tasks import lm_eval_table as table
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import BesideSource
@@ -222,7 +223,9 @@ metric_list: [{metric: exact_match}]
     )
     task = workshop.build()
     item = render_item(task, 1, PLAIN)
-    scores = score_record(task.lm_eval, item.doc, item.instances, {"text": "1", "finish": "stop"})["scores"]
+    scores = score_record(
+        task.lm_eval, item.doc, item.instances, StoredResponse(text="1", finish="stop")
+    ).scores
     assert scores == {"em@first": 1.0, "em@vote": 1.0}
 
 

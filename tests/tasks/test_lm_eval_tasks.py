@@ -16,6 +16,7 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import StoredResponse
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.lm_eval_tasks import tasks_folder
 from cme_bench.tasks.sources import mini_source
@@ -84,10 +85,9 @@ def test_a_stock_task_asks_what_it_asks_there(
             args[0].splitlines()[-2:] for args in expected
         ]
     if spec.output_type == "multiple_choice":
-        record = {"logprobs": [-1.0, -2.0, -3.0, -9.0], "greedy": [False] * 4}
-        scores = score_record(ours.lm_eval, items[0].doc, items[0].instances, record)["scores"]
-        raw = [(logprob, False) for logprob in record["logprobs"]]  # type: ignore[union-attr]
-        expected_scores = theirs.process_results(items[0].doc, raw)
+        record = StoredResponse(logprobs=[-1.0, -2.0, -3.0, -9.0], greedy=[False] * 4)
+        scores = score_record(ours.lm_eval, items[0].doc, items[0].instances, record).scores
+        expected_scores = theirs.process_results(items[0].doc, record.values)
         assert (scores["acc"], scores["acc_char"]) == (expected_scores["acc"], expected_scores["acc_norm"])
 
 

@@ -84,5 +84,5 @@ def test_smollm2_learns_from_real_data(
 
 
 def logprobs(folder: Path) -> list[list[float]]:
-    records = sorted(read_records(samples_file(folder, "cme_emotion_ll")), key=lambda r: int(r["id"]))
-    return [record["response"]["logprobs"] for record in records]
+    records = sorted(read_records(samples_file(folder, "cme_emotion_ll")), key=lambda r: r.id)
+    return [record.response.logprobs for record in records]

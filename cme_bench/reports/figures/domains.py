@@ -19,20 +19,21 @@ def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
     form = runs_of(inputs)["form"].iloc[0]
     rows = []
     for run, name in zip(inputs.runs, labels(inputs.runs), strict=True):
-        summary = run.results["forms"].get(form)
+        summary = run.results.forms.get(form)
         if summary is None:
             continue
         factor = run.measure(form).scale.factor
-        for domain, e in [*summary["domains"].items(), (AVERAGE, summary["average"])]:
-            stderr = factor * (e["stderr"] or np.nan)
+        for domain, e in [*summary.domains.items(), (AVERAGE, summary.average)]:
+            if e is None or e.value is None:
+                continue
             rows.append(
                 {
                     "name": name,
                     "form": form,
                     "domain": domain,
-                    "score": factor * e["value"],
-                    "stderr": stderr,
-                    "n": e["n"],
+                    "score": factor * e.value,
+                    "stderr": factor * (e.stderr or np.nan),
+                    "n": e.n,
                 }
             )
     return pd.DataFrame(rows)

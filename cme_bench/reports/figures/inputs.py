@@ -11,6 +11,7 @@ import pandas as pd
 
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import RunView, open_run
+from cme_bench.runs.folder import is_run
 from cme_bench.util.files import read_json
 
 TRAINING, CURVE, ROUTER = "cme_training.json", "loss.csv", "router_load.csv"
@@ -39,12 +40,12 @@ def read_inputs(paths: Sequence[Path]) -> FigureInputs:
     found = FigureInputs()
     trainings: dict[Path, str] = {}
     for path in paths:
-        if (path / "run.json").is_file():
+        if is_run(path):
             run = open_run(path)
             found.runs.append(run)
-            adapter = run.run.get("adapter")
-            if adapter and (Path(adapter["path"]) / CURVE).is_file():
-                trainings.setdefault(Path(adapter["path"]).resolve(), str(adapter["name"]))
+            adapter = run.run.adapter
+            if adapter and adapter.path and (Path(adapter.path) / CURVE).is_file():
+                trainings.setdefault(Path(adapter.path).resolve(), adapter.name)
         elif (path / CURVE).is_file():
             trainings.setdefault(path.resolve(), path.name)
         elif (path / ROUTER).is_file():

@@ -19,12 +19,12 @@ def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
     """
     rows = []
     for run, name in zip(runs, labels(runs), strict=True):
-        adapter = run.run.get("adapter") or {}
-        sessions = [s for s in run.run.get("sessions", []) if "engine" in s]
-        items = sum(s["items"] for s in sessions)
-        seconds = sum(s["engine"]["model_seconds"] for s in sessions)
-        for form, summary in run.results["forms"].items():
-            if summary["average"] is None:
+        adapter = run.run.adapter
+        items = sum(session.items for session in run.run.sessions if session.engine)
+        seconds = run.run.stats.model_seconds
+        for form, summary in run.results.forms.items():
+            average = summary.average
+            if average is None or average.value is None:
                 continue  # its tasks have no mean
             factor = run.measure(form).scale.factor
             rows.append(
@@ -32,15 +32,15 @@ def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
                     "name": name,
                     "method": run.method,
                     "form": form,
-                    "rank": adapter.get("rank"),
-                    "experts": adapter.get("experts"),
-                    "parameters": adapter.get("parameters"),
-                    "tokens_trained": adapter.get("tokens_trained"),
-                    "training_seconds": adapter.get("training_seconds"),
+                    "rank": adapter and adapter.rank,
+                    "experts": adapter and adapter.experts,
+                    "parameters": adapter and adapter.parameters,
+                    "tokens_trained": adapter and adapter.tokens_trained,
+                    "training_seconds": adapter and adapter.training_seconds,
                     "inference_seconds": seconds / items if items else None,
-                    "score": factor * summary["average"]["value"],
-                    "stderr": factor * (summary["average"]["stderr"] or np.nan),
-                    "n": summary["average"]["n"],
+                    "score": factor * average.value,
+                    "stderr": factor * (average.stderr or np.nan),
+                    "n": average.n,
                 }
             )
     return pd.DataFrame(rows)

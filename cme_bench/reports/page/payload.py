@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import base64
 import gzip
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from msgspec import UNSET
 
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import answer_of
-from cme_bench.runs.records import current_records
-from cme_bench.runs.store import Record
+from cme_bench.runs.folder import current_records
+from cme_bench.runs.store import samples_file
+from cme_bench.scoring.record import Record
 
 CHUNK_ITEMS = 200
 """Items of a block: some 50 kB compressed, a few ms to open."""
@@ -47,7 +49,7 @@ def task_payload(runs: Sequence[RunView], task: str, blocks: Blocks) -> dict[str
     ids = sorted(set().union(*(set(records) for records in by_run)))
     if not ids:
         return None
-    metric = next(run.results["tasks"][task]["primary"] for run in runs if task in run.results["tasks"])
+    metric = next(run.results.tasks[task].primary for run in runs if task in run.results.tasks)
     index = {
         "ids": ids,
         "runs": [[_light(records.get(i), metric) for i in ids] for records in by_run],
@@ -62,18 +64,18 @@ def task_payload(runs: Sequence[RunView], task: str, blocks: Blocks) -> dict[str
 
 
 def _records(run: RunView, task: str) -> dict[int, Record]:
-    if task not in run.results["tasks"] or not (run.folder / "samples" / f"{task}.jsonl").is_file():
+    if task not in run.results.tasks or not samples_file(run.folder, task).is_file():
         return {}
-    return {r["id"]: r for r in current_records(run.folder, task, run.run["tasks"][task])}
+    return {r.id: r for r in current_records(run.folder, task, run.run.tasks[task])}
 
 
 def _light(record: Record | None, metric: str) -> list[Any] | None:
     """Score, and whether the extraction was empty, the generation cut by its limit, the prompt truncated."""
     if record is None:
         return None
-    empty = "answer" in record and record["answer"]["rule"] == "none"
-    long = record["response"].get("finish") == "length"
-    return [record["scores"].get(metric), int(empty), int(long), int(record["truncated"] > 0)]
+    empty = record.answer is not None and record.answer.empty
+    long = record.response.finish == "length"
+    return [record.scores.get(metric), int(empty), int(long), int(record.truncated > 0)]
 
 
 def _item(number: int, records: Sequence[Record | None]) -> dict[str, Any]:
@@ -84,22 +86,22 @@ def _item(number: int, records: Sequence[Record | None]) -> dict[str, Any]:
         if record is None:
             answers.append(None)
             continue
-        question = {"prompt": record["prompt"], "choices": record["choices"], "target": record["target"]}
+        question = {"prompt": record.prompt, "choices": record.choices, "target": record.target}
         if question not in questions:
             questions.append(question)
         answers.append(_answer(record) | {"q": questions.index(question)})
     return {"id": number, "questions": questions, "runs": answers}
 
 
-def _answer(record: Mapping[str, Any]) -> dict[str, Any]:
-    response = record["response"]
+def _answer(record: Record) -> dict[str, Any]:
+    response = record.response
     return {
         "answer": answer_of(record),
-        "rule": record.get("answer", {}).get("rule"),
-        "text": response.get("text"),
-        "finish": response.get("finish"),
-        "logprobs": response.get("logprobs"),
-        "margin": response.get("margin"),
-        "scores": record["scores"],
-        "truncated": record["truncated"],
+        "rule": record.answer.rule if record.answer else None,
+        "text": response.text,
+        "finish": response.finish,
+        "logprobs": response.logprobs,
+        "margin": None if response.margin is UNSET else response.margin,
+        "scores": record.scores,
+        "truncated": record.truncated,
     }

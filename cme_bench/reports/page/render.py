@@ -22,7 +22,8 @@ from cme_bench.reports.page.payload import Blocks, task_payload
 from cme_bench.reports.runs import RunView, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.table import FIXED, SIGNIFICANT, ComparisonTable, comparison_tables
-from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.runs.folder import read_arguments, run_file
+from cme_bench.scoring.scales import Measure
 from cme_bench.stats.estimates import Estimate
 from cme_bench.stats.intervals import student, wilson
 
@@ -122,7 +123,7 @@ def _digest(text: str) -> str:
 
 
 def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: Blocks) -> Form:
-    numbered = [(i, run) for i, run in enumerate(runs) if table.form in run.results["forms"]]
+    numbered = [(i, run) for i, run in enumerate(runs) if table.form in run.results.forms]
     tasks = dict.fromkeys(task for run in runs for task in run.tasks(table.form))
     return Form(
         table=table,
@@ -137,7 +138,7 @@ def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, colum
     found = [
         (number, *_interval(run, table.form, column))
         for number, run in numbered
-        if column == AVERAGE or column in run.results["forms"][table.form]["domains"]
+        if _estimate(run, table.form, column) is not None
     ]
     scale = table.measure.scale
     low = scale.low if scale.averaged else min([0.0, *(low for _, _, low, _ in found)])
@@ -159,17 +160,25 @@ def _interval(run: RunView, form: str, column: str) -> tuple[float, float, float
 
     Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few
     items (Student)."""
-    summary = run.results["forms"][form]
-    found = summary["average"] if column == AVERAGE else summary["domains"][column]
+    found = _estimate(run, form, column)
+    assert found is not None
     scale = run.measure(form).scale
-    own = [t for t in run.results["tasks"].values() if t["form"] == form and t["domain"] == column]
-    if len(own) == 1 and own[0]["primary"] in _BINARY:
-        low, high = (float(x) for x in wilson(found["value"] * found["n"], found["n"]))
+    own = [t for t in run.results.tasks.values() if t.form == form and t.domain == column]
+    if len(own) == 1 and own[0].primary in _BINARY:
+        low, high = (float(x) for x in wilson(found.value * found.n, found.n))
     else:
-        stderr = np.nan if found["stderr"] is None else found["stderr"]
-        low, high = student(Estimate(found["value"], stderr, found["n"]), max(found["n"] - 1, 1))
-        low, high = np.nan_to_num([low, high], nan=found["value"])
-    return found["value"], max(low, scale.low), min(high, scale.high)
+        low, high = student(found, max(found.n - 1, 1))
+        low, high = np.nan_to_num([low, high], nan=found.value)
+    return found.value, max(low, scale.low), min(high, scale.high)
+
+
+def _estimate(run: RunView, form: str, column: str) -> Estimate | None:
+    """Return a run's score of one column; None where it has none."""
+    summary = run.results.forms[form]
+    found = summary.average if column == AVERAGE else summary.domains.get(column)
+    if found is None or found.value is None:
+        return None
+    return Estimate(found.value, np.nan if found.stderr is None else found.stderr, found.n)
 
 
 def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
@@ -199,18 +208,19 @@ def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
 
 
 def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: Blocks) -> dict[str, Any]:
-    results = [run.results["tasks"].get(task) for run in runs]
+    results = [run.results.tasks.get(task) for run in runs]
     first = next(r for r in results if r is not None)
     return {
         "name": task,
-        "domain": first["domain"],
-        "metric": first["primary"],
-        "n": max(r["metrics"][r["primary"]]["n"] for r in results if r is not None),
+        "domain": first.domain,
+        "metric": first.primary,
+        "n": max(r.score.n for r in results if r is not None),
         "scores": [
-            None if r is None else measure.scale.factor * r["metrics"][r["primary"]]["value"] for r in results
+            None if r is None or r.score.value is None else measure.scale.factor * r.score.value
+            for r in results
         ],
-        "sign": _item_sign(measure_from(first["metrics"][first["primary"]])),
-        "empty": [None if r is None else r["quality"].get("empty") for r in results],
+        "sign": _item_sign(first.score.measure),
+        "empty": [None if r is None else r.quality.get("empty") for r in results],
         "payload": task_payload(runs, task, blocks),
     }
 
@@ -222,22 +232,20 @@ def _item_sign(measure: Measure) -> int:
 
 def _provenance(run: RunView) -> list[tuple[str, str]]:
     """What made a run, as pairs of name and value."""
-    content = run.run
-    identity, machine = content["identity"], content.get("machine") or {}
-    adapter = content.get("adapter") or {}
-    sessions = content.get("sessions") or []
+    record, identity, adapter = run.run, run.run.identity, run.run.adapter
+    arguments = read_arguments(record, run_file(run.folder))
     pairs = [
         ("folder", str(run.folder)),
-        ("command", " ".join(content.get("arguments", {}).get("command") or [])),
-        ("model", f"{content['model'].get('path', content['model']['name'])} ({identity['model'][:12]})"),
-        ("adapter", f"{adapter['path']} ({identity['adapter'][:12]})" if adapter.get("path") else "none"),
-        ("engine, dtype", f"{identity['engine']}, {identity['dtype']}"),
-        ("data", str(identity["data"])),
-        ("shots, seed", f"{', '.join(str(s) for s in run.shots)}; {content.get('seed', 0)}"),
-        ("tasks", f"{len(run.results['tasks'])}, together {tasks_hash(run)}"),
-        ("versions", ", ".join(f"{k} {v}" for k, v in content["versions"].items())),
-        ("commit", str(content.get("commit") or "unknown")),
-        ("machine", ", ".join(str(v) for v in machine.values())),
-        ("time", f"{sum(s['seconds'] for s in sessions):,.0f} s in {len(sessions)} session(s)"),
+        ("command", " ".join(arguments.command or [])),
+        ("model", f"{record.model.path or record.model.name} ({identity.model[:12]})"),
+        ("adapter", f"{adapter.path} ({identity.adapter[:12]})" if adapter and adapter.path else "none"),
+        ("engine, dtype", f"{identity.engine}, {identity.dtype}"),
+        ("data", identity.data),
+        ("shots, seed", f"{', '.join(str(s) for s in run.shots)}; {record.seed}"),
+        ("tasks", f"{len(run.results.tasks)}, together {tasks_hash(run)}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
+        ("commit", record.commit or "unknown"),
+        ("machine", ", ".join(str(v) for v in (record.machine or {}).values())),
+        ("time", f"{record.seconds:,.0f} s in {len(record.sessions)} session(s)"),
     ]
     return [(name, value) for name, value in pairs if value]

@@ -1,0 +1,53 @@
+"""A model and an adapter as ``run.json`` records them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET, Struct, UnsetType
+
+
+class ModelRecord(Struct, frozen=True, kw_only=True):
+    """The base model of a run. ``hash``: sha256 of its files; ``revision``: its commit on the Hub."""
+
+    name: str
+    path: str | None = None
+    hash: str | None = None
+    revision: str | None = None
+    architecture: str | None = None
+    parameters: int | None = None
+    dtype: str | None = None
+    dtype_because: str | None = None
+
+
+class CodeRecord(Struct, frozen=True, kw_only=True):
+    """The file that an adapter method came from, where it is neither this package's nor PEFT's."""
+
+    file: str
+    hash: str
+
+
+class AdapterRecord(Struct, frozen=True, kw_only=True):
+    """The adapter of a run.
+
+    ``percent``: its parameters, in percent of the base's; ``settings``: the fields of its config that decide
+    what it computes, ``config``: all of them; ``training``: the arguments of its training but for the seed,
+    None where they are not recorded; ``code``: that of a method from a
+    plugin.
+    """
+
+    name: str
+    path: str | None = None
+    hash: str | None = None
+    method: str
+    rank: int | None = None
+    experts: int | None = None
+    targets: list[str] | None = None
+    parameters: int | float | None = None
+    percent: float | None = None
+    settings: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    training_seconds: float | None = None
+    tokens_trained: int | float | None = None
+    code: CodeRecord | UnsetType = UNSET
