@@ -39,7 +39,7 @@ class StoredResponse(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StoredAnswer(Struct, frozen=True):
-    """What was read out of a text, and by which rule; the rule is "none" if nothing was found."""
+    """The answer that was read out of a text, and the rule that read it: "none" if nothing was found."""
 
     text: str
     rule: str
