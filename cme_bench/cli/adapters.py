@@ -17,16 +17,17 @@ app = typer.Typer(
 
 @app.command()
 def describe(
-    adapter: Annotated[Path, typer.Argument(help="Adapter folder.")],
+    adapter: Annotated[str, typer.Argument(help="Adapter folder, or teamlora-demo, which ships with this.")],
     base: Annotated[Path | None, typer.Option(help="Folder of the base model, for the percentage.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Method, rank, experts, targets and size of an adapter; loads no weight."""
     from cme_bench.adapters.describe import describe as describe_adapter
+    from cme_bench.models.packaged import adapter_folder
 
     load_plugins(plugin)
-    found = describe_adapter(adapter, base)
+    found = describe_adapter(adapter_folder(adapter), base)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
         return

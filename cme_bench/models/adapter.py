@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
+from cme_bench.models.packaged import adapter_folder
 from cme_bench.models.records import AdapterRecord, CodeRecord
 
 TRAINING_FILE = "cme_training.json"
@@ -53,7 +54,9 @@ class AdapterCheckpoint(Adapter):
 
 
 def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
-    """Resolve the adapter in folder ``name``, described for the base model with ``base_config``.
+    """Resolve the adapter that ``name`` names, described for the base model with ``base_config``.
+
+    ``name`` is a folder, or an adapter that ships with this package, see ``packaged``.
 
     No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
     """
@@ -62,9 +65,7 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.meta_model import bare_model
 
-    path = Path(name).expanduser().resolve()
-    if not path.is_dir():
-        raise UsageError(f"--adapter {name}: no such folder")
+    path = adapter_folder(name)
     training = _training(path)
     asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)

@@ -110,7 +110,8 @@ class AskOptions(NetworkOptions):
     adapters: tuple[str | None, ...] = field(
         default=(),
         metadata={
-            "help": "A PEFT adapter folder. Give it several times: one run folder each, base loaded once.",
+            "help": "A PEFT adapter folder, or teamlora-demo, which ships with this. Give it several times: "
+            "one run folder each, base loaded once.",
             "flag": "--adapter",
         },
     )

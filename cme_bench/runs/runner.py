@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.models.adapter import AdapterCheckpoint
+from cme_bench.models.packaged import adapter_folder
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.engine_factory import open_engines
@@ -142,7 +143,7 @@ def run_folder(options: AskOptions, responder: Responder) -> Path:
 def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
     """A folder's name for each adapter; where two are alike, as many of its parents' names before it as tell
     them apart: ``seed1-adapter``, ``seed2-adapter``."""
-    paths = list(dict.fromkeys(Path(adapter).expanduser().resolve() for adapter in adapters))
+    paths = list(dict.fromkeys(adapter_folder(adapter) for adapter in adapters))
     names = {}
     for path in paths:
         depth = 1
