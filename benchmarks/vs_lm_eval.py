@@ -35,6 +35,7 @@ from typing import Any
 import measurements
 
 from cme_bench import resident_memory
+from cme_bench.util.options import DType
 
 TOLERANCE = 1e-3
 ENGINES = ("ours", "lm-eval", "cme-hf")
@@ -92,7 +93,7 @@ class LmEval:
 class Ours:
     """``cme-bench run`` with its model loaded."""
 
-    def __init__(self, model: str, dtype: str, folder: Path) -> None:
+    def __init__(self, model: str, dtype: DType, folder: Path) -> None:
         from cme_bench.runs.engine_factory import open_engines
         from cme_bench.runs.options import RunOptions
 
@@ -118,7 +119,7 @@ class Ours:
         return used | kept | {"scores": [record.response.logprobs for record in records]}
 
 
-def work(engine: str, model: str, folder: Path, dtype: str) -> None:
+def work(engine: str, model: str, folder: Path, dtype: DType) -> None:
     """Load, say so, then answer every line of JSON on stdin with one on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints goes to stderr

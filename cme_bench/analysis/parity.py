@@ -19,6 +19,7 @@ from cme_bench.scoring.record import Record, scored_item, stored_response
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.options import Engine
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1.0, "float16": 0.125}
 """Nats a token. In 16 bits hidden states are rounded, by each engine in its own places."""
@@ -99,7 +100,9 @@ class Parity:
         return (same or self.dtype != "float32") and self.max_difference <= self.tolerance
 
 
-def measure_parity(options: RunOptions, engines: tuple[str, str], tolerance: float | None = None) -> Parity:
+def measure_parity(
+    options: RunOptions, engines: tuple[Engine, Engine], tolerance: float | None = None
+) -> Parity:
     """Ask both engines the items of ``options``, with its first adapter if it has any.
 
     An item is the ``first`` if its label or text differs, or a log-likelihood by more than ``tolerance``

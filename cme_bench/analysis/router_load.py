@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from cme_bench.adapters import record_router
 from cme_bench.adapters.routing.layer import RoutedLinear
+from cme_bench.analysis.options import RouterOptions
 from cme_bench.analysis.router import LayerLoad, Slice, pooled
-from cme_bench.analysis.router_prompts import PromptGroup, RouterOptions, open_responder, prompt_groups
+from cme_bench.analysis.router_prompts import PromptGroup, open_responder, prompt_groups
 from cme_bench.engines.base import GenerateRequest, TokenIds
 from cme_bench.engines.hf.batching import run_batches
 from cme_bench.engines.hf.engine import HFEngine

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.adapters.files import CONFIG_FILE, read_config
+from cme_bench.analysis.options import RouterOptions
 from cme_bench.engines.base import TokenIds
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.prompts.encode import Encoder
@@ -22,21 +23,6 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
-
-
-@dataclass(frozen=True, slots=True)
-class RouterOptions:
-    """The arguments of ``cme-bench router``; see its help for their meaning."""
-
-    source: Path
-    model: str | None = None
-    tasks: str | None = None
-    data: str = "hub"
-    limit: int | None = 100
-    by: str | None = None
-    prompt_format: str = "auto"
-    dtype: str | None = None
-    offline: bool = False
 
 
 @dataclass(frozen=True, slots=True)

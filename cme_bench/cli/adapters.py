@@ -8,25 +8,42 @@ from typing import Annotated
 
 import typer
 
-from cme_bench.cli.plugins import Plugins, load_plugins
+from cme_bench.cli import app
+from cme_bench.cli.help import ADAPTERS, command, group
+from cme_bench.cli.plugins import Plugins
+from cme_bench.util.options import Offline, Option
 
-app = typer.Typer(
-    help="Describe adapters, import them from other layouts, export them for vLLM.", no_args_is_help=True
-)
+adapters = group(help="Describe adapters, import them from other layouts, export them for vLLM.")
+app.add_typer(adapters, name="adapters", rich_help_panel=ADAPTERS)
+_EXAMPLE_DESCRIBE = {
+    "see an adapter's method, rank, targets and size": "cme-bench adapters describe ./team --base ./llama"
+}
+_EXAMPLE_IMPORT = {
+    "import an adapter in the layout of the authors' code": (
+        "cme-bench adapters import ./checkpoint -o ./team --base owner/model"
+    )
+}
+_EXAMPLE_EXPORT = {
+    "serve an adapter with vLLM: this prints the command": (
+        "cme-bench adapters export-vllm ./team --base ./llama -o ./served"
+    )
+}
+_EXAMPLE_METHODS = {"see which adapter methods there are": "cme-bench adapters methods"}
 
 
-@app.command()
+@command(adapters, _EXAMPLE_DESCRIBE)
 def describe(
-    adapter: Annotated[str, typer.Argument(help="Adapter folder, or teamlora-demo, which ships with this.")],
-    base: Annotated[Path | None, typer.Option(help="Folder of the base model, for the percentage.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-    plugin: Plugins = None,
+    adapter: Annotated[
+        str, Option("Adapter folder, or teamlora-demo, which ships with this.", argument=True)
+    ],
+    base: Annotated[Path | None, Option("Folder of the base model, for the percentage.")] = None,
+    as_json: Annotated[bool, Option("One JSON object.", flag="--json")] = False,
+    plugin: Plugins = (),
 ) -> None:
-    """Method, rank, experts, targets and size of an adapter; loads no weight."""
+    """Print method, rank, experts, targets and size of an adapter; loads no weight."""
     from cme_bench.adapters.describe import describe as describe_adapter
     from cme_bench.models.packaged import adapter_folder
 
-    load_plugins(plugin)
     found = describe_adapter(adapter_folder(adapter), base)
     if as_json:
         typer.echo(json.dumps(found.to_dict()))
@@ -49,16 +66,16 @@ def describe(
         typer.echo(f"{key:<20} {value}")
 
 
-@app.command("import")
+@command(adapters, _EXAMPLE_IMPORT, name="import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="The authors' checkpoint: a folder or a safetensors file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Adapter folder to write.")],
-    base: Annotated[str, typer.Option(help="Hub id or folder of the base model, recorded in the result.")],
-    alpha: Annotated[
-        float | None, typer.Option(help="Their lora_alpha, if the source has no config.")
-    ] = None,
+    source: Annotated[
+        Path, Option("The authors' checkpoint: a folder or a safetensors file.", argument=True)
+    ],
+    out: Annotated[Path, Option("Adapter folder to write.", short="-o")],
+    base: Annotated[str, Option("Hub id or folder of the base model, recorded in the result.")],
+    alpha: Annotated[float | None, Option("Their lora_alpha, if the source has no config.")] = None,
 ) -> None:
-    """Converts a TeamLoRA checkpoint in the layout of the authors' code of August 2024, exactly."""
+    """Convert a TeamLoRA checkpoint in the layout of the authors' code of August 2024, exactly."""
     from cme_bench.adapters.convert import import_authors
 
     config = import_authors(source, out, base, alpha=alpha)
@@ -66,18 +83,16 @@ def import_(
     typer.echo(str(out))
 
 
-@app.command("export-vllm")
+@command(adapters, _EXAMPLE_EXPORT, name="export-vllm")
 def export_vllm(
     adapter: Annotated[
-        Path, typer.Argument(help="Adapter folder, of any method that vLLM's plugin computes.")
+        Path, Option("Adapter folder, of any method that vLLM's plugin computes.", argument=True)
     ],
-    base: Annotated[str, typer.Option(help="The base model: a folder, a hub id or 'smollm2'.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Checkpoint folder to write.")],
-    link: Annotated[
-        bool, typer.Option("--link", help="Link the base model's files; both folders then change together.")
-    ] = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
-    plugin: Plugins = None,
+    base: Annotated[str, Option("The base model: a folder, a hub id or 'smollm2'.")],
+    out: Annotated[Path, Option("Checkpoint folder to write.", short="-o")],
+    link: Annotated[bool, Option("Link the base model's files; both folders then change together.")] = False,
+    offline: Offline = False,
+    plugin: Plugins = (),
 ) -> None:
     """Write a checkpoint folder that vLLM serves with the adapter, and print the command that serves it.
 
@@ -91,31 +106,29 @@ def export_vllm(
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.quantisation import check_takes_adapter
 
-    load_plugins(plugin)
     checkpoint = resolve_model(base, offline=offline)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)
-    own = beside(adapter, load_tokenizer(checkpoint))
-    for note in (adapter_note(checkpoint.path), own.note):
+    tokens = beside(adapter, load_tokenizer(checkpoint))
+    for note in (adapter_note(checkpoint.path), tokens.note):
         if note is not None:
             typer.echo(note, err=True)
-    tokenizer = None if own.note is None else own.tokenizer
+    tokenizer = None if tokens.note is None else tokens.tokenizer
     export_checkpoint(checkpoint.path, read_gated(adapter, config), out, tokenizer=tokenizer, link=link)
     typer.echo(serve_command(out))
 
 
-@app.command()
+@command(adapters, _EXAMPLE_METHODS)
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a method.")] = False,
-    plugin: Plugins = None,
+    as_json: Annotated[bool, Option("One JSON object a method.", flag="--json")] = False,
+    plugin: Plugins = (),
 ) -> None:
     """List the adapter methods: how they are computed, their settings, and the forms that are measured."""
     from cme_bench.adapters.plugins import installed_names
     from cme_bench.adapters.registry import methods as registered
     from cme_bench.adapters.support import method_verdict
 
-    load_plugins(plugin)
     for method in registered():
         how = method_verdict(method.name.upper())
         about = {

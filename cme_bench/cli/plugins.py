@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
-import typer
+from cme_bench.util.options import Option
+
+
+def load_plugins(plugins: list[str]) -> tuple[str, ...]:
+    """Run the plugins that the user named, and return their names."""
+    from cme_bench.adapters.plugins import load_plugins as load
+
+    load(plugins)
+    return tuple(plugins)
+
 
 Plugins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--plugin",
+    tuple[str, ...],
+    Option(
+        "Adapter methods of yours: its code is run. Give it several times for several.",
+        flag="--plugin",
         metavar="FILE.py|MODULE",
-        help="Adapter methods of yours: its code is run. Give it several times for several.",
+        parse=load_plugins,
     ),
 ]
-
-
-def load_plugins(plugin: Sequence[str] | None) -> None:
-    """Run the plugins that the user named; nothing is imported where there are none."""
-    if plugin:
-        from cme_bench.adapters.plugins import load_plugins as load
-
-        load(plugin)
+"""Plugins are loaded while options are read, so that every other option may name what they register."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.options import Offline, Option, check_choices
 
-PARTS = ("train", "hf", "vllm")
+Part = Literal["train", "hf", "vllm"]
+PARTS: tuple[Part, ...] = get_args(Part)
 """Training steps; inference by transformers; inference by vLLM."""
+_UNKNOWN_PART = "unknown part {value!r}{hint} (known: {known})"
 PRESETS = ("llama-2-7b", "llama-3-8b", "small", "tiny")
 """Shapes that need no checkpoint; weights are random."""
 
@@ -22,36 +26,53 @@ def method_choices(*, default: bool = False) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class EfficiencyOptions:
-    """The arguments of ``cme-bench efficiency``; see its help for their meaning.
+    """Whose shapes are measured, with which methods, and how often.
 
-    No ``methods``: the default ones. ``batch`` of None fills a GPU with the hungriest method,
-    and is 2 on a CPU; ``layers`` of None takes all; ``dtype`` of None is bfloat16 on a GPU, float32 on a CPU.
+    ``("all",)`` stands for every method, ``("default",)`` for those that are measured unless named otherwise.
+
+    Raises UsageError for unknown methods and parts, and for numbers that are too small.
     """
 
-    model: str
-    methods: tuple[str, ...] = ()
-    parts: tuple[str, ...] = PARTS
-    rounds: int = 5
-    steps: int = 3
-    warmup: int = 2
-    batch: int | None = None
-    seq: int = 1024
-    layers: int | None = None
-    requests: int = 256
-    prompt: int = 256
-    new: int = 128
-    dtype: str | None = None
-    offline: bool = False
+    model: Annotated[
+        str,
+        Option(f"A model (its shapes are used) or a preset: {', '.join(PRESETS)}.", argument=True),
+    ]
+    methods: Annotated[
+        tuple[str, ...],
+        Option("Comma-separated forms, 'default' or 'all'; `adapters methods` lists them.", separated=True),
+    ] = ("default",)
+    parts: Annotated[
+        tuple[Part, ...],
+        Option("train (step time, memory), hf and vllm (inference).", separated=True, noun=_UNKNOWN_PART),
+    ] = PARTS
+    rounds: Annotated[int, Option("Rounds; every method is measured in each.")] = 5
+    steps: Annotated[int, Option("Timed training steps of a method in a round.")] = 3
+    warmup: Annotated[int, Option("Steps before them, not timed.", minimum=0)] = 2
+    batch: Annotated[
+        int | None, Option("Sequences of a step; default: fill the card; 2 on a CPU.", minimum=1)
+    ] = None
+    seq: Annotated[int, Option("Tokens of a training sequence.")] = 1024
+    layers: Annotated[int | None, Option("Decoder layers; default: the model's.", minimum=1)] = None
+    requests: Annotated[int, Option("Requests of the full batch.")] = 256
+    prompt: Annotated[int, Option("Tokens of a prompt.")] = 256
+    new: Annotated[int, Option("Tokens to generate.")] = 128
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        Option("Of inference; default: bfloat16 on a GPU, float32 on a CPU."),
+    ] = None
+    offline: Offline = False
 
     def __post_init__(self) -> None:
-        methods = self.methods or method_choices(default=True)
-        for name, given, known in (("method", methods, method_choices()), ("part", self.parts, PARTS)):
-            object.__setattr__(self, f"{name}s", tuple(given))
-            for value in given:
-                if value not in known:
-                    raise UsageError(
-                        f"unknown {name} {value!r}{did_you_mean(value, known)} (known: {', '.join(known)})"
-                    )
+        known = method_choices()
+        groups: dict[tuple[str, ...], tuple[str, ...]]
+        groups = {("all",): known, ("default",): method_choices(default=True)}
+        object.__setattr__(self, "methods", groups.get(tuple(self.methods), tuple(self.methods)))
+        object.__setattr__(self, "parts", tuple(self.parts))
+        for name in self.methods:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise UsageError(f"unknown method {name!r}{hint} (known: {', '.join(known)})")
+        check_choices(self)
         for name in ("rounds", "steps", "requests", "prompt", "seq"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be at least 1, got {getattr(self, name)}")

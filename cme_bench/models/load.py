@@ -7,18 +7,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, did_you_mean, first_line
+from cme_bench.errors import CmeError, UsageError, first_line
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
 from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model
 from cme_bench.models.quantisation import check_quantisation
+from cme_bench.util.options import DType, check_choice
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
@@ -185,8 +184,7 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     """Return the type named; ``auto`` is float32 on a CPU, else the checkpoint's own, else bfloat16."""
     import torch
 
-    if name not in DTYPES:
-        raise UsageError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}")
+    check_choice(name, DType, "dtype")
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     if device.type == "cpu":

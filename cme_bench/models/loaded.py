@@ -7,7 +7,7 @@ import gc
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec.structs import replace
 
@@ -24,6 +24,7 @@ from cme_bench.models.load import (
     load_tokenizer,
 )
 from cme_bench.models.records import ModelRecord
+from cme_bench.util.options import DType
 
 if TYPE_CHECKING:
     import torch
@@ -84,9 +85,9 @@ class LoadedModel(ABC):
         )
 
     @property
-    def dtype_name(self) -> str:
+    def dtype_name(self) -> DType:
         """Return the type as options name it, such as ``float32``."""
-        return str(self.dtype).removeprefix("torch.")
+        return cast("DType", str(self.dtype).removeprefix("torch."))
 
 
 class SavedModel(LoadedModel):

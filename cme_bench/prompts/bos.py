@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 
 from cme_bench.engines.base import TokenIds
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError
+from cme_bench.util.options import BOS_UNKNOWN, BosMode, check_choice
 
-BOS_MODES = ("auto", "always", "never")
 """Values of ``--bos``."""
 
 # Which tokens the families' own tokenizers put before a text: the classes of transformers 4 (LlamaTokenizer,
@@ -93,8 +93,7 @@ def decide_bos(
 
     Raises UsageError for an unknown mode, and for ``always`` where the tokenizer has no BOS.
     """
-    if mode not in BOS_MODES:
-        raise UsageError(f"--bos {mode}: unknown{did_you_mean(mode, BOS_MODES)} ({', '.join(BOS_MODES)})")
+    check_choice(mode, BosMode, BOS_UNKNOWN)
     own, bos = added_prefix(tokenizer), tokenizer.bos_token_id
     if mode == "always":
         if bos is None:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError
 from cme_bench.prompts.chat import ChatTemplate, Message
+from cme_bench.util.options import FormatName, check_choice
 
 Policy: TypeAlias = Literal["joint", "separate"]
 """``joint``: context and continuation are tokenised as one text and split (lm-eval's way). ``separate``:
 each is tokenised alone, as TeamLoRA's training does."""
 
-FORMATS = ("auto", "chat", "plain", "teamlora")
 TEAMLORA_SEPARATOR = "</s>"
 
 
@@ -60,8 +60,7 @@ def resolve_format(
     Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails whatever
     the row, and for a ``system`` prompt in another format or in a template that has no place for it.
     """
-    if name not in FORMATS:
-        raise UsageError(f"unknown prompt format {name!r}{did_you_mean(name, FORMATS)}")
+    check_choice(name, FormatName, "prompt format")
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
         name = saved or ("chat" if generated and has_template else "plain")

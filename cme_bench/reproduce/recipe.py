@@ -17,6 +17,7 @@ from cme_bench.efficiency.options import PARTS
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.yaml_loader import load_yaml
 from cme_bench.training.options import TrainOptions
+from cme_bench.util.options import DType, Engine
 
 _TRAINING = frozenset(f.name for f in fields(TrainOptions)) - {"model", "out", "data", "seed", "max_steps"}
 _ROW = _TRAINING | {"like", "share", "title"}
@@ -85,8 +86,8 @@ class Recipe:
     side_seeds: int = 1
     limit: int | None = None
     tasks: str = "cme,cme_ll"
-    engine: str = "hf"
-    dtype: str = "auto"
+    engine: Engine = "hf"
+    dtype: DType = "auto"
     routers: tuple[str, ...] = ()
     router_limit: int = 50
     subject_limit: int = 20

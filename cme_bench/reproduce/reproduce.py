@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from cme_bench.errors import InterruptedRun
 from cme_bench.reproduce.claims import check_claims, claims_json, claims_markdown
 from cme_bench.reproduce.costs import measured_rates, plan_text
 from cme_bench.reproduce.jobs import Folder, all_jobs, pending
+from cme_bench.reproduce.options import Call
 from cme_bench.reproduce.recipe import Recipe
 from cme_bench.reproduce.results import write_all_figures, write_summary, write_tables
 from cme_bench.reproduce.state import pack, publish, unpack
@@ -30,21 +30,6 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
         return plan_text(recipe, measured_rates(recipe, folder, bench, note), folder)
     finally:
         bench.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of the command. minutes: until it stops; None: as long as it takes. state: folder that carries
-    what is done from machine to machine. published: where results are copied. helper_command: starts a
-    further process of this recipe. is_helper: this is one."""
-
-    out: Path
-    offline: bool = False
-    minutes: float | None = None
-    state: Path | None = None
-    published: Path | None = None
-    helper_command: tuple[str, ...] = ()
-    is_helper: bool = False
 
 
 def reproduce(recipe: Recipe, call: Call, note: Note) -> None:

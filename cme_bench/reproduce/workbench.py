@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cme_bench.analysis.options import RouterOptions
 from cme_bench.analysis.router import interaction_frame, load_frame, mean_by
 from cme_bench.analysis.router_load import measure_router
-from cme_bench.analysis.router_prompts import RouterOptions
 from cme_bench.efficiency.options import EfficiencyOptions
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
@@ -157,7 +157,7 @@ class Workbench:
             adapters=() if row == BASE else (str(self.folder.adapter(row, seed)),),
             data=self.recipe.data,
             limit=self.recipe.limit,
-            prompt_format=str(self.recipe.training.get("prompt_format", "teamlora")),
+            prompt_format=self.recipe.training.get("prompt_format", "teamlora"),
             out=self.folder.run(row, seed),
             offline=self.offline,
         )

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.errors import UsageError
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.training.options import Weighting, check_temperature
 from cme_bench.training.templates import DatasetTemplate, Part, Prompted, SplitFile
+from cme_bench.util.options import check_choice
 
 if TYPE_CHECKING:
     import datasets
-
-WEIGHTINGS = ("proportional", "equal", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +272,8 @@ def mixture_weights(sizes: Sequence[int], weighting: str, temperature: float = 2
 
     T = 1 is proportional, T to infinity equal. Raises UsageError for an unknown weighting or T <= 0.
     """
-    if weighting not in WEIGHTINGS:
-        raise UsageError(f"unknown weighting {weighting!r}{did_you_mean(weighting, WEIGHTINGS)}")
-    if temperature <= 0:
-        raise UsageError(f"--temperature must be above 0, got {temperature}")
+    check_choice(weighting, Weighting, "weighting")
+    check_temperature(temperature)
     power = {"proportional": 1.0, "equal": 0.0, "temperature": 1.0 / temperature}[weighting]
     raw = [size**power for size in sizes]
     return [value / sum(raw) for value in raw]

@@ -4,66 +4,132 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.training.mixture import mixture_weights
+from cme_bench.util.options import (
+    BOS_UNKNOWN,
+    BosMode,
+    DType,
+    FormatName,
+    Model,
+    Offline,
+    Option,
+    check_choices,
+)
 
 DEFAULT_EXPERTS = 4
-SAVE_DTYPES = ("float32", "bfloat16")
+SaveDType = Literal["float32", "bfloat16"]
+Weighting = Literal["proportional", "equal", "temperature"]
+DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learning", "Running"
+"""The headings of the options."""
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos")
+
+
+def parse_fields(pairs: list[str]) -> dict[str, Any]:
+    """Return ``["init=random", "r=4"]`` as a mapping; values are JSON where they can be.
+
+    Raises UsageError for a pair without '='.
+    """
+    fields = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set {pair}: write FIELD=VALUE")
+        try:
+            fields[key] = json.loads(value)
+        except json.JSONDecodeError:
+            fields[key] = value
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """The arguments of ``cme-bench train``; see its help for their meaning. None: the method's own default.
+    """The arguments of a training. None: the method's own default.
 
     ``rank`` is that of one expert; ``settings`` are further fields of the method's PEFT config.
     """
 
-    model: str
-    method: str
-    out: Path
-    data: str = "hub"
-    datasets: str = "all"
-    weighting: str = "proportional"
-    temperature: float = 2.0
-    samples: int | None = None
-    cap: int | None = None
-    holdout: int = 0
-    rank: int = 16
-    experts: int | None = None
-    alpha: float | None = None
-    dropout: float = 0.05
-    targets: str = "ffn"
-    preset: str | None = None
-    scaling: str | None = None
-    collaboration: bool = True
-    competition: bool = True
-    balance_loss: float = 0.0
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    prompt_format: str = "teamlora"
-    bos: str = "auto"
-    max_length: int = 1024
-    epochs: int = 1
-    max_steps: int | None = None
-    batch_size: int = 8
-    accumulate: int = 1
-    pack: int | None = None
-    learning_rate: float = 2e-4
-    warmup: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    dtype: str = "auto"
-    save_dtype: str = "float32"
-    checkpointing: bool | None = None
-    seed: int = 0
-    save_every: int = 500
-    log_every: int = 10
-    offline: bool = False
+    model: Model
+    method: Annotated[str, Option(f"{', '.join(method_names())}, or one of a --plugin.")]
+    out: Annotated[Path, Option("Folder of the adapter.")]
+    data: Annotated[str, Option("'hub', 'mini', or a folder of DATASET/SPLIT.jsonl.", panel=DATA)] = "hub"
+    datasets: Annotated[str, Option("Comma-separated datasets and domains, or 'all' 22.", panel=DATA)] = "all"
+    weighting: Annotated[
+        Weighting,
+        Option("Share of each dataset: proportional to its size, equal, or size^(1/T).", panel=DATA),
+    ] = "proportional"
+    temperature: Annotated[float, Option("T of --weighting temperature.", panel=DATA)] = 2.0
+    samples: Annotated[int | None, Option("Examples an epoch; default: all items.", panel=DATA)] = None
+    cap: Annotated[int | None, Option("At most N items of each dataset.", panel=DATA)] = None
+    holdout: Annotated[int, Option("Items of each dataset kept for validation.", panel=DATA, minimum=0)] = 0
+    rank: Annotated[int, Option("Rank; of ONE expert.", panel=ADAPTER)] = 16
+    experts: Annotated[int | None, Option("Experts of a routed method; default 4.", panel=ADAPTER)] = None
+    alpha: Annotated[float | None, Option("Scaling numerator; default 2 x rank.", panel=ADAPTER)] = None
+    dropout: Annotated[float, Option("Adapter dropout.", panel=ADAPTER)] = 0.05
+    targets: Annotated[
+        str, Option("ffn, attention, ffn+attention, all-linear, or layer names.", panel=ADAPTER)
+    ] = "ffn"
+    preset: Annotated[str | None, Option("paper or authors-2024-08.", panel=TEAM)] = None
+    scaling: Annotated[str | None, Option("alpha/r, alpha/(k*r) or a number.", panel=TEAM)] = None
+    collaboration: Annotated[bool, Option("One shared down-projection.", panel=TEAM)] = True
+    competition: Annotated[bool, Option("Learnable interaction matrix M.", panel=TEAM)] = True
+    balance_loss: Annotated[float, Option("Weight of the load-balance loss.", panel=ADAPTER)] = 0.0
+    settings: Annotated[
+        Mapping[str, Any],
+        Option(
+            "Any field of the PEFT config.",
+            flag="--set",
+            metavar="FIELD=VALUE",
+            parse=parse_fields,
+            panel=ADAPTER,
+        ),
+    ] = field(default_factory=dict)
+    prompt_format: Annotated[
+        FormatName,
+        Option("Saved with the adapter, and used to evaluate it.", flag="--format", panel=DATA),
+    ] = "teamlora"
+    bos: Annotated[
+        BosMode,
+        Option(
+            "Whether prompts begin with BOS, as for `run`; saved, and followed.", noun=BOS_UNKNOWN, panel=DATA
+        ),
+    ] = "auto"
+    max_length: Annotated[int, Option("Most tokens of an example; longer prompts are cut.", panel=DATA)] = (
+        1024
+    )
+    epochs: Annotated[int, Option("Passes over the mixture.", panel=LEARNING)] = 1
+    max_steps: Annotated[int | None, Option("Optimizer steps, instead of epochs.", panel=LEARNING)] = None
+    batch_size: Annotated[int, Option("Examples a batch and process.", panel=LEARNING)] = 8
+    accumulate: Annotated[int, Option("Batches a step.", panel=LEARNING)] = 1
+    pack: Annotated[
+        int | None,
+        Option(
+            "Lay a batch's examples end to end, about N a row, instead of padding each.",
+            metavar="N",
+            panel=LEARNING,
+        ),
+    ] = None
+    learning_rate: Annotated[float, Option("Peak rate.", panel=LEARNING)] = 2e-4
+    warmup: Annotated[float, Option("Share of warm-up steps.", panel=LEARNING)] = 0.03
+    weight_decay: Annotated[float, Option("On matrices; never on M.", panel=LEARNING)] = 0.0
+    max_grad_norm: Annotated[float, Option("Gradient clipping; 0 for none.", panel=LEARNING)] = 1.0
+    dtype: Annotated[DType, Option("Of the base; the adapter is float32.", panel=RUNNING)] = "auto"
+    save_dtype: Annotated[
+        SaveDType,
+        Option("Of the saved adapter; bfloat16 rounds it and halves the file.", panel=RUNNING),
+    ] = "float32"
+    checkpointing: Annotated[
+        bool | None,
+        Option("Gradient checkpointing (less memory, more time); default: on a GPU.", panel=RUNNING),
+    ] = None
+    seed: Annotated[int, Option("Decides everything random.", panel=LEARNING)] = 0
+    save_every: Annotated[int, Option("Steps between checkpoints.", panel=RUNNING)] = 500
+    log_every: Annotated[int, Option("Steps between writes to loss.csv.", panel=RUNNING)] = 10
+    offline: Offline = False
 
     def identity(self) -> dict[str, Any]:
         """The arguments that decide what is trained; ``out`` and how often to save do not.
@@ -104,7 +170,7 @@ def _installed(method: str) -> bool:
 
 
 def check_options(options: TrainOptions) -> None:
-    """Raises UsageError for every setting that is impossible by itself, naming it."""
+    """Raise UsageError for every setting that is impossible by itself, naming it."""
     known = method_names()
     if options.method not in known and not _installed(options.method):
         hint = did_you_mean(options.method, known)
@@ -112,6 +178,7 @@ def check_options(options: TrainOptions) -> None:
             f"unknown method {options.method!r}{hint} (known: {', '.join(known)}; name a file of yours with "
             "--plugin)"
         )
+    check_choices(options)
     if options.rank < 1:
         raise UsageError(f"--rank must be at least 1, got {options.rank}")
     for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):
@@ -125,29 +192,18 @@ def check_options(options: TrainOptions) -> None:
         raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
     if not 0 <= options.warmup < 1:
         raise UsageError(f"--warmup is a share of the steps, in [0, 1); got {options.warmup}")
-    if options.save_dtype not in SAVE_DTYPES:
-        hint = did_you_mean(options.save_dtype, SAVE_DTYPES)
-        raise UsageError(f"--save-dtype must be {' or '.join(SAVE_DTYPES)}, got {options.save_dtype!r}{hint}")
     for name in ("holdout", "weight_decay", "max_grad_norm", "balance_loss"):
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
-    mixture_weights([1], options.weighting, options.temperature)
+    check_temperature(options.temperature)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise UsageError unless the T of ``size^(1/T)`` is above 0."""
+    if temperature <= 0:
+        raise UsageError(f"--temperature must be above 0, got {temperature}")
 
 
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-
-
-def parse_fields(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["init=random", "r=4"]`` as a mapping; values are JSON where they can be. UsageError without '='."""
-    fields = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set {pair}: write FIELD=VALUE")
-        try:
-            fields[key] = json.loads(value)
-        except json.JSONDecodeError:
-            fields[key] = value
-    return fields

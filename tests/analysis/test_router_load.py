@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters.load import load_adapter
 from cme_bench.analysis import router_load
+from cme_bench.analysis.options import RouterOptions
 from cme_bench.analysis.router import LOAD_COLUMNS, load_frame
 from cme_bench.analysis.router_load import RouterMeasurement, measure_router
-from cme_bench.analysis.router_prompts import RouterOptions
 from cme_bench.cli import main
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.errors import UsageError

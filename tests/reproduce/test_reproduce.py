@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 from cme_bench.cli import app
 from cme_bench.errors import CmeError
 from cme_bench.reproduce.jobs import Folder, all_jobs
+from cme_bench.reproduce.options import Call
 from cme_bench.reproduce.recipe import Recipe, read_recipe
-from cme_bench.reproduce.reproduce import Call, reproduce
+from cme_bench.reproduce.reproduce import reproduce
 from cme_bench.reproduce.state import pack, unpack
 from cme_bench.runs.store import read_records
 

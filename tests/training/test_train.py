@@ -332,7 +332,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"weighting": "even"}, "unknown weighting 'even'"),
     ("lora", {"prompt_format": "chatty"}, "did you mean 'chat'"),
     ("lora", {"learning_rate": 0.0}, "--learning-rate must be above 0"),
-    ("lora", {"save_dtype": "float16"}, "--save-dtype must be float32 or bfloat16, got 'float16'"),
+    ("lora", {"save_dtype": "float16"}, "unknown save dtype 'float16'"),
     ("lora", {"batch_size": 0}, "--batch-size must be at least 1"),
     ("lora", {"pack": 1}, "--pack must be at least 2, got 1"),
     ("lora", {"warmup": 1.5}, "--warmup is a share"),
