@@ -1,4 +1,4 @@
-"""What a user asks of `router` and of `parity`; light to import."""
+"""Options of `router` and of `parity`; light to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user asks of `reproduce`; light to import."""
+"""Options of `reproduce`; light to import."""
 
 from __future__ import annotations
 
