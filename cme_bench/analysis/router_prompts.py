@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cme_bench.adapters.files import CONFIG_FILE, read_config
 from cme_bench.analysis.options import RouterOptions
@@ -23,6 +23,7 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.options import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def open_responder(options: RouterOptions) -> Responder:
         if run.adapter is None:
             raise UsageError(f"{folder} is a run of a base model: only adapters have a router")
         model, adapter = options.model or run.model.path or "", run.adapter.path or ""
-        dtype = options.dtype or run.identity.dtype
+        dtype = options.dtype or cast("DType", run.identity.dtype)
         arguments = read_arguments(run, run_file(folder))
         settings, bos = arguments.settings, arguments.bos
     elif (folder / CONFIG_FILE).is_file():
