@@ -14,6 +14,7 @@ from cme_bench.scoring.extraction import (
     extract_short_answer,
     extract_text,
 )
+from cme_bench.scoring.item_metrics import metrics_of
 from cme_bench.scoring.macro_f1 import NO_ANSWER
 from cme_bench.scoring.maths import extract_math, same_math
 from cme_bench.scoring.numbers import found_number
@@ -23,13 +24,15 @@ from cme_bench.scoring.references import read_number_reference, read_reference
 AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number", "math"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
-METRICS: dict[str, tuple[str, ...]] = {
+_OWN: dict[str, tuple[str, ...]] = {
     "label": ("acc", "f1_macro"),
     "letter": ("acc",),
-    "short": ("em", "f1"),
-    "summary": ("rouge_l", "rouge_1", "rouge_2"),
     "number": ("acc",),
     "math": ("acc",),
+}
+"""By answer type, what finding the answer scores by itself."""
+METRICS: dict[str, tuple[str, ...]] = {
+    type_: (*_OWN.get(type_, ()), *(one.name for one in metrics_of(type_))) for type_ in ANSWER_TYPES
 }
 """Metrics of each answer type; the first stands for the task unless it declares another."""
 
@@ -62,8 +65,8 @@ class ScoredText:
 
 
 def score_text(response: str, gold: GoldAnswer) -> ScoredText:
-    """Return metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc;
-    ``short`` em, f1; ``summary`` rouge_1, _2, _l.
+    """Return metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc; and
+    those that are registered: ``short`` em, f1; ``summary`` rouge_l, _1, _2.
 
     ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
     """
@@ -78,14 +81,10 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             scores = {"acc": float(answer.choice == gold.gold)}
         case "short":
             answer = extract_short_answer(response)
-            accepted = gold.references if answer.text else ()  # nothing equals no reference, not even "The"
-            scores = {
-                "em": metrics.exact_match(answer.text, accepted),
-                "f1": metrics.token_f1(answer.text, accepted),
-            }
+            scores = {}
         case "summary":
             answer = extract_text(response)
-            scores = {**metrics.rouge(answer.text, gold.references)}
+            scores = {}
         case "number":
             answer, right = _number(response, gold)
             scores = {"acc": float(right)}
@@ -93,8 +92,17 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             answer = extract_math(response)
             expected = [read for ref in gold.references if (read := read_reference("math", ref)) is not None]
             scores = {"acc": max((same_math(answer.text, read.text) for read in expected), default=0.0)}
+    accepted = _accepted(gold, answer.text)
+    scores |= {one.name: one.formula(answer.text, accepted) for one in metrics_of(gold.type)}
     scores["answered"] = float(answer.rule != "none")
     return ScoredText(scores, answer)
+
+
+def _accepted(gold: GoldAnswer, answer: str) -> Sequence[str]:
+    """The texts that are right: the references, or the right one of the choices."""
+    if gold.type == "short" and not answer:
+        return ()  # nothing equals no reference, not even "The"
+    return gold.references or gold.choices[gold.gold :][:1]
 
 
 def _number(response: str, gold: GoldAnswer) -> tuple[Extraction, bool]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import regex
 
+from cme_bench.scoring.item_metrics import metric
 from cme_bench.scoring.numerals import read_number, same_value
 from cme_bench.scoring.text import SPACELESS, fold, folded_case, words
 
@@ -69,6 +70,7 @@ def _without_punctuation(text: str, kept: Sequence[tuple[int, int]]) -> str:
     return "".join([*parts, _DROPPED.sub("", text[pos:])])
 
 
+@metric("em", "short")
 def exact_match(prediction: str, references: Sequence[str]) -> float:
     """Return 1.0 if the prediction equals a reference: as normalised texts, or as numbers of one value."""
     pred = normalize_answer(prediction)
@@ -81,6 +83,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
     )
 
 
+@metric("f1", "short")
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """Return SQuAD's bag-of-words F1 against the reference that fits best; 1.0 for an exact match."""
     best = max((_f1(normalize_answer(prediction), normalize_answer(ref)) for ref in references), default=0.0)
@@ -107,6 +110,29 @@ def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
         "rouge_2": float(scores["rouge2"].fmeasure),
         "rouge_l": float(scores["rougeL"].fmeasure),
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _rouge(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
+    return rouge(prediction, references)  # three metrics of one item
+
+
+@metric("rouge_l", "summary")
+def rouge_l(prediction: str, references: Sequence[str]) -> float:
+    """Return ROUGE-L: the longest common subsequence with the best reference, as an F-measure."""
+    return _rouge(prediction, tuple(references))["rouge_l"]
+
+
+@metric("rouge_1", "summary")
+def rouge_1(prediction: str, references: Sequence[str]) -> float:
+    """Return ROUGE-1: the words in common with the best reference, as an F-measure."""
+    return _rouge(prediction, tuple(references))["rouge_1"]
+
+
+@metric("rouge_2", "summary")
+def rouge_2(prediction: str, references: Sequence[str]) -> float:
+    """Return ROUGE-2: the pairs of words in common with the best reference, as an F-measure."""
+    return _rouge(prediction, tuple(references))["rouge_2"]
 
 
 @functools.cache

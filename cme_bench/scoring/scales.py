@@ -70,6 +70,8 @@ AGGREGATED: Mapping[str, tuple[Scale, Better]] = {
     "bits_per_byte": (BITS, "lower"),
 }
 """lm-eval's aggregations that are a formula of their own: the formula decides, whatever a file says."""
+ITEM_SCALES: dict[str, tuple[Scale, Better]] = {}
+"""Scale and direction of the metrics that are registered in :mod:`cme_bench.scoring.item_metrics`."""
 KEEPING = ("mean", "median", "nanmean")
 """Aggregations whose result lies where the items' values lie."""
 
@@ -137,7 +139,11 @@ def measure_of(
     if aggregation in AGGREGATED:
         scale, better = AGGREGATED[aggregation]
         return Measure(scale, better, aggregation)
-    named = metric in SHARES and (aggregation in KEEPING or aggregation.startswith("!function"))
+    scale, better = ITEM_SCALES.get(metric, (SHARE, "higher"))
+    if scale is not SHARE and aggregation in KEEPING:
+        return Measure(scale, better, aggregation)
+    known = metric in SHARES or metric in ITEM_SCALES
+    named = known and (aggregation in KEEPING or aggregation.startswith("!function"))
     if named and all(SHARE.holds(value) for value in values if not math.isnan(value)):
         return Measure(SHARE, _direction(metric, higher), aggregation)
     return Measure(RAW, _direction(metric, higher), aggregation)
@@ -145,5 +151,5 @@ def measure_of(
 
 def _direction(metric: str, higher: bool | None) -> Better:
     if higher is None:
-        return "higher" if metric in SHARES else "unknown"
+        return ITEM_SCALES.get(metric, (SHARE, "higher" if metric in SHARES else "unknown"))[1]
     return "higher" if higher else "lower"

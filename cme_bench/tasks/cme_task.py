@@ -20,6 +20,7 @@ from lm_eval.api.task import ConfigurableTask
 from cme_bench.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 from cme_bench.scoring.macro_f1 import f1_macro
+from cme_bench.scoring.scales import ITEM_SCALES
 
 _EXPRESSION = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
 """A template that is one expression and nothing else."""
@@ -59,7 +60,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 {
                     "metric": name,
                     "aggregation": "f1_macro" if name == "f1_macro" else "mean",
-                    "higher_is_better": True,
+                    "higher_is_better": name not in ITEM_SCALES or ITEM_SCALES[name][1] != "lower",
                 }
                 for name in (*METRICS[self.answer["type"]], "answered")
             ]
