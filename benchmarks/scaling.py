@@ -28,14 +28,14 @@ import torch
 
 from cme_bench.analysis.parity import task_items
 from cme_bench.engines.base import Engine, GenerateResponse
+from cme_bench.engines.inbox import Batches
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.worker import Worker
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import Job
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_source import RaySource
-from cme_bench.runs.responder import Responder, first_prompt
-from cme_bench.runs.session import task_feed
+from cme_bench.runs.responder import Responder
 
 TOLERANCE = 1e-3
 Questions = dict[str, list[Any]]
@@ -53,7 +53,7 @@ class Crew:
         self.pool: Pool = source._pool
         self.places = self.pool.places
         longest = max(request.n_tokens for asked in self.tasks for request in asked)
-        self.job = Job(longest + 1, longest, first_prompt(self.tasks[0][0]))
+        self.job = Job(longest + 1, longest, self.tasks[0][0].prompt)
         self.engine: Engine = source.open(None, self.job)
 
     def start(self) -> None:
@@ -67,7 +67,7 @@ class Crew:
             self.ask([asked[:8]])
 
     def ask(self, tasks: list[list[Any]]) -> dict[int, Any]:
-        return dict(self.engine.serve(task_feed(tasks)))
+        return dict(self.engine.serve(Batches(tasks)))
 
     def measure(self, questions: Questions, workers: int) -> tuple[float, dict[int, Any]]:
         """Seconds, and the answers."""

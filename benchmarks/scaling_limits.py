@@ -35,9 +35,11 @@ from cme_bench.engines.base import (
     EngineStats,
     GenerateRequest,
     GenerateResponse,
-    LoglikelihoodRequest,
     LoglikelihoodResponse,
+    Request,
+    Response,
 )
+from cme_bench.engines.inbox import Given, Inbox
 from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
@@ -77,16 +79,16 @@ class Nothing(Engine):
     def __init__(self) -> None:
         self.stats = EngineStats()
 
-    def loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        for index, request in enumerate(requests):
-            n = len(request.rows)
-            yield index, LoglikelihoodResponse((-1.0,) * n, (False,) * n)
+    def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
+        while batch := inbox.take(wait=True):
+            for number, request in batch:
+                yield number, self._response(request)
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        for index, _ in enumerate(requests):
-            yield index, GenerateResponse("a short answer", 5, "eos")
+    def _response(self, request: Request) -> Response:
+        if isinstance(request, GenerateRequest):
+            return GenerateResponse("a short answer", 5, "eos")
+        n = len(request.rows)
+        return LoglikelihoodResponse((-1.0,) * n, (False,) * n)
 
     def describe(self) -> dict[str, str]:
         return {"engine": "nothing"}
@@ -138,7 +140,7 @@ def sharding(planned: Planned) -> float:
 
 def scoring(planned: Planned) -> float:
     """Seconds an item."""
-    answers = dict(Nothing().serve(enumerate(planned.requests)))
+    answers = dict(Nothing().serve(Given(planned.requests)))
     started = time.process_time()
     for place, item in enumerate(planned.items):
         score_record(planned.task.lm_eval, item.doc, item.instances, stored_response(answers[place]))
@@ -151,9 +153,9 @@ def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
     engine = RayEngine(pool, (), max_length=1 << 30, kind="nothing", note=lambda message: None)
     try:
         while not all(place.ready for place in pool.places):
-            list(engine.serve(enumerate(requests[:2])))
+            list(engine.serve(Given(requests[:2])))
         busy = time.process_time()
-        count = len(list(engine.serve(enumerate(requests))))
+        count = len(list(engine.serve(Given(requests))))
         return (time.process_time() - busy) / count
     finally:
         pool.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest, Request
 from cme_bench.prompts import items as prompts
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import AskOptions, RunOptions
@@ -41,7 +41,7 @@ class Item:
         return self.made.id
 
     @property
-    def request(self) -> LoglikelihoodRequest | GenerateRequest:
+    def request(self) -> Request:
         return self.made.request
 
 
@@ -135,7 +135,7 @@ def task_items(options: AskOptions, responder: Responder) -> Iterator[Item]:
             yield Item(task, item)
 
 
-def _answers(responder: Responder, requests: Sequence[LoglikelihoodRequest | GenerateRequest]) -> list[Any]:
+def _answers(responder: Responder, requests: Sequence[Request]) -> list[Any]:
     found: list[Any] = [None] * len(requests)
     longest = max(request.n_tokens for request in requests)
     for kind in (LoglikelihoodRequest, GenerateRequest):

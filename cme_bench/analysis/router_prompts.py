@@ -18,7 +18,7 @@ from cme_bench.runs.folder import is_run, last_records, read_arguments, read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.planner import Planner
 from cme_bench.runs.records import Identity, TaskRecord
-from cme_bench.runs.responder import Responder, first_prompt
+from cme_bench.runs.responder import Responder
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import open_source
@@ -162,4 +162,4 @@ def _anew(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, s
     for spec in suite.select(asked.tasks):
         task = build_task(spec, suite, source, shots=asked.shots)
         _, items = planner.items(task, responder)
-        yield spec.name, spec.domain, [(first_prompt(item.request), item.doc) for item in items]
+        yield spec.name, spec.domain, [(item.request.prompt, item.doc) for item in items]

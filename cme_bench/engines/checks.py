@@ -1,14 +1,14 @@
-"""What no engine can run, said before anything is computed."""
+"""Checks of requests, before anything is computed: one place for all engines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.requests import GenerateRequest, LoglikelihoodRequest
 
 
 def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], max_length: int) -> None:
-    """ValueError for the first row that cannot be scored, named by its index."""
+    """Raise ValueError for the first row that cannot be scored; the message has its index."""
     for index, request in enumerate(requests):
         for choice, (context, continuation) in enumerate(request.rows):
             if not context:
@@ -21,7 +21,7 @@ def check_loglikelihood(requests: Sequence[LoglikelihoodRequest], max_length: in
 
 
 def check_generate(requests: Sequence[GenerateRequest], max_length: int) -> None:
-    """ValueError for the first request that cannot be run, named by its index."""
+    """Raise ValueError for the first request that cannot be run; the message has its index."""
     for index, request in enumerate(requests):
         if not request.prompt:
             raise ValueError(f"request {index}: the prompt is empty")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, TokenIds
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, TokenIds
 from cme_bench.errors import UsageError, template_problem
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
@@ -79,7 +79,7 @@ class Item:
     prompt: str
     choices: tuple[str, ...]
     target: str
-    request: LoglikelihoodRequest | GenerateRequest
+    request: Request
     instances: tuple[Any, ...]
     truncated: int
 

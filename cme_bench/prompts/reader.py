@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import Request
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import check_requests
 
@@ -34,6 +34,6 @@ class Reader:
         """The special tokens before every prompt, as text."""
         return str(self.tokenizer.decode(list(self.encoder.bos.prefix)))
 
-    def check(self, requests: Iterable[LoglikelihoodRequest | GenerateRequest]) -> None:
+    def check(self, requests: Iterable[Request]) -> None:
         """Check that every token id has an embedding; UsageError if not."""
         check_requests(self.tokenizer, self.embeddings, requests, model=self.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, Request
 from cme_bench.errors import UsageError
 
 
@@ -27,13 +27,7 @@ def check_vocabulary(tokenizer: Any, embeddings: int, highest: int, *, model: st
         )
 
 
-def check_requests(
-    tokenizer: Any,
-    embeddings: int,
-    requests: Iterable[LoglikelihoodRequest | GenerateRequest],
-    *,
-    model: str,
-) -> None:
+def check_requests(tokenizer: Any, embeddings: int, requests: Iterable[Request], *, model: str) -> None:
     """Check that every token id of the requests has an embedding, as :func:`check_vocabulary` does."""
     if _last(tokenizer) >= embeddings:
         highest = max(map(_highest, requests), default=0)
@@ -44,7 +38,7 @@ def _last(tokenizer: Any) -> int:
     return int(max(tokenizer.get_vocab().values()))
 
 
-def _highest(request: LoglikelihoodRequest | GenerateRequest) -> int:
+def _highest(request: Request) -> int:
     if isinstance(request, GenerateRequest):
         return max(request.prompt, default=0)
     contexts = {id(context): context for context, _ in request.rows}  # choices share their context

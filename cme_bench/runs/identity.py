@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import orjson
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, Request
 
 
-def response_key(responder: Mapping[str, str], request: LoglikelihoodRequest | GenerateRequest) -> str:
+def response_key(responder: Mapping[str, str], request: Request) -> str:
     """sha256 over the responder (model and adapter hashes, dtype, engine), the exact token ids, and the
     sampling parameters: one token, weight or setting changed is another key."""
     digest = hashlib.sha256(orjson.dumps(dict(responder), option=orjson.OPT_SORT_KEYS))

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
+from cme_bench.engines.base import Engine, Request
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
@@ -112,7 +112,7 @@ class Responder:
             **({} if dtype == "float32" else {"logits": "float32"}),
         }
 
-    def engine(self, first: LoglikelihoodRequest | GenerateRequest, longest: int | None = None) -> Engine:
+    def engine(self, first: Request, longest: int | None = None) -> Engine:
         """Return the engine, made when it is first asked for.
 
         Args:
@@ -123,7 +123,7 @@ class Responder:
         """
         if self._engine is None:
             most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
-            job = Job(most, longest or most, first_prompt(first))
+            job = Job(most, longest or most, first.prompt)
             self._engine = self.engines.open(self.adapter, job, self._stopping)
         return self._engine
 
@@ -138,8 +138,3 @@ class Responder:
             self._engine.close()
             self.engines.release()
             self._engine = None
-
-
-def first_prompt(request: LoglikelihoodRequest | GenerateRequest) -> TokenIds:
-    """Return the prompt of a request; of its first choice, where there are several."""
-    return request.prompt if isinstance(request, GenerateRequest) else request.rows[0][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections import deque
@@ -11,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.engines.base import Feed, UnansweredError
+from cme_bench.engines.base import Response, UnansweredError
+from cme_bench.engines.inbox import Batches
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError
 from cme_bench.prompts.items import Item
@@ -97,11 +97,11 @@ class Session:
             self.listener.start(part.name, total=len(part.plan.items), done=part.stored)
             self.listener.advance(part.done - part.stored)
 
-    def _serve(self, parts: Sequence[_Part]) -> Iterator[tuple[int, Any]]:
-        """Responses to what is pending, by number in the order of parts and items."""
-        asked = [[part.plan.items[i].request for i in part.pending] for part in parts if part.pending]
-        if asked:
-            yield from self.responder.engine(asked[0][0], self.longest).serve(task_feed(asked))
+    def _serve(self, parts: Sequence[_Part]) -> Iterator[tuple[int, Response]]:
+        """Yield responses to what is pending, by number in the order of items; a task is a batch."""
+        tasks = [[part.plan.items[i].request for i in part.pending] for part in parts if part.pending]
+        if tasks:
+            yield from self.responder.engine(tasks[0][0], self.longest).serve(Batches(tasks))
 
     def records(self, plan: Plan) -> Iterator[Record]:
         """The stored records of a task as it is now, one at a time."""
@@ -130,15 +130,6 @@ class _Part:
     def record(self, i: int, response: Any) -> Record:
         plan = self.plan
         return _record(plan, plan.items[i], plan.keys[i], self.hash, stored_response(response))
-
-
-def task_feed(asked: Sequence[Sequence[Any]]) -> Feed:
-    """The requests of some tasks, task by task, numbered throughout."""
-    numbers = itertools.count()
-    for requests in asked:
-        for request in requests:
-            yield next(numbers), request
-        yield None
 
 
 def _by_part(

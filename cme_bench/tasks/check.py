@@ -315,7 +315,7 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
     except UsageError as error:
         checked.add("error", [str(error)])
         return
-    lengths = [_length(item) + item.truncated for item in items]
+    lengths = [item.request.n_prompt + item.truncated for item in items]
     if reader.encoder.bos.changed:
         checked.facts.append(f"every prompt begins with {reader.begin!r} ({reader.encoder.bos.reason})")
     checked.facts += form.notes
@@ -329,11 +329,6 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
             for item in cut
         ],
     )
-
-
-def _length(item: Any) -> int:
-    request = item.request
-    return len(request.prompt) if hasattr(request, "prompt") else max(len(c) for c, _ in request.rows)
 
 
 def check_path(

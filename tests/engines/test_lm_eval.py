@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.inbox import Given, Inbox
 from cme_bench.engines.lm_eval import CmeHF, EngineLM
 from cme_bench.errors import UsageError
 from cme_bench.prompts.encode import Encoder
@@ -65,13 +66,10 @@ class RecordingEngine(Engine):
         self.inner, self.max_length, self.stats = inner, inner.max_length, inner.stats
         self.asked: list[Any] = []
 
-    def loglikelihood(self, requests: Any) -> Iterator[Any]:
+    def serve(self, inbox: Inbox) -> Iterator[Any]:
+        requests = [request for _, request in inbox.take(wait=True)]
         self.asked.extend(requests)
-        return self.inner.loglikelihood(requests)
-
-    def generate(self, requests: Any) -> Iterator[Any]:
-        self.asked.extend(requests)
-        return self.inner.generate(requests)
+        return self.inner.serve(Given(requests))
 
     def describe(self) -> dict[str, str]:
         return self.inner.describe()

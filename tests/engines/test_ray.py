@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,16 @@ from cme_bench.engines.base import (
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
+    Request,
+    Response,
     UnansweredError,
 )
+from cme_bench.engines.inbox import Batches, Inbox
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import Cluster, Crew
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.errors import CmeError, UsageError
-from cme_bench.runs.session import task_feed
 
 pytestmark = [
     pytest.mark.slow,  # ray takes some seconds to start
@@ -44,22 +46,21 @@ class Sums(Engine):
 
     def __init__(self, offset: float) -> None:
         self.max_length = 1000
-        self.appetite = 40
+        self.target_in_flight = 40
         self.stats = EngineStats()
         self.offset = offset
 
-    def loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        for index, request in enumerate(requests):
-            self._meet(index, request.rows[0][0])
-            scores = tuple(self.offset + sum(context + choice) for context, choice in request.rows)
-            yield index, LoglikelihoodResponse(scores, (True,) * len(scores))
+    def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
+        while batch := inbox.take(wait=True):
+            for number, request in batch:
+                self._meet(number, request.prompt)
+                yield number, self._response(request)
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        for index, request in enumerate(requests):
-            self._meet(index, request.prompt)
-            yield index, GenerateResponse(str(request.prompt), len(request.prompt), "eos")
+    def _response(self, request: Request) -> Response:
+        if isinstance(request, GenerateRequest):
+            return GenerateResponse(str(request.prompt), len(request.prompt), "eos")
+        scores = tuple(self.offset + sum(context + choice) for context, choice in request.rows)
+        return LoglikelihoodResponse(scores, (True,) * len(scores))
 
     def _meet(self, index: int, tokens: tuple[int, ...]) -> None:
         if DEADLY in tokens:
@@ -165,7 +166,7 @@ def test_the_next_task_begins_while_the_last_one_ends(bench: Bench) -> None:
     first[7] = LoglikelihoodRequest((((SLOW,) * 50, (1,)),))
     engine = bench.engine()
     collect(engine.loglikelihood(questions(300, SLOW)))  # both workers are there
-    order = [index for index, _ in engine.serve(task_feed([first, second]))]
+    order = [index for index, _ in engine.serve(Batches([first, second]))]
     assert sorted(order) == list(range(133))
     assert order.index(7) > order.index(34), "the long one of the first task ends after the second began"
 

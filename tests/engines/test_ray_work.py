@@ -151,9 +151,9 @@ def fill(work: Work, worker: int, hands: list[Hand]) -> None:
         hands[worker].give(shard)
 
 
-def test_an_engine_with_a_large_appetite_has_so_many_in_work_while_there_are() -> None:
+def test_an_engine_with_a_large_target_has_so_many_in_work_while_there_are() -> None:
     work = work_of(prompts(6000), 2)
-    hands = [Hand(appetite=512), Hand(appetite=512)]
+    hands = [Hand(target_in_flight=512), Hand(target_in_flight=512)]
     left = 6000
     while left:
         for worker, hand in enumerate(hands):
@@ -167,7 +167,7 @@ def test_an_engine_with_a_large_appetite_has_so_many_in_work_while_there_are() -
 def test_who_is_ready_first_leaves_the_others_their_part() -> None:
     """Two workers want all 800 at once; one of them is still loading its model."""
     work = work_of(prompts(800), 2)
-    hands = [Hand(appetite=512), Hand()]
+    hands = [Hand(target_in_flight=512), Hand()]
     fill(work, 0, hands)
     assert len(hands[0].unanswered) == pytest.approx(400, abs=20)
     for request in list(hands[0].unanswered)[:320]:
@@ -181,10 +181,10 @@ def test_who_is_ready_first_leaves_the_others_their_part() -> None:
 
 @pytest.mark.parametrize("speeds", [(1.0, 1.1), (1.0, 1.5), (1.0, 1.0, 0.9, 1.3)])
 def test_workers_of_unlike_speed_finish_together(speeds: tuple[float, ...]) -> None:
-    """Each answers its whole appetite at a time, as a busy engine does."""
-    count, appetite = 10_000, 512
+    """Each has its whole target in work at a time, as a busy engine does."""
+    count, target = 10_000, 512
     work = work_of(prompts(count), len(speeds))
-    hands = [Hand(appetite) for _ in speeds]
+    hands = [Hand(target) for _ in speeds]
     clocks = [0.0 for _ in speeds]
     while True:
         for worker in range(len(speeds)):

@@ -21,9 +21,10 @@ from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, Te
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
-from cme_bench.engines.base import Feed
+from cme_bench.engines.inbox import Batches, Numbered
 from cme_bench.engines.logits import LogitsError
-from cme_bench.engines.vllm.engine import _scoring
+from cme_bench.engines.vllm.choices import Tail
+from cme_bench.engines.vllm.questions import ScoringCall
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
 from tests.support.tiny_llama import random_llama, save_checkpoint
@@ -152,8 +153,9 @@ def test_steps_that_end_within_a_choice_are_exact(bench: Bench, monkeypatch: pyt
 def test_only_the_tokens_of_a_choice_are_scored(bench: Bench) -> None:
     """As many as asked for, after the place of the first token, which has no probability."""
     bench.host.use(None, None)
-    params = _scoring((7,), 3, past_cache=False)
-    [(_, output)] = bench.host.stream([(0, ids(40), params)], window=1)
+    with bench.host.flight() as flight:
+        flight.add(ScoringCall(0, Tail(ids(37), (*ids(40)[37:], 7))))
+        [(_, output)] = flight.finish()
     assert len(output.prompt_logprobs) == 1 + 3
 
 
@@ -227,33 +229,41 @@ def test_an_adapter_that_does_nothing_is_refused(bench: Bench, base: Path) -> No
         bench.vllm(base.parent / "idle").check_liveness("'idle'", ids(9))
 
 
+class Trickle:
+    """Half of the requests, then nothing at every other look, else three more."""
+
+    def __init__(self, requests: list[LoglikelihoodRequest]) -> None:
+        self.later: list[Numbered] = list(enumerate(requests))
+        self.unanswered: set[int] = set()
+        self.looks = 0
+
+    def take(self, *, wait: bool) -> list[Numbered]:
+        assert not (wait and self.unanswered), "whoever owes a response does not wait"
+        self.looks += 1
+        count = len(self.later) // 2 if self.looks == 1 else 3 if wait or self.looks % 2 else 0
+        batch, self.later = self.later[:count], self.later[count:]
+        self.unanswered |= {number for number, _ in batch}
+        return batch
+
+    @property
+    def closed(self) -> bool:
+        return not self.later
+
+
 def test_what_is_fed_while_it_computes_is_answered_alike(bench: Bench, adapters: dict[str, Path]) -> None:
     """Half of the questions come later, three at a time; equal ones and choices from the cache among them."""
     engine = bench.vllm(adapters["teamlora"])
     asked = questions()
     asked += asked[:3]
-    waiting: set[int] = set()
-
-    def feed() -> Feed:
-        later = list(range(len(asked) // 2, len(asked)))
-        for index in range(len(asked) // 2):
-            waiting.add(index)
-            yield index, asked[index]
-        while later:
-            yield None
-            for index in later[:3]:
-                waiting.add(index)
-                yield index, asked[index]
-            del later[:3]
-
+    inbox = Trickle(asked)
     found: dict[int, Any] = {}
-    for index, response in engine.serve(feed()):
-        waiting.remove(index)
-        found[index] = response
-    assert not waiting
+    for number, response in engine.serve(inbox):
+        inbox.unanswered.remove(number)
+        found[number] = response
+    assert not inbox.unanswered
     assert_alike([found[i] for i in range(len(asked))], answers(engine, asked))
     prompts = [GenerateRequest(ids(5 + i % 3, i), 6) for i in range(9)]
-    served = dict(engine.serve(iter([*enumerate(prompts[:4]), None, *list(enumerate(prompts))[4:]])))
+    served = dict(engine.serve(Batches([prompts[:4], prompts[4:]])))
     assert served == dict(engine.generate(prompts))
 
 

@@ -29,7 +29,8 @@ def ask(*, dead: bool) -> None:
     host = Host(Path("model"), "float32", VllmSettings())
     engine = ClosedSocket(engine_core=SimpleNamespace(resources=SimpleNamespace(engine_dead=dead)))
     host.adopt(SimpleNamespace(llm_engine=engine), 100)
-    list(host.stream([(0, [1, 2], None)], window=1))
+    with host.flight() as flight:
+        flight.add(SimpleNamespace(number=0, prompt=(1, 2), params=None))
 
 
 def test_any_error_of_a_dead_engine_says_that_it_died() -> None:

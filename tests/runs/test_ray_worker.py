@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from cme_bench.engines.base import LoglikelihoodRequest, UnansweredError
+from cme_bench.engines.base import UnansweredError
 from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.engines.inbox import Given, Inbox
 from cme_bench.engines.ray.cluster import Crew
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
@@ -58,13 +59,14 @@ def test_workers_on_cores_get_their_share_of_threads(tiny_checkpoint: Path) -> N
 def test_items_that_no_worker_survived_are_named_and_the_rest_is_scored(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = HFEngine.loglikelihood
+    original = HFEngine.serve
 
-    def without_the_fourth(self: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> Iterator[Any]:
-        yield from (answer for answer in original(self, requests) if answer[0] != 3)
+    def without_the_fourth(self: HFEngine, inbox: Inbox) -> Iterator[Any]:
+        first = inbox.take(wait=True)
+        yield from (answer for answer in original(self, Given([r for _, r in first])) if answer[0] != 3)
         raise UnansweredError({3: "its process was killed"})
 
-    monkeypatch.setattr(HFEngine, "loglikelihood", without_the_fourth)
+    monkeypatch.setattr(HFEngine, "serve", without_the_fourth)
     folder = tmp_path / "r"
     with pytest.raises(
         CmeError, match=r"r: cme_rte_ll, item 3 \(its process was killed\); all other items are scored"

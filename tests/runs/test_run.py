@@ -7,7 +7,7 @@ import csv
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.engines.base import Engine, Feed, GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.engines.inbox import Inbox
 from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.reports.near_ties import tie_notes
@@ -200,15 +201,15 @@ def test_a_signal_stops_after_the_window_and_the_rest_follows(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     whole = run(options(tiny_checkpoint, tmp_path / "whole", tasks="cme_rte_ll"))
-    original = HFEngine.loglikelihood
+    original = HFEngine.serve
 
-    def interrupted(self: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> Iterator[Any]:
-        for count, answer in enumerate(original(self, requests)):
+    def interrupted(self: HFEngine, inbox: Inbox) -> Iterator[Any]:
+        for count, answer in enumerate(original(self, inbox)):
             yield answer
             if count == 3:
                 os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(HFEngine, "loglikelihood", interrupted)
+    monkeypatch.setattr(HFEngine, "serve", interrupted)
     monkeypatch.setattr("cme_bench.runs.session.WINDOW_ITEMS", 2)
     with pytest.raises(InterruptedRun, match="resumes"):
         run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
@@ -237,10 +238,10 @@ def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
     """All of a later task is there before the last answer of the first; then the engine fails."""
     tasks = "cme_rte_ll,cme_boolq_ll,cme_sst2_ll"
     whole = run(options(tiny_checkpoint, tmp_path / "whole", tasks=tasks))
-    original = Engine.serve
+    original = HFEngine.serve
 
-    def ahead(self: HFEngine, feed: Feed) -> Iterator[Any]:
-        answers = list(original(self, feed))
+    def ahead(self: HFEngine, inbox: Inbox) -> Iterator[Any]:
+        answers = list(original(self, inbox))
         late = [answer for answer in answers if answer[0] == 0]
         early = [answer for answer in answers if 12 <= answer[0] < 24]
         yield from (answer for answer in answers if 0 < answer[0] < 12)
@@ -335,14 +336,14 @@ def test_float32_responses_keep_their_identity(tiny_checkpoint: Path, tmp_path: 
 def test_ties_are_counted_and_warned_of(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = HFEngine.loglikelihood
+    own = HFEngine.serve
 
-    def tied(self: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> Iterator[tuple[int, Any]]:
-        for index, response in own(self, requests):
+    def tied(self: HFEngine, inbox: Inbox) -> Iterator[tuple[int, Any]]:
+        for index, response in own(self, inbox):
             equal = (response.logprobs[0],) * len(response.logprobs)
             yield index, replace(response, logprobs=equal) if index == 0 else response
 
-    monkeypatch.setattr(HFEngine, "loglikelihood", tied)
+    monkeypatch.setattr(HFEngine, "serve", tied)
     folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
     results = content(folder, "results.json")["cme"]
     assert results["tasks"]["cme_rte_ll"]["quality"]["ties"] == pytest.approx(1 / 12)

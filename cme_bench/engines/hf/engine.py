@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -18,8 +18,9 @@ from cme_bench.engines.base import (
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
+    Request,
+    Response,
 )
-from cme_bench.engines.checks import check_generate, check_loglikelihood
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import adapter_positions, alone_session, why_alone
@@ -34,12 +35,13 @@ from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.tree import PackForward, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.trials import caches, pads
+from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.plan import Pack, chain_packs, plan_groups, plan_packs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GPU_APPETITE = 512
+GPU_TARGET = 512
 """A step of generation takes a GPU about as long for a few sequences as for many."""
 
 
@@ -79,7 +81,7 @@ class HFEngine(Engine):
         if tokens_per_batch is None:
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
-        self.appetite = 1 if self.device.type == "cpu" else GPU_APPETITE
+        self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
         self.limits = plan_limits(base.config, self.device, self.budget.tokens)
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain
@@ -88,24 +90,26 @@ class HFEngine(Engine):
         self._forward = CausalForward(model, self.device)
         self._decoder = generation.GreedyDecoder(tokenizer, generation.end_token_ids(base, tokenizer))
 
-    def loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        """Responses in the order in which batches finish, longest requests first.
+    def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
+        """As ``Engine.serve``, batch by batch.
 
-        Raises ValueError for a row longer than ``max_length``, before anything is computed; CmeError when
-        one row alone exceeds the memory, or logits are NaN.
+        Likelihoods come as packs finish, the longest requests first; texts as batches finish, prompts that
+        share a prefix together.
         """
-        check_loglikelihood(requests, self.max_length)
-        return self._loglikelihood(requests)
+        return batch_by_batch(inbox, self._answer)
+
+    def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        """Answer one batch, which is of one kind; numbers are places in it."""
+        if isinstance(requests[0], GenerateRequest):
+            return self._generate(cast("Sequence[GenerateRequest]", requests))
+        return self._loglikelihood(cast("Sequence[LoglikelihoodRequest]", requests))
 
     def _loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
     ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
         rows = scoring.plan_rows(requests)
         for index, response in scoring.collect_responses(requests, self._scored(rows)):
-            self.stats.requests += 1
-            self.stats.tokens_rowwise += sum(len(c) + len(t) - 1 for c, t in requests[index].rows if t)
+            self.stats.count(requests[index], response)
             yield index, response
 
     def _scored(
@@ -175,22 +179,11 @@ class HFEngine(Engine):
             self.stats.tokens_padding += len(rows) * max(row.n_input for row in rows) - computed
         return scores
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        """Responses as batches finish; prompts that share a prefix together, the longest first.
-
-        Raises ValueError when prompt and new tokens exceed ``max_length``, before anything is computed;
-        CmeError as ``loglikelihood`` does.
-        """
-        check_generate(requests, self.max_length)
-        return self._generate(requests)
-
     def _generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
         for rows, session in self._generation_groups(requests):
             decode = functools.partial(self._decode, session)
             for row, response in run_batches(rows, self.budget, decode):
-                self.stats.requests += 1
-                self.stats.tokens_generated += response.n_tokens
-                self.stats.tokens_rowwise += len(row.request.prompt) + response.n_tokens - 1
+                self.stats.count(row.request, response)
                 yield row.index, response
 
     def _generation_groups(

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from cme_bench.engines.base import (
-    Engine,
-    EngineStats,
-    Feed,
-    GenerateRequest,
-    GenerateResponse,
-    LoglikelihoodRequest,
-    LoglikelihoodResponse,
-    UnansweredError,
-    gathered,
-)
-from cme_bench.engines.checks import check_generate, check_loglikelihood
+from cme_bench.engines.base import Engine, EngineStats, Response, UnansweredError
+from cme_bench.engines.inbox import Inbox
 from cme_bench.engines.ray.cluster import alive_nodes, plan_crew
-from cme_bench.engines.ray.pool import STARTS, Opening, Place, Pool, Requests, WorkerDiedError
-from cme_bench.engines.ray.work import Work
+from cme_bench.engines.ray.dealing import Dealing
+from cme_bench.engines.ray.pool import Opening, Place, Pool, WorkerDiedError
 from cme_bench.engines.ray.worker import Answers
 from cme_bench.errors import CmeError, UsageError
 
-MOST_LOST = 8
-"""With more questions than this that no worker survives, the fault is not theirs."""
 WAIT_SECONDS = 1.0
 NOTE_SECONDS = 60.0
 NO_ROOM_SECONDS = 120.0
@@ -61,83 +48,44 @@ class RayEngine(Engine):
         for place in pool.places:
             place.failures = 0
 
-    def loglikelihood(
-        self, requests: Sequence[LoglikelihoodRequest]
-    ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-        """Responses as they arrive. Raises what a worker's engine raises, and UnansweredError."""
-        check_loglikelihood(requests, self.max_length)
-        return self.serve(enumerate(requests))
+    def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
+        """As ``Engine.serve``: a batch is dealt at once, the next one when a worker has too little to do.
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[tuple[int, GenerateResponse]]:
-        """As ``loglikelihood``."""
-        check_generate(requests, self.max_length)
-        return self.serve(enumerate(requests))
-
-    def serve(self, feed: Feed) -> Iterator[tuple[int, Any]]:
-        """As ``Engine.serve``: what is there is dealt at once, and more is taken when a worker has too little
-        to do. Raises what a worker's engine raises, and UnansweredError at the end."""
-        work = Work(len(self._pool.places))
-        more = gathered(feed)
-        requests: dict[int, Any] = {}
+        Raises what a worker's engine raises, and UnansweredError at the end.
+        """
+        dealing = Dealing(self._pool, self._opening, inbox, self._note)
         watch = _Watch(self._pool, self._note)
         spoke: Sequence[Place] = self._pool.places
         try:
-            while True:
-                if not work and any(place.hand.hungry() for place in self._pool.places):
-                    fresh = dict(next(more, ()))
-                    requests |= fresh
-                    work.add(fresh)
-                if not requests:
-                    break
-                if self._stopping():
-                    return
-                for place in self._pool.places:
-                    if place in spoke or not place.hand:
-                        self._supply(place, work, requests)
+            while dealing.refill() and not self._stopping():
+                dealing.supply(spoke)
                 spoke = self._pool.wait(WAIT_SECONDS)
                 watch.check(spoke)
                 for place in spoke:
-                    for index, response in self._hear(place, work):
-                        del requests[index]
-                        yield index, response
-                for index in work.lost.keys() & requests.keys():
-                    del requests[index]
+                    yield from self._poll(place, dealing)
         finally:
             for place, last in self._pool.finish():
                 self._count(place, last)
-        if work.lost:
-            raise UnansweredError(work.lost)
+        if dealing.lost and not dealing.unanswered:
+            raise UnansweredError(dealing.lost)
 
-    def _supply(self, place: Place, work: Work, requests: Requests) -> None:
-        """Give a place what it lacks: a worker, the right opening, shards."""
-        if place.reply is not None or (not place.hand and not work):
-            return
-        if place.opening != self._opening:
-            wanted = place.actor or work.has_own(place.index) or not any(p.actor for p in self._pool.places)
-            if wanted and place.failures < STARTS:
-                self._pool.open(place, self._opening)
-            return
-        hands = [other.hand for other in self._pool.places]
-        while place.hand.wants_more() and (shard := work.take(place.index, hands)):
-            self._pool.send(place, shard, requests)
-
-    def _hear(self, place: Place, work: Work) -> Iterator[tuple[int, Any]]:
-        """What a worker has to say: that it is ready, answers, or its end."""
+    def _poll(self, place: Place, dealing: Dealing) -> Iterator[tuple[int, Response]]:
+        """Yield the responses that a worker has ready. It may instead say that it is open, or be dead."""
         try:
             if place.reply is not None:
                 self._describe(self._pool.opened(place).description)
                 return
             answers = self._pool.receive(place)
         except WorkerDiedError as error:
-            self._bury(place, work, str(error))
+            dealing.mark_dead(place, str(error))
             return
         if answers is None:
             raise CmeError(f"a worker ({place.where}) left {len(place.hand.unanswered)} requests unanswered")
         self._count(place, answers)
         self._describe(answers.description)
-        for index, response in answers.responses:
-            del place.hand.unanswered[index]
-            yield index, response
+        for number, response in answers.responses:
+            dealing.settle(place, number)
+            yield number, response
 
     def _count(self, place: Place, answers: Answers) -> None:
         self._by_worker[place.serial] = answers.stats
@@ -152,20 +100,6 @@ class RayEngine(Engine):
                 "tie, and the first wins. --dtype float32 does not round"
             )
         self._description = description
-
-    def _bury(self, place: Place, work: Work, reason: str) -> None:
-        """The worker of a place is gone: what it had is done by others, and a new one takes its place."""
-        if place.reply is not None:
-            place.failures += 1
-            self._note(f"worker {place.index + 1} did not start: {reason}")
-        elif place.hand:
-            self._note(f"worker {place.index + 1} ({place.where}) died: {reason}")
-            work.suspect(place.index, place.hand, reason)
-        self._pool.end(place)
-        if len(work.lost) > MOST_LOST:
-            raise CmeError(f"{len(work.lost)} questions in a row killed their workers; the last: {reason}")
-        if all(other.failures >= STARTS for other in self._pool.places):
-            raise CmeError(f"no worker could be started: {reason}")
 
     def describe(self) -> dict[str, str]:
         """What the first worker says of its engine, and how many there are."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import Request
 from cme_bench.engines.ray.cluster import Crew
 from cme_bench.engines.ray.shards import Shard
 from cme_bench.engines.ray.work import Hand
-from cme_bench.engines.ray.worker import INBOX, Answers, Asked, Opened, Source, Worker
+from cme_bench.engines.ray.worker import INBOX, Answers, Opened, Source, Worker
 from cme_bench.errors import CmeError, EngineDiedError, first_line
 
 STARTS = 3
@@ -19,8 +19,8 @@ CLOSE_SECONDS = 10.0
 """For workers to end by themselves; then they are ended."""
 
 Opening: TypeAlias = tuple[Any, ...]
-Requests: TypeAlias = Mapping[int, LoglikelihoodRequest | GenerateRequest]
-"""By index."""
+Requests: TypeAlias = Mapping[int, Request]
+"""By number."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +79,7 @@ class Pool:
         """The reply of a worker that was told to open. Raises WorkerDiedError, or the worker's CmeError."""
         reply: Opened = _fetch(place.reply)
         place.reply, place.ready, place.failures = None, True, 0
-        place.hand.appetite = reply.appetite
+        place.hand.target_in_flight = reply.target_in_flight
         place.where = f"{reply.host}, process {reply.pid}"
         return reply
 
@@ -87,7 +87,7 @@ class Pool:
         """Hand a shard to the worker of a place."""
         if place.stream is None:
             place.stream = place.actor.answer.options(num_returns="streaming").remote()
-        _put(place, [(i, requests[i]) for i in shard.requests])
+        _inbox(place.actor.put).remote([(i, requests[i]) for i in shard.requests])
         place.hand.give(shard)
 
     def receive(self, place: Place) -> Answers | None:
@@ -126,13 +126,13 @@ class Pool:
             if place.hand:
                 self.end(place)
             elif place.stream is not None:
-                _put(place, None)
+                _inbox(place.actor.put_no_more).remote()
         for place in self.places:
             try:
                 while place.stream is not None:
                     answers = self.receive(place)
                     if answers is None:
-                        place.stream, place.hand = None, Hand(place.hand.appetite)
+                        place.stream, place.hand = None, Hand(place.hand.target_in_flight)
                     else:
                         yield place, answers
             except WorkerDiedError:
@@ -155,9 +155,9 @@ def _busy(place: Place) -> bool:
     return place.reply is not None or bool(place.hand)
 
 
-def _put(place: Place, shard: Sequence[Asked] | None) -> None:
-    """Into the worker's inbox; None: the last."""
-    place.actor.put.options(concurrency_group=INBOX).remote(shard)
+def _inbox(method: Any) -> Any:
+    """The worker's ``method`` as one that is called while it computes."""
+    return method.options(concurrency_group=INBOX)
 
 
 def _fetch(reference: Any) -> Any:

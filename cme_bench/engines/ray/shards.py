@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, Request
 from cme_bench.engines.plan import SortedRows
 
 PORTION = 1 / 2
@@ -41,15 +41,13 @@ class Shard:
         return len(self.requests)
 
 
-def plan_shards(
-    requests: Sequence[LoglikelihoodRequest | GenerateRequest], workers: int
-) -> list[deque[Shard]]:
+def plan_shards(requests: Sequence[Request], workers: int) -> list[deque[Shard]]:
     """A queue for each worker, of about the same cost: neighbours in the order of tokens, cut where they
     share little. Every request is in one shard. The plan depends on nothing but its arguments."""
     queues: list[deque[Shard]] = [deque() for _ in range(workers)]
     if not requests:
         return queues
-    rows = SortedRows([(_context(request), (0,)) for request in requests])
+    rows = SortedRows([(request.prompt, (0,)) for request in requests])
     own = np.array([_own_cost(requests[i]) for i in rows.row.tolist()])
     cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + own))))
     start, n = 0, len(requests)
@@ -60,11 +58,7 @@ def plan_shards(
     return queues
 
 
-def _context(request: LoglikelihoodRequest | GenerateRequest) -> tuple[int, ...]:
-    return request.prompt if isinstance(request, GenerateRequest) else request.rows[0][0]
-
-
-def _own_cost(request: LoglikelihoodRequest | GenerateRequest) -> int:
+def _own_cost(request: Request) -> int:
     """Of a question without its prompt."""
     if isinstance(request, GenerateRequest):
         return QUESTION_TOKENS + request.max_new_tokens

@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import Request
 from cme_bench.engines.ray.shards import Shard, plan_shards
 
 AHEAD = 0.25
-"""A worker gets its next shard when so much of the last is unanswered, or less than its engine's appetite: it
-is never without work, and what it has not got yet others may take. (Tokens foretell only roughly how long a
-worker takes.)"""
+"""A worker gets its next shard when so much of the last is unanswered, or less than its engine's target.
+
+It is never without work, and others may take what it has not got yet: tokens foretell only roughly how long a
+worker takes."""
 PARTS = 8
 """What a dead worker had in hand is divided into so many: a level of the search costs one more worker."""
 DEATHS_ALONE = 2
@@ -21,10 +22,10 @@ DEATHS_ALONE = 2
 
 @dataclass(slots=True)
 class Hand:
-    """What a worker has been given. ``appetite``: of its engine; ``last``: the shard that came last;
+    """What a worker has been given. ``target_in_flight``: of its engine; ``last``: the shard that came last;
     ``unanswered``: in order of time."""
 
-    appetite: int = 1
+    target_in_flight: int = 1
     last: Shard | None = None
     unanswered: dict[int, None] = field(default_factory=dict)
 
@@ -43,7 +44,7 @@ class Hand:
 
     def hungry(self) -> bool:
         """Whether the engine would be faster with more."""
-        return len(self.unanswered) < self.appetite
+        return len(self.unanswered) < self.target_in_flight
 
 
 class Work:
@@ -56,7 +57,7 @@ class Work:
         self._queues: list[deque[Shard]] = [deque() for _ in range(workers)]
         self.lost: dict[int, str] = {}
 
-    def add(self, requests: Mapping[int, LoglikelihoodRequest | GenerateRequest]) -> None:
+    def add(self, requests: Mapping[int, Request]) -> None:
         """More to do, by index: a part of about the same cost for each worker."""
         indices = list(requests)
         for worker, shards in enumerate(plan_shards(list(requests.values()), len(self._queues))):
@@ -72,20 +73,29 @@ class Work:
         return bool(self._queues[worker])
 
     def take(self, worker: int, hands: Sequence[Hand]) -> Shard | None:
-        """The next shard of a worker: of its own, else, if it is hungry, the next one of whoever has most
-        waiting, about half of that. Who still computes takes another's only if that one keeps more than it
-        has itself then, and never suspects: they stand alone. ``hands``: of all workers."""
-        hand, queue = hands[worker], self._queues[worker]
-        if not queue and hand.hungry():
-            other = max(range(len(hands)), key=lambda i: sum(shard.cost for shard in self._queues[i]))
-            queue = self._queues[other]
-            if queue and hand:
-                kept = len(hands[other].unanswered) + sum(map(len, queue)) - len(queue[0])
-                if len(hand.unanswered) + len(queue[0]) > kept:
-                    return None
-        if not queue or (hand and queue[0].suspected):
+        """Return the next shard of a worker: of its own, or of another if it has none and is hungry.
+
+        Suspects stand alone: they are taken with empty hands only. ``hands``: of all workers.
+        """
+        queue = self._queues[worker]
+        if not queue and hands[worker].hungry():
+            queue = self._to_steal_from(worker, hands)
+        if not queue or (hands[worker] and queue[0].suspected):
             return None
         return queue.popleft()
+
+    def _to_steal_from(self, worker: int, hands: Sequence[Hand]) -> deque[Shard]:
+        """Return the queue with most waiting; an empty one if the worker should not steal from it.
+
+        A worker with empty hands takes the next shard. One that still computes takes it only if the other
+        then keeps at least as many requests as the worker has.
+        """
+        busiest = max(range(len(hands)), key=lambda i: sum(shard.cost for shard in self._queues[i]))
+        queue, hand = self._queues[busiest], hands[worker]
+        if not queue or not hand:
+            return queue
+        kept = len(hands[busiest].unanswered) + sum(map(len, queue)) - len(queue[0])
+        return queue if len(hand.unanswered) + len(queue[0]) <= kept else deque()
 
     def suspect(self, worker: int, hand: Hand, reason: str) -> None:
         """The worker died over what it had in hand: it comes back in parts, a smaller crowd each time, until

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-from cme_bench.engines.base import (
-    Engine,
-    EngineStats,
-    Feed,
-    GenerateRequest,
-    GenerateResponse,
-    LoglikelihoodRequest,
-    LoglikelihoodResponse,
-)
+from cme_bench.engines.base import Engine, EngineStats, Response
+from cme_bench.engines.inbox import Mailbox, Numbered
 
 INBOX = "inbox"
 """Group of methods that ray calls while others run."""
@@ -25,9 +17,6 @@ BATCH_ITEMS = 64
 BATCH_SECONDS = 0.25
 """Responses travel together, so many or so old, or thrice as many as are left: the driver learns in time that
 a worker will soon have nothing to do."""
-
-Asked: TypeAlias = tuple[int, LoglikelihoodRequest | GenerateRequest]
-"""A request and its index in the whole."""
 
 
 class Source(Protocol):
@@ -44,7 +33,7 @@ class Opened:
 
     host: str
     pid: int
-    appetite: int
+    target_in_flight: int
     description: dict[str, str]
 
 
@@ -53,7 +42,7 @@ class Answers:
     """Responses, each with the index of its request, the engine's counters so far, and what it says of itself
     now that it has answered."""
 
-    responses: tuple[tuple[int, LoglikelihoodResponse | GenerateResponse], ...]
+    responses: tuple[tuple[int, Response], ...]
     stats: EngineStats
     description: dict[str, str]
 
@@ -69,8 +58,7 @@ class Worker:
         os.environ.update(environment)
         self._source: Source | None = None
         self._engine: Engine | None = None
-        self._inbox: queue.SimpleQueue[Sequence[Asked] | None] = queue.SimpleQueue()
-        self._unanswered = 0
+        self._mailbox = Mailbox()
 
     def open(self, make: Callable[[], Source], opening: tuple[Any, ...]) -> Opened:
         """Be ready to answer with ``opening`` (an adapter); ``make`` is called once, by the first."""
@@ -82,39 +70,30 @@ class Worker:
             self._engine = None
         self._engine = self._source.open(*opening)
         engine = self._engine
-        return Opened(os.uname().nodename, os.getpid(), engine.appetite, engine.describe())
+        return Opened(os.uname().nodename, os.getpid(), engine.target_in_flight, engine.describe())
 
-    def put(self, shard: Sequence[Asked] | None) -> None:
-        """Requests to answer, of one kind, each with its index; None: no more will come."""
-        self._inbox.put(shard)
+    def put(self, shard: Sequence[Numbered]) -> None:
+        """Take requests to answer, of one kind, each with its number."""
+        self._mailbox.put(shard)
+
+    def put_no_more(self) -> None:
+        """Let ``answer`` end when everything is answered."""
+        self._mailbox.close()
 
     def answer(self) -> Iterator[Answers]:
-        """Responses to what is put, as the engine finishes them; what is put meanwhile joins in."""
+        """Yield responses to what is put, as the engine finishes them; what is put meanwhile joins in."""
         assert self._engine is not None
-        self._unanswered = 0
-        batch: list[tuple[int, Any]] = []
+        self._mailbox.reopen()
+        batch: list[tuple[int, Response]] = []
         opened = time.monotonic()
-        for answer in self._engine.serve(self._feed()):
+        for n_answered, answer in enumerate(self._engine.serve(self._mailbox), start=1):
             batch.append(answer)
-            self._unanswered -= 1
-            full = len(batch) >= min(BATCH_ITEMS, 3 * self._unanswered)
+            full = len(batch) >= min(BATCH_ITEMS, 3 * (self._mailbox.n_taken - n_answered))
             if full or time.monotonic() - opened > BATCH_SECONDS:
                 yield Answers(tuple(batch), replace(self._engine.stats), self._engine.describe())
                 batch.clear()
                 opened = time.monotonic()
         yield Answers((), replace(self._engine.stats), self._engine.describe())
-
-    def _feed(self) -> Feed:
-        while True:
-            try:
-                shard = self._inbox.get(block=not self._unanswered)
-            except queue.Empty:
-                yield None
-                continue
-            if shard is None:
-                return
-            self._unanswered += len(shard)
-            yield from shard
 
     def close(self) -> None:
         """Free everything; the process is ended next."""

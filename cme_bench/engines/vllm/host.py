@@ -9,17 +9,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from cme_bench.engines.base import TokenIds
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.vllm.flight import Flight
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 from cme_bench.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
-Key = TypeVar("Key")
 WATCH_SECONDS = 1.0
 _UNSURE = Path()
 """In the place of an adapter: what the engine holds is not known, and must be loaded again."""
@@ -119,55 +118,19 @@ class Host:
             )
         self.logits = logits
 
-    def stream(
-        self, requests: Iterable[tuple[Key, TokenIds, Any] | None], window: int
-    ) -> Iterator[tuple[Key, Any]]:
-        """``(key, RequestOutput)`` as requests finish; at most ``window`` are in the engine at a time.
+    def flight(self) -> Flight[Any]:
+        """Return an empty set of requests in flight in the running engine."""
+        return Flight(self, self._llm.llm_engine)
 
-        Args:
-            requests: ``(key, prompt, SamplingParams)``; taken only as there is room. None, which may come
-                while some are in the engine: no more right now.
+    def runs(self, engine: Any) -> bool:
+        """Tell whether ``engine`` is still the running one."""
+        return self._llm is not None and self._llm.llm_engine is engine
 
-        A consumer that stops reading aborts what is in flight. Raises EngineDiedError, with the engine's own
-        last error, if it dies; if it meets NaN, LogitsError of the request whose index is the key, or stands
-        first in it.
+    def failure(self, error: Exception, numbers: Mapping[str, int]) -> CmeError | None:
+        """Return what to raise for an error after which this engine is of no use; None for any other.
+
+        ``numbers``: of the requests in flight, by the name that vLLM knows them by.
         """
-        engine = self._llm.llm_engine
-        flying: dict[str, Key] = {}
-        source = iter(requests)
-        more, count = True, 0
-        try:
-            while more or flying:
-                while more and len(flying) < window:
-                    try:
-                        entry = next(source)
-                    except StopIteration:
-                        more = False
-                        break
-                    if entry is None:
-                        break
-                    key, prompt, params = entry
-                    name = f"{id(flying)}-{count}"
-                    count += 1
-                    flying[name] = key
-                    engine.add_request(name, {"type": "token", "prompt_token_ids": list(prompt)}, params)
-                for output in engine.step() if flying else ():
-                    if output.finished:
-                        yield flying.pop(output.request_id), output
-        except Exception as error:
-            failure = self._failure(error, flying)
-            if failure is None:
-                raise
-            flying.clear()
-            raise failure from error
-        finally:
-            if flying and self._llm is not None:
-                engine.abort_request(list(flying))
-                while engine.has_unfinished_requests():
-                    engine.step()
-
-    def _failure(self, error: Exception, flying: Mapping[str, object]) -> CmeError | None:
-        """What to raise for an error after which this engine is of no use; None for any other."""
         dead = type(error).__name__ == "EngineDeadError" or self._noted_dead()
         reason = (self._last_error() or "its process ended") if dead else first_line(error)
         if not dead and _NAN not in reason:
@@ -177,7 +140,7 @@ class Host:
         else:
             self.close()
         if _NAN in reason:
-            return LogitsError.at(_broken(flying, reason))
+            return LogitsError.at(_broken(numbers, reason))
         return EngineDiedError(
             f"vLLM's engine died: {reason} (log: {self.log}); what was stored is intact, the same command "
             "goes on from there"
@@ -216,12 +179,10 @@ class Host:
         self._spec = self._adapter = None
 
 
-def _broken(asked: Mapping[str, object], reason: str) -> int | None:
-    """Index, which is its key or stands first in it, of the first request whose name, which vLLM may
-    lengthen, stands in ``reason``."""
-    found = (key for name, key in asked.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
-    first = (key[0] if isinstance(key, tuple) else key for key in found)
-    return next((key for key in first if isinstance(key, int)), None)
+def _broken(numbers: Mapping[str, int], reason: str) -> int | None:
+    """Number of the first request whose name, which vLLM may lengthen, stands in ``reason``."""
+    found = (number for name, number in numbers.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
+    return next(found, None)
 
 
 def _wake_when_dead(core: Any) -> None:

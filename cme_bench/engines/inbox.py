@@ -1,0 +1,119 @@
+"""Inboxes: how requests reach an engine, all at once or while it computes."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias
+
+from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.requests import Request, Response
+
+Numbered: TypeAlias = tuple[int, Request]
+"""A request and its number, which its response carries; no number comes twice."""
+
+
+class Inbox(Protocol):
+    """Requests of one kind, for one call of ``Engine.serve``, in batches.
+
+    A batch is what one ``take`` returns. An engine that computes batch by batch answers a batch before it
+    takes the next. An engine that computes continuously takes the next one when it has room.
+    """
+
+    def take(self, *, wait: bool) -> list[Numbered]:
+        """Return the next batch; [] if there is none now.
+
+        ``wait``: block until there is a batch or the inbox is closed. An engine waits only while it owes no
+        response: who fills the inbox may wait for that response first.
+        """
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether no batch will come any more."""
+
+
+class Batches:
+    """An inbox of lists: one list a ``take``, numbered throughout from 0; empty lists are left out."""
+
+    def __init__(self, batches: Iterable[Sequence[Request]]) -> None:
+        numbers = itertools.count()
+        self._left = deque([(next(numbers), request) for request in batch] for batch in batches if batch)
+
+    def take(self, *, wait: bool) -> list[Numbered]:
+        """As ``Inbox.take``; there is never anything to wait for."""
+        return self._left.popleft() if self._left else []
+
+    @property
+    def closed(self) -> bool:
+        return not self._left
+
+
+class Given(Batches):
+    """An inbox of one list, as one batch."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        super().__init__([requests])
+
+
+class Mailbox:
+    """An inbox that another thread fills: a batch is whatever has arrived.
+
+    It may be filled for the next call of ``Engine.serve`` already while it serves one; ``reopen`` goes on
+    with that.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: queue.SimpleQueue[Sequence[Numbered] | None] = queue.SimpleQueue()
+        self._closed = False
+        self.n_taken = 0
+
+    def put(self, requests: Sequence[Numbered]) -> None:
+        """Add requests."""
+        self._arrived.put(requests)
+
+    def close(self) -> None:
+        """Say that no more will come."""
+        self._arrived.put(None)
+
+    def reopen(self) -> None:
+        """Begin with what was put after ``close``."""
+        self._closed = False
+        self.n_taken = 0
+
+    def take(self, *, wait: bool) -> list[Numbered]:
+        """As ``Inbox.take``."""
+        batch: list[Numbered] = []
+        while not self._closed:
+            try:
+                requests = self._arrived.get(block=wait and not batch)
+            except queue.Empty:
+                break
+            if requests is None:
+                self._closed = True
+            else:
+                batch += requests
+        self.n_taken += len(batch)
+        return batch
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+
+def batch_by_batch(
+    inbox: Inbox, answer: Callable[[Sequence[Request]], Iterable[tuple[int, Response]]]
+) -> Iterator[tuple[int, Response]]:
+    """Serve ``inbox`` with a function that answers one batch.
+
+    ``answer`` takes requests and yields ``(place among them, response)``. A LogitsError that it raises gets
+    the number of its request.
+    """
+    while batch := inbox.take(wait=True):
+        try:
+            for place, response in answer([request for _, request in batch]):
+                yield batch[place][0], response
+        except LogitsError as error:
+            number = None if error.request is None else batch[error.request][0]
+            raise LogitsError.at(number, error.where) from error

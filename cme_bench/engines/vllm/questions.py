@@ -1,0 +1,176 @@
+"""Questions in work: what to ask of vLLM for them, and what its outputs answer."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
+
+from cme_bench.engines.base import (
+    GenerateRequest,
+    LoglikelihoodRequest,
+    Request,
+    Response,
+    TokenIds,
+)
+from cme_bench.engines.inbox import Numbered
+from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.stopping import read_answer
+from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
+from cme_bench.engines.vllm.flight import Call
+from cme_bench.engines.vllm.sampling import generating_params, likeliest_params, scoring_params
+
+PROBED_TOKENS = 20
+
+Answered: TypeAlias = tuple[int, Request, Response]
+"""A request with its number and its response."""
+
+
+class Questions(Protocol):
+    """Requests of one kind. True while one of them is unanswered."""
+
+    def __bool__(self) -> bool: ...
+
+    @property
+    def waiting(self) -> bool:
+        """Tell whether something is not asked yet."""
+
+    def add(self, batch: Iterable[Numbered]) -> None:
+        """Take requests on."""
+
+    def next_call(self) -> Call | None:
+        """Return what to ask of vLLM next; None if everything is asked."""
+
+    def read(self, call: Any, output: Any) -> Iterator[Answered]:
+        """Yield the requests that the RequestOutput of ``call`` completes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringCall:
+    """``past_cache``: compute the whole prompt."""
+
+    number: int
+    ask: Ask
+    past_cache: bool = False
+
+    @property
+    def prompt(self) -> TokenIds:
+        return self.ask.prompt
+
+    @property
+    def params(self) -> Any:
+        return scoring_params(self.ask.children, self.ask.scored, past_cache=self.past_cache)
+
+
+class Likelihoods:
+    """Likelihood requests, asked in the ways of ``choices``, for a cache with blocks of ``block`` tokens."""
+
+    def __init__(self, block: int) -> None:
+        self._collector = Collector(block)
+        self._waiting: deque[tuple[int, LoglikelihoodRequest]] = deque()
+        self._calls: deque[ScoringCall] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._collector)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting or self._calls)
+
+    def add(self, batch: Iterable[Numbered]) -> None:
+        self._waiting.extend(cast("Iterable[tuple[int, LoglikelihoodRequest]]", batch))
+
+    def next_call(self) -> ScoringCall | None:
+        while self._waiting and not self._calls:
+            number, request = self._waiting.popleft()
+            self._calls.extend(ScoringCall(number, ask) for ask in self._collector.ask(number, request))
+        return self._calls.popleft() if self._calls else None
+
+    def read(self, call: ScoringCall, output: Any) -> Iterator[Answered]:
+        ask = call.ask
+        if isinstance(ask, Tail) and (output.num_cached_tokens or 0) >= len(ask.context):
+            # tokens of the choice came from the cache: they have no logits
+            self._calls.appendleft(ScoringCall(call.number, ask, past_cache=True))
+            return
+        for number, request, response in self._collector.take(ask, _scores(ask, output)):
+            if any(math.isnan(logprob) for logprob in response.logprobs):
+                raise LogitsError.at(number)
+            yield number, request, response
+
+
+def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
+    found = output.outputs[0]
+    argmax = int(found.token_ids[0])
+    scores = {
+        (ask.prompt, token): Score(float(found.logprobs[0][token].logprob), argmax == token)
+        for token in ask.children
+    }
+    if isinstance(ask, Tail):
+        before = ask.continuation[:-1]
+        for depth, token in enumerate(before):
+            place = output.prompt_logprobs[depth - len(before)][token]
+            scores[ask.context + before[:depth], token] = Score(float(place.logprob), place.rank == 1)
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratingCall:
+    """``end_ids`` end the continuation."""
+
+    number: int
+    request: GenerateRequest
+    end_ids: frozenset[int]
+
+    @property
+    def prompt(self) -> TokenIds:
+        return self.request.prompt
+
+    @property
+    def params(self) -> Any:
+        return generating_params(self.request.max_new_tokens, self.request.stop, self.end_ids)
+
+
+class Continuations:
+    """Generation requests, one call each. Text and reason come from the token ids alone, as in any engine."""
+
+    def __init__(self, end_ids: frozenset[int], decode: Callable[[Sequence[int]], str]) -> None:
+        self._end_ids = end_ids
+        self._decode = decode
+        self._waiting: deque[tuple[int, GenerateRequest]] = deque()
+        self._n_asked = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting or self._n_asked)
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, batch: Iterable[Numbered]) -> None:
+        self._waiting.extend(cast("Iterable[tuple[int, GenerateRequest]]", batch))
+
+    def next_call(self) -> GeneratingCall | None:
+        if not self._waiting:
+            return None
+        self._n_asked += 1
+        return GeneratingCall(*self._waiting.popleft(), self._end_ids)
+
+    def read(self, call: GeneratingCall, output: Any) -> Iterator[Answered]:
+        tokens = list(output.outputs[0].token_ids)
+        ended = bool(tokens) and tokens[-1] in self._end_ids
+        self._n_asked -= 1
+        yield call.number, call.request, read_answer(call.request, tokens, ended=ended, decode=self._decode)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeCall:
+    """Ask for the likeliest tokens after ``prompt``."""
+
+    number: int
+    prompt: TokenIds
+
+    @property
+    def params(self) -> Any:
+        return likeliest_params(PROBED_TOKENS)
