@@ -42,7 +42,7 @@ Questions = dict[str, list[Any]]
 """Requests of each task."""
 
 
-class Crew:
+class TwoWorkers:
     """Two workers of one kind, of which one or both are asked."""
 
     def __init__(self, options: RunOptions, cases: dict[str, Questions]) -> None:
@@ -51,18 +51,18 @@ class Crew:
         assert isinstance(source, RaySource)
         self.source: RaySource = source
         self.pool: Pool = source._pool
-        self.places = self.pool.places
+        self.slots = self.pool.slots
         longest = max(request.n_tokens for asked in self.tasks for request in asked)
         self.job = Job(longest + 1, longest, self.tasks[0][0].prompt)
         self.engine: Engine = source.open(None, self.job)
 
     def start(self) -> None:
         """Load both, bind each to its core, and let each answer a few questions."""
-        while not all(place.ready for place in self.places):
+        while not all(slot.ready for slot in self.slots):
             self.ask([self.tasks[0][:4]])
-        if not self.pool.crew.gpus:
-            for core, place in zip(sorted(os.sched_getaffinity(0)), self.places, strict=False):
-                bind(int(place.where.split()[-1]), core)
+        if not self.pool.plan.gpus:
+            for core, slot in zip(sorted(os.sched_getaffinity(0)), self.slots, strict=False):
+                bind(int(slot.where.split()[-1]), core)
         for asked in self.tasks:
             self.ask([asked[:8]])
 
@@ -73,12 +73,12 @@ class Crew:
         """Seconds, and the answers."""
         import ray
 
-        ray.get([place.actor.__ray_call__.remote(forget) for place in self.places])
-        self.pool.places = self.places[:workers]
+        ray.get([slot.actor.__ray_call__.remote(forget) for slot in self.slots])
+        self.pool.slots = self.slots[:workers]
         started = time.perf_counter()
         answers = self.ask(list(questions.values()))
         seconds = time.perf_counter() - started
-        self.pool.places = self.places
+        self.pool.slots = self.slots
         return seconds, answers
 
     def close(self) -> None:
@@ -118,16 +118,16 @@ def measure(
     kind: str, options: RunOptions, cases: dict[str, Questions], rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and result of each case."""
-    crew = Crew(options, cases)
+    two = TwoWorkers(options, cases)
     try:
-        crew.start()
+        two.start()
         for case, questions in cases.items():
             n = sum(map(len, questions.values()))
             seconds: dict[int, list[float]] = {1: [], 2: []}
             for turn in range(rounds):
                 found = {}
                 for workers in (1, 2) if turn % 2 == 0 else (2, 1):
-                    took, found[workers] = crew.measure(questions, workers)
+                    took, found[workers] = two.measure(questions, workers)
                     seconds[workers].append(took)
             ratio = statistics.median(a / b for a, b in zip(seconds[1], seconds[2], strict=True))
             gap = difference(found[1], found[2])
@@ -142,7 +142,7 @@ def measure(
                 {"questions": n, "seconds": seconds, "ratio": ratio, "difference": gap},
             )
     finally:
-        crew.close()
+        two.close()
 
 
 def keep(results: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

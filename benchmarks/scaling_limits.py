@@ -44,7 +44,7 @@ from cme_bench.engines.ray.cluster import Cluster
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.shards import plan_shards
-from cme_bench.engines.ray.work import Hand, Work
+from cme_bench.engines.ray.work import InFlight, Work
 from cme_bench.engines.ray.worker import BATCH_ITEMS
 from cme_bench.prompts.items import Item
 from cme_bench.reports.runs import open_run
@@ -65,7 +65,7 @@ from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
 TASKS = "cme_boolq,cme_rte_ll"
-APPETITE = 512
+TARGET_IN_FLIGHT = 512
 """Requests that a worker on a GPU likes to have in work."""
 CHECKPOINTS, WORKERS = 1000, 800
 """What is simulated: so many adapters of one base, on 100 nodes of 8 GPUs."""
@@ -149,10 +149,10 @@ def scoring(planned: Planned) -> float:
 
 def dealing(cluster: Cluster, requests: Sequence[Any]) -> float:
     """Processor seconds an item of the driver, with workers that compute nothing."""
-    pool = Pool(cluster.crew, NothingSource, {})
+    pool = Pool(cluster.plan, NothingSource, {})
     engine = RayEngine(pool, (), max_length=1 << 30, kind="nothing", note=lambda message: None)
     try:
-        while not all(place.ready for place in pool.places):
+        while not all(slot.ready for slot in pool.slots):
             list(engine.serve(Given(requests[:2])))
         busy = time.process_time()
         count = len(list(engine.serve(Given(requests))))
@@ -219,7 +219,7 @@ class Simulation:
 
         self._speeds: list[float] = []
         self._work = Work(workers)
-        self._hands = [Hand(APPETITE) for _ in range(workers)]
+        self._in_flight = [InFlight(TARGET_IN_FLIGHT) for _ in range(workers)]
         self._events: list[tuple[float, int, int, int]] = []
         self._life = 0
 
@@ -235,17 +235,17 @@ class Simulation:
                 continue
             self.driver = max(self.driver, at) + count * self.costs.driver
             self.busy += count * self.costs.driver
-            unanswered = self._hands[worker].unanswered
+            unanswered = self._in_flight[worker].unanswered
             for index in list(islice(unanswered, count)):
                 del unanswered[index]
             self._supply(worker, self.driver)
 
     def _supply(self, worker: int, now: float) -> None:
-        hand = self._hands[worker]
-        if not self._work and hand.hungry():
+        in_flight = self._in_flight[worker]
+        if not self._work and in_flight.below_target():
             self._begin(next(self._tasks, 0))
-        while hand.wants_more() and (shard := self._work.take(worker, self._hands)):
-            hand.give(shard)
+        while in_flight.wants_more() and (shard := self._work.take(worker, self._in_flight)):
+            in_flight.give(shard)
             at = max(self.free[worker], now)
             for start in range(0, len(shard), BATCH_ITEMS):
                 batch = shard.requests[start : start + BATCH_ITEMS]
@@ -265,8 +265,8 @@ class Simulation:
         """What worker 0 had not sent goes back; of its batch in work, half is computed twice on average."""
         self._life += 1
         self.free[0] = self.kill_at + self.costs.start
-        lost, self._hands[0] = self._hands[0], Hand(APPETITE)
-        self._work.suspect(0, lost, "killed")
+        lost, self._in_flight[0] = self._in_flight[0], InFlight(TARGET_IN_FLIGHT)
+        self._work.bisect(0, lost, "killed")
         self.repeated = min(BATCH_ITEMS, len(lost.unanswered)) // 2
         now, self.kill_at = self.kill_at, math.inf
         self._supply(0, now)

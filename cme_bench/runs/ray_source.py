@@ -31,8 +31,8 @@ class RaySource(SavedSource):
     def _pool(self) -> Pool:
         from cme_bench.engines.ray.pool import Pool
 
-        crew = self.cluster.crew
-        return Pool(crew, worker_source(self.model, self.options), worker_environment(self.options, crew))
+        plan = self.cluster.plan
+        return Pool(plan, worker_source(self.model, self.options), worker_environment(self.options, plan))
 
     def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
         """What opening an adapter raises in a worker is raised by the first answer."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
-from cme_bench.engines.ray.cluster import Crew
+from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.errors import UsageError
 from cme_bench.models.adapter import resolve_adapter
 from cme_bench.provenance import versions
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from cme_bench.models.loaded import SavedModel
 
 
-def worker_environment(options: ModelOptions, crew: Crew) -> dict[str, str]:
+def worker_environment(options: ModelOptions, plan: WorkerPlan) -> dict[str, str]:
     """Environment variables of a worker."""
     environment = {"TQDM_DISABLE": "1"}
     if options.offline:
         environment["HF_HUB_OFFLINE"] = "1"
-    if not crew.gpus:
+    if not plan.gpus:
         # vLLM's workers of one node would all bind to its first cores
-        environment |= {"OMP_NUM_THREADS": str(crew.cpus), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment |= {"OMP_NUM_THREADS": str(plan.cpus), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return environment
 
 

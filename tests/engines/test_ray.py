@@ -27,7 +27,7 @@ from cme_bench.engines.base import (
 )
 from cme_bench.engines.inbox import Batches, Inbox
 from cme_bench.engines.logits import LogitsError
-from cme_bench.engines.ray.cluster import Cluster, Crew
+from cme_bench.engines.ray.cluster import Cluster, WorkerPlan
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.errors import CmeError, UsageError
@@ -102,17 +102,17 @@ def questions(count: int, *extra: int) -> list[LoglikelihoodRequest]:
 
 
 @pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
+def plan() -> Iterator[WorkerPlan]:
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cluster = Cluster("local", 2, 1)
-    assert cluster.crew.gpus == 0
-    yield cluster.crew
+    assert cluster.plan.gpus == 0
+    yield cluster.plan
     cluster.close()
 
 
-def test_children_of_the_driver_end_as_they_do(crew: Crew) -> None:
+def test_children_of_the_driver_end_as_they_do(plan: WorkerPlan) -> None:
     child = subprocess.Popen(["sleep", "60"])
     child.kill()
     assert child.wait() == -signal.SIGKILL
@@ -121,20 +121,20 @@ def test_children_of_the_driver_end_as_they_do(crew: Crew) -> None:
 class Bench:
     """A pool of two workers, and what it told."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, plan: WorkerPlan) -> None:
         self.notes: list[str] = []
-        self.pool = Pool(crew, SumsSource, {})
+        self.pool = Pool(plan, SumsSource, {})
 
     def engine(self, offset: float = 0.0) -> RayEngine:
         return RayEngine(self.pool, (offset,), max_length=1000, kind="sums", note=self.notes.append)
 
     def processes(self) -> set[int]:
-        return {int(place.where.split()[-1]) for place in self.pool.places if place.ready}
+        return {int(slot.where.split()[-1]) for slot in self.pool.slots if slot.ready}
 
 
 @pytest.fixture(scope="module")
-def bench(crew: Crew) -> Iterator[Bench]:
-    found = Bench(crew)
+def bench(plan: WorkerPlan) -> Iterator[Bench]:
+    found = Bench(plan)
     yield found
     found.pool.close()
 
@@ -222,12 +222,12 @@ def test_a_consumer_that_stops_reading_stops_the_work(bench: Bench) -> None:
     answers = bench.engine().loglikelihood(questions(400, SLOW))
     next(answers)
     answers.close()
-    assert not any(place.hand for place in bench.pool.places)
+    assert not any(slot.in_flight for slot in bench.pool.slots)
     assert len(collect(bench.engine().loglikelihood(questions(30)))) == 30
 
 
-def test_a_run_that_is_asked_to_stop_does_not_wait_for_workers(crew: Crew) -> None:
-    pool = Pool(crew, SumsSource, {})
+def test_a_run_that_is_asked_to_stop_does_not_wait_for_workers(plan: WorkerPlan) -> None:
+    pool = Pool(plan, SumsSource, {})
     engine = RayEngine(
         pool, (0.0,), max_length=1000, kind="sums", note=lambda message: None, stopping=lambda: True
     )
@@ -245,6 +245,6 @@ def test_workers_that_never_start_end_the_run(bench: Bench) -> None:
         collect(bench.engine(-1.0).loglikelihood(questions(30)))
 
 
-def test_an_address_where_nobody_answers(crew: Crew) -> None:
+def test_an_address_where_nobody_answers(plan: WorkerPlan) -> None:
     with pytest.raises(UsageError, match="takes HOST:PORT"):
         Cluster("ray://somewhere:10001", 1, 1)

@@ -8,9 +8,9 @@ from collections import deque
 import pytest
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
-from cme_bench.engines.ray.cluster import Crew, Node, plan_crew
+from cme_bench.engines.ray.cluster import Machine, WorkerPlan, plan_workers
 from cme_bench.engines.ray.shards import LEAST, MOST, Shard, plan_shards
-from cme_bench.engines.ray.work import Hand, Work
+from cme_bench.engines.ray.work import InFlight, Work
 from cme_bench.errors import UsageError
 
 
@@ -99,84 +99,84 @@ def test_the_plan_does_not_depend_on_the_order_of_requests() -> None:
 def test_a_worker_without_work_takes_a_shard_of_whoever_has_most() -> None:
     work = work_of(prompts(600), 3)
     own = []
-    while work.has_own(0):
-        own.append(taken(work, 0, Hand()))
+    while work.waits_for(0):
+        own.append(taken(work, 0, InFlight()))
     assert take(work, 0, held(own[0])) is None, "it still computes, and another may have nothing else"
-    stolen = taken(work, 0, Hand())
+    stolen = taken(work, 0, InFlight())
     assert len(stolen) <= len(own[0])
     assert not set(stolen.requests) & {i for shard in own for i in shard.requests}
     rest = 0
-    while (shard := take(work, 0, Hand())) is not None:
+    while (shard := take(work, 0, InFlight())) is not None:
         rest += len(shard)
     assert sum(map(len, own)) + len(stolen) + rest == 600
     assert not work
 
 
-def taken(work: Work, worker: int, hand: Hand) -> Shard:
-    shard = take(work, worker, hand)
+def taken(work: Work, worker: int, load: InFlight) -> Shard:
+    shard = take(work, worker, load)
     assert shard is not None
     return shard
 
 
-def take(work: Work, worker: int, hand: Hand) -> Shard | None:
-    """The others have nothing in hand."""
-    hands = [Hand() for _ in work._queues]
-    hands[worker] = hand
-    return work.take(worker, hands)
+def take(work: Work, worker: int, load: InFlight) -> Shard | None:
+    """The others have nothing in flight."""
+    in_flight = [InFlight() for _ in work._queues]
+    in_flight[worker] = load
+    return work.take(worker, in_flight)
 
 
-def held(shard: Shard, *answered: int) -> Hand:
-    hand = Hand()
-    hand.give(shard)
+def held(shard: Shard, *answered: int) -> InFlight:
+    load = InFlight()
+    load.give(shard)
     for request in answered:
-        del hand.unanswered[request]
-    return hand
+        del load.unanswered[request]
+    return load
 
 
 def test_a_worker_gets_its_next_shard_before_it_has_nothing_to_do() -> None:
-    hand = Hand()
-    assert hand.wants_more()
-    hand.give(Shard(tuple(range(100)), 1000))
-    assert not hand.wants_more(), "an idle worker may still take what is next"
+    load = InFlight()
+    assert load.wants_more()
+    load.give(Shard(tuple(range(100)), 1000))
+    assert not load.wants_more(), "an idle worker may still take what is next"
     for request in range(75):
-        del hand.unanswered[request]
-    assert hand.wants_more()
-    hand.give(Shard(tuple(range(100, 150)), 500))
-    assert not hand.wants_more()
-    assert list(hand.unanswered) == list(range(75, 150))
+        del load.unanswered[request]
+    assert load.wants_more()
+    load.give(Shard(tuple(range(100, 150)), 500))
+    assert not load.wants_more()
+    assert list(load.unanswered) == list(range(75, 150))
 
 
-def fill(work: Work, worker: int, hands: list[Hand]) -> None:
-    while hands[worker].wants_more() and (shard := work.take(worker, hands)):
-        hands[worker].give(shard)
+def fill(work: Work, worker: int, in_flight: list[InFlight]) -> None:
+    while in_flight[worker].wants_more() and (shard := work.take(worker, in_flight)):
+        in_flight[worker].give(shard)
 
 
 def test_an_engine_with_a_large_target_has_so_many_in_work_while_there_are() -> None:
     work = work_of(prompts(6000), 2)
-    hands = [Hand(target_in_flight=512), Hand(target_in_flight=512)]
+    in_flight = [InFlight(target_in_flight=512), InFlight(target_in_flight=512)]
     left = 6000
     while left:
-        for worker, hand in enumerate(hands):
-            fill(work, worker, hands)
-            assert len(hand.unanswered) >= 512 or not work
-            for request in list(hand.unanswered)[:20]:
-                del hand.unanswered[request]
+        for worker, load in enumerate(in_flight):
+            fill(work, worker, in_flight)
+            assert len(load.unanswered) >= 512 or not work
+            for request in list(load.unanswered)[:20]:
+                del load.unanswered[request]
                 left -= 1
 
 
 def test_who_is_ready_first_leaves_the_others_their_part() -> None:
     """Two workers want all 800 at once; one of them is still loading its model."""
     work = work_of(prompts(800), 2)
-    hands = [Hand(target_in_flight=512), Hand()]
-    fill(work, 0, hands)
-    assert len(hands[0].unanswered) == pytest.approx(400, abs=20)
-    for request in list(hands[0].unanswered)[:320]:
-        del hands[0].unanswered[request]
-    fill(work, 0, hands)
-    assert len(hands[0].unanswered) < 100, "the other is to keep no less than it would have itself"
-    hands[0].unanswered.clear()
-    fill(work, 0, hands)
-    assert len(hands[0].unanswered) == pytest.approx(200, abs=20), "half of what was meant for the other"
+    in_flight = [InFlight(target_in_flight=512), InFlight()]
+    fill(work, 0, in_flight)
+    assert len(in_flight[0].unanswered) == pytest.approx(400, abs=20)
+    for request in list(in_flight[0].unanswered)[:320]:
+        del in_flight[0].unanswered[request]
+    fill(work, 0, in_flight)
+    assert len(in_flight[0].unanswered) < 100, "the other is to keep no less than it would have itself"
+    in_flight[0].unanswered.clear()
+    fill(work, 0, in_flight)
+    assert len(in_flight[0].unanswered) == pytest.approx(200, abs=20), "half of what was meant for the other"
 
 
 @pytest.mark.parametrize("speeds", [(1.0, 1.1), (1.0, 1.5), (1.0, 1.0, 0.9, 1.3)])
@@ -184,36 +184,36 @@ def test_workers_of_unlike_speed_finish_together(speeds: tuple[float, ...]) -> N
     """Each has its whole target in work at a time, as a busy engine does."""
     count, target = 10_000, 512
     work = work_of(prompts(count), len(speeds))
-    hands = [Hand(target) for _ in speeds]
+    in_flight = [InFlight(target) for _ in speeds]
     clocks = [0.0 for _ in speeds]
     while True:
         for worker in range(len(speeds)):
-            fill(work, worker, hands)
-        busy = [worker for worker in range(len(speeds)) if hands[worker]]
+            fill(work, worker, in_flight)
+        busy = [worker for worker in range(len(speeds)) if in_flight[worker]]
         if not busy:
             break
         worker = min(busy, key=lambda worker: clocks[worker])
-        answered = list(hands[worker].unanswered)[:40]
+        answered = list(in_flight[worker].unanswered)[:40]
         clocks[worker] += len(answered) / speeds[worker]
         for request in answered:
-            del hands[worker].unanswered[request]
+            del in_flight[worker].unanswered[request]
     assert max(clocks) < 1.05 * count / sum(speeds)
 
 
 def makespan(requests: list[GenerateRequest], seconds: list[float], workers: int) -> float:
     """When the last of ``workers`` is done, each taking ``seconds`` for a request, one after the other."""
     work = work_of(requests, workers)
-    hands = [Hand() for _ in range(workers)]
+    in_flight = [InFlight() for _ in range(workers)]
     clocks = [0.0] * workers
     while True:
         for worker in range(workers):
-            fill(work, worker, hands)
-        busy = [worker for worker in range(workers) if hands[worker]]
+            fill(work, worker, in_flight)
+        busy = [worker for worker in range(workers) if in_flight[worker]]
         if not busy:
             return max(clocks)
         next_worker = min(busy, key=lambda worker: clocks[worker])
-        done = next(iter(hands[next_worker].unanswered))
-        del hands[next_worker].unanswered[done]
+        done = next(iter(in_flight[next_worker].unanswered))
+        del in_flight[next_worker].unanswered[done]
         clocks[next_worker] += seconds[done]
 
 
@@ -232,23 +232,23 @@ def play(work: Work, workers: int, deadly: set[int]) -> tuple[list[int], int]:
     Answered requests, and how many workers died.
     """
     answered: list[int] = []
-    hands = [Hand() for _ in range(workers)]
+    in_flight = [InFlight() for _ in range(workers)]
     deaths = turn = 0
-    while work or any(hands):
+    while work or any(in_flight):
         worker = turn % workers
-        hand = hands[worker]
+        load = in_flight[worker]
         turn += 1
-        fill(work, worker, hands)
-        if not hand:
+        fill(work, worker, in_flight)
+        if not load:
             continue
-        request = next(iter(hand.unanswered))
+        request = next(iter(load.unanswered))
         if request in deadly:
             deaths += 1
-            hands[worker] = Hand()
-            work.suspect(worker, hand, "died")
+            in_flight[worker] = InFlight()
+            work.bisect(worker, load, "died")
         else:
             answered.append(request)
-            del hand.unanswered[request]
+            del load.unanswered[request]
     return answered, deaths
 
 
@@ -264,56 +264,56 @@ def test_deadly_questions_are_found_and_all_others_answered(workers: int, deadly
 
 def test_one_death_condemns_nobody() -> None:
     work = work_of(prompts(1), 2)
-    shard = taken(work, 0, Hand())
-    work.suspect(0, held(shard), "the node was taken away")
+    shard = taken(work, 0, InFlight())
+    work.bisect(0, held(shard), "the node was taken away")
     assert not work.lost
-    assert work.has_own(1), "another worker tries"
-    assert take(work, 1, Hand()) == Shard((0,), shard.cost, suspected=True, deaths=1)
+    assert work.waits_for(1), "another worker tries"
+    assert take(work, 1, InFlight()) == Shard((0,), shard.cost, suspected=True, deaths=1)
 
 
 def test_suspects_are_joined_by_nobody() -> None:
     """Else one deadly question would make suspects of all that happens to be in work beside it."""
     work = work_of(prompts(600), 2)
-    first = taken(work, 0, Hand())
-    hand = held(first, *first.requests[:-4])
-    second = taken(work, 0, hand)
-    hand.give(second)
-    work.suspect(0, hand, "died")
-    part = taken(work, 0, Hand())
+    first = taken(work, 0, InFlight())
+    load = held(first, *first.requests[:-4])
+    second = taken(work, 0, load)
+    load.give(second)
+    work.bisect(0, load, "died")
+    part = taken(work, 0, InFlight())
     assert part.suspected and set(part.requests) < {*first.requests[-4:], *second.requests}
     assert not held(part, *part.requests[1:]).wants_more()
-    innocent = taken(work, 1, Hand())
+    innocent = taken(work, 1, InFlight())
     assert not innocent.suspected
-    assert take(work, 0, held(innocent)) is None, "the next suspects wait until its hands are empty"
-    assert taken(work, 0, Hand()).suspected
+    assert take(work, 0, held(innocent)) is None, "the next suspects wait until it has nothing in flight"
+    assert taken(work, 0, InFlight()).suspected
 
 
 @pytest.mark.parametrize(
-    ("nodes", "workers", "gpus", "crew"),
+    ("nodes", "workers", "gpus", "plan"),
     [
-        ([Node(2, 0)], None, 0, Crew(1, 2, 0)),
-        ([Node(2, 0)], 2, 0, Crew(2, 1, 0)),
-        ([Node(6, 0), Node(2, 0)], 2, 0, Crew(2, 3, 0)),
-        ([Node(4, 0), Node(4, 0)], 3, 0, Crew(3, 2, 0)),
-        ([Node(4, 0), Node(0, 0)], None, 0, Crew(1, 4, 0)),
-        ([Node(64, 8), Node(64, 8)], None, 1, Crew(16, 1, 1)),
-        ([Node(64, 8), Node(64, 4)], None, 8, Crew(1, 1, 8)),
-        ([Node(64, 8)], 3, 2, Crew(3, 1, 2)),
+        ([Machine(2, 0)], None, 0, WorkerPlan(1, 2, 0)),
+        ([Machine(2, 0)], 2, 0, WorkerPlan(2, 1, 0)),
+        ([Machine(6, 0), Machine(2, 0)], 2, 0, WorkerPlan(2, 3, 0)),
+        ([Machine(4, 0), Machine(4, 0)], 3, 0, WorkerPlan(3, 2, 0)),
+        ([Machine(4, 0), Machine(0, 0)], None, 0, WorkerPlan(1, 4, 0)),
+        ([Machine(64, 8), Machine(64, 8)], None, 1, WorkerPlan(16, 1, 1)),
+        ([Machine(64, 8), Machine(64, 4)], None, 8, WorkerPlan(1, 1, 8)),
+        ([Machine(64, 8)], 3, 2, WorkerPlan(3, 1, 2)),
     ],
 )
-def test_room_for_workers(nodes: list[Node], workers: int | None, gpus: int, crew: Crew) -> None:
-    assert plan_crew(nodes, workers, gpus) == crew
+def test_room_for_workers(nodes: list[Machine], workers: int | None, gpus: int, plan: WorkerPlan) -> None:
+    assert plan_workers(nodes, workers, gpus) == plan
 
 
 @pytest.mark.parametrize(
     ("nodes", "workers", "gpus", "message"),
     [
-        ([Node(2, 0)], 3, 0, "room for 2 workers of one core, not for 3"),
+        ([Machine(2, 0)], 3, 0, "room for 2 workers of one core, not for 3"),
         ([], None, 0, "room for 0 workers"),
-        ([Node(64, 4)], None, 8, "room for 0 workers of 8 GPUs, not for 1"),
-        ([Node(64, 8)], 5, 2, r"room for 4 workers of 2 GPUs, not for 5 \(8 GPUs on 1 nodes\)"),
+        ([Machine(64, 4)], None, 8, "room for 0 workers of 8 GPUs, not for 1"),
+        ([Machine(64, 8)], 5, 2, r"room for 4 workers of 2 GPUs, not for 5 \(8 GPUs on 1 nodes\)"),
     ],
 )
-def test_no_room_for_workers(nodes: list[Node], workers: int | None, gpus: int, message: str) -> None:
+def test_no_room_for_workers(nodes: list[Machine], workers: int | None, gpus: int, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        plan_crew(nodes, workers, gpus)
+        plan_workers(nodes, workers, gpus)

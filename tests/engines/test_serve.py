@@ -169,7 +169,7 @@ def test_a_worker_answers_what_is_put_while_it_computes(worker: Worker) -> None:
 
 def test_rounded_logits_of_workers_are_told_once() -> None:
     told: list[str] = []
-    pool: Any = SimpleNamespace(places=[])
+    pool: Any = SimpleNamespace(slots=[])
     engine = RayEngine(pool, (None,), max_length=8, kind="vllm", note=told.append)
     for logits in ("float32", "bfloat16", "bfloat16"):
         engine._describe({"logits": logits})

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from cme_bench.engines.base import UnansweredError
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.inbox import Given, Inbox
-from cme_bench.engines.ray.cluster import Crew
+from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.provenance import versions
@@ -50,10 +50,10 @@ def test_a_worker_refuses_another_model_other_versions_and_another_adapter(
 
 
 def test_workers_on_cores_get_their_share_of_threads(tiny_checkpoint: Path) -> None:
-    on_cores = worker_environment(options(tiny_checkpoint), Crew(2, 3, 0))
+    on_cores = worker_environment(options(tiny_checkpoint), WorkerPlan(2, 3, 0))
     assert on_cores["OMP_NUM_THREADS"] == "3"
     assert on_cores["HF_HUB_OFFLINE"] == "1"
-    assert "OMP_NUM_THREADS" not in worker_environment(options(tiny_checkpoint), Crew(2, 1, 1))
+    assert "OMP_NUM_THREADS" not in worker_environment(options(tiny_checkpoint), WorkerPlan(2, 1, 1))
 
 
 def test_items_that_no_worker_survived_are_named_and_the_rest_is_scored(

@@ -17,26 +17,26 @@ if TYPE_CHECKING:
     import torch
 
 OBJECT_STORE_BYTES = 256 << 20
-"""Of a cluster of our own: what travels is token ids and scores."""
+"""Size of the object store of a cluster of our own: only token ids and scores travel."""
 
 OWN_CLUSTER = {
     "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper": "true",
     "RAY_worker_niceness": "0",
 }
-"""Of a cluster of our own: what workers start ends with them, and workers have no low priority."""
+"""Environment of a cluster of our own: a worker's processes end with it, and none has a low priority."""
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """What a machine lends: whole cores and GPUs."""
+class Machine:
+    """Count the whole cores and GPUs that one machine lends."""
 
     cpus: int
     gpus: int
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
-    """So many workers with so many cores and GPUs each."""
+class WorkerPlan:
+    """Say how many workers run, with how many cores and GPUs each."""
 
     workers: int
     cpus: int
@@ -44,7 +44,7 @@ class Crew:
 
 
 class Cluster:
-    """A connection to a cluster, from the time it is made until ``close``.
+    """Connect to a cluster, from the time this is made until ``close``.
 
     Args:
         address: ``HOST:PORT`` of the head, ``auto`` for the one that runs on this machine, None for the one
@@ -68,22 +68,22 @@ class Cluster:
         self._ours = not ray.is_initialized()
         if self._ours:
             _connect(address)
-        nodes = alive_nodes()
+        machines = alive_machines()
         try:
-            self.crew = plan_crew(nodes, workers, gpus if any(node.gpus for node in nodes) else 0)
+            self.plan = plan_workers(machines, workers, gpus if any(one.gpus for one in machines) else 0)
         except UsageError:
             self.close()
             raise
 
     @property
     def device(self) -> torch.device:
-        """What workers compute on."""
+        """Return the kind of device that workers compute on."""
         import torch
 
-        return torch.device("cuda" if self.crew.gpus else "cpu")
+        return torch.device("cuda" if self.plan.gpus else "cpu")
 
     def close(self) -> None:
-        """Leave; workers end, and so does a cluster of our own."""
+        """Leave the cluster: its workers end, and so does a cluster of our own."""
         import ray
 
         if self._ours and ray.is_initialized():
@@ -111,9 +111,12 @@ def _connect(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """ray takes SIGTERM for itself when it starts a cluster; a run has its own way to stop. Where ray's own
+    """Keep this process's signal handlers while ray starts.
+
+    ray takes SIGTERM for itself when it starts a cluster; a run has its own way to stop. Where ray's own
     processes are to end with their children it also ignores SIGCHLD, unseen by Python, and every child of
-    this process would seem to have ended well."""
+    this process would seem to have ended well.
+    """
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -125,27 +128,27 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL)
 
 
-def alive_nodes() -> list[Node]:
-    """Machines that are up now."""
+def alive_machines() -> list[Machine]:
+    """Return the machines that are up now."""
     import ray
 
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(int(one.get("CPU", 0)), int(one.get("GPU", 0))) for one in found]
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Machine(int(lent.get("CPU", 0)), int(lent.get("GPU", 0))) for lent in resources]
 
 
-def plan_crew(nodes: Sequence[Node], workers: int | None, gpus: int) -> Crew:
-    """See ``Cluster``; ``gpus`` 0: workers compute on cores."""
+def plan_workers(machines: Sequence[Machine], workers: int | None, gpus: int) -> WorkerPlan:
+    """Plan workers for a cluster as ``Cluster`` says; ``gpus`` 0: workers compute on cores."""
     if gpus:
-        room = sum(node.gpus // gpus for node in nodes)
+        room = sum(machine.gpus // gpus for machine in machines)
         if room < (workers or 1):
             raise UsageError(
                 f"the cluster has room for {room} workers of {gpus} GPUs, not for {workers or 1} "
-                f"({sum(node.gpus for node in nodes)} GPUs on {len(nodes)} nodes)"
+                f"({sum(machine.gpus for machine in machines)} GPUs on {len(machines)} nodes)"
             )
-        return Crew(workers or room, 1, gpus)
-    cores = [node.cpus for node in nodes if node.cpus]
+        return WorkerPlan(workers or room, 1, gpus)
+    cores = [machine.cpus for machine in machines if machine.cpus]
     workers = workers or len(cores)
     most = next((c for c in range(max(cores, default=0), 0, -1) if sum(n // c for n in cores) >= workers), 0)
     if not workers or not most:
         raise UsageError(f"the cluster has room for {sum(cores)} workers of one core, not for {workers or 1}")
-    return Crew(workers, most, 0)
+    return WorkerPlan(workers, most, 0)

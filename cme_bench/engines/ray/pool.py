@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from cme_bench.engines.base import Request
-from cme_bench.engines.ray.cluster import Crew
+from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.engines.ray.shards import Shard
-from cme_bench.engines.ray.work import Hand
+from cme_bench.engines.ray.work import InFlight
 from cme_bench.engines.ray.worker import INBOX, Answers, Opened, Source, Worker
 from cme_bench.errors import CmeError, EngineDiedError, first_line
 
 STARTS = 3
-"""A place whose workers die so often before they are ready, one after the other, stays empty."""
+"""A slot stays empty after so many workers in a row that died before they were ready."""
 CLOSE_SECONDS = 10.0
-"""For workers to end by themselves; then they are ended."""
+"""So long workers may take to end by themselves; then they are ended."""
 
 Opening: TypeAlias = tuple[Any, ...]
 Requests: TypeAlias = Mapping[int, Request]
@@ -24,10 +24,13 @@ Requests: TypeAlias = Mapping[int, Request]
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """Where a worker is, or was, or will be. ``serial`` names the worker; ``failures``: workers in a row that
-    died before they were ready; ``opening``: what the worker was last told to answer with; ``ready``: the
-    reply to that is there; ``stream``: its answers to what it is given."""
+class Slot:
+    """Hold one worker after another.
+
+    ``serial`` names the worker; ``failures``: workers in a row that died before they were ready; ``opening``:
+    what the worker was last told to answer with; ``reply``: to that, until it is there, then ``ready``;
+    ``stream``: its answers to what it is given.
+    """
 
     index: int
     actor: Any = None
@@ -38,105 +41,111 @@ class Place:
     ready: bool = False
     where: str = ""
     stream: Any = None
-    hand: Hand = field(default_factory=Hand)
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
 class WorkerDiedError(Exception):
-    """A worker is gone, or must go: its process or node died, or its engine is broken. The text says why."""
+    """A worker's process or machine died, or its engine is broken; the text says why."""
 
 
 class Pool:
-    """Places for the workers of ``crew``. ``make`` builds what opens engines, in the worker's process, whose
-    environment gets ``environment``."""
+    """Run the workers of ``plan``, each in a slot.
 
-    def __init__(self, crew: Crew, make: Callable[[], Source], environment: Mapping[str, str]) -> None:
-        self.crew = crew
-        self.places = [Place(index) for index in range(crew.workers)]
+    ``make`` builds what opens engines, in the worker's process, whose environment gets ``environment``.
+    """
+
+    def __init__(self, plan: WorkerPlan, make: Callable[[], Source], environment: Mapping[str, str]) -> None:
+        self.plan = plan
+        self.slots = [Slot(index) for index in range(plan.workers)]
         self._make = make
         self._environment = dict(environment)
         self._started = 0
 
-    def open(self, place: Place, opening: Opening) -> None:
-        """Tell the worker of a place to answer with ``opening``; it is started if there is none."""
+    def open(self, slot: Slot, opening: Opening) -> None:
+        """Tell the worker of a slot to answer with ``opening``; start one if there is none."""
         import ray
 
-        if place.actor is None:
+        if slot.actor is None:
             self._started += 1
-            place.serial = self._started
+            slot.serial = self._started
             options = {
-                "num_cpus": self.crew.cpus,
-                "num_gpus": self.crew.gpus,
+                "num_cpus": self.plan.cpus,
+                "num_gpus": self.plan.gpus,
                 "max_restarts": 0,  # a new worker must be told what to open: this module does it
                 "max_task_retries": 0,
                 "scheduling_strategy": "SPREAD",
                 "concurrency_groups": {INBOX: 1},  # the worker takes shards while it computes
             }
-            place.actor = ray.remote(**options)(Worker).remote(self._environment)
-        place.opening, place.ready = opening, False
-        place.reply = place.actor.open.remote(self._make, opening)
+            slot.actor = ray.remote(**options)(Worker).remote(self._environment)
+        slot.opening, slot.ready = opening, False
+        slot.reply = slot.actor.open.remote(self._make, opening)
 
-    def opened(self, place: Place) -> Opened:
-        """The reply of a worker that was told to open. Raises WorkerDiedError, or the worker's CmeError."""
-        reply: Opened = _fetch(place.reply)
-        place.reply, place.ready, place.failures = None, True, 0
-        place.hand.target_in_flight = reply.target_in_flight
-        place.where = f"{reply.host}, process {reply.pid}"
+    def opened(self, slot: Slot) -> Opened:
+        """Return the reply of a worker that was told to open.
+
+        Raises WorkerDiedError, or the CmeError that the worker raised.
+        """
+        reply: Opened = _fetch(slot.reply)
+        slot.reply, slot.ready, slot.failures = None, True, 0
+        slot.in_flight.target_in_flight = reply.target_in_flight
+        slot.where = f"{reply.host}, process {reply.pid}"
         return reply
 
-    def send(self, place: Place, shard: Shard, requests: Requests) -> None:
-        """Hand a shard to the worker of a place."""
-        if place.stream is None:
-            place.stream = place.actor.answer.options(num_returns="streaming").remote()
-        _inbox(place.actor.put).remote([(i, requests[i]) for i in shard.requests])
-        place.hand.give(shard)
+    def send(self, slot: Slot, shard: Shard, requests: Requests) -> None:
+        """Hand a shard to the worker of a slot."""
+        if slot.stream is None:
+            slot.stream = slot.actor.answer.options(num_returns="streaming").remote()
+        _inbox(slot.actor.put).remote([(i, requests[i]) for i in shard.requests])
+        slot.in_flight.give(shard)
 
-    def receive(self, place: Place) -> Answers | None:
-        """What the worker of a place sends next; None at the end. Raises as ``opened``."""
+    def receive(self, slot: Slot) -> Answers | None:
+        """Return what the worker of a slot sends next; None at the end. Raises as ``opened``."""
         try:
-            reference = next(place.stream)
+            reference = next(slot.stream)
         except StopIteration:
             return None
         answers: Answers = _fetch(reference)
         return answers
 
-    def wait(self, seconds: float) -> list[Place]:
-        """Places that have something to say, within ``seconds``."""
+    def wait(self, seconds: float) -> list[Slot]:
+        """Return the slots whose worker has something to say, within ``seconds``."""
         import ray
 
-        speaking = [(place.reply or place.stream, place) for place in self.places if _busy(place)]
-        if not speaking:
+        pending = [(slot.reply or slot.stream, slot) for slot in self.slots if _busy(slot)]
+        if not pending:
             return []
-        ready, _ = ray.wait([one for one, _ in speaking], num_returns=1, timeout=seconds, fetch_local=False)
-        said = {id(one) for one in ready}
-        return [place for one, place in speaking if id(one) in said]
+        references = [reference for reference, _ in pending]
+        ready, _ = ray.wait(references, num_returns=1, timeout=seconds, fetch_local=False)
+        ready_ids = {id(reference) for reference in ready}
+        return [slot for reference, slot in pending if id(reference) in ready_ids]
 
-    def end(self, place: Place) -> None:
-        """End the worker of a place, whatever it does."""
+    def end(self, slot: Slot) -> None:
+        """End the worker of a slot, whatever it does."""
         import ray
 
-        if place.actor is not None:
-            ray.kill(place.actor)
-        place.actor = place.reply = place.opening = place.stream = None
-        place.ready = False
-        place.hand = Hand()
+        if slot.actor is not None:
+            ray.kill(slot.actor)
+        slot.actor = slot.reply = slot.opening = slot.stream = None
+        slot.ready = False
+        slot.in_flight = InFlight()
 
-    def finish(self) -> Iterator[tuple[Place, Answers]]:
-        """No more is asked: what workers have left to say. Those that still compute are ended."""
-        for place in self.places:
-            if place.hand:
-                self.end(place)
-            elif place.stream is not None:
-                _inbox(place.actor.put_no_more).remote()
-        for place in self.places:
+    def finish(self) -> Iterator[tuple[Slot, Answers]]:
+        """End the answers: yield what workers have left to say, and end those that still compute."""
+        for slot in self.slots:
+            if slot.in_flight:
+                self.end(slot)
+            elif slot.stream is not None:
+                _inbox(slot.actor.put_no_more).remote()
+        for slot in self.slots:
             try:
-                while place.stream is not None:
-                    answers = self.receive(place)
+                while slot.stream is not None:
+                    answers = self.receive(slot)
                     if answers is None:
-                        place.stream, place.hand = None, Hand(place.hand.target_in_flight)
+                        slot.stream, slot.in_flight = None, InFlight(slot.in_flight.target_in_flight)
                     else:
-                        yield place, answers
+                        yield slot, answers
             except WorkerDiedError:
-                self.end(place)
+                self.end(slot)
 
     def close(self) -> None:
         """End all workers."""
@@ -144,25 +153,28 @@ class Pool:
 
         if not ray.is_initialized():
             return
-        replies = [place.actor.close.remote() for place in self.places if place.ready and not place.hand]
+        replies = [slot.actor.close.remote() for slot in self.slots if slot.ready and not slot.in_flight]
         if replies:
             ray.wait(replies, num_returns=len(replies), timeout=CLOSE_SECONDS)
-        for place in self.places:
-            self.end(place)
+        for slot in self.slots:
+            self.end(slot)
 
 
-def _busy(place: Place) -> bool:
-    return place.reply is not None or bool(place.hand)
+def _busy(slot: Slot) -> bool:
+    return slot.reply is not None or bool(slot.in_flight)
 
 
 def _inbox(method: Any) -> Any:
-    """The worker's ``method`` as one that is called while it computes."""
+    """Return the worker's ``method`` as one that ray calls while the worker computes."""
     return method.options(concurrency_group=INBOX)
 
 
 def _fetch(reference: Any) -> Any:
-    """What a worker returned. An error that a user can act on is raised as it was; any other means that the
-    worker's process, or its node, or its engine is no longer to be trusted."""
+    """Return what a worker returned.
+
+    An error that a user can act on is raised as it was. Any other means that the worker's process, its
+    machine or its engine is no longer to be trusted: WorkerDiedError.
+    """
     import ray
 
     try:
@@ -177,7 +189,8 @@ def _fetch(reference: Any) -> Any:
 
 
 def _last_line(error: Exception) -> str:
-    """ray describes an actor line by line; the last says what happened."""
+    """Return what happened: ray describes an actor line by line, and says it last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("class_name", "actor_id", "pid", "name", "ip"))]
-    return told[-1] if told else type(error).__name__
+    described = ("class_name", "actor_id", "pid", "name", "ip")
+    reasons = [line for line in lines if not line.startswith(described)]
+    return reasons[-1] if reasons else type(error).__name__

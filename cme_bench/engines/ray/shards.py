@@ -13,12 +13,14 @@ from cme_bench.engines.base import GenerateRequest, Request
 from cme_bench.engines.plan import SortedRows
 
 PORTION = 1 / 2
-"""Of what a worker has left, the next shard: large at first, so that prefixes are seldom computed twice and
-batches are full; small at the end, so that workers finish together."""
+"""The next shard is this part of what a worker has left.
+
+It is large at first, so that prefixes are seldom computed twice and batches are full. It is small at the end,
+so that workers finish together."""
 LEAST, MOST = 16, 2048
-"""Questions of a shard, where there are so many."""
+"""Bounds of the questions of a shard, where there are so many."""
 QUESTION_TOKENS = 64
-"""What a question costs besides its tokens, as so many: on a fast GPU a small model takes as long for a short
+"""A question costs as much as so many tokens more: on a fast GPU a small model takes as long for a short
 question as for a long one."""
 PREFIXES = 8
 """A shard is at least so many times its own common prefix, which it computes again."""
@@ -28,9 +30,12 @@ DRIFT = 8
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """``requests``: indices, in the order of their tokens. ``cost``: about as many tokens are computed.
+    """Name the requests that a worker gets together.
+
+    ``requests``: numbers, in the order of their tokens. ``cost``: about as many tokens are computed.
     ``suspected``: a worker died that had these and others; ``deaths``: workers that died with this request
-    alone, if it is one."""
+    alone, if it is one.
+    """
 
     requests: tuple[int, ...]
     cost: int
@@ -42,54 +47,57 @@ class Shard:
 
 
 def plan_shards(requests: Sequence[Request], workers: int) -> list[deque[Shard]]:
-    """A queue for each worker, of about the same cost: neighbours in the order of tokens, cut where they
-    share little. Every request is in one shard. The plan depends on nothing but its arguments."""
+    """Return a queue of shards for each worker, of about the same cost.
+
+    A shard holds neighbours in the order of tokens; it is cut where they share little. Every request is in
+    one shard. The plan depends on nothing but its arguments.
+    """
     queues: list[deque[Shard]] = [deque() for _ in range(workers)]
     if not requests:
         return queues
     rows = SortedRows([(request.prompt, (0,)) for request in requests])
-    own = np.array([_own_cost(requests[i]) for i in rows.row.tolist()])
-    cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + own))))
+    apart = np.array([_cost_after_prompt(requests[i]) for i in rows.row.tolist()])
+    cutter = _Cutter(rows, np.concatenate(([0], np.cumsum(rows.length - rows.shared + apart))))
     start, n = 0, len(requests)
-    for place, queue in enumerate(queues):
-        stop = cutter.cut(start, n, cutter.share(start, n, 1 / (workers - place)))
+    for worker, queue in enumerate(queues):
+        stop = cutter.cut(start, n, cutter.share(start, n, 1 / (workers - worker)))
         queue.extend(cutter.shards(start, stop))
         start = stop
     return queues
 
 
-def _own_cost(request: Request) -> int:
-    """Of a question without its prompt."""
+def _cost_after_prompt(request: Request) -> int:
+    """Return the cost of a question without its prompt, in tokens."""
     if isinstance(request, GenerateRequest):
         return QUESTION_TOKENS + request.max_new_tokens
     return QUESTION_TOKENS + sum(len(continuation) for _, continuation in request.rows)
 
 
 class _Cutter:
-    """``costs``: [n + 1], of the first i rows."""
+    """Cut sorted rows into shards. ``costs``: [n + 1], of the first i rows."""
 
     def __init__(self, rows: SortedRows, costs: NDArray[np.int64]) -> None:
         self.rows = rows
         self.costs = costs
 
     def share(self, low: int, high: int, portion: float) -> int:
-        """So many rows from ``low`` have this portion of the cost of [low, high)."""
+        """Return how many rows from ``low`` have this portion of the cost of [low, high)."""
         wanted = self.costs[low] + portion * (self.costs[high] - self.costs[low])
         return int(np.searchsorted(self.costs[low : high + 1], wanted, side="left"))
 
     def cut(self, low: int, high: int, count: int) -> int:
-        """Where to end a shard of about ``count`` rows from ``low``: at ``high`` at the latest."""
+        """Return where to end a shard of about ``count`` rows from ``low``: at ``high`` at the latest."""
         middle = low + count
         if middle >= high:
             return high
         first, last = max(low + 1, middle - count // 2), min(high - 1, middle + count // 2)
-        places = slice(first, last + 1)
-        away = abs(self.costs[places] - self.costs[middle])
-        return first + int(np.argmin(DRIFT * self.rows.shared[places] + away))
+        candidates = slice(first, last + 1)
+        away = abs(self.costs[candidates] - self.costs[middle])
+        return first + int(np.argmin(DRIFT * self.rows.shared[candidates] + away))
 
     def shards(self, low: int, high: int) -> list[Shard]:
-        """[low, high) in shards that grow smaller."""
-        found = []
+        """Return [low, high) in shards that grow smaller."""
+        shards = []
         while low < high:
             cost = self.costs[high] - self.costs[low]
             worth = PREFIXES * self.rows.common(low, high) / cost
@@ -98,6 +106,6 @@ class _Cutter:
                 count = high - low
             stop = self.cut(low, high, min(count, MOST))
             indices = tuple(self.rows.row[low:stop].tolist())
-            found.append(Shard(indices, int(self.costs[stop] - self.costs[low])))
+            shards.append(Shard(indices, int(self.costs[stop] - self.costs[low])))
             low = stop
-        return found
+        return shards

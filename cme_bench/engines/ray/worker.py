@@ -1,4 +1,4 @@
-"""What runs in a worker's process: one engine, opened anew for each adapter, fed shard by shard."""
+"""The worker's process: one engine, opened anew for each adapter, which gets shard after shard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ INBOX = "inbox"
 """Group of methods that ray calls while others run."""
 BATCH_ITEMS = 64
 BATCH_SECONDS = 0.25
-"""Responses travel together, so many or so old, or thrice as many as are left: the driver learns in time that
-a worker will soon have nothing to do."""
+"""Responses travel together: so many, or so old, or thrice as many as are left.
+
+So the driver learns in time that a worker will soon have nothing to do."""
 
 
 class Source(Protocol):
-    """Makes a worker's engines: the base model stays loaded between them."""
+    """Make a worker's engines; the base model stays loaded between them."""
 
     def open(self, *opening: Any) -> Engine: ...
     def release(self) -> None: ...
@@ -29,7 +30,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What a worker says once its engine is ready."""
+    """Say that a worker's engine is ready, and what it is."""
 
     host: str
     pid: int
@@ -39,8 +40,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Responses, each with the index of its request, the engine's counters so far, and what it says of itself
-    now that it has answered."""
+    """Hold responses with the numbers of their requests, and the engine's counters and description so far."""
 
     responses: tuple[tuple[int, Response], ...]
     stats: EngineStats
@@ -48,7 +48,7 @@ class Answers:
 
 
 class Worker:
-    """One engine in a process of its own.
+    """Run one engine in a process of its own.
 
     ``environment``: variables that torch and others read when they are imported, which is later. (As ray's
     ``runtime_env`` they would keep ray from handing out a process that is already there.)
@@ -96,7 +96,7 @@ class Worker:
         yield Answers((), replace(self._engine.stats), self._engine.describe())
 
     def close(self) -> None:
-        """Free everything; the process is ended next."""
+        """Free everything; the process ends next."""
         if self._engine is not None:
             self._engine.close()
         if self._source is not None:
