@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cme_bench.engines import LoglikelihoodRequest
-from cme_bench.engines.hf import HFEngine, tree
-from cme_bench.engines.hf.tree_attention import Asked, PackAttention
+from cme_bench.engines.hf import HFEngine, pack_forward
+from cme_bench.engines.hf.attention import AttentionCall
+from cme_bench.engines.hf.tree_attention import PackAttention
 
 WORKLOADS = {  # header, questions, question, choices, choice
     "mmlu_5shot": (600, 256, 90, 4, 1),
@@ -36,7 +37,7 @@ WORKLOADS = {  # header, questions, question, choices, choice
 class Dense(PackAttention):
     """One mask over the kept prefix and the whole pack."""
 
-    def __call__(self, asked: Asked) -> Tensor:
+    def __call__(self, call: AttentionCall) -> Tensor:
         n, cached = self.pack.n_tokens, self.pack.cached
         if "dense" not in self.__dict__:
             starts, place = self.pack.starts, torch.arange(n, device=self.device)
@@ -45,15 +46,15 @@ class Dense(PackAttention):
             ).to(self.device)
             self.dense = (place <= place[:, None]) & (place[:, None] < ends)
             self.dense = torch.cat((self.dense.new_ones(n, cached), self.dense), 1)
-        keys, values = asked.key, asked.value
+        keys, values = call.key, call.value
         if cached:
-            kept = self.path.head(asked.module, cached)
+            kept = self.kept.head(call.module, cached)
             keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
         if self.pack.keep:
-            self.path.extend(asked.module, cached, asked.key, asked.value)
-        keys, values = (states.repeat_interleave(asked.groups, 1) for states in (keys, values))
+            self.kept.extend(call.module, cached, call.key, call.value)
+        keys, values = (states.repeat_interleave(call.groups, 1) for states in (keys, values))
         out = nn.functional.scaled_dot_product_attention(
-            asked.query, keys, values, self.dense, scale=asked.scaling
+            call.query, keys, values, self.dense, scale=call.scaling
         )
         return out.transpose(1, 2)
 
@@ -61,25 +62,23 @@ class Dense(PackAttention):
 class Expanded(PackAttention):
     """A row a unit, each with its own copy of the kept prefix."""
 
-    def __call__(self, asked: Asked) -> Tensor:
+    def __call__(self, call: AttentionCall) -> Tensor:
         if not self._side_by_side:
-            return super().__call__(asked)
+            return super().__call__(call)
         units, longest = self._real.shape
-        query, groups, cached = asked.query, asked.groups, self.pack.cached
+        query, groups, cached = call.query, call.groups, self.pack.cached
 
         def batch(states: Tensor) -> Tensor:
             rows = states[0].transpose(0, 1).index_select(0, self._gather)
             return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
 
-        keys, values, mask = batch(asked.key), batch(asked.value), self._own_mask(None, 1, query.dtype)
+        keys, values, mask = batch(call.key), batch(call.value), self._unit_mask(None, 1, query.dtype)
         if cached:
-            kept = [t.expand(units, -1, -1, -1) for t in self.path.head(asked.module, cached)]
+            kept = [t.expand(units, -1, -1, -1) for t in self.kept.head(call.module, cached)]
             keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
             mask = torch.cat((mask.new_zeros(units, 1, longest, cached), mask), 3)
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        out = nn.functional.scaled_dot_product_attention(
-            batch(query), keys, values, mask, scale=asked.scaling
-        )
+        out = nn.functional.scaled_dot_product_attention(batch(query), keys, values, mask, scale=call.scaling)
         out = out.transpose(1, 2).reshape(units * longest, query.shape[1], -1)
         return out.index_select(0, self._scatter)[None]
 
@@ -124,7 +123,7 @@ class NoTokenizer:
 
 def measure(model: Any, asked: list[LoglikelihoodRequest], way: str, pack: int | None) -> dict[str, Any]:
     """Seconds and peak memory above the weights, of a second run."""
-    vars(tree)["PackAttention"] = {"dense": Dense, "expanded": Expanded}.get(way, PackAttention)
+    vars(pack_forward)["PackAttention"] = {"dense": Dense, "expanded": Expanded}.get(way, PackAttention)
     engine = HFEngine(model, NoTokenizer(), tokens_per_batch=pack, plain=way == "rows")
     if way != "rows":
         engine.__dict__["rowwise_because"] = None

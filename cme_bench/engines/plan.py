@@ -1,5 +1,4 @@
-"""The planner: likelihood rows become a token trie, and the trie becomes packs that compute every shared
-prefix once.
+"""The planner: likelihood rows become a token trie, the trie becomes packs that share every prefix.
 
 A row feeds ``context + continuation[:-1]``; sorted rows and the length of what each shares with the one
 before it (``shared``) are the trie. A subtree is a range of sorted rows. From the root down, a subtree is
@@ -19,25 +18,19 @@ Nothing here knows of tensors; packs depend on the rows' tokens only, not on the
 
 from __future__ import annotations
 
-import array
-import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cme_bench.engines.base import TokenIds
-
-Ints: TypeAlias = NDArray[np.int64]
+from cme_bench.engines.packs import Pack, Unit
+from cme_bench.engines.requests import TokenIds
+from cme_bench.engines.sorted_rows import SortedRows
 
 
 @dataclass(slots=True)
 class PlanLimits:
-    """What a plan may use. May shrink while a plan is read: packs made later obey.
+    """Bound what a plan may use. Limits may shrink while a plan is read: packs made later obey.
 
     ``pack_tokens``: most tokens of a pack. ``pack_scored``: most places of a pack whose logits are needed. A
     single block may exceed both if it cannot be divided. ``block_tokens``: most tokens of a block below its
@@ -52,96 +45,8 @@ class PlanLimits:
     kept_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A subtree, or a chunk of a trunk, in depth-first order.
-
-    tokens, positions: [n], ids and their places in the row.
-    end: [n]; token j is an ancestor of token i if ``j <= i < end[j]``.
-    read_place, read_target, read_row: [reads]; the token id that is scored by the logits at a place of this
-    unit, and the row that asks for it.
-    """
-
-    tokens: Ints
-    positions: Ints
-    end: Ints
-    read_place: Ints
-    read_target: Ints
-    read_row: Ints
-
-
-@dataclass(frozen=True)
-class Pack:
-    """What one forward computes: units side by side, none of which sees another.
-
-    ``cached`` tokens of the path in work come before every unit; what the path holds beyond them is done
-    with. ``keep``: the pack is one chain, and extends the path.
-    """
-
-    cached: int
-    keep: bool
-    units: tuple[Unit, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.starts[-1])
-
-    @cached_property
-    def starts(self) -> Ints:
-        """[units + 1], where each unit begins, and the number of tokens."""
-        return np.cumsum([0, *(len(unit.tokens) for unit in self.units)])
-
-    @cached_property
-    def tokens(self) -> Ints:
-        return np.concatenate([unit.tokens for unit in self.units])
-
-    @cached_property
-    def positions(self) -> Ints:
-        return np.concatenate([unit.positions for unit in self.units])
-
-    @cached_property
-    def reads(self) -> tuple[Ints, Ints, Ints, Ints]:
-        """``(places, index, target, row)``: distinct places [scored] of this pack, ascending; and for every
-        read its index among them, the token scored and the row, [reads] each."""
-        place = np.concatenate(
-            [unit.read_place + start for unit, start in zip(self.units, self.starts[:-1], strict=True)]
-        )
-        places, index = np.unique(place, return_inverse=True)
-        target = np.concatenate([unit.read_target for unit in self.units])
-        row = np.concatenate([unit.read_row for unit in self.units])
-        return places, index, target, row
-
-    def split(self) -> tuple[Pack, Pack] | None:
-        """Two packs of about half the size, to be run one after the other; None if it cannot be divided."""
-        if len(self.units) > 1:
-            half = len(self.units) // 2
-            return (
-                Pack(self.cached, self.keep, self.units[:half]),
-                Pack(self.cached, self.keep, self.units[half:]),
-            )
-        if not self.keep or self.n_tokens == 1:
-            return None
-        unit, half = self.units[0], self.n_tokens // 2
-        return (
-            Pack(self.cached, True, (_slice_chain(unit, 0, half),)),
-            Pack(self.cached + half, True, (_slice_chain(unit, half, self.n_tokens),)),
-        )
-
-
-def _slice_chain(unit: Unit, start: int, stop: int) -> Unit:
-    read = (unit.read_place >= start) & (unit.read_place < stop)
-    return Unit(
-        unit.tokens[start:stop],
-        unit.positions[start:stop],
-        np.full(stop - start, stop - start),
-        unit.read_place[read] - start,
-        unit.read_target[read],
-        unit.read_row[read],
-    )
-
-
 def plan_packs(rows: Sequence[tuple[TokenIds, TokenIds]], limits: PlanLimits) -> Iterator[Pack]:
-    """Packs that together score every ``(context, continuation)`` of ``rows``; neither part is empty.
+    """Yield packs that together score every ``(context, continuation)`` of ``rows``; neither part is empty.
 
     Every token of a continuation is one read of row ``i``, its index in ``rows``. Packs must be run in order.
     """
@@ -150,7 +55,7 @@ def plan_packs(rows: Sequence[tuple[TokenIds, TokenIds]], limits: PlanLimits) ->
 
 
 def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tuple[list[int], int]]:
-    """``(indices, prefix)``: prompts that are continued together, and how many tokens they share.
+    """Yield ``(indices, prefix)``: prompts that are continued together, and how many tokens they share.
 
     Every prompt keeps at least one token of its own. A prefix is shared where that saves more than the
     forward that computes it costs; prompts that share nothing come last, as one group with prefix 0.
@@ -178,94 +83,13 @@ def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tup
 
 
 def chain_packs(tokens: TokenIds, limits: PlanLimits) -> Iterator[Pack]:
-    """Packs that compute and keep ``tokens``, and read nothing."""
+    """Yield packs that compute and keep ``tokens``, and read nothing."""
     nothing = np.empty(0, np.int64)
     for start in range(0, len(tokens), limits.pack_tokens):
         part = np.array(tokens[start : start + limits.pack_tokens])
         n = len(part)
         positions = np.arange(start, start + n)
         yield Pack(start, True, (Unit(part, positions, np.full(n, n), nothing, nothing, nothing),))
-
-
-class SortedRows:
-    """Rows in the order of their tokens, and what neighbours share: a trie without nodes."""
-
-    def __init__(self, rows: Sequence[tuple[TokenIds, TokenIds]]) -> None:
-        contexts = {id(context): context for context, _ in rows}
-        most = max(map(max, itertools.chain(contexts.values(), (ids for _, ids in rows))))
-        code = "H" if most < 1 << 16 else "I"
-        width = array.array(code).itemsize
-        heads = {name: _big_endian(code, context) for name, context in contexts.items()}
-        keys = [heads[id(context)] + _big_endian(code, continuation[:-1]) for context, continuation in rows]
-        # equal keys are ordered by what they score, so that the plan is the same for any order of the rows
-        order = sorted(range(len(rows)), key=lambda i: (keys[i], len(rows[i][0]), rows[i][1]))
-        self.row = np.array(order)
-        self.ids = [np.frombuffer(keys[i], dtype=f">u{width}") for i in order]
-        self.length: Ints = np.array([len(ids) for ids in self.ids])
-        self.first_read: Ints = np.array([len(rows[i][0]) - 1 for i in order])
-        self.targets = [rows[i][1] for i in order]
-        self.shared: Ints = np.array([0, *(_common(a, b) for a, b in itertools.pairwise(self.ids))])
-        self._tokens = _sums(self.length - self.shared)
-        self._scored = _sums(self.length - np.maximum(self.first_read, self.shared))
-
-    def tokens(self, low: int, high: int, start: int) -> int:
-        """Trie tokens of rows [low, high) at depth ``start`` or more; they share the ``start`` first."""
-        return int(self.length[low] - start + self._tokens[high] - self._tokens[low + 1])
-
-    def scored(self, low: int, high: int, start: int) -> int:
-        """About as many of those have logits that are needed."""
-        first = self.length[low] - max(int(self.first_read[low]), start)
-        return int(first + self._scored[high] - self._scored[low + 1])
-
-    def common(self, low: int, high: int) -> int:
-        """Tokens that rows [low, high) share."""
-        return int(self.length[low] if high - low == 1 else self.shared[low + 1 : high].min())
-
-    def prefix(self, low: int, high: int, most: int) -> int:
-        """What rows [low, high) share, less than any of them and ``most`` at most."""
-        return min(self.common(low, high), int(self.length[low:high].min()) - 1, most)
-
-    def children(self, low: int, high: int, common: int) -> list[tuple[int, int]]:
-        """Ranges of rows that part after ``common`` tokens."""
-        cuts = np.flatnonzero(self.shared[low + 1 : high] == common) + low + 1
-        bounds = [low, *cuts.tolist(), high]
-        return list(itertools.pairwise(bounds))
-
-    def chain(self, low: int, high: int, start: int, stop: int) -> Unit:
-        """The chunk [start, stop) of what rows [low, high) share."""
-        places, targets, rows = [], [], []
-        for r in (np.flatnonzero(self.first_read[low:high] < stop) + low).tolist():
-            first = int(self.first_read[r])
-            depths = np.arange(max(first, start), min(stop, int(self.length[r])))
-            places.append(depths - start)
-            targets.append(np.array(self.targets[r], dtype=np.int64)[depths - first])
-            rows.append(np.full(len(depths), self.row[r]))
-        n = stop - start
-        tokens = self.ids[low][start:stop].astype(np.int64)
-        return Unit(tokens, np.arange(start, stop), np.full(n, n), *map(_joined, (places, targets, rows)))
-
-    def block(self, low: int, high: int, start: int) -> Unit:
-        """All tokens of rows [low, high) from depth ``start`` on."""
-        n = self.tokens(low, high, start)
-        tokens, positions, end = np.empty(n, np.int64), np.empty(n, np.int64), np.full(n, n)
-        path = np.empty(int(self.length[low:high].max()) - start, np.int64)  # place by depth, of one row
-        places, targets, rows = [], [], []
-        done = depth = start
-        count = 0
-        for r in range(low, high):
-            length, first = int(self.length[r]), int(self.first_read[r])
-            kept = start if r == low else int(self.shared[r])
-            end[path[kept - start : depth - start]] = count
-            new = slice(count, count + length - kept)
-            tokens[new] = self.ids[r][kept:]
-            positions[new] = np.arange(kept, length)
-            path[kept - start : length - start] = np.arange(new.start, new.stop)
-            count, depth = new.stop, length
-            done = max(first, start)
-            places.append(path[done - start : length - start].copy())
-            targets.append(np.array(self.targets[r][done - first :], dtype=np.int64))
-            rows.append(np.full(length - done, self.row[r]))
-        return Unit(tokens, positions, end, *map(_joined, (places, targets, rows)))
 
 
 class _Planner:
@@ -295,7 +119,7 @@ class _Planner:
     def _expand(
         self, low: int, high: int, start: int
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:
-        """Blocks and trunks of rows [low, high), which share the ``start`` first tokens."""
+        """Return the blocks and trunks of rows [low, high), which share the ``start`` first tokens."""
         rows, limits = self.rows, self.limits
         blocks: list[tuple[int, int]] = []
         trunks: list[tuple[int, int, int, int]] = []
@@ -328,8 +152,10 @@ class _Planner:
         return blocks, trunks
 
     def _block_packs(self, blocks: list[tuple[int, int]], start: int) -> Iterator[Pack]:
-        """Largest blocks first, so that blocks of a pack are of like size: as rows of the largest's length,
-        they take up twice ``pack_tokens`` at most."""
+        """Yield packs of blocks, the largest blocks first, so that blocks of a pack are of like size.
+
+        As rows of the largest's length they take up twice ``pack_tokens`` at most.
+        """
         rows, limits = self.rows, self.limits
         sized = [(rows.tokens(low, high, start), low, high) for low, high in blocks]
         sized.sort(key=lambda block: -block[0])
@@ -349,27 +175,3 @@ class _Planner:
             scored += needed
         if units:
             yield Pack(start, False, tuple(units))
-
-
-def _big_endian(code: str, ids: TokenIds) -> bytes:
-    """Bytes that compare like the ids."""
-    values = array.array(code, ids)
-    if sys.byteorder == "little":
-        values.byteswap()
-    return values.tobytes()
-
-
-def _common(a: NDArray[np.unsignedinteger], b: NDArray[np.unsignedinteger]) -> int:
-    n = min(len(a), len(b))
-    differs = a[:n] != b[:n]
-    first = int(differs.argmax()) if n else 0
-    return first if n and differs[first] else n
-
-
-def _sums(values: Ints) -> Ints:
-    """[n + 1]; the sum of the first i."""
-    return np.concatenate(([0], np.cumsum(values)))
-
-
-def _joined(parts: list[Ints]) -> Ints:
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)

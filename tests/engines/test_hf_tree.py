@@ -250,15 +250,15 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
 ) -> None:
     """2,000 tokens x 1,000 questions: at no time are more keys kept than the header's, nor packs larger
     than asked for, nor attention masks larger than a pack needs."""
-    from cme_bench.engines.hf import tree, tree_attention
+    from cme_bench.engines.hf import pack_forward, tree_attention
 
     kept, packs, masks = [], [], []
-    run = tree.PackForward.__call__
+    run = pack_forward.PackForward.__call__
     additive = tree_attention.additive
 
     def watched(self: Any, pack: Any) -> Any:
         reads = run(self, pack)
-        kept.append(self.path.n_bytes)
+        kept.append(sum(t.nbytes for pair in self.kept._kept.values() for t in pair))
         packs.append(pack.n_tokens)
         return reads
 
@@ -266,7 +266,7 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
         masks.append(seen.numel())
         return additive(seen, dtype)
 
-    monkeypatch.setattr(tree.PackForward, "__call__", watched)
+    monkeypatch.setattr(pack_forward.PackForward, "__call__", watched)
     monkeypatch.setattr(tree_attention, "additive", counted)
     header = make_ids(2000)
     asked = []

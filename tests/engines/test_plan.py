@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from cme_bench.engines import LoglikelihoodRequest, TokenIds
-from cme_bench.engines.plan import Pack, PlanLimits, plan_packs
+from cme_bench.engines.packs import Pack
+from cme_bench.engines.plan import PlanLimits, plan_packs
 from tests.support.tries import limits, requests
 
 Row = tuple[TokenIds, TokenIds]

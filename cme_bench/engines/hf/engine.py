@@ -31,12 +31,13 @@ from cme_bench.engines.hf.batching import (
     run_batches,
 )
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
+from cme_bench.engines.hf.pack_forward import PackForward, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.sharing import why_rowwise
-from cme_bench.engines.hf.tree import PackForward, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.inbox import Inbox, batch_by_batch
-from cme_bench.engines.plan import Pack, chain_packs, plan_groups, plan_packs
+from cme_bench.engines.packs import Pack
+from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -207,7 +208,7 @@ class HFEngine(Engine):
             packs = chain_packs(requests[indices[0]].prompt[:prefix], self.limits)
             for _ in run_packs(packs, self.limits, functools.partial(self._score_pack, run)):
                 pass
-            yield rows, functools.partial(PrefixSession, self._forward, run.path, prefix)
+            yield rows, functools.partial(PrefixSession, self._forward, run.kept, prefix)
 
     def _decode(
         self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError
 from cme_bench.engines.hf.forward import CausalForward, base_model
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_rows
-from cme_bench.engines.hf.tree import PackForward, finished_rows
-from cme_bench.engines.hf.tree_attention import UnsupportedAttentionError
+from cme_bench.engines.hf.pack_forward import PackForward, finished_rows
 from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.plan import PlanLimits, plan_packs
@@ -23,7 +23,7 @@ _TRIAL_LENGTH = 20
 
 
 def why_rowwise(forward: CausalForward, max_length: int) -> str | None:
-    """Why rows of this model must be computed one by one; None if they can share prefixes."""
+    """Return why rows of this model must be computed one by one; None if they can share prefixes."""
     return _declared(forward) or _tried(forward, max_length)
 
 
@@ -40,18 +40,18 @@ def _declared(forward: CausalForward) -> str | None:
 
 
 def _rope_types(config: Any) -> set[str]:
-    found = set()
+    kinds = set()
     todo = [getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None)]
     while todo:
         settings = todo.pop()
         if isinstance(settings, dict):
-            found.add(str(settings.get("rope_type", settings.get("type"))))
+            kinds.add(str(settings.get("rope_type", settings.get("type"))))
             todo += settings.values()
-    return found
+    return kinds
 
 
 def _tried(forward: CausalForward, max_length: int) -> str | None:
-    """Score a few short rows both ways."""
+    """Score a few short rows both ways; return why they tell against sharing, or None."""
     if max_length < _TRIAL_LENGTH:
         return f"rows have fewer than {_TRIAL_LENGTH} tokens"
     ids = trial_ids(forward)
@@ -92,7 +92,7 @@ def _shared(forward: CausalForward, rows: Sequence[ScoringRow], max_length: int)
 
 
 def _windows(config: Any) -> list[int | None]:
-    """The window of every layer, as the config has it."""
+    """Return the window of every layer, as the config has it."""
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.engines.base import GenerateRequest, Request
-from cme_bench.engines.plan import SortedRows
+from cme_bench.engines.sorted_rows import SortedRows
 
 PORTION = 1 / 2
 """The next shard is this part of what a worker has left.

@@ -8,11 +8,13 @@ from typing import TypeAlias
 
 import torch
 
+from cme_bench.engines.hf.attention_hook import attention_of
 from cme_bench.engines.hf.batching import try_compute
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_logits
-from cme_bench.engines.hf.tree_attention import PackAttention, Path, attention_of
-from cme_bench.engines.plan import Pack, PlanLimits
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
+from cme_bench.engines.packs import Pack
+from cme_bench.engines.plan import PlanLimits
 from cme_bench.errors import CmeError
 
 Reads: TypeAlias = list[tuple[int, float, bool]]
@@ -20,19 +22,19 @@ Reads: TypeAlias = list[tuple[int, float, bool]]
 
 
 class PackForward:
-    """Runs packs in their order; keeps the keys and values of the path in work."""
+    """Run packs in their order; keep the keys and values of the prefix in work."""
 
     def __init__(self, forward: CausalForward) -> None:
         self._forward = forward
-        self.path = Path()
+        self.kept = KeptPrefix()
         self.windows: list[int | None] = []
 
     @torch.inference_mode()
     def __call__(self, pack: Pack) -> Reads:
-        """The reads of ``pack``, with one copy back from the device."""
+        """Return the reads of ``pack``, with one copy back from the device."""
         device = self._forward.device
         places, index, target, row = pack.reads
-        attention = PackAttention(pack, self.path, device)
+        attention = PackAttention(pack, self.kept, device)
         with attention_of(self._forward.model, attention):
             [logits] = self._forward.uncached(
                 torch.from_numpy(pack.tokens).to(device)[None],
@@ -45,8 +47,11 @@ class PackForward:
 
 
 def run_packs(packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Reads]) -> Iterator[Reads]:
-    """Reads of every pack, in order. A pack that runs out of memory is split, and ``limits`` shrink for all
-    that follow. Raises CmeError when one that cannot be split does."""
+    """Yield the reads of every pack, in order.
+
+    A pack that runs out of memory is split, and ``limits`` shrink for all that follow. Raises CmeError when
+    one that cannot be split does.
+    """
     for planned in packs:
         todo = [planned]
         while todo:
@@ -70,7 +75,10 @@ def run_packs(packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack
 def finished_rows(
     rows: Sequence[ScoringRow], packs: Iterable[Reads]
 ) -> Iterator[tuple[ScoringRow, RowScore]]:
-    """``(row, score)`` as soon as a row's last token was read. Raises LogitsError for logits that are NaN."""
+    """Yield ``(row, score)`` as soon as a row's last token was read.
+
+    Raises LogitsError for logits that are NaN.
+    """
     logprobs: list[list[float]] = [[] for _ in rows]
     greedy = [True] * len(rows)
     for reads in packs:

@@ -1,0 +1,81 @@
+"""The attention of a transformers model, taken over: registered with transformers under ``NAME``.
+
+The model runs its own code; only the attention function is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from cme_bench.engines.hf.attention import AttentionCall
+from cme_bench.engines.hf.forward import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "cme_tree"
+_IGNORED = frozenset({"position_ids", "use_cache", "cache_position"})
+"""Arguments that say nothing which the attention function does not know."""
+
+Attention: TypeAlias = Callable[[AttentionCall], Tensor]
+"""The attention function of a model within ``attention_of``: it returns [rows, n, heads, size]."""
+
+
+class UnsupportedAttentionError(Exception):
+    """The model asks its attention for something that cannot be shared; it runs row by row instead."""
+
+
+_active: ContextVar[Attention] = ContextVar("cme_tree_attention")
+
+
+def _tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    unknown = [
+        name
+        for name, given in others.items()
+        if name not in _IGNORED and not (given is None or given is False)
+    ]
+    if others.get("is_causal", True) is False:
+        unknown.append("sight of what comes after")
+    if attention_mask is not None or dropout or unknown:
+        raise UnsupportedAttentionError(
+            f"attention with {', '.join(unknown) or 'a mask or dropout'} of its own"
+        )
+    call = AttentionCall(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
+    return _active.get()(call).contiguous(), None
+
+
+AttentionInterface.register(NAME, _tree_attention)
+
+
+@contextmanager
+def attention_of(model: PreTrainedModel, attend: Attention) -> Iterator[None]:
+    """Make ``model`` attend by ``attend`` within the context; it builds no masks of its own then."""
+    configs = {id(c): c for m in base_model(model).modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    token = _active.set(attend)
+    try:
+        for config, _ in before:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, name in before:
+            config._attn_implementation = name
+        _active.reset(token)
