@@ -22,31 +22,30 @@ if TYPE_CHECKING:
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the checkpoint's own tokenizer. UsageError if the folder has none."""
+    return load_named_tokenizer(str(checkpoint.path))
+
+
+def load_named_tokenizer(name: str, **settings: Any) -> Any:
+    """Load a folder's or hub id's tokenizer, with transformers' ``settings``. UsageError if none loads."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{checkpoint.path}: the tokenizer cannot be loaded ({first_line(error)})"
-        ) from error
+        raise UsageError(f"{name}: the tokenizer cannot be loaded ({first_line(error)})") from error
 
 
-def end_token_ids(checkpoint: Checkpoint, config: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the end-of-sequence ids of the checkpoint's generation config (or of its config) and of the
-    tokenizer."""
+def eos_token_id(checkpoint: Checkpoint, config: Any) -> Any:
+    """Return ``eos_token_id`` (one, several or None) of the generation config, or of the model's config."""
     from transformers import GenerationConfig
 
     file = checkpoint.path / "generation_config.json"
-    if file.is_file():
-        try:
-            ids = GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UsageError(f"{file}: {first_line(error)}") from error
-    else:
-        ids = getattr(config, "eos_token_id", None)
-    several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
+    if not file.is_file():
+        return getattr(config, "eos_token_id", None)
+    try:
+        return GenerationConfig.from_pretrained(checkpoint.path).eos_token_id
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file}: {first_line(error)}") from error
 
 
 def load_config(checkpoint: Checkpoint) -> Any:

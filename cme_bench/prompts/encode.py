@@ -26,10 +26,8 @@ class Encoder:
 
     @property
     def start_token(self) -> int:
-        """The token that stands in for an empty context: BOS if the tokenizer has one, else EOS (lm-eval's
-        choice)."""
-        token = self.tokenizer.bos_token_id
-        return int(self.tokenizer.eos_token_id if token is None else token)
+        """Return what stands in for an empty context; see :func:`start_token`."""
+        return start_token(self.tokenizer)
 
     @property
     def prefix_length(self) -> int:
@@ -85,7 +83,7 @@ class Encoder:
             rest = self.encode((continuation for _, continuation in pairs), special=False)
             split = [(contexts[a], rest[b]) for a, b in pairs]
         else:
-            moved = [_move_spaces(a, b) for a, b in pairs]
+            moved = [move_spaces(a, b) for a, b in pairs]
             alone = self._bare(b for a, b in moved if not a)
             whole = self._bare(text for a, b in moved for text in (a, a + b) if a)
             split = [
@@ -107,6 +105,13 @@ _BLANKS = 8
 """So many tokens of blanks before a template's BOS are kept with it."""
 
 
-def _move_spaces(context: str, continuation: str) -> tuple[str, str]:
+def start_token(tokenizer: Any) -> int:
+    """Return what stands in for an empty context: BOS if there is one, else EOS (lm-eval's choice)."""
+    token = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if token is None else token)
+
+
+def move_spaces(context: str, continuation: str) -> tuple[str, str]:
+    """Return both with the spaces at the context's end moved to the continuation, as in lm-eval."""
     kept = context.rstrip()
     return kept, context[len(kept) :] + continuation

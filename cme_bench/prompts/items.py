@@ -15,15 +15,9 @@ from cme_bench.prompts.formats import PromptFormat
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
 _LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_GREEDY_KEYS = {
-    "do_sample",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "num_beams",
-}  # no effect on greedy ones
-_GENERATION_KEYS = {"until", *_LENGTH_KEYS, *_GREEDY_KEYS}
+GREEDY_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p"}
+"""Settings of generation without effect where it is greedy."""
+_GENERATION_KEYS = {"until", "num_beams", *_LENGTH_KEYS, *GREEDY_KEYS}
 
 
 class AskableTask(Protocol):

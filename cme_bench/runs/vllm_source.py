@@ -45,14 +45,15 @@ class VLLMSource(SavedSource):
         return host
 
     def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+        from cme_bench.engines.stopping import end_token_ids
         from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine
-        from cme_bench.models.load import end_token_ids
+        from cme_bench.models.load import eos_token_id
         from cme_bench.vllm_plugin.file import write_adapter
 
         self._host.allow(job.longest)
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
-        ends = end_token_ids(self.model.checkpoint, self.model.config, tokenizer)
+        ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
         found = saved(adapter)
         if found is None:
             return VLLMEngine(self._host, tokenizer, ends)

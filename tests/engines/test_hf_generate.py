@@ -108,10 +108,9 @@ def test_the_tokenizers_end_token_stops_a_model_that_names_none(
     tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = copy.deepcopy(tiny_model)
-    model.generation_config.eos_token_id = None
-    assert generate.end_token_ids(model, toy_tokenizer) == {271}
-    model.generation_config.eos_token_id = 5
-    assert generate.end_token_ids(model, toy_tokenizer) == {5, 271}
+    for named, ends in ((None, {271}), (5, {5, 271}), ([5, 6], {5, 6, 271})):
+        model.generation_config.eos_token_id = named
+        assert HFEngine(model, toy_tokenizer)._decoder._end_ids == ends
 
 
 def test_requests_past_the_limit_are_named(

@@ -38,6 +38,7 @@ from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
+from cme_bench.engines.stopping import end_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +90,8 @@ class HFEngine(Engine):
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self._forward = CausalForward(model, self.device)
-        self._decoder = generation.GreedyDecoder(tokenizer, generation.end_token_ids(base, tokenizer))
+        eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
+        self._decoder = generation.GreedyDecoder(tokenizer, end_token_ids(eos, tokenizer))
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, batch by batch.

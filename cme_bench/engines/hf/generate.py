@@ -16,7 +16,7 @@ from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop, read_answer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 _UTF8_LONGEST = 4
 
@@ -55,14 +55,6 @@ def plan_generation(
     """One row for each of ``indices``, longest first."""
     rows = [GenerationRow(index, requests[index], prefix) for index in indices]
     return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
-
-
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """End-of-sequence ids of the model's generation config (one or several) and of the tokenizer."""
-    config = getattr(model, "generation_config", None)
-    ids = getattr(config, "eos_token_id", None)
-    several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-    return frozenset(int(i) for i in [*several, tokenizer.eos_token_id] if i is not None)
 
 
 class DecodingSession(Protocol):
