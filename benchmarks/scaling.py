@@ -118,16 +118,16 @@ def measure(
     kind: str, options: RunOptions, cases: dict[str, Questions], rounds: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Name and result of each case."""
-    two = TwoWorkers(options, cases)
+    pair = TwoWorkers(options, cases)
     try:
-        two.start()
+        pair.start()
         for case, questions in cases.items():
             n = sum(map(len, questions.values()))
             seconds: dict[int, list[float]] = {1: [], 2: []}
             for turn in range(rounds):
                 found = {}
                 for workers in (1, 2) if turn % 2 == 0 else (2, 1):
-                    took, found[workers] = two.measure(questions, workers)
+                    took, found[workers] = pair.measure(questions, workers)
                     seconds[workers].append(took)
             ratio = statistics.median(a / b for a, b in zip(seconds[1], seconds[2], strict=True))
             gap = difference(found[1], found[2])
@@ -142,7 +142,7 @@ def measure(
                 {"questions": n, "seconds": seconds, "ratio": ratio, "difference": gap},
             )
     finally:
-        two.close()
+        pair.close()
 
 
 def keep(results: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How answers are computed: every engine takes token ids and returns text or log-likelihoods."""
+"""Engines compute answers: every one takes token ids and returns text or log-likelihoods."""
 
 from cme_bench.engines.base import (
     Engine,

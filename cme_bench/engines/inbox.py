@@ -107,13 +107,13 @@ def batch_by_batch(
 ) -> Iterator[tuple[int, Response]]:
     """Serve ``inbox`` with a function that answers one batch.
 
-    ``answer`` takes requests and yields ``(place among them, response)``. A LogitsError that it raises gets
+    ``answer`` takes requests and yields ``(index among them, response)``. A LogitsError that it raises gets
     the number of its request.
     """
     while batch := inbox.take(wait=True):
         try:
-            for place, response in answer([request for _, request in batch]):
-                yield batch[place][0], response
+            for index, response in answer([request for _, request in batch]):
+                yield batch[index][0], response
         except LogitsError as error:
             number = None if error.request is None else batch[error.request][0]
             raise LogitsError.at(number, error.where) from error

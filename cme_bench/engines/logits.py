@@ -12,8 +12,7 @@ _BROKEN = (
 class LogitsError(CmeError):
     """A model computed NaN, or a logit of plus infinity, after which no probability is known.
 
-    ``request``: index of the request in which it was seen, None if the engine cannot tell; ``where``: the
-    place in it.
+    ``request``: number of the request in which it was seen, None if the engine cannot tell; ``where``: of it.
     """
 
     def __init__(self, message: str, request: int | None = None, where: str = "") -> None:
@@ -22,11 +21,11 @@ class LogitsError(CmeError):
 
     @classmethod
     def at(cls, request: int | None, where: str = "") -> LogitsError:
-        """The error of one request, or of some request."""
-        place = "some request" if request is None else f"request {request}"
-        return cls(f"{place}{where}: {_BROKEN}", request, where)
+        """Return the error of one request, or of some request."""
+        name = "some request" if request is None else f"request {request}"
+        return cls(f"{name}{where}: {_BROKEN}", request, where)
 
     def within(self, task: str, item: int | None) -> CmeError:
-        """The same error for a user, who knows tasks and items in place of requests."""
-        place = f"task {task}" if item is None else f"task {task}, item {item}"
-        return CmeError(f"{place}{self.where}: {_BROKEN} (what was computed before is stored)")
+        """Return the same error for a user, who knows tasks and items in place of requests."""
+        name = f"task {task}" if item is None else f"task {task}, item {item}"
+        return CmeError(f"{name}{self.where}: {_BROKEN} (what was computed before is stored)")

@@ -1,4 +1,4 @@
-"""Where generated text ends: the rule that every engine follows."""
+"""The rule by which generated text ends, in every engine."""
 
 from __future__ import annotations
 

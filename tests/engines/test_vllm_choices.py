@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.vllm.choices import (
     MOST_CHILDREN,
-    Ask,
     Collector,
     Node,
-    Place,
+    Query,
     Score,
+    ScoredToken,
     Tail,
     plan_question,
     question_nodes,
@@ -32,11 +32,11 @@ def toy_argmax(prompt: TokenIds) -> int:
     return hash(prompt) % 4
 
 
-def toy_scores(ask: Ask) -> dict[Place, Score]:
+def toy_scores(query: Query) -> dict[ScoredToken, Score]:
     """What an engine says: of a node its children, of a tail every token."""
-    places = [(ask.prompt, token) for token in ask.children]
-    if isinstance(ask, Tail):
-        places += [(ask.context + ask.continuation[:i], t) for i, t in enumerate(ask.continuation[:-1])]
+    places = [(query.prompt, token) for token in query.children]
+    if isinstance(query, Tail):
+        places += [(query.context + query.continuation[:i], t) for i, t in enumerate(query.continuation[:-1])]
     return {place: Score(toy_logprob(*place), toy_argmax(place[0]) == place[1]) for place in places}
 
 
@@ -62,14 +62,14 @@ def test_answers_equal_a_plain_reading_in_any_order(
     source.shuffle(order)
     collector = Collector(block)
     found: dict[int, LoglikelihoodResponse] = {}
-    flying: list[Ask] = []
+    flying: list[Query] = []
 
-    def take(done: Ask) -> None:
+    def take(done: Query) -> None:
         for index, request, response in collector.take(done, toy_scores(done)):
             assert index not in found and request == asked[index]
             found[index] = response
 
-    for node in (node for index in order for node in collector.ask(index, asked[index])):
+    for node in (node for index in order for node in collector.queries(index, asked[index])):
         flying.append(node)
         if source.random() < 0.5:  # answers come back while questions are still being asked
             take(flying.pop(source.randrange(len(flying))))
@@ -101,15 +101,17 @@ def test_a_wide_node_is_asked_in_pieces_and_put_together() -> None:
     nodes = question_nodes(request)
     assert [len(node.children) for node in nodes] == [MOST_CHILDREN, 5]
     collector = Collector(16)
-    found = [done for node in collector.ask(0, request) for done in collector.take(node, toy_scores(node))]
+    found = [
+        done for node in collector.queries(0, request) for done in collector.take(node, toy_scores(node))
+    ]
     assert found == [(0, request, plain(request))]
 
 
 def test_equal_questions_in_flight_are_asked_once() -> None:
     request = LoglikelihoodRequest((((1, 2), (3,)),))
     collector = Collector(16)
-    [node] = collector.ask(0, request)
-    assert list(collector.ask(1, request)) == []
+    [node] = collector.queries(0, request)
+    assert list(collector.queries(1, request)) == []
     answers = list(collector.take(node, toy_scores(node)))
     assert answers == [(0, request, plain(request)), (1, request, plain(request))]
 
@@ -117,7 +119,7 @@ def test_equal_questions_in_flight_are_asked_once() -> None:
 def test_a_question_of_empty_choices_is_answered_as_others_are() -> None:
     request = LoglikelihoodRequest((((1, 2), ()), ((1, 2), ())))
     collector = Collector(16)
-    [node] = collector.ask(0, request)
+    [node] = collector.queries(0, request)
     assert list(collector.take(node, toy_scores(node))) == [(0, request, plain(request))]
 
 

@@ -70,7 +70,7 @@ def adapter_positions(model: Any) -> int:
 
 
 class AloneSession:
-    """One row being decoded with PEFT's own forward. A :class:`generate.DecodingSession`.
+    """Decode one row with PEFT's own forward. A :class:`generate.DecodingSession`.
 
     Virtual tokens lie in the cache after the first feed, so later ones go to the base model. An activated
     adapter goes on for the tokens that follow a prompt in which its invocation tokens were found.
@@ -101,21 +101,18 @@ class AloneSession:
         raise NotImplementedError("a session of one row")
 
     def _after(self, ids: Tensor) -> dict[str, Any]:
-        """What later feeds pass beside their tokens."""
+        """Return what later feeds pass beside their tokens."""
         model: Any = self._forward.model
         if getattr(getattr(model, "active_peft_config", None), "alora_invocation_tokens", None) is None:
             return {}
         from peft.tuners.lora.variants import calculate_alora_offsets
 
-        found = calculate_alora_offsets(model.peft_config, model.active_adapter, ids)
-        return {"alora_offsets": [offset and 1 for offset in found]}
+        offsets = calculate_alora_offsets(model.peft_config, model.active_adapter, ids)
+        return {"alora_offsets": [offset and 1 for offset in offsets]}
 
 
 class RecomputedSession:
-    """One row being decoded by a plain forward of all of it at every step.
-
-    X
-    """
+    """Decode one row by a plain forward of all of it at every step."""
 
     def __init__(self, forward: CausalForward) -> None:
         self._forward = forward

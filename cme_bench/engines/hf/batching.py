@@ -18,15 +18,15 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator
 
 
 class Row(Protocol):
-    """Anything that takes one row of a batch."""
+    """Be one row of a batch."""
 
     @property
     def n_input(self) -> int:
-        """Tokens that the prefill feeds."""
+        """Return how many tokens the prefill feeds."""
 
     @property
     def n_new(self) -> int:
-        """Most tokens that follow, one forward each; 0 when rows are only scored."""
+        """Return how many tokens may follow, one forward each; 0 when rows are only scored."""
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -36,7 +36,7 @@ WorkT = TypeVar("WorkT")
 
 @dataclass(slots=True)
 class TokenBudget:
-    """Most positions (rows x padded length, new tokens included) of a batch; only shrinks."""
+    """Bound the positions (rows x padded length, new tokens included) of a batch; only shrinks."""
 
     tokens: int
 
@@ -46,20 +46,20 @@ class TokenBudget:
 
 
 def width(rows: Sequence[Row]) -> int:
-    """Padded length of a batch of ``rows``, room for new tokens included."""
+    """Return the padded length of a batch of ``rows``, room for new tokens included."""
     return max(row.n_input for row in rows) + max(row.n_new for row in rows)
 
 
 def by_length(rows: Sequence[Row]) -> list[list[int]]:
-    """Places of rows that are equally long, one list a length."""
-    found: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        found.setdefault(row.n_input, []).append(place)
-    return list(found.values())
+    """Return the indices of rows that are equally long, one list a length."""
+    indices: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        indices.setdefault(row.n_input, []).append(i)
+    return list(indices.values())
 
 
 def take_batch(rows: Sequence[RowT], start: int, tokens: int) -> Sequence[RowT]:
-    """The longest run of rows from ``start`` whose padded size fits in ``tokens``; at least one row."""
+    """Return the longest run of rows from ``start`` whose padded size fits in ``tokens``; at least one."""
     n_input = n_new = 0
     stop = start
     while stop < len(rows):
@@ -76,7 +76,7 @@ def run_batches(
     budget: TokenBudget,
     compute: Callable[[Sequence[RowT]], Sequence[ResultT]],
 ) -> Iterator[tuple[RowT, ResultT]]:
-    """``(row, result)`` of every row in the order given, one batch in memory at a time.
+    """Yield ``(row, result)`` of every row in the order given, one batch in memory at a time.
 
     A batch that runs out of memory is halved, and ``budget`` keeps the smaller size for all that follows.
     """
@@ -97,7 +97,10 @@ def run_batches(
 
 
 def try_compute(compute: Callable[[WorkT], ResultT], work: WorkT) -> ResultT | None:
-    """None when memory ran out. The traceback, which holds the work's tensors, is gone by then."""
+    """Return the result; None when memory ran out.
+
+    The traceback, which holds the work's tensors, is gone by then.
+    """
     try:
         return compute(work)
     except RuntimeError as error:
@@ -110,14 +113,14 @@ def try_compute(compute: Callable[[WorkT], ResultT], work: WorkT) -> ResultT | N
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether ``error`` is an allocator's, on CUDA or CPU (which has no class of its own)."""
+    """Tell whether ``error`` is an allocator's, on CUDA or CPU (which has no class of its own)."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or any(
         text in str(error) for text in _OUT_OF_MEMORY
     )
 
 
 def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value: int) -> int:
-    """Token budget for a model of ``config``: fixed on CPU, half of the free memory on CUDA.
+    """Return the token budget for a model of ``config``: fixed on CPU, half of the free memory on CUDA.
 
     A token is taken to need its keys and values in every layer, one layer's activations, and its logits
     in float32 (one position in eight is scored).
@@ -140,7 +143,7 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
 
 
 def plan_limits(config: Any, device: torch.device, tokens_per_batch: int) -> PlanLimits:
-    """Sizes of packs for a model of ``config``, ``tokens_per_batch`` at most.
+    """Return the sizes of packs for a model of ``config``, ``tokens_per_batch`` at most.
 
     The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
     pack stay below 128 MiB there and 1 GiB on CUDA.

@@ -48,17 +48,20 @@ GPU_TARGET = 512
 
 
 class HFEngine(Engine):
-    """Computes with a loaded transformers model.
+    """Compute with a loaded transformers model.
 
-    ``model`` is a causal LM or a PeftModel around one; it is set to eval mode, and moved when ``device`` is
-    given. ``max_length`` (tokens) defaults to what the model's config allows, one more than it has positions,
-    less those that an adapter takes for virtual tokens.
-    ``tokens_per_batch`` bounds rows x padded length of a batch; by default 4096 on CPU, and chosen from the
-    free memory on CUDA. A batch that ran out of memory counts in ``stats.model_seconds`` only.
+    Likelihoods share every common prefix (``cme_bench.engines.plan``) where the model allows it. A batch that
+    ran out of memory counts in ``stats.model_seconds`` only.
 
-    Likelihoods share every common prefix (``cme_bench.engines.plan``) where the model allows it; ``plain``
-    computes every row alone instead, the slow and obvious way. ``kept_tokens`` bounds the prefix whose keys
-    and values are kept (default: ``max_length``); a longer one is computed again.
+    Args:
+        model: A causal LM or a PeftModel around one; set to eval mode, and moved when ``device`` is given.
+        max_length: In tokens; by default one more than the model's config allows positions, less those that
+            an adapter takes for virtual tokens.
+        tokens_per_batch: Bounds rows x padded length of a batch; by default 4096 on CPU, and chosen from the
+            free memory on CUDA.
+        plain: Compute every row alone, the slow and obvious way.
+        kept_tokens: Bounds the prefix whose keys and values are kept (default: ``max_length``); a longer one
+            is computed again.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class HFEngine(Engine):
         return batch_by_batch(inbox, self._answer)
 
     def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
-        """Answer one batch, which is of one kind; numbers are places in it."""
+        """Answer one batch, which is of one kind; numbers are indices in it."""
         if isinstance(requests[0], GenerateRequest):
             return self._generate(cast("Sequence[GenerateRequest]", requests))
         return self._loglikelihood(cast("Sequence[LoglikelihoodRequest]", requests))
@@ -129,30 +132,30 @@ class HFEngine(Engine):
 
     @functools.cached_property
     def rowwise_because(self) -> str | None:
-        """Why no prefixes are shared; None if they are."""
+        """Return why no prefixes are shared; None if they are."""
         if self.alone_because:
             return self.alone_because
         return "asked for" if self.plain else why_rowwise(self._forward, self.max_length)
 
     @functools.cached_property
     def alone_because(self) -> str | None:
-        """Why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
+        """Return why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
         return why_alone(self.model)
 
     @property
     def logits(self) -> str:
-        """The type that logits are known to: float32 and wider, or what the model rounded them to."""
+        """Return the type that logits are known to: float32 and wider, or what the model rounded them to."""
         widest = torch.promote_types(self.dtype, torch.float32)
         return str(self.dtype if self._forward.rounded else widest).removeprefix("torch.")
 
     @functools.cached_property
     def _by_length(self) -> bool:
-        """Whether all rows of a batch must be equally long."""
+        """Tell whether all rows of a batch must be equally long."""
         return self.alone_because is None and not pads(self._forward)
 
     @functools.cached_property
     def _alone(self) -> Callable[[], generation.DecodingSession]:
-        """What decodes a batch of rows that share nothing."""
+        """Make what decodes a batch of rows that share nothing."""
         trusted = caches(self._forward)
         return functools.partial(
             generation.CacheSession if trusted else generation.RecomputingSession, self._forward
@@ -192,7 +195,7 @@ class HFEngine(Engine):
     def _generation_groups(
         self, requests: Sequence[GenerateRequest]
     ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
-        """Rows that are decoded with the same kept prefix, and what decodes a batch of them."""
+        """Yield rows that are decoded with the same kept prefix, and what decodes a batch of them."""
         if self.alone_because:
             for index in range(len(requests)):
                 session = functools.partial(alone_session(self.model), self._forward)
@@ -229,7 +232,7 @@ class HFEngine(Engine):
         return responses
 
     def describe(self) -> dict[str, str]:
-        """Engine, dtype, device, attention, the type of the logits and the versions that compute."""
+        """Return engine, dtype, device, attention, the type of the logits and the versions that compute."""
         import transformers
 
         device = str(self.device)
@@ -247,7 +250,7 @@ class HFEngine(Engine):
         }
 
     def _note_time_and_memory(self, started: float) -> None:
-        """Results are on the host by now, so the clock has waited for the device."""
+        """Count what took place since ``started``: results are on the host, so the clock has waited."""
         self.stats.model_seconds += time.perf_counter() - started
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)

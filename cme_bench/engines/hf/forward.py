@@ -19,13 +19,13 @@ _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_le
 
 
 def base_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The transformers model below a PeftModel, or ``model`` itself."""
+    """Return the transformers model below a PeftModel, or ``model`` itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if unwrap is not None else model
 
 
 def max_positions(config: Any) -> int:
-    """Most positions that ``config`` allows; 2048 when it does not say."""
+    """Return how many positions ``config`` allows; 2048 when it does not say."""
     text = config.get_text_config(decoder=True)
     for field in _LENGTH_FIELDS:
         value = getattr(text, field, None)
@@ -35,7 +35,7 @@ def max_positions(config: Any) -> int:
 
 
 def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """``(ids, mask)``, both int64 [rows, longest] on CPU; padding is id 0 under mask 0, on the left."""
+    """Return ``(ids, mask)``, both int64 [rows, longest] on CPU; id 0 under mask 0 pads on the left."""
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -43,7 +43,7 @@ def left_pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 class CausalForward:
-    """Calls ``model`` with the arguments that its own forward takes.
+    """Call ``model`` with the arguments that its own forward takes.
 
     The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
     output layer gives float32 (:mod:`cme_bench.exact_logits`). ``rounded``: whether a model that treats its
@@ -62,7 +62,7 @@ class CausalForward:
     def __call__(
         self, ids: Tensor, mask: Tensor, *, keep: int, cache: Any = None, use_cache: bool = False
     ) -> tuple[Tensor, Any]:
-        """``(logits, cache)``: logits [rows, keep, vocab] of the last ``keep`` places of ``ids`` [rows, n].
+        """Return ``(logits, cache)``: [rows, keep, vocab] of the last ``keep`` tokens of ``ids`` [rows, n].
 
         ``mask`` [rows, cached + n] is 0 on padding; positions count from each row's first real token.
         """
@@ -87,8 +87,10 @@ class CausalForward:
         more: Mapping[str, Any] | None = None,
         use_cache: bool = False,
     ) -> tuple[Tensor, Any]:
-        """``(logits, cache)`` as ``__call__``, of one row, with nothing of ours but the ids and ``more``: a
-        PeftModel puts its virtual tokens before them, and a cache holds those."""
+        """Return ``(logits, cache)`` as ``__call__``, of one row, by PEFT's own way from ids and ``more``.
+
+        A PeftModel puts its virtual tokens before the ids, and a cache holds those.
+        """
         arguments: dict[str, Any] = {"input_ids": ids, "use_cache": use_cache, **(more or {})}
         model = self.model
         if cache is not None:
@@ -101,8 +103,11 @@ class CausalForward:
         return output.logits[:, -keep:], getattr(output, "past_key_values", None) if use_cache else None
 
     def uncached(self, ids: Tensor, positions: Tensor, keep: int | Tensor) -> Tensor:
-        """Logits [rows, kept, vocab] of ``ids`` [rows, n] at ``positions`` [rows, n], without a cache or a
-        mask of the model's own: of the last ``keep`` places, or of those that a tensor names."""
+        """Return logits [rows, kept, vocab] of ``ids`` [rows, n] at ``positions`` [rows, n].
+
+        The model has neither a cache nor a mask of its own. Kept are the last ``keep`` tokens, or those whose
+        indices a tensor gives.
+        """
         arguments: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
         if self._takes_keep:
             arguments["logits_to_keep"] = keep

@@ -23,8 +23,10 @@ _UTF8_LONGEST = 4
 
 @dataclass(slots=True)
 class GenerationRow:
-    """Request ``index`` and what has been generated for it so far. The first ``prefix`` tokens of its prompt
-    are computed elsewhere."""
+    """Hold request ``index`` and the tokens that are generated for it so far.
+
+    The first ``prefix`` tokens of its prompt are computed elsewhere.
+    """
 
     index: int
     request: GenerateRequest
@@ -43,7 +45,7 @@ class GenerationRow:
 
 @dataclass(slots=True)
 class Positions:
-    """Positions that went through the network: of rows at work, and of padding and finished rows."""
+    """Count positions that went through the network: of rows at work, and of padding and finished rows."""
 
     computed: int = 0
     padding: int = 0
@@ -52,29 +54,31 @@ class Positions:
 def plan_generation(
     requests: Sequence[GenerateRequest], indices: Sequence[int], prefix: int = 0
 ) -> list[GenerationRow]:
-    """One row for each of ``indices``, longest first."""
+    """Return one row for each of ``indices``, longest first."""
     rows = [GenerationRow(index, requests[index], prefix) for index in indices]
     return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
 
 
 class DecodingSession(Protocol):
-    """One batch being decoded: the model with what it has seen so far."""
+    """Decode one batch: a model with what it has seen so far."""
 
     device: torch.device
 
     def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Logits [rows, vocab] after ``ids`` [rows, n], which are added to what was seen; ``mask`` [rows,
-        seen + n] is 0 on padding."""
+        """Return logits [rows, vocab] after ``ids`` [rows, n], which are added to what was seen.
+
+        ``mask`` [rows, seen + n] is 0 on padding.
+        """
 
     def can_select(self) -> bool:
-        """Whether rows can be dropped."""
+        """Tell whether rows can be dropped."""
 
     def select(self, kept: Tensor) -> None:
         """Go on with the rows ``kept`` only."""
 
 
 class CacheSession:
-    """Decoding with transformers' own cache."""
+    """Decode with transformers' own cache."""
 
     def __init__(self, forward: CausalForward) -> None:
         self._forward = forward
@@ -93,7 +97,7 @@ class CacheSession:
 
 
 class RecomputingSession:
-    """Decoding that feeds whole rows at every step: for models without a cache that can be trusted."""
+    """Decode by feeding whole rows at every step: for models without a cache that can be trusted."""
 
     def __init__(self, forward: CausalForward) -> None:
         self._forward = forward
@@ -113,7 +117,7 @@ class RecomputingSession:
 
 
 class GreedyDecoder:
-    """Argmax decoding; logits processors of a generation config (a repetition penalty) do not apply."""
+    """Decode by argmax; logits processors of a generation config (a repetition penalty) do not apply."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -123,7 +127,7 @@ class GreedyDecoder:
     def decode_batch(
         self, rows: Sequence[GenerationRow], session: DecodingSession, positions: Positions
     ) -> list[GenerateResponse]:
-        """Responses of ``rows``, in their order; adds what was computed to ``positions``.
+        """Return responses of ``rows``, in their order; add what was computed to ``positions``.
 
         Raises LogitsError when a row's logits are NaN or plus infinity.
         """
@@ -145,14 +149,14 @@ class GreedyDecoder:
             for row, choice in zip(batch, token.tolist(), strict=True):
                 if row.finish is None:
                     self._append(row, choice)
-            at_work = [place for place, row in enumerate(batch) if row.finish is None]
+            at_work = [i for i, row in enumerate(batch) if row.finish is None]
             if not at_work:
                 return [self._respond(row) for row in rows]
             if len(at_work) < len(batch) and session.can_select():
                 kept = torch.tensor(at_work, device=token.device)
                 session.select(kept)
                 token, mask = token[kept], mask[kept.to(mask.device)]
-                batch = [batch[place] for place in at_work]
+                batch = [batch[i] for i in at_work]
             positions.computed += len(at_work)
             positions.padding += len(batch) - len(at_work)
             n_fed += 1
@@ -164,12 +168,12 @@ class GreedyDecoder:
         session: Callable[[], DecodingSession],
         positions: Positions,
     ) -> list[GenerateResponse]:
-        """Responses of ``rows``, in their order, without padding: those of one length at a time."""
-        found: dict[int, GenerateResponse] = {}
-        for places in by_length(rows):
-            some = [rows[place] for place in places]
-            found |= zip(places, self.decode_batch(some, session(), positions), strict=True)
-        return [found[place] for place in range(len(rows))]
+        """Return responses of ``rows``, in their order, without padding: those of one length at a time."""
+        responses: dict[int, GenerateResponse] = {}
+        for indices in by_length(rows):
+            alike = [rows[i] for i in indices]
+            responses |= zip(indices, self.decode_batch(alike, session(), positions), strict=True)
+        return [responses[i] for i in range(len(rows))]
 
     def _append(self, row: GenerationRow, token: int) -> None:
         """Add ``token`` to ``row`` and decide whether that ends it."""
@@ -184,8 +188,11 @@ class GreedyDecoder:
             row.finish = "length"
 
     def _has_stopped(self, row: GenerationRow) -> bool:
-        """Whether the text holds a stop string. Only the tail is decoded until one shows up there: every
-        token is at least a byte, and a first character may be cut."""
+        """Tell whether the text holds a stop string.
+
+        Only the tail is decoded until one shows up there: every token is at least a byte, and a first
+        character may be cut.
+        """
         stop = row.request.stop
         longest = max((len(s.encode()) for s in stop), default=0)
         if longest == 0:
@@ -205,12 +212,12 @@ class GreedyDecoder:
 
 
 def _argmax_or_nan(logits: Tensor) -> Tensor:
-    """Token [rows] of the highest of ``logits`` [rows, vocab]; -1 where that is NaN or infinite."""
+    """Return the token [rows] of the highest of ``logits`` [rows, vocab]; -1 if that is NaN or infinite."""
     return logits.argmax(-1).masked_fill(~logits.amax(-1).isfinite(), -1)  # a NaN counts as the highest
 
 
 def _can_select(cache: Any) -> bool:
-    """Whether rows can be dropped from ``cache``: all its state must be keys and values by row."""
+    """Tell whether rows can be dropped from ``cache``: all its state must be keys and values by row."""
     from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
     return hasattr(cache, "batch_select_indices") and all(

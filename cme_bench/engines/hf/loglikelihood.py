@@ -24,8 +24,10 @@ _LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 @dataclass(slots=True)
 class ScoringRow:
-    """One distinct (context, continuation), the continuation not empty; ``owners`` are its uses, as
-    (request, choice)."""
+    """Hold one distinct (context, continuation), the continuation not empty.
+
+    ``owners`` are its uses, as (request, choice).
+    """
 
     context: TokenIds
     continuation: TokenIds
@@ -43,14 +45,14 @@ class ScoringRow:
 
 @dataclass(frozen=True, slots=True)
 class RowScore:
-    """Natural log of P(continuation | context), and whether argmax would have chosen every token of it."""
+    """Hold the natural log of P(continuation | context), and whether argmax would have chosen all of it."""
 
     logprob: float
     greedy: bool
 
 
 def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
-    """Distinct rows, requests with the longest row first, the rows of a request adjacent."""
+    """Return distinct rows, requests with the longest row first, the rows of a request adjacent."""
 
     def longest(index: int) -> int:
         return max((len(c) + len(t) for c, t in requests[index].rows), default=0)
@@ -67,7 +69,7 @@ def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
 
 @torch.inference_mode()
 def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: bool = False) -> list[RowScore]:
-    """One forward of ``rows`` and one copy back from the device; ``alone``: one row, by PEFT's own.
+    """Score ``rows`` in one forward, with one copy back from the device; ``alone``: one row, by PEFT's own.
 
     Raises LogitsError when logits are NaN or plus infinity.
     """
@@ -79,16 +81,16 @@ def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: boo
         logits, _ = forward(ids.to(forward.device), mask.to(forward.device), keep=keep)
     logits = logits.reshape(len(rows) * keep, -1)  # [rows * keep, vocab]: continuations end at the right
 
-    places = [
+    scored_at = [
         (index + 1) * keep - len(row.continuation) + offset
         for index, row in enumerate(rows)
         for offset in range(len(row.continuation))
     ]
     logprobs, hits = read_logits(
         logits,
-        torch.arange(len(places)),
+        torch.arange(len(scored_at)),
         torch.tensor([t for row in rows for t in row.continuation]),
-        torch.tensor(places),
+        torch.tensor(scored_at),
     )
     scores = []
     start = 0
@@ -101,43 +103,43 @@ def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: boo
 
 
 def score_by_length(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[RowScore]:
-    """Scores of ``rows``, in their order, without padding: those of one length at a time."""
+    """Score ``rows`` without padding, those of one length at a time; return scores in their order."""
     scores: dict[int, RowScore] = {}
-    for places in by_length(rows):
-        found = score_rows(forward, [rows[place] for place in places])
-        scores |= dict(zip(places, found, strict=True))
-    return [scores[place] for place in range(len(rows))]
+    for indices in by_length(rows):
+        scores |= dict(zip(indices, score_rows(forward, [rows[i] for i in indices]), strict=True))
+    return [scores[i] for i in range(len(rows))]
 
 
 def read_logits(
-    logits: Tensor, index: Tensor, target: Tensor, place: Tensor | None = None
+    logits: Tensor, index: Tensor, target: Tensor, scored_at: Tensor | None = None
 ) -> tuple[list[float], list[bool]]:
-    """Log-probability of every ``target`` [reads], and whether it is the argmax, at row ``index`` [reads] of
-    ``logits`` [places, vocab] (of ``logits[place]`` if given); NaN where a logit of the row is NaN or plus
-    infinity. One copy back from the device.
+    """Return the log-probability of every ``target`` [reads], and whether it is the argmax.
+
+    It is read at row ``index`` [reads] of ``logits`` [n, vocab], or of ``logits[scored_at]`` if given. It is
+    NaN where a logit of the row is NaN or plus infinity. One copy back from the device.
     """
     index, target = index.to(logits.device), target.to(logits.device)
     n = logits.shape[0]
-    if place is not None:
-        place = place.to(logits.device)
-        n = len(place)
+    if scored_at is not None:
+        scored_at = scored_at.to(logits.device)
+        n = len(scored_at)
     total = torch.empty(n, device=logits.device)
     best = torch.empty(n, dtype=torch.int64, device=logits.device)
     at_once = _LOGITS_AT_ONCE["cuda" if logits.device.type == "cuda" else "cpu"]
     step = max(1, at_once // logits.shape[-1])
     for start in range(0, n, step):
         some = slice(start, start + step)
-        scored = (logits[some] if place is None else logits[place[some]]).float()
+        scored = (logits[some] if scored_at is None else logits[scored_at[some]]).float()
         total[some] = scored.logsumexp(-1)
         best[some] = scored.argmax(-1)
     total.masked_fill_(total == math.inf, math.nan)  # a logit of +inf: no probability is known
-    wanted = logits[index if place is None else place[index], target].float()
+    wanted = logits[index if scored_at is None else scored_at[index], target].float()
     logprobs, hits = torch.stack((wanted - total[index], (best[index] == target).float())).tolist()
     return logprobs, [bool(hit) for hit in hits]
 
 
 def check_not_nan(row: ScoringRow, score: RowScore) -> None:
-    """Raises LogitsError if the score of ``row`` is NaN."""
+    """Raise LogitsError if the score of ``row`` is NaN."""
     if math.isnan(score.logprob):
         index, choice = row.owners[0]
         raise LogitsError.at(index, f", choice {choice}")
@@ -146,7 +148,7 @@ def check_not_nan(row: ScoringRow, score: RowScore) -> None:
 def collect_responses(
     requests: Sequence[LoglikelihoodRequest], scored: Iterable[tuple[ScoringRow, RowScore]]
 ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
-    """Each request's response as soon as its last row is there; empty continuations score 0.0, True."""
+    """Yield each request's response when its last row is there; empty continuations score 0.0, True."""
     results = [[RowScore(0.0, True)] * len(request.rows) for request in requests]
     missing = [sum(1 for _, continuation in request.rows if continuation) for request in requests]
     for index, count in enumerate(missing):

@@ -1,4 +1,4 @@
-"""Whether a model can share prefixes, found out from what it declares and from a small trial."""
+"""The test whether a model can share prefixes: what it declares, and a small trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's own code can be trusted with, found out by a small trial: padding on the left, and a cache.
+"""Small trials of a model's own code: whether it can be trusted with padding on the left, and with a cache.
 
 Some models ignore the mask of padding (RWKV, xLSTM, decoders of encoder-decoders), some have no cache or one
 of their own kind (Mamba, OpenAI GPT). Rows of one length, and every prefix computed again, are always right.
@@ -15,7 +15,7 @@ from cme_bench.engines.logits import LogitsError
 from cme_bench.errors import CmeError
 
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
-"""What a model's code raises where it cannot do what it is asked."""
+"""Errors of a model's code where it cannot do what it is asked."""
 _TRIAL_LENGTH = 20
 _PRECISE, _COARSE, _COARSE_UNPLACED = 1e-3, 0.5, 0.1
 """Most difference of a token's log-probability: float32; 16 bits; 16 bits, of a model without positions."""
@@ -28,7 +28,7 @@ def trial_ids(forward: CausalForward) -> tuple[int, ...]:
 
 
 def agree(one: RowScore, other: RowScore, tokens: int, forward: CausalForward) -> bool:
-    """Whether two scores of a row of so many scored tokens are the same but for rounding."""
+    """Tell whether two scores of a row of so many scored tokens are the same but for rounding."""
     precise = base_model(forward.model).dtype in {torch.float32, torch.float64}
     coarse = _COARSE if forward.takes_positions else _COARSE_UNPLACED
     return abs(one.logprob - other.logprob) <= tokens * (_PRECISE if precise else coarse)

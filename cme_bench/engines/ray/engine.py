@@ -16,7 +16,7 @@ from cme_bench.errors import CmeError, UsageError
 WAIT_SECONDS = 1.0
 NOTE_SECONDS = 60.0
 NO_ROOM_SECONDS = 120.0
-"""How long a run waits for nodes to come back when none could hold a worker."""
+"""A run waits so long for nodes to come back when none could hold a worker."""
 
 
 class RayEngine(Engine):

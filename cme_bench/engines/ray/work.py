@@ -15,7 +15,7 @@ AHEAD = 0.25
 It is never without work, and others may take what it has not got yet: tokens foretell only roughly how long a
 worker takes."""
 PARTS = 8
-"""What a dead worker had is divided into so many parts: a level of the search costs one more worker."""
+"""A dead worker's requests are divided into so many parts: a level of the search costs one more worker."""
 DEATHS_ALONE = 2
 """So many workers may die with a question that stands alone; one may die of something else."""
 

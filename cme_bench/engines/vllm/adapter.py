@@ -26,14 +26,14 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class GatedAdapter:
-    """``tensors`` by ``<module>.<part>``, float32, with the shapes of ``spec.shapes``."""
+    """Hold ``tensors`` by ``<module>.<part>``, float32, with the shapes of ``spec.shapes``."""
 
     spec: GatedSpec
     tensors: dict[str, Tensor]
 
 
 def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
-    """The adapter in ``folder``, for a base model with ``base_config``.
+    """Read the adapter in ``folder``, for a base model with ``base_config``.
 
     PEFT builds the adapter on a model without memory, so that every setting means what it means there; the
     tensors come from the file. An adapter without experts that has several ranks is padded to the largest.
@@ -59,7 +59,7 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
 
 
 def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.Module]]:
-    """The config of the adapter in ``folder`` and PEFT's layer of every linear it adapts, by module name.
+    """Return the config of the adapter in ``folder`` and PEFT's layer of every linear it adapts, by name.
 
     No tensor is read. Raises AdapterError as ``load_adapter`` does, for a setting that the plugin does not
     compute exactly, and for a layer that it cannot reach.
@@ -91,7 +91,7 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
 
 
 def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) -> None:
-    """Raises AdapterError for a tensor that the plugin would leave out, such as a base weight that was
+    """Raise AdapterError for a tensor that the plugin would leave out, such as a base weight that was
     trained with the adapter: PEFT loads it, so it changes the answers."""
     computed = {f"{_PREFIX}{name}.{part}" for name in layers for part in _form(config).stored}
     for name in tensor_shapes(weights):
@@ -103,7 +103,7 @@ def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) ->
 
 
 def _form(config: Any) -> GatedForm:
-    """The method's way to the plugin's form; ``refuse_inexact`` has seen that there is one."""
+    """Return the method's way to the plugin's form; ``refuse_inexact`` has seen that there is one."""
     entry = method_of(config)
     assert entry is not None and isinstance(entry.vllm, GatedForm)
     return entry.vllm

@@ -23,11 +23,11 @@ from typing import TypeAlias
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 
 MOST_CHILDREN = 128
-"""What vLLM allows in ``SamplingParams.logprob_token_ids``."""
+"""Most tokens that vLLM allows in ``SamplingParams.logprob_token_ids``."""
 REQUEST_TOKENS = 8
-"""A request costs as much as that many tokens more (measured on 2 CPU cores, SmolLM2-135M)."""
+"""A request costs as much as so many tokens more (measured on 2 CPU cores, SmolLM2-135M)."""
 SCORED_TOKENS = 1.5
-"""A prompt token whose logits are needed costs that many tokens."""
+"""A prompt token whose logits are needed costs as much as so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Node:
 
     @property
     def scored(self) -> int:
-        """Tokens of the prompt itself that are scored."""
+        """Return how many tokens of the prompt itself are scored."""
         return 0
 
 
@@ -63,22 +63,22 @@ class Tail:
         return len(self.continuation) - 1
 
 
-Ask: TypeAlias = Node | Tail
+Query: TypeAlias = Node | Tail
 
-Place: TypeAlias = tuple[TokenIds, int]
-"""A token after a prompt."""
+ScoredToken: TypeAlias = tuple[TokenIds, int]
+"""A prompt, and a token that is scored after it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Natural log of P(token | prompt), and whether the token is the likeliest there."""
+    """Hold the natural log of P(token | prompt), and whether the token is the likeliest there."""
 
     logprob: float
     greedy: bool
 
 
-def question_nodes(request: LoglikelihoodRequest) -> list[Ask]:
-    """The nodes that together score a request, context by context, in order; none for empty choices.
+def question_nodes(request: LoglikelihoodRequest) -> list[Query]:
+    """Return the nodes that together score a request, context by context; none for empty choices.
 
     A node of more than ``MOST_CHILDREN`` children is asked in several pieces.
     """
@@ -87,7 +87,7 @@ def question_nodes(request: LoglikelihoodRequest) -> list[Ask]:
         trie = tries.setdefault(context, {})
         for depth, token in enumerate(continuation):
             trie.setdefault(continuation[:depth], set()).add(token)
-    nodes: list[Ask] = []
+    nodes: list[Query] = []
     for context, trie in sorted(tries.items()):
         for inner in sorted(trie):
             tokens = sorted(trie[inner])
@@ -96,77 +96,80 @@ def question_nodes(request: LoglikelihoodRequest) -> list[Ask]:
     return nodes
 
 
-def question_tails(request: LoglikelihoodRequest) -> list[Ask]:
-    """A tail for every distinct choice of two tokens or more, and nodes for the others."""
+def question_tails(request: LoglikelihoodRequest) -> list[Query]:
+    """Return a tail for every distinct choice of two tokens or more, and nodes for the others."""
     rows = sorted({(context, continuation) for context, continuation in request.rows if continuation})
     short = tuple(row for row in rows if len(row[1]) == 1)
-    tails: list[Ask] = [Tail(*row) for row in rows if len(row[1]) > 1]
+    tails: list[Query] = [Tail(*row) for row in rows if len(row[1]) > 1]
     return [*(question_nodes(LoglikelihoodRequest(short)) if short else []), *tails]
 
 
-def plan_question(request: LoglikelihoodRequest, block: int) -> list[Ask]:
-    """The cheaper way to ask, for a cache with blocks of ``block`` tokens."""
+def plan_question(request: LoglikelihoodRequest, block: int) -> list[Query]:
+    """Return the cheaper way to ask, for a cache with blocks of ``block`` tokens."""
     nodes = question_nodes(request)
     if all(len(continuation) < 2 for _, continuation in request.rows):
         return nodes
     tails = question_tails(request)
-    return min(nodes, tails, key=lambda asks: sum(_cost(ask, block) for ask in asks))
+    return min(nodes, tails, key=lambda queries: sum(_cost(query, block) for query in queries))
 
 
-def _cost(ask: Ask, block: int) -> float:
-    reused = ask.prompt if isinstance(ask, Node) else ask.context
-    computed = len(ask.prompt) - (len(reused) - 1) // block * block
-    return REQUEST_TOKENS + computed + (SCORED_TOKENS - 1) * ask.scored
+def _cost(query: Query, block: int) -> float:
+    reused = query.prompt if isinstance(query, Node) else query.context
+    computed = len(query.prompt) - (len(reused) - 1) // block * block
+    return REQUEST_TOKENS + computed + (SCORED_TOKENS - 1) * query.scored
 
 
 @dataclass(slots=True)
 class _Question:
-    """One that was asked: ``missing`` answers are still to come."""
+    """Collect the scores of one request; those of ``missing`` queries are still to come."""
 
-    index: int
+    number: int
     request: LoglikelihoodRequest
     missing: int
-    scores: dict[Place, Score]
+    scores: dict[ScoredToken, Score]
 
 
 class Collector:
-    """Scores come in, in any order; responses go out when a question's last one is there.
+    """Collect scores, in any order, into responses; a query of several questions in work is asked once.
 
-    What several questions ask while it is in work is asked once. True while a question waits.
+    True while a question is unanswered.
     """
 
     def __init__(self, block: int) -> None:
         self._block = block
-        self._askers: dict[Ask, list[_Question]] = {}
+        self._questions: dict[Query, list[_Question]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._askers)
+        return bool(self._questions)
 
-    def ask(self, index: int, request: LoglikelihoodRequest) -> Iterator[Ask]:
-        """What to ask for a question: something even if its choices are empty and their scores known."""
-        asks = plan_question(request, self._block) or [Node(request.rows[0][0], ())]
-        question = _Question(index, request, len(asks), {})
-        for ask in asks:
-            askers = self._askers.setdefault(ask, [])
-            askers.append(question)
-            if len(askers) == 1:
-                yield ask
+    def queries(self, number: int, request: LoglikelihoodRequest) -> Iterator[Query]:
+        """Yield the queries of a question that are not in work yet.
+
+        A question has a query even if its choices are empty and their scores known.
+        """
+        queries = plan_question(request, self._block) or [Node(request.prompt, ())]
+        question = _Question(number, request, len(queries), {})
+        for query in queries:
+            questions = self._questions.setdefault(query, [])
+            questions.append(question)
+            if len(questions) == 1:
+                yield query
 
     def take(
-        self, ask: Ask, scores: dict[Place, Score]
+        self, query: Query, scores: dict[ScoredToken, Score]
     ) -> Iterator[tuple[int, LoglikelihoodRequest, LoglikelihoodResponse]]:
-        """The questions that the answer to ``ask`` completes, each with its response."""
-        for question in self._askers.pop(ask):
+        """Yield the questions that the scores of ``query`` complete, each with its response."""
+        for question in self._questions.pop(query):
             question.scores |= scores
             question.missing -= 1
             if not question.missing:
-                yield question.index, question.request, _put_together(question.request, question.scores)
+                yield question.number, question.request, _put_together(question.request, question.scores)
 
 
-def _put_together(request: LoglikelihoodRequest, scores: dict[Place, Score]) -> LoglikelihoodResponse:
+def _put_together(request: LoglikelihoodRequest, scores: dict[ScoredToken, Score]) -> LoglikelihoodResponse:
     logprobs, greedy = [], []
     for context, continuation in request.rows:
-        found = [scores[context + continuation[:depth], t] for depth, t in enumerate(continuation)]
-        logprobs.append(sum((score.logprob for score in found), 0.0))
-        greedy.append(all(score.greedy for score in found))
+        tokens = [scores[context + continuation[:depth], t] for depth, t in enumerate(continuation)]
+        logprobs.append(sum((score.logprob for score in tokens), 0.0))
+        greedy.append(all(score.greedy for score in tokens))
     return LoglikelihoodResponse(tuple(logprobs), tuple(greedy))

@@ -92,7 +92,7 @@ class VLLMEngine(Engine):
         return finished
 
     def check_liveness(self, name: str, prompt: TokenIds) -> None:
-        """Raises AdapterError if the adapter called ``name`` changes no logit after ``prompt``."""
+        """Raise AdapterError if the adapter called ``name`` changes no logit after ``prompt``."""
         self.host.use(None, self._spec)
         without = self._likeliest(prompt)
         self.host.use(self._adapter, self._spec)
@@ -100,14 +100,14 @@ class VLLMEngine(Engine):
             raise AdapterError(unchanged(name))
 
     def _likeliest(self, prompt: TokenIds) -> dict[int, float]:
-        """Log-probabilities of the likeliest tokens after ``prompt``, as the host is set."""
+        """Return log-probabilities of the likeliest tokens after ``prompt``, as the host is set."""
         with self.host.flight() as flight:
             flight.add(ProbeCall(0, prompt))
             [(_, output)] = flight.finish()
-        return {token: one.logprob for token, one in output.outputs[0].logprobs[0].items()}
+        return {token: likely.logprob for token, likely in output.outputs[0].logprobs[0].items()}
 
     def describe(self) -> dict[str, str]:
-        """Engine, dtype, device and the versions that compute."""
+        """Return engine, dtype, device and the versions that compute."""
         import torch
         import transformers
         import vllm

@@ -66,7 +66,7 @@ def exact_fields(method: Method) -> Mapping[str, Allowed]:
 
 
 def refuse_inexact(folder: Path) -> None:
-    """Raises AdapterError, in one sentence that names the field, unless every setting of the adapter in
+    """Raise AdapterError, in one sentence that names the field, unless every setting of the adapter in
     ``folder`` is one that the plugin computes exactly."""
     path = folder / CONFIG_FILE
     content = read_json(path)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Call(Protocol):
-    """One request of vLLM's, made for the request ``number`` of ours. ``params``: its SamplingParams."""
+    """Name what vLLM is asked for request ``number`` of ours. ``params``: its SamplingParams."""
 
     @property
     def number(self) -> int: ...
@@ -28,7 +28,7 @@ CallT = TypeVar("CallT", bound=Call)
 
 
 class Flight(Generic[CallT]):
-    """Calls in the engine of ``host``. Leaving the context aborts those that are not finished.
+    """Hold calls in the engine of ``host``; leaving the context aborts those that are not finished.
 
     ``add`` and ``step`` raise EngineDiedError, with the engine's own last error, if the engine dies, and
     LogitsError, with the number of a request, if it meets NaN.
@@ -53,15 +53,15 @@ class Flight(Generic[CallT]):
             self._engine.add_request(name, prompt, call.params)
 
     def step(self) -> list[tuple[CallT, Any]]:
-        """Compute one step of what is in flight; ``(call, RequestOutput)`` of the calls that it finished."""
+        """Compute one step of what is in flight; return ``(call, RequestOutput)`` of what it finished."""
         if not self._calls:
             return []
         with self._explained():
             outputs = self._engine.step()
-        return [(self._calls.pop(one.request_id), one) for one in outputs if one.finished]
+        return [(self._calls.pop(output.request_id), output) for output in outputs if output.finished]
 
     def finish(self) -> list[tuple[CallT, Any]]:
-        """Compute until nothing is in flight; ``(call, RequestOutput)`` of every call."""
+        """Compute until nothing is in flight; return ``(call, RequestOutput)`` of every call."""
         finished = []
         while self._calls:
             finished += self.step()

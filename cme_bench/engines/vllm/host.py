@@ -21,13 +21,13 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 
 WATCH_SECONDS = 1.0
 _UNSURE = Path()
-"""In the place of an adapter: what the engine holds is not known, and must be loaded again."""
+"""Stands for an adapter that may be loaded in part: the next one must be loaded in any case."""
 _NAN = "NaNs detected in logits"
-"""What vLLM says where ``VLLM_RAISE_ON_LOGIT_NANS`` is set and a request's logits are NaN."""
+"""Part of vLLM's error where ``VLLM_RAISE_ON_LOGIT_NANS`` is set and a request's logits are NaN."""
 
 
 class Host:
-    """Holds at most one vLLM, and starts it when it is first needed.
+    """Hold at most one vLLM, and start it when it is first needed.
 
     An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
     model runs on any. ``note`` is told where logits are rounded.
@@ -53,7 +53,7 @@ class Host:
         self._adapter: Path | None = None
 
     def allow(self, max_length: int) -> None:
-        """Rows of up to ``max_length`` tokens will be asked; an engine that runs with less is stopped."""
+        """Expect rows of up to ``max_length`` tokens; an engine that runs with less is stopped."""
         if max_length > self.max_length:
             self.close()
             self.max_length = max_length
@@ -147,21 +147,23 @@ class Host:
         )
 
     def _noted_dead(self) -> bool:
-        """Whether vLLM has seen its process end. What it was just told then fails by any error: its sockets
-        are closed by a thread."""
+        """Tell whether vLLM has seen its process end.
+
+        What it was just told then fails by any error: a thread closes its sockets.
+        """
         core = self._llm.llm_engine.engine_core
         return bool(getattr(getattr(core, "resources", None), "engine_dead", False))
 
     def _last_error(self) -> str:
-        """The last line of the log that reads like an exception, without vLLM's own prefixes."""
+        """Return the last line of the log that reads like an exception, without vLLM's own prefixes."""
         try:
             lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return ""
         shape = re.compile(r"(?:^|\s)((?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b: .+)$")
         for line in reversed(lines):
-            if (found := shape.search(line)) and "EngineDeadError" not in line:
-                return found[1]
+            if (error := shape.search(line)) and "EngineDeadError" not in line:
+                return error[1]
         return ""
 
     def close(self) -> None:
@@ -180,13 +182,13 @@ class Host:
 
 
 def _broken(numbers: Mapping[str, int], reason: str) -> int | None:
-    """Number of the first request whose name, which vLLM may lengthen, stands in ``reason``."""
-    found = (number for name, number in numbers.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
-    return next(found, None)
+    """Return the number of the first request whose name, which vLLM may lengthen, stands in ``reason``."""
+    named = (number for name, number in numbers.items() if re.search(rf"\b{re.escape(name)}(?!\d)", reason))
+    return next(named, None)
 
 
 def _wake_when_dead(core: Any) -> None:
-    """Let whoever waits for the engine's outputs know that its process has died.
+    """Wake who waits for the engine's outputs when its process has died.
 
     vLLM 0.32 notes the death but leaves a caller of ``step`` waiting on an empty queue for ever. An engine in
     this process has neither the note nor the queue.
@@ -202,7 +204,7 @@ def _wake_when_dead(core: Any) -> None:
 
 @contextlib.contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """What this process and those it starts write to standard output and error goes to ``log``.
+    """Send to ``log`` what this process and those it starts write to standard output and error.
 
     Processes that are started in here keep doing so afterwards.
     """

