@@ -42,7 +42,7 @@ def verified(task: NewTask, table: Table, draft: Draft) -> list[Rendered]:
         suite = load_suite((Path(scratch),))
         built = build_task(suite.task(task.name), suite, mini_source(), shots=0)
         items = [render_item(built, index, form) for index in range(len(built.docs))]
-        generated = built.spec.output_type == "generate_until"
+        generated = built.spec.generated
         scored = [built.lm_eval.gold_answer(doc) if generated else None for doc in built.docs]
     rendered = []
     for index, (item, gold) in enumerate(zip(items, scored, strict=True)):

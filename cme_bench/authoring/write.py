@@ -14,6 +14,7 @@ from cme_bench.authoring.guess import guess
 from cme_bench.authoring.options import LETTERS
 from cme_bench.authoring.table_files import Table
 from cme_bench.errors import UsageError
+from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.tasks.values import as_text, is_blank
 from cme_bench.tasks.yaml_dump import dump_yaml
 from cme_bench.tasks.yaml_loader import FunctionRef
@@ -210,7 +211,7 @@ def _yaml_values(
         "test_split": "test",
         **({"fewshot_split": "train"} if "train" in data else {}),
         "num_fewshot": 0,
-        "output_type": "generate_until" if generate else "multiple_choice",
+        "output_type": GENERATE_UNTIL if generate else "multiple_choice",
         "doc_to_text": _question(plan),
         **_right_keys(plan),
         **({"generation_kwargs": _generation(plan)} if generate else {"metric_list": metrics}),

@@ -54,7 +54,7 @@ def ls(
 
 
 def _row(spec: TaskSpec) -> tuple[str, ...]:
-    form = "generate" if spec.output_type == "generate_until" else "likelihood"
+    form = "generate" if spec.generated else "likelihood"
     random = spec.metadata.get("random_baseline")
     return (
         spec.domain,
@@ -133,7 +133,7 @@ def preview(
     spec = suite.task(task)
     reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format) if model else None
     tokenizer = reader.tokenizer if reader else None
-    generated, described = spec.output_type == "generate_until", bool(spec.config.get("description"))
+    generated, described = spec.generated, bool(spec.config.get("description"))
     form = resolve_format(prompt_format, tokenizer, generated=generated, system=system, described=described)
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks

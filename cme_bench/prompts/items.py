@@ -12,6 +12,7 @@ from cme_bench.errors import UsageError, template_problem
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
+from cme_bench.scoring.generation import GENERATE_UNTIL
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
 _LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -97,7 +98,7 @@ def build_items(
     """
     ids = limited_ids(range(len(task.docs)), limit)
     rendered = [render_item(task, index, prompt_format, seed) for index in ids]
-    if task.lm_eval.OUTPUT_TYPE == "generate_until":
+    if task.lm_eval.OUTPUT_TYPE == GENERATE_UNTIL:
         return _generate_items(task, rendered, encoder, prompt_format, max_length)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
 

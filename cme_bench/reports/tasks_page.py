@@ -126,7 +126,7 @@ def _task(spec: TaskSpec) -> Sequence[str]:
         spec.domain,
         spec.dataset,
         f"`{spec.name}`",
-        "generate" if spec.output_type == "generate_until" else "likelihood",
+        "generate" if spec.generated else "likelihood",
         spec.primary,
         str(spec.items),
         f"{100 * float(spec.metadata['random_baseline']):.1f}",

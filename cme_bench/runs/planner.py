@@ -40,7 +40,7 @@ class Plan:
     @property
     def generated(self) -> bool:
         """Whether answers are texts; else choices are scored."""
-        return self.task.spec.output_type == "generate_until"
+        return self.task.spec.generated
 
     def describe(self, source: str) -> TaskRecord:
         return TaskRecord(
@@ -103,7 +103,7 @@ class Planner:
             self._options.prompt_format,
             responder.tokenizer,
             saved=responder.saved_format,
-            generated=task.spec.output_type == "generate_until",
+            generated=task.spec.generated,
             system=self._options.system,
             described=bool(task.lm_eval.config.description),
         )

@@ -29,6 +29,7 @@ from cme_bench.runs.records import ModelRecord, Record, RescoreRecord, TaskRecor
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import RunWriter, record_bytes
 from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
@@ -114,7 +115,7 @@ def _tokenizer(model: ModelRecord) -> Any:
 
 
 def _format(planned: TaskRecord, tokenizer: Any) -> PromptFormat:
-    generated = planned.output_type == "generate_until"
+    generated = planned.output_type == GENERATE_UNTIL
     return resolve_format(planned.prompt_format, tokenizer, generated=generated)
 
 

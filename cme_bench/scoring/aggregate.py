@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cme_bench.scoring.bootstrap import bootstrap_stderr
+from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import origin
 from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
 from cme_bench.scoring.record import Record
@@ -18,7 +19,7 @@ from cme_bench.scoring.scales import Measure, measure_of
 from cme_bench.scoring.ties import NOISE, Decision, decision
 from cme_bench.stats.estimates import Estimate, macro_mean, mean
 
-FORMS = {"generate_until": "generated"}
+FORMS = {GENERATE_UNTIL: "generated"}
 """Form of a task by its output type; every other output type is a likelihood."""
 OUTSIDE = "other "
 """Begins the form of a task that is not one of CME's: CME's averages are over CME's tasks alone."""

@@ -24,6 +24,9 @@ from cme_bench.scoring.references import read_number_reference, read_reference
 AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number", "math"]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
+GENERATE_UNTIL = "generate_until"
+"""lm-eval's output type of tasks whose answers are texts."""
+
 _OWN: dict[str, tuple[str, ...]] = {
     "label": ("acc", "f1_macro"),
     "letter": ("acc",),

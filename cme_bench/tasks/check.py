@@ -304,7 +304,7 @@ def _question(task: Task, row: dict[str, Any]) -> str:
 
 def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Checked) -> None:
     """Measure lengths in a model's tokens, and warn of prompts that must be cut."""
-    generated = task.spec.output_type == "generate_until"
+    generated = task.spec.generated
     described = bool(task.lm_eval.config.description)
     try:
         form = resolve_format(

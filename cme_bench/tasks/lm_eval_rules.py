@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 from cme_bench.errors import did_you_mean
+from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.tasks import lm_eval_table as table
 from cme_bench.tasks.yaml_loader import FunctionRef
 
@@ -19,7 +20,7 @@ def check_rules(values: Mapping[str, Any], fail: Fail) -> list[Note]:
     """Check every key of a task file; return what has no effect. UsageError by ``fail`` for the first key
     that is unknown or refused."""
     _check_named("", values, {**table.TASK_KEYS, **table.LOADER_KEYS}, fail)
-    output_type = str(values.get("output_type", "generate_until"))
+    output_type = str(values.get("output_type", GENERATE_UNTIL))
     rule = table.OUTPUT_TYPES.get(output_type)
     if rule is None or rule.treatment == "refused":
         known = [name for name, rule in table.OUTPUT_TYPES.items() if rule.treatment == "honoured"]
@@ -27,7 +28,7 @@ def check_rules(values: Mapping[str, Any], fail: Fail) -> list[Note]:
         fail("output_type", f"output_type {output_type!r} is none of {', '.join(known)}{reason}")
     _check_repeats(values, fail)
     _check_fewshot(values.get("fewshot_config") or {}, fail)
-    if output_type == "generate_until":
+    if output_type == GENERATE_UNTIL:
         _check_generation(values.get("generation_kwargs") or {}, fail)
     _check_filters(values, fail)
     return [*_check_metrics(values, output_type, fail), *_check_loading(values, fail)]
@@ -174,7 +175,7 @@ def _check_metric(entry: Mapping[str, Any], output_type: str, key: str, fail: Fa
     name = entry["metric"]
     options = entry.keys() - table.METRIC_KEYS.keys()
     if isinstance(name, FunctionRef):
-        if output_type != "generate_until":
+        if output_type != GENERATE_UNTIL:
             fail(f"{key}.metric", f"{name}: lm-eval calls a metric's function for generate_until only")
         _check_aggregation(entry, None, key, fail)
         return
@@ -185,7 +186,7 @@ def _check_metric(entry: Mapping[str, Any], output_type: str, key: str, fail: Fa
         fail(f"{key}.metric", f"unknown metric {name!r}{did_you_mean(str(name), table.METRICS)}")
     if rule.refused:
         fail(f"{key}.metric", f"metric {name!r}: {rule.refused}")
-    if output_type == "generate_until" and name in table.PASSED_ON and _is_code(entry.get("aggregation")):
+    if output_type == GENERATE_UNTIL and name in table.PASSED_ON and _is_code(entry.get("aggregation")):
         return  # the function gets pairs of right answer and response
     if output_type not in rule.outputs:
         fail(f"{key}.metric", f"metric {name!r} is not computed for output_type {output_type!r}")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cme_bench.scoring.generation import GENERATE_UNTIL
+
 Treatment = Literal["honoured", "no effect", "refused"]
 
 
@@ -126,7 +128,7 @@ class MetricRule:
 
 
 _CHOICE = ("multiple_choice",)
-_TEXT = ("generate_until",)
+_TEXT = (GENERATE_UNTIL,)
 _ROLLING = ("loglikelihood_rolling",)
 METRICS: Mapping[str, MetricRule] = {
     "acc": MetricRule(("multiple_choice", "loglikelihood")),
@@ -134,7 +136,7 @@ METRICS: Mapping[str, MetricRule] = {
     "acc_bytes": MetricRule(_CHOICE),
     "acc_mutual_info": MetricRule(refused="choices are not asked a second time without their question"),
     "exact_match": MetricRule(
-        ("generate_until", "multiple_choice"),
+        (GENERATE_UNTIL, "multiple_choice"),
         options=frozenset("regexes_to_ignore ignore_case ignore_punctuation ignore_numbers".split()),
     ),
     "perplexity": MetricRule(("loglikelihood",)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.scoring.generation import ANSWER_TYPES, METRICS
+from cme_bench.scoring.generation import ANSWER_TYPES, GENERATE_UNTIL, METRICS
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import SCALES
 from cme_bench.tasks import lm_eval_table
@@ -80,7 +80,12 @@ class TaskSpec:
 
     @property
     def output_type(self) -> str:
-        return str(self.config.get("output_type", "generate_until"))
+        return str(self.config.get("output_type", GENERATE_UNTIL))
+
+    @property
+    def generated(self) -> bool:
+        """Tell whether answers are texts; else choices are scored."""
+        return self.output_type == GENERATE_UNTIL
 
     @property
     def tags(self) -> tuple[str, ...]:
