@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cme_bench.errors import UsageError
 from cme_bench.runs.folder import read_both, run_file
+from cme_bench.runs.packed import scores_file
 from cme_bench.runs.records import Results, RunRecord
 from cme_bench.runs.store import samples_file
 from cme_bench.scoring.scales import Measure
@@ -49,9 +50,11 @@ class RunView:
 
     @property
     def has_records(self) -> bool:
-        """Whether every finished task has a samples file."""
+        """Whether the scores of the items of every finished task were kept."""
         if self.members:
             return all(member.has_records for member in self.members)
+        if scores_file(self.folder).is_file():
+            return True
         return all(samples_file(self.folder, task).is_file() for task in self.results.tasks)
 
     @property

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cme_bench.errors import UsageError
 from cme_bench.reports.runs import ALLOW, RunView
 from cme_bench.runs.folder import current_records
+from cme_bench.runs.packed import same_gold
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import USUAL, Measure
 
@@ -74,7 +75,7 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
     if left_out := len(set.union(*(set(records) for records in by_id))) - len(ids):
         notes.append(f"sample ids differ in {task}: {left_out} items are not in all runs")
     rows = [tuple(records[i] for i in ids) for records in by_id]
-    if odd := sum(len({record.target for record in same}) > 1 for same in zip(*rows, strict=True)):
+    if odd := sum(not same_gold(same) for same in zip(*rows, strict=True)):
         notes.append(f"gold answers differ in {task}: {odd} items")
     if notes and not allow_mixed:
         raise UsageError(f"the runs cannot be paired: {'; '.join(notes)} ({ALLOW})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from cme_bench.errors import UsageError
 from cme_bench.prompts.items import limited_ids
+from cme_bench.runs.packed import packed_records, scores_file
 from cme_bench.runs.records import ReadArguments, Record, Results, RunRecord, TaskRecord
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.util.decode import decoded
@@ -81,27 +82,35 @@ def current_records(
     """Return the records of ``task`` by ascending item id; ``planned`` is its entry in ``run.json``.
 
     A folder may hold more (another limit, earlier task versions): the last record of an item counts, and
-    only items within the limit. UsageError if there are no records, if items are missing, or, unless
-    ``any_version``, if one was scored under another version of the task.
+    only items within the limit. Those of a packed run have scores alone. UsageError if there are no records,
+    if items are missing, or, unless ``any_version``, if one was scored under another version of the task.
     """
-    file = samples_file(folder, task)
-    if not file.is_file():
-        raise UsageError(f"{file}: no such file; per-item records are needed (they were not kept?)")
-    last = last_records(read_records(file))
     wanted = limited_ids(range(planned.rows), planned.limit)
-    missing = [item for item in wanted if item not in last]
-    if missing:
-        raise UsageError(
-            f"{file}: {len(missing)} of {len(wanted)} items are missing (first: {missing[0]}); "
-            "the same run command adds them"
-        )
-    records = [last[item] for item in wanted]
+    file = samples_file(folder, task)
+    if file.is_file():
+        records = _last_of(file, wanted)
+    elif not scores_file(folder).is_file():
+        raise UsageError(f"{file}: no such file; per-item records are needed (they were not kept?)")
+    else:
+        file, records = scores_file(folder), packed_records(folder, task, wanted)
     stale = next((r.id for r in records if r.task != planned.hash), None)
     if stale is not None and not any_version:
         raise UsageError(
             f"{file}: item {stale} was scored under another version of {task}; cme-bench rescore mends that"
         )
     return records
+
+
+def _last_of(file: Path, wanted: Sequence[int]) -> list[Record]:
+    """Return the record that counts of each item that is wanted. UsageError if there are items without."""
+    last = last_records(read_records(file))
+    missing = [item for item in wanted if item not in last]
+    if missing:
+        raise UsageError(
+            f"{file}: {len(missing)} of {len(wanted)} items are missing (first: {missing[0]}); "
+            "the same run command adds them"
+        )
+    return [last[item] for item in wanted]
 
 
 def overlaid(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

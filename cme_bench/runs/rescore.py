@@ -24,6 +24,7 @@ from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.provenance import commit, versions
 from cme_bench.runs.folder import current_records, overlaid, read_arguments, read_both, run_file
+from cme_bench.runs.packed import refuse_packed
 from cme_bench.runs.planner import task_hash
 from cme_bench.runs.records import ModelRecord, Record, RescoreRecord, TaskRecord
 from cme_bench.runs.results import write_results
@@ -65,6 +66,7 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
     belong to other questions.
     """
     run, old = read_both(folder)
+    refuse_packed(folder)
     arguments = read_arguments(run, run_file(folder))
     suite = load_suite([Path(p) for p in arguments.include or ()], allow_code=allow_code)
     source = open_source(data or run.identity.data, offline=arguments.offline)
