@@ -11,9 +11,10 @@ from cme_bench.reproduce.claims import check_claims, claims_json, claims_markdow
 from cme_bench.reproduce.costs import measured_rates, plan_text
 from cme_bench.reproduce.jobs import Folder, all_jobs, pending
 from cme_bench.reproduce.options import Call
+from cme_bench.reproduce.publish import publish
 from cme_bench.reproduce.recipe import Recipe
 from cme_bench.reproduce.results import write_all_figures, write_summary, write_tables
-from cme_bench.reproduce.state import pack, publish, unpack
+from cme_bench.reproduce.state import pack, unpack
 from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.reproduce.workbench import Workbench
 from cme_bench.util.files import write_json, write_text

@@ -184,8 +184,8 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
         "- `claims.md`, `claims.json`: the paper's claims, one by one",
         "- `tables/`: Table 1, ablation, experts and data scale (md, tex, csv); `trainings.csv`",
         "- `figures/`: the paper's figures, each with its numbers as csv",
-        "- `adapters/`: configurations and training records; weights are not kept here",
-        "- `runs/`: results of every run without texts of items; `router/`; `efficiency/`",
+        "- `trainings.json`: configurations and records of all trainings, as published; weights are not kept",
+        "- `runs/`: results of every run, and scores of its items without texts; `efficiency/`",
         "",
     ]
     write_text(out / "README.md", "\n".join(text))

@@ -1,4 +1,4 @@
-"""Carrying what is done from one machine to the next in files of bounded size, and publishing it.
+"""Carrying what is done from one machine to the next in files of bounded size.
 
 Weights do not travel, nor do prompts and items: only rows whose every job is done are carried, as scores,
 answers and records of training. What was half done is done again.
@@ -7,7 +7,6 @@ answers and records of training. What was half done is done again.
 from __future__ import annotations
 
 import io
-import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,31 +124,3 @@ def _slim(samples: Path) -> bytes:
     return b"".join(
         record_bytes(structs.replace(record, prompt="", doc={})) + b"\n" for record in read_records(samples)
     )
-
-
-def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
-    """Copy results into ``out``: tables, figures, claims, configurations and records of training, results of
-    runs and of routers. No weights, no texts of items.
-
-    UsageError if ``out`` cannot be written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in ("README.md", "claims.md", "claims.json", "recipe.json"):
-            shutil.copy2(folder.path / name, out / name)
-        for name in ("tables", "figures"):
-            shutil.rmtree(out / name, ignore_errors=True)
-            shutil.copytree(folder.path / name, out / name)
-        for job in all_jobs(recipe):
-            for file in _files_of(folder, job):
-                if file.suffix == ".jsonl" or file.name == ROUTER_ROWS:
-                    continue
-                to = out / file.relative_to(folder.path)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, to)
-    except OSError as error:
-        raise UsageError(f"--publish {out}: {error}") from error
-
-
-ROUTER_ROWS = "router_load.csv"
-"""A row for each layer and task: large, and summed up in the files beside it."""

@@ -35,10 +35,13 @@ figures/figure1_tradeoff.png figures/figure1_tradeoff.csv figures/figure4a_laten
 figures/figure4b_loss.pdf figures/domains.csv figures/experts/figure3a_experts.png
 figures/data_scale/figure3b_data_scale.csv
 figures/teamlora-32-subject/figure5b_router.png figures/moelora-32-domain/figure5b_router.csv
-adapters/teamlora-32-seed0/adapter_config.json adapters/teamlora-32-seed0/loss.csv
-runs/base/results.json runs/teamlora-32-seed0/summary.csv router/teamlora-32-domain/router_interaction.csv
-efficiency/tiny-train.json efficiency/tiny-hf.json
+runs/base/results.json efficiency/tiny-train.json efficiency/tiny-hf.json
 """.split()
+MADE = """
+adapters/teamlora-32-seed0/adapter_config.json adapters/teamlora-32-seed0/loss.csv
+runs/teamlora-32-seed0/summary.csv router/teamlora-32-domain/router_interaction.csv
+""".split()
+PUBLISHED = ["trainings.json", "runs/base/scores.json", "runs/teamlora-32-seed0/scores.json"]
 
 
 def arguments(model: Path, out: Path, *more: str) -> list[str]:
@@ -79,8 +82,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
 
 def test_every_file_of_the_recipe_is_there(finished: tuple[Path, Path]) -> None:
     out, published = finished
-    assert [name for name in FILES if not (out / name).is_file()] == []
-    assert [name for name in FILES if not (published / name).is_file()] == []
+    assert [name for name in FILES + MADE if not (out / name).is_file()] == []
+    assert [name for name in FILES + PUBLISHED if not (published / name).is_file()] == []
+    assert [name for name in MADE if (published / name).exists()] == []
     claims = json.loads((out / "claims.json").read_text())
     assert len(claims["claims"]) > 10
     assert {claim["verdict"] for claim in claims["claims"]} <= {"holds", "does not hold", "cannot tell"}
@@ -96,6 +100,24 @@ def test_nothing_published_is_a_weight_or_a_text_of_an_item(finished: tuple[Path
     prompts = [record.doc["text"] for record in records]
     texts = [f.read_text() for f in published.rglob("*") if f.suffix in (".md", ".json", ".csv", ".tex")]
     assert not [prompt for prompt in prompts if any(prompt in text for text in texts)]
+
+
+def test_published_runs_are_tabled_and_trainings_described(finished: tuple[Path, Path]) -> None:
+    out, published = finished
+    tables = []
+    for folder in (out, published):
+        runs = [str(folder / "runs" / name) for name in ("base", "teamlora-32-seed0", "moelora-32-seed0")]
+        shown = CliRunner().invoke(app, ["table", *runs])
+        assert shown.exit_code == 0, shown.output
+        tables.append(shown.output)
+    assert tables[0] == tables[1] and "†" in tables[1]
+    trainings = json.loads((published / "trainings.json").read_text())
+    adapters = {f"{f.parent.parent.name}/{f.parent.name}" for f in out.rglob("cme_training.json")}
+    assert set(trainings["trainings"]) == adapters
+    training = trainings["trainings"]["adapters/teamlora-32-seed0"]["training"]
+    whole = json.loads((out / "adapters" / "teamlora-32-seed0" / "cme_training.json").read_text())
+    assert trainings["shared"][training["mixture"]] == whole["mixture"]
+    assert trainings["shared"][training["identity"]["data"]] == whole["identity"]["data"]
 
 
 def test_a_second_call_computes_nothing(finished: tuple[Path, Path], tiny_checkpoint: Path) -> None:

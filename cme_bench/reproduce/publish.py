@@ -1,0 +1,81 @@
+"""What is kept of a reproduction: tables, figures, claims, configurations, and every run without texts."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from cme_bench.errors import UsageError
+from cme_bench.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.reproduce.recipe import Recipe
+from cme_bench.runs.pack import one_a_line, pack_run
+from cme_bench.util.files import read_json
+
+TRAININGS = "trainings.json"
+
+
+def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
+    """Copy results into ``out``: tables, figures, claims, the trainings' records, packed runs.
+
+    No weights, no texts of items, no raw rows of routers and losses, which the figures hold as csv.
+    UsageError if ``out`` cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in ("README.md", "claims.md", "claims.json", "recipe.json"):
+            shutil.copy2(folder.path / name, out / name)
+        for name in ("tables", "figures"):
+            shutil.rmtree(out / name, ignore_errors=True)
+            shutil.copytree(folder.path / name, out / name)
+        jobs = all_jobs(recipe)
+        trained = [trained_folder(folder, job) for job in jobs if job.kind in ("grid", "train")]
+        (out / TRAININGS).write_bytes(training_records(folder.path, trained))
+        for job in jobs:
+            _publish_job(folder, job, out)
+    except OSError as error:
+        raise UsageError(f"--publish {out}: {error}") from error
+
+
+def _publish_job(folder: Folder, job: Job, out: Path) -> None:
+    if job.kind == "evaluate":
+        run = folder.run(job.row, job.seed)
+        pack_run(run, out / run.relative_to(folder.path))
+    elif job.kind == "efficiency":
+        file = folder.efficiency(job.row, job.part)
+        to = out / file.relative_to(folder.path)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, to)
+
+
+def trained_folder(folder: Folder, job: Job) -> Path:
+    """Return where a job of kind "grid" or "train" writes its adapter."""
+    return folder.adapter(job.row, job.seed) if job.rate is None else folder.grid(job.row, job.rate)
+
+
+def training_records(root: Path, folders: Iterable[Path]) -> bytes:
+    """Return the configurations and records of adapters as one JSON object, a line each.
+
+    ``trainings``: by folder below ``root``, ``adapter_config.json`` and ``cme_training.json``. Mixtures and
+    hashes of data, which many share, stand once in ``shared``, by the first digits of their sha256.
+    """
+    shared: dict[str, Any] = {}
+    trainings = {}
+    for folder in folders:
+        training = read_json(folder / "cme_training.json")
+        training["mixture"] = _once(training["mixture"], shared)
+        training["identity"]["data"] = _once(training["identity"]["data"], shared)
+        config = read_json(folder / "adapter_config.json")
+        config.pop("rank_pattern", None)  # the ranks that AdaLoRA found, a number for each of its weights
+        trainings[str(folder.relative_to(root))] = {"adapter_config": config, "training": training}
+    return b'{"shared":%b,\n"trainings":%b}\n' % (one_a_line(shared), one_a_line(trainings))
+
+
+def _once(part: Any, shared: dict[str, Any]) -> str:
+    name = hashlib.sha256(orjson.dumps(part, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+    shared[name] = part
+    return name
