@@ -18,7 +18,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
-from cme_bench.errors import first_line
+from cme_bench.errors import InterruptedRun, first_line
 
 NAME = "default"
 """The name under which adapters are loaded: a folder's name may be no name of a module."""
@@ -68,7 +68,7 @@ def load_adapter(
         return _put_on(inner, folder, found, name, is_trainable)
     except Exception as error:
         _strip(inner)
-        if isinstance(error, AdapterError):
+        if isinstance(error, AdapterError | InterruptedRun):
             raise
         raise AdapterError(f"{folder}: PEFT cannot load this adapter ({_reason(error)})") from error
 
@@ -114,6 +114,8 @@ def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -
     device = _device(model.get_base_model())
     try:
         model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
+    except InterruptedRun:
+        raise
     except Exception as error:
         raise AdapterError(
             f"{folder}: PEFT cannot load this adapter beside others ({_reason(error)})"

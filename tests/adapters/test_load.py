@@ -26,7 +26,7 @@ from transformers import (
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
-from cme_bench.errors import UsageError
+from cme_bench.errors import InterruptedRun, UsageError
 from tests.support.adapter_cases import CONFIGS, TINY, Make, tiny_llama
 
 
@@ -358,6 +358,24 @@ def test_what_peft_cannot_load_leaves_the_base_alone(
         refusal(fresh, folder)
         edit_config(folder, **{key: None})
     assert torch.equal(fresh(ids).logits, before)
+
+
+def test_a_signal_while_it_loads_stops_the_run_and_is_no_fault_of_the_adapter(
+    folder: Path, fresh: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise InterruptedRun("stopped")  # as a signal's handler does, wherever the program is
+
+    before = [name for name, _ in fresh.named_modules()]
+    with monkeypatch.context() as patch:
+        patch.setattr(PeftModel, "from_pretrained", stopped)
+        with pytest.raises(InterruptedRun):
+            load_adapter(fresh, folder)
+    assert [name for name, _ in fresh.named_modules()] == before
+    model = load_adapter(fresh, folder)
+    monkeypatch.setattr(PeftModel, "load_adapter", stopped)
+    with pytest.raises(InterruptedRun):
+        load_adapter(model, folder, name="second")
 
 
 def test_the_experts_of_older_transformers(tmp_path: Path) -> None:
