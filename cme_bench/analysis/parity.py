@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest, Request
+from cme_bench.harness.task_result import task_result
 from cme_bench.prompts import items as prompts
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import AskOptions, RunOptions
 from cme_bench.runs.planner import Planner
 from cme_bench.runs.responder import Responder
-from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
+from cme_bench.scoring.aggregate import TaskResult, summarize
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import Record, scored_item, stored_response
 from cme_bench.tasks.build import Task, build_task

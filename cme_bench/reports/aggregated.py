@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.scoring.bootstrap import corpus_score
+from cme_bench.harness.aggregations import known_aggregation
+from cme_bench.harness.bootstrap import corpus_score
 from cme_bench.stats.paired import Difference
 
 RESAMPLES = 1000
@@ -29,18 +30,6 @@ class Resampled:
     b: float
     difference: Difference
     flips: NDArray[np.float64]
-
-
-def known_aggregation(name: str) -> Callable[[Any], float] | None:
-    """Return lm-eval's aggregation of that name, or ours; None for one of a task's own code."""
-    from lm_eval.api.registry import get_aggregation
-
-    from cme_bench.scoring.macro_f1 import f1_macro
-
-    if name.startswith("!function"):
-        return None
-    found: Callable[[Any], float] | None = f1_macro if name == "f1_macro" else get_aggregation(name)
-    return found
 
 
 def resampled_difference(

@@ -18,6 +18,7 @@ import orjson
 from msgspec.structs import replace
 
 from cme_bench.errors import UsageError
+from cme_bench.harness.task_result import task_result
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.load import load_tokenizer
 from cme_bench.prompts.formats import PromptFormat, resolve_format
@@ -29,7 +30,7 @@ from cme_bench.runs.planner import task_hash
 from cme_bench.runs.records import ModelRecord, Record, RescoreRecord, TaskRecord
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import RunWriter, record_bytes
-from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.scales import Measure

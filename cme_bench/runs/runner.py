@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
+from cme_bench.harness.task_result import task_result
 from cme_bench.models.adapter import AdapterCheckpoint
 from cme_bench.models.packaged import adapter_folder
 from cme_bench.prompts.encode import Encoder
@@ -30,7 +31,7 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
 from cme_bench.runs.store import RunWriter
-from cme_bench.scoring.aggregate import TaskResult, task_result
+from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.references import refuse_unreadable

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from cme_bench.scoring.aggregate import TaskResult, summarize, task_result
+from cme_bench.harness.task_result import task_result
+from cme_bench.scoring.aggregate import TaskResult, summarize
 from cme_bench.scoring.record import Record, Scored, StoredAnswer, StoredResponse, scored_item
 
 SPEC = SimpleNamespace(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from cme_bench.scoring.aggregate import task_result
+from cme_bench.harness.task_result import task_result
 from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.scoring.ties import NOISE, Decision, decision
 

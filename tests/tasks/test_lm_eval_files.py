@@ -25,10 +25,10 @@ from lm_eval.evaluator_utils import _compute_task_aggregations
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from cme_bench.errors import UsageError
+from cme_bench.harness.task_result import task_result
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
 from cme_bench.runs.store import record_bytes
-from cme_bench.scoring.aggregate import task_result
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import Record, StoredResponse, scored_item
 from cme_bench.tasks.build import Task, build_task

@@ -13,7 +13,7 @@ import pytest
 from lm_eval.api import metrics
 from lm_eval.api.registry import aggregation_registry, get_aggregation
 
-from cme_bench.scoring.bootstrap import BOOTSTRAPPED, bootstrap_stderr, corpus_score
+from cme_bench.harness.bootstrap import BOOTSTRAPPED, bootstrap_stderr, corpus_score
 
 SOURCE = random.Random(3)
 WORDS = "the red fox sees a blue bird on some old grey house".split()
