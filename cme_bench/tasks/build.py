@@ -11,10 +11,9 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from lm_eval.api.task import ConfigurableTask
-
 from cme_bench.errors import UsageError, first_line, template_problem
-from cme_bench.tasks.cme_task import CmeTask
+from cme_bench.harness.cme_task import CmeTask, LmEvalTask
+from cme_bench.harness.task_index import local_function
 from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
 from cme_bench.tasks.row_files import Rows
@@ -35,7 +34,7 @@ class Task:
     the prompt format: templates, shots, delimiters, filters, metrics and the rows themselves."""
 
     spec: TaskSpec
-    lm_eval: ConfigurableTask
+    lm_eval: LmEvalTask
     rows: Rows
     shots: int
     hash: str
@@ -131,7 +130,7 @@ def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
     return config
 
 
-def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> ConfigurableTask:
+def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> LmEvalTask:
     """Return lm-eval's task object, which tries out the first row. UsageError if the row does not fit."""
     make = _resolve_functions(spec.config.get("class"), spec, suite) or CmeTask
     if not (isinstance(make, type) and issubclass(make, CmeTask)):
@@ -161,7 +160,7 @@ def _trial_problem(error: BaseException) -> str:
     return ""
 
 
-def _pool(spec: TaskSpec, lm_task: ConfigurableTask, shots: int, rows: Rows | None) -> ExemplarPool:
+def _pool(spec: TaskSpec, lm_task: LmEvalTask, shots: int, rows: Rows | None) -> ExemplarPool:
     """Return the exemplars; check that there are enough."""
     own_rows = spec.fewshot_split == spec.eval_split
     count = len(lm_task.sampler.fewshot_docs())
@@ -190,9 +189,7 @@ def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
         refuse_hub_code()
     try:
         if ref.is_local:
-            from lm_eval.tasks._yaml_loader import _import_func_in_yml
-
-            return _import_func_in_yml(ref.name, ref.file.parent)
+            return local_function(ref.name, ref.file.parent)
         return getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # importing runs the module, which may raise anything
         raise UsageError(f"{ref.file}:{ref.line}: {ref} cannot be imported ({first_line(error)})") from error

@@ -1,11 +1,5 @@
-"""``process_docs`` functions that the built-in task files name: which rows of a split count."""
+"""Names of row filters in task files (``process_docs: !function cme_bench.tasks.docs.drop_unlabelled``)."""
 
-from __future__ import annotations
+from cme_bench.harness.process_docs import drop_unlabelled
 
-from typing import Any
-
-
-def drop_unlabelled(rows: Any) -> Any:
-    """Return the rows without those whose annotators did not agree (SNLI and MNLI mark them with label
-    -1)."""
-    return rows.filter(lambda row: row["label"] != -1, desc=None) if -1 in rows["label"] else rows
+__all__ = ["drop_unlabelled"]

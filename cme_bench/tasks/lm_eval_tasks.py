@@ -7,13 +7,13 @@ installed package is trusted as the package is; that of other files needs --allo
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.harness.task_index import task_index, tasks_folder
 from cme_bench.tasks.lm_eval_table import GROUP_KEYS
 from cme_bench.tasks.spec import TaskSpec, check_config, check_is_task
 from cme_bench.tasks.yaml_loader import LoadedYaml, load_yaml
@@ -27,13 +27,6 @@ Member: TypeAlias = tuple[Path, Mapping[str, Any]]
 
 
 @functools.cache
-def tasks_folder() -> Path:
-    """Return the folder of the installed lm-eval's task files; nothing of it is imported."""
-    found = importlib.util.find_spec("lm_eval")
-    assert found is not None and found.origin is not None  # a dependency of this package
-    return Path(found.origin).parent / "tasks"
-
-
 def lm_eval_specs(name: str, ours: Iterable[TaskSpec]) -> list[TaskSpec]:
     """Return the tasks that lm-eval calls ``name``: a task, a group or tag, or the path of a task file.
 
@@ -60,18 +53,9 @@ def _files_of_task(name: str, root: Path) -> list[Path]:
     return list(files)[:1]
 
 
-@functools.cache
-def _index() -> Mapping[str, Any]:
-    """Return lm-eval's own index of its tasks, groups and tags; reading it takes some ten seconds."""
-    from lm_eval.tasks import TaskManager
-
-    index: Mapping[str, Any] = TaskManager().task_index
-    return index
-
-
 def _members_of_group(name: str, root: Path) -> list[Member]:
     """Return the files of all tasks of a group or tag of lm-eval, with what its groups set in them."""
-    index = _index()
+    index = task_index()
     if name not in index:
         raise UsageError(f"lm-eval has no task {name!r}{did_you_mean(name, index)}")
     found: dict[str, Member] = {}

@@ -10,6 +10,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from cme_bench.errors import UsageError
+from cme_bench.harness.task_index import tasks_folder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.runs.options import RunOptions
@@ -18,7 +19,6 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import StoredResponse
 from cme_bench.tasks.build import build_task
-from cme_bench.tasks.lm_eval_tasks import tasks_folder
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.files import read_json

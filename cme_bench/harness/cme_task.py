@@ -1,0 +1,141 @@
+"""CME's task class for lm-eval: prompts and few-shot are lm-eval's, generated answers are scored by us.
+
+The built-in YAML files name this class (``class: !function cme_bench.tasks.cme_task.CmeTask``), so that stock
+``lm_eval --include_path tasks`` scores exactly as ``cme-bench run`` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.registry import register_aggregation, register_metric
+from lm_eval.api.task import ConfigurableTask
+
+from cme_bench.compiled_templates import keep_compiled
+from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
+from cme_bench.scoring.macro_f1 import f1_macro
+from cme_bench.scoring.scales import ITEM_SCALES
+
+_EXPRESSION = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
+"""A template that is one expression and nothing else."""
+
+LmEvalTask = ConfigurableTask
+"""A task as lm-eval holds it: it renders prompts, filters responses and scores them."""
+
+register_aggregation("f1_macro")(f1_macro)
+
+
+@register_metric(  # type: ignore[untyped-decorator]  # lm-eval is untyped
+    metric="f1_macro", higher_is_better=True, output_type=["multiple_choice"], aggregation="f1_macro"
+)
+def f1_macro_item(pair: list[int]) -> list[int]:
+    """Return one item's (right class, answered class); the aggregation makes macro-F1 of many."""
+    return pair
+
+
+class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
+    """A ConfigurableTask that renders exemplars once, with two additions, both declared in ``metadata``:
+
+    ``answer: {type: label|letter|short|summary|number|math, options: TEMPLATE, decimal: point|comma}``: how
+    a response is read and scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply,
+    and ``f1_macro``.
+    ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
+    """
+
+    _exemplars: Mapping[int, dict[tuple[str, str | None], Any]] = MappingProxyType({})
+    """The rendered texts of every few-shot row, by the row's ``id``: the sampler holds them all."""
+
+    def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        keep_compiled()
+        config = {key: value for key, value in (config or {}).items() if key != "class"}
+        metadata: dict[str, Any] = config.get("metadata") or {}
+        self.answer: dict[str, Any] | None = metadata.get("answer")
+        if self.answer is not None:
+            # lm-eval looks up no metric by name where process_results is set; ours is the method below
+            config["process_results"] = "cme_bench"
+            config["metric_list"] = [
+                {
+                    "metric": name,
+                    "aggregation": "f1_macro" if name == "f1_macro" else "mean",
+                    "higher_is_better": name not in ITEM_SCALES or ITEM_SCALES[name][1] != "lower",
+                }
+                for name in (*METRICS[self.answer["type"]], "answered")
+            ]
+        super().__init__(config=config, **kwargs)
+        if hasattr(self, "sampler"):
+            self._exemplars = {id(row): {} for row in self.sampler.fewshot_docs()}
+        self._group_field: str | None = metadata.get("fewshot_group")
+        self._groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        if self._group_field and hasattr(self, "sampler"):
+            for row in self.sampler.fewshot_docs():
+                self._groups[row[self._group_field]].append(row)
+
+    def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        if self._group_field and num_fewshot:
+            self.sampler.replace_df(self._groups[doc[self._group_field]])
+        return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+
+    def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
+        return self._rendered("text", doc, doc_to_text, super().doc_to_text)
+
+    def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
+        target = self._rendered("target", doc, doc_to_target, super().doc_to_target)
+        template = self.config.doc_to_target if doc_to_target is None else doc_to_target
+        return self._as_written(doc, template, target) if isinstance(target, list) else target
+
+    def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
+        return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
+
+    def _rendered(self, field: str, doc: Any, template: Any, render: Callable[[Any, Any], Any]) -> Any:
+        """Return ``render(doc, template)``; an exemplar is rendered once and remembered."""
+        known = self._exemplars.get(id(doc))
+        if known is None or not (template is None or isinstance(template, str)):
+            return render(doc, template)
+        key = field, template
+        if key not in known:
+            known[key] = render(doc, template)
+        return known[key]
+
+    def _as_written(self, doc: dict[str, Any], template: Any, target: list[Any]) -> Any:
+        """Return a text that only looks like a list ("[1, 2]", as of code) as the text it is.
+
+        lm-eval evaluates whatever a template renders in brackets; several answers are a list in the row.
+        """
+        expression = _EXPRESSION.fullmatch(template) if isinstance(template, str) else None
+        if expression is None or template in self.features:
+            return target
+        value = utils.env.compile_expression(expression.group(1))(**doc)
+        return value if isinstance(value, str) else target
+
+    def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:
+        """Return the right answer of one row, as ``metadata.answer`` declares it."""
+        assert self.answer is not None
+        kind = self.answer["type"]
+        target = self.doc_to_target(doc)
+        if kind in ("label", "letter"):
+            choices = self.doc_to_choice(doc)
+            options: Sequence[str] = ()
+            if template := self.answer.get("options"):
+                options = [str(o) for o in ast.literal_eval(utils.apply_template(template, doc))]
+            return GoldAnswer(kind, choices, int(target), options)
+        references = [str(t) for t in target] if isinstance(target, list) else [str(target)]
+        return GoldAnswer(kind, references=references, decimal=self.answer.get("decimal"))
+
+    def score_text(self, doc: dict[str, Any], response: str) -> ScoredText:
+        """Return the extraction and metrics of one generated response."""
+        return score_text(response, self.gold_answer(doc))
+
+    def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        if self.answer is None:
+            scores = dict(super().process_results(doc, results))
+            if "f1_macro" in self._metric_fn_list:
+                logprobs = [logprob for logprob, _ in results]
+                scores["f1_macro"] = [self.doc_to_target(doc), logprobs.index(max(logprobs))]
+            return scores
+        return self.score_text(doc, results[0]).scores
