@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import cme_bench
 from cme_bench.errors import UsageError
 from cme_bench.models.packaged import FOLDER, adapter_folder, packaged
 from cme_bench.util.files import read_json
@@ -44,3 +45,20 @@ def test_it_is_small_whole_and_described() -> None:
     assert training["commit"] in card and f"{training['adapter']['trainable_parameters']:,}" in card
     told = (*folder.glob("*.json"), folder / "README.md")
     assert not [file.name for file in told if "/root/" in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.slow
+def test_it_answers_with_its_own_prompts_and_differs_from_the_base(tmp_path: Path) -> None:
+    base, adapted = cme_bench.evaluate(
+        "smollm2",
+        adapters=[None, "teamlora-demo"],
+        tasks="cme_emotion_ll",
+        data="mini",
+        prompt_format="teamlora",
+        out=tmp_path,
+        progress=False,
+    )
+    assert base.scores["cme_emotion_ll"].value < 0.4 and adapted.scores["cme_emotion_ll"].value > 0.9
+    own = read_json(adapted.folder / "run.json")
+    assert own["adapter"]["name"] == "teamlora-demo" and own["adapter"]["rank"] == 1
+    assert own["tasks"]["cme_emotion_ll"]["prompt_format"] == "teamlora"
