@@ -52,7 +52,8 @@ def model_card(run: RunView) -> str:
             )
         )
     data = ModelCardData(model_name=run.label, eval_results=results)
-    return f"---\n{data.to_yaml()}\n---\n"
+    missing = "".join(f"\n# no finite score: {name}" for name in run.results.unscored)
+    return f"---\n{data.to_yaml()}{missing}\n---\n"
 
 
 def _named(metric: str, stderr: float | None, measure: Measure) -> str:

@@ -164,7 +164,7 @@ def _compare(
             left_out.append(scores)
     if not paired:
         [first, *_] = left_out
-        raise NoItemMeanError(f"{first.task}: {first.metric} is no mean over items; {_OWN_CODE}")
+        raise NoItemMeanError(f"{first.task}: {first.untestable}; {_why(first)}")
     if cluster is not None and not clustered:
         raise UsageError(f"--cluster {cluster}: no task has this field in its items")
     columns = weights([p.place for p in paired.values()], averaged=measure.scale.averaged)
@@ -182,11 +182,17 @@ def _compare(
             *watermarks([a, b]),
             *(f"MIXED: {difference}" for difference in [*mixed, *notes]),
             *([f"clustered by {cluster}: {', '.join(clustered)}"] if clustered else []),
-            *(f"LEFT OUT: {s.task}: {s.metric} is no mean over items; {_OWN_CODE}" for s in left_out),
+            *(f"LEFT OUT: {s.task}: {s.untestable}; {_why(s)}" for s in left_out),
             *provenance_notes([a, b], names),
         ),
         measure=measure,
     )
+
+
+def _why(scores: TaskScores) -> str:
+    """Return why a task is left out of a comparison."""
+    own = scores.measure.aggregation != "!function unknown"
+    return _OWN_CODE if own else "it cannot be tested"
 
 
 def _groups(scores: TaskScores, field: str | None) -> list[str] | None:

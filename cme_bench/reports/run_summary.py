@@ -50,8 +50,11 @@ def _cells(estimate: EstimateRecord | MetricRecord, measure: Measure) -> tuple[s
 
 
 def warnings(folder: Path) -> Iterator[str]:
-    """Shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts; above
-    0.5 % of exact ties; before them logits that the model rounded, and what the run noted of its prompts.
+    """Yield what a user should know of a finished run.
+
+    First logits that the model rounded, and what the run noted of its prompts. Then scores that are no
+    numbers; shares above 1 % of empty extractions, answers cut by the length limit, and truncated prompts;
+    above 0.5 % of exact ties.
 
     A choice task whose answer was found is not warned of for its length: what follows the answer is prose.
     """
@@ -69,6 +72,8 @@ def warnings(folder: Path) -> Iterator[str]:
     yield from run.notes
     allowed = {"unanswered": 0.0, "ties": WARN_TIES, "near_ties": 1.0}
     for task, result in read_results(folder).tasks.items():
+        if result.score.value is None:
+            yield f"{task}: {result.primary} is no finite number, so its domain and the average have no score"
         for kind, share in result.quality.items():
             prose = kind == "hit_length" and result.primary == "acc"
             if share > allowed.get(kind, WARN_SHARE) and not prose:

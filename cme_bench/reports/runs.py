@@ -195,7 +195,8 @@ def tasks_hash(run: RunView) -> str:
 
 
 def watermarks(runs: Sequence[RunView]) -> Iterator[str]:
-    """What a reader must know before believing a number: mini items, limits, unfinished runs."""
+    """What a reader must know before believing a number: mini items, limits, unfinished runs, scores that
+    are no numbers."""
     if any(run.run.identity.data == "mini" for run in runs):
         yield "LIMITED: 'mini' items are a smoke test written for this project, not a measurement."
     if limits := sorted(set().union(*(run.limits() for run in runs))):
@@ -203,3 +204,9 @@ def watermarks(runs: Sequence[RunView]) -> Iterator[str]:
     for run in runs:
         if not run.finished:
             yield f"UNFINISHED: {run.folder}"
+    for run in runs:
+        if unscored := run.results.unscored:
+            yield (
+                f"NO SCORE: in {run.folder} the score of {some(unscored)} is no finite number; a mean that "
+                "would hold it is left empty."
+            )

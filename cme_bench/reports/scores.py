@@ -14,6 +14,7 @@ from cme_bench.errors import UsageError
 from cme_bench.reports.runs import ALLOW, RunView
 from cme_bench.runs.folder import current_records
 from cme_bench.runs.packed import same_gold
+from cme_bench.runs.records import MetricRecord
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import USUAL, Measure
 
@@ -30,7 +31,7 @@ class TaskScores:
 
     ``records[j]`` are run j's records of these ids, in order; ``notes`` say what does not fit.
     ``aggregated``: the items' values of each run where the metric is no mean over items; ``scores`` are NaN
-    for those that are no numbers.
+    for those that are no numbers. ``untestable``: why they cannot be tested as means, if they cannot.
     """
 
     task: str
@@ -43,6 +44,7 @@ class TaskScores:
     notes: tuple[str, ...] = field(default=())
     measure: Measure = USUAL
     aggregated: tuple[list[Any], ...] | None = None
+    untestable: str = ""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -84,8 +86,9 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
     values = [[record.scores.get(metric) for record in records] for records in rows]
     measure = result.metrics[metric].measure
     numbers = all(isinstance(v, int | float) for column in values for v in column)
+    untestable = _untestable(result.metrics[metric], metric, values)
     if means and not (numbers and measure.aggregation == "mean"):
-        raise NoItemMeanError(f"{task}: {metric} is no mean over items; it cannot be tested item by item")
+        raise NoItemMeanError(f"{task}: {untestable}; it cannot be tested item by item")
     plain = [[v if isinstance(v, int | float) else np.nan for v in column] for column in values]
     if not numbers and measure.aggregation == "mean":  # an earlier version wrote no aggregation
         measure = replace(measure, aggregation="f1_macro" if metric == "f1_macro" else "!function unknown")
@@ -100,7 +103,16 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
         notes=tuple(notes),
         measure=measure,
         aggregated=None if measure.aggregation == "mean" else tuple(values),
+        untestable=untestable,
     )
+
+
+def _untestable(record: MetricRecord, metric: str, values: Sequence[Sequence[Any]]) -> str:
+    """Return why items of a metric cannot be paired, where they cannot."""
+    missing = sum(value is None for column in values for value in column)
+    if missing and record.aggregation == "mean":
+        return f"{missing} item{'s have' if missing > 1 else ' has'} no number for {metric}"
+    return f"{metric} is no mean over items"
 
 
 def weights(tasks: Sequence[tuple[str, str, str]], *, averaged: bool = True) -> dict[str, dict[str, float]]:

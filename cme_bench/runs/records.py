@@ -247,6 +247,11 @@ class Results(Struct, frozen=True, kw_only=True):
     forms: dict[str, FormRecord]
     tasks: dict[str, ResultRecord]
 
+    @property
+    def unscored(self) -> list[str]:
+        """The tasks whose main metric is no finite number: an item has none, or their sum is infinite."""
+        return [name for name, task in self.tasks.items() if task.score.value is None]
+
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

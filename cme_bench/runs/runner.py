@@ -8,6 +8,7 @@ finished window of items is appended to the store at once.
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -216,6 +217,8 @@ def _check_truncation(plans: Sequence[Plan], allowed: int | None) -> None:
 
 def _outcome(result: TaskResult) -> str:
     score, measure = result.score, result.measure
+    if not math.isfinite(score.value):
+        return f"{result.primary} is no finite number (n={score.n})"
     if measure.scale.factor == 100:
         return f"{result.primary} {100 * score.value:.1f} ± {100 * score.stderr:.1f} (n={score.n})"
     return f"{result.primary} {measure.shown(score.value)} ± {measure.shown(score.stderr)} (n={score.n})"
