@@ -18,6 +18,7 @@ from cme_bench.reports.compare_text import comparison_markdown
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.runs.folder import current_records
 from cme_bench.runs.pack import main, pack_run
 from cme_bench.runs.packed import PackedScores, packed_records, packed_task, scores_file
 from cme_bench.runs.rescore import rescore
@@ -25,6 +26,7 @@ from cme_bench.scoring.record import Record, StoredResponse
 from cme_bench.util.files import write_json
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
+ROOT = Path(__file__).resolve().parents[2]
 N = 43  # no multiple of 8
 DRAWN = np.random.default_rng(0)
 
@@ -171,3 +173,22 @@ def test_the_command_says_what_it_wrote(
     assert main([str(tmp_path / "nothing"), str(tmp_path / "to")]) == 2
     assert main(["one"]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+COMMITTED = sorted(file.parent for file in (ROOT / "results").rglob("scores.json"))
+
+
+def test_scores_of_items_are_committed() -> None:
+    assert COMMITTED
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_committed_scores_of_items_have_the_means_beside_them(folder: Path) -> None:
+    view = open_run(folder)
+    for task, result in view.results.tasks.items():
+        records = current_records(folder, task, view.run.tasks[task])
+        for name, metric in result.metrics.items():
+            values = [record.scores[name] for record in records if name in record.scores]
+            assert len(values) == metric.n, (task, name)
+            if metric.measure.aggregation == "mean" and all(isinstance(value, float) for value in values):
+                assert metric.value == pytest.approx(np.mean(values)), (task, name)
