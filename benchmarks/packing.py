@@ -31,7 +31,7 @@ from cme_bench.efficiency.live_bytes import LiveBytes
 from cme_bench.efficiency.workloads import in_turn
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_model, load_tokenizer
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.training.batches import collate, width_multiple
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config

@@ -61,7 +61,7 @@ from cme_bench.runs.store import RunWriter, read_records, samples_file
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import stored_response
 from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 
 TASKS = "cme_boolq,cme_rte_ll"

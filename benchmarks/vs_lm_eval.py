@@ -210,7 +210,7 @@ def prepare(case: Case, data: Path, folder: Path) -> int:
     """Write the case's rows (``folder/NAME/DATASET/SPLIT.jsonl``) and lm-eval's task file (``NAME.yaml``), of
     all its items and of a part; the number of items."""
     from cme_bench.tasks.export import export_tasks
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
     [spec] = load_suite(()).select(f"cme_{case.task}_ll")

@@ -18,7 +18,7 @@ from cme_bench.scoring.aggregate import TaskResult, summarize
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import Record, scored_item, stored_response
 from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.options import Engine
 

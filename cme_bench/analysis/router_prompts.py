@@ -21,7 +21,7 @@ from cme_bench.runs.records import Identity, TaskRecord
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.options import DType
 

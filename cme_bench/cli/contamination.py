@@ -57,7 +57,7 @@ def contamination(
 def _mixture_texts(train: str, datasets: str, offline: bool) -> Iterator[str]:
     """Every text of the rows that ``cme-bench train --data`` would train on."""
     from cme_bench.analysis.contamination import row_texts
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
     from cme_bench.training.mixture import load_training_set
     from cme_bench.training.templates import load_templates, select_datasets

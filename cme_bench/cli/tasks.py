@@ -126,7 +126,7 @@ def preview(
     from cme_bench.prompts.preview import preview_text, preview_tokens
     from cme_bench.runs.planner import task_hash
     from cme_bench.tasks.build import build_task
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
     suite = load_suite(tuple(include or ()), allow_code=allow_code)
@@ -187,7 +187,7 @@ def export(
 ) -> None:
     """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME."""
     from cme_bench.tasks.export import export_tasks
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
     specs = load_suite(tuple(include or ())).select(tasks)

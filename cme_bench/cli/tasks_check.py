@@ -36,7 +36,7 @@ def check(
     """
     from cme_bench.errors import UsageError
     from cme_bench.tasks.check import check_path
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
     if not path.exists():

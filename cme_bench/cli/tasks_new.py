@@ -105,7 +105,7 @@ def new(
     from cme_bench.cli.tasks_check import print_checked
     from cme_bench.errors import UsageError
     from cme_bench.tasks.check import check_path
-    from cme_bench.tasks.sources import open_source
+    from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
     if decimal not in ("", "comma", "point"):

@@ -26,7 +26,7 @@ from cme_bench.runs.folder import read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.progress import Silent as RunSilent
 from cme_bench.runs.runner import ask
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets

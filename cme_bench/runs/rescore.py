@@ -35,7 +35,7 @@ from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.decode import json_value
 from cme_bench.util.files import read_json, write_json

@@ -35,8 +35,8 @@ from cme_bench.runs.store import RunWriter
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
 from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
-from cme_bench.tasks.sources import open_source
 from cme_bench.tasks.suite import load_suite
 
 BASE = "base"

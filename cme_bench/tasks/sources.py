@@ -153,17 +153,3 @@ def source_of(spec: TaskSpec, source: DataSource) -> DataSource:
 def mini_source() -> FolderSource:
     """Return the items written for this project: a smoke test of every domain, not a measurement."""
     return FolderSource(MINI_FOLDER, name="mini")
-
-
-def open_source(data: str, *, offline: bool, lock_file: Path | None = None) -> DataSource:
-    """Open the source that ``--data`` names: ``hub``, ``mini`` or a folder."""
-    if data == "mini":
-        return mini_source()
-    if data == "hub":
-        from cme_bench.tasks.hub import HubSource
-
-        return HubSource(lock_file=lock_file, offline=offline)
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise UsageError(f"--data {data}: no such folder (or use 'hub' or 'mini')")
-    return FolderSource(folder)

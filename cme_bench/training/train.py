@@ -37,7 +37,7 @@ from cme_bench.models.load import (
     load_tokenizer,
 )
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.training import record
 from cme_bench.training.batches import collate, pad_token, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint

@@ -21,7 +21,7 @@ from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.macro_f1 import f1_macro
 from cme_bench.tasks.export import export_tasks
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from cme_bench.adapters.load import load_adapter
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_tokenizer
-from cme_bench.tasks.sources import open_source
+from cme_bench.tasks.open_source import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets, make_plan
