@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
@@ -24,12 +25,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import adapter_positions, alone_session, why_alone
-from cme_bench.engines.hf.batching import (
-    TokenBudget,
-    default_tokens_per_batch,
-    plan_limits,
-    run_batches,
-)
+from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.pack_forward import PackForward, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
@@ -162,23 +158,17 @@ class HFEngine(Engine):
         )
 
     def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
-        started = time.perf_counter()
-        try:
+        with self._measured():
             reads = run(pack)
-        finally:
-            self._note_time_and_memory(started)
         self.stats.tokens_computed += pack.n_tokens
         return reads
 
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
-        started = time.perf_counter()
-        try:
+        with self._measured():
             if self._by_length:
                 scores = scoring.score_by_length(self._forward, rows)
             else:
                 scores = scoring.score_rows(self._forward, rows, alone=self.alone_because is not None)
-        finally:
-            self._note_time_and_memory(started)
         computed = sum(row.n_input for row in rows)
         self.stats.tokens_computed += computed
         if not self._by_length:
@@ -218,15 +208,12 @@ class HFEngine(Engine):
     def _decode(
         self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
     ) -> list[GenerateResponse]:
-        started = time.perf_counter()
         positions = generation.Positions()
-        try:
+        with self._measured():
             if self._by_length and session is self._alone:
                 responses = self._decoder.decode_by_length(rows, session, positions)
             else:
                 responses = self._decoder.decode_batch(rows, session(), positions)
-        finally:
-            self._note_time_and_memory(started)
         self.stats.tokens_computed += positions.computed
         self.stats.tokens_padding += positions.padding
         return responses
@@ -249,11 +236,14 @@ class HFEngine(Engine):
             "transformers": transformers.__version__,
         }
 
-    def _note_time_and_memory(self, started: float) -> None:
-        """Count what took place since ``started``: results are on the host, so the clock has waited."""
-        self.stats.model_seconds += time.perf_counter() - started
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        else:
-            peak = resident_memory.peak()
-        self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, peak)
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Count the time and the memory of what happens within; its results are on the host when it ends."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stats.model_seconds += time.perf_counter() - started
+            on_cuda = self.device.type == "cuda"
+            peak = torch.cuda.max_memory_allocated(self.device) if on_cuda else resident_memory.peak()
+            self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, peak)
