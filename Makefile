@@ -69,8 +69,9 @@ format: setup  ## style mended where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## docs/tasks.md from the task files, the table in docs/answers.md from what the rules read
+docs: setup  ## docs/tasks.md from the task files, docs/cli.md from the command line, the table in docs/answers.md from what the rules read
 	$(BIN)/python -m cme_bench.reports.tasks_page docs/tasks.md
+	$(BIN)/python -m cme_bench.cli.reference docs/cli.md
 	$(BIN)/python -m tests.support.answer_table docs/answers.md
 
 site: setup  ## docs/ and the reference from docstrings, in build/site; a broken link fails

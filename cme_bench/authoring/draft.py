@@ -19,20 +19,6 @@ KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """The user's settings of a new task; an empty one is guessed. ``way``: how answers name options."""
-
-    kind: str = ""
-    question: tuple[str, ...] = ()
-    answer: str = ""
-    choices: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    way: str = ""
-    separator: str = ""
-    decimal: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Draft:
     """The question and answers of a new task.
 

@@ -16,8 +16,9 @@ from cme_bench.authoring.columns import (
     named,
     role,
 )
-from cme_bench.authoring.draft import KINDS, Draft, Told
+from cme_bench.authoring.draft import KINDS, Draft
 from cme_bench.authoring.guessing import guess_answer, guess_choices, guess_kind, guess_question
+from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import read_golds, row_options
 from cme_bench.authoring.references import label_names, label_values, label_variants, read_references
 from cme_bench.authoring.table_files import Table

@@ -21,7 +21,7 @@ from cme_bench.authoring.columns import (
     role,
     words,
 )
-from cme_bench.authoring.draft import Told
+from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import read_golds, row_options, text_of_values
 from cme_bench.authoring.table_files import Table
 from cme_bench.errors import UsageError

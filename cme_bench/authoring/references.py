@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
-from cme_bench.authoring.draft import Told
 from cme_bench.authoring.guessing import MOST_LABELS, writes_list
+from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import text_of_values
 from cme_bench.authoring.table_files import Table
 from cme_bench.errors import UsageError

@@ -11,22 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.authoring.csv_files import read_csv_text
+from cme_bench.authoring.new_options import FileOptions
 from cme_bench.errors import UsageError, first_line
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.values import NotJsonError, is_blank, plain
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"))
 _MARKS = (*_BOMS, (b"\x00\x00\xfe\xff", "utf-32"), (b"\xfe\xff", "utf-16"))
-
-
-@dataclass(frozen=True, slots=True)
-class FileOptions:
-    """How a file is written, where the file does not say: ``encoding``, CSV's ``separator``, and whether
-    ``quotes`` enclose its fields."""
-
-    encoding: str | None = None
-    separator: str | None = None
-    quotes: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +112,7 @@ def _likely(content: bytes) -> str:
 def _read_csv(file: Path, content: bytes, options: FileOptions) -> Table:
     tabs = ".tsv" in [suffix.lower() for suffix in file.suffixes]
     text = _decoded(file, content, options)
-    separator = options.separator or ("\t" if tabs else None)
+    separator = options.delimiter or ("\t" if tabs else None)
     read = read_csv_text(text, str(file), separator=separator, quotes=options.quotes)
     notes = [read.note] if read.note else []
     names: list[str | None] = []

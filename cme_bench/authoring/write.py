@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.authoring.draft import KINDS, Draft, Told
+from cme_bench.authoring.draft import KINDS, Draft
 from cme_bench.authoring.guess import guess
+from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import LETTERS
 from cme_bench.authoring.table_files import Table
 from cme_bench.errors import UsageError

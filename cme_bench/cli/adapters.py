@@ -44,23 +44,23 @@ def describe(
     from cme_bench.adapters.describe import describe as describe_adapter
     from cme_bench.models.packaged import adapter_folder
 
-    found = describe_adapter(adapter_folder(adapter), base)
+    about = describe_adapter(adapter_folder(adapter), base)
     if as_json:
-        typer.echo(json.dumps(found.to_dict()))
+        typer.echo(json.dumps(about.to_dict()))
         return
     share = (
         "base model unknown; give --base"
-        if found.percent_of_base is None
-        else f"{found.percent_of_base:.3f} %"
+        if about.percent_of_base is None
+        else f"{about.percent_of_base:.3f} %"
     )
     rows = {
-        "method": found.method,
-        "rank": f"{found.rank} per expert" if found.experts else found.rank,
-        "experts": found.experts or "none",
-        "targets": ", ".join(found.targets),
-        "trainable": f"{found.trainable_parameters:,}",
+        "method": about.method,
+        "rank": f"{about.rank} per expert" if about.experts else about.rank,
+        "experts": about.experts or "none",
+        "targets": ", ".join(about.targets),
+        "trainable": f"{about.trainable_parameters:,}",
         "of base": share,
-        **found.settings,
+        **about.settings,
     }
     for key, value in rows.items():
         typer.echo(f"{key:<20} {value}")

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+import cme_bench
 from cme_bench.cli import app
-from cme_bench.terminal import say
+from cme_bench.cli.help import READ, command
+from cme_bench.cli.shared import Output, RunFolder, print_or_write
+
+_EXAMPLES = {
+    "add a run's scores to the model card of an adapter": "cme-bench card runs/llama-team >> README.md"
+}
 
 
-@app.command(epilog="Example:  cme-bench card runs/llama-team >> README.md")
-def card(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write here instead.")] = None,
-) -> None:
+@command(app, _EXAMPLES, panel=READ)
+def card(run: RunFolder, output: Output = None) -> None:
     """Print a run's scores as the metrics block (model-index) of a Hugging Face model card."""
     from cme_bench.reports.card import model_card
-    from cme_bench.reports.runs import open_run
-    from cme_bench.util.files import write_text
 
-    text = model_card(open_run(run))
-    if output is None:
-        say(text, end="")
-    else:
-        write_text(output, text)
-        say(f"The block is in {output}")
+    print_or_write(model_card(cme_bench.open_run(run).view), output, "The block")

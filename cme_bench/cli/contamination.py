@@ -6,29 +6,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from cme_bench.cli import app
+from cme_bench.cli.help import EVALUATE, command
+from cme_bench.cli.shared import RunFolder
+from cme_bench.util.options import Offline, Option
+
+_EXAMPLES = {
+    "find evaluated items that were trained on": "cme-bench contamination runs/mine --train ./data",
+    "find them in a corpus of yours": "cme-bench contamination runs/mine --train corpus.jsonl",
+}
 
 
-@app.command(
-    epilog="Examples:  cme-bench contamination runs/mine --train ./data   |   "
-    "cme-bench contamination runs/mine --train corpus.jsonl"
-)
+@command(app, _EXAMPLES, panel=EVALUATE)
 def contamination(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: RunFolder,
     train: Annotated[
         str,
-        typer.Option(
-            help="What was trained on: the CME mixture of 'hub', 'mini' or a folder (as for `train --data`), "
-            "or a .jsonl or .txt file."
+        Option(
+            "The training texts: the CME mixture of 'hub', 'mini' or a folder (as for `train --data`), or a "
+            ".jsonl or .txt file."
         ),
     ],
-    datasets: Annotated[str, typer.Option(help="Datasets of the mixture, as for `train`.")] = "all",
-    n: Annotated[int, typer.Option("-n", min=5, help="Words of an n-gram.")] = 13,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    datasets: Annotated[str, Option("Datasets of the mixture, as for `train`.")] = "all",
+    n: Annotated[int, Option("Words of an n-gram.", flag="-n", minimum=5)] = 13,
+    offline: Offline = False,
 ) -> None:
-    """Which evaluated items share a 13-gram with the training texts, and the scores without them.
+    """Find the evaluated items that share a 13-gram with the training texts, and score without them.
 
     Writes contamination.csv and contamination.json beside the run's scores.
     """
@@ -40,11 +43,11 @@ def contamination(
 
     file = Path(train).expanduser()
     texts = file_texts(file) if file.is_file() else _mixture_texts(train, datasets, offline)
-    found = check_run(run, texts, training=train if file.is_file() else f"{train} ({datasets})", n=n)
+    tasks = check_run(run, texts, training=train if file.is_file() else f"{train} ({datasets})", n=n)
     table = Table(title=f"items that share a {n}-gram with {markup(train)}", show_edge=False)
     for name in ("task", "items", "checked", "overlapping", "%", "score", "without them"):
         table.add_column(name, justify="left" if name == "task" else "right")
-    for t in found:
+    for t in tasks:
         share = f"{100 * len(t.overlapping) / t.checked:.1f}" if t.checked else "-"
         scores = ("-" if e is None else f"{100 * e.value:.2f}" for e in (t.score, t.clean))
         table.add_row(markup(t.task), str(t.items), str(t.checked), str(len(t.overlapping)), share, *scores)
@@ -55,7 +58,7 @@ def contamination(
 
 
 def _mixture_texts(train: str, datasets: str, offline: bool) -> Iterator[str]:
-    """Every text of the rows that ``cme-bench train --data`` would train on."""
+    """Yield every text of the rows that ``cme-bench train --data`` would train on."""
     from cme_bench.analysis.contamination import row_texts
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite

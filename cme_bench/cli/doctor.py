@@ -10,9 +10,10 @@ from importlib import metadata
 import typer
 
 from cme_bench.cli import app
+from cme_bench.cli.help import MACHINE, command
 
 
-@app.command()
+@command(app, {"check this machine": "cme-bench doctor"}, panel=MACHINE)
 def doctor() -> None:
     """Check this machine: packages, devices, the embedded model, the cache and the task files.
 
@@ -27,8 +28,8 @@ def doctor() -> None:
     for name, check in _CHECKS.items():
         try:
             ok, text = check()
-        except Exception as err:  # a check that cannot even run is a finding, not a crash
-            ok, text = False, f"{type(err).__name__}: {err}"
+        except Exception as error:  # a check that cannot even run is a finding, not a crash
+            ok, text = False, f"{type(error).__name__}: {error}"
         failed |= not ok
         mark = "[green]ok  [/green]" if ok else "[red]FAIL[/red]"
         console.print(f"{mark} {name:<10} {markup(text)}", highlight=False, soft_wrap=True)
@@ -43,9 +44,9 @@ def _python() -> tuple[bool, str]:
 def _packages() -> tuple[bool, str]:
     from cme_bench.provenance import PACKAGES, versions
 
-    found = versions()
-    missing = [p for p in PACKAGES if p not in found and not p.startswith("vllm")]
-    return not missing, ", ".join(f"{k} {v}" for k, v in found.items()) + "".join(
+    installed = versions()
+    missing = [p for p in PACKAGES if p not in installed and not p.startswith("vllm")]
+    return not missing, ", ".join(f"{k} {v}" for k, v in installed.items()) + "".join(
         f", {m} missing" for m in missing
     )
 

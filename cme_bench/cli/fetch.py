@@ -5,28 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cme_bench.cli import app
+from cme_bench.cli.help import TASKS, command
 from cme_bench.terminal import say
+from cme_bench.util.options import Include, Option
 
 if TYPE_CHECKING:
     from cme_bench.tasks.fetch import WantedSplit
     from cme_bench.tasks.suite import Suite
 
-_EPILOG = (
-    "Examples:  cme-bench fetch --tasks cme,cme_ll --out ./data   |   cme-bench fetch owner/model --out "
-    "./data   |   cme-bench run ./data/models/model --data ./data --offline"
-)
+_EXAMPLES = {
+    "get rows, pinned, for use without a network": "cme-bench fetch --tasks cme,cme_ll --out ./data",
+    "get a model, pinned": "cme-bench fetch owner/model --out ./data",
+}
 
 
-@app.command(epilog=_EPILOG)
+@command(app, _EXAMPLES, panel=TASKS)
 def fetch(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for rows, models and the lock file.")],
-    models: Annotated[list[str] | None, typer.Argument(help="Hub ids of models, or 'smollm2'.")] = None,
-    tasks: Annotated[str, typer.Option(help="Fetch the rows of these tasks, domains and suites.")] = "",
-    train: Annotated[bool, typer.Option("--train", help="Also the training rows of their datasets.")] = False,
-    include: Annotated[list[Path] | None, typer.Option(help="Folder of your own task files.")] = None,
+    out: Annotated[Path, Option("Folder for rows, models and the lock file.", short="-o")],
+    models: Annotated[tuple[str, ...], Option("Hub ids of models, or 'smollm2'.", argument=True)] = (),
+    tasks: Annotated[str, Option("Fetch the rows of these tasks, domains and suites.")] = "",
+    train: Annotated[bool, Option("Also the training rows of their datasets.")] = False,
+    include: Include = (),
 ) -> None:
     """Prefetch models and rows from the hub into a folder that --data and --offline take.
 
@@ -41,7 +41,7 @@ def fetch(
         raise UsageError("nothing to fetch: name models, or --tasks")
     failed = 0
     if tasks:
-        suite = load_suite(tuple(include or ()))
+        suite = load_suite(include)
         specs = suite.select(tasks)
         wanted = wanted_splits(specs, out)
         if train:
@@ -50,19 +50,19 @@ def fetch(
             failed += item.error is not None
             done = "there already" if item.rows is None else f"{item.rows} rows"
             say(f"{item.wanted.file}: {item.error or done}")
-    for name in models or ():
+    for name in models:
         try:
             say(f"{fetch_model(name, out)}: {name}")
-        except CmeError as err:
+        except CmeError as error:
             failed += 1
-            say(err)
+            say(error)
     if failed:
         raise CmeError(f"{failed} could not be fetched; the same command goes on with those")
     say(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
 
 
 def _training_splits(suite: Suite, datasets: set[str], out: Path) -> list[WantedSplit]:
-    """The training rows of the datasets, under the names by which ``train --data`` finds them."""
+    """List the training rows of the datasets, under the names by which ``train --data`` finds them."""
     from cme_bench.tasks.fetch import WantedSplit, located
     from cme_bench.tasks.sources import FolderSource
     from cme_bench.training.templates import load_templates
@@ -73,8 +73,8 @@ def _training_splits(suite: Suite, datasets: set[str], out: Path) -> list[Wanted
             plain = [file for file in part.files if not file.columns]
             if part.hub is None or not plain:
                 continue
-            place = next((file for file in plain if file.stem == part.hub), plain[0])
-            spec = located(part.task, place.folder)
-            file = FolderSource(out).file(spec, place.stem)
+            source = next((file for file in plain if file.stem == part.hub), plain[0])
+            spec = located(part.task, source.folder)
+            file = FolderSource(out).file(spec, source.stem)
             wanted.setdefault(file, WantedSplit(spec, part.hub, file))
     return list(wanted.values())

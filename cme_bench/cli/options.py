@@ -88,7 +88,7 @@ class Parameter:
         return self.option.flag_of(self.name)
 
     def _names(self) -> Iterator[str]:
-        both_ways = inner_type(self.kind) is bool and self.default is not False
+        both_ways = inner_type(self.typed) is bool and self.default is not False
         yield f"{self.flag}/--no-{self.flag.removeprefix('--')}" if both_ways else self.flag
         yield from self.option.aliases
         if self.option.short is not None:

@@ -15,16 +15,16 @@ from cme_bench.project import check_defaults, find_project
 @app.callback()
 def project(context: typer.Context) -> None:
     """Evaluate multi-task adapters (LoRA ... TeamLoRA) on CME: 22 datasets in 11 domains."""
-    found = find_project(Path.cwd())
-    if found is None:
+    file = find_project(Path.cwd())
+    if file is None:
         return
     options = list(_options(context.command))
-    check_defaults(found, (name for _, name, _ in options))
-    values = dict(found.defaults)
-    if found.include:
-        values.setdefault("include", [str(path) for path in found.include])
-    if found.plugins:
-        values["plugin"] = list(found.plugins)
+    check_defaults(file, (name for _, name, _ in options))
+    values = dict(file.defaults)
+    if file.include:
+        values.setdefault("include", [str(path) for path in file.include])
+    if file.plugins:
+        values["plugin"] = list(file.plugins)
     context.default_map = {}
     for path, name, parameter in options:
         if name not in values:
@@ -37,7 +37,7 @@ def project(context: typer.Context) -> None:
 
 
 def _options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Any]]:
-    """(names of the command, an option's long name, the option) of every command below ``command``."""
+    """Yield (names of the command, an option's long name, the option) of every command below ``command``."""
     for name, below in getattr(command, "commands", {}).items():
         yield from _options(below, (*path, name))
     for parameter in command.params if path else ():

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from cme_bench.cli import app
+from cme_bench.cli.help import EVALUATE, command
+from cme_bench.cli.shared import RunFolder
 from cme_bench.terminal import say
+from cme_bench.util.options import Option
+
+_EXAMPLES = {"score stored answers again, without a model": "cme-bench rescore runs/llama-team"}
 
 
-@app.command(epilog="Example:  cme-bench rescore runs/llama-team")
+@command(app, _EXAMPLES, panel=EVALUATE)
 def rescore(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[
-        str | None, typer.Option(help="Where the rows are now, if not where the run read them.")
-    ] = None,
+    run: RunFolder,
+    data: Annotated[str | None, Option("Where the rows are now, if not where the run read them.")] = None,
     allow_code: Annotated[
-        bool, typer.Option("--allow-code", help="Run !function code of the task files that the run included.")
+        bool, Option("Run !function code of the task files that the run included.")
     ] = False,
 ) -> None:
     """Score a run's stored responses again with today's extraction and metrics, without a model."""
     from cme_bench.runs.rescore import rescore as rescore_run
 
-    found = rescore_run(run, data=data, allow_code=allow_code)
-    for task in found:
+    for task in rescore_run(run, data=data, allow_code=allow_code):
         say(
             f"{task.task}: {task.metric} "
             f"{task.measure.shown(task.before)} -> {task.measure.shown(task.after)}, "

@@ -5,12 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from cme_bench.cli import app
+from cme_bench.cli.help import TASKS, command, group
 from cme_bench.terminal import markup, say
+from cme_bench.util.options import (
+    BOS_UNKNOWN,
+    AllowCode,
+    BosMode,
+    Data,
+    FormatName,
+    Include,
+    Offline,
+    Option,
+)
 
 if TYPE_CHECKING:
     from cme_bench.prompts.reader import Reader
@@ -18,27 +27,23 @@ if TYPE_CHECKING:
 
 COLUMNS = ("domain", "dataset", "task", "form", "metric", "items", "licence", "random")
 
-tasks_app = typer.Typer(help="List, read, preview and export task files.", no_args_is_help=True)
-app.add_typer(tasks_app, name="tasks")
+tasks_app = group(help="List, read, preview, check, make and export task files.")
+app.add_typer(tasks_app, name="tasks", rich_help_panel=TASKS)
 
-Include = Annotated[Optional[list[Path]], typer.Option(help="Folder of your own task files.")]  # noqa: UP045
-AllowCode = Annotated[bool, typer.Option("--allow-code", help="Run !function code of --include files.")]
-Data = Annotated[
-    str, typer.Option(help="'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Format = Annotated[FormatName, Option("As for `run`.", flag="--format")]
+Bos = Annotated[BosMode, Option("Whether prompts begin with BOS, as for `run`.", noun=BOS_UNKNOWN)]
 
 
-@tasks_app.command()
+@command(tasks_app, {"see domains, datasets, sizes, licences and baselines": "cme-bench tasks ls"})
 def ls(
-    names: Annotated[Optional[str], typer.Argument(help="Only these tasks, domains or suites.")] = None,  # noqa: UP045
-    include: Include = None,
+    names: Annotated[str | None, Option("Only these tasks, domains or suites.", argument=True)] = None,
+    include: Include = (),
 ) -> None:
     """List tasks: domain, dataset, name, form, metric, items as published, licence of the data, accuracy of
     guessing in %."""
     from cme_bench.tasks.suite import load_suite
 
-    suite = load_suite(tuple(include or ()))
+    suite = load_suite(include)
     specs = suite.select(names) if names else list(suite.tasks.values())
     rows = [_row(spec) for spec in specs]
     if sys.stdout.isatty():
@@ -86,41 +91,41 @@ def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
-@tasks_app.command()
+@command(tasks_app, {"read a task as it is resolved, with file and line": "cme-bench tasks show cme_rte"})
 def show(
-    task: Annotated[str, typer.Argument(help="A task's name.")],
-    include: Include = None,
+    task: Annotated[str, Option("A task's name.", argument=True)],
+    include: Include = (),
 ) -> None:
     """Print a task's YAML with includes merged; a comment says in which file and line each key stands."""
     from cme_bench.tasks.suite import load_suite
     from cme_bench.tasks.yaml_dump import dump_with_places
 
-    spec = load_suite(tuple(include or ())).task(task)
+    spec = load_suite(include).task(task)
     here = f"{Path.cwd()}/"
     say(dump_with_places(spec.config, {k: v.removeprefix(here) for k, v in spec.where.items()}), end="")
 
 
-@tasks_app.command()
+@command(
+    tasks_app,
+    {"see the prompt and token ids that a model gets": "cme-bench tasks preview cme_rte --model smollm2"},
+)
 def preview(
-    task: Annotated[str, typer.Argument(help="A task's name.")],
+    task: Annotated[str, Option("A task's name.", argument=True)],
     model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Show this model's token ids (only its tokenizer is loaded)."),
+        str | None, Option("Show this model's token ids (only its tokenizer is loaded).")
     ] = None,
     data: Data = "mini",
-    shots: Annotated[Optional[int], typer.Option(min=0, help="Few-shot exemplars.")] = None,  # noqa: UP045
-    number: Annotated[int, typer.Option("-n", min=1, help="How many items.")] = 1,
-    prompt_format: Annotated[
-        str, typer.Option("--format", help="auto, chat, plain or teamlora, as for `run`.")
-    ] = "auto",
-    system: Annotated[Optional[str], typer.Option(help="System prompt of a chat, as for `run`.")] = None,  # noqa: UP045
-    bos: Annotated[str, typer.Option(help="auto, always or never, as for `run`.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of few-shot sampling.")] = 0,
-    include: Include = None,
+    shots: Annotated[int | None, Option("Few-shot exemplars.", minimum=0)] = None,
+    number: Annotated[int, Option("How many items.", flag="-n", minimum=1)] = 1,
+    prompt_format: Format = "auto",
+    system: Annotated[str | None, Option("System prompt of a chat, as for `run`.")] = None,
+    bos: Bos = "auto",
+    seed: Annotated[int, Option("Seed of few-shot sampling.")] = 0,
+    include: Include = (),
     allow_code: AllowCode = False,
     offline: Offline = False,
 ) -> None:
-    """Print what a model is shown: the prompt, its token ids, where the scored part begins, and the hash."""
+    """Print a prompt as a model gets it: text, token ids, where the scored part begins, and the hash."""
     from cme_bench.prompts.formats import resolve_format
     from cme_bench.prompts.items import build_items, limited_ids, render_item
     from cme_bench.prompts.preview import preview_text, preview_tokens
@@ -129,7 +134,7 @@ def preview(
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
-    suite = load_suite(tuple(include or ()), allow_code=allow_code)
+    suite = load_suite(include, allow_code=allow_code)
     spec = suite.task(task)
     reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format) if model else None
     tokenizer = reader.tokenizer if reader else None
@@ -144,7 +149,7 @@ def preview(
             built, reader.encoder, form, max_length=reader.max_length, limit=number, seed=seed
         )
         reader.check([item.request for item in items])
-    for place, (index, item) in enumerate(zip(ids, rendered, strict=True)):
+    for position, (index, item) in enumerate(zip(ids, rendered, strict=True)):
         say(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):
             say(line)
@@ -152,7 +157,7 @@ def preview(
             rows = ", ".join(map(str, built.exemplars(seed, index)))
             say(f"exemplars: rows {rows} of {spec.fewshot_split or 'those in the task file'}")
         if items:
-            for line in preview_tokens(items[place], tokenizer):
+            for line in preview_tokens(items[position], tokenizer):
                 say(line)
     for note in (*((reader.encoder.bos.warning,) if reader else ()), *form.notes):
         if note is not None:
@@ -162,7 +167,7 @@ def preview(
 
 
 def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> Reader:
-    """Return what reads prompts as MODEL does; only its tokenizer is loaded."""
+    """Return the reader of prompts as MODEL reads them; only its tokenizer is loaded."""
     from cme_bench.engines.hf.forward import max_positions
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.load import load_config, load_tokenizer
@@ -177,12 +182,15 @@ def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> R
     return Reader(encoder, max_positions(config), embeddings(config), str(checkpoint.path), prompt_format)
 
 
-@tasks_app.command()
+@command(
+    tasks_app,
+    {"run our tasks under stock lm-eval": "cme-bench tasks export cme_rte_ll --data ./data -o FOLDER"},
+)
 def export(
-    tasks: Annotated[str, typer.Argument(help="Comma-separated tasks, domains and suites.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the copies.")],
+    tasks: Annotated[str, Option("Comma-separated tasks, domains and suites.", argument=True)],
+    out: Annotated[Path, Option("Folder for the copies.", short="-o")],
     data: Data = "hub",
-    include: Include = None,
+    include: Include = (),
     offline: Offline = False,
 ) -> None:
     """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME."""
@@ -190,7 +198,7 @@ def export(
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
-    specs = load_suite(tuple(include or ())).select(tasks)
+    specs = load_suite(include).select(tasks)
     files = export_tasks(specs, open_source(data, offline=offline), out)
     plural = "s" if len(files) > 1 else ""
     say(f"{len(files)} task{plural} in {out}; lm_eval --include_path {out} --tasks {tasks} runs them")

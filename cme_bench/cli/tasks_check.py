@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cme_bench.cli.tasks import AllowCode, Offline, load_reader, tasks_app
+from cme_bench.cli.help import command
+from cme_bench.cli.tasks import Bos, Format, load_reader, tasks_app
 from cme_bench.terminal import say
+from cme_bench.util.options import AllowCode, Offline, Option
 
 if TYPE_CHECKING:
     from cme_bench.tasks.check import Checked
 
 
-@tasks_app.command()
+@command(
+    tasks_app,
+    {"check task files and rows, each problem with file and line": "cme-bench tasks check ./mine"},
+)
 def check(
-    path: Annotated[Path, typer.Argument(help="A task file, or a folder of them.")],
+    path: Annotated[Path, Option("A task file, or a folder of them.", argument=True)],
     data: Annotated[
-        str, typer.Option(help="Where rows are that do not lie beside the task file: hub, mini or a folder.")
+        str, Option("Where rows are that do not lie beside the task file: hub, mini or a folder.")
     ] = "hub",
     model: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Also count this model's tokens (only its tokenizer is loaded)."),
+        str | None, Option("Also count this model's tokens (only its tokenizer is loaded).")
     ] = None,
-    prompt_format: Annotated[str, typer.Option("--format", help="As for `run`.")] = "auto",
-    bos: Annotated[str, typer.Option(help="As for `run`.")] = "auto",
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Look at N rows of each task.")] = None,  # noqa: UP045
+    prompt_format: Format = "auto",
+    bos: Bos = "auto",
+    limit: Annotated[int | None, Option("Look at N rows of each task.", minimum=1)] = None,
     allow_code: AllowCode = False,
     offline: Offline = False,
 ) -> None:
@@ -56,13 +60,13 @@ def check(
         raise typer.Exit(2)
 
 
-@tasks_app.command()
+@command(tasks_app, {"see that the built-in tasks are as locked": "cme-bench tasks lock --check"})
 def lock(
     check_only: Annotated[
-        bool, typer.Option("--check", help="Only compare: exit code 1 if a task is not as locked.")
+        bool, Option("Only compare: exit code 1 if a task is not as locked.", flag="--check")
     ] = False,
 ) -> None:
-    """Record what the built-in tasks say; a changed one must have raised its metadata.version."""
+    """Record the content of the built-in tasks; a changed one must have raised its metadata.version."""
     from datetime import UTC, datetime
 
     from cme_bench.tasks.lock import changes, lock_file, read_lock, renewed, write_lock
@@ -70,18 +74,18 @@ def lock(
 
     file = lock_file()
     specs, locked = list(load_suite().tasks.values()), read_lock(file)
-    found = changes(specs, locked)
-    for change in found:
+    changed = changes(specs, locked)
+    for change in changed:
         say(change)
     if check_only:
-        say(f"{len(found)} of {len(specs)} tasks differ from {file}")
-        raise typer.Exit(bool(found))
+        say(f"{len(changed)} of {len(specs)} tasks differ from {file}")
+        raise typer.Exit(bool(changed))
     write_lock(file, renewed(specs, locked, today=datetime.now(UTC).date().isoformat()))
     say(f"{len(specs)} tasks are locked in {file}")
 
 
 def print_checked(checked: list[Checked]) -> bool:
-    """Print what was found; whether there are no errors."""
+    """Print the findings, and return whether there are no errors."""
     for task in checked:
         for finding in task.findings:
             say(finding)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import get_args
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports import grids
 from cme_bench.reports.grids import latex_escape, markdown_escape, markdown_line
 from cme_bench.reports.table import FIXED, Cell, ComparisonTable
 from cme_bench.util.csv_text import csv_text
+from cme_bench.util.options import TABLE_FORMAT_UNKNOWN, TableFormat, check_choice
 
-FORMATS = ("md", "latex", "html", "csv")
+FORMATS = get_args(TableFormat)
 LATEX_COLUMNS = 6
 """So many scores stand side by side in LaTeX unless told otherwise: what a page can hold with errors."""
 
@@ -33,10 +34,7 @@ def render(
     model and method. Default: 6 in LaTeX, all of them elsewhere. ``brief``: no column but names and scores.
     csv is tidy, never split and never brief. UsageError for an unknown format.
     """
-    if fmt not in FORMATS:
-        raise UsageError(
-            f"unknown table format {fmt!r}{did_you_mean(fmt, FORMATS)}; one of {', '.join(FORMATS)}"
-        )
+    check_choice(fmt, TableFormat, TABLE_FORMAT_UNKNOWN)
     if fmt == "csv":
         return _csv(tables) + "\n"
     draw = {"md": _markdown, "latex": _latex, "html": _html}[fmt]

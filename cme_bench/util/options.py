@@ -52,6 +52,8 @@ FormatName = Literal["auto", "chat", "plain", "teamlora"]
 BosMode = Literal["auto", "always", "never"]
 BOS_UNKNOWN = "--bos {value}: unknown{hint} ({known})"
 Engine = Literal["hf", "vllm", "ray"]
+TableFormat = Literal["md", "latex", "html", "csv"]
+TABLE_FORMAT_UNKNOWN = "unknown table format {value!r}{hint}; one of {known}"
 Worker = Literal["hf", "vllm"]
 """The engines that compute in a worker of ray."""
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from cme_bench.authoring.draft import Draft, Told
+from cme_bench.authoring.draft import Draft
 from cme_bench.authoring.guess import guess
+from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.table_files import Table
 from cme_bench.errors import UsageError
 

@@ -1,0 +1,24 @@
+"""Options and habits that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cme_bench.terminal import say
+from cme_bench.util.options import Option
+
+RunFolder = Annotated[Path, Option("A run folder.", argument=True)]
+AllowMixed = Annotated[bool, Option("Compare runs that differ; each difference becomes a note.")]
+Output = Annotated[Path | None, Option("Write here instead.", short="-o")]
+
+
+def print_or_write(text: str, output: Path | None, name: str) -> None:
+    """Print ``text``, or write it to ``output`` and say where ``name`` is."""
+    if output is None:
+        say(text, end="")
+        return
+    from cme_bench.util.files import write_text
+
+    write_text(output, text)
+    say(f"{name} is in {output}")
