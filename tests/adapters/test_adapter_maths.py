@@ -6,28 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters import TeamLoraConfig
-from cme_bench.adapters.methods.hydralora import HydraLoraLinear
-from cme_bench.adapters.methods.moelora import MoeLoraLinear
-from cme_bench.adapters.methods.moslora import MosLoraLinear
+from cme_bench.adapters import TeamLoraConfig, registry
 from cme_bench.adapters.methods.teamlora import TeamLoraLinear
 from cme_bench.adapters.routing.router import NORMALIZER_FLOOR, route
 from cme_bench.adapters.shared.layer import AdapterLinear
 from tests.support import adapter_reference as reference
 from tests.support.adapter_cases import CONFIGS
 
-LAYERS = {
-    "teamlora": TeamLoraLinear,
-    "moelora": MoeLoraLinear,
-    "hydralora": HydraLoraLinear,
-    "moslora": MosLoraLinear,
-}
+LAYERS = {name: registry.method(name).model_class.tuner_layer_cls for name in CONFIGS}
 K, R, ALPHA = 3, 4, 6.0
 
 
 def layer_of(method: str, dtype: torch.dtype = torch.float32, **fields: object) -> AdapterLinear:
     settings = {"r": R, "alpha": ALPHA, "init": "random", **fields}
-    if method != "moslora":
+    if registry.method(method).routed:
         settings.setdefault("num_experts", K)
     return LAYERS[method](nn.Linear(20, 14, dtype=dtype), "default", CONFIGS[method](**settings))
 
@@ -55,7 +47,7 @@ def test_fused_equals_reference_with_gradients(method: str) -> None:
 def test_gradcheck_in_float64(method: str) -> None:
     layer = (
         layer_of(method, torch.float64, num_experts=2, r=2)
-        if method != "moslora"
+        if registry.method(method).routed
         else layer_of(method, torch.float64, r=2)
     )
     parameters = list(tensors(layer).values())

@@ -23,6 +23,9 @@ from peft.tuners.lora.config import (
 )
 from transformers import PreTrainedModel
 
+from cme_bench.adapters import AdapterConfig
+from cme_bench.adapters.registry import methods
+
 TARGETS = ["q_proj", "down_proj"]
 
 
@@ -73,7 +76,6 @@ CASES: dict[str, Case] = {
     "GRALORA": Case("GRALORA", {"gralora_k": 2}),
     "HIRA": Case("HIRA"),
     "HRA": Case("HRA"),
-    "HYDRALORA": Case("HYDRALORA"),
     "IA3": Case("IA3", {"feedforward_modules": ["down_proj"], "r": None}),
     "LILY": Case("LILY"),
     "LN_TUNING": Case("LN_TUNING", {"target_modules": ["input_layernorm", "norm"], "r": None}),
@@ -81,8 +83,6 @@ CASES: dict[str, Case] = {
     "LOKR": Case("LOKR"),
     "LORA": _lora(),
     "MISS": Case("MISS"),
-    "MOELORA": Case("MOELORA"),
-    "MOSLORA": Case("MOSLORA"),
     "MULTITASK_PROMPT_TUNING": Case(
         "MULTITASK_PROMPT_TUNING", {**_VIRTUAL, "num_tasks": 2}, refused="method MULTITASK_PROMPT_TUNING"
     ),
@@ -106,7 +106,6 @@ CASES: dict[str, Case] = {
     "SHADOW": Case("SHADOW", refused="method SHADOW", made=False),
     "SHIRA": Case("SHIRA", {"r": 2}),
     "SUPERTUNING": Case("SUPERTUNING"),
-    "TEAMLORA": Case("TEAMLORA"),
     "TINYLORA": Case("TINYLORA"),
     "TRAINABLE_TOKENS": Case(
         "TRAINABLE_TOKENS", {"token_indices": [5, 6, 7], "target_modules": None, "r": None}
@@ -121,6 +120,12 @@ CASES: dict[str, Case] = {
         refused="method XLORA",
         made=False,
     ),
+    # ---- every method that this package registers itself
+    **{
+        method.name.upper(): Case(method.name.upper())
+        for method in methods()
+        if issubclass(method.config_class, AdapterConfig)
+    },
     # ---- every field of LoRA
     "alora_invocation_tokens": _lora(alora_invocation_tokens=[9, 8]),
     "arrow_config": _lora("field 'arrow_config' of LORA", {"arrow_config": {"top_k": 2}}),
