@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from peft import get_peft_model
 
 from cme_bench.adapters import plugins, registry
 from cme_bench.adapters.plugins import load_plugins
+from cme_bench.engines.requests import GenerateRequest, LoglikelihoodRequest
 from cme_bench.scoring.generation import GoldAnswer, score_text
 from cme_bench.scoring.item_metrics import ITEM_METRICS
 from cme_bench.scoring.scales import ITEM_SCALES
@@ -57,3 +60,12 @@ def test_the_metric_on_the_page_is_scored() -> None:
     exec(compile(code_with("@metric"), str(PAGE), "exec"), {})
     gold = GoldAnswer("summary", references=("the cat sat there",))
     assert score_text("the cat", gold).scores["length_ratio"] == 0.5
+
+
+def test_the_engine_on_the_page_serves_an_inbox() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code_with("class UniformEngine"), str(PAGE), "exec"), names)
+    engine = names["UniformEngine"](100, 32)
+    answers = dict(engine.loglikelihood([LoglikelihoodRequest((((1, 2), (3, 4)), ((1,), ())))]))
+    assert answers[0].logprobs == pytest.approx((-2 * math.log(100), 0.0))
+    assert dict(engine.generate([GenerateRequest((1, 2), 4)]))[0].text == ""

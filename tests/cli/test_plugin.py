@@ -81,7 +81,7 @@ def test_a_method_in_one_file_trains_evaluates_and_stands_in_tables(
     by_hand(model, tensors)
     for line in (run / "samples" / "cme_sst2_ll.jsonl").read_text().splitlines():
         record = json.loads(line)
-        prompt = tokenizer(record["prompt"]).input_ids
+        prompt = [*written["bos"]["prefix"], *tokenizer(record["prompt"], add_special_tokens=False).input_ids]
         for choice, said in zip(record["choices"], record["response"]["logprobs"], strict=True):
             answer = tokenizer(choice, add_special_tokens=False).input_ids
             with torch.no_grad():
