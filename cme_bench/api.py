@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.run import Run, compare, table
 from cme_bench.runs.options import RunOptions, parse_settings
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 
 __all__ = ["compare", "evaluate", "load_runs", "open_run", "table"]
 
@@ -36,7 +36,7 @@ def evaluate(
     out: Name | None = None,
     tokenizer: Any = None,
     name: str | None = None,
-    progress: bool | Silent = True,
+    progress: bool | Listener = True,
     **options: Any,
 ) -> list[Run]:
     """Evaluate a model alone, or with each of several adapters; return a run for each.
@@ -120,11 +120,11 @@ def _adapters(given: Name | Sequence[Name | None] | None) -> tuple[str | None, .
     return tuple(None if adapter is None else fspath(adapter) for adapter in several)
 
 
-def _listening(progress: bool | Silent) -> AbstractContextManager[Silent]:
-    if isinstance(progress, Silent):
+def _listening(progress: bool | Listener) -> AbstractContextManager[Listener]:
+    if isinstance(progress, Listener):
         return nullcontext(progress)
     if not progress:
-        return nullcontext(Silent())
+        return nullcontext(Listener())
     from cme_bench.runs.display import show_progress
 
     return show_progress()

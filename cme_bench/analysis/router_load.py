@@ -19,7 +19,7 @@ from cme_bench.engines.base import GenerateRequest, TokenIds
 from cme_bench.engines.hf.batching import run_batches
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.forward import CausalForward, base_model, left_pad
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 
 
@@ -45,13 +45,13 @@ class _Prompt:
         return len(self.ids)
 
 
-def measure_router(options: RouterOptions, listener: Silent | None = None) -> RouterMeasurement:
+def measure_router(options: RouterOptions, listener: Listener | None = None) -> RouterMeasurement:
     """Forward the prompts of a run, or of tasks, through an adapter, and measure its routers.
 
     Every prompt token counts once, padding does not. Raises UsageError for bad input before weights are
     loaded, AdapterError (also a UsageError) if the adapter does not fit or changes no logit.
     """
-    listener = listener or Silent()
+    listener = listener or Listener()
     responder = open_responder(options)
     for note in responder.notes:
         listener.note(note)
@@ -70,7 +70,7 @@ def measure_router(options: RouterOptions, listener: Silent | None = None) -> Ro
         responder.close()
 
 
-def _forward(engine: HFEngine, group: PromptGroup, listener: Silent) -> Slice:
+def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> Slice:
     forward = CausalForward(engine.model, engine.device)
     heard: list[LayerLoad] = []
 

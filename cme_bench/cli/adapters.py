@@ -11,6 +11,7 @@ import typer
 from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command, group
 from cme_bench.cli.plugins import Plugins
+from cme_bench.cli.shared import tell
 from cme_bench.util.options import Offline, Option
 
 adapters = group(help="Describe adapters, import them from other layouts, export them for vLLM.")
@@ -106,7 +107,7 @@ def export_vllm(
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.quantisation import check_takes_adapter
 
-    checkpoint = resolve_model(base, offline=offline)
+    checkpoint = resolve_model(base, offline=offline, note=tell)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)

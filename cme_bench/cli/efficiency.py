@@ -9,6 +9,7 @@ from typing import Annotated
 from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.plugins import Plugins
+from cme_bench.cli.shared import tell
 from cme_bench.efficiency.options import EfficiencyOptions
 from cme_bench.terminal import say
 from cme_bench.util.options import Option
@@ -45,7 +46,7 @@ def efficiency(
     from cme_bench.util.csv_text import frame_csv
     from cme_bench.util.files import write_json, write_text
 
-    base_config(options)  # what is wrong with the model shows before anything is measured
+    base_config(options, tell)  # what is wrong with the model shows before anything is measured
     make_out(out)
     results = []
     with show_progress() as listener:

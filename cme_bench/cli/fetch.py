@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cme_bench.cli import app
 from cme_bench.cli.help import TASKS, command
+from cme_bench.cli.shared import tell
 from cme_bench.terminal import say
 from cme_bench.util.options import Include, Option
 
@@ -52,7 +53,7 @@ def fetch(
             say(f"{item.wanted.file}: {item.error or done}")
     for name in models:
         try:
-            say(f"{fetch_model(name, out)}: {name}")
+            say(f"{fetch_model(name, out, tell)}: {name}")
         except CmeError as error:
             failed += 1
             say(error)

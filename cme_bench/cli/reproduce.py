@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.options import as_typed
 from cme_bench.cli.plugins import Plugins
+from cme_bench.cli.shared import tell
 from cme_bench.reproduce.options import Call, RecipeOptions
 from cme_bench.terminal import say
 from cme_bench.util.options import Option
@@ -56,15 +56,11 @@ def reproduce(
     from cme_bench.reproduce.reproduce import reproduce as run_recipe
 
     if plan:
-        say(plan_costs(chosen, call.out, offline=call.offline, note=_note), end="")
+        say(plan_costs(chosen, call.out, offline=call.offline, note=tell), end="")
         return
     again = ["reproduce", *as_typed(recipe), "--out", str(call.out), "--helper"]
     again += [word for name in plugin for word in ("--plugin", name)]
     again += ["--offline"] if call.offline else []
-    run_recipe(chosen, replace(call, helper_command=tuple(again)), _note)
+    run_recipe(chosen, replace(call, helper_command=tuple(again)), tell)
     if not call.is_helper:
         say(f"Results are in {call.published or call.out}")
-
-
-def _note(message: str) -> None:
-    say(message, file=sys.stderr)

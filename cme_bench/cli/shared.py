@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,11 @@ from cme_bench.util.options import Option
 RunFolder = Annotated[Path, Option("A run folder.", argument=True)]
 AllowMixed = Annotated[bool, Option("Compare runs that differ; each difference becomes a note.")]
 Output = Annotated[Path | None, Option("Write here instead.", short="-o")]
+
+
+def tell(message: str) -> None:
+    """Show a note on stderr: a line on what is being done."""
+    say(message, file=sys.stderr)
 
 
 def print_or_write(text: str, output: Path | None, name: str) -> None:

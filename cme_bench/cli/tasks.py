@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cme_bench.cli import app
 from cme_bench.cli.help import TASKS, command, group
+from cme_bench.cli.shared import tell
 from cme_bench.terminal import markup, say
 from cme_bench.util.options import (
     BOS_UNKNOWN,
@@ -176,7 +177,7 @@ def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> R
     from cme_bench.prompts.reader import Reader
     from cme_bench.prompts.vocabulary import embeddings
 
-    checkpoint = resolve_model(model, offline=offline)
+    checkpoint = resolve_model(model, offline=offline, note=tell)
     tokenizer, config = load_tokenizer(checkpoint), load_config(checkpoint)
     encoder = Encoder(tokenizer, decide_bos(tokenizer, bos, model_types=model_types(config)))
     return Reader(encoder, max_positions(config), embeddings(config), str(checkpoint.path), prompt_format)

@@ -25,11 +25,11 @@ def train(options: TrainOptions, plugin: Plugins = ()) -> None:
     Interrupted or killed, the same command goes on at the last checkpoint, exactly.
     """
     check_options(options)  # before anything slow is imported
-    from cme_bench.training.progress import show_training
+    from cme_bench.runs.display import show_progress
     from cme_bench.training.train import train as train_adapter
 
     main_process = os.environ.get("RANK", "0") == "0"
-    with show_training(main_process=main_process) as listener:
+    with show_progress(shown=main_process) as listener:
         listener.note(f"cme-bench train {options.model} --method {options.method}: preparing")
         folder = train_adapter(options, listener)
     if main_process:

@@ -12,6 +12,7 @@ from cme_bench.efficiency.options import PRESETS, EfficiencyOptions
 from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import check_base, load_config
+from cme_bench.util.notes import Note, unheard
 
 _SIZES: dict[str, dict[str, Any]] = {
     "llama-2-7b": {
@@ -50,13 +51,13 @@ _SIZES: dict[str, dict[str, Any]] = {
 _POSITIONS = 4096
 
 
-def base_config(options: EfficiencyOptions) -> PretrainedConfig:
+def base_config(options: EfficiencyOptions, note: Note = unheard) -> PretrainedConfig:
     """Return the configuration that ``options`` name, with their number of layers. UsageError if its
     feed-forward layers are unknown."""
     if options.model in PRESETS:
         config: PretrainedConfig = preset(options.model)
     else:
-        checkpoint = resolve_model(options.model, offline=options.offline)
+        checkpoint = resolve_model(options.model, offline=options.offline, note=note)
         config = load_config(checkpoint)
         check_base(checkpoint, config)
     if default_targets(config.model_type) is None:

@@ -19,6 +19,7 @@ from cme_bench.models.weights import adapter_files, weight_files
 from cme_bench.paths import cache_folder
 from cme_bench.util.files import replacing
 from cme_bench.util.locks import locked
+from cme_bench.util.notes import Note, unheard
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
 _CONFIG = "config.json"
@@ -40,15 +41,18 @@ class Checkpoint:
     revision: str | None = None
 
 
-def resolve_model(name: str, *, offline: bool = False, lock_file: Path | None = None) -> Checkpoint:
+def resolve_model(
+    name: str, *, offline: bool = False, lock_file: Path | None = None, note: Note = unheard
+) -> Checkpoint:
     """Resolve MODEL to a checkpoint: ``smollm2``, a folder, or a hub id (fetched at its locked commit).
 
-    Raises UsageError if there is no such folder, no config.json in it, or no safetensors weights.
+    ``note`` is told of what takes long. Raises UsageError if there is no such folder, no config.json in it,
+    or no safetensors weights.
     """
     if name == "smollm2":
         from cme_bench.models.smollm2 import ensure
 
-        path = ensure(offline=offline)
+        path = ensure(offline=offline, note=note)
         return Checkpoint(name, path, hash_model(path))
     path = Path(name).expanduser()
     if path.is_dir():

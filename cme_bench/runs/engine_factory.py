@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cme_bench.runs.engine_source import Note, SavedSource, unheard
+from cme_bench.runs.engine_source import SavedSource
 from cme_bench.runs.local_engines import find_model, open_local
 from cme_bench.runs.options import ModelOptions, check_model, model_half
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ def open_engines(options: ModelOptions, note: Note = unheard) -> SavedSource:
         return joined[0].device
 
     try:
-        return RaySource(find_model(options, device), options, joined[0], note)
+        return RaySource(find_model(options, device, note), options, joined[0], note)
     except BaseException:
         for cluster in joined:
             cluster.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 
 from cme_bench.engines.base import Engine, TokenIds
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
     from cme_bench.runs.options import ModelOptions
 
 LIVENESS_TOKENS = 256
-Note: TypeAlias = Callable[[str], None]
-"""Told what a user may want to know."""
-
-
-def unheard(message: str) -> None:
-    """Tell nobody."""
 
 
 def never() -> bool:

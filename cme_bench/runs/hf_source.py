@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine, TokenIds
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, Note, SavedSource, never, saved, unheard
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, SavedSource, never, saved
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from cme_bench.models.adapter import Adapter, AdapterCheckpoint

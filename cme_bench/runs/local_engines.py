@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from cme_bench.models.load import choose_device
 from cme_bench.models.loaded import SavedModel
-from cme_bench.runs.engine_source import Note, SavedSource, unheard
+from cme_bench.runs.engine_source import SavedSource
 from cme_bench.runs.hf_source import HFSource
 from cme_bench.runs.vllm_source import VLLMSource
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +22,12 @@ SOURCES: dict[str, type[SavedSource]] = {"hf": HFSource, "vllm": VLLMSource}
 
 def open_local(options: ModelOptions, note: Note = unheard) -> SavedSource:
     """Return the engines of hf or vllm for the model of ``options``; no weights are loaded yet."""
-    return SOURCES[options.computes](find_model(options), options, note)
+    return SOURCES[options.computes](find_model(options, note=note), options, note)
 
 
-def find_model(options: ModelOptions, device: Callable[[], torch.device] = choose_device) -> SavedModel:
+def find_model(
+    options: ModelOptions, device: Callable[[], torch.device] = choose_device, note: Note = unheard
+) -> SavedModel:
     """Return the model that ``options`` name, checked for the engine that will compute."""
     return SavedModel(
         options.model,
@@ -32,4 +35,5 @@ def find_model(options: ModelOptions, device: Callable[[], torch.device] = choos
         dtype=options.dtype,
         device=device,
         offline=options.offline,
+        note=note,
     )

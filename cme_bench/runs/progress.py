@@ -1,19 +1,19 @@
-"""What a run tells while it works. The command line shows it; tests and libraries may stay silent."""
+"""Progress of a run or a training: whoever does the work tells a listener, which may show it."""
 
 from __future__ import annotations
 
 
-class Silent:
+class Listener:
     """A listener that shows nothing; the base of those that do."""
 
     def note(self, message: str) -> None:
-        """Something worth a line."""
+        """Hear something worth a line."""
 
     def start(self, task: str, *, total: int, done: int) -> None:
-        """A task begins; ``done`` of its ``total`` items are already stored."""
+        """Hear that a task begins; ``done`` of its ``total`` items or steps lie behind it."""
 
-    def advance(self, items: int) -> None:
-        """``items`` more of the current task are stored."""
+    def advance(self, items: int, detail: str = "") -> None:
+        """Hear that ``items`` more of the current task are done; ``detail`` is worth showing beside them."""
 
-    def finish(self, task: str, outcome: str) -> None:
-        """The current task is scored."""
+    def finish(self, task: str, outcome: str = "") -> None:
+        """Hear that the current task is over, with its outcome if it has one."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
-from cme_bench.runs.engine_source import Job, Note, SavedSource, never, saved, unheard
+from cme_bench.runs.engine_source import Job, SavedSource, never, saved
 from cme_bench.runs.ray_worker import worker_environment, worker_source
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from cme_bench.engines.ray.cluster import Cluster

@@ -27,7 +27,7 @@ from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.manifest import Manifest, default_folder
 from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
 from cme_bench.runs.planner import Plan, Planner
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
@@ -43,23 +43,23 @@ BASE = "base"
 """The folder of the run without an adapter, beside those of adapters."""
 
 
-def run(options: RunOptions, listener: Silent | None = None) -> list[Path]:
+def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; return the run folders.
 
     Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
     everything finished so far stored, CmeError at the end if no worker of engine ray survived some items.
     """
-    listener = listener or Silent()
+    listener = listener or Listener()
     check_model(options)
     questions = _Questions(options, offline=options.offline)
     with open_engines(options, listener.note) as engines:
         return _run_all(questions, engines, listener)
 
 
-def ask(engines: EngineSource, options: AskOptions, listener: Silent | None = None) -> list[Path]:
+def ask(engines: EngineSource, options: AskOptions, listener: Listener | None = None) -> list[Path]:
     """Evaluate as ``run`` does, by engines that are open already and stay open."""
     questions = _Questions(options, offline=options.offline or engines.options.offline)
-    return _run_all(questions, engines, listener or Silent())
+    return _run_all(questions, engines, listener or Listener())
 
 
 class _Questions:
@@ -88,7 +88,7 @@ class _Shared:
     tasks: Sequence[Task]
     source: str
     planner: Planner
-    listener: Silent
+    listener: Listener
     stopping: threading.Event
     told: set[str] = field(default_factory=set)
 
@@ -100,7 +100,7 @@ class _Shared:
         self.told.update(notes)
 
 
-def _run_all(questions: _Questions, engines: EngineSource, listener: Silent) -> list[Path]:
+def _run_all(questions: _Questions, engines: EngineSource, listener: Listener) -> list[Path]:
     options, model = questions.options, engines.model
     for note in model.notes:
         listener.note(note)

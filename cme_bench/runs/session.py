@@ -17,7 +17,7 @@ from cme_bench.errors import CmeError
 from cme_bench.prompts.items import Item
 from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.planner import Plan
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.store import RunWriter, read_records, samples_file
 from cme_bench.scoring.items import score_record
@@ -38,7 +38,7 @@ class Session:
     responder: Responder
     writer: RunWriter
     manifest: Manifest
-    listener: Silent
+    listener: Listener
     stopping: threading.Event
     longest: int
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, Note, SavedSource, never, saved, unheard
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, SavedSource, never, saved
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from cme_bench.engines.vllm.host import Host

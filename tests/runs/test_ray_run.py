@@ -23,7 +23,7 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.ray_source import RaySource
 from cme_bench.runs.runner import ask, run
 from cme_bench.runs.store import read_records, samples_file
@@ -74,7 +74,7 @@ def nodes() -> Iterator[TwoNodes]:
     found.cluster.shutdown()
 
 
-class Watcher(Silent):
+class Watcher(Listener):
     """Does something once, when so many items are stored; keeps notes and what was found in the store."""
 
     def __init__(self, after: int = 0, act: Callable[[], None] = lambda: None) -> None:

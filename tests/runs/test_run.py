@@ -27,14 +27,14 @@ from cme_bench.reports.run_summary import warnings
 from cme_bench.reports.runs import check_alike, open_run
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import RunOptions
-from cme_bench.runs.progress import Silent
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import read_records, samples_file
 
 TASKS = "cme_rte,cme_rte_ll,cme_squad"
 
 
-class Listener(Silent):
+class Memory(Listener):
     """Remembers what a run reports."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Listener(Silent):
     def start(self, task: str, *, total: int, done: int) -> None:
         self.resumed[task] = done
 
-    def advance(self, items: int) -> None:
+    def advance(self, items: int, detail: str = "") -> None:
         self.computed += items
 
 
@@ -53,7 +53,7 @@ def options(model: Path, out: Path, **changes: Any) -> RunOptions:
     return RunOptions(model=str(model), **settings)
 
 
-def run(asked: RunOptions, listener: Silent | None = None) -> Path:
+def run(asked: RunOptions, listener: Listener | None = None) -> Path:
     """The folder of a run without adapters."""
     (folder,) = run_all(asked, listener)
     return folder
@@ -91,7 +91,7 @@ def test_run_writes_every_promised_file(tiny_checkpoint: Path, tmp_path: Path) -
 def test_same_command_again_computes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = run(options(tiny_checkpoint, tmp_path / "r"))
     before = (folder / "results.json").read_bytes()
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r"), listener)
     assert listener.computed == 0
     assert listener.resumed == dict.fromkeys(TASKS.split(","), 12)
@@ -105,10 +105,10 @@ def test_a_larger_limit_keeps_what_is_stored(tiny_checkpoint: Path, tmp_path: Pa
         "original": 12,
         "effective": 5,
     }
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener)
     assert (listener.resumed["cme_rte_ll"], listener.computed) == (5, 7)
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r", limit=5, tasks="cme_rte_ll"), listener)
     assert listener.computed == 0
     assert content(tmp_path / "r", "results.json")["cme"]["tasks"]["cme_rte_ll"]["metrics"]["acc"]["n"] == 5
@@ -116,13 +116,13 @@ def test_a_larger_limit_keeps_what_is_stored(tiny_checkpoint: Path, tmp_path: Pa
 
 def test_changed_shots_are_a_miss_and_back_again_a_hit(tiny_checkpoint: Path, tmp_path: Path) -> None:
     zero = content(run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll")), "results.json")
-    listener = Listener()
+    listener = Memory()
     two = content(
         run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", shots=2), listener), "results.json"
     )
     assert listener.computed == 12
     assert two["task_hashes"] != zero["task_hashes"]
-    listener = Listener()
+    listener = Memory()
     again = content(
         run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener), "results.json"
     )
@@ -190,7 +190,7 @@ def test_torn_last_line_is_cut_and_only_that_item_computed_again(
     expected = content(folder, "results.json")
     file = samples_file(folder, "cme_squad")
     file.write_bytes(file.read_bytes()[:-40])
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_squad"), listener)
     assert listener.computed == 1
     assert content(folder, "results.json") == expected
@@ -214,7 +214,7 @@ def test_a_signal_stops_after_the_window_and_the_rest_follows(
     with pytest.raises(InterruptedRun, match="resumes"):
         run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"))
     monkeypatch.undo()
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll"), listener)
     assert listener.resumed["cme_rte_ll"] == 6
     assert content(tmp_path / "r", "results.json")["cme"] == content(whole, "results.json")["cme"]
@@ -223,7 +223,7 @@ def test_a_signal_stops_after_the_window_and_the_rest_follows(
 def test_results_of_a_finished_task_exist_while_later_ones_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
     seen = {}
 
-    class Watch(Silent):
+    class Watch(Listener):
         def start(self, task: str, *, total: int, done: int) -> None:
             if task == "cme_squad":
                 seen.update(content(tmp_path / "r", "results.json")["results"])
@@ -249,14 +249,14 @@ def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
         yield from late
         raise LogitsError.at(30)
 
-    class Told(Silent):
+    class Told(Listener):
         def __init__(self) -> None:
             self.lines: list[tuple[str, int]] = []
 
         def start(self, task: str, *, total: int, done: int) -> None:
             self.lines.append((task, done))
 
-        def advance(self, items: int) -> None:
+        def advance(self, items: int, detail: str = "") -> None:
             task, done = self.lines[-1]
             self.lines[-1] = (task, done + items)
 
@@ -267,7 +267,7 @@ def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
     assert told.lines == [("cme_rte_ll", 12), ("cme_boolq_ll", 12), ("cme_sst2_ll", 0)]
     assert set(content(tmp_path / "r", "results.json")["results"]) == {"cme_rte_ll", "cme_boolq_ll"}
     monkeypatch.undo()
-    listener = Listener()
+    listener = Memory()
     run(options(tiny_checkpoint, tmp_path / "r", tasks=tasks), listener)
     assert listener.resumed == {"cme_rte_ll": 12, "cme_boolq_ll": 12, "cme_sst2_ll": 0}
     assert content(tmp_path / "r", "results.json")["cme"] == content(whole, "results.json")["cme"]

@@ -21,16 +21,16 @@ from cme_bench.adapters.load import load_adapter
 from cme_bench.adapters.registry import routed_names
 from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.models.checkpoint import resolve_model
+from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
-from cme_bench.training.progress import Silent
 from cme_bench.training.train import train, warmup_steps
 from cme_bench.training.trainer import MixtureTrainer
 
 Make = Callable[..., TrainOptions]
 
 
-class StopAt(Silent):
+class StopAt(Listener):
     """A listener that sends this process a signal once a step is reached."""
 
     def __init__(self, step: int, number: int = signal.SIGTERM) -> None:
@@ -40,8 +40,12 @@ class StopAt(Silent):
     def note(self, message: str) -> None:
         self.lines.append(message)
 
-    def advance(self, step: int, loss: float, tokens_per_second: float) -> None:
-        if step == self.step:
+    def start(self, task: str, *, total: int, done: int) -> None:
+        self.done = done
+
+    def advance(self, items: int, detail: str = "") -> None:
+        self.done += items
+        if self.done == self.step:
             os.kill(os.getpid(), self.number)
 
 
@@ -124,9 +128,12 @@ def test_killed_between_checkpoints_goes_on_from_the_last(options: Make, tmp_pat
     whole = options("moslora", max_steps=9)
     train(whole)
 
-    class Killed(Silent):
-        def advance(self, step: int, loss: float, tokens_per_second: float) -> None:
-            if step == 7:
+    class Killed(Listener):
+        done = 0
+
+        def advance(self, items: int, detail: str = "") -> None:
+            self.done += items
+            if self.done == 7:
                 raise SystemExit(137)
 
     parts = replace(whole, out=tmp_path / "parts", save_every=4, log_every=1)
