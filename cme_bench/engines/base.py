@@ -41,7 +41,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class EngineStats:
-    """Counters since the engine was made; they only grow."""
+    """Count what an engine did since it was made; the counters only grow."""
 
     requests: int = 0
     tokens_computed: int = 0  # positions that went through the network, padding left out

@@ -16,7 +16,7 @@ Numbered: TypeAlias = tuple[int, Request]
 
 
 class Inbox(Protocol):
-    """Requests of one kind, for one call of ``Engine.serve``, in batches.
+    """Hand requests of one kind to one call of ``Engine.serve``, in batches.
 
     A batch is what one ``take`` returns. An engine that computes batch by batch answers a batch before it
     takes the next. An engine that computes continuously takes the next one when it has room.
@@ -35,7 +35,7 @@ class Inbox(Protocol):
 
 
 class Batches:
-    """An inbox of lists: one list a ``take``, numbered throughout from 0; empty lists are left out."""
+    """Hand out lists, one a ``take``, numbered throughout from 0; empty lists are left out."""
 
     def __init__(self, batches: Iterable[Sequence[Request]]) -> None:
         numbers = itertools.count()
@@ -51,14 +51,14 @@ class Batches:
 
 
 class Given(Batches):
-    """An inbox of one list, as one batch."""
+    """Hand out one list as one batch."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         super().__init__([requests])
 
 
 class Mailbox:
-    """An inbox that another thread fills: a batch is whatever has arrived.
+    """Hand out what another thread puts in: a batch is whatever has arrived.
 
     It may be filled for the next call of ``Engine.serve`` already while it serves one; ``reopen`` goes on
     with that.
