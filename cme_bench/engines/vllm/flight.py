@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cme_bench.engines.base import TokenIds
+from cme_bench.errors import CmeError
 
-if TYPE_CHECKING:
-    from cme_bench.engines.vllm.host import Host
+
+class EngineOwner(Protocol):
+    """Know whether an engine still runs, and what its errors mean; ``vllm.host.Host`` does."""
+
+    def runs(self, engine: Any) -> bool: ...
+    def failure(self, error: Exception, numbers: Mapping[str, int]) -> CmeError | None: ...
 
 
 class Call(Protocol):
@@ -34,7 +39,7 @@ class Flight(Generic[CallT]):
     LogitsError, with the number of a request, if it meets NaN.
     """
 
-    def __init__(self, host: Host, engine: Any) -> None:
+    def __init__(self, host: EngineOwner, engine: Any) -> None:
         self._host = host
         self._engine = engine
         self._calls: dict[str, CallT] = {}
