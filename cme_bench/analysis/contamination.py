@@ -63,13 +63,13 @@ def find_overlaps(
     for task, rows in tasks.items():
         for item, row in rows.items():
             index.add((task, item), row)
-    found = index.search(texts)
+    keys = index.search(texts)
     return [
         Overlap(
             task=task,
             items=len(rows),
             checked=sum((task, item) in index.checked for item in rows),
-            overlapping=tuple(item for item in rows if (task, item) in found),
+            overlapping=tuple(item for item in rows if (task, item) in keys),
         )
         for task, rows in tasks.items()
     ]
@@ -131,9 +131,9 @@ class _Index:
         while batch := list(islice(stream, BATCH_TEXTS)):
             hashes = self._hash([words(text) for text in batch])
             for length, (grams, owners) in tables.items():
-                asked = np.unique(_grams(hashes, length))
-                first = np.searchsorted(grams, asked, "left")
-                last = np.searchsorted(grams, asked, "right")
+                wanted = np.unique(_grams(hashes, length))
+                first = np.searchsorted(grams, wanted, "left")
+                last = np.searchsorted(grams, wanted, "right")
                 for start, end in zip(first[first < last], last[first < last], strict=True):
                     hit[owners[start:end]] = True
         return {key for key, owner in self.checked.items() if hit[owner]}

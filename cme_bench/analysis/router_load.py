@@ -90,12 +90,12 @@ def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> Slice:
 
 def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
     """Return M of every layer whose experts interact; empty for methods without M."""
-    found = {
+    matrices = {
         name: layer.interaction(layer.active_adapters[0])
         for name, layer in base_model(model).named_modules()
         if isinstance(layer, RoutedLinear)
     }
-    return {name: m.detach().double().cpu().numpy() for name, m in found.items() if m is not None}
+    return {name: m.detach().double().cpu().numpy() for name, m in matrices.items() if m is not None}
 
 
 def _title(responder: Responder, slices: Sequence[Slice]) -> str:

@@ -48,23 +48,23 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
     Raises UsageError with file and line for a row that has more or fewer fields than the header, and where
     two readings fit and give different rows.
     """
-    text, told = _told_separator(text)
-    first = 2 if told else 1
-    separator = separator or told
+    text, stated = _told_separator(text)
+    first = 2 if stated else 1
+    separator = separator or stated
     worst: CsvError | None = None
-    found: dict[str, CsvText] = {}
+    readings: dict[str, CsvText] = {}
     for each in [separator] if separator else _candidates(text):
         try:
-            found[each] = _read(text, origin, each, quotes, first)
+            readings[each] = _read(text, origin, each, quotes, first)
         except CsvError as error:
             worst = max(worst, error, key=lambda e: e.columns) if worst else error
-    several = [each for each, read in found.items() if len(read.header) > 1]
+    several = [each for each, read in readings.items() if len(read.header) > 1]
     if len(several) > 1:
         ways = " or ".join(f"{_NAMES.get(each, each)}" for each in several)
         raise UsageError(f"{origin}: can be read as parted by {ways}; say --sep '{several[0]}'")
-    if worst is not None and not several and (not found or worst.columns > 1):
+    if worst is not None and not several and (not readings or worst.columns > 1):
         raise UsageError(f"{origin}:{worst.line}: {worst} (--sep and --quote say how the file is written)")
-    return found[(several or list(found))[0]]
+    return readings[(several or list(readings))[0]]
 
 
 def _told_separator(text: str) -> tuple[str, str | None]:

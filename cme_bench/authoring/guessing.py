@@ -40,15 +40,15 @@ def guess_answer(table: Table, told: Told) -> str:
     taken = {*told.question, *told.choices}
     strong = [name for name in named(table, STRONG_ANSWERS) if name not in taken]
     weak = [name for name in named(table, WEAK_ANSWERS) if name not in taken]
-    found = strong or weak
-    if not found:
+    candidates = strong or weak
+    if not candidates:
         columns = ", ".join(table.columns)
         raise UsageError(f"{table.origin}: no column of the answer among {columns}; name it with --answer")
-    if len(found) == 1 or _say_the_same(table, found):
-        return found[0]
+    if len(candidates) == 1 or _say_the_same(table, candidates):
+        return candidates[0]
     raise UsageError(
-        f"{table.origin}: {' and '.join(found)} could each be the answer; say --answer {found[0]} or "
-        f"--answer {' or --answer '.join(found[1:])}"
+        f"{table.origin}: {' and '.join(candidates)} could each be the answer; say "
+        f"--answer {' or --answer '.join(candidates)}"
     )
 
 

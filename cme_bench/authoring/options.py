@@ -149,10 +149,10 @@ def _without_letters(every: Sequence[Options]) -> list[Options]:
     its own."""
 
     def bare(option: Option) -> Option | None:
-        found = _LETTERED.match(option.text)
-        if found is None or found[1] != LETTERS[option.place : option.place + 1]:
+        letter = _LETTERED.match(option.text)
+        if letter is None or letter[1] != LETTERS[option.place : option.place + 1]:
             return None
-        return Option(option.text[found.end() :], option.place, (*option.keys, option.text.strip()))
+        return Option(option.text[letter.end() :], option.place, (*option.keys, option.text.strip()))
 
     stripped = [tuple(bare(option) for option in options) for options in every]
     if any(option is None for options in stripped for option in options):
@@ -166,16 +166,16 @@ Way = Callable[[Options, Any], int | None]
 
 def _by_text(options: Options, answer: Any) -> int | None:
     wanted = as_text(answer).strip()
-    found = [i for i, option in enumerate(options) if option.text.strip() == wanted]
-    return found[0] if found else None
+    matches = [i for i, option in enumerate(options) if option.text.strip() == wanted]
+    return matches[0] if matches else None
 
 
 def _by_key(options: Options, answer: Any) -> int | None:
     wanted = as_text(answer).strip()
-    found = [i for i, option in enumerate(options) if wanted in option.keys]
-    if not found:
-        found = [i for i, o in enumerate(options) if wanted.lower() in [key.lower() for key in o.keys]]
-    return found[0] if len(found) == 1 else None
+    matches = [i for i, option in enumerate(options) if wanted in option.keys]
+    if not matches:
+        matches = [i for i, o in enumerate(options) if wanted.lower() in [key.lower() for key in o.keys]]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _by_place(options: Options, place: int) -> int | None:
@@ -232,11 +232,11 @@ def read_golds(table: Table, column: str, every: Sequence[Options], way: str = "
     fits: dict[str, tuple[int, ...]] = {}
     misfits: dict[str, int] = {}
     for name in [way] if way else ANSWER_WAYS:
-        found = [_WAYS[name](options, answer) for options, answer in zip(every, answers, strict=True)]
-        if None in found:
-            misfits[name] = found.index(None)
+        golds = [_WAYS[name](options, answer) for options, answer in zip(every, answers, strict=True)]
+        if None in golds:
+            misfits[name] = golds.index(None)
         else:
-            fits[name] = tuple(index for index in found if index is not None)
+            fits[name] = tuple(index for index in golds if index is not None)
     if not fits:
         raise _no_way(table, column, every, max(misfits.values()))
     if len(set(fits.values())) == 1:

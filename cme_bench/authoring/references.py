@@ -22,15 +22,15 @@ def label_values(table: Table, answer: str) -> list[Any]:
 
     Raises UsageError for too many, or for a row without one.
     """
-    found: dict[Any, int] = {}
+    first_rows: dict[Any, int] = {}
     for index, row in enumerate(table.rows):
         value = row[answer]
         if is_blank(value) or isinstance(value, list | dict):
             raise UsageError(f"{table.place(index)}: {answer} {value!r} is no label")
-        found.setdefault(value, index)
-        if len(found) > MOST_LABELS:
+        first_rows.setdefault(value, index)
+        if len(first_rows) > MOST_LABELS:
             raise UsageError(f"{table.place(index)}: {answer} has more than {MOST_LABELS} different labels")
-    return sorted(found, key=lambda v: (str(type(v)), _sortable(v)))
+    return sorted(first_rows, key=lambda v: (str(type(v)), _sortable(v)))
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
@@ -75,9 +75,9 @@ def read_references(table: Table, kind: str, answer: str, told: Told) -> tuple[t
     Raises UsageError, with the row's place, for a row without one, and for one that cannot be scored as
     ``kind``.
     """
-    found = tuple(_references(table, index, answer, told) for index in range(len(table.rows)))
-    _check_references(table, kind, found, told.decimal)
-    return found
+    references = tuple(_references(table, index, answer, told) for index in range(len(table.rows)))
+    _check_references(table, kind, references, told.decimal)
+    return references
 
 
 def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str, ...]:
@@ -96,10 +96,10 @@ def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str,
         texts = [text.strip() for text in _accepted(value)]
     except ValueError as error:
         raise UsageError(f"{table.place(index)}: {answer}: {error}") from error
-    found = tuple(dict.fromkeys(text for text in texts if text))
-    if not found:
+    references = tuple(dict.fromkeys(text for text in texts if text))
+    if not references:
         raise UsageError(f"{table.place(index)}: there is no answer in {answer}")
-    return found
+    return references
 
 
 def _refuse_written_list(table: Table, answer: str) -> None:

@@ -44,7 +44,7 @@ def hf_times(
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
     model.generation_config.eos_token_id = None
-    found: dict[str, Times] = {name: {w: [] for w in workloads.asked} for name in methods}
+    times: dict[str, Times] = {name: {w: [] for w in workloads.asked} for name in methods}
     for number in range(rounds):
         for name in in_turn(methods, number):
             method = methods[name]
@@ -53,9 +53,9 @@ def hf_times(
                 ask = _ask(model, config, workloads)
                 ask(1, WARM_TOKENS, -1)
                 for workload, seconds in timed_round(ask, workloads, number).items():
-                    found[name][workload].append(seconds)
+                    times[name][workload].append(seconds)
         note(f"transformers, round {number + 1} of {rounds}")
-    return found
+    return times
 
 
 def _ask(model: Any, config: PretrainedConfig, workloads: Workloads) -> Ask:

@@ -46,11 +46,11 @@ BENCH = {"train": "train_step", "hf": "inference_hf", "vllm": "inference_vllm"}
 
 def ratios() -> dict[str, tuple[str, str]]:
     """Return the two methods of each ratio, by metric name without its ending."""
-    found = dict(RATIOS)
+    pairs = dict(RATIOS)
     for other in PER_EXPERTS:
         for k, suffix in ((2, "_k2"), (4, ""), (8, "_k8")):
-            found[f"teamlora32_over_{other}_k{k}"] = (f"teamlora32{suffix}", f"{other}{suffix}")
-    return found
+            pairs[f"teamlora32_over_{other}_k{k}"] = (f"teamlora32{suffix}", f"{other}{suffix}")
+    return pairs
 
 
 def measure(options: EfficiencyOptions, note: Callable[[str], None]) -> dict[str, Any]:

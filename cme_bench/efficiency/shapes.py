@@ -83,9 +83,9 @@ def with_layers(config: PretrainedConfig, layers: int | None) -> PretrainedConfi
 
 def targets(config: PretrainedConfig) -> tuple[str, ...]:
     """Return the names of the feed-forward linears, which every method is put on."""
-    found = default_targets(config.model_type)
-    assert found is not None  # base_config has seen to it
-    return found
+    names = default_targets(config.model_type)
+    assert names is not None  # base_config has seen to it
+    return names
 
 
 def linear_sizes(config: PretrainedConfig) -> dict[str, tuple[int, int]]:

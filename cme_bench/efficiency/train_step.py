@@ -145,14 +145,14 @@ def train_rounds(
 ) -> list[Round]:
     """Return ``rounds`` rounds in which each method in turn is put on the same base, warmed up and timed.
     Every second round goes backwards."""
-    found = []
+    rounds_done = []
     for number in range(rounds):
         order = in_turn(hows, number)
         measured = {name: bench.measure(hows[name], ids, warmup=warmup, steps=steps) for name in order}
-        found.append({name: measured[name] for name in hows})
-        slowest = max(step_seconds(found[-1], name) for name in hows)
+        rounds_done.append({name: measured[name] for name in hows})
+        slowest = max(step_seconds(rounds_done[-1], name) for name in hows)
         note(f"training, round {number + 1} of {rounds}: slowest step {slowest:.3f} s")
-    return found
+    return rounds_done
 
 
 def step_seconds(round_: Round, name: str) -> float:

@@ -119,26 +119,26 @@ def vllm_times(
                 )
             )
         groups = [setups] if together else [[setup] for setup in setups]
-        found: dict[str, Times] = {}
+        times: dict[str, Times] = {}
         for group in groups:
-            found |= _group_times(group, workloads, rounds, note)
-        return found, together
+            times |= _group_times(group, workloads, rounds, note)
+        return times, together
 
 
 def _group_times(
     group: Sequence[Setup], workloads: Workloads, rounds: int, note: Callable[[str], None]
 ) -> dict[str, Times]:
     """Start all engines of the group at once and ask them in turn; the first round of each warms it up."""
-    found: dict[str, Times] = {setup.name: {w: [] for w in workloads.asked} for setup in group}
+    times: dict[str, Times] = {setup.name: {w: [] for w in workloads.asked} for setup in group}
     with ExitStack() as stack:
         asks = {setup.name: stack.enter_context(_engine(setup)) for setup in group}
         for number in range(-1, rounds):
             for name in in_turn(asks, number):
                 seconds = timed_round(asks[name], workloads, 1000 + number)
                 for workload, value in seconds.items() if number >= 0 else ():
-                    found[name][workload].append(value)
+                    times[name][workload].append(value)
         note(f"vLLM: {', '.join(asks)}: {rounds} rounds")
-    return found
+    return times
 
 
 @contextmanager

@@ -66,18 +66,18 @@ def timed_round(ask: Ask, workloads: Workloads, seed: int) -> dict[str, float]:
 
 
 def inference_metrics(
-    found: Mapping[str, Times], workloads: Workloads, ratios: Mapping[str, tuple[str, str]]
+    times_of: Mapping[str, Times], workloads: Workloads, ratios: Mapping[str, tuple[str, str]]
 ) -> dict[str, float]:
     """Return the rates of each method, and for each of ``ratios`` (name: mine, other) the ratio of seconds of
     every workload. A ratio is the median over rounds in which both were measured."""
     metrics = {
         f"{name}_{rate}": value
-        for name, times in found.items()
+        for name, times in times_of.items()
         for rate, value in workloads.rates(times).items()
     }
     for metric, (mine, other) in ratios.items():
-        if mine in found and other in found:
+        if mine in times_of and other in times_of:
             for name in workloads.asked:
-                pairs = zip(found[mine][name], found[other][name], strict=True)
+                pairs = zip(times_of[mine][name], times_of[other][name], strict=True)
                 metrics[f"{metric}_{name}"] = statistics.median(a / b for a, b in pairs)
     return {name: round(value, 4) for name, value in metrics.items()}

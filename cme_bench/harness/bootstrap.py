@@ -31,11 +31,11 @@ def bootstrap_stderr(name: str, aggregate: Callable[[Any], float], values: Seque
     score = corpus_score(name, values)
     draws = random.Random(0)
     places = range(len(values))
-    found: list[float] = []
+    estimates: list[float] = []
     for _ in range(RESAMPLES):
         drawn = draws.choices(places, k=len(values))
-        found.append(float(score(drawn) if score else aggregate([values[i] for i in drawn])))
-    return statistics.stdev(found) if all(map(math.isfinite, found)) else math.nan
+        estimates.append(float(score(drawn) if score else aggregate([values[i] for i in drawn])))
+    return statistics.stdev(estimates) if all(map(math.isfinite, estimates)) else math.nan
 
 
 def corpus_score(name: str, pairs: Sequence[Any]) -> Callable[[Sequence[int]], float] | None:

@@ -92,14 +92,14 @@ def _load(folder: Path) -> Any:
 
 def _decides(tokenizer: Any) -> dict[str, Any]:
     """Return everything that decides the ids of a text, the text of ids, and where an answer ends."""
-    found: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
+    settings: dict[str, Any] = {name: getattr(tokenizer, name, None) for name in _SPECIAL}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return found | {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
+        return settings | {"vocabulary": tokenizer.get_vocab(), "class": type(tokenizer).__name__}
     content: dict[str, Any] = json.loads(backend.to_str())
     content.pop("truncation", None)
     content.pop("padding", None)
-    return found | content
+    return settings | content
 
 
 def _what(own: Any, base: Any) -> str:

@@ -86,8 +86,8 @@ def fetch_snapshot(
     if commit is None:
         if offline:
             raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
-        found = from_hub(f"model {name}", lambda: HfApi().model_info(name))
-        commit = write_lock(lock_file, f"models/{name}", str(found.sha))
+        info = from_hub(f"model {name}", lambda: HfApi().model_info(name))
+        commit = write_lock(lock_file, f"models/{name}", str(info.sha))
     folder = from_hub(
         f"model {name}",
         lambda: snapshot_download(

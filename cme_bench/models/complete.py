@@ -80,12 +80,12 @@ def check_weights(folder: Path, config: Any) -> None:
     stored = stored_tensors(weight_files(folder))
     block = quantisation(config)
     quantised = block is not None and method_of(block) != QUANT_METHOD
-    found = compare(folder, config, stored, quantised=quantised)
-    if found.mismatched and (hole := _hole(stored)):  # too few of what is merged into one tensor
+    misfits = compare(folder, config, stored, quantised=quantised)
+    if misfits.mismatched and (hole := _hole(stored)):  # too few of what is merged into one tensor
         raise UsageError(f"{folder}: {hole}")
-    if line := found.first():
+    if line := misfits.first():
         raise UsageError(f"{folder}: {line}")
-    for name, source in found.tied.items():
+    for name, source in misfits.tied.items():
         if not quantised and not _equal(name, stored[name], source, stored[source]):
             raise UsageError(
                 f"{folder}: config.json ties {name} to {source}, but the weights hold both and they differ; "
@@ -96,8 +96,8 @@ def check_weights(folder: Path, config: Any) -> None:
 def check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> None:
     """Raise UsageError as ``check_weights`` does, from what transformers says of a model it has loaded."""
     quantised = getattr(model, "hf_quantizer", None) is not None
-    found = _misfits(info, model.state_dict().keys(), len(model.state_dict()), quantised=quantised)
-    if line := found.first():
+    misfits = _misfits(info, model.state_dict().keys(), len(model.state_dict()), quantised=quantised)
+    if line := misfits.first():
         raise UsageError(f"{folder}: {line}")
 
 

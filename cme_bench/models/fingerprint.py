@@ -22,19 +22,19 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> Fingerprint:
     """Return the fingerprint of ``model``; two are equal if the same tensors go through the same modules."""
-    found: dict[str, object] = {}
+    facts: dict[str, object] = {}
     seen: dict[tuple[object, ...], tuple[int, list[int]]] = {}
     for name, tensor in _tensors(model):
         where = (tensor.device, tensor.data_ptr() if tensor.device.type != "meta" else name, tensor.shape)
         if where not in seen:
             seen[where] = len(seen), _checksum(tensor)
-        found[f"tensor {name}"] = (tuple(tensor.shape), tensor.dtype, *seen[where])
+        facts[f"tensor {name}"] = (tuple(tensor.shape), tensor.dtype, *seen[where])
     for name, module in model.named_modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
-        found[f"module {name}"] = (type(module), hooks, module.__dict__.get("forward"))
+        facts[f"module {name}"] = (type(module), hooks, module.__dict__.get("forward"))
     config = getattr(model, "config", None)
-    found["config"] = config.to_json_string(use_diff=False) if config is not None else None
-    return found
+    facts["config"] = config.to_json_string(use_diff=False) if config is not None else None
+    return facts
 
 
 def difference(before: Fingerprint, after: Fingerprint) -> str | None:

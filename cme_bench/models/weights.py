@@ -60,18 +60,18 @@ def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
     that two files hold."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as stored:
                 for name in stored.keys():  # noqa: SIM118
-                    if name in found:
-                        raise UsageError(f"{file}: {name} stands in {found[name].file.name} as well")
+                    if name in tensors:
+                        raise UsageError(f"{file}: {name} stands in {tensors[name].file.name} as well")
                     part = stored.get_slice(name)
-                    found[name] = StoredTensor(file, tuple(part.get_shape()), str(part.get_dtype()))
+                    tensors[name] = StoredTensor(file, tuple(part.get_shape()), str(part.get_dtype()))
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file}: the weights cannot be loaded ({first_line(error)})") from error
-    return found
+    return tensors
 
 
 def adapter_files(folder: Path) -> tuple[Path, ...]:

@@ -118,8 +118,8 @@ def trained_prefix(tokenization: Mapping[str, Any], tokenizer: Any) -> TokenIds 
 
     Trainings before ``--bos`` recorded the number of special tokens, which were the tokenizer's own.
     """
-    if isinstance(said := tokenization.get("bos"), Mapping):
-        return tuple(int(token) for token in said["prefix"])
+    if isinstance(recorded := tokenization.get("bos"), Mapping):
+        return tuple(int(token) for token in recorded["prefix"])
     count = tokenization.get("prefix_tokens")
     return None if count is None else added_prefix(tokenizer)[:count]
 
@@ -130,14 +130,14 @@ def _usual(tokenizer: Any, own: TokenIds, model_types: Collection[str]) -> Bos:
     if own or bos is None:
         reason = "the tokenizer adds it" if own else "the tokenizer has no BOS token"
         return Bos(own, own, "auto", reason)
-    said = _said(tokenizer)
+    setting = _declared(tokenizer)
     family = _family_with_bos(str(token), tokenizer.eos_token, model_types)
     none = f"the tokenizer of {_name(tokenizer)} has a BOS token, {token!r}, and adds none"
-    if said or (family and said is None):
-        why = "add_bos_token of tokenizer_config.json" if said else f"{family} models are trained with it"
+    if setting or (family and setting is None):
+        why = "add_bos_token of tokenizer_config.json" if setting else f"{family} models are trained with it"
         warning = f"{none}: every prompt gets one ({why}); --bos never leaves it out"
         return Bos((int(bos),), own, "auto", why, warning)
-    if said is False:
+    if setting is False:
         warning = (
             f"{none} (add_bos_token: false), but {family} models are trained with it; --bos always adds it"
         )
@@ -166,15 +166,15 @@ def _known_without(token: str, eos: str | None, model_types: Collection[str]) ->
     return named or token in _NO_BOS or token == eos
 
 
-def _said(tokenizer: Any) -> bool | None:
+def _declared(tokenizer: Any) -> bool | None:
     """Return ``add_bos_token`` of the tokenizer's own file, which transformers may ignore; None if it is
     silent."""
     file = Path(str(tokenizer.name_or_path or "")) / "tokenizer_config.json"
     if not file.is_file():
         return None
     content = orjson.loads(file.read_bytes())
-    said = content.get("add_bos_token") if isinstance(content, Mapping) else None
-    return said if isinstance(said, bool) else None
+    setting = content.get("add_bos_token") if isinstance(content, Mapping) else None
+    return setting if isinstance(setting, bool) else None
 
 
 def added_prefix(tokenizer: Any) -> TokenIds:

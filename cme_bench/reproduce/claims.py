@@ -125,11 +125,11 @@ def _faster(claim: str, paper: str, ratios: list[float]) -> Claim:
 
 
 def _averages(rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
-    told = paper["averages"]
+    averages = paper["averages"]
     for b, same in (("teamlora-32", False), ("teamlora-16", True)):
         a = "moelora-32"
         if a in rows and b in rows:
-            says = f"{told[b]:.2f} against {told[a]:.2f}"
+            says = f"{averages[b]:.2f} against {averages[a]:.2f}"
             for c in _contrasts(rows[a], rows[b]):
                 yield _as_good(c, says) if same else _better(c, says)
 
@@ -162,20 +162,20 @@ def _p(p: float) -> str:
 def _ablation(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
     """Yield a claim for each step of neither < collaboration < competition < both that is a difference of
     functions."""
-    told = paper["ablation"]
+    averages = paper["ablation"]
     present = [key for key in ABLATION if key in recipe.ablation]
     for first, second in pairwise(present):
         a, b = recipe.ablation[first], recipe.ablation[second]
-        says = f"{told[second]:.2f} against {told[first]:.2f}"
+        says = f"{averages[second]:.2f} against {averages[first]:.2f}"
         if a == b:
             claim = f"Ablation: {second} scores higher than {first}"
             ours = "the same function, hence one training: the switch changes no number"
             yield Claim(claim, says, ours, FAILS)
             continue
         for c in _contrasts(rows[a], rows[b]):
-            found = _better(c, says)
+            better = _better(c, says)
             claim = f"Ablation: {second} ({c.b}) scores higher than {first} ({c.a}) ({c.form})"
-            yield Claim(claim, says, found.ours, found.verdict, found.mde, found.numbers)
+            yield Claim(claim, says, better.ours, better.verdict, better.mde, better.numbers)
 
 
 def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
@@ -185,10 +185,10 @@ def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, An
         if many == 8:
             a, b = b, a
         for c in _contrasts(a, b):
-            found = _better(c, str(paper["experts"]))
+            better = _better(c, str(paper["experts"]))
             more, less = (few, many) if many == 8 else (many, few)
             claim = f"{more} experts score higher than {less} ({c.form})"
-            yield Claim(claim, found.paper, found.ours, found.verdict, found.mde, found.numbers)
+            yield Claim(claim, better.paper, better.ours, better.verdict, better.mde, better.numbers)
 
 
 # ---- routers
@@ -248,6 +248,6 @@ def claims_markdown(recipe: Recipe, claims: list[Claim]) -> str:
         [c.claim, c.paper, c.ours, f"**{c.verdict}**", "–" if c.mde is None else f"{c.mde:.2f}"]
         for c in claims
     ]
-    found = ", ".join(f"{sum(c.verdict == v for c in claims)} {v}" for v in (HOLDS, FAILS, UNKNOWN))
+    counts = ", ".join(f"{sum(c.verdict == v for c in claims)} {v}" for v in (HOLDS, FAILS, UNKNOWN))
     table = markdown(["claim", "paper", "ours", "verdict", "MDE"], rows, left=4)
-    return f"{recipe.name}, scale `{recipe.scale}`: of {len(claims)} claims {found}.\n\n{table}\n"
+    return f"{recipe.name}, scale `{recipe.scale}`: of {len(claims)} claims {counts}.\n\n{table}\n"

@@ -40,19 +40,19 @@ def contrast(a: RowRuns, b: RowRuns, form: str) -> Contrast:
     """Return b less a. With one seed on either side only items are random: then it speaks of these
     adapters."""
     if min(len(a.seeds), len(b.seeds)) < 2:
-        found = {c.form: c for c in compare_runs(a.seeds[0], b.seeds[0])}[form].average
-        assert found is not None  # CME's forms have a mean
-        d = found.difference
-        values, p, n = (d.value, d.stderr, d.low, d.high), found.p, d.n
-        test = f"{found.test} over items, one seed each"
+        comparison = {c.form: c for c in compare_runs(a.seeds[0], b.seeds[0])}[form].average
+        assert comparison is not None  # CME's forms have a mean
+        d = comparison.difference
+        values, p, n = (d.value, d.stderr, d.low, d.high), comparison.p, d.n
+        test = f"{comparison.test} over items, one seed each"
     else:
         tasks = list(paired_tasks([*a.seeds, *b.seeds], form, allow_mixed=False))
-        own = weights([task.place for task in tasks])[AVERAGE]
+        weight = weights([task.place for task in tasks])[AVERAGE]
         sides = [np.split(task.scores, [len(a.seeds)], axis=1) for task in tasks]
         pooled = seeds_difference(
             [first.T for first, _ in sides],
             [second.T for _, second in sides],
-            [own[task.task] for task in tasks],
+            [weight[task.task] for task in tasks],
         )
         e = pooled.estimate
         reach = float(stats.t.isf(0.025, pooled.df)) * e.stderr if e.stderr else 0.0

@@ -52,9 +52,9 @@ class Shape:
 
     @classmethod
     def of(cls, name: str, given: Mapping[str, Any] | None) -> Shape:
-        own = dict(given or {})
-        parts, minutes = tuple(own.pop("parts", PARTS)), float(own.pop("minutes", SHAPE_MINUTES))
-        return cls(name, own, parts, minutes)
+        settings = dict(given or {})
+        parts, minutes = tuple(settings.pop("parts", PARTS)), float(settings.pop("minutes", SHAPE_MINUTES))
+        return cls(name, settings, parts, minutes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +145,10 @@ def read_recipe(
     if not isinstance(scales, dict) or scale not in scales:
         known = sorted(scales) if isinstance(scales, dict) else []
         raise UsageError(f"{file}: no scale {scale!r}{did_you_mean(scale, known)} (has: {', '.join(known)})")
-    own = dict(scales[scale])
-    only = own.pop("only", None)
-    content |= {k: v for k, v in own.items() if k != "training"}
-    content["training"] = {**content.get("training", {}), **own.get("training", {})}
+    changes = dict(scales[scale])
+    only = changes.pop("only", None)
+    content |= {k: v for k, v in changes.items() if k != "training"}
+    content["training"] = {**content.get("training", {}), **changes.get("training", {})}
     keys = {f.name for f in fields(Recipe)} - {"scale", "source"}
     for key in content:
         if key not in keys:
@@ -189,11 +189,11 @@ def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dic
         if parent is not None and parent not in rows:
             raise UsageError(f"{place}: row {name} is like {parent!r}, which is no row above it")
         inherited = dict(rows[parent].training) if parent else {}
-        own = {k: v for k, v in values.items() if k in _TRAINING}
+        changes = {k: v for k, v in values.items() if k in _TRAINING}
         rows[name] = Row(
             name=name,
             title=str(values.get("title", name)),
-            training=inherited | own,
+            training=inherited | changes,
             tuned_as=rows[parent].tuned_as if parent else name,
             share=float(values.get("share", 1.0)),
         )

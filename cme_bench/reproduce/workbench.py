@@ -108,9 +108,9 @@ class Workbench:
         options = self.training_options(
             job.row, out, rate=job.rate, steps=self.recipe.grid_steps, seed=GRID_SEED
         )
-        found = self.trained(options)
+        record = self.trained(options)
         held = validate(out, options, self.sets)
-        return found | {
+        return record | {
             "learning_rate": job.rate,
             "validation_loss": held.loss,
             "validation_items": held.items,
@@ -178,13 +178,13 @@ class Workbench:
         return {"measured": titles}
 
     def _measured(self, options: RouterOptions, out: Path, label: str) -> str:
-        found = measure_router(options, self._running)
-        load, interaction = load_frame(found.slices), interaction_frame(found.interaction)
+        router = measure_router(options, self._running)
+        load, interaction = load_frame(router.slices), interaction_frame(router.interaction)
         out.mkdir(parents=True, exist_ok=True)
         means = mean_by(load, [label, "layer", "block", "module"])
         write_router_tables(load, means, interaction, label, out)
-        write_router_figures(load, interaction, found.title, out)
-        return found.title
+        write_router_figures(load, interaction, router.title, out)
+        return router.title
 
     # ---- speed
 

@@ -136,8 +136,8 @@ def claims(text: str, nouns: str) -> list[Claim]:
     patterns = [_english(nouns), _HEADING, _IT_MAY, _ELSEWHERE]
     if not text.isascii():
         patterns.append(_CHINESE)
-    found = [m for pattern in patterns for m in pattern.finditer(text)]
-    return [_claim(text, m) for m in sorted(found, key=lambda m: m.end())]
+    matches = [m for pattern in patterns for m in pattern.finditer(text)]
+    return [_claim(text, m) for m in sorted(matches, key=lambda m: m.end())]
 
 
 def _claim(text: str, m: re.Match[str]) -> Claim:
@@ -168,19 +168,19 @@ def decide(text: str, read: Sequence[tuple[Claim, T | Undecided]]) -> T | Undeci
     correction ("Wait, ..."), and claims that conclude replace the others. A claim that only hedges decides
     nothing and keeps weaker rules from doing so.
     """
-    said: list[tuple[Claim, T | Undecided]] = []
+    decided: list[tuple[Claim, T | Undecided]] = []
     hedged: list[T | Undecided] = []
     for claim, value in read:
         if claim.stance == "denies":
             continue
         if claim.stance == "hedges":
             hedged.append(value)
-        elif said and said[-1][1] != value and CORRECTED.search(text, said[-1][0].end, claim.end):
-            said = [(claim, value)]
+        elif decided and decided[-1][1] != value and CORRECTED.search(text, decided[-1][0].end, claim.end):
+            decided = [(claim, value)]
         else:
-            said.append((claim, value))
-    said = [(claim, value) for claim, value in said if claim.final] or said
-    values = {value for _, value in said}
+            decided.append((claim, value))
+    decided = [(claim, value) for claim, value in decided if claim.final] or decided
+    values = {value for _, value in decided}
     if len(values) > 1 or (values and any(value not in values for value in hedged)):
         return UNDECIDED
     if not values:

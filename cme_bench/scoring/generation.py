@@ -117,9 +117,9 @@ def _number(response: str, gold: GoldAnswer) -> tuple[Extraction, bool]:
     for reference in gold.references:
         expected, _ = read_number_reference(reference, gold.decimal)
         if expected is None:
-            said = extract_short_answer(response)
-            if said.text and metrics.exact_match(said.text, [reference]):
-                return said, True
+            extraction = extract_short_answer(response)
+            if extraction.text and metrics.exact_match(extraction.text, [reference]):
+                return extraction, True
         elif number is not None and same_value(number, expected):
             return answer, True
     return answer, False

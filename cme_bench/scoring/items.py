@@ -55,10 +55,10 @@ def metric_name(name: str, pipeline: str = "none", lm_task: Any = None) -> str:
 def origin(lm_task: Any, name: str) -> tuple[str, str]:
     """Return lm-eval's names of the metric and the filter that ``name`` stands for."""
     pipelines = [] if lm_task is None else [p.name for p in getattr(lm_task, "_filters", ())]
-    found = next((p for p in pipelines if p != "none" and name.endswith(f"@{p}")), "none")
-    bare = name if found == "none" else name.removesuffix(f"@{found}")
+    pipeline = next((p for p in pipelines if p != "none" and name.endswith(f"@{p}")), "none")
+    bare = name if pipeline == "none" else name.removesuffix(f"@{pipeline}")
     known = {} if lm_task is None else lm_task.aggregation()
-    return (bare if bare in known else _THEIRS.get(bare, bare)), found
+    return (bare if bare in known else _THEIRS.get(bare, bare)), pipeline
 
 
 def _plain(value: Any) -> Any:

@@ -64,8 +64,8 @@ class _Reader:
             ("only", lambda: None if self.numeric else self.labels.only_mention(text)),
         )
         for rule, find in rules:
-            if (found := find()) is not None:
-                return found, rule
+            if (label := find()) is not None:
+                return label, rule
         return None, "none"
 
     def _exact(self, text: str) -> int | None:
@@ -75,8 +75,8 @@ class _Reader:
     def _boxed(self, raw: str) -> Found:
         if "boxed" not in raw and "fbox" not in raw:
             return None
-        found = {self._exact(folded_case(plain(box))) for box in boxes(fold(raw))} - {None}
-        return None if not found else found.pop() if len(found) == 1 else UNDECIDED
+        labels = {self._exact(folded_case(plain(box))) for box in boxes(fold(raw))} - {None}
+        return None if not labels else labels.pop() if len(labels) == 1 else UNDECIDED
 
     def _claimed(self, text: str) -> Found:
         made = sorted([*claims(text, LABEL), *self._echoes(text)], key=lambda claim: claim.end)
@@ -84,18 +84,18 @@ class _Reader:
         return decide(text, [(claim, value) for claim, value in read if value is not None])
 
     def _after(self, text: str, pos: int) -> Found:
-        for place in after_fillers(text, pos):
-            if _NOT_ONE.match(text, place):
+        for start in after_fillers(text, pos):
+            if _NOT_ONE.match(text, start):
                 return UNDECIDED
-            found = self.labels.listed_at(text, place)
-            if isinstance(found, int) and self._belongs_to_a_noun(text, place, found):
+            label = self.labels.listed_at(text, start)
+            if isinstance(label, int) and self._belongs_to_a_noun(text, start, label):
                 return None
-            if found is not None:
-                return found
+            if label is not None:
+                return label
         return None
 
-    def _belongs_to_a_noun(self, text: str, pos: int, found: int) -> bool:
-        end = pos + len(self.labels.texts[found])
+    def _belongs_to_a_noun(self, text: str, pos: int, label: int) -> bool:
+        end = pos + len(self.labels.texts[label])
         return is_determiner(text, pos, end) and not _AFTER_FIRST.match(text, end)
 
     def _echoes(self, text: str) -> Iterator[Claim]:

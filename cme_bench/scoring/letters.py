@@ -77,8 +77,8 @@ class _Reader:
             ("option_only", lambda: self.options.only_mention(_lower(text))),
         )
         for rule, find in rules:
-            if (found := find()) is not None:
-                return found, rule
+            if (option := find()) is not None:
+                return option, rule
         return None, "none"
 
     def _index(self, m: re.Match[str] | None) -> int | None:
@@ -87,9 +87,9 @@ class _Reader:
     def _boxed(self, raw: str) -> Found:
         if "boxed" not in raw and "fbox" not in raw:
             return None
-        found = [self._of_box(box) for box in boxes(fold(raw))]
-        readable = {i for i in found if i is not None}
-        return _one(readable) if readable else UNDECIDED if found else None
+        options = [self._of_box(box) for box in boxes(fold(raw))]
+        readable = {i for i in options if i is not None}
+        return _one(readable) if readable else UNDECIDED if options else None
 
     def _of_box(self, box: str) -> Found:
         text = plain(box).strip()
@@ -109,9 +109,9 @@ class _Reader:
         return decide(text, [(claim, value) for claim, value in read if value is not None])
 
     def _after(self, text: str, pos: int) -> Found:
-        for place in after_fillers(text, pos):
-            if (found := self._at(text, place)) is not None:
-                return found
+        for start in after_fillers(text, pos):
+            if (option := self._at(text, start)) is not None:
+                return option
         return None
 
     def _at(self, text: str, pos: int) -> Found:
@@ -155,17 +155,17 @@ class _Reader:
         return self._index(m) if m["x"].isupper() and OF_OPTIONS.search(before) else None
 
     def _picked(self, text: str) -> Found:
-        found: set[Found] = set()
+        options: set[Found] = set()
         for m in PICK.finditer(text):
             read = self._after(text, m.end())
             if read is not None:
                 denied = NOT_PICKED.search(text[max(0, m.start() - 20) : m.start()])
-                found.add(UNDECIDED if denied else read)
-        return _one(found)
+                options.add(UNDECIDED if denied else read)
+        return _one(options)
 
     def _concluded(self, text: str) -> Found:
-        said = [m for m in self.is_.concluded.finditer(text) if SAYS_SO.search(m.group())]
-        return _one({self._single(text, m) for m in said if m["x"].isupper()})
+        conclusions = [m for m in self.is_.concluded.finditer(text) if SAYS_SO.search(m.group())]
+        return _one({self._single(text, m) for m in conclusions if m["x"].isupper()})
 
     def _first(self, text: str) -> Found:
         listed = {m["x"] for m in self.is_.lines.finditer(text)}
@@ -185,13 +185,13 @@ class _Reader:
         return self._index(m)
 
     def _option_first(self, text: str) -> Found:
-        found = self.options.listed_at(text, 0)
-        return None if isinstance(found, Undecided) else found
+        option = self.options.listed_at(text, 0)
+        return None if isinstance(option, Undecided) else option
 
 
-def _one(found: Set[Found]) -> Found:
+def _one(options: Set[Found]) -> Found:
     """Return the one that was found; Undecided if several were."""
-    return None if not found else next(iter(found)) if len(found) == 1 else UNDECIDED
+    return None if not options else next(iter(options)) if len(options) == 1 else UNDECIDED
 
 
 def _lower(text: str) -> str:

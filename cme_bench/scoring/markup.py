@@ -58,21 +58,21 @@ def unwrapped(text: str) -> str:
 
 def boxes(text: str) -> list[str]:
     """Return what stands in each ``\\boxed{...}`` of ``text``, braces balanced, in order."""
-    found = []
+    contents = []
     for mark in BOX.finditer(text):
         end = _closing_brace(text, mark.end())
         if end is not None:
-            found.append(text[mark.end() + 1 : end])
-    return found
+            contents.append(text[mark.end() + 1 : end])
+    return contents
 
 
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] == "\\":
+    for index in range(start, len(text)):
+        if text[index] == "\\":
             continue
-        if text[place] in "{}" and text[place - 1] != "\\":
-            depth += 1 if text[place] == "{" else -1
+        if text[index] in "{}" and text[index - 1] != "\\":
+            depth += 1 if text[index] == "{" else -1
             if depth == 0:
-                return place
+                return index
     return None

@@ -48,8 +48,8 @@ def extract_math(response: str) -> Extraction:
     answer is ..."), ``last_formula`` (between the last signs of mathematics), ``last_number``.
     """
     text = until_next_question(without_thinking(response))
-    if found := boxes(fold(text)):
-        return Extraction(found[-1].strip(), "boxed") if found[-1].strip() else NOTHING
+    if boxed := boxes(fold(text)):
+        return Extraction(boxed[-1].strip(), "boxed") if boxed[-1].strip() else NOTHING
     claimed = _claimed(text)
     if isinstance(claimed, Undecided):
         return NOTHING
@@ -154,10 +154,10 @@ class _Worker:
                 return False
             with selectors.DefaultSelector() as ready:
                 ready.register(process.stdout, selectors.EVENT_READ)
-                said = process.stdout.readline() if ready.select(LIMIT) else b""
-            if not said:
+                reply = process.stdout.readline() if ready.select(LIMIT) else b""
+            if not reply:
                 self._end()
-            return said == b"1\n"
+            return reply == b"1\n"
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:

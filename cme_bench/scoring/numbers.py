@@ -83,7 +83,7 @@ class _Reader:
     @functools.cached_property
     def at(self) -> dict[int, int]:
         """Place in ``tokens`` by where the token starts."""
-        return {token.start: place for place, token in enumerate(self.tokens)}
+        return {token.start: index for index, token in enumerate(self.tokens)}
 
     def read(self) -> tuple[Found, str]:
         rules: tuple[tuple[str, Callable[[], Found]], ...] = (
@@ -94,22 +94,22 @@ class _Reader:
             ("last_number", self._last),
         )
         for rule, find in rules:
-            if (found := find()) is not None:
-                return found, rule
+            if (number := find()) is not None:
+                return number, rule
         return None, "none"
 
     def _marked(self) -> Found:
         if "####" not in self.raw:
             return None
-        found = [n for m in MARK.finditer(self.raw) if (n := _alone(m.group(1), self.decimal)) is not None]
-        counted = [number.value for number in found] == list(range(1, len(found) + 1))
-        return None if not found or (counted and len(found) > 1) else found[0]
+        numbers = [n for m in MARK.finditer(self.raw) if (n := _alone(m.group(1), self.decimal)) is not None]
+        counted = [number.value for number in numbers] == list(range(1, len(numbers) + 1))
+        return None if not numbers or (counted and len(numbers) > 1) else numbers[0]
 
     def _boxed(self) -> Found:
         if "boxed" not in self.raw and "fbox" not in self.raw:
             return None
-        found = boxes(self.raw)
-        return _whole(found[-1], self.decimal) if found else None
+        contents = boxes(self.raw)
+        return _whole(contents[-1], self.decimal) if contents else None
 
     def _claimed(self) -> Found:
         last: Found = None
@@ -121,19 +121,19 @@ class _Reader:
         return last
 
     def _bold(self) -> Found:
-        found = [
+        numbers = [
             n
             for m in BOLD.finditer(self.raw)
             if (n := _alone(m.group(1) or m.group(2), self.decimal)) is not None
         ]
-        return found[-1] if found else None
+        return numbers[-1] if numbers else None
 
     def _after(self, claim: Claim) -> Found:
         """Return what is claimed: the number in front, or the only one of the clause, or what it equals."""
         front = FRONT.match(self.text, claim.end)
         pos = front.end() if front else claim.end
-        if (place := self.at.get(pos)) is not None:
-            return self._value(place)
+        if (index := self.at.get(pos)) is not None:
+            return self._value(index)
         if (word := number_word(self.text, pos)) is not None:
             return Number(word)
         end = m.start() if (m := CLAUSE_END.search(self.text, pos)) else len(self.text)
@@ -147,9 +147,9 @@ class _Reader:
             return self._value((equal or inside)[-1])
         return UNDECIDED
 
-    def _value(self, place: int) -> Found:
+    def _value(self, index: int) -> Found:
         """Return the number of token ``place``, of an equation the one after its last sign of equality."""
-        end, equation = place, False
+        end, equation = index, False
         while True:
             token = self.tokens[end]
             follow = self._next_after(end, EQUALS)
@@ -166,27 +166,27 @@ class _Reader:
             else:
                 break
         token = self.tokens[end]
-        if token.number is None or (not equation and end != place) or self._several(end):
+        if token.number is None or (not equation and end != index) or self._several(end):
             return UNDECIDED
         return token.number
 
-    def _next_equation(self, place: int) -> int | None:
+    def _next_equation(self, index: int) -> int | None:
         """Return the token that a further equation begins with ("..., 5 * 2 = 10")."""
-        step = self._next_after(place, NEXT_STEP)
+        step = self._next_after(index, NEXT_STEP)
         return step if step is not None and self.tokens[step].kind == "expression" else None
 
-    def _next_after(self, place: int, between: re.Pattern[str]) -> int | None:
+    def _next_after(self, index: int, between: re.Pattern[str]) -> int | None:
         """Return the token that follows ``place`` with nothing but ``between`` before it."""
-        m = between.match(self.text, self.tokens[place].end)
+        m = between.match(self.text, self.tokens[index].end)
         return self.at.get(m.end()) if m else None
 
-    def _several(self, place: int) -> bool:
+    def _several(self, index: int) -> bool:
         """Return whether another number goes with that of ``place`` ("5 or 7", "5 feet 7", "5 to 7")."""
-        end = self.tokens[place].end
+        end = self.tokens[index].end
         listed = LISTED.match(self.text, end)
         if listed is not None and listed.end() in self.at:
             return True
-        return any(self._next_after(place, pattern) is not None for pattern in (COMPOUND, RANGE, ANOTHER))
+        return any(self._next_after(index, pattern) is not None for pattern in (COMPOUND, RANGE, ANOTHER))
 
     def _last(self) -> Found:
         usable = [
@@ -212,19 +212,19 @@ class _Reader:
         before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
         return UNDECIDED if INEXACT.search(before) else self.tokens[last].number
 
-    def _goes_with_the_one_before(self, place: int) -> bool:
-        if place == 0:
+    def _goes_with_the_one_before(self, index: int) -> bool:
+        if index == 0:
             return False
         joined = (JOINED, COMPOUND, RANGE)
-        between = self.text[self.tokens[place - 1].end : self.tokens[place].start]
+        between = self.text[self.tokens[index - 1].end : self.tokens[index].start]
         listed = LISTED.match(between)
         return bool(listed and listed.end() == len(between)) or any(
             (m := pattern.match(between)) and m.end() == len(between) for pattern in joined
         )
 
-    def _sentence_start(self, place: int) -> int:
+    def _sentence_start(self, index: int) -> int:
         start = 0
-        for m in CLAUSE_END.finditer(self.text, 0, self.tokens[place].start):
+        for m in CLAUSE_END.finditer(self.text, 0, self.tokens[index].start):
             start = m.end()
         return start
 
@@ -250,19 +250,19 @@ class _Reader:
 def _alone(raw: str, decimal: Decimal | None) -> Number | None:
     """Return the number that ``raw`` is, but for a word or two of unit after it."""
     text = flat(plain(raw)).strip()
-    found = tokens(text, decimal)
-    if len(found) != 1 or found[0].kind != "number" or found[0].start != 0:
+    parts = tokens(text, decimal)
+    if len(parts) != 1 or parts[0].kind != "number" or parts[0].start != 0:
         return None
-    return found[0].number if ONE_UNIT.fullmatch(text, found[0].end) else None
+    return parts[0].number if ONE_UNIT.fullmatch(text, parts[0].end) else None
 
 
 def _whole(raw: str, decimal: Decimal | None) -> Found:
     """Return the number that a box holds; Undecided if it holds anything else."""
     text = flat(plain(raw)).strip().strip("$ ")
     text = re.sub(rf"^{VARIABLE}\s*", "", text)
-    found = tokens(text, decimal)
-    if len(found) == 1 and found[0].kind == "number" and not text[: found[0].start].strip("$≈ "):
-        unit = text[found[0].end :]
-        return found[0].number if re.fullmatch(r"[\s\w.%°€£¥/^$]*", unit) else UNDECIDED
+    parts = tokens(text, decimal)
+    if len(parts) == 1 and parts[0].kind == "number" and not text[: parts[0].start].strip("$≈ "):
+        unit = text[parts[0].end :]
+        return parts[0].number if re.fullmatch(r"[\s\w.%°€£¥/^$]*", unit) else UNDECIDED
     word = number_word(text, 0)
     return Number(word) if word is not None else UNDECIDED

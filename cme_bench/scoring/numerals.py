@@ -170,11 +170,11 @@ def read_number(text: str, decimal: Decimal | None = None) -> Number | None:
     flatted = flat(text).strip().strip("\"'")
     if regex.match(r"[-+]?0\d", flatted):
         return None
-    found = tokens(flatted, decimal)
-    if len(found) != 1 or found[0].kind != "number":
+    parts = tokens(flatted, decimal)
+    if len(parts) != 1 or parts[0].kind != "number":
         return None
-    rest = flatted[: found[0].start] + flatted[found[0].end :]
-    return found[0].number if regex.fullmatch(rf"(?:\s|\.$|{_MONEY}|[€£¥₹₩₽₺₫₱฿元])*", rest) else None
+    rest = flatted[: parts[0].start] + flatted[parts[0].end :]
+    return parts[0].number if regex.fullmatch(rf"(?:\s|\.$|{_MONEY}|[€£¥₹₩₽₺₫₱฿元])*", rest) else None
 
 
 def same_value(a: Number, b: Number) -> bool:

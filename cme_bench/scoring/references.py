@@ -37,9 +37,9 @@ def read_number_reference(reference: str, decimal: Decimal | None = None) -> tup
         return (marked, "hash_mark") if marked is not None else (None, "none")
     if (number := read_number(text, decimal)) is not None:
         return number, "number"
-    number, found = found_number(text, decimal)
-    if found.rule in ("boxed", "answer_is"):
-        return number, found.rule
+    number, extraction = found_number(text, decimal)
+    if extraction.rule in ("boxed", "answer_is"):
+        return number, extraction.rule
     shown = flat(text)
     held = tokens(shown, decimal)
     alone = len(held) == 1 and held[0].kind == "number" and held[0].start == 0
@@ -64,8 +64,8 @@ def read_reference(kind: str, reference: str, decimal: Decimal | None = None) ->
 def _math_reference(reference: str) -> Extraction | None:
     text = reference.strip()
     if "\\boxed" in text or "\\fbox" in text:
-        found = extract_math(text)
-        return found if found.rule == "boxed" else None
+        extraction = extract_math(text)
+        return extraction if extraction.rule == "boxed" else None
     prose = len(re.findall(r"[^\W\d_]{2,}", re.sub(r"\\[A-Za-z]+", "", text))) > 6
     return None if not text or prose or "\n" in text else Extraction(text, "text")
 

@@ -32,8 +32,8 @@ def extract_short_answer(response: str) -> Extraction:
     """
     text = until_next_question(without_thinking(response))
     for rule, find in (("boxed", _boxed), ("answer_is", _claimed), ("first_line", _first_line)):
-        if found := find(text):
-            return Extraction(found, rule)
+        if answer := find(text):
+            return Extraction(answer, rule)
     return NOTHING
 
 
@@ -46,13 +46,13 @@ def extract_text(response: str) -> Extraction:
 def _boxed(text: str) -> str:
     if "boxed" not in text and "fbox" not in text:
         return ""
-    found = boxes(fold(text))
-    return plain(found[-1]).strip(_QUOTES) if found else ""
+    contents = boxes(fold(text))
+    return plain(contents[-1]).strip(_QUOTES) if contents else ""
 
 
 def _claimed(text: str) -> str:
-    said = [claim for claim in claims(plain(text), ANSWER) if claim.stance == "says"]
-    return next((found for claim in reversed(said) if (found := _after(plain(text), claim))), "")
+    stated = [claim for claim in claims(plain(text), ANSWER) if claim.stance == "says"]
+    return next((answer for claim in reversed(stated) if (answer := _after(plain(text), claim))), "")
 
 
 def _after(text: str, claim: Claim) -> str:

@@ -28,14 +28,14 @@ def without_thinking(response: str) -> str:
     if _CHANNEL.search(response):
         return _SPECIAL.sub("", _final_channel(response))
     if _BARE_CHANNEL.match(response):
-        return response[found.end() :] if (found := _last(_BARE_FINAL, response)) else ""
+        return response[mark.end() :] if (mark := _last(_BARE_FINAL, response)) else ""
     return _SPECIAL.sub("", _outside(response))
 
 
 def _final_channel(response: str) -> str:
     """Return the text of the last channel if it is the final one (OpenAI's harmony format)."""
-    found = _last(_CHANNEL, response)
-    return response[found.end() :] if found and found.group(1) == "final" else ""
+    channel = _last(_CHANNEL, response)
+    return response[channel.end() :] if channel and channel.group(1) == "final" else ""
 
 
 def _outside(response: str) -> str:

@@ -208,16 +208,16 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
     """Find items that are asked twice; those whose answers differ cannot all be right."""
     first: dict[Any, int] = {}
     texts, differ = [], []
-    for index, asked in prompts.items():
-        before = first.setdefault((asked.contexts, asked.choices), index)
+    for index, prompt in prompts.items():
+        before = first.setdefault((prompt.contexts, prompt.choices), index)
         if before == index:
             continue
-        if prompts[before].target == asked.target:
+        if prompts[before].target == prompt.target:
             texts.append(f"{task.place(index)}: the same question stands in {task.place(before)}")
         else:
             differ.append(
-                f"{task.place(index)}: asks the same as {task.place(before)}, but {asked.target!r} is right, "
-                f"not {prompts[before].target!r}"
+                f"{task.place(index)}: asks the same as {task.place(before)}, but {prompt.target!r} is "
+                f"right, not {prompts[before].target!r}"
             )
     checked.add("warning", texts)
     checked.add("error" if len(differ) > SHARED_PROMPTS * len(prompts) else "warning", differ)
@@ -225,10 +225,10 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
     """Check that every accepted answer can be read as the task's answer type."""
-    found = list(unreadable(task, prompts))
-    checked.add("error", [f"{task.place(index)}: {said}" for index, said in found if index is not None])
+    faults = list(unreadable(task, prompts))
+    checked.add("error", [f"{task.place(index)}: {reason}" for index, reason in faults if index is not None])
     line = task.spec.line("metadata.answer")
-    checked.add("error", [f"{line}: {said}" for index, said in found if index is None])
+    checked.add("error", [f"{line}: {reason}" for index, reason in faults if index is None])
 
 
 def _check_labels(task: Task, checked: _Checked) -> None:
@@ -276,13 +276,13 @@ def _check_exemplars(
         return  # an item is not shown to itself
     pool = build.pool
     assert pool is not None  # a shot was asked for
-    asked: dict[str | None, int] = {_question(task, task.docs[index]): index for index in prompts}
+    questions: dict[str | None, int] = {_question(task, task.docs[index]): index for index in prompts}
     texts = []
     rows = build.lm_eval.sampler.fewshot_docs()
     for index, row in enumerate(rows):
         if problem := pool.problem(row):
             texts.append(f"{pool.place(index)}: this exemplar cannot be shown: {problem}")
-        elif (before := asked.get(_question_or_none(task, row))) is not None:
+        elif (before := questions.get(_question_or_none(task, row))) is not None:
             texts.append(f"{pool.place(index)}: this exemplar is also scored, in {task.place(before)}")
     checked.add("warning", texts)
     checked.facts.append(f"{len(rows)} exemplars")

@@ -78,10 +78,10 @@ def _cached(path: str, name: str | None, split: str, commit: str) -> datasets.Da
 
     *owner, dataset = path.split("/")
     folder = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(dataset)]))
-    found = sorted(folder.glob(f"{name or '*'}/*/{commit}"))
-    if len(found) != 1:
+    folders = sorted(folder.glob(f"{name or '*'}/*/{commit}"))
+    if len(folders) != 1:
         return None  # not there, or several configurations of which only the hub knows the default
-    files = sorted(found[0].glob(f"*-{split}.arrow")) or sorted(found[0].glob(f"*-{split}-*-of-*.arrow"))
+    files = sorted(folders[0].glob(f"*-{split}.arrow")) or sorted(folders[0].glob(f"*-{split}-*-of-*.arrow"))
     if not files or (len(files) > 1 and not files[0].stem.endswith(f"-of-{len(files):05d}")):
         return None
     return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])

@@ -144,15 +144,15 @@ def _check_metrics(values: Mapping[str, Any], output_type: str, fail: Fail) -> I
         return
     if not (isinstance(metrics, list) and metrics and all(_is_entry(entry) for entry in metrics)):
         fail("metric_list", "'metric_list' must be a list of mappings with a 'metric'")
-    own = values.get("process_results") is not None
-    if own and not isinstance(values["process_results"], FunctionRef):
+    from_code = values.get("process_results") is not None
+    if from_code and not isinstance(values["process_results"], FunctionRef):
         fail("process_results", "'process_results' must be !function")
     for i, entry in enumerate(metrics):
         key = f"metric_list.{i}"
         higher = entry.get("higher_is_better")
         if higher is not None and not isinstance(higher, bool):
             fail(f"{key}.higher_is_better", f"'higher_is_better' must be true or false, not {higher!r}")
-        if own:
+        if from_code:
             _check_own_metric(entry, key, fail)
         else:
             yield from _check_metric(entry, output_type, key, fail)

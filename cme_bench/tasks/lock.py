@@ -45,23 +45,23 @@ def read_lock(file: Path) -> dict[str, LockedTask]:
 
 def changes(specs: Iterable[TaskSpec], lock: Mapping[str, LockedTask]) -> list[str]:
     """Return one sentence for every task that is new, changed or gone since it was locked."""
-    found = []
+    lines = []
     names = set()
     for spec in specs:
         names.add(spec.name)
         locked, now = lock.get(spec.name), config_hash(spec.config)
         if locked is None:
-            found.append(f"{spec.name} is new: `cme-bench tasks lock` adds it")
+            lines.append(f"{spec.name} is new: `cme-bench tasks lock` adds it")
         elif locked.sha256 != now:
-            said = (
+            change = (
                 f"{spec.name} ({spec.path}) changed: {locked.sha256[:8]} since {locked.since}, now {now[:8]}"
             )
             if _version(spec) > locked.version:
-                found.append(f"{said}; `cme-bench tasks lock` records version {_version(spec)}")
+                lines.append(f"{change}; `cme-bench tasks lock` records version {_version(spec)}")
             else:
-                found.append(f"{said}; raise its metadata.version above {locked.version} if that is meant")
-    found += [f"{name} is gone: `cme-bench tasks lock` forgets it" for name in lock if name not in names]
-    return found
+                lines.append(f"{change}; raise its metadata.version above {locked.version} if that is meant")
+    lines += [f"{name} is gone: `cme-bench tasks lock` forgets it" for name in lock if name not in names]
+    return lines
 
 
 def renewed(

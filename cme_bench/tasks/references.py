@@ -37,7 +37,7 @@ def refuse_unreadable(task: Task, items: Iterable[int]) -> None:
     """
     if (task.spec.metadata.get("answer") or {}).get("type") not in ("number", "math"):
         return
-    for index, said in unreadable(task, items):
+    for index, reason in unreadable(task, items):
         if index is None:
-            raise UsageError(f"{task.spec.line('metadata.answer')}: {said}")
-        raise UsageError(f"{task.place(index)}: task {task.name}: {said}")
+            raise UsageError(f"{task.spec.line('metadata.answer')}: {reason}")
+        raise UsageError(f"{task.place(index)}: task {task.name}: {reason}")

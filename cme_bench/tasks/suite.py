@@ -106,8 +106,8 @@ class Suite:
             if not name:
                 continue
             if name.startswith(PREFIX):
-                found = lm_eval_specs(name.removeprefix(PREFIX), self.tasks.values())
-                chosen.update((spec.name, spec) for spec in found)
+                specs = lm_eval_specs(name.removeprefix(PREFIX), self.tasks.values())
+                chosen.update((spec.name, spec) for spec in specs)
                 continue
             self._check_not_odd(name)
             if name not in self.selectors:

@@ -93,8 +93,8 @@ def _aggregates(task: TriedTask, scores: Sequence[Mapping[str, Any]], errors: li
         task_result(task.spec, task.lm_eval, _records(stored))
     except Exception as error:
         errors.append(template_problem(error))
-        if own := _own_aggregations(task):
-            errors[-1] += f" ({own})"
+        if note := _own_aggregations(task):
+            errors[-1] += f" ({note})"
             return False
         raise UsageError(f"{place}: task {task.name} cannot be scored: {errors[-1]}") from error
     for name, aggregate in _own_functions(task):
@@ -126,5 +126,5 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _records(scores: Sequence[Mapping[str, Any]]) -> Iterator[Record]:
     response = StoredResponse(text="")
-    for number, found in enumerate(scores):
-        yield scored_item(number, Scored(scores=dict(found)), response)
+    for number, values in enumerate(scores):
+        yield scored_item(number, Scored(scores=dict(values)), response)
