@@ -25,11 +25,11 @@ class InterruptedRun(CmeError):  # noqa: N818 - the run stops on request, it doe
 
 
 class EngineDiedError(CmeError):
-    """What computes has died. What was stored is intact, and a new engine may go on from there."""
+    """An engine process died. Stored answers are intact, and a new engine may go on from there."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known name, or an empty string if none is near."""
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -45,6 +45,6 @@ def template_problem(err: BaseException) -> str:
 
 
 def first_line(err: BaseException) -> str:
-    """What an error of somebody else's says, as one line; its type if it says nothing."""
+    """Return the message of somebody else's error as one line; its type if it says nothing."""
     text = str(err).strip().splitlines()
     return text[0] if text else type(err).__name__

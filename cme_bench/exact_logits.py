@@ -25,7 +25,7 @@ _QUANTISED = frozenset({"Params4bit", "Int8Params"})
 
 @contextmanager
 def exact_logits(model: nn.Module) -> Iterator[None]:
-    """While open, the output layer of ``model`` gives float32, and no product of float32 numbers is rounded.
+    """Make the output layer of ``model`` give float32 for the block, and round no product of float32 numbers.
 
     ``model`` is a causal language model or an adapter's wrapper around one; adapters on the output layer
     count as part of it. It is as before afterwards. Quantised output layers are dequantised at every call.
@@ -49,7 +49,7 @@ def output_layer(model: nn.Module) -> nn.Module | None:
 
 
 def is_rounded(logits: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``logits`` of a model in ``dtype`` were rounded to it, whatever their type is now."""
+    """Return whether ``logits`` of a model in ``dtype`` were rounded to it, whatever their type is now."""
     if dtype not in NARROW:
         return False
     return logits.dtype != torch.float32 or torch.equal(logits, logits.to(dtype).float())
@@ -137,7 +137,7 @@ _PRODUCTS: dict[Any, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
     **dict.fromkeys((torch.mm, Tensor.mm), (_matmul, ("input", "mat2"))),
     **dict.fromkeys((torch.addmm, Tensor.addmm), (_addmm, ("input", "mat1", "mat2"))),
 }
-"""What replaces a function, and the names of its arguments in their order."""
+"""The replacement of a function, and the names of its arguments in their order."""
 
 
 def _in_float32(head: nn.Module) -> Callable[..., Any]:
@@ -164,7 +164,8 @@ def _dequantised(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """``module`` computes by ``forward``; what was set on it (by accelerate, say) comes back."""
+    """Let ``module`` compute by ``forward`` for the block; a forward that was set on it (by accelerate, say)
+    comes back."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -177,12 +178,12 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def _plain(weight: Tensor) -> Tensor:
-    """``weight`` itself, or the numbers that a quantised tensor class stands for."""
+    """Return ``weight`` itself, or the numbers that a quantised tensor class stands for."""
     return weight if type(weight).dequantize is Tensor.dequantize else weight.dequantize()
 
 
 def _alike(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in autocast's type where it is on, else in the wider of the two."""
+    """Return both in autocast's type where it is on, else in the wider of the two."""
     if _autocast_on(x) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
     else:
@@ -200,7 +201,7 @@ def _autocast_off(x: Tensor) -> AbstractContextManager[Any]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """While open, no product of float32 matrices is computed with fewer digits (TF32, or bfloat16 on a CPU).
+    """Compute no product of float32 matrices with fewer digits (TF32, or bfloat16 on a CPU) in the block.
 
     Both are off by default; a process may have asked for them (``torch.set_float32_matmul_precision``).
     """

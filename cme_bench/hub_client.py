@@ -17,14 +17,15 @@ _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises where the hub or the network fails. Its versions use httpx or httpx2."""
+    """Return the errors of the hub's client for a failing hub or network. Its versions use httpx or
+    httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError, OSError, *(client.HTTPError for client in _clients())
 
 
 def from_hub(what: str, ask: Callable[[], Answer], *also: type[Exception]) -> Answer:
-    """``ask()``, asked again after a while where the network or the hub failed.
+    """Return ``ask()``, asked again after a while where the network or the hub failed.
 
     ``also``: further errors that mean that the hub did not deliver. Raises CmeError, one line that begins
     with ``what``, after the last try, or at once where another would not help.
@@ -44,7 +45,7 @@ def from_hub(what: str, ask: Callable[[], Answer], *also: type[Exception]) -> An
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether it failed for want of a connection, or with an answer that asks for patience."""
+    """Return whether it failed for want of a connection, or with an answer that asks for patience."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     network = (ConnectionError, TimeoutError, *(client.TransportError for client in _clients()))

@@ -22,7 +22,7 @@ def default_lock_file() -> Path:
 
 
 def read_lock(file: Path) -> dict[str, str]:
-    """``"datasets/ID"`` or ``"models/ID"`` -> commit; empty if the file does not exist."""
+    """Return the locked commits by ``"datasets/ID"`` or ``"models/ID"``; empty if the file does not exist."""
     if not file.exists():
         return {}
     try:

@@ -9,7 +9,7 @@ from cme_bench.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """``$CME_BENCH_CACHE``, else ``$XDG_CACHE_HOME/cme-bench``, else ``~/.cache/cme-bench``."""
+    """Return ``$CME_BENCH_CACHE``, else ``$XDG_CACHE_HOME/cme-bench``, else ``~/.cache/cme-bench``."""
     if own := os.environ.get("CME_BENCH_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")

@@ -48,7 +48,7 @@ class Project:
 
 
 def find_project(folder: Path) -> Project | None:
-    """The project of ``folder``; None if neither it nor any folder above has a project file."""
+    """Return the project of ``folder``; None if neither it nor any folder above has a project file."""
     for above in (folder, *folder.parents):
         file = above / NAME
         if file.is_file():
@@ -57,7 +57,8 @@ def find_project(folder: Path) -> Project | None:
 
 
 def read_project(file: Path) -> Project:
-    """Raises UsageError with the line for broken TOML, unknown keys and folders that are not there."""
+    """Read a project file. Raises UsageError with the line for broken TOML, unknown keys and folders that are
+    not there."""
     try:
         text = file.read_text(encoding="utf-8")
         values = tomllib.loads(text)
@@ -82,7 +83,7 @@ def read_project(file: Path) -> Project:
 
 
 def _plugins(file: Path, text: str, given: Any) -> Iterator[str]:
-    """What [plugins] names, a file with its path; each value is one name or a list of them."""
+    """Yield the names in [plugins], a file with its path; each value is one name or a list of them."""
     listed = given.values() if isinstance(given, dict) else [given]
     for value in listed:
         for name in value if isinstance(value, list) else [value]:
@@ -98,7 +99,7 @@ def _path(file: Path, key: str, value: Any) -> Any:
 
 
 def check_defaults(project: Project, known: Iterator[str]) -> None:
-    """UsageError for a default that is no option of any command."""
+    """Raise UsageError for a default that is no option of any command."""
     names = set(known)
     for key in project.defaults:
         if key not in names:
@@ -107,6 +108,6 @@ def check_defaults(project: Project, known: Iterator[str]) -> None:
 
 
 def _line(file: Path, text: str, key: str) -> str:
-    """``file:line`` of the first line that sets ``key``; TOML's parser keeps no lines."""
+    """Return ``file:line`` of the first line that sets ``key``; TOML's parser keeps no lines."""
     found = re.search(rf"^\s*\[?[\"']?{re.escape(key)}[\"']?\s*[=.\]]", text, re.MULTILINE)
     return f"{file}:{text[: found.end()].count(chr(10)) + 1}" if found else str(file)

@@ -20,7 +20,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def commit() -> str | None:
-    """The checkout's commit, 12 digits; ``-dirty`` if the package or the suite differs from it.
+    """Return the checkout's commit, 12 digits; ``-dirty`` if the package or the suite differs from it.
 
     The variable CME_BENCH_COMMIT, where it is set, is taken instead: for source that travels without its
     history. None where neither tells.
@@ -49,8 +49,8 @@ _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def without_secrets(text: str) -> str:
-    """``text`` as it may be recorded: the hub's tokens, known by their form or from the environment, are
-    left out."""
+    """Return ``text`` as it may be recorded: without the hub's tokens, known by their form or from the
+    environment."""
     for name in _TOKEN_VARIABLES:
         if value := os.environ.get(name):
             text = text.replace(value, "(hub token)")
@@ -59,7 +59,7 @@ def without_secrets(text: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """The processor's model name where the system tells it, else its architecture."""
+    """Return the processor's model name where the system tells it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -69,7 +69,8 @@ def processor() -> str:
 
 
 def hardware(*, cuda: bool = False) -> str:
-    """What a benchmark ran on, fit for a file name: the first GPU, or the cores and their architecture."""
+    """Name the hardware of a benchmark, fit for a file name: the first GPU, or the cores and their
+    architecture."""
     if not cuda:
         return f"cpu-{os.cpu_count()}x-{platform.machine()}"
     import torch
@@ -78,7 +79,7 @@ def hardware(*, cuda: bool = False) -> str:
 
 
 def machine() -> dict[str, str | int | None]:
-    """Platform, Python, processor and cores, as ``run.json`` records them."""
+    """Return platform, Python, processor and cores, as ``run.json`` records them."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -26,7 +26,7 @@ def pad_token(tokenizer: Any, embeddings: int) -> int:
 def plan_batches(
     lengths: NDArray[np.int64], *, batch_size: int, batches_per_step: int, seed: int
 ) -> list[list[int]]:
-    """Batches of ``batch_size`` examples of similar length, in training order.
+    """Group examples of similar length into batches of ``batch_size``, in training order.
 
     ``batches_per_step`` consecutive batches make one optimizer step (processes x accumulated batches) and are
     of similar length too, so that processes wait little for each other. The step with the longest example
@@ -50,19 +50,20 @@ def plan_batches(
 
 
 def share(batches: Sequence[list[int]], *, process: int, processes: int) -> list[list[int]]:
-    """The batches of one process: batch i goes to process i modulo ``processes``."""
+    """Return the batches of one process: batch i goes to process i modulo ``processes``."""
     return list(batches[process::processes])
 
 
 def width_multiple(device: str) -> int:
-    """Rows on a GPU are as wide as a multiple of 8, for its matrix units; ``device``: torch's type of it."""
+    """Return the number that a row's width is a multiple of: 8 on a GPU, for its matrix units. ``device``:
+    torch's type of it."""
     return 8 if device == "cuda" else 1
 
 
 def collate(
     examples: Sequence[dict[str, Any]], pad_token: int, multiple: int = 1, per_row: int | None = None
 ) -> dict[str, Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels``: int64 [rows, longest], padded on the right.
+    """Return ``input_ids``, ``attention_mask``, ``labels``: int64 [rows, longest], padded on the right.
 
     ``labels`` repeat the ids where they are to be learnt and are ``IGNORED`` elsewhere; ``multiple``: the
     width is rounded up to a multiple of it. A row is an example; with ``per_row`` rows are packed (see

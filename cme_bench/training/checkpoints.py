@@ -19,7 +19,7 @@ _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def save_trainable(model: PeftModel, folder: Path) -> None:
-    """Writes every trained parameter, bit for bit, and AdaLoRA's state if there is one."""
+    """Write every trained parameter, bit for bit, and AdaLoRA's state if there is one."""
     state: dict[str, Any] = {"parameters": {n: p.detach().cpu() for n, p in _trained(model).items()}}
     if (allocator := rank_allocator(model)) is not None:
         state["allocator"] = {part: getattr(allocator, part) for part in _ALLOCATOR}
@@ -30,7 +30,7 @@ def save_trainable(model: PeftModel, folder: Path) -> None:
 
 @torch.no_grad()
 def load_trainable(model: PeftModel, folder: Path) -> None:
-    """Puts what ``save_trainable`` wrote back into a model of the same shape."""
+    """Put what ``save_trainable`` wrote back into a model of the same shape."""
     device = next(model.parameters()).device
     state = torch.load(folder / TRAINABLE, map_location=device, weights_only=True)
     parameters = _trained(model)
@@ -43,7 +43,7 @@ def load_trainable(model: PeftModel, folder: Path) -> None:
 
 
 def rank_allocator(model: PeftModel) -> Any:
-    """AdaLoRA's rank allocator; None for every other method."""
+    """Return AdaLoRA's rank allocator; None for every other method."""
     return getattr(model.base_model, "rankallocator", None)
 
 
@@ -52,7 +52,7 @@ def _trained(model: PeftModel) -> dict[str, torch.nn.Parameter]:
 
 
 def last_checkpoint(folder: Path, *, processes: int = 1) -> tuple[Path | None, int]:
-    """The newest whole checkpoint in ``folder`` and its step; (None, 0) if there is none."""
+    """Return the newest whole checkpoint in ``folder`` and its step; (None, 0) if there is none."""
     whole: dict[int, Path] = {}
     for checkpoint in folder.glob("checkpoint-*"):
         step = checkpoint.name.removeprefix("checkpoint-")

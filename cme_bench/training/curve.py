@@ -43,7 +43,7 @@ class LossCurve:
         return self.points[-1] if self.points else Point(0, 0, 0, float("nan"), 0.0, 0.0, 0.0)
 
     def add(self, points: list[Point]) -> None:
-        """Appends rows and hands them to the operating system. CmeError if they cannot be written."""
+        """Append rows and hand them to the operating system. CmeError if they cannot be written."""
         self.points += points
         if self._writes:
             self._write("a", points, header=False)
@@ -62,7 +62,7 @@ class LossCurve:
 
 
 def read_curve(file: Path) -> list[Point]:
-    """The rows of a loss curve; none if there is no file. A torn last line is skipped."""
+    """Read the rows of a loss curve; none if there is no file. A torn last line is skipped."""
     if not file.exists():
         return []
     points = []

@@ -36,7 +36,7 @@ class TargetLoss(ModelOutput):  # type: ignore[misc]  # transformers carries no 
 
 
 def target_nll(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int, frozen_head: bool = True) -> Tensor:
-    """Summed negative log-likelihood of the labelled tokens, a float32 scalar.
+    """Return the summed negative log-likelihood of the labelled tokens, a float32 scalar.
 
     Args:
         hidden: [rows, length, width], the decoder's output; place t predicts the token at t + 1.
@@ -88,7 +88,8 @@ class _ChunkedNll(torch.autograd.Function):
 
 
 def output_head(model: nn.Module) -> Head:
-    """Hidden states to float32 logits as the model's own forward does it, soft-capping and scaling included.
+    """Return a function from hidden states to float32 logits, as the model's own forward computes them:
+    soft-capping and scaling included.
 
     Raises UsageError if the model's own logits differ: an architecture that treats them in an unknown way.
     """
@@ -131,7 +132,7 @@ def _decoder(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def target_loss(model: nn.Module) -> Iterator[None]:
-    """While open, the causal LM's forward returns a ``TargetLoss`` instead of logits.
+    """Make the causal LM's forward return a ``TargetLoss`` instead of logits, for the block.
 
     ``forward(input_ids, attention_mask, labels, weight, position_ids)``: ``loss`` is ``weight`` times the
     summed negative log-likelihood. ``position_ids`` are those of packed rows: the decoder then finds the

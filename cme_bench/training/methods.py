@@ -68,7 +68,7 @@ def adapter_config(options: TrainOptions, base: PretrainedConfig, *, steps: int)
 def _from_options(
     options: TrainOptions, method: Method, asked: TrainingSettings, base: PretrainedConfig
 ) -> dict[str, Any]:
-    """The fields of the method's config that options name."""
+    """Return the fields of the method's config that options name."""
     values: dict[str, Any] = {
         **{name: getattr(asked, name) for name in ("rank", "alpha", "dropout", "experts", "balance_loss")},
         "collaboration": options.collaboration,
@@ -112,7 +112,7 @@ def _field_of(option: str, method: Method) -> str | None:
 
 
 def check_fit(config: PeftConfig, base: PretrainedConfig) -> None:
-    """Puts the adapter on a model without memory. UsageError, listing the linear layers, if none fits."""
+    """Put the adapter on a model without memory. UsageError, listing the linear layers, if none fits."""
     model = bare_model(base)
     try:
         with warnings.catch_warnings():
@@ -134,7 +134,8 @@ def _no_fit(config: PeftConfig, model: nn.Module, err: ValueError) -> str:
 
 
 def _targets(targets: str, base: PretrainedConfig) -> list[str] | str:
-    """``ffn``, ``attention``, ``ffn+attention``, ``all-linear`` or a comma-separated list of layer names."""
+    """Return the targets that ``ffn``, ``attention``, ``ffn+attention``, ``all-linear`` or a list of layer
+    names stand for."""
     if targets == "all-linear":
         return targets
     if targets in ("ffn", "attention", "ffn+attention"):

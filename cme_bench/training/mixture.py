@@ -30,10 +30,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPart:
-    """Rows of one part. ``kept``: indices into ``table`` that are trained on; ``held``: those that might be,
-    but are kept for validation. Of the others, ``filtered`` do not fit the dataset's condition, ``repeated``
-    occurred before and ``evaluated`` occur in an evaluated split (None: the source has no such split to
-    check)."""
+    """Rows of one part. ``kept``: indices into ``table`` that are trained on. ``held``: indices kept for
+    validation. Of the others, ``filtered`` do not fit the dataset's condition, and ``repeated`` occurred
+    before. ``evaluated`` occur in an evaluated split; None: the source has no such split to check."""
 
     task: TaskSpec
     origin: str
@@ -49,7 +48,7 @@ class LoadedPart:
     evaluated: int | None
 
     def describe(self) -> dict[str, Any]:
-        """The part as ``cme_training.json`` records it."""
+        """Return the part as ``cme_training.json`` records it."""
         return {
             "task": self.task.name,
             "origin": self.origin,
@@ -80,12 +79,12 @@ class TrainingSet:
         return sum(len(part.kept) for part in self.parts)
 
     def held_out(self) -> TrainingSet:
-        """The items that are never trained on, as a set of their own; it may be empty."""
+        """Return the items that are never trained on, as a set of their own; it may be empty."""
         nobody = np.zeros(0, dtype=np.int64)
         return replace(self, parts=tuple(replace(p, kept=p.held, held=nobody) for p in self.parts))
 
     def prompted(self, index: int, turn: int) -> Prompted:
-        """Item ``index`` asked in the ``turn``-th of the ways that fit it, counted round.
+        """Return item ``index`` asked in the ``turn``-th of the ways that fit it, counted round.
 
         Raises UsageError with the row's place if a template does not fit it.
         """
@@ -114,7 +113,7 @@ class Draw:
 def load_training_set(
     template: DatasetTemplate, source: DataSource, *, cap: int | None = None, holdout: int = 0
 ) -> TrainingSet:
-    """The rows of one dataset from ``source``, at most ``cap`` of them (the first).
+    """Load the rows of one dataset from ``source``, at most ``cap`` of them (the first).
 
     ``holdout`` of them, those whose items hash lowest, are held out whatever the seed. Raises UsageError if
     the source has no rows to train on, or none are left.
@@ -137,7 +136,7 @@ def load_training_set(
 
 
 def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int) -> tuple[LoadedPart, ...]:
-    """The parts with the ``count`` items of lowest hash moved from ``kept`` to ``held``."""
+    """Return the parts with the ``count`` items of lowest hash moved from ``kept`` to ``held``."""
     if not count:
         return tuple(parts)
     by_hash = sorted(
@@ -162,7 +161,7 @@ _HUB = SplitFile(None, "", {})
 
 
 def _find(part: Part, source: DataSource) -> SplitFile | None:
-    """Where the part's rows lie in this source; None if it has none."""
+    """Return where the part's rows lie in this source; None if it has none."""
     if not isinstance(source, FolderSource):
         return None if part.hub is None else replace(_HUB, stem=part.hub)
     for file in part.files:
@@ -191,7 +190,7 @@ def _load_part(
     banned: set[bytes] | None,
     room: int | None,
 ) -> LoadedPart:
-    """Reads and sifts the rows of one part, at most ``room``; adds their keys to ``seen``."""
+    """Read and sift the rows of one part, at most ``room``; add their keys to ``seen``."""
     located = _located(part.task, place)
     rows = source.rows(located, place.stem)
     kept: list[int] = []
@@ -231,13 +230,14 @@ def _load_part(
 
 
 def _located(task: TaskSpec, place: SplitFile) -> TaskSpec:
-    """The task as a source must see it to find the rows at ``place``."""
+    """Return the task as a source must see it to find the rows at ``place``."""
     metadata = {**task.metadata, "folder": place.folder or task.folder, "splits": {}}
     return replace(task, config={**task.config, "metadata": metadata})
 
 
 def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes] | None:
-    """Keys of the rows that the dataset's tasks score in this source; None if the source has none of them."""
+    """Return the keys of the rows that the dataset's tasks score in this source; None if the source has none
+    of them."""
     tables = [
         evaluated_rows(task, source)
         for task in {part.task.name: part.task for part in template.parts}.values()
@@ -254,7 +254,7 @@ def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes]
 
 
 def evaluated_rows(task: TaskSpec, source: DataSource) -> Rows | None:
-    """The rows that ``task`` scores, if ``source`` has them: a folder for training alone may not."""
+    """Return the rows that ``task`` scores, if ``source`` has them: a folder for training alone may not."""
     split = task.eval_split
     if isinstance(source, FolderSource):
         file = source.folder / task.folder / f"{task.file_stem(split)}.jsonl"
@@ -268,7 +268,7 @@ def _digest(text: str) -> bytes:
 
 
 def mixture_weights(sizes: Sequence[int], weighting: str, temperature: float = 2.0) -> list[float]:
-    """Share of each dataset, summing to 1: proportional to its size n, equal, or to n^(1/T).
+    """Return the share of each dataset, summing to 1: proportional to its size n, equal, or to n^(1/T).
 
     T = 1 is proportional, T to infinity equal. Raises UsageError for an unknown weighting or T <= 0.
     """
@@ -280,7 +280,7 @@ def mixture_weights(sizes: Sequence[int], weighting: str, temperature: float = 2
 
 
 def allot(total: int, weights: Sequence[float]) -> list[int]:
-    """``total`` split by ``weights`` into whole numbers that sum to it (largest remainders)."""
+    """Split ``total`` by ``weights`` into whole numbers that sum to it (largest remainders)."""
     exact = [total * weight for weight in weights]
     counts = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))
@@ -292,7 +292,7 @@ def allot(total: int, weights: Sequence[float]) -> list[int]:
 def draw_epoch(
     names: Sequence[str], sizes: Sequence[int], counts: Sequence[int], *, seed: int, epoch: int
 ) -> list[Draw]:
-    """``counts[d]`` draws of each dataset, shuffled.
+    """Return ``counts[d]`` draws of each dataset, shuffled.
 
     A dataset's items come in random order, each once before any comes again; an item that comes again, in
     this epoch or the next, is asked in its next way.

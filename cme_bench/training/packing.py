@@ -23,7 +23,7 @@ _TOLERANCE = 0.1
 
 
 def pack(lengths: Sequence[int], per_row: int) -> list[list[int]]:
-    """The examples of each row, as indices into ``lengths``; every example is in one row.
+    """Return the examples of each row, as indices into ``lengths``; every example is in one row.
 
     A row holds at most ``per_row`` times the longest example: attention's cost grows with the square of a
     row. There are as few rows as that allows, filled longest example first, each into the shortest row
@@ -46,7 +46,7 @@ def pack(lengths: Sequence[int], per_row: int) -> list[list[int]]:
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Compares examples in packed rows with the same ones apart, on the model itself.
+    """Compare examples in packed rows with the same ones apart, on the model itself.
 
     Raises UsageError if their hidden states differ: an architecture or attention that goes by no position
     ids, or only in a batch of one row.

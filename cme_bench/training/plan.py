@@ -43,7 +43,7 @@ def make_plan(
     note: Callable[[str], None],
     sets: Sequence[TrainingSet] | None = None,
 ) -> Plan:
-    """Loads the rows, draws the mixture, tokenises what is drawn and groups it by length.
+    """Load the rows, draw the mixture, tokenise what is drawn and group it by length.
 
     ``sets``: the rows, where :func:`load_sets` has loaded them already for the same options. Raises
     UsageError for unknown datasets, missing files and rows that do not fit their template.
@@ -90,14 +90,14 @@ def make_plan(
 
 
 def load_sets(options: TrainOptions, source: DataSource, *, note: Callable[[str], None]) -> list[TrainingSet]:
-    """The rows of every dataset that the options name, capped and with their held-out items apart."""
+    """Load the rows of every dataset that the options name, capped and with their held-out items apart."""
     chosen = select_datasets(load_templates(load_suite()), options.datasets)
     note(f"reading {len(chosen)} datasets")
     return [load_training_set(t, source, cap=options.cap, holdout=options.holdout) for t in chosen]
 
 
 def _draw(sets: Sequence[TrainingSet], counts: Sequence[int], total: int, *, seed: int) -> list[list[Draw]]:
-    """Epochs of draws until there are ``total``; the last epoch may be cut short."""
+    """Draw epochs until there are ``total``; the last epoch may be cut short."""
     names, sizes = [s.name for s in sets], [len(s) for s in sets]
     epochs: list[list[Draw]] = []
     while (missing := total - sum(map(len, epochs))) > 0:

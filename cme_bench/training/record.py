@@ -25,7 +25,7 @@ SCHEMA = 1
 def identity(
     options: TrainOptions, base: Checkpoint, mixture: Mapping[str, Any], processes: int, bos: Bos
 ) -> dict[str, Any]:
-    """What a checkpoint belongs to: it is only gone on with if all of this is the same."""
+    """Return the identity of a training; a checkpoint is only gone on with if all of it is the same."""
     data = {
         f"{dataset['dataset']}/{part['task']}/{part['split']}": part["sha256"]
         for dataset in mixture["datasets"]
@@ -41,7 +41,7 @@ def identity(
 
 
 def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether ``out`` holds this very training, finished. UsageError if it holds anything else."""
+    """Return whether ``out`` holds this very training, finished. UsageError if it holds anything else."""
     file = out / FILE
     if not file.exists():
         if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
@@ -66,7 +66,7 @@ def describe_training(
     mixture: Mapping[str, Any],
     identity: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record of a training that begins; ``finished`` and its totals are added at the end."""
+    """Return the record of a training that begins; ``finished`` and its totals are added at the end."""
     return {
         "schema": SCHEMA,
         "finished": False,
@@ -85,7 +85,7 @@ def describe_training(
 
 
 def hardware() -> dict[str, Any]:
-    """What computed: devices, processes and the machine."""
+    """Return the devices, processes and the machine that computed."""
     return {
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),

@@ -85,26 +85,26 @@ class DatasetTemplate:
     paraphrases: tuple[Paraphrase, ...]
 
     def widened(self, row: Row, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """``row`` with the derived columns; later ones may use earlier ones."""
+        """Return ``row`` with the derived columns; later ones may use earlier ones."""
         wide = dict(row)
         for name, text in {**(extra or {}), **self.columns}.items():
             wide[name] = render(text, wide)
         return wide
 
     def kept(self, wide: Row) -> bool:
-        """Whether the row counts at all."""
+        """Return whether the row counts at all."""
         return self.keep is None or holds(self.keep, wide)
 
     def item_key(self, wide: Row) -> str:
-        """Equal for two rows that are the same item."""
+        """Return a key that is equal for two rows of the same item."""
         return render(self.key, wide)
 
     def eligible(self, wide: Row) -> list[Paraphrase]:
-        """The paraphrases that fit this row."""
+        """Return the paraphrases that fit this row."""
         return [p for p in self.paraphrases if p.when is None or holds(p.when, wide)]
 
     def prompted(self, wide: Row, paraphrase: Paraphrase, task: TaskSpec) -> Prompted:
-        """The row asked in one way; ValueError if question or answer comes out empty."""
+        """Return the row asked in one way; ValueError if question or answer comes out empty."""
         text = str(task.config["doc_to_text"]) if paraphrase.source is None else paraphrase.source
         source = render(text, wide)
         target = render(paraphrase.output, wide).strip()
@@ -114,7 +114,7 @@ class DatasetTemplate:
 
 
 def load_templates(suite: Suite, folder: Path = FOLDER) -> dict[str, DatasetTemplate]:
-    """Every dataset's template by dataset name, in the order of the suite's datasets.
+    """Load every dataset's template by dataset name, in the order of the suite's datasets.
 
     Raises UsageError with file and line for unknown keys, unknown tasks and too few paraphrases.
     """
@@ -188,7 +188,7 @@ def _paraphrase(values: Mapping[str, Any], output: str, line: str) -> Paraphrase
 
 
 def render(text: str, row: Row) -> str:
-    """A Jinja template on the fields of a row. ValueError with one line if it does not fit."""
+    """Render a Jinja template on the fields of a row. ValueError with one line if it does not fit."""
     try:
         return str(_template(text).render(**row))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
@@ -196,7 +196,7 @@ def render(text: str, row: Row) -> str:
 
 
 def holds(expression: str, row: Row) -> bool:
-    """A Jinja expression on the fields of a row, as a truth value."""
+    """Evaluate a Jinja expression on the fields of a row, as a truth value."""
     try:
         return bool(_expression(expression)(**row))
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
@@ -204,7 +204,7 @@ def holds(expression: str, row: Row) -> bool:
 
 
 def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) -> str:
-    """lm-eval's filter of this name, which the task files use."""
+    """Replace by a pattern, as lm-eval's filter of this name does, which the task files use."""
     return re.sub(pattern, replacement, text, count=count)
 
 
@@ -226,7 +226,7 @@ def _expression(text: str) -> Any:
 
 
 def select_datasets(templates: Mapping[str, DatasetTemplate], names: str) -> list[DatasetTemplate]:
-    """The templates named by a comma-separated list of datasets and domains; ``all`` for every one.
+    """Return the templates named by a comma-separated list of datasets and domains; ``all`` for every one.
 
     Raises UsageError for an unknown name, with the nearest known one.
     """

@@ -64,19 +64,19 @@ class TrainingEncoder:
         self.end = self._end_of_answer(tokenizer)
 
     def _end_of_answer(self, tokenizer: Any) -> tuple[int, ...]:
-        """EOS, or what the chat template puts after an assistant's words."""
+        """Return EOS, or the text that the chat template puts after an assistant's words."""
         if self.format.template is not None and (end := self.format.template.end_of_answer()):
             return self.encoder.encode([end], special=False)[end]
         return (int(tokenizer.eos_token_id),)
 
     def texts(self, prompted: Prompted) -> tuple[str, str]:
-        """Source and target as they are tokenised."""
+        """Return source and target as they are tokenised."""
         if self.format.render is None:
             return prompted.source, f" {prompted.target}"
         return self.format.render([{"role": "user", "content": prompted.source}]), prompted.target
 
     def encode(self, prompts: Iterable[Prompted]) -> Iterator[Example]:
-        """The examples, in order; texts are tokenised a few thousand at a time."""
+        """Yield the examples, in order; texts are tokenised a few thousand at a time."""
         stream = iter(prompts)
         while batch := [self.texts(prompted) for prompted in islice(stream, _BATCH)]:
             rendered = self.format.renders_bos
@@ -93,7 +93,7 @@ class TrainingEncoder:
         return Example(kept + kept_target, len(kept), len(source) - len(kept), len(target) - len(kept_target))
 
     def describe(self) -> dict[str, Any]:
-        """The tokenisation as ``cme_training.json`` records it."""
+        """Return the tokenisation as ``cme_training.json`` records it."""
         return {
             "source_and_target": "separate",
             "target_special_tokens": False,

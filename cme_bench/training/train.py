@@ -67,7 +67,7 @@ def train(
     *,
     sets: Sequence[TrainingSet] | None = None,
 ) -> Path:
-    """Trains an adapter and returns its folder.
+    """Train an adapter and return its folder.
 
     ``sets``: the rows of the mixture where :func:`~cme_bench.training.plan.load_sets` has loaded them. Every
     impossible setting is a UsageError before weights are loaded; a signal saves a checkpoint and raises
@@ -121,7 +121,7 @@ def _note_plan(plan: Plan, listener: Listener) -> None:
 
 @contextmanager
 def _only_writer(out: Path) -> Iterator[None]:
-    """The folder, made if need be, locked by the main process. UsageError if it is in use or unwritable."""
+    """Make the folder and lock it for the main process. UsageError if it is in use or unwritable."""
     if not _is_main():
         yield
         return
@@ -239,7 +239,7 @@ def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path, *, bf16: bo
 def _adapted_model(
     base: Checkpoint, peft_config: PeftConfig, dtype: torch.dtype, device: torch.device, *, seed: int
 ) -> PeftModel:
-    """The base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
+    """Return the base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
     logging.set_verbosity_error()
     model: PreTrainedModel = load_model(base, dtype, device)
     model.config.use_cache = False
@@ -252,7 +252,7 @@ def _adapted_model(
 def _finish(
     model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: Plan, options: TrainOptions
 ) -> None:
-    """The adapter's files first, then the record that calls them finished."""
+    """Write the adapter's files first, then the record that calls them finished."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, options.save_dtype))

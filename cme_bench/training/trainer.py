@@ -32,14 +32,14 @@ class Meter:
         self._sums = torch.zeros(5, dtype=torch.float64, device=device)
 
     def count(self, nll: Tensor, inputs: dict[str, Tensor], balance: Tensor | None) -> None:
-        """One batch: summed loss, target tokens, tokens, balance loss, batches."""
+        """Add one batch: summed loss, target tokens, tokens, balance loss, batches."""
         targets, tokens = (inputs["labels"] != IGNORED).sum(), inputs["attention_mask"].sum()
         zero = torch.zeros((), device=nll.device)
         parts = [nll, targets, tokens, zero if balance is None else balance.detach(), zero + 1]
         self._sums += torch.stack([part.double() for part in parts])
 
     def take(self) -> Tensor:
-        """The sums so far, [5]; counting starts again."""
+        """Return the sums so far, [5]; counting starts again."""
         sums, self._sums = self._sums, torch.zeros_like(self._sums)
         return sums
 
@@ -83,7 +83,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Matrices, without biases and the interaction matrices."""
+        """Return the names of the matrices, without biases and the interaction matrices."""
         left = no_decay_names(model)
         return [
             name
@@ -161,7 +161,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.listener.finish("training")
 
     def _stop_agreed(self) -> bool:
-        """Whether any process was told to stop; all processes ask at the same steps."""
+        """Return whether any process was told to stop; all processes ask at the same steps."""
         flag = torch.tensor(float(self.interrupted), device=self.trainer.args.device)
         return bool(self.trainer.accelerator.reduce(flag, reduction="sum").item())
 
@@ -201,7 +201,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 @contextmanager
 def stop_on_signal(watch: Watch) -> Iterator[None]:
-    """While open, the first SIGINT or SIGTERM asks ``watch`` to save and stop; a second acts as ever."""
+    """Let the first SIGINT or SIGTERM in the block ask ``watch`` to save and stop; a second acts as ever."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: FrameType | None) -> None:

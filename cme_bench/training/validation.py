@@ -30,8 +30,8 @@ class Validation:
 
 
 def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) -> Validation:
-    """Scores the held-out items of ``sets`` with the adapter that ``options`` trained, each asked in its
-    first way.
+    """Score the held-out items of ``sets`` with the adapter that ``options`` trained, each asked in its first
+    way.
 
     Datasets without held-out items are left out. ValueError if there are none at all.
     """

@@ -1,1 +1,1 @@
-"""What every room may use: files, locks, csv. Imports nothing above it."""
+"""Tools that every room may use: files, locks, csv. Imports nothing above it."""

@@ -51,7 +51,7 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GatedConfig:
-        """Raises ValueError for a block that is not one of ours, or that this vLLM cannot be held to."""
+        """Read a block. Raises ValueError for one that is not ours, or that this vLLM cannot be held to."""
         if config.get(EMBEDDED) and not cls.guarded:
             raise ValueError("cme_bench cannot check in this vLLM that the folder's adapter is applied")
         return cls(GatedSpec.from_block(config), bool(config.get(EMBEDDED, False)), config.get(DIGEST))

@@ -43,7 +43,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_spec(path: Path) -> GatedSpec:
-    """The spec in an adapter file. Raises AdapterFileError if there is no such file or no spec in it."""
+    """Read the spec in an adapter file. Raises AdapterFileError if there is no such file or no spec in it."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -51,13 +51,13 @@ PRODUCT_PER_PART_FROM = 4096
 
 
 def grain_of(spans: Sequence[Span], d_out: int) -> int | None:
-    """The largest grain that all parts, and the layer, fit."""
+    """Return the largest grain that all parts, and the layer, fit."""
     edges = [d_out, *(edge for _, start, stop in spans for edge in (start, stop))]
     return next((grain for grain in GRAINS if not any(edge % grain for edge in edges)), None)
 
 
 def why_not(spec: GatedSpec, spans: Sequence[Span], d_out: int, dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot serve a layer; None if they can."""
+    """Return why these kernels cannot serve a layer; None if they can."""
     if dtype not in {torch.bfloat16, torch.float16}:
         return f"dtype {str(dtype).removeprefix('torch.')}"
     if spec.rank < MIN_RANK or spec.rank & (spec.rank - 1):
@@ -87,7 +87,7 @@ class Store:
 
     @classmethod
     def build(cls, weight: Tensor, spans: Sequence[Span], spec: GatedSpec) -> Store:
-        """The matrix with ``weight`` (d_out, d_in) copied in, and an adapter that is all zero."""
+        """Return the matrix with ``weight`` (d_out, d_in) copied in, and an adapter that is all zero."""
         d_out, d_in = weight.shape
         parts = 1 + max(part for part, _, _ in spans)
         k = spec.experts if spec.routed else 0
@@ -126,7 +126,7 @@ class Store:
             self.interaction.copy_(interaction)
 
     def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False) -> Tensor:
-        """(tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.
+        """Map (tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.
 
         ``partial``: x and the matrix are this rank's slice of the inputs, so that the result is a term of a
         sum over the tensor-parallel ranks.
@@ -159,7 +159,7 @@ class Blocks:
 
 
 def expand_blocks(tokens: int, d_out: int) -> Blocks:
-    """The tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
+    """Return the tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
     wide = d_out > 8192
     if tokens <= 16:
         return Blocks(16, 64 if wide else 32, 2)
@@ -179,7 +179,7 @@ def expand_add(  # noqa: PLR0917
     settings: Settings,
     blocks: Blocks,
 ) -> Tensor:
-    """(tokens, d_out) from ``ext`` (tokens, rows of the matrix) and ``logits`` (tokens, parts * k)."""
+    """Return (tokens, d_out) from ``ext`` (tokens, rows of the matrix) and ``logits`` (tokens, parts * k)."""
     tokens, grain = len(ext), d_out // len(part_of_grain)
     blocks = replace(blocks, columns=min(blocks.columns, grain))
     out = ext.new_empty(tokens, d_out)
@@ -214,7 +214,8 @@ def expand_add(  # noqa: PLR0917
 def gated_beside(
     x: Tensor | None, ext: Tensor, logits: Tensor, interaction: Tensor, settings: Settings
 ) -> Tensor:
-    """[x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the logits."""
+    """Return [x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the
+    logits."""
     tokens, d_in = len(ext), 0 if x is None else x.shape[1]
     width = settings.parts * settings.rank * settings.experts
     wide = ext.new_empty(tokens, d_in + width)
@@ -249,8 +250,8 @@ def gated_beside(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the kernels need of a layer's adapter. ``floor`` 0: omega is not divided by its sum; ``partial``:
-    every tensor-parallel rank has a term of z and of the logits."""
+    """The settings of a layer's adapter that the kernels need. ``floor`` 0: omega is not divided by its sum.
+    ``partial``: every tensor-parallel rank has a term of z and of the logits."""
 
     parts: int
     rank: int
@@ -267,14 +268,14 @@ class Settings:
         return min(128, width & -width)
 
     def logits(self, narrow: Tensor) -> Tensor:
-        """The router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
+        """Return the router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
         first = self.parts * self.rank * (1 if self.shared else self.experts)
         logits = narrow[:, first : first + self.parts * self.experts]
         return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
 
 
 def summed_over_ranks(terms: Tensor) -> Tensor:
-    """The sum of every tensor-parallel rank's ``terms``."""
+    """Return the sum of every tensor-parallel rank's ``terms``."""
     from vllm.distributed import tensor_model_parallel_all_reduce
 
     total: Tensor = tensor_model_parallel_all_reduce(terms.contiguous())
@@ -330,8 +331,8 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
 def _columns(  # noqa: PLR0917
     wide: Tensor, matrix: Tensor, d_in: int, d_out: int, settings: Settings, spans: Sequence[Span]
 ) -> Tensor:
-    """[x | omega z] [W0 | B]. Of B's blocks, part p needs no more than its own and those before it: one
-    product a part is narrower, which pays once there are enough tokens to fill the card with each."""
+    """Return [x | omega z] [W0 | B]. Of B's blocks, part p needs its own and those before it. One product per
+    part is narrower, which pays once there are enough tokens to fill the card with each."""
     if len(wide) < PRODUCT_PER_PART_FROM or [span[0] for span in spans] != list(range(settings.parts)):
         return linear(wide, matrix[:d_out])
     y = wide.new_empty(len(wide), d_out)

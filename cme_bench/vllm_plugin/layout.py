@@ -48,7 +48,7 @@ class Layout:
 
 
 def checkpoint_modules(prefix: str, packed: dict[str, list[str]]) -> list[str]:
-    """Checkpoint names of the linears in the layer ``prefix``: ``...mlp.gate_up_proj`` holds
+    """Return the checkpoint's names of the linears in the layer ``prefix``: ``...mlp.gate_up_proj`` holds
     ``...mlp.gate_proj`` and ``...mlp.up_proj``."""
     parent, _, name = prefix.rpartition(".")
     return [f"{parent}.{member}" if parent else member for member in packed.get(name, [name])]
@@ -65,7 +65,7 @@ def plan_layout(
     rank: int,
     world: int,
 ) -> Layout:
-    """The layout of a layer on tensor-parallel rank ``rank`` of ``world``.
+    """Return the layout of a layer on tensor-parallel rank ``rank`` of ``world``.
 
     Args:
         members: Checkpoint modules in the layer, in order; one that stands for all partitions, or one each.

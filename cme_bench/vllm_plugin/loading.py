@@ -14,8 +14,8 @@ from cme_bench.vllm_plugin.method import GatedLinearMethod
 
 
 def gated_layers(model: nn.Module) -> list[Any]:
-    """The layers of ``model`` that the plugin serves. Raises ValueError if there are none: the engine was
-    started without an adapter, or vLLM has no model class of its own for this architecture and runs
+    """Return the layers of ``model`` that the plugin serves. Raises ValueError if there are none. Either the
+    engine was started without an adapter, or vLLM has no model class for this architecture and runs
     transformers' one, whose layers have other names."""
     layers = [
         module

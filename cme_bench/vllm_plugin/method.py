@@ -94,7 +94,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=dtype), persistent=False)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """On CUDA, and unless switched off, base weight and adapter move into one matrix."""
+        """Move base weight and adapter into one matrix, on CUDA and unless switched off."""
         if self.store is None and self._fuses(layer):
             self._fuse(layer)
         super().process_weights_after_loading(layer)
@@ -135,7 +135,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             layer.gated_up.zero_()
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(..., local_in) to (..., local_out)."""
+        """Map (..., local_in) to (..., local_out)."""
         if self.lacks_adapter:
             raise RuntimeError(f"{self.members[0]}: the adapter of this model was never loaded")
         tokens = x.reshape(-1, x.shape[-1])
@@ -149,8 +149,8 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         return result
 
     def _gated(self, layer: Any, x: Tensor) -> Tensor:
-        """(tokens, parts, k r). A row-parallel layer holds a slice of x: z may stay a partial sum, since the
-        layer's output is summed over ranks anyway, but the softmax needs the whole logits."""
+        """Return (tokens, parts, k r). A row-parallel layer holds a slice of x. z may stay a partial sum,
+        since the layer's output is summed over ranks anyway; the softmax needs the whole logits."""
         z = linear(x, layer.gated_down)
         if not self.spec.routed:
             return gated_latent(z, None, self.spec)
@@ -166,7 +166,7 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
 
 
 def _refuse_unreachable(layer: Any, members: list[str], partitions: int) -> None:
-    """Raises ValueError for a layer whose rows may be in another order than the adapter's, or whose weight
+    """Raise ValueError for a layer whose rows may be in another order than the adapter's, or whose weight
     vLLM multiplies by itself."""
     config = get_current_vllm_config().model_config
     kind = config.hf_config.model_type
@@ -184,12 +184,12 @@ def _refuse_unreachable(layer: Any, members: list[str], partitions: int) -> None
 
 
 def _is_partial(layer: Any) -> bool:
-    """Whether every rank has a slice of the layer's input only."""
+    """Return whether every rank has a slice of the layer's input only."""
     return isinstance(layer, RowParallelLinear) and layer.tp_size > 1
 
 
 def _global_outputs(layer: LinearBase, local: list[int], output_size: int) -> list[int]:
-    """Output size of every partition over all ranks, key and value heads counted once."""
+    """Return the output size of every partition over all ranks, key and value heads counted once."""
     if isinstance(layer, QKVParallelLinear):
         heads = layer.total_num_kv_heads
         value = getattr(layer, "v_head_size", layer.head_size)

@@ -54,7 +54,7 @@ class Head:
         return linear(hidden_states, weight, embedding_bias)
 
     def _weight(self, lm_head: Any, like: Tensor) -> Tensor | None:
-        """``(vocabulary of this rank, hidden)`` in the dtype of ``like``; None if there is no such."""
+        """Return ``(vocabulary of this rank, hidden)`` in the dtype of ``like``; None if there is no such."""
         if _is_plain(lm_head, like.dtype):
             weight: Tensor = lm_head.weight
             return weight
@@ -67,7 +67,7 @@ class Head:
 
 
 def _is_plain(lm_head: Any, dtype: torch.dtype) -> bool:
-    """Whether the layer multiplies by its ``weight``. (A method that packs it leaves an empty one.)"""
+    """Return whether the layer multiplies by its ``weight``. (A method that packs it leaves an empty one.)"""
     weight = getattr(lm_head, "weight", None)
     return (
         type(lm_head.quant_method) in (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)

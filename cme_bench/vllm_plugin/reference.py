@@ -15,7 +15,7 @@ Span = tuple[int, int, int]
 
 
 def shares(logits: Tensor, interaction: Tensor | None, spec: GatedSpec) -> Tensor:
-    """``scale * omega``, float32.
+    """Return ``scale * omega``, float32.
 
     Args:
         logits: (tokens, parts, k), ``x S`` of every part.
@@ -30,7 +30,7 @@ def shares(logits: Tensor, interaction: Tensor | None, spec: GatedSpec) -> Tenso
 
 
 def gated_latent(z: Tensor, gate: Tensor | None, spec: GatedSpec) -> Tensor:
-    """(tokens, parts, k r): every expert's latent times its share, rounded once to the dtype of ``z``.
+    """Return (tokens, parts, k r): every expert's latent times its share, rounded once to the dtype of ``z``.
 
     Args:
         z: (tokens, parts * latent), ``x A`` of every part.
@@ -43,7 +43,7 @@ def gated_latent(z: Tensor, gate: Tensor | None, spec: GatedSpec) -> Tensor:
 
 
 def add_up(y: Tensor, gated: Tensor, up: Tensor, spans: Sequence[Span]) -> Tensor:
-    """``y`` (tokens, d_out) with the update added to the columns of every span.
+    """Return ``y`` (tokens, d_out) with the update added to the columns of every span.
 
     Args:
         gated: (tokens, parts, k r).

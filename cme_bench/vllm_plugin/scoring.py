@@ -26,8 +26,8 @@ CPU_CHUNK, GPU_CHUNK = 1 << 24, 1 << 27
 def prompt_logprobs(
     runner: Any, own: Any, hidden_states: torch.Tensor, num_scheduled_tokens: Mapping[str, int]
 ) -> dict[str, Any]:
-    """As ``own``, the runner's method, where every request says how much it wants scored; else ``own`` itself
-    is asked. (Requests of both kinds must not be in work at once.)
+    """Score as ``own``, the runner's method, where every request says how much it wants scored; else ask
+    ``own`` itself. (Requests of both kinds must not be in work at once.)
 
     Args:
         hidden_states: ``(places of the step, hidden size)``.
@@ -71,7 +71,8 @@ def prompt_logprobs(
 
 
 def _scored(request: Any) -> int | None:
-    """How many tokens of its prompt a request wants scored; None if it does not say so in our way."""
+    """Return the number of tokens of its prompt that a request wants scored; None if it does not say so in
+    our way."""
     extra = request.sampling_params.extra_args if request.sampling_params else None
     count: int | None = (extra or {}).get(SCORED)
     return count if request.prompt_token_ids is not None else None
@@ -80,7 +81,7 @@ def _scored(request: Any) -> int | None:
 def _gathered(
     runner: Any, hidden_states: torch.Tensor, rows: list[int], targets: list[int]
 ) -> list[torch.Tensor]:
-    """Token ids, log-probabilities and ranks of ``targets`` after the places ``rows``, on the CPU.
+    """Return the token ids, log-probabilities and ranks of ``targets`` after the places ``rows``, on the CPU.
 
     The rank is 1 of the token that greedy decoding takes, the first of equals, and 2 of any other.
     """

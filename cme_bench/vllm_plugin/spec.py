@@ -1,4 +1,4 @@
-"""What an adapter computes on every layer it is on, in the one form that the plugin runs.
+"""The update of an adapter on every layer it is on, in the one form that the plugin runs.
 
 TeamLoRA, MoELoRA, HydraLoRA and LoRA are one function (TeamLoRA: arXiv 2408.09856; x a row vector)::
 
@@ -70,12 +70,12 @@ class GatedSpec:
         return shapes
 
     def to_block(self) -> dict[str, Any]:
-        """The ``quantization_config`` that makes vLLM use the plugin."""
+        """Return the ``quantization_config`` that makes vLLM use the plugin."""
         return {"quant_method": QUANT_METHOD, **asdict(self), "modules": list(self.modules)}
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> GatedSpec:
-        """The spec in a ``quantization_config``. Raises ValueError that names a key at fault."""
+        """Read the spec in a ``quantization_config``. Raises ValueError that names a key at fault."""
         names = [field.name for field in fields(cls)]
         for name in names:
             if name not in block:

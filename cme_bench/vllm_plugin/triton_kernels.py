@@ -18,7 +18,8 @@ def _gates(
     EXPERTS: tl.constexpr,
     PADDED: tl.constexpr,
 ):
-    """scale * omega of the expert that each of ``columns`` [C] of the gated latent belongs to: [BLOCK_T, C].
+    """Compute scale * omega of the expert that each of ``columns`` [C] of the gated latent belongs to:
+    [BLOCK_T, C].
 
     ``logits_at`` [BLOCK_T, 1] points to the first logit of every token; PADDED is EXPERTS rounded up to a
     power of two. Without a router (one expert) the gate is the scale.
@@ -68,7 +69,7 @@ def expand_add_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with [y | z of every part]."""
+    """Compute out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with [y | z of every part]."""
     width: tl.constexpr = RANK * EXPERTS
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -118,7 +119,8 @@ def widen_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """wide = [x | omega_i z_i of every part and expert], where ``ext`` begins with z of every part."""
+    """Compute wide = [x | omega_i z_i of every part and expert], where ``ext`` begins with z of every
+    part."""
     width: tl.constexpr = RANK * EXPERTS
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -1,4 +1,4 @@
-"""What we add to vLLM's workers (``worker_extension_cls``), called by ``collective_rpc``.
+"""Our additions to vLLM's workers (``worker_extension_cls``), called by ``collective_rpc``.
 
 After every swap of an adapter the caller must reset the prefix cache: cached keys and values are the old
 adapter's.
@@ -24,7 +24,8 @@ class ExtendedWorker:
         def get_model(self) -> Any: ...
 
     def score_together(self) -> bool:
-        """From now on score prompts by ``scoring``; False where this vLLM's runner has no place for it."""
+        """Score prompts by ``scoring`` from now on; return False where this vLLM's runner has no place for
+        it."""
         own = getattr(self.model_runner, scoring.METHOD, None)
         if own is None:
             return False
@@ -34,8 +35,8 @@ class ExtendedWorker:
 
     @torch.inference_mode()
     def exact_logits(self) -> str:
-        """From now on compute logits in float32, whatever the model's dtype; why they are rounded all the
-        same, or "" if they are not. Every rank must be asked at once."""
+        """Compute logits in float32 from now on, whatever the model's dtype. Return why they are rounded all
+        the same, or "" if they are not. Every rank must be asked at once."""
         from vllm.distributed import get_pp_group
 
         from cme_bench.vllm_plugin.output_layer import exact_from_now
@@ -59,7 +60,7 @@ class ExtendedWorker:
 
     @torch.inference_mode()
     def clear_gated_adapter(self) -> None:
-        """Back to the base model."""
+        """Go back to the base model."""
         from cme_bench.vllm_plugin.loading import clear_layers, gated_layers
 
         clear_layers(gated_layers(self.get_model()))

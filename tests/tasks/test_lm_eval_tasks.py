@@ -96,7 +96,12 @@ def test_they_run_and_stay_out_of_cmes_average(tmp_path: Path, tiny_checkpoint: 
     (tmp_path / "sums.jsonl").write_text('{"a": 1, "b": 2}\n{"a": 3, "b": 4}\n')
     tasks = f"cme_rte_ll,lm_eval:hellaswag,lm_eval:{tmp_path}/sums.yaml"
     options = RunOptions(
-        str(tiny_checkpoint), tasks, data="mini", limit=2, prompt_format="plain", out=tmp_path / "r"
+        model=str(tiny_checkpoint),
+        tasks=tasks,
+        data="mini",
+        limit=2,
+        prompt_format="plain",
+        out=tmp_path / "r",
     )
     [folder] = run(options)
     results = read_json(folder / "results.json")["cme"]
