@@ -42,13 +42,13 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
     records = {task: last_records(read_records(samples_file(folder, task))) for task in tasks}
     if not any(records.values()):
         raise UsageError(f"{folder}: holds no records (samples/*.jsonl) whose items could be compared")
-    rows = {task: {i: record.doc for i, record in found.items()} for task, found in records.items()}
-    found = []
+    rows = {task: {i: record.doc for i, record in items.items()} for task, items in records.items()}
+    outcome = []
     for overlap in find_overlaps(rows, texts, n=n):
         metric = tasks[overlap.task].primary
         scores = {i: record.scores.get(metric) for i, record in records[overlap.task].items()}
         dirty = set(overlap.overlapping)
-        found.append(
+        outcome.append(
             TaskContamination(
                 task=overlap.task,
                 metric=metric,
@@ -59,10 +59,10 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
                 clean=_mean([score for i, score in scores.items() if i not in dirty]),
             )
         )
-    content = {"training": training, "n": n, "tasks": {t.task: asdict(t) for t in found}}
+    content = {"training": training, "n": n, "tasks": {t.task: asdict(t) for t in outcome}}
     write_json(folder / "contamination.json", content)
-    write_text(folder / "contamination.csv", contamination_csv(found))
-    return found
+    write_text(folder / "contamination.csv", contamination_csv(outcome))
+    return outcome
 
 
 def _mean(values: list[Any]) -> Estimate | None:
