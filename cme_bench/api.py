@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, fields
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.run import Run, compare, table
 from cme_bench.runs.options import RunOptions, parse_settings
 from cme_bench.runs.progress import Listener
+from cme_bench.util.options import Engine, described
 
 __all__ = ["compare", "evaluate", "load_runs", "open_run", "table"]
 
@@ -32,7 +33,7 @@ def evaluate(
     tasks: str | Iterable[str] = "cme",
     data: Name = "hub",
     limit: int | None = None,
-    engine: str = "auto",
+    engine: Literal["auto"] | Engine = "auto",
     out: Name | None = None,
     tokenizer: Any = None,
     name: str | None = None,
@@ -70,7 +71,10 @@ def evaluate(
                 if value is not None:
                     raise UsageError(f"{option}= is for a model in memory; a folder has its own")
             return [Run(folder) for folder in run(_options(fspath(model), given | options), listener)]
-        raise UsageError(f"model {type(model).__name__}: give a folder, a hub id or 'smollm2'")
+        from cme_bench.runs.live_source import run_live
+
+        asked = _options("", given | options)
+        return [Run(folder) for folder in run_live(model, tokenizer, asked, listener, name=name)]
 
 
 def open_run(folder: Name) -> Run:
@@ -135,15 +139,16 @@ def _full_signature() -> inspect.Signature:
     shown = inspect.signature(evaluate)
     named = [p for p in shown.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     taken = {parameter.name for parameter in named} | {"command"}
+    defaults = {option.name: option.default for option in fields(RunOptions)}
     more = [
         inspect.Parameter(
-            option.name,
+            option,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None if option.default is MISSING else option.default,
-            annotation=option.type,
+            default=None if defaults[option] is MISSING else defaults[option],
+            annotation=kind,
         )
-        for option in fields(RunOptions)
-        if option.name not in taken
+        for option, kind, _ in described(RunOptions)
+        if option not in taken
     ]
     return shown.replace(parameters=[*named, *more])
 

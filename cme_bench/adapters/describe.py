@@ -121,6 +121,11 @@ def _describe_model(model: PeftModel) -> AdapterDescription:
     name = model.active_adapter
     if not isinstance(name, str):
         raise AdapterError(f"{len(name)} adapters are active; activate one with set_adapter to describe it")
+    return describe_adapter(model, name)
+
+
+def describe_adapter(model: PeftModel, name: str) -> AdapterDescription:
+    """Describe one adapter of a model, active or not."""
     # Counted by what is saved: an adapter that was loaded for inference is frozen, and counts the same.
     trainable = sum(map(prod, saved_shapes(model, name).values()))
     return _describe(model.peft_config[name], trainable, base_parameters(model))

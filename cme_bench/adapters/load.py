@@ -107,6 +107,7 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
     if not found.checked:
         weights = weights_file(folder)
         compare(weights, tensor_shapes(weights), model, shapes)
+    model.peft_config[name].loaded_from = str(folder)  # where a model in memory finds its training record
     return model
 
 
@@ -120,6 +121,7 @@ def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -
         raise AdapterError(
             f"{folder}: PEFT cannot load this adapter beside others ({_reason(error)})"
         ) from error
+    model.peft_config[name].loaded_from = str(folder)
     model.set_adapter(name)
 
 

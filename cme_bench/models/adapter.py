@@ -66,7 +66,7 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
     from cme_bench.adapters.meta_model import bare_model
 
     path = adapter_folder(name)
-    training = _training(path)
+    training = read_training(path)
     asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)
     hash_, code = hash_checkpoint(path), None
@@ -122,7 +122,8 @@ _NOT_ARGUMENTS = frozenset(
 )
 
 
-def _training(path: Path) -> dict[str, Any]:
+def read_training(path: Path) -> dict[str, Any]:
+    """Return the training record beside an adapter; empty if there is none. UsageError if it is broken."""
     file = path / TRAINING_FILE
     if not file.is_file():
         return {}

@@ -47,8 +47,7 @@ def beside(folder: Path, base: Any) -> AdapterTokenizer:
     if own.chat_template is None and base.chat_template is not None:
         own.chat_template = base.chat_template
         note += "; it has no chat template, so the base's is"
-    digest = hashlib.sha256(json.dumps(_decides(own), sort_keys=True, default=str).encode()).hexdigest()
-    return AdapterTokenizer(own, note, digest)
+    return AdapterTokenizer(own, note, _digest(_decides(own)))
 
 
 def _templated(folder: Path, base: Any, template: Any) -> AdapterTokenizer:
@@ -100,6 +99,19 @@ def _decides(tokenizer: Any) -> dict[str, Any]:
     content.pop("truncation", None)
     content.pop("padding", None)
     return settings | content
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Return the sha256 of what decides prompts, ids and texts: vocabulary, rules, chat template."""
+    facts = _decides(tokenizer) | {
+        "template": getattr(tokenizer, "chat_template", None),
+        "cleaned": getattr(tokenizer, "clean_up_tokenization_spaces", None),
+    }
+    return _digest(facts)
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _what(own: Any, base: Any) -> str:

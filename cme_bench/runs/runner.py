@@ -39,6 +39,7 @@ from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.suite import load_suite
 
+DEFAULT_ROOT = Path("runs")
 BASE = "base"
 """The folder of the run without an adapter, beside those of adapters."""
 
@@ -51,18 +52,27 @@ def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     """
     listener = listener or Listener()
     check_model(options)
-    questions = _Questions(options, offline=options.offline)
+    questions = Questions(options, offline=options.offline)
     with open_engines(options, listener.note) as engines:
-        return _run_all(questions, engines, listener)
+        return _run_all(questions, engines, listener, DEFAULT_ROOT)
 
 
-def ask(engines: EngineSource, options: AskOptions, listener: Listener | None = None) -> list[Path]:
-    """Evaluate as ``run`` does, by engines that are open already and stay open."""
-    questions = _Questions(options, offline=options.offline or engines.options.offline)
-    return _run_all(questions, engines, listener or Listener())
+def ask(
+    engines: EngineSource,
+    options: AskOptions,
+    listener: Listener | None = None,
+    *,
+    root: Path = DEFAULT_ROOT,
+) -> list[Path]:
+    """Evaluate as ``run`` does, by engines that are open already and stay open.
+
+    ``root``: where folders are made that ``options`` do not name.
+    """
+    questions = Questions(options, offline=options.offline or engines.options.offline)
+    return _run_all(questions, engines, listener or Listener(), root)
 
 
-class _Questions:
+class Questions:
     """The tasks that are asked; their rows are read by ``tasks``. Raises UsageError for unknown names."""
 
     def __init__(self, options: AskOptions, *, offline: bool) -> None:
@@ -100,7 +110,7 @@ class _Shared:
         self.told.update(notes)
 
 
-def _run_all(questions: _Questions, engines: EngineSource, listener: Listener) -> list[Path]:
+def _run_all(questions: Questions, engines: EngineSource, listener: Listener, root: Path) -> list[Path]:
     options, model = questions.options, engines.model
     for note in model.notes:
         listener.note(note)
@@ -110,7 +120,7 @@ def _run_all(questions: _Questions, engines: EngineSource, listener: Listener) -
         for adapter in options.adapters or (None,)
     ]
     listener.note(f"{model.dtype_name} ({model.dtype_because})")
-    folders = [run_folder(options, responder) for responder in responders]
+    folders = [run_folder(options, responder, root) for responder in responders]
     _check_distinct(folders)
     shared = _Shared(options, questions.tasks(), questions.source, Planner(options), listener, stopping)
     unanswered: list[str] = []
@@ -128,10 +138,10 @@ def _run_all(questions: _Questions, engines: EngineSource, listener: Listener) -
     return folders
 
 
-def run_folder(options: AskOptions, responder: Responder) -> Path:
-    """Return ``--out``, with a folder for each of several adapters below it; else the default folder."""
+def run_folder(options: AskOptions, responder: Responder, root: Path = DEFAULT_ROOT) -> Path:
+    """Return ``--out``, with a folder for each of several adapters below it; else the default."""
     if options.out is None:
-        return default_folder(options, responder.name, responder.identity)
+        return root / default_folder(options, responder.name, responder.identity).name
     if len(options.adapters) < 2:
         return options.out
     if responder.adapter is None:

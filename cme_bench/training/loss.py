@@ -159,6 +159,7 @@ def target_loss(model: nn.Module) -> Iterator[None]:
         nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
         return TargetLoss(loss=nll * weight, nll=nll.detach())
 
+    forward.of_training = True  # type: ignore[attr-defined]  # an evaluation meanwhile takes it away
     model.forward = forward
     try:
         yield
