@@ -28,10 +28,10 @@ $(STAMP): pyproject.toml constraints.txt overrides-cpu.txt
 	rm -f $(VENV)/.setup-*; touch $@
 
 # Both models see the same prompts, those that the adapter was trained with.
-DEMO := $(BIN)/cme-bench run smollm2 --tasks cme_ll --data mini --limit 8 --format teamlora
+DEMO := $(BIN)/cme-bench run smollm2 --tasks cme_ll --data mini --format teamlora
 DEMO_RUNS := results/demo/base results/demo/teamlora-demo
 
-demo: setup  ## SmolLM2 and a small TeamLoRA, likelihoods of 160 items: table with tests, HTML report
+demo: setup  ## SmolLM2 and a small TeamLoRA, likelihoods of 243 items: table with tests, HTML report
 	$(DEMO) --out results/demo/base
 	$(DEMO) --adapter teamlora-demo --out results/demo/teamlora-demo
 	$(BIN)/cme-bench table $(DEMO_RUNS) --brief

@@ -87,7 +87,7 @@ def import_(
 @command(adapters, _EXAMPLE_EXPORT, name="export-vllm")
 def export_vllm(
     adapter: Annotated[
-        Path, Option("Adapter folder, of any method that vLLM's plugin computes.", argument=True)
+        str, Option("Adapter folder, of any method that vLLM's plugin computes.", argument=True)
     ],
     base: Annotated[str, Option("The base model: a folder, a hub id or 'smollm2'.")],
     out: Annotated[Path, Option("Checkpoint folder to write.", short="-o")],
@@ -105,18 +105,20 @@ def export_vllm(
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.folder import adapter_note
     from cme_bench.models.load import check_base, load_config, load_tokenizer
+    from cme_bench.models.packaged import adapter_folder
     from cme_bench.models.quantisation import check_takes_adapter
 
+    folder = adapter_folder(adapter)
     checkpoint = resolve_model(base, offline=offline, note=tell)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)
-    tokens = beside(adapter, load_tokenizer(checkpoint))
+    tokens = beside(folder, load_tokenizer(checkpoint))
     for note in (adapter_note(checkpoint.path), tokens.note):
         if note is not None:
             typer.echo(note, err=True)
     tokenizer = None if tokens.note is None else tokens.tokenizer
-    export_checkpoint(checkpoint.path, read_gated(adapter, config), out, tokenizer=tokenizer, link=link)
+    export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
     typer.echo(serve_command(out))
 
 

@@ -14,12 +14,12 @@ def packaged() -> list[str]:
     return sorted(folder.name for folder in FOLDER.iterdir() if folder.is_dir())
 
 
-def adapter_folder(name: str) -> Path:
+def adapter_folder(name: str | Path) -> Path:
     """Return the folder of an adapter: a folder's path, or the name of one that ships with this package.
 
     Raises UsageError if there is neither, or if a folder here has the name of an adapter of ours.
     """
-    path, ours = Path(name).expanduser(), packaged()
+    name, path, ours = str(name), Path(name).expanduser(), packaged()
     if name not in ours:
         if path.is_dir():
             return path.resolve()

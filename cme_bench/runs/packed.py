@@ -58,7 +58,7 @@ def scores_file(folder: Path) -> Path:
 
 def refuse_packed(folder: Path) -> None:
     """Raise UsageError if the run was packed: prompts and responses were not kept."""
-    if scores_file(folder).is_file():
+    if scores_file(folder).is_file() and not any(folder.glob("samples/*.jsonl")):
         raise UsageError(f"{folder}: a packed run; its scores were kept, but no prompts and responses")
 
 

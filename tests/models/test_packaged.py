@@ -58,7 +58,7 @@ def test_it_answers_with_its_own_prompts_and_differs_from_the_base(tmp_path: Pat
         out=tmp_path,
         progress=False,
     )
-    assert base.scores["cme_emotion_ll"].value < 0.4 and adapted.scores["cme_emotion_ll"].value > 0.9
+    assert base.scores["cme_emotion_ll"] < 0.4 and adapted.scores["cme_emotion_ll"] > 0.9
     own = read_json(adapted.folder / "run.json")
     assert own["adapter"]["name"] == "teamlora-demo" and own["adapter"]["rank"] == 1
     assert own["tasks"]["cme_emotion_ll"]["prompt_format"] == "teamlora"
