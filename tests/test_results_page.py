@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
+
+from cme_bench.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
@@ -84,3 +87,11 @@ def test_training_steps(against: str, shown: str) -> None:
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     assert f"{metrics[f'teamlora32_over_{against}']:.2f}x" == shown
     assert shown in {row[1] for row in rows("| TeamLoRA-32 against")}
+
+
+def test_the_demo() -> None:
+    runs = [str(RESULTS / "teamlora-demo" / name) for name in ("base", "teamlora-demo")]
+    shown = CliRunner().invoke(app, ["table", *runs, "--brief"])
+    table = [line for line in shown.output.splitlines() if line.startswith("|")]
+    assert len(table) == 4 and "†" in table[2]
+    assert "\n".join(table) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
