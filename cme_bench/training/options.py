@@ -1,4 +1,4 @@
-"""What a user asks of a training, checked before anything is loaded."""
+"""The options of a training, checked before anything is loaded."""
 
 from __future__ import annotations
 
