@@ -37,7 +37,7 @@ def other_base(folder: Path, config: PeftConfig, model: nn.Module, vocabulary: i
 
 
 def _short(name: str) -> str:
-    """The model's own name behind a hub id, a path of any system, or a snapshot in the hub's cache."""
+    """Return the model's own name behind a hub id, a path of any system, or a snapshot in the hub's cache."""
     snapshot = _SNAPSHOT.search(name)
     if snapshot:
         return snapshot["name"].lower()
@@ -47,7 +47,7 @@ def _short(name: str) -> str:
 
 
 def _other_size(recorded: Path, config: Any, vocabulary: int | None) -> str | None:
-    """What differs between two configs; None for a path that need not be the trainer's."""
+    """Name a difference in size between two configs; None for a path that need not be the trainer's."""
     file = recorded / "config.json"
     if not recorded.is_absolute() or not file.is_file():
         return None

@@ -38,7 +38,7 @@ def code_of(*classes: type) -> Code | None:
 
 
 def _files(cls: type) -> list[Path]:
-    """The class's own file first; then the other modules of the package that it is in."""
+    """Return the class's own file first; then the other modules of the package that it is in."""
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if file is None or not Path(file).is_file():
         return []

@@ -33,7 +33,7 @@ def import_authors(
     alpha: float | None = None,
     scaling: str | float = "alpha/(k*r)",
 ) -> TeamLoraConfig:
-    """Writes an adapter folder of ours that computes exactly what a checkpoint of the authors' layer does.
+    """Write an adapter folder of ours that computes exactly what a checkpoint of the authors' layer does.
 
     Their layer: ``omega = phi + phi M0``, renormalised, times k; ``(alpha / r) sum_i omega_i z_i B_i``, r the
     rank of all experts together. Hence our ``M = I + M0^T``, rank r / k for each expert, and the preset
@@ -93,7 +93,7 @@ def import_authors(
 
 
 def _find(source: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file, and the authors' settings, {} if there are none."""
+    """Return the weights file, and the authors' settings, {} if there are none."""
     folder = source if source.is_dir() else source.parent
     file = source / WEIGHTS_FILE if source.is_dir() else source
     if not file.is_file() and source.is_dir():
@@ -125,7 +125,7 @@ def _by_module(file: Path, tensors: dict[str, Tensor]) -> dict[str, dict[str, Te
 
 
 def _convert(where: str, parts: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[int, int]]:
-    """One layer's tensors under our names, with (rank of one expert, number of experts)."""
+    """Return one layer's tensors under our names, with (rank of one expert, number of experts)."""
     experts = sum(part.startswith("B") for part in parts)
     if experts < 2:
         raise AdapterError(f"{where} has {experts} lora_B; TeamLoRA has at least 2 experts")

@@ -1,4 +1,4 @@
-"""What an adapter is: method, rank, experts, targets, and its size relative to the base model."""
+"""The description of an adapter: method, rank, experts, targets, and its size relative to the base model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class AdapterDescription:
     config: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as plain JSON values."""
+        """Return the attributes as plain JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         }
@@ -56,7 +56,7 @@ class AdapterDescription:
 def describe(
     source: PeftModel | PeftConfig | str | Path, base: PretrainedConfig | str | Path | None = None
 ) -> AdapterDescription:
-    """Describes an adapted model, an adapter folder, or an adapter's config; no weight is ever loaded.
+    """Describe an adapted model, an adapter folder, or an adapter's config; no weight is ever loaded.
 
     Args:
         source: A ``PeftModel`` (its active adapter), a folder, or a config.
@@ -156,7 +156,7 @@ def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDe
 
 
 def _plain(value: Any) -> Any:
-    """``value`` of a config's field as JSON has it; sets in order."""
+    """Return ``value`` of a config's field as JSON has it; sets in order."""
     value = getattr(value, "value", value)
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in sorted(value.items(), key=str)}

@@ -155,7 +155,7 @@ def _grown(config: Any, vocabulary: int | None) -> Any:
 
 
 def _meta_model(folder: Path, base: nn.Module, config: PeftConfig) -> PeftModel | None:
-    """The adapter on a base without memory; None if PEFT needs values to build it."""
+    """Return the adapter on a base without memory; None if PEFT needs values to build it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -169,7 +169,7 @@ def _meta_model(folder: Path, base: nn.Module, config: PeftConfig) -> PeftModel 
 def _converted(
     weights: Path, found: Mapping[str, tuple[int, ...]], model: PeftModel
 ) -> dict[str, tuple[int, ...]]:
-    """The shapes as PEFT changes them while loading: experts of older transformers are fused."""
+    """Return the shapes as PEFT changes them while loading: experts of older transformers are fused."""
     tensors = {name: torch.empty(shape, device="meta") for name, shape in found.items()}
     try:
         tensors = convert_peft_adapter_state_dict_for_transformers(

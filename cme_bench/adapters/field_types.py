@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def misfit(content: Mapping[str, Any], config_cls: type) -> str | None:
-    """The first field of ``content`` whose value ``config_cls`` does not hold, as a sentence; None if all
-    fit."""
+    """Return the first field of ``content`` whose value ``config_cls`` does not hold, as a sentence; None if
+    all fit."""
     hints = get_type_hints(config_cls)
     hints |= dict.fromkeys(_ANY_NUMBER & hints.keys(), float)
     hints |= dict.fromkeys(_ANY_START & hints.keys(), bool | str | None)
@@ -23,7 +23,8 @@ def misfit(content: Mapping[str, Any], config_cls: type) -> str | None:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether ``value``, as JSON has it, can stand for ``hint``; an unknown kind of hint takes anything."""
+    """Return whether ``value``, as JSON has it, can stand for ``hint``; an unknown kind of hint takes
+    anything."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in inner)
@@ -47,4 +48,4 @@ _HELD: dict[Any, tuple[type, ...]] = {
     **{kind: (kind,) for kind in (dict, int, str, bool, type(None))},
     float: (float, int),
 }
-"""What JSON gives for a field of such a type."""
+"""The values that JSON gives for a field of such a type."""

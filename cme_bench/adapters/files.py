@@ -24,7 +24,8 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises AdapterError if it is missing, unreadable or something else."""
+    """Return the JSON object in a file. Raises AdapterError if it is missing, unreadable or something
+    else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -37,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> PeftConfig:
-    """The settings of an adapter folder.
+    """Return the settings of an adapter folder.
 
     Raises AdapterError, naming the file, if there is none, its ``peft_type`` is unknown, a value is out of
     range, or it has a field that this PEFT does not know and so cannot honour.
@@ -70,13 +71,14 @@ def read_config(folder: Path) -> PeftConfig:
 
 
 def _is_known(type_name: str) -> bool:
-    """Whether PEFT knows a method, or an installed package registers it."""
+    """Return whether PEFT knows a method, or an installed package registers it."""
     known = type_name in PEFT_TYPE_TO_CONFIG_MAPPING
     return known or (type_name.isupper() and load_installed(type_name.lower()))
 
 
 def weights_file(folder: Path) -> Path:
-    """The safetensors file of an adapter folder. Raises AdapterError if it has none; pickle is refused."""
+    """Return the safetensors file of an adapter folder. Raises AdapterError if it has none; pickle is
+    refused."""
     path = folder / WEIGHTS_FILE
     if path.is_file():
         return path

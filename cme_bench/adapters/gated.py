@@ -19,7 +19,7 @@ Read = Callable[[str], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What all layers of an adapter share.
+    """The settings that all layers of an adapter share.
 
     Attributes:
         rank: r, the rank of one expert.
@@ -62,10 +62,11 @@ class GatedForm:
 
 
 def any_value(value: Any) -> bool:
-    """Whether the field may have this value: it decides nothing, or the tensors and PEFT's layers show it."""
+    """Return whether the field may have this value: it decides nothing, or the tensors and PEFT's layers show
+    it."""
     return True
 
 
 def none_named(value: Any) -> bool:
-    """Whether a field that names further layers or weights names none."""
+    """Return whether a field that names further layers or weights names none."""
     return value is None or value == []

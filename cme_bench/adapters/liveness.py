@@ -19,7 +19,7 @@ _TRAINED_TOKENS = 16
 def check_liveness(
     model: PeftModel, input_ids: Tensor, attention_mask: Tensor | None = None, *, name: str | None = None
 ) -> float:
-    """The greatest absolute difference between the logits with and without the active adapter.
+    """Return the greatest absolute difference between the logits with and without the active adapter.
 
     Args:
         model: A causal language model with an active adapter; its training mode is restored afterwards.
@@ -64,7 +64,7 @@ def probing(config: PeftConfig, ids: Sequence[int]) -> list[int]:
 
 
 def unchanged(names: str) -> str:
-    """The sentence for an adapter that does nothing."""
+    """Return the sentence for an adapter that does nothing."""
     return (
         f"adapter {names} changes no logit: it was not applied, "
         "or all its up-projections are zero (untrained?)"

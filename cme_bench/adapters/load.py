@@ -126,7 +126,7 @@ def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -
 
 
 def _reason(error: Exception) -> str:
-    """One line of an error; torch's begin with a heading that says nothing."""
+    """Return one line of an error; torch's begin with a heading that says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else first_line(error)
 
@@ -136,7 +136,7 @@ def _device(model: nn.Module) -> str:
 
 
 def _replaced(model: nn.Module, folder: Path, found: Examined) -> list[str]:
-    """A sentence for every base tensor in the file whose values are not the base's own."""
+    """Return a sentence for every base tensor in the file whose values are not the base's own."""
     weights, sentences = weights_file(folder), []
     own = dict(model.named_parameters(remove_duplicate=False))
     with safe_open(weights, framework="pt") as file:

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 
 def bare_model(config: PretrainedConfig) -> nn.Module:
-    """A causal language model of this configuration on the meta device."""
+    """Return a causal language model of this configuration on the meta device."""
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     return model
 
 
 def adapted(base: nn.Module, config: PeftConfig) -> PeftModel:
-    """Puts a new adapter on a model from ``bare_model``, in place, without changing ``config``.
+    """Put a new adapter on a model from ``bare_model``, in place, without changing ``config``.
 
     Raises AdapterError (our methods) or ValueError (PEFT's) if the config does not fit the model.
     """
@@ -55,7 +55,7 @@ def saved_shapes(model: PeftModel, adapter_name: str = "default") -> dict[str, t
 
 
 def base_parameters(model: PeftModel) -> int:
-    """Number of parameters of the base model under the adapters; tied ones count once."""
+    """Return the number of parameters of the base model under the adapters; tied ones count once."""
     base = model.get_base_model()
     added: set[int] = set()
     for module in base.modules():

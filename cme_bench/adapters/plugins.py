@@ -24,7 +24,7 @@ from cme_bench.errors import did_you_mean, first_line
 GROUP = "cme_bench.adapters"
 """Entry points of packages: the name of a method, and the module (or function) that registers it."""
 _LOADED: dict[str, tuple[str, ...]] = {}
-"""What was loaded, by a name that another process finds it under, and the methods that it registered."""
+"""The loaded plugins, by a name that another process finds, and the methods that each registered."""
 
 
 def load_plugins(given: Iterable[str]) -> None:
@@ -107,7 +107,7 @@ def _register_by(name: str, file: Path | None, run: Callable[[], Any]) -> None:
 
 
 def _methods_of(module: ModuleType | None, before: set[str]) -> tuple[str, ...]:
-    """The methods that were added, and those of a module that was imported earlier."""
+    """Return the methods that were added, and those of a module that was imported earlier."""
     own = "" if module is None else module.__name__
     return tuple(
         method.name
@@ -169,7 +169,7 @@ def _shown(point: EntryPoint) -> str:
 
 
 def _where(err: BaseException, name: str, file: Path | None) -> str:
-    """One line: the plugin, the place in it, and what is wrong there."""
+    """Return one line: the plugin, the place in it, and what is wrong there."""
     if isinstance(err, SyntaxError):
         place, said = f"{err.filename}:{err.lineno}", str(err.msg)
     else:
@@ -183,7 +183,7 @@ def _where(err: BaseException, name: str, file: Path | None) -> str:
 
 
 def _is_users(filename: str, file: Path | None) -> bool:
-    """Whether a line of a traceback is the plugin's: in its file, or else in neither this package nor
+    """Return whether a line of a traceback is the plugin's: in its file, or else in neither this package nor
     Python's machinery of imports."""
     if file is not None:
         return Path(filename) == file

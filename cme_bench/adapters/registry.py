@@ -36,7 +36,7 @@ _PLACES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """What ``train`` says of an adapter.
+    """The settings of an adapter that ``train`` takes.
 
     Attributes:
         rank: Of one expert. alpha: Numerator of the scaling; twice the rank unless it was given.
@@ -259,7 +259,7 @@ def _tell_peft(entry: Method) -> bool:
 
 
 def _check_config(entry: Method) -> None:
-    """PEFT makes a config from a saved file, and finds its method by the type that it carries."""
+    """Check that PEFT can make a config of the class from a saved file, by the type that it carries."""
     shown = entry.config_class.__name__
     try:
         config = entry.config_class()
@@ -275,7 +275,7 @@ def _check_config(entry: Method) -> None:
 
 
 def _is_again(earlier: Method, config_class: type[PeftConfig]) -> bool:
-    """Whether a class is one that was registered, written anew or imported by another name."""
+    """Return whether a class is one that was registered, written anew or imported by another name."""
     if _qualified(earlier.config_class) == _qualified(config_class):
         return True
     code = code_of(config_class)

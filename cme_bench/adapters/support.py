@@ -179,7 +179,7 @@ def virtual_tokens(config: PeftConfig) -> int:
 
 
 def _set_fields(config: PeftConfig) -> list[str]:
-    """Names of the fields that do not have their default."""
+    """Return the names of the fields that do not have their default."""
     found = []
     for field in fields(config):
         value = getattr(config, field.name)

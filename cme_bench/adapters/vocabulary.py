@@ -56,7 +56,8 @@ def shipped_vocabulary(file: Path, found: Mapping[str, tuple[int, ...]], model: 
 
 
 def _embeddings(model: Any) -> Iterator[tuple[str, Any]]:
-    """Input and output embeddings by their names in the model; the input's alone where they are tied."""
+    """Yield input and output embeddings by their names in the model; the input's alone where they are
+    tied."""
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
     yield names[id(inputs)], inputs

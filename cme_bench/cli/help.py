@@ -18,7 +18,7 @@ PANELS = EVALUATE, READ, ADAPTERS, TASKS, MACHINE = (
     "Tasks and data",
     "This machine",
 )
-"""What commands are for, in the order in which they are listed."""
+"""The purposes of commands, in the order in which they are listed."""
 _CONTEXT = {"max_content_width": 110}
 
 

@@ -44,7 +44,7 @@ def all_methods(targets: Sequence[str]) -> dict[str, Measurable]:
 
 @contextmanager
 def attached(model: nn.Module, how: How, targets: Sequence[str]) -> Iterator[list[nn.Parameter]]:
-    """The adapter's parameters, random, while it is on the model."""
+    """Put the adapter on the model for the block; yield its parameters, which are random."""
     torch.manual_seed(1)
     if isinstance(how, PeftConfig):
         tuned = get_peft_model(model, how)

@@ -1,4 +1,4 @@
-"""What a user asks of a measurement; light to import."""
+"""The options of a measurement; light to import."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _OF_CONFIG = frozenset({"_name_or_path", "transformers_version", "use_cache"})
 _HARMLESS_HOOKS = ("make_inputs_require_grad",)
 """Of transformers and PEFT, for gradient checkpointing: their outputs are their inputs."""
 _QUANTISED = ("quant_state", "SCB", "CB")
-"""What bitsandbytes keeps beside a weight's bits."""
+"""The tensors that bitsandbytes keeps beside a weight's bits."""
 _INSIDE: tuple[tuple[type, str], ...] = (
     (BaseTunerLayer, "base_layer"),
     (AuxiliaryTrainingWrapper, "original_module"),

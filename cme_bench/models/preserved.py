@@ -68,7 +68,7 @@ def _restore_content(now: Any, before: Any) -> None:
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The configurations of a model and of its parts, each once."""
+    """Return the configurations of a model and of its parts, each once."""
     found: dict[int, Any] = {}
     for module in model.modules():
         for name in ("config", "generation_config"):

@@ -64,6 +64,7 @@ def _score(name: str, values: Sequence[Any]) -> Score | None:
 
 
 def _better(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Items on which the number of b is larger: log-likelihoods and shares; other values are not counted."""
+    """Count the items on which the number of b is larger: log-likelihoods and shares; other values are not
+    counted."""
     pairs = zip(a, b, strict=True)
     return sum(isinstance(x, int | float) and isinstance(y, int | float) and y > x for x, y in pairs)

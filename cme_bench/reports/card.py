@@ -9,8 +9,8 @@ from cme_bench.scoring.scales import Measure
 
 
 def model_card(run: RunView) -> str:
-    """YAML front matter with a ``model-index``: every task's main metric in its unit (shares in %), then the
-    macro averages.
+    """Return YAML front matter with a ``model-index``: every task's main metric in its unit (shares in %),
+    then the macro averages.
 
     Dataset names carry what a reader must know: the form, the number of shots, and a limit. The block says
     that CME is a reconstruction, by its source.

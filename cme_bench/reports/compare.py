@@ -88,7 +88,7 @@ def compare_runs(
     mid_p: bool = False,
     resamples: int = RESAMPLES,
 ) -> list[Comparison]:
-    """A comparison for each form that both runs have.
+    """Return a comparison for each form that both runs have.
 
     ``cluster`` names a field of the items (a passage, a title): items that share its value are one draw, in
     the tasks whose items have it. ``mid_p`` takes McNemar's mid-p values instead of exact ones. Raises
@@ -196,7 +196,7 @@ def _why(scores: TaskScores) -> str:
 
 
 def _groups(scores: TaskScores, field: str | None) -> list[str] | None:
-    """The cluster of each item; None if no clusters are wanted or the items have no such field."""
+    """Return the cluster of each item; None if no clusters are wanted or the items have no such field."""
     if field is None or not all(field in record.doc for record in scores.records[0]):
         return None
     return [str(record.doc[field]) for record in scores.records[0]]
@@ -230,7 +230,7 @@ def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resample
 
 
 def _aggregated(scores: TaskScores, *, seed: int) -> _Paired | None:
-    """A task whose metric is computed over all items at once; None if it is the task's own code."""
+    """Return a task whose metric is computed over all items at once; None if it is the task's own code."""
     assert scores.aggregated is not None
     found = resampled_difference(scores.measure.aggregation, *scores.aggregated, seed=seed)
     if found is None:
@@ -256,7 +256,7 @@ def _permutation(difference: Difference, flips: NDArray[np.float64]) -> float:
 
 
 def _pooled(scores: NDArray[np.float64], groups: list[str] | None) -> NDArray[np.float64]:
-    """Scores [n, 2], or sums by cluster scaled so that their mean is the items' mean."""
+    """Return scores [n, 2], or sums by cluster scaled so that their mean is the items' mean."""
     if groups is None:
         return scores
     sums = np.column_stack([cluster_sums(column, groups) for column in scores.T])
@@ -264,7 +264,7 @@ def _pooled(scores: NDArray[np.float64], groups: list[str] | None) -> NDArray[np
 
 
 def _macro(name: str, own: dict[str, float], paired: dict[str, _Paired]) -> Row:
-    """A domain or the average; a single task keeps its own test."""
+    """Return a domain or the average; a single task keeps its own test."""
     if len(own) == 1:
         return replace(paired[next(iter(own))].row, name=name)
     rows = [(weight, paired[task].row) for task, weight in own.items()]

@@ -17,8 +17,8 @@ _COLUMNS = ("n", "A", "B", "B − A", "95 % CI", "p", "p (Holm)", "wins", "losse
 
 
 def comparison_markdown(comparison: Comparison, *, by: str = "domain", flips: int = 5) -> str:
-    """Rows by ``domain`` or ``task``, then the average. Shares and their differences are in points (percent),
-    other scores in their own unit.
+    """Return rows by ``domain`` or ``task``, then the average. Shares and their differences are in points
+    (percent), other scores in their own unit.
 
     ``flips``: how many of the items that flipped are named for each task, each way.
     """
@@ -87,7 +87,7 @@ def _suite(form: str) -> str:
 
 
 def _points(measure: Measure) -> str:
-    """The unit of a difference, and which sign is better where that is not the usual one."""
+    """Return the unit of a difference, and which sign is better where that is not the usual one."""
     unit = "in points" if measure.scale.factor == 100 else measure.unit
     return unit if measure.better == "higher" else f"{unit}, {_DIRECTIONS[measure.better]}"
 
@@ -111,7 +111,7 @@ def _cells(row: Row, measure: Measure) -> Iterator[str]:
 
 
 def pvalue(p: float) -> str:
-    """Three digits after the point, or "<0.001"."""
+    """Return three digits after the point, or "<0.001"."""
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -134,7 +134,8 @@ def _flip_lines(comparison: Comparison, most: int) -> Iterator[str]:
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
-    """Tidy: a line a domain and a task and one for the average; scores as computed, shares not in percent."""
+    """Return tidy csv: a line for each domain and task and one for the average; scores as computed, shares
+    not in percent."""
     rows = [
         (
             comparison.form,
@@ -174,7 +175,7 @@ def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def flips_csv(comparisons: Sequence[Comparison]) -> str:
-    """Every item that flipped, with both answers. It holds text of the items: mind their licences."""
+    """Return every item that flipped, with both answers. It holds text of the items: mind their licences."""
     return csv_text(
         ("task", "id", "target", "score_a", "score_b", "answer_a", "answer_b"),
         [

@@ -19,8 +19,8 @@ _SHOWN = {
 
 
 def efficiency_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """``form`` says how a method computes: as published, fused, by PEFT. Ratios have no method but their name
-    as ``metric``."""
+    """Return ``form`` says how a method computes: as published, fused, by PEFT. Ratios have no method but
+    their name as ``metric``."""
     rows: list[dict[str, Any]] = []
     for result in results:
         place = {"model": result["model"], "hardware": result["hardware"], "part": result["bench"]}
@@ -36,7 +36,7 @@ def efficiency_frame(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def efficiency_markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """A table a result: methods by metrics, with what each baseline is."""
+    """Return a table a result: methods by metrics, with what each baseline is."""
     blocks = []
     for result in results:
         metrics = _SHOWN[result["bench"]]

@@ -1,4 +1,4 @@
-"""What the engine computed in a run, in words: the lines of ``cme-bench run --engine-stats``."""
+"""The engine's counters of a run in words: the lines of ``cme-bench run --engine-stats``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from cme_bench.runs.folder import read_run
 
 
 def stats_lines(folder: Path) -> Iterator[str]:
-    """Tokens computed against row by row, tokens/s, padding share and peak memory, over all sessions of a
-    run folder; one line if everything came from the store."""
+    """Yield tokens computed against row by row, tokens/s, padding share and peak memory, over all sessions of
+    a run folder; one line if everything came from the store."""
     run = read_run(folder)
     total = run.stats
     computed, seconds = total.tokens_computed, total.model_seconds

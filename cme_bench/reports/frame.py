@@ -20,7 +20,7 @@ ITEM_COLUMNS = [*RUN_COLUMNS, "domain", "dataset", "task", "id", "target", "answ
 
 
 def load_frame(folders: Sequence[Path], *, items: bool) -> pd.DataFrame:
-    """One row for each metric of each task, or with ``items`` for each metric of each item.
+    """Return one row for each metric of each task, or with ``items`` for each metric of each item.
 
     UsageError for a folder that is no run, and with ``items`` for one without per-item records.
     """

@@ -27,18 +27,20 @@ _LATEX_SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
 
 
 def latex_escape(text: str) -> str:
-    """``text`` with LaTeX's special characters as text; what pdflatex's default fonts lack becomes "?"."""
+    """Return ``text`` with LaTeX's special characters as text; what pdflatex's default fonts lack becomes
+    "?"."""
     shown = "".join(_LATEX_SPECIAL.get(c, c if c.isprintable() else " ") for c in text)
     return shown.encode("latin-1", "replace").decode("latin-1")
 
 
 def markdown_escape(text: str) -> str:
-    """``text`` for a cell of a Markdown table: no markup, no HTML, no new cell, on one line."""
+    """Return ``text`` for a cell of a Markdown table: no markup, no HTML, no new cell, on one line."""
     return _markdown_text(text, "\\`*_[]|")
 
 
 def markdown_line(text: str) -> str:
-    """``text``, with names of others' choosing in it, as one line of Markdown without HTML or links."""
+    """Return ``text``, with names of others' choosing in it, as one line of Markdown without HTML or
+    links."""
     return _markdown_text(text, "[")
 
 
@@ -50,8 +52,8 @@ def _markdown_text(text: str, specials: str) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
-    """A padded Markdown table of cells that are Markdown already; all but the first ``left`` columns are
-    aligned right."""
+    """Return a padded Markdown table of cells that are Markdown already; all but the first ``left`` columns
+    are aligned right."""
     grid = [list(columns), *(list(row) for row in rows)]
     widths = [max(3, *(len(row[i]) for row in grid)) for i in range(len(columns))]
     lines = ["| " + " | ".join(s.ljust(w) for s, w in zip(row, widths, strict=True)) + " |" for row in grid]
@@ -61,8 +63,8 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
 
 
 def latex(columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], *, left: int) -> str:
-    """A booktabs tabular of cells that are LaTeX already, shrunk to the line if it is wider; a rule stands
-    between groups of rows."""
+    """Return a booktabs tabular of cells that are LaTeX already, shrunk to the line if it is wider; a rule
+    stands between groups of rows."""
     spec = "l" * left + "r" * (len(columns) - left)
     body: list[str] = []
     for group in groups:
@@ -81,7 +83,7 @@ def latex(columns: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], *, 
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
-    """A table of cells that are HTML already; the first cell of a row is its header."""
+    """Return a table of cells that are HTML already; the first cell of a row is its header."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = ' class="text"', ""

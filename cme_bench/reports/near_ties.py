@@ -1,4 +1,4 @@
-"""What a table says of questions that another engine may answer otherwise."""
+"""A table's notes on questions that another engine may answer otherwise."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _quality(run: RunView, task: str) -> dict[str, float]:
 
 
 def _share(run: RunView, form: str, kind: str) -> float:
-    """Of all questions of a form, each counted once."""
+    """Return the share of all questions of a form, each counted once."""
     found = [run.results.tasks[task] for task in run.tasks(form)]
     counted = [(r.score.n, r.quality[kind]) for r in found if kind in r.quality]
     total = sum(n for n, _ in counted)

@@ -37,7 +37,7 @@ class Published:
 
 
 def published() -> Published:
-    """The paper's CME averages, with their source and evidence level."""
+    """Return the paper's CME averages, with their source and evidence level."""
     text = resources.files("cme_bench").joinpath("data", "paper.yaml").read_text(encoding="utf-8")
     content: dict[str, Any] = yaml.safe_load(text)
     note = (

@@ -13,7 +13,7 @@ from cme_bench.util.files import write_text
 def write_router_tables(
     load: pd.DataFrame, means: pd.DataFrame, interaction: pd.DataFrame, label: str, out: Path
 ) -> None:
-    """Writes router_load.csv, router_by_LABEL.csv, and router_interaction.csv if the adapter has an M.
+    """Write router_load.csv, router_by_LABEL.csv, and router_interaction.csv if the adapter has an M.
 
     Args:
         load: ``load_frame``'s columns, a row for each slice of items, layer and expert.

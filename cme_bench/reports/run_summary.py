@@ -17,7 +17,7 @@ WARN_TIES = 0.005
 
 
 def summary_table(folder: Path) -> Table:
-    """Every task, every domain and the average of a run folder."""
+    """Return every task, every domain and the average of a run folder."""
     results = read_results(folder)
     table = Table(title=markup(str(folder)), show_edge=False)
     for name, justify in (("domain", "left"), ("task", "left"), ("metric", "left")):

@@ -21,7 +21,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class RunView:
-    """What one run folder says: ``run`` is run.json, ``results`` our part of results.json.
+    """One run folder as reports read it: ``run`` is run.json, ``results`` our part of results.json.
 
     ``members``: the runs of several seeds that were pooled into it, if it is no single run; ``notes``: what a
     reader of a table must know of the pooling.
@@ -63,15 +63,15 @@ class RunView:
         return self.run.logits
 
     def limits(self) -> set[int]:
-        """The --limit values of its tasks that left rows out."""
+        """Return the --limit values of its tasks that left rows out."""
         return {t.n for t in self.run.tasks.values() if t.n < t.rows}
 
     def measure(self, form: str) -> Measure:
-        """How the scores of one form are read: their scale and direction."""
+        """Return how the scores of one form are read: their scale and direction."""
         return self.results.forms[form].measure.read()
 
     def tasks(self, form: str) -> list[str]:
-        """Its finished tasks of one form."""
+        """Return its finished tasks of one form."""
         return [name for name, result in self.results.tasks.items() if result.form == form]
 
     @property
@@ -89,7 +89,8 @@ def open_run(folder: Path) -> RunView:
 
 
 def labels(runs: Sequence[RunView]) -> list[str]:
-    """A name for each run: its model's, with the number of shots and the folder where names would repeat."""
+    """Return a name for each run: its model's, with the number of shots and the folder where names would
+    repeat."""
     names = [run.label for run in runs]
     shots = [",".join(str(s) for s in run.shots) + "-shot" for run in runs]
     if len(set(shots)) > 1:
@@ -104,13 +105,13 @@ def labels(runs: Sequence[RunView]) -> list[str]:
 
 
 def differences(runs: Sequence[RunView]) -> list[str]:
-    """Why the runs are not alike, one sentence each: engines, dtypes, logits, data, tasks, item sets,
+    """Return why the runs are not alike, one sentence each: engines, dtypes, logits, data, tasks, item sets,
     formats."""
     return list(_differences(runs))
 
 
 def check_alike(runs: Sequence[RunView], *, allow_mixed: bool) -> list[str]:
-    """:func:`differences`; UsageError if there are any and they are not allowed."""
+    """Return :func:`differences`; UsageError if there are any and they are not allowed."""
     mixed = differences(runs) if len(runs) > 1 else []
     if mixed and not allow_mixed:
         raise UsageError(f"the runs cannot be compared: {'; '.join(mixed)} ({ALLOW})")
@@ -151,7 +152,7 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
 
 
 def _beginning(run: RunView) -> str:
-    """What begins the prompts of a run. Runs of before ``--bos`` took what the tokenizer adds."""
+    """Return the beginning of a run's prompts. Runs of before ``--bos`` took what the tokenizer adds."""
     bos = run.run.bos
     if bos is None or bos.prefix == bos.own:
         return "the tokenizer's own"
@@ -159,13 +160,13 @@ def _beginning(run: RunView) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """Return the first names of a list, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[str]:
-    """One line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
+    """Yield one line a run: model and adapter hashes, engine, dtype, tasks, versions, commit."""
     for run, name in zip(runs, names, strict=True):
         identity, versions = run.run.identity, run.run.versions
         members = run.members or (run,)
@@ -187,7 +188,8 @@ _PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch")
 
 
 def tasks_hash(run: RunView) -> str:
-    """One hash for all finished tasks: the first 8 digits of sha256 over their hashes in name order."""
+    """Return one hash for all finished tasks: the first 8 digits of sha256 over their hashes in name
+    order."""
     import hashlib
 
     tasks = sorted((name, t.hash) for name, t in run.results.tasks.items())
@@ -195,8 +197,8 @@ def tasks_hash(run: RunView) -> str:
 
 
 def watermarks(runs: Sequence[RunView]) -> Iterator[str]:
-    """What a reader must know before believing a number: mini items, limits, unfinished runs, scores that
-    are no numbers."""
+    """Yield the reasons to doubt a number: mini items, limits, unfinished runs, scores that are no
+    numbers."""
     if any(run.run.identity.data == "mini" for run in runs):
         yield "LIMITED: 'mini' items are a smoke test written for this project, not a measurement."
     if limits := sorted(set().union(*(run.limits() for run in runs))):

@@ -55,7 +55,7 @@ class TaskScores:
 def paired_tasks(
     runs: Sequence[RunView], form: str, *, allow_mixed: bool, means: bool = True
 ) -> Iterator[TaskScores]:
-    """The tasks of ``form`` that all runs have, read from their records, one at a time.
+    """Yield the tasks of ``form`` that all runs have, read from their records, one at a time.
 
     UsageError if item sets or gold answers differ, unless ``allow_mixed``: then pairs are formed on the
     shared ids, with a note. NoItemMeanError for a metric that is no mean over items, if only ``means`` are
@@ -116,7 +116,7 @@ def _untestable(record: MetricRecord, metric: str, values: Sequence[Sequence[Any
 
 
 def weights(tasks: Sequence[tuple[str, str, str]], *, averaged: bool = True) -> dict[str, dict[str, float]]:
-    """For every domain, and for the average: the weight of each of its tasks (task, domain, dataset).
+    """Return, for every domain and for the average, the weight of each of its tasks (task, domain, dataset).
 
     A dataset is the mean of its tasks, a domain of its datasets, the average of the domains. If they
     are not ``averaged``, every task stands by itself.
@@ -133,8 +133,8 @@ def weights(tasks: Sequence[tuple[str, str, str]], *, averaged: bool = True) -> 
 
 
 def answer_of(record: Record) -> str:
-    """What the model answered, as text: the extracted answer, the most likely choice (with its number where
-    choices differ in their prompts only), or its text."""
+    """Return the model's answer as text: the extracted answer, the most likely choice, or its text. A choice
+    has its number where choices differ in their prompts only."""
     if record.answer is not None:
         return record.answer.text
     response, logprobs = record.response, record.response.logprobs

@@ -39,7 +39,8 @@ def pool_seeds(runs: Sequence[RunView], *, allow_mixed: bool = False) -> list[Ru
 
 
 def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
-    """Notes of what could not be compared. UsageError with the first field that differs, and both values."""
+    """Return notes of what could not be compared. UsageError with the first field that differs, and both
+    values."""
     notes = []
     for part, name in _COMPARED.items():
         recorded = [(run, getattr(run.run.adapter, part)) for run in runs]
@@ -57,7 +58,8 @@ def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
 
 
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """The first field, in the order of ``one``, whose values differ; fields of one alone say nothing."""
+    """Return the first field, in the order of ``one``, whose values differ; fields of one alone say
+    nothing."""
     for key, value in one.items():
         if key in other and other[key] != value:
             if isinstance(value, Mapping) and isinstance(other[key], Mapping):
@@ -67,7 +69,7 @@ def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple
 
 
 def _difference_within(key: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Of two mappings that differ: the first entry that does, one that is absent counts as None."""
+    """Return the first difference of two mappings; an entry that is absent counts as None."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return f"{key}.{names[0]}", _shown(one.get(names[0])), _shown(other.get(names[0]))
 

@@ -34,13 +34,13 @@ class Column:
     best: Floats
 
     def against(self, run: int) -> Floats:
-        """[m]: p values of each run against ``run``, Holm-adjusted over the others; NaN for itself."""
+        """Return [m]: p values of each run against ``run``, Holm-adjusted over the others; NaN for itself."""
         p = self.p[run].copy()
         p[run] = np.nan
         return holm(p)
 
     def adjusted(self) -> Floats:
-        """[m, m]: p values, Holm-adjusted over all pairs; NaN on the diagonal."""
+        """Return [m, m]: p values, Holm-adjusted over all pairs; NaN on the diagonal."""
         result = np.full_like(self.p, np.nan)
         upper = np.triu_indices(len(self.p), k=1)
         result[upper] = holm(self.p[upper])
@@ -61,8 +61,8 @@ class Significance:
 def significance(
     runs: Sequence[RunView], form: str, *, allow_mixed: bool = False, resamples: int = RESAMPLES
 ) -> Significance | None:
-    """Tests between all runs of one form: paired permutation tests, or t tests over seeds and items where
-    some run pools seeds. None if some run has no per-item records, or if no task is shared."""
+    """Test all pairs of runs of one form: by paired permutation tests, or by t tests over seeds and items
+    where some run pools seeds. None if some run has no per-item records, or if no task is shared."""
     if len(runs) < 2 or not all(run.has_records for run in runs):
         return None
     try:
@@ -129,7 +129,7 @@ def _over_seeds(runs: Sequence[RunView], form: str, allow_mixed: bool) -> Signif
 
 
 def _seed_column(runs: Sequence[Sequence[Floats]], own: Sequence[float]) -> Column:
-    """``runs[i]`` are the scores [seeds, items] of run i in each task, weighed by ``own``."""
+    """Return ``runs[i]`` are the scores [seeds, items] of run i in each task, weighed by ``own``."""
     means = np.array([seeds_mean(tasks, own).estimate.value for tasks in runs])
     p = np.ones((len(runs), len(runs)))
     for i, first in enumerate(runs):

@@ -61,7 +61,7 @@ class ComparisonTable:
 def comparison_tables(
     runs: Sequence[RunView], *, allow_mixed: bool = False, paper: bool = False, tests: bool = True
 ) -> list[ComparisonTable]:
-    """One table for each form (generated, likelihood) that occurs in ``runs``.
+    """Return one table for each form (generated, likelihood) that occurs in ``runs``.
 
     ``paper`` adds the published rows; ``tests`` adds daggers, from the per-item records. Raises UsageError if
     the runs differ in engine, dtype, data, tasks, item sets, formats or task versions, unless
@@ -123,12 +123,12 @@ def _table(
 
 
 def _suite(form: str) -> str:
-    """What a table of this form is about: CME's tasks, or ``other`` ones."""
+    """Return the subject of a table of this form: CME's tasks, or ``other`` ones."""
     return f"CME, {form}" if form in CME_FORMS else f"Outside CME, {form.removeprefix('other ')}"
 
 
 def _what(measure: Measure, count: int, averaged: bool) -> str:
-    """What the numbers of a table are."""
+    """Describe the numbers of a table."""
     score = f"score {measure.unit}"
     return f"{score}, macro mean over {count} domains" if averaged else f"{score}, {count} tasks, no mean"
 
@@ -160,7 +160,7 @@ def _method_cells(
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit that leaves 1 or more: hours, minutes or seconds."""
+    """Return a time in the largest unit that leaves 1 or more: hours, minutes or seconds."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -175,8 +175,8 @@ def _score(estimate: EstimateRecord | None, factor: float) -> Cell:
 
 
 def _mark_places(rows: Sequence[tuple[Cell, ...]], measure: Measure) -> list[tuple[Cell, ...]]:
-    """The best and the second value of each column, ties included, once there is something to compare and
-    a direction."""
+    """Return the best and the second value of each column, ties included, once there is something to compare
+    and a direction."""
     if not measure.sign:
         return list(rows)
     places = [
@@ -197,7 +197,7 @@ def _mark_places(rows: Sequence[tuple[Cell, ...]], measure: Measure) -> list[tup
 def _mark_daggers(
     rows: Sequence[tuple[Cell, ...]], columns: Sequence[str], tested: Significance, measure: Measure
 ) -> list[tuple[Cell, ...]]:
-    """A dagger on each score that a test does not tell from the column's best."""
+    """Return a dagger on each score that a test does not tell from the column's best."""
     marked = [list(row) for row in rows]
     if not measure.sign:
         return [tuple(row) for row in marked]

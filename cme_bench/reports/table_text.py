@@ -49,7 +49,7 @@ def fragment(tables: Sequence[ComparisonTable]) -> str:
 
 
 def _number(cell: Cell, table: ComparisonTable, with_se: bool, with_n: bool) -> str:
-    """Value, standard error and n as asked for; no marks."""
+    """Return value, standard error and n as asked for; no marks."""
     assert cell.value is not None
     text = table.measure.scale.text(cell.value)
     if with_se and cell.stderr is not None:
@@ -164,7 +164,8 @@ def _page(body: str) -> str:
 
 
 def _csv(tables: Sequence[ComparisonTable]) -> str:
-    """Tidy: one line a row and column: value and error (shares in percent), n, marks, scale, direction."""
+    """Return tidy csv: a line for each row and column with value and error (shares in percent), n, marks,
+    scale, direction."""
     rows = []
     for table in tables:
         for row, source in (*((r, "ours") for r in table.rows), *((r, "published") for r in table.published)):

@@ -102,7 +102,7 @@ kinds with stock lm-eval on made-up rows and answers):
 
 
 def tasks_page(suite: Suite) -> str:
-    """The page for all tasks of a suite, in its order."""
+    """Return the page for all tasks of a suite, in its order."""
     specs = list(suite.tasks.values())
     cme = [spec for spec in specs if spec.in_cme]
     counts = (

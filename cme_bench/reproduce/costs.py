@@ -1,4 +1,4 @@
-"""What a recipe will cost, from a step and an evaluation that were measured on this machine."""
+"""The cost of a recipe, from a step and an evaluation that were measured on this machine."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Rates:
 
 
 def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Callable[[str], None]) -> Rates:
-    """The rates in the folder, if they are of this machine; else measured now, which takes a few minutes at
-    most: some steps of the most costly main row, and a few items of each task on the bare model."""
+    """Return the rates in the folder, if they are of this machine; else measured now, which takes a few
+    minutes at most: some steps of the most costly main row, and a few items of each task on the bare
+    model."""
     import torch
 
     here = hardware(cuda=torch.cuda.is_available())
@@ -57,7 +58,7 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
 
 
 def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
-    """Routed methods cost more than others, and a rank more than a lower one."""
+    """Return a key by cost: routed methods cost more than others, and a rank more than a lower one."""
     from cme_bench.adapters.registry import routed_names
 
     training = recipe.rows[row].training
@@ -102,7 +103,7 @@ class Cost:
 
 
 def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
-    """A cost for each kind of job."""
+    """Return a cost for each kind of job."""
     jobs = all_jobs(recipe)
     found = []
     for kind in dict.fromkeys(job.kind for job in jobs):
@@ -122,13 +123,13 @@ def _steps(recipe: Recipe, job: Job) -> int:
 
 
 def total_minutes(recipe: Recipe, rates: Rates) -> float:
-    """Minutes of one process; several at once take less where they do not fill the machine."""
+    """Return the minutes of one process; several at once take less where they do not fill the machine."""
     return sum(cost.minutes for cost in costs(recipe, rates))
 
 
 def cut_to_fit(recipe: Recipe, rates: Rates) -> Recipe:
-    """The recipe with as many seeds as the budget allows, never fewer than one: seeds are cut before methods,
-    those of other than main rows first."""
+    """Return the recipe with as many seeds as the budget allows, never fewer than one: seeds are cut before
+    methods, those of other than main rows first."""
     budget = recipe.budget_minutes
     while budget is not None and total_minutes(recipe, rates) > budget:
         if recipe.side_seeds > 1:
@@ -141,7 +142,7 @@ def cut_to_fit(recipe: Recipe, rates: Rates) -> Recipe:
 
 
 def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
-    """The plan as people read it: rates, cost by kind, minutes a job, and what would be cut."""
+    """Return the plan as people read it: rates, cost by kind, minutes a job, and what would be cut."""
     found = costs(recipe, rates)
     done = sum(folder.is_done(job.name) for job in all_jobs(recipe))
     rows = [

@@ -1,4 +1,4 @@
-"""What is kept of a reproduction: tables, figures, claims, configurations, and every run without texts."""
+"""The kept part of a reproduction: tables, figures, claims, configurations, and every run without texts."""
 
 from __future__ import annotations
 

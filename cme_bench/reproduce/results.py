@@ -28,7 +28,8 @@ _EXPERTS_NOTE = "One expert is LoRA of the same rank: the router has nothing to 
 
 
 def write_tables(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str]:
-    """table1, ablation, experts and data_scale as md, tex and csv, and trainings.csv; the files' names."""
+    """Yield table1, ablation, experts and data_scale as md, tex and csv, and trainings.csv; the files'
+    names."""
     out.mkdir(parents=True, exist_ok=True)
     main = [row.pooled for row in open_rows(recipe, folder, recipe.main)]
     yield from _table([open_base(folder), *main], out / "table1", paper=True)
@@ -66,7 +67,8 @@ def _table(views: Sequence[RunView], stem: Path, *, paper: bool = False, note: s
 
 
 def _trainings(recipe: Recipe, folder: Folder) -> str:
-    """A row for each training, grids included: learning rate, tokens, loss, time, hash of the adapter."""
+    """Return a row for each training, grids included: learning rate, tokens, loss, time, hash of the
+    adapter."""
     rows = []
     for job in (job for job in all_jobs(recipe) if job.kind in ("grid", "train")):
         done = folder.outcome(job.name)
@@ -92,7 +94,7 @@ def _trainings(recipe: Recipe, folder: Folder) -> str:
 
 
 def write_all_figures(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str]:
-    """The paper's figures into ``out`` (1, 4a, 4b and domains of the main rows), ``out/experts`` (3a),
+    """Yield the paper's figures into ``out`` (1, 4a, 4b and domains of the main rows), ``out/experts`` (3a),
     ``out/data_scale`` (3b) and a folder a routed row (5b, by subject of MMLU, and by domain)."""
     main = [row.pooled for row in open_rows(recipe, folder, recipe.main)]
     curves = [
@@ -129,12 +131,13 @@ def _figures(inputs: FigureInputs, out: Path, names: Sequence[str]) -> Iterator[
 
 
 def _all_seconds(outcome: Mapping[str, float]) -> float:
-    """Of a job, over all calls: its last one counts itself, trainings and runs count all of theirs."""
+    """Return the seconds of a job over all calls: its last one counts itself, trainings and runs count all of
+    theirs."""
     return max(outcome[key] for key in ("seconds", "training_seconds", "run_seconds") if key in outcome)
 
 
 def _company(recipe: Recipe) -> list[str]:
-    """What the times of trainings and runs mean where several processes shared the machine."""
+    """Explain the times of trainings and runs where several processes shared the machine."""
     if recipe.workers < 2:
         return []
     return [
@@ -145,7 +148,7 @@ def _company(recipe: Recipe) -> list[str]:
 
 
 def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
-    """README.md: what was computed, by which command, on what, and where the rest is."""
+    """Write README.md: what was computed, by which command, on what, and where the rest is."""
     jobs = all_jobs(recipe)
     done = {job.name: folder.outcome(job.name) for job in jobs}
     rows = []

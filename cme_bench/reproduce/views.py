@@ -24,7 +24,7 @@ class RowRuns:
 
 
 def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowRuns]:
-    """The evaluated runs of some rows."""
+    """Return the evaluated runs of some rows."""
     found = []
     for name in names:
         views = [open_run(folder.run(name, seed)) for seed in range(recipe.seeds_of(name))]
@@ -35,17 +35,17 @@ def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowR
 
 
 def open_base(folder: Folder) -> RunView:
-    """The run of the bare model, asked as the adapters are."""
+    """Return the run of the bare model, asked as the adapters are."""
     return open_run(folder.run(BASE))
 
 
 def titled(view: RunView, title: str) -> RunView:
-    """The view under another name of its adapter."""
+    """Return the view under another name of its adapter."""
     assert view.run.adapter is not None
     adapter = structs.replace(view.run.adapter, name=title)
     return replace(view, run=structs.replace(view.run, adapter=adapter))
 
 
 def forms(views: Sequence[RunView]) -> list[str]:
-    """The forms that every view has."""
+    """Return the forms that every view has."""
     return [form for form in views[0].results.forms if all(form in v.results.forms for v in views)]

@@ -27,7 +27,7 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What an engine is made for.
+    """The model, adapter and load that an engine is made for.
 
     Attributes:
         max_length: Most tokens of a row that the model takes.
@@ -73,7 +73,7 @@ class EngineSource(ABC):
 
     @abstractmethod
     def release(self) -> None:
-        """Be done with the engine opened last; what the next one can use stays."""
+        """Let go of the engine opened last; parts that the next one can use stay."""
 
     def close(self) -> None:
         """Free everything."""

@@ -1,4 +1,4 @@
-"""What a stored response belongs to: the key under which it may be used again, and nothing else may."""
+"""The identity of a stored response: the key under which it may be used again, and nothing else may."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cme_bench.engines.base import GenerateRequest, Request
 
 
 def response_key(responder: Mapping[str, str], request: Request) -> str:
-    """sha256 over the responder (model and adapter hashes, dtype, engine), the exact token ids, and the
-    sampling parameters: one token, weight or setting changed is another key."""
+    """Return sha256 over the responder (model and adapter hashes, dtype, engine), the exact token ids, and
+    the sampling parameters: one token, weight or setting changed is another key."""
     digest = hashlib.sha256(orjson.dumps(dict(responder), option=orjson.OPT_SORT_KEYS))
     if isinstance(request, GenerateRequest):
         settings = [

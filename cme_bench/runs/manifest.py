@@ -27,15 +27,15 @@ SAVE_SECONDS = 2.0
 
 
 class _Resumed(Struct):
-    """What is read of an earlier ``run.json``."""
+    """The parts of an earlier ``run.json`` that a resumed run reads."""
 
     identity: dict[str, Any]
     sessions: list[SessionRecord] | None = None
 
 
 def default_folder(options: AskOptions, model: str, identity: Mapping[str, str]) -> Path:
-    """``runs/MODEL-HASH``: the same for the same answering model and settings, so that the same command
-    resumes; limit, shots and tasks share it, since their items are stored by key."""
+    """Return ``runs/MODEL-HASH``: the same for the same answering model and settings, so that the same
+    command resumes; limit, shots and tasks share it, since their items are stored by key."""
     parts = [*sorted(identity.items()), options.data, options.prompt_format, options.seed]
     digest = hashlib.sha256(orjson.dumps(parts)).hexdigest()
     return Path("runs") / f"{model}-{digest[:8]}"

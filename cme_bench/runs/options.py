@@ -50,7 +50,7 @@ SWITCHES = frozenset({"shared_prefixes", "compile", "in_process"})
 
 
 def parse_settings(pairs: list[str]) -> dict[str, int]:
-    """``["tokens_per_batch=2048"]`` as a mapping. UsageError for unknown keys and values that are no
+    """Return ``["tokens_per_batch=2048"]`` as a mapping. UsageError for unknown keys and values that are no
     positive whole numbers (0 and 1 for switches)."""
     settings = {}
     for pair in pairs:
@@ -123,7 +123,8 @@ class ModelOptions(NetworkOptions):
 
 @dataclass(frozen=True)
 class AskOptions(NetworkOptions):
-    """What is asked, of the model alone or with each of several adapters, and where answers are stored."""
+    """The questions, asked of the model alone or with each of several adapters, and where answers are
+    stored."""
 
     tasks: Annotated[
         str, Option("Comma-separated tasks, domains and suites: cme, cme_ll, nli, cme_rte_ll, ...")

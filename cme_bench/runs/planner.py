@@ -63,8 +63,8 @@ class Plan:
 
 
 def task_hash(task: Task, format_name: str, policy: str) -> str:
-    """sha256 of everything that decides a task's scores except the model: the task's own hash, the prompt
-    format and the tokenisation policy."""
+    """Return sha256 of everything that decides a task's scores except the model: the task's own hash, the
+    prompt format and the tokenisation policy."""
     return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
 
 

@@ -36,7 +36,7 @@ class RaySource(SavedSource):
         return Pool(plan, worker_source(self.model, self.options), worker_environment(self.options, plan))
 
     def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
-        """What opening an adapter raises in a worker is raised by the first answer."""
+        """Open the engine; an error of opening an adapter in a worker is raised by the first answer."""
         from cme_bench.engines.ray.engine import RayEngine
 
         found = saved(adapter)
@@ -51,7 +51,7 @@ class RaySource(SavedSource):
         )
 
     def release(self) -> None:
-        """Workers take their adapter off when they are told to open the next."""
+        """Do nothing: workers take their adapter off when they are told to open the next."""
 
     def close(self) -> None:
         if "_pool" in self.__dict__:

@@ -1,4 +1,5 @@
-"""What a run sends to the workers of engine ray: how to open engines there, and proof of what to open.
+"""The parts of a run that go to the workers of engine ray: how to open engines there, and proof of what to
+open.
 
 A worker reads the model and adapters from its own node, by the same names: a shared file system, or the same
 files. Hashes and versions must be those of the driver, else answers of two kinds would stand in one run.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def worker_environment(options: ModelOptions, plan: WorkerPlan) -> dict[str, str]:
-    """Environment variables of a worker."""
+    """Return the environment variables of a worker."""
     environment = {"TQDM_DISABLE": "1"}
     if options.offline:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -38,7 +39,7 @@ def worker_environment(options: ModelOptions, plan: WorkerPlan) -> dict[str, str
 
 
 def worker_source(model: SavedModel, options: ModelOptions) -> Callable[[], WorkerSource]:
-    """Makes, in a worker's process, what opens engines for ``model`` there."""
+    """Make, in a worker's process, the source of engines for ``model`` there."""
     folder = Path(options.model).expanduser().is_dir()
     there = replace(
         options,
@@ -73,7 +74,8 @@ class WorkerSource:
             raise UsageError(f"{_node()}: {self._engines.model.place} is another model than the driver's")
 
     def open(self, adapter: tuple[str, str] | None, job: Job) -> Engine:
-        """An engine with the adapter of this folder and hash; raises UsageError if it is another here."""
+        """Return an engine with the adapter of this folder and hash; raises UsageError if it is another
+        here."""
         if adapter is None:
             return self._engines.open(None, job)
         found = resolve_adapter(adapter[0], self._engines.model.config)

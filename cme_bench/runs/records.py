@@ -1,4 +1,4 @@
-"""What a run folder holds, as types: the writer fills them in, every reader gets them back.
+"""The contents of a run folder as types: the writer fills them in, every reader gets them back.
 
 ``run.json`` is a :class:`RunRecord`; the part ``cme`` of ``results.json`` is :class:`Results`; a line of
 ``samples/TASK.jsonl`` is a :class:`~cme_bench.scoring.record.Record`. A field with a default may be missing
@@ -44,7 +44,8 @@ __all__ = [
 
 
 class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What every response of a run belongs to: hashes of model and adapter, dtype, engine, data and format.
+    """The identity that every response of a run has: hashes of model and adapter, dtype, engine, data and
+    format.
 
     ``tokenizer``: hash of the one beside the adapter; ``logits``: their type where the model's has 16 bits.
     """

@@ -59,7 +59,7 @@ class RescoredTask:
 
 
 def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) -> list[RescoredTask]:
-    """Rescores every finished task of a run folder and rewrites its results.
+    """Rescore every finished task of a run folder and rewrite its results.
 
     ``data`` replaces the run's ``--data``, for rows that have moved. ``allow_code``: run ``!function`` of the
     task files that the run included; what the folder says of that is not asked, it may be a stranger's.
@@ -111,7 +111,7 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
 
 
 def _tokenizer(model: ModelRecord) -> Any:
-    """The run's tokenizer; None if its folder is gone."""
+    """Return the run's tokenizer; None if its folder is gone."""
     if model.path is None or not Path(model.path).is_dir():
         return None
     return load_tokenizer(Checkpoint(model.name, Path(model.path), model.hash or ""))
@@ -123,7 +123,8 @@ def _format(planned: TaskRecord, tokenizer: Any) -> PromptFormat:
 
 
 def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str, seed: int) -> Record:
-    """``record`` with the scores and the target of today. UsageError if it answers another question."""
+    """Return ``record`` with the scores and the target of today. UsageError if it answers another
+    question."""
     number = record.id
     if number >= len(task.docs):
         raise UsageError(f"{task.name}: item {number} is stored, but there are {len(task.docs)} rows now")

@@ -56,7 +56,7 @@ class Responder:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of the adapter and of how it is asked."""
+        """Notes for the user on the adapter and its prompts."""
         if self.adapter is None:
             return []
         note = self.model.tokenizer_of(self.adapter).note
@@ -70,7 +70,7 @@ class Responder:
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """What makes token ids of its prompts. UsageError if ``--bos`` cannot be honoured."""
+        """The encoder that makes token ids of its prompts. UsageError if ``--bos`` cannot be honoured."""
         trained = None
         if self.adapter is not None:
             trained = trained_prefix(self.adapter.tokenization, self.tokenizer)
@@ -95,7 +95,7 @@ class Responder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a stored response belongs to: two responders with one identity answer alike.
+        """The identity of its responses: two responders with one identity answer alike.
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
@@ -133,7 +133,7 @@ class Responder:
         return self._engine
 
     def close(self) -> None:
-        """Be done with this adapter; the base model stays for the next."""
+        """Let go of this adapter; the base model stays for the next."""
         if self._engine is not None:
             self._engine.close()
             self.engines.release()

@@ -93,7 +93,7 @@ def _lm_eval_pair(result: TaskResult, name: str) -> list[tuple[str, Any]]:
 
 
 def summary_csv(results: Sequence[TaskResult], summaries: dict[str, Summary]) -> str:
-    """Columns task, domain, metric, value, stderr, n, scale, better; values are not in percent.
+    """Return the columns task, domain, metric, value, stderr, n, scale, better; values are not in percent.
 
     The domains and the average of each form follow the tasks, with the form in the place of the task's name.
     """

@@ -92,7 +92,7 @@ class Questions:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the runs of all adapters share."""
+    """The parts that the runs of all adapters share."""
 
     options: AskOptions
     tasks: Sequence[Task]
@@ -153,8 +153,8 @@ def run_folder(options: AskOptions, responder: Responder, root: Path = DEFAULT_R
 
 
 def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
-    """A folder's name for each adapter; where two are alike, as many of its parents' names before it as tell
-    them apart: ``seed1-adapter``, ``seed2-adapter``."""
+    """Return a folder's name for each adapter; where two are alike, as many of its parents' names before it
+    as tell them apart: ``seed1-adapter``, ``seed2-adapter``."""
     paths = list(dict.fromkeys(adapter_folder(adapter) for adapter in adapters))
     names = {}
     for path in paths:
@@ -202,13 +202,14 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
 
 
 def _notes(plans: Sequence[Plan], encoder: Encoder, responder: Responder) -> list[str]:
-    """What a user must know of the adapter and of how the prompts are made."""
+    """Return the notes for the user on the adapter and on how the prompts are made."""
     warning = [] if encoder.bos.warning is None else [encoder.bos.warning]
     return list(dict.fromkeys([*responder.notes, *warning, *(note for plan in plans for note in plan.notes)]))
 
 
 def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:
-    """Of the items that have an answer, ``stored`` in all; ``quality`` says what share has none."""
+    """Return the result of the items that have an answer, ``stored`` in all; ``quality`` gives the share that
+    has none."""
     result = task_result(plan.task.spec, plan.task.lm_eval, records, dtype=dtype)
     if missing := len(plan.items) - stored:
         result.quality["unanswered"] = missing / len(plan.items)

@@ -91,7 +91,7 @@ class Session:
             self._show(waiting)
 
     def _show(self, waiting: deque[_Part]) -> None:
-        """The first task that is not done is the one whose progress is shown."""
+        """Show the progress of the first task that is not done."""
         if waiting:
             part = waiting[0]
             self.listener.start(part.name, total=len(part.plan.items), done=part.stored)
@@ -104,7 +104,7 @@ class Session:
             yield from self.responder.engine(tasks[0][0], self.longest).serve(Batches(tasks))
 
     def records(self, plan: Plan) -> Iterator[Record]:
-        """The stored records of a task as it is now, one at a time."""
+        """Yield the stored records of a task as it is now, one at a time."""
         hash_ = self.manifest.run.tasks[plan.task.name].hash
         keys = _keys(plan)
         for record in read_records(samples_file(self.writer.folder, plan.task.name)):
@@ -135,7 +135,7 @@ class _Part:
 def _by_part(
     window: Sequence[tuple[int, Any]], order: Sequence[tuple[_Part, int]]
 ) -> Iterator[tuple[_Part, list[tuple[int, Any]]]]:
-    """What of a window belongs to which task: places of items, and their responses."""
+    """Divide a window by task: places of items, and their responses."""
     found: dict[_Part, list[tuple[int, Any]]] = {}
     for number, response in window:
         part, i = order[number]
@@ -144,7 +144,8 @@ def _by_part(
 
 
 def _windows(responses: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    """What is stored at a time. If the engine fails, what it finished before comes out first."""
+    """Yield the responses to store at a time. If the engine fails, what it finished before comes out
+    first."""
     window: list[tuple[int, Any]] = []
     opened = time.monotonic()
     failure: CmeError | None = None
@@ -168,7 +169,7 @@ def _keys(plan: Plan) -> dict[int, str]:
 
 
 def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
-    """Ids of this plan's items that need no computing.
+    """Return the ids of this plan's items that need no computing.
 
     A response counts if its key is the item's; where it was scored under another version of the task, or
     lies behind a later record of the same item, it is scored again and appended, so that the last record of
@@ -198,7 +199,8 @@ def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
 
 
 def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], StoredResponse]:
-    """The last stored response of each key that is ``wanted``, by item and key, and by None and key."""
+    """Return the last stored response of each key that is ``wanted``, by item and key, and by None and
+    key."""
     found: dict[tuple[int | None, str], StoredResponse] = {}
     for record in read_records(file):
         if record.key in wanted:

@@ -40,7 +40,7 @@ def _recorded(value: Any) -> Any:
 
 
 def read_records(file: Path) -> Iterator[Record]:
-    """Complete records of a samples file in the order they were written; none if there is no file.
+    """Yield the complete records of a samples file in the order they were written; none if there is no file.
 
     A torn last line is skipped; a line before it that is broken, or no record, is a UsageError with its
     number.

@@ -66,7 +66,7 @@ class VLLMSource(SavedSource):
         return engine
 
     def release(self) -> None:
-        """The running engine stays for the next adapter."""
+        """Do nothing: the running engine stays for the next adapter."""
 
     def close(self) -> None:
         self._held.close()

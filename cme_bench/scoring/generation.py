@@ -102,7 +102,7 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
 
 
 def _accepted(gold: GoldAnswer, answer: str) -> Sequence[str]:
-    """The texts that are right: the references, or the right one of the choices."""
+    """Return the texts that are right: the references, or the right one of the choices."""
     if gold.type == "short" and not answer:
         return ()  # nothing equals no reference, not even "The"
     return gold.references or gold.choices[gold.gold :][:1]

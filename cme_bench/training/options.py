@@ -132,7 +132,7 @@ class TrainOptions:
     offline: Offline = False
 
     def identity(self) -> dict[str, Any]:
-        """The arguments that decide what is trained; ``out`` and how often to save do not.
+        """Return the arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
         ``save_dtype`` counts where it is no float32: adapters that are older than the option have none.

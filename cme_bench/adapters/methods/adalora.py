@@ -17,8 +17,8 @@ _EPSILON = 1e-5  # PEFT's SVDLinear divides by the initial rank + 1e-5, also whe
 
 
 def _budget(settings: TrainingSettings) -> dict[str, Any]:
-    """``rank`` is the target; training starts at 1.5 times it, and the budget shrinks between 10 % and 70 %
-    of the steps."""
+    """Return ``rank`` is the target; training starts at 1.5 times it, and the budget shrinks between 10 % and
+    70 % of the steps."""
     steps = settings.steps
     return {
         "target_r": settings.rank,
@@ -31,14 +31,14 @@ def _budget(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _plain(config: Any, layer: Any, read: Read) -> dict[str, Tensor]:
-    """Singular values and the scale are multiplied into A."""
+    """Return the tensors of a plain LoRA: singular values and the scale are multiplied into A."""
     (scale,) = layer.scaling.values()
     scale /= config.init_r + _EPSILON
     return {"down": read("lora_A").float() * read("lora_E").float() * scale, "up": read("lora_B").float()}
 
 
 def _measured(names: list[str]) -> AdaLoraConfig:
-    """Ranks stay as they start: a step is timed, not the allocation of ranks."""
+    """Return the config with ranks that stay as they start: a step is timed, not the allocation of ranks."""
     return AdaLoraConfig(
         init_r=128, target_r=128, lora_alpha=256, total_step=10, tinit=1, tfinal=1, target_modules=names
     )

@@ -69,7 +69,7 @@ class LeanLora(nn.Module):
         self.up = new_weight(base.out_features, r, base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d_in) to (..., d_out)."""
+        """Map (..., d_in) to (..., d_out)."""
         base: Tensor = self.base(x)
         return (base + nn.functional.linear(project(x, self.down) * 2.0, self.up)).to(base.dtype)
 

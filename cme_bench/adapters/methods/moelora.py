@@ -73,7 +73,7 @@ class PublishedMoeLora(nn.Module):
         self.up = nn.ParameterList([new_weight(base.out_features, r, base) for _ in range(k)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d_in) to (..., d_out)."""
+        """Map (..., d_in) to (..., d_out)."""
         base: Tensor = self.base(x)
         result = base
         x = fitted(x, self.router)  # once, for all products

@@ -63,7 +63,7 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
         }
 
     def reset(self, adapter_name: str) -> None:
-        """As for every adapter; the mixer as ``mixer_init`` says."""
+        """Start as every adapter does; the mixer starts as ``mixer_init`` says."""
         super().reset(adapter_name)
         mixer = self.held("mixer", adapter_name)
         if self.settings[adapter_name].mixer_init == "orthogonal":
@@ -72,7 +72,7 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
             nn.init.kaiming_uniform_(mixer, a=math.sqrt(5))
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """``(alpha / r) drop(x) A W B``: (..., d_in) to (..., d_out)."""
+        """Return ``(alpha / r) drop(x) A W B``: (..., d_in) to (..., d_out)."""
         down, cast = self.held("down", adapter_name), self.cast_input_dtype_enabled
         z = project(self.dropped(x, adapter_name), down, cast_input=cast)
         z = project(z, self.held("mixer", adapter_name)) * self.settings[adapter_name].scale
@@ -80,13 +80,13 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
 
     @torch.no_grad()
     def delta_weight(self, adapter_name: str) -> Tensor:
-        """The update as a weight, ``(alpha / r) (A W B)`` transposed: (d_out, d_in)."""
+        """Return the update as a weight, ``(alpha / r) (A W B)`` transposed: (d_out, d_in)."""
         down, mixer, up = (self.held(part, adapter_name) for part in ("down", "mixer", "up"))
         return self.settings[adapter_name].scale * (up @ (mixer @ down))
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Adds the adapters' updates to the base weight.
+        """Add the adapters' updates to the base weight.
 
         Args:
             safe_merge: Check that the merged weight is finite before it replaces the base weight.
@@ -105,7 +105,7 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Takes the merged updates off the base weight again, up to rounding in its dtype."""
+        """Take the merged updates off the base weight again, up to rounding in its dtype."""
         while self.merged_adapters:
             weight = self._base_weight()
             weight.copy_(weight - self.delta_weight(self.merged_adapters.pop()).to(weight.device))
@@ -128,7 +128,7 @@ class MosLoraModel(AdapterModel):
 
 
 def _plain(config: MosLoraConfig, layer: Any, read: Read) -> dict[str, Tensor]:
-    """The mixer and the scale are multiplied into A."""
+    """Return the mixer and the scale are multiplied into A."""
     return {
         "down": read("moslora_mixer").float() @ read("moslora_down").float() * config.scale,
         "up": read("moslora_up").float(),

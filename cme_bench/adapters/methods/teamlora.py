@@ -92,8 +92,8 @@ class TeamLoraConfig(RoutedConfig):
 
     @classmethod
     def preset(cls, name: str, **fields: Any) -> TeamLoraConfig:
-        """The config of a published convention, "paper" or "authors-2024-08"; ``fields`` add to it and win
-        over it.
+        """Return the config of a published convention, "paper" or "authors-2024-08"; ``fields`` add to it and
+        win over it.
 
         Raises AdapterError for another name.
         """
@@ -144,9 +144,8 @@ class TeamLoraLinear(RoutedLinear[TeamLoraConfig]):
         return shapes
 
     def reset(self, adapter_name: str) -> None:
-        """As for every routed adapter; M has ones on its diagonal, and elsewhere U(-b, b), b =
-        ``interaction_init``.
-        """
+        """Start as every routed adapter does; M has ones on its diagonal, and elsewhere U(-b, b), b =
+        ``interaction_init``."""
         super().reset(adapter_name)
         config = self.settings[adapter_name]
         if config.competition:
@@ -156,19 +155,19 @@ class TeamLoraLinear(RoutedLinear[TeamLoraConfig]):
                 interaction.fill_diagonal_(1.0)
 
     def interaction(self, adapter_name: str) -> Tensor | None:
-        """M, (k, k); None without competition."""
+        """Return M, (k, k); None without competition."""
         return self.held("interaction", adapter_name) if self.settings[adapter_name].competition else None
 
     def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
-        """phi = softmax(logits) and omega = M phi, (..., k) each."""
+        """Return phi = softmax(logits) and omega = M phi, (..., k) each."""
         return weigh(logits, self.interaction(adapter_name), self.settings[adapter_name].normalize_omega)
 
     def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
-        """``x`` after dropout, unless it falls on the latent."""
+        """Return ``x`` after dropout, unless it falls on the latent."""
         return super().dropped(x, adapter_name) if self.settings[adapter_name].dropout_place == "input" else x
 
     def latent_dropout(self, adapter_name: str) -> float:
-        """Probability of dropping an element of the gated latent."""
+        """Return the probability of dropping an element of the gated latent."""
         config = self.settings[adapter_name]
         return config.dropout if config.dropout_place == "latent" else 0.0
 

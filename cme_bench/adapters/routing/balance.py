@@ -13,7 +13,7 @@ from cme_bench.adapters.routing.hooks import Heard, routing_hooks
 
 
 def balance_penalty(omega: Tensor, mask: Tensor | None = None) -> Tensor:
-    """``mean_e (mean_tokens omega_e - 1/k)^2``, the authors' auxiliary loss of 2024-08.
+    """Return ``mean_e (mean_tokens omega_e - 1/k)^2``, the authors' auxiliary loss of 2024-08.
 
     Args:
         omega: (..., k), the experts' shares before any factor k.
@@ -43,7 +43,7 @@ class BalanceTape:
             self._heard.append(heard)
 
     def loss(self, coefficient: float | None = None, *, mask: Tensor | None = None) -> Tensor:
-        """The mean penalty over the heard layers, times ``coefficient``; add it to the training loss.
+        """Return the mean penalty over the heard layers, times ``coefficient``; add it to the training loss.
 
         Args:
             coefficient: Weight; None takes each adapter's ``balance_coefficient``.
@@ -69,7 +69,7 @@ class BalanceTape:
 
 @contextmanager
 def balance_tape(model: nn.Module) -> Iterator[BalanceTape]:
-    """Collects routings for the load-balance loss; may stay open for a whole training.
+    """Collect routings for the load-balance loss; may stay open for a whole training.
 
     Example::
 

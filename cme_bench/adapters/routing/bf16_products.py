@@ -21,12 +21,12 @@ _ALIGNMENT = 16  # rows: with 140 instead of 144 the product takes four times as
 
 
 def suits(x: Tensor) -> bool:
-    """Whether this is the way to multiply ``x``: bfloat16 on CUDA."""
+    """Return whether this is the way to multiply ``x``: bfloat16 on CUDA."""
     return x.is_cuda and x.dtype == torch.bfloat16
 
 
 def latent_and_logits(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
-    """``(x A, x S)``: (..., w) in bfloat16, as under autocast, and (..., k) in float32.
+    """Return ``(x A, x S)``: (..., w) in bfloat16, as under autocast, and (..., k) in float32.
 
     Args:
         x: (..., d_in), bfloat16.
@@ -68,7 +68,7 @@ class _Products(torch.autograd.Function):
 
 
 def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
-    """bfloat16: ``rounded``, then the three pieces of ``exact``, then zeros up to the alignment."""
+    """Return bfloat16: ``rounded``, then the three pieces of ``exact``, then zeros up to the alignment."""
     pieces, rest = [], exact.float()
     for _ in range(PIECES):
         pieces.append(rest.bfloat16())
@@ -80,13 +80,14 @@ def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
 
 
 def _unstack(stacked: Tensor, width: int, k: int, dim: int) -> tuple[Tensor, Tensor]:
-    """The first ``width`` entries along ``dim``, and the sum over the pieces of the ``k`` that follow."""
+    """Return the first ``width`` entries along ``dim``, and the sum over the pieces of the ``k`` that
+    follow."""
     first, pieces = stacked.narrow(dim, 0, width), stacked.narrow(dim, width, PIECES * k)
     return first, torch.stack(pieces.chunk(PIECES, dim)).sum(0)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a b`` of bfloat16 matrices, summed and kept in float32."""
+    """Return ``a b`` of bfloat16 matrices, summed and kept in float32."""
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

@@ -34,7 +34,7 @@ class Heard(NamedTuple):
 
 @contextmanager
 def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterator[None]:
-    """Calls ``callback`` for every forward pass through every routed layer while the context is open.
+    """Call ``callback`` for every forward pass through every routed layer while the context is open.
 
     The recomputation that gradient checkpointing does inside ``backward()`` is not reported: each token is
     heard once. A two-dimensional ``attention_mask`` given to the decoder marks padding; while generating with
@@ -88,5 +88,6 @@ def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterat
 
 
 def _in_backward() -> bool:
-    """Whether autograd is running on this thread, as it is while a checkpointed layer is recomputed."""
+    """Return whether autograd is running on this thread, as it is while a checkpointed layer is
+    recomputed."""
     return bool(torch._C._current_graph_task_id() != -1)

@@ -30,24 +30,24 @@ class RoutedLinear(AdapterLinear[Routed]):
         super().__init__(base_layer, adapter_name, config)
 
     def reset(self, adapter_name: str) -> None:
-        """As for every adapter; the router starts like ``down``."""
+        """Start as every adapter does; the router starts like ``down``."""
         super().reset(adapter_name)
         nn.init.kaiming_uniform_(self.held("router", adapter_name), a=math.sqrt(5))
 
     def routing(self, x: Tensor, adapter_name: str) -> Routing:
-        """phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
+        """Return phi and omega for every token of ``x``, (..., k) each, in float32 or wider."""
         return self.weigh(router_logits(x, self.held("router", adapter_name)), adapter_name)
 
     def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
-        """phi and omega of the router's logits, all (..., k)."""
+        """Return phi and omega of the router's logits, all (..., k)."""
         return weigh(logits)
 
     def interaction(self, adapter_name: str) -> Tensor | None:
-        """M of one adapter, (k, k); None where the method has no interaction of experts."""
+        """Return M of one adapter, (k, k); None where the method has no interaction of experts."""
         return None
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
+        """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
         config = self.settings[adapter_name]
         z, routing = self._latent_and_routing(x, adapter_name)
         for listener in self.routing_listeners:
@@ -61,8 +61,8 @@ class RoutedLinear(AdapterLinear[Routed]):
         )
 
     def _latent_and_routing(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Routing]:
-        """``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision allows
-        it."""
+        """Return ``drop(x) A`` and the routing of x; from one product where nothing is dropped and precision
+        allows it."""
         down, router = self.held("down", adapter_name), self.held("router", adapter_name)
         cast = self.cast_input_dtype_enabled
         if cast:
@@ -75,13 +75,14 @@ class RoutedLinear(AdapterLinear[Routed]):
         return project(dropped, down, cast_input=cast), routing
 
     def latent_dropout(self, adapter_name: str) -> float:
-        """Probability of dropping an element of the gated latent; 0 where dropout falls on the input."""
+        """Return the probability of dropping an element of the gated latent; 0 where dropout falls on the
+        input."""
         return 0.0
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Always raises AdapterError: the update depends on the input."""
+        """Raise AdapterError, always: the update depends on the input."""
         raise AdapterError(why_no_merge(self.method))
 
     def unmerge(self) -> None:
-        """Always raises AdapterError: nothing can have been merged."""
+        """Raise AdapterError, always: nothing can have been merged."""
         raise AdapterError(why_no_merge(self.method))

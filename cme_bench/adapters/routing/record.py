@@ -43,7 +43,7 @@ class RouterRecord:
         self._sums: dict[tuple[str, str], Tensor] = {}
 
     def _hear(self, heard: Heard) -> None:
-        """Adds (1, entropy, phi, omega, top-1), 2 + 3k numbers, summed over the tokens that count."""
+        """Add (1, entropy, phi, omega, top-1), 2 + 3k numbers, summed over the tokens that count."""
         with torch.no_grad():
             k = heard.routing.phi.shape[-1]
             phi, omega = (part.detach().reshape(-1, k) for part in heard.routing)
@@ -58,7 +58,8 @@ class RouterRecord:
             self._sums[key] = self._sums[key] + row if key in self._sums else row
 
     def stats(self) -> list[RouterStats]:
-        """The statistics so far: one entry for each layer and adapter that saw a token, in order of use."""
+        """Return the statistics so far: one entry for each layer and adapter that saw a token, in order of
+        use."""
         found = []
         for (layer, adapter), sums in self._sums.items():
             tokens, entropy, *rest = sums.tolist()
@@ -72,7 +73,7 @@ class RouterRecord:
 
 @contextmanager
 def record_router(model: nn.Module) -> Iterator[RouterRecord]:
-    """Records router statistics over all forward passes in the context, ``generate`` included.
+    """Record router statistics over all forward passes in the context, ``generate`` included.
 
     Example::
 

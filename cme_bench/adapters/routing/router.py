@@ -16,7 +16,7 @@ the off-diagonals of M pass about -0.6 (k = 4); below the floor omega is divided
 
 
 class Routing(NamedTuple):
-    """What the router says of each token; both (..., k), float32 or wider.
+    """The router's output for each token; both (..., k), float32 or wider.
 
     phi: softmax of the router's logits, sums to 1.
     omega: the experts' shares, M phi, renormalised if the method asks; equals phi where there is no M.
@@ -27,7 +27,8 @@ class Routing(NamedTuple):
 
 
 def route(x: Tensor, router: Tensor, interaction: Tensor | None = None, normalize: bool = False) -> Routing:
-    """phi = softmax(x S), omega = M phi (TeamLoRA, arXiv 2408.09856, "competition"); S stored as (k, d_in).
+    """Return phi = softmax(x S), omega = M phi (TeamLoRA, arXiv 2408.09856, "competition"); S stored as (k,
+    d_in).
 
     ``x`` is (..., d_in) of any float dtype; for the rest see ``weigh``.
     """
@@ -35,7 +36,8 @@ def route(x: Tensor, router: Tensor, interaction: Tensor | None = None, normaliz
 
 
 def router_logits(x: Tensor, router: Tensor) -> Tensor:
-    """``x S`` in float32 or wider: (..., d_in) to (..., k). No bit of S (stored as (k, d_in)) is rounded.
+    """Return ``x S`` in float32 or wider: (..., d_in) to (..., k). No bit of S (stored as (k, d_in)) is
+    rounded.
 
     Autocast is off in here: under bfloat16 autocast alone omega would be wrong by up to 9e-3.
     """
@@ -50,7 +52,7 @@ def router_logits(x: Tensor, router: Tensor) -> Tensor:
 
 
 def weigh(logits: Tensor, interaction: Tensor | None = None, normalize: bool = False) -> Routing:
-    """phi = softmax(logits), omega = M phi, with autocast off.
+    """Return phi = softmax(logits), omega = M phi, with autocast off.
 
     Args:
         logits: (..., k), float32 or wider.

@@ -1,1 +1,1 @@
-"""What the methods have in common: configuration, the gated low-rank product, the router, the PEFT tuner."""
+"""The common parts of the methods: configuration, the gated low-rank product, the router, the PEFT tuner."""

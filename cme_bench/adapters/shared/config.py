@@ -14,7 +14,7 @@ INITS = ("zero", "random")
 
 
 def rank_per_expert(total: int, experts: int) -> int:
-    """The rank of one expert when ``total`` is divided evenly among ``experts``.
+    """Return the rank of one expert when ``total`` is divided evenly among ``experts``.
 
     Raises AdapterError when it does not divide; the error names the two numbers.
     """
@@ -81,7 +81,7 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
             raise AdapterError(f"init must be one of {', '.join(INITS)}, got {self.init!r}")
 
     def _check_layers(self) -> None:
-        """Layers are picked by index among named targets only, as in PEFT's own methods."""
+        """Check that layers are picked by index among named targets only, as in PEFT's own methods."""
         for name in ("layers_to_transform", "layers_pattern"):
             if isinstance(self.target_modules, str) and getattr(self, name) is not None:
                 raise AdapterError(
@@ -96,7 +96,8 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
         return self.alpha / self.r
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values; sets become sorted lists, so that a saved file is reproducible."""
+        """Return the fields as plain values; sets become sorted lists, so that a saved file is
+        reproducible."""
         return {
             key: sorted(value) if isinstance(value, set) else value
             for key, value in super().to_dict().items()

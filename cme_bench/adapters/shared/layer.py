@@ -61,11 +61,11 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         raise NotImplementedError
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """The adapter's update, scaling included: (..., d_in) to (..., d_out)."""
+        """Return the adapter's update, scaling included: (..., d_in) to (..., d_out)."""
         raise NotImplementedError
 
     def reset(self, adapter_name: str) -> None:
-        """Starts one adapter: ``down`` kaiming uniform (a = sqrt 5), ``up`` as ``init`` says."""
+        """Start one adapter: ``down`` kaiming uniform (a = sqrt 5), ``up`` as ``init`` says."""
         config = self.settings[adapter_name]
         nn.init.kaiming_uniform_(self.held("down", adapter_name), a=math.sqrt(5))
         up = self.held("up", adapter_name)
@@ -76,12 +76,12 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
             nn.init.uniform_(up, -bound, bound)
 
     def held(self, part: str, adapter_name: str) -> nn.Parameter:
-        """The parameter ``<method>_<part>`` of one adapter."""
+        """Return the parameter ``<method>_<part>`` of one adapter."""
         parameter: nn.Parameter = getattr(self, f"{self.method}_{part}")[adapter_name]
         return parameter
 
     def update_layer(self, adapter_name: str, config: Config) -> None:
-        """Adds an adapter on the base layer's device, in float32 or the base's dtype if that is wider."""
+        """Add an adapter on the base layer's device, in float32 or the base's dtype if that is wider."""
         device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         if dtype is None or not dtype.is_floating_point:
             dtype = torch.float32
@@ -93,7 +93,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """(..., d_in) to (..., d_out), in the dtype of the base layer's output."""
+        """Map (..., d_in) to (..., d_out), in the dtype of the base layer's output."""
         names = kwargs.pop("adapter_names", None)
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -119,7 +119,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
             raise AdapterError("routers are not recorded in batches of several adapters (adapter_names)")
 
     def _mixed(self, x: Tensor, result: Tensor, names: Sequence[str]) -> Tensor:
-        """``result`` of the base layer with each row's own adapter; "__base__" names none."""
+        """Return ``result`` of the base layer with each row's own adapter; "__base__" names none."""
         total = result.clone()
         for name in set(names) & set(self.settings):
             rows = torch.tensor([i for i, own in enumerate(names) if own == name], device=result.device)
@@ -127,7 +127,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         return total
 
     def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
-        """``x`` after the adapter's dropout; ``x`` itself outside training."""
+        """Return ``x`` after the adapter's dropout; ``x`` itself outside training."""
         probability = self.settings[adapter_name].dropout
         return nn.functional.dropout(x, probability) if self.training and probability else x
 
@@ -143,9 +143,8 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
-        """PEFT calls this after loading. Unlike PEFT's own it leaves the dtype alone: a bfloat16 base must
-        not round the float32 parameters that were just read.
-        """
+        """Move an adapter after PEFT has loaded it. Unlike PEFT's own this leaves the dtype alone: a bfloat16
+        base must not round the float32 parameters that were just read."""
         target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         for name in self.adapter_layer_names:
             parameters = getattr(self, name)
@@ -157,7 +156,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
 
 def why_no_merge(method: str) -> str:
-    """The sentence for whoever asks to merge a routed adapter."""
+    """Return the sentence for whoever asks to merge a routed adapter."""
     return (
         f"{method} weighs its experts anew for every token, so no single weight matrix equals it and it "
         "cannot be merged into the base model; keep the adapter, or take it off with unload()"

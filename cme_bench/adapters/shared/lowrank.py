@@ -10,29 +10,30 @@ from torch import Tensor, nn
 
 
 def autocast_on(x: Tensor) -> bool:
-    """Whether autocast is active for the device of ``x``."""
+    """Return whether autocast is active for the device of ``x``."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def autocast_off(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which operations on the device of ``x`` keep their inputs' dtypes."""
+    """Return a context in which operations on the device of ``x`` keep their inputs' dtypes."""
     return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else nullcontext()
 
 
 def fitted(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` in the weight's dtype; as it is under autocast, which casts by itself."""
+    """Return ``x`` in the weight's dtype; as it is under autocast, which casts by itself."""
     return x if autocast_on(x) else x.to(weight.dtype)
 
 
 def project(x: Tensor, weight: Tensor, *, cast_input: bool = True) -> Tensor:
-    """``x W``, W stored as (out, in), in the weight's dtype, or that of ``x`` if it must stay."""
+    """Return ``x W``, W stored as (out, in), in the weight's dtype, or that of ``x`` if it must stay."""
     if not cast_input and not autocast_on(x):
         return nn.functional.linear(x, weight.to(x.dtype))
     return nn.functional.linear(fitted(x, weight), weight)
 
 
 def gated_up(z: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: float = 0.0) -> Tensor:
-    """``sum_i gate_i (z_i B_i)``: one product for all experts, and nothing of full width for each of them.
+    """Return ``sum_i gate_i (z_i B_i)``: one product for all experts, and nothing of full width for each of
+    them.
 
     Gating z before the product is the same function as gating the k outputs, because the gate is one number
     for each token and expert. With z of k r columns slice i of z is expert i's latent (TeamLoRA; MoELoRA with

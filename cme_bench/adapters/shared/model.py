@@ -28,7 +28,7 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
     def _prepare_adapter_config(
         self, peft_config: AdapterConfig, model_config: dict[str, Any]
     ) -> AdapterConfig:
-        """Fills in the default targets. Raises AdapterError, listing the candidates, if nothing matches."""
+        """Fill in the default targets. Raises AdapterError, listing the candidates, if nothing matches."""
         linears = ", ".join(candidates(self.model)) or "none"
         if peft_config.target_modules is None:
             architecture = model_config.get("model_type")
@@ -52,7 +52,8 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
         return peft_config
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's. Raises NoTargetError, with PEFT's words, if all that is targeted is excluded."""
+        """Inject as PEFT does. Raises NoTargetError, with PEFT's words, if all that is targeted is
+        excluded."""
         try:
             super().inject_adapter(*args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -62,7 +63,7 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hands ``adapter_names``, one for every row of the batch, to the layers, as PEFT's LoRA does."""
+        """Hand ``adapter_names``, one for every row of the batch, to the layers, as PEFT's LoRA does."""
         names = kwargs.get("adapter_names")
         if names is None:
             yield
@@ -84,7 +85,8 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                 hook.remove()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """PEFT's flag: the base's dtype for an adapter's parameters where it is off, else float32."""
+        """Cast as PEFT's flag says: the base's dtype for an adapter's parameters where it is off, else
+        float32."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             for layer in self.modules():
@@ -119,7 +121,7 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
 
 
 def _naming(names: Sequence[str]) -> Callable[..., tuple[Any, Any]]:
-    """A hook that adds ``adapter_names`` to what a layer is called with."""
+    """Return a hook that adds ``adapter_names`` to what a layer is called with."""
 
     def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return args, kwargs | {"adapter_names": list(names)}

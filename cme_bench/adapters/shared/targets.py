@@ -30,14 +30,15 @@ ATTENTION: dict[str, tuple[str, ...]] = {
 
 
 def default_targets(model_type: str | None, attention: bool = False) -> tuple[str, ...] | None:
-    """Feed-forward linears of an architecture, with the attention projections if asked; None if unknown."""
+    """Return the feed-forward linears of an architecture, with the attention projections if asked; None if
+    unknown."""
     if model_type is None or model_type not in FFN:
         return None
     return FFN[model_type] + (ATTENTION[model_type] if attention else ())
 
 
 def candidates(model: nn.Module) -> list[str]:
-    """The distinct last names of the model's linear layers, output embedding apart, sorted."""
+    """Return the distinct last names of the model's linear layers, output embedding apart, sorted."""
     get_head = getattr(model, "get_output_embeddings", None)
     head = get_head() if callable(get_head) else None
     return sorted(

@@ -15,7 +15,7 @@ from cme_bench.scoring.aggregate import OUTSIDE
 
 
 def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Scores by domain of every run."""
+    """Return the scores by domain of every run."""
     form = runs_of(inputs)["form"].iloc[0]
     rows = []
     for run, name in zip(inputs.runs, labels(inputs.runs), strict=True):
@@ -40,12 +40,12 @@ def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def _unit(form: str) -> str:
-    """Shares are in percent; the form names another scale itself."""
+    """Return the unit: shares are in percent; the form names another scale itself."""
     return " (%)" if form.removeprefix(OUTSIDE) in ("generated", "likelihood") else ""
 
 
 def draw_domains(frame: pd.DataFrame) -> Figure:
-    """Bars by domain, one a run, with 95 % intervals (1.96 SE)."""
+    """Draw bars by domain, one for each run, with 95 % intervals (1.96 SE)."""
     domains, names = list(dict.fromkeys(frame["domain"])), list(dict.fromkeys(frame["name"]))
     figure = Figure(figsize=(max(6.0, 0.5 + 0.9 * len(domains)), 4.2), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What ``cme-bench figures`` is given: folders and files told apart by what they hold."""
+"""The inputs of ``cme-bench figures``: folders and files told apart by their contents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINING, CURVE, ROUTER = "cme_training.json", "loss.csv", "router_load.csv"
 
 
 class MissingInputError(Exception):
-    """What a figure lacks, in words."""
+    """The input that a figure lacks, in words."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ def read_inputs(paths: Sequence[Path]) -> FigureInputs:
 
 
 def read_curve_frame(folder: Path, name: str) -> pd.DataFrame:
-    """The loss curve of a training folder: columns name, method, step, tokens, loss."""
+    """Return the loss curve of a training folder: columns name, method, step, tokens, loss."""
     frame = pd.read_csv(folder / CURVE)
     record = folder / TRAINING
     method = read_json(record).get("method", name) if record.is_file() else name

@@ -17,8 +17,8 @@ ENGINE_NAMES = {"inference_hf": "transformers", "inference_vllm": "vLLM"}
 
 
 def latency_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 4a: times relative to LoRA's: training steps and inference as ``cme-bench efficiency`` measured
-    them, inference from runs. Each source is compared with its own LoRA of the lowest rank."""
+    """Return figure 4a: times relative to LoRA's. Training steps and inference are from ``cme-bench
+    efficiency``, or inference from runs. Each source is compared with its own LoRA of the lowest rank."""
     rows: list[dict[str, Any]] = []
     for bench in (b for b in inputs.benchmarks if b["bench"] == "train_step"):
         times = {k.removesuffix("_ms"): v for k, v in bench["metrics"].items() if k.endswith("_ms")}
@@ -55,7 +55,7 @@ def _relative(kind: str, name: str, seconds: float, base: float, source: str) ->
 
 
 def draw_latency(frame: pd.DataFrame) -> Figure:
-    """A bar for each method, a panel for each source, two columns of many; the line at 1 is LoRA."""
+    """Return a bar for each method, a panel for each source, two columns of many; the line at 1 is LoRA."""
     groups = list(frame.groupby(["kind", "source"], sort=False))
     columns = 1 if len(groups) <= 3 else 2
     lines = [groups[start : start + columns] for start in range(0, len(groups), columns)]

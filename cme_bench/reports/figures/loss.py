@@ -10,14 +10,14 @@ from cme_bench.reports.figures.style import OKABE_ITO
 
 
 def curve_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 4b: the loss curves of all trainings."""
+    """Return figure 4b: the loss curves of all trainings."""
     if not inputs.curves:
         raise MissingInputError("no training folder with a loss.csv is given or named by a run")
     return pd.concat(inputs.curves, ignore_index=True)
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
-    """Loss over steps: single steps faint, a running mean over a fiftieth of the training strong."""
+    """Draw loss over steps: single steps faint, a running mean over a fiftieth of the training strong."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, group) in enumerate(frame.groupby("name", sort=False)):

@@ -22,8 +22,8 @@ _MOST_CELLS = 12  # k above which cells of M carry no number
 
 
 def write_router_figures(load: pd.DataFrame, interaction: pd.DataFrame, title: str, out: Path) -> list[Path]:
-    """Writes router_load.png, router_layers.png, router_entropy.png, and router_interaction.png if the
-    adapter has an M; the files.
+    """Write router_load.png, router_layers.png, router_entropy.png, and router_interaction.png if the adapter
+    has an M; return the files.
 
     Args:
         load: ``load_frame``'s columns. Bars are groups where there are groups, else domains.
@@ -44,7 +44,7 @@ def write_router_figures(load: pd.DataFrame, interaction: pd.DataFrame, title: s
 
 
 def router_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 5b: the load of every expert, as ``cme-bench router`` measured it, mean over layers."""
+    """Return figure 5b: the load of every expert, as ``cme-bench router`` measured it, mean over layers."""
     if not inputs.router:
         raise MissingInputError("no folder of cme-bench router is given")
     load = pd.concat(inputs.router, ignore_index=True)
@@ -53,12 +53,12 @@ def router_frame(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def draw_router(frame: pd.DataFrame) -> Figure:
-    """A stacked bar for each group or domain."""
+    """Return a stacked bar for each group or domain."""
     return load_bars(frame, "")
 
 
 def load_bars(load: pd.DataFrame, title: str) -> Figure:
-    """A stacked bar for each group or domain: mean load of every expert over tasks and layers."""
+    """Return a stacked bar for each group or domain: mean load of every expert over tasks and layers."""
     label = "group" if load["group"].any() else "domain"
     shares = _pivot(load, label, "expert", "load")
     figure = Figure(figsize=(8, 1.6 + 0.28 * len(shares)), layout="constrained")
@@ -87,7 +87,8 @@ def load_bars(load: pd.DataFrame, title: str) -> Figure:
 
 
 def layer_maps(load: pd.DataFrame, title: str) -> Figure:
-    """A heat map for each kind of layer: mean load of every expert over tasks, decoder block by block."""
+    """Return a heat map for each kind of layer: mean load of every expert over tasks, decoder block by
+    block."""
     modules = list(dict.fromkeys(load["module"]))
     blocks, experts = load["block"].nunique(), load["expert"].nunique()
     size = (max(6, 0.28 * blocks + 2.5), 1.2 + len(modules) * (0.7 + 0.25 * experts))
@@ -107,8 +108,8 @@ def layer_maps(load: pd.DataFrame, title: str) -> Figure:
 
 
 def entropy_lines(load: pd.DataFrame, title: str) -> Figure:
-    """For each kind of layer, over the decoder blocks: entropy of the router divided by log k, and the share
-    of tokens that the busiest expert leads."""
+    """Draw, for each kind of layer over the decoder blocks, the router's entropy divided by log k, and the
+    share of tokens that the busiest expert leads."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     experts = load["expert"].nunique()
@@ -135,7 +136,8 @@ def entropy_lines(load: pd.DataFrame, title: str) -> Figure:
 
 
 def interaction_maps(interaction: pd.DataFrame, title: str) -> Figure:
-    """A heat map of M for each kind of layer, the mean over decoder blocks; single layers are in the csv."""
+    """Return a heat map of M for each kind of layer, the mean over decoder blocks; single layers are in the
+    csv."""
     modules = list(dict.fromkeys(interaction["module"]))
     figure = Figure(figsize=(1.2 + 3.2 * len(modules), 4.0), layout="constrained")
     panels = figure.subplots(1, len(modules), squeeze=False)[0]
@@ -165,7 +167,8 @@ def interaction_maps(interaction: pd.DataFrame, title: str) -> Figure:
 
 
 def _pivot(frame: pd.DataFrame, rows: str, columns: str, value: str) -> pd.DataFrame:
-    """Means of ``value``: a row for each value of ``rows`` in order of appearance, sorted columns."""
+    """Return the means of ``value``: a row for each value of ``rows`` in order of appearance, sorted
+    columns."""
     table = frame.pivot_table(index=rows, columns=columns, values=value, aggfunc="mean", sort=True)
     return table.reindex(list(dict.fromkeys(frame[rows])))
 

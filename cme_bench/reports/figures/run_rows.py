@@ -13,7 +13,7 @@ from cme_bench.reports.runs import RunView, labels
 
 
 def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
-    """One row a run and form: what was run, how long it took, and its average (a share in %).
+    """Return one row a run and form: what was run, how long it took, and its average (a share in %).
 
     ``inference_seconds``: time in the model for each item, over all sessions.
     """
@@ -47,7 +47,7 @@ def run_frame(runs: Sequence[RunView]) -> pd.DataFrame:
 
 
 def runs_of(inputs: FigureInputs) -> pd.DataFrame:
-    """Rows of the form that most runs have."""
+    """Return rows of the form that most runs have."""
     if not inputs.runs:
         raise MissingInputError("no run folders are given")
     frame = run_frame(inputs.runs)
@@ -58,5 +58,5 @@ def runs_of(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as mappings."""
+    """Return the rows as mappings."""
     return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]

@@ -11,8 +11,8 @@ from cme_bench.reports.figures.style import MARKERS, OKABE_ITO
 
 
 def experts_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 3a: one method and rank, several numbers of experts. LoRA of the rank of one expert is one
-    expert of each of the methods: its router has nothing to choose."""
+    """Return figure 3a: one method and rank, several numbers of experts. LoRA of the rank of one expert is
+    one expert of each of the methods: its router has nothing to choose."""
     frame = _varied(inputs, "experts", ["method", "rank"], "the number of experts")
     runs = runs_of(inputs)
     single = runs[runs["method"] == "lora"]
@@ -24,12 +24,12 @@ def experts_frame(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def scale_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 3b: one method, rank and number of experts, several amounts of training data."""
+    """Return figure 3b: one method, rank and number of experts, several amounts of training data."""
     return _varied(inputs, "tokens_trained", ["method", "rank", "experts"], "the tokens they were trained on")
 
 
 def _varied(inputs: FigureInputs, by: str, same: list[str], what: str) -> pd.DataFrame:
-    """Runs of adapters that differ in ``by`` and agree in ``same``."""
+    """Return runs of adapters that differ in ``by`` and agree in ``same``."""
     frame = runs_of(inputs).dropna(subset=[by, "rank"])
     kept = [group for _, group in frame.groupby(same, dropna=False) if group[by].nunique() > 1]
     if not kept:

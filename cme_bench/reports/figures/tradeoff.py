@@ -15,8 +15,8 @@ from cme_bench.reports.figures.style import OKABE_ITO
 
 
 def tradeoff_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Figure 1: adapters whose training time and inference time are known; without runs, the methods of
-    ``cme-bench efficiency``, which have no score."""
+    """Return figure 1: adapters whose training time and inference time are known; without runs, the methods
+    of ``cme-bench efficiency``, which have no score."""
     if not inputs.runs and (measured := _measured_tradeoff(inputs)):
         return pd.DataFrame(measured)
     frame = runs_of(inputs).dropna(subset=["training_seconds", "inference_seconds", "parameters"])
@@ -26,7 +26,8 @@ def tradeoff_frame(inputs: FigureInputs) -> pd.DataFrame:
 
 
 def _measured_tradeoff(inputs: FigureInputs) -> list[dict[str, Any]]:
-    """Methods whose training step and inference by transformers were measured on one model and machine."""
+    """Return methods whose training step and inference by transformers were measured on one model and
+    machine."""
     benches = {(b["bench"], b.get("model"), b["hardware"]): b for b in inputs.benchmarks}
     rows = []
     for (kind, model, hardware), bench in benches.items():
@@ -49,7 +50,8 @@ def _measured_tradeoff(inputs: FigureInputs) -> list[dict[str, Any]]:
 
 
 def draw_tradeoff(frame: pd.DataFrame) -> Figure:
-    """Training time against inference time; colour: score, where there is one; area: added parameters."""
+    """Draw training time against inference time; colour: score, where there is one; area: added
+    parameters."""
     if frame["score"].isna().all():
         return _draw_measured(frame)
     figure = Figure(figsize=(7, 5), layout="constrained")
@@ -75,8 +77,8 @@ def draw_tradeoff(frame: pd.DataFrame) -> Figure:
 
 
 def _label_beside(axes: Axes, frame: pd.DataFrame) -> None:
-    """Names, scores and sizes in a column right of the axes, in the order of the points from below, each with
-    a line to its point: bubbles of similar methods lie on each other, their labels must not."""
+    """Write names, scores and sizes in a column right of the axes, in the order of the points from below,
+    each with a line to its point. Bubbles of similar methods lie on each other; their labels must not."""
     step = 1 / max(len(frame), 8)
     for number, row in enumerate(records(frame)):
         axes.annotate(
@@ -91,7 +93,7 @@ def _label_beside(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _draw_measured(frame: pd.DataFrame) -> Figure:
-    """A training step against a full batch of inference."""
+    """Return a training step against a full batch of inference."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(records(frame)):

@@ -50,8 +50,8 @@ FIGURES = (
 def write_figures(
     inputs: FigureInputs, out: Path, *, allow_mixed: bool = False, names: Collection[str] | None = None
 ) -> Iterator[str]:
-    """Writes NAME.png, NAME.pdf and NAME.csv of every figure that has its inputs, and SOURCES.md, which says
-    where the numbers come from; a line for each figure. ``names``: only these figures.
+    """Write NAME.png, NAME.pdf and NAME.csv of every figure that has its inputs, and SOURCES.md, which says
+    where the numbers come from. Yield a line for each figure. ``names``: only these figures.
 
     UsageError if the runs differ, unless ``allow_mixed``.
     """
@@ -77,7 +77,8 @@ def write_figures(
 
 
 def _sources(inputs: FigureInputs) -> Iterator[str]:
-    """Model, task hashes, versions and commit of every run; file, machine and commit of every benchmark."""
+    """Yield model, task hashes, versions and commit of every run; file, machine and commit of every
+    benchmark."""
     yield from provenance_notes(inputs.runs, labels(inputs.runs))
     for bench in inputs.benchmarks:
         yield f"{bench['file']}: {bench['bench']}, {bench['hardware']}, commit {bench['commit']}"
@@ -86,5 +87,5 @@ def _sources(inputs: FigureInputs) -> Iterator[str]:
 
 
 def _shows_runs(frame: pd.DataFrame) -> bool:
-    """Whether numbers of runs are in the frame, so that their notes belong under the figure."""
+    """Return whether numbers of runs are in the frame, so that their notes belong under the figure."""
     return "score" in frame or "runs" in set(frame.get("source", []))

@@ -32,14 +32,14 @@ class Blocks:
     texts: list[str] = field(default_factory=list)
 
     def add(self, value: Any) -> int:
-        """The number of a new block that holds ``value``."""
+        """Return the number of a new block that holds ``value``."""
         packed = gzip.compress(orjson.dumps(value), compresslevel=6, mtime=0)
         self.texts.append(base64.b64encode(packed).decode("ascii"))
         return len(self.texts) - 1
 
 
 def task_payload(runs: Sequence[RunView], task: str, blocks: Blocks) -> dict[str, Any] | None:
-    """Packs all items of a task into ``blocks``; what the page must know of it.
+    """Pack all items of a task into ``blocks``; return what the page must know of it.
 
     ``index`` is the block with ids, scores and flags of all items; ``chunks`` are the blocks with texts, each
     of CHUNK_ITEMS items in the index's order. Runs without the task or without records have nulls. None if
@@ -79,7 +79,7 @@ def _light(record: Record | None, metric: str) -> list[Any] | None:
 
 
 def _item(number: int, records: Sequence[Record | None]) -> dict[str, Any]:
-    """One item for all runs; a prompt that several runs share is held once."""
+    """Return one item for all runs; a prompt that several runs share is held once."""
     questions: list[dict[str, Any]] = []
     answers: list[dict[str, Any] | None] = []
     for record in records:

@@ -74,7 +74,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the page shows of one form."""
+    """The part of the page for one form."""
 
     table: ComparisonTable
     bars: list[Bars]
@@ -88,7 +88,7 @@ class Form:
 
 
 def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mixed: bool = False) -> str:
-    """The page. UsageError if the runs differ, unless ``allow_mixed``."""
+    """Return the page. UsageError if the runs differ, unless ``allow_mixed``."""
     blocks = Blocks()
     names = labels(runs)
     forms = [_form(table, runs, blocks) for table in comparison_tables(runs, allow_mixed=allow_mixed)]
@@ -134,7 +134,8 @@ def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: Blocks) -> Fo
 
 
 def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, column: str) -> Bars:
-    """The scores of one column, on an axis of the whole scale, or of what occurs where that has no end."""
+    """Return the scores of one column, on an axis of the whole scale, or of what occurs where that has no
+    end."""
     found = [
         (number, *_interval(run, table.form, column))
         for number, run in numbered
@@ -156,7 +157,7 @@ def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, colum
 
 
 def _interval(run: RunView, form: str, column: str) -> tuple[float, float, float]:
-    """A score and the ends of its interval.
+    """Return a score and the ends of its interval.
 
     Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few
     items (Student)."""
@@ -226,12 +227,12 @@ def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: Blocks) 
 
 
 def _item_sign(measure: Measure) -> int:
-    """-1 where less is better of an item; log-likelihoods and the like are more for the better."""
+    """Return -1 where less is better of an item, else 1; of log-likelihoods and the like more is better."""
     return -1 if measure.better == "lower" and measure.aggregation == "mean" else 1
 
 
 def _provenance(run: RunView) -> list[tuple[str, str]]:
-    """What made a run, as pairs of name and value."""
+    """Return the origin of a run, as pairs of name and value."""
     record, identity, adapter = run.run, run.run.identity, run.run.adapter
     arguments = read_arguments(record, run_file(run.folder))
     pairs = [
