@@ -202,7 +202,7 @@ class Costs:
 
 class Simulation:
     """Tasks of so many items on ``workers`` that start at the same time: the next one begins when nothing
-    waits any more and a worker is hungry.
+    waits any more and a worker is below its target.
 
     A question costs its worker between a half and three halves of the mean. Batches reach the driver in the
     order in which they are computed, and it takes them one by one. ``kill_at``: when worker 0 dies, to be
