@@ -99,3 +99,23 @@ def test_an_option_that_no_command_has_is_named_with_its_line(
     file = write(folder, "[defaults]\nshots = 1\nlimitt = 3\n")
     code, text = call(monkeypatch, capsys, folder, "tasks", "ls")
     assert (code, text) == (2, f"cme-bench: {file}:3: no option --limitt; did you mean 'limit'?\n")
+
+
+@pytest.mark.parametrize("tasks", ['["own", "nope"]', '"own,nope"'])
+def test_a_list_of_the_file_is_what_commas_are_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, tasks: str
+) -> None:
+    write(folder, f'include = ["own"]\n\n[defaults]\ntasks = {tasks}\n')
+    code, text = call(monkeypatch, capsys, folder, "fetch", "--out", "rows")
+    assert (code, text.startswith("cme-bench: unknown task 'nope'")) == (2, True), text
+
+
+def test_a_default_is_checked_as_the_option_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    write(folder, '[defaults]\nengine = "vlm"\n')
+    code, text = call(monkeypatch, capsys, folder, "run", "nothere")
+    assert (code, text) == (
+        2,
+        "cme-bench: unknown engine 'vlm'; did you mean 'vllm'? (one of auto, hf, vllm, ray)\n",
+    )

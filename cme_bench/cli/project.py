@@ -32,8 +32,14 @@ def project(context: typer.Context) -> None:
         level: Any = context.default_map
         for command in path:
             level = level.setdefault(command, {})
-        value = values[name]
-        level[parameter.name] = [value] if parameter.multiple and not isinstance(value, list) else value
+        level[parameter.name] = _as_typed(values[name], several=parameter.multiple)
+
+
+def _as_typed(value: Any, *, several: bool) -> Any:
+    """Return a value of the file as the option takes it: a list, or one text with commas."""
+    if several:
+        return value if isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _options(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, Any]]:

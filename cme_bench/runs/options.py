@@ -55,7 +55,9 @@ def parse_settings(pairs: list[str]) -> dict[str, int]:
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or key not in SETTINGS:
+        if not equals and key in SETTINGS:
+            raise UsageError(f"--set {pair}: write KEY=VALUE")
+        if key not in SETTINGS:
             raise UsageError(f"--set {pair}: unknown setting {key!r}{did_you_mean(key, SETTINGS)}")
         if key in SWITCHES and value not in {"0", "1"}:
             raise UsageError(f"--set {pair}: {key} takes 0 or 1")

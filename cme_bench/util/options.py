@@ -129,6 +129,6 @@ def check_choice(value: Any, kind: Any, noun: str) -> None:
     values: Sequence[Any] = value if isinstance(value, tuple | list) else (value,)
     for each in values if known else ():
         if each is not None and each not in known:
-            hint = did_you_mean(str(each), known)
+            hint = did_you_mean(str(each).lower(), known)
             text = noun if "{" in noun else f"unknown {noun} {{value!r}}{{hint}} (one of {{known}})"
             raise UsageError(text.format(value=each, hint=hint, known=", ".join(known)))

@@ -42,6 +42,8 @@ def own_data(tmp_path: Path, dataset: str = "rte") -> Path:
         (("--tasks", "sentimant"), "unknown task 'sentimant'; did you mean 'sentiment'?"),
         (("--data", "/no/such/folder"), "--data /no/such/folder: no such folder"),
         (("--engine", "vlm"), "unknown engine 'vlm'"),
+        (("--engine", "VLLM"), "did you mean 'vllm'?"),
+        (("--set", "tokens_per_batch"), "--set tokens_per_batch: write KEY=VALUE"),
         (("--engine", "ray", "--worker", "vlm"), "unknown worker 'vlm'; did you mean 'vllm'?"),
         (("--workers", "2"), "--workers is for --engine ray, not for hf"),
         (("--engine", "ray", "--address", "ray://head:10001"), "takes HOST:PORT of the cluster's head"),
