@@ -74,6 +74,8 @@ def installed_names() -> tuple[str, ...]:
 
 
 def _load(name: str) -> None:
+    if "\0" in name:
+        raise AdapterError(f"--plugin {name!r}: no such file")
     if name.endswith(".py") or "/" in name:
         file = Path(name).expanduser().resolve()
         if not file.is_file():

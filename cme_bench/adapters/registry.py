@@ -145,10 +145,13 @@ def register(
     Raises AdapterError if the name is taken or malformed, or a class is not what it must be.
     """
     _check_classes(name, config_class, model_class)
+    _check_fields(name, config_class)
+    _check_rest(name, train=train, settings=settings, measured=measured, vllm=vllm)
     earlier = _METHODS.get(name)
     if earlier is not None:
         if not _is_again(earlier, config_class):
-            raise AdapterError(f"register {name!r}: the name is taken by {_qualified(earlier.config_class)}")
+            owner = _qualified(earlier.config_class) if earlier.code is None else earlier.code.file
+            raise AdapterError(f"register {name!r}: the name is taken by {owner}")
         if earlier.code is None:
             return earlier
         unregister(name)
@@ -239,6 +242,28 @@ def _check_classes(name: str, config_class: object, model_class: object) -> None
         if not (isinstance(cls, type) and issubclass(cls, kind)):
             shown = getattr(cls, "__name__", repr(cls))
             raise AdapterError(f"register {name!r}: {shown} is no subclass of PEFT's {kind.__name__}")
+
+
+def _check_fields(name: str, config_class: type[PeftConfig]) -> None:
+    """Without @dataclass a new field is none: it would be neither an argument nor saved."""
+    known = {f.name for f in fields(config_class)}
+    if unknown := [key for key in vars(config_class).get("__annotations__", {}) if key not in known]:
+        shown = f"{unknown[0]!r} is no field of {config_class.__name__}"
+        raise AdapterError(f"register {name!r}: {shown}; write @dataclass above the class")
+
+
+def _check_rest(name: str, *, train: object, settings: object, measured: object, vllm: object) -> None:
+    """What a type checker would have said, for those who run none."""
+    listed = isinstance(measured, Sequence) and all(isinstance(one, Measured) for one in measured)
+    wrong = {
+        "train must be a function": train is not None and not callable(train),
+        "settings must be a list of names": isinstance(settings, str),
+        "measured must be a list of Measured": not listed,
+        "vllm must be a GatedForm, or a clause that says why not": not isinstance(vllm, GatedForm | str),
+    }
+    for sentence, is_wrong in wrong.items():
+        if is_wrong:
+            raise AdapterError(f"register {name!r}: {sentence}")
 
 
 def _tell_peft(entry: Method) -> bool:

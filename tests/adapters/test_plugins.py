@@ -58,6 +58,8 @@ GATED = """, per_token=True, vllm=GatedForm(
     layer=OwnLinear, stored=("own_down", "own_up"), gate=lambda config: Gate(rank=config.r),
     tensors=lambda config, layer, read: {"down": read("own_down") * config.scale, "up": read("own_up")},
 )"""
+DECORATED = "@dataclass\nclass OwnConfig(AdapterConfig):\n    pass"
+UNDECORATED = "class OwnConfig(AdapterConfig):\n    steepness: float = 1.0"
 RUNNING_MEAN = "x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]"
 ROWS_MEAN = "x + x.mean(0, keepdim=True)"
 HEAD = (9, 8, 11, 12, 13, 9, 8, 14)
@@ -199,6 +201,12 @@ BROKEN = {
     "capitals": (registering("Own"), r"own.py:\d+: .*lower-case letters"),
     "no config": (registering("own", config="dict"), r"own.py:\d+: .*dict is no subclass of PEFT's PeftConf"),
     "no model": (registering("own", model="OwnLinear"), r"own.py:\d+: .*OwnLinear is no subclass of"),
+    "no reason": (METHOD + REGISTER.format(", vllm=None"), r"own.py:\d+: .*vllm must be a GatedForm, or"),
+    "no dataclass": (
+        METHOD.replace("@dataclass\nclass OwnConfig(AdapterConfig):\n    pass", UNDECORATED)
+        + REGISTER.format(""),
+        r"own.py:\d+: .*'steepness' is no field of OwnConfig; write @dataclass",
+    ),
     "prefix": (registering("other"), r"own.py:\d+: .*Inconsistent prefixes"),
     "error afterwards": (METHOD + REGISTER.format("") + "1 / 0\n", r"own.py:\d+: ZeroDivisionError"),
 }
