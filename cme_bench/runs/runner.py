@@ -28,6 +28,7 @@ from cme_bench.runs.manifest import Manifest, default_folder
 from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
 from cme_bench.runs.planner import Plan, Planner
 from cme_bench.runs.progress import Listener
+from cme_bench.runs.recorder import Recorder
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
@@ -181,7 +182,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         shared.tell(notes)
         manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})
         longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
-        session = Session(responder, writer, manifest, listener, stopping, longest)
+        session = Session(responder, Recorder(writer), manifest, listener, stopping, longest)
         results: list[TaskResult] = []
         try:
             for _, alike in itertools.groupby(plans, lambda plan: plan.generated):
