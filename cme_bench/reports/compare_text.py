@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports.compare import Comparison, Row
 from cme_bench.reports.grids import html_table, markdown, markdown_escape, markdown_line
+from cme_bench.reports.significance import SIGNIFICANT
 from cme_bench.scoring.scales import Measure
 from cme_bench.util.csv_text import csv_text
 
-SIGNIFICANT = 0.05
 _COLUMNS = ("n", "A", "B", "B − A", "95 % CI", "p", "p (Holm)", "wins", "losses", "ties", "MDE", "test")
 
 

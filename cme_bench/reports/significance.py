@@ -22,6 +22,8 @@ from cme_bench.stats.resampling import (
 from cme_bench.stats.seeds import seeds_difference, seeds_mean
 
 Floats = NDArray[np.float64]
+SIGNIFICANT = 0.05
+"""Adjusted p values below it are told from chance."""
 
 
 @dataclass(frozen=True, slots=True)

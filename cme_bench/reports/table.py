@@ -14,12 +14,11 @@ from cme_bench.reports.near_ties import tie_notes
 from cme_bench.reports.paper import published
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
-from cme_bench.reports.significance import Significance, significance
+from cme_bench.reports.significance import SIGNIFICANT, Significance, significance
 from cme_bench.runs.records import AdapterRecord, EstimateRecord
 from cme_bench.scoring.scales import USUAL, Measure
 from cme_bench.tasks.suite import DOMAINS
 
-SIGNIFICANT = 0.05
 CME_FORMS = ("generated", "likelihood")
 FIXED = ("model", "method", "MoE", "rank", "training", "params %")
 """Columns before the scores. ``params %``: parameters that the adapter adds, in percent of the base's."""

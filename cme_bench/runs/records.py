@@ -13,34 +13,11 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType, field
 
 from cme_bench.engines.base import EngineStats
-from cme_bench.models.records import AdapterRecord, ModelRecord
-from cme_bench.scoring.record import MOST_ROWS, Count, Record, StoredAnswer, StoredResponse
+from cme_bench.models.records import AdapterRecord as AdapterRecord  # noqa: PLC0414 - reports take it from here
+from cme_bench.models.records import ModelRecord
+from cme_bench.scoring.record import Count
 from cme_bench.scoring.scales import Measure, measure_from
 from cme_bench.stats.estimates import Estimate
-
-__all__ = [
-    "MOST_ROWS",
-    "AdapterRecord",
-    "BosRecord",
-    "Count",
-    "EngineStats",
-    "EstimateRecord",
-    "FormRecord",
-    "Identity",
-    "MeasureRecord",
-    "MetricRecord",
-    "ModelRecord",
-    "ReadArguments",
-    "Record",
-    "RescoreRecord",
-    "ResultRecord",
-    "Results",
-    "RunRecord",
-    "SessionRecord",
-    "StoredAnswer",
-    "StoredResponse",
-    "TaskRecord",
-]
 
 
 class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):

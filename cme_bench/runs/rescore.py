@@ -21,18 +21,20 @@ from cme_bench.errors import UsageError
 from cme_bench.harness.task_result import task_result
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.load import load_tokenizer
+from cme_bench.models.records import ModelRecord
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.provenance import commit, versions
 from cme_bench.runs.folder import current_records, overlaid, read_arguments, read_both, run_file
 from cme_bench.runs.packed import refuse_packed
 from cme_bench.runs.planner import task_hash
-from cme_bench.runs.records import ModelRecord, Record, RescoreRecord, TaskRecord
+from cme_bench.runs.records import RescoreRecord, TaskRecord
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import RunWriter, record_bytes
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import score_record
+from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source

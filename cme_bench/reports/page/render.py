@@ -21,7 +21,8 @@ from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.page.payload import Blocks, task_payload
 from cme_bench.reports.runs import RunView, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
-from cme_bench.reports.table import FIXED, SIGNIFICANT, ComparisonTable, comparison_tables
+from cme_bench.reports.significance import SIGNIFICANT
+from cme_bench.reports.table import FIXED, ComparisonTable, comparison_tables
 from cme_bench.runs.folder import read_arguments, run_file
 from cme_bench.scoring.scales import Measure
 from cme_bench.stats.estimates import Estimate
