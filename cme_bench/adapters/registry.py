@@ -253,7 +253,7 @@ def _check_fields(name: str, config_class: type[PeftConfig]) -> None:
 
 
 def _check_rest(name: str, *, train: object, settings: object, measured: object, vllm: object) -> None:
-    """What a type checker would have said, for those who run none."""
+    """Refuse what a type checker would have refused, for those who run none."""
     listed = isinstance(measured, Sequence) and all(isinstance(one, Measured) for one in measured)
     wrong = {
         "train must be a function": train is not None and not callable(train),
