@@ -37,7 +37,8 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> RunRecord:
     """Return ``run.json``. UsageError if it is absent, broken, or not what a run writes."""
     file = run_file(folder)
-    run = decoded(read_json(file), RunRecord, str(file))
+    content = {key: value for key, value in read_json(file).items() if value is not None}
+    run = decoded(content, RunRecord, str(file))  # a part that is null is as one that is missing
     read_arguments(run, file)
     return run
 

@@ -102,7 +102,8 @@ def test_an_older_folder_needs_the_least(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "r", {"cme_a": MadeTask([1.0, 0.0])}).folder
     content = json.loads((folder / "run.json").read_text())
     least = ("identity", "model", "versions", "tasks")
-    (folder / "run.json").write_text(json.dumps({key: content[key] for key in least}))
+    empty = dict.fromkeys(("adapter", "seed", "bos", "notes", "engine", "sessions", "finished", "commit"))
+    (folder / "run.json").write_text(json.dumps({key: content[key] for key in least} | empty))
     results = json.loads((folder / "results.json").read_text())["cme"]
     del results["average_is"], results["near_tie_nats"], results["forms"]["generated"]["measure"]
     for part in ("scale", "better", "aggregation"):
