@@ -54,7 +54,7 @@ class TrainOptions:
     """
 
     model: Model
-    method: Annotated[str, Option(f"{', '.join(method_names())}, or one of a --plugin.")]
+    method: Annotated[str, Option(f"{', '.join(packaged_methods())}, or one of a --plugin.")]
     out: Annotated[Path, Option("Folder of the adapter.")]
     data: Annotated[str, Option("'hub', 'mini', or a folder of DATASET/SPLIT.jsonl.", panel=DATA)] = "hub"
     datasets: Annotated[str, Option("Comma-separated datasets and domains, or 'all' 22.", panel=DATA)] = "all"
@@ -154,6 +154,11 @@ def method_names() -> tuple[str, ...]:
     if registry is not None:
         found: tuple[str, ...] = registry.names()
         return found
+    return packaged_methods()
+
+
+def packaged_methods() -> tuple[str, ...]:
+    """Return the names of the methods in this package, from the names of their files."""
     files = (Path(__file__).parent.parent / "adapters" / "methods").glob("[a-z]*.py")
     return tuple(sorted(file.stem for file in files))
 
