@@ -111,7 +111,7 @@ def _options(model: str, given: Mapping[str, Any]) -> RunOptions:
         several = [include] if isinstance(include, str | PathLike) else include or ()
         values["include"] = tuple(map(Path, several))
     if "settings" in given:
-        values["settings"] = parse_settings([f"{key}={value:d}" for key, value in given["settings"].items()])
+        values["settings"] = parse_settings([f"{key}={value}" for key, value in given["settings"].items()])
     return RunOptions(model=model, **values)
 
 

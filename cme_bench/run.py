@@ -141,6 +141,8 @@ def _score(estimate: EstimateRecord | MetricRecord, metric: str) -> Score:
 
 def as_run(run: RunLike) -> Run:
     """Return a run of what is one, or of its folder."""
+    if not isinstance(run, Run | str | PathLike):
+        raise UsageError(f"a {type(run).__name__} is no run: give a Run or a run's folder")
     return run if isinstance(run, Run) else Run(run)
 
 

@@ -45,6 +45,10 @@ class LiveModel(LoadedModel):
         self._inner: PreTrainedModel = _inner(self.given)
         if tokenizer is None:
             raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
+        if not callable(getattr(tokenizer, "get_vocab", None)):
+            raise UsageError(
+                f"tokenizer= takes a tokenizer of transformers, not a {type(tokenizer).__name__}"
+            )
         self._tokenizer = tokenizer
         self.config = self._inner.config
         self.name = name or _own_name(self._inner)
@@ -103,14 +107,19 @@ class LiveModel(LoadedModel):
         if self.peft is None:
             return ()
         layers = _layers(self.peft)
-        on = {not layer.disable_adapters for layer in layers}
-        if len(on) > 1 or len({tuple(layer.active_adapters) for layer in layers}) > 1:
+        ways = {(layer.disable_adapters, tuple(layer.active_adapters)) for layer in layers}
+        if len(ways) > 1:
             raise UsageError(
                 f"{self.place}: some layers have other adapters on than others; set_adapter makes them agree"
             )
-        off = on == {False} or self.peft._adapters_disabled
-        off = off or getattr(self.peft.base_model, "_enabled", True) is False  # of an adaption prompt
-        return () if off else tuple(self.peft.active_adapters)
+        return () if self.off or self.peft._adapters_disabled else tuple(self.peft.active_adapters)
+
+    @property
+    def off(self) -> bool:
+        """Whether the layers of its adapters are switched off."""
+        layers = _layers(self.peft)
+        prompt = getattr(self.peft.base_model, "_enabled", True)  # of an adaption prompt
+        return prompt is False or any(layer.disable_adapters for layer in layers)
 
     def adapter(self, names: tuple[str, ...]) -> Adapter:
         """Return adapters of the model that compute together, by identity.

@@ -141,7 +141,8 @@ class LiveSource(EngineSource):
             self._applied.enter_context(peft.disable_adapter())
             return self.model.model
         names = self._names(adapter.name)
-        peft.base_model.enable_adapter_layers() if hasattr(peft.base_model, "enable_adapter_layers") else None
+        if self.model.off:
+            peft.base_model.enable_adapter_layers()
         if names != tuple(peft.active_adapters):
             switch = peft.set_adapter if len(names) == 1 else peft.base_model.set_adapter
             switch(names[0] if len(names) == 1 else list(names))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import AdaptionPromptConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import cme_bench
@@ -22,6 +22,7 @@ from cme_bench.util.files import read_json, write_json
 TASKS = ("cme_rte_ll", "cme_rte")
 ASKED: dict[str, Any] = {"tasks": TASKS, "data": "mini", "limit": 4, "progress": False}
 LM = {"task_type": "CAUSAL_LM"}
+VIRTUAL = {AdaptionPromptConfig: {"adapter_len": 3, "adapter_layers": 1}}
 
 
 def lora(seed: int = 1, **changes: Any) -> LoraConfig:
@@ -127,11 +128,14 @@ def test_what_is_active_is_evaluated_and_stays_active(base: Any, tokenizer: Any,
     assert [p.requires_grad for p in model.parameters()] == gradients
 
 
-@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig, AdaptionPromptConfig])
 def test_virtual_tokens_as_from_a_folder(
     config: Any, base: Any, tokenizer: Any, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    model = adapted(base, config(num_virtual_tokens=3, **LM))
+    model = adapted(base, config(**VIRTUAL.get(config, {"num_virtual_tokens": 3}), **LM))
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # the gate of an adaption prompt begins at zero
+            parameter.data += 0.1
     model.save_pretrained(tmp_path / "a")
     asked = ASKED | {"tasks": TASKS, "limit": 2, "prompt_format": "plain"}
     live = cme_bench.evaluate(
@@ -211,6 +215,7 @@ def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
     refused(base, "engine ray loads its own weights", engine="ray")
     refused(base, "the model in memory is float32; convert it first", dtype="bfloat16")
     refused(base, "adapter 'x': the model in memory has no adapters", adapters=["x"])
+    refused(base, "tokenizer= takes a tokenizer of transformers, not a str", tokenizer="smollm2")
     refused(torch.nn.Linear(2, 2), "a Linear is no model")
     refused({"a": 1}, "a dict is no model")
     refused(AutoModel.from_pretrained(tiny_checkpoint), "no causal language model")
