@@ -141,7 +141,7 @@ class TestLoadedWorkers:
         asked = on_ray(nodes, tmp_path_factory.mktemp("warm"), tasks=TASKS[0])
         with open_engines(asked) as engines:
             assert isinstance(engines, RaySource)
-            while not all(place.ready for place in engines._pool.places):
+            while not all(slot.ready for slot in engines._pool.slots):
                 ask(engines, replace(asked, out=tmp_path_factory.mktemp("warm")))
             yield engines
 
