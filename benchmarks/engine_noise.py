@@ -311,10 +311,10 @@ def head_cost(quick: bool) -> dict[str, float]:
     import torch
     from transformers import LlamaModel
 
-    from cme_bench.efficiency.shapes import preset
     from cme_bench.engines.hf.generate import _argmax_or_nan
     from cme_bench.engines.hf.loglikelihood import read_logits
-    from cme_bench.exact_logits import linear
+    from cme_bench.experiments.efficiency.shapes import preset
+    from cme_bench.util.exact_logits import linear
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = preset("tiny" if quick or device.type == "cpu" else "llama-2-7b")

@@ -27,8 +27,8 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
-from cme_bench.efficiency.live_bytes import LiveBytes
-from cme_bench.efficiency.workloads import in_turn
+from cme_bench.experiments.efficiency.live_bytes import LiveBytes
+from cme_bench.experiments.efficiency.workloads import in_turn
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_model, load_tokenizer
 from cme_bench.tasks.open_source import open_source

@@ -23,13 +23,13 @@ import measurements
 import orjson
 from playwright.sync_api import sync_playwright
 
-from cme_bench import provenance
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import open_run
 from cme_bench.runs.folder import read_run
 from cme_bench.runs.results import write_results
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.stats.estimates import mean
+from cme_bench.util import provenance
 from cme_bench.util.files import write_json
 
 TASKS = 22

@@ -26,11 +26,11 @@ from typing import Any
 import measurements
 import torch
 
-from cme_bench.analysis.parity import task_items
 from cme_bench.engines.base import Engine, GenerateResponse
 from cme_bench.engines.inbox import Batches
 from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.worker import Worker
+from cme_bench.experiments.parity import task_items
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import Job
 from cme_bench.runs.options import RunOptions

@@ -16,9 +16,9 @@ import time
 import measurements
 import numpy as np
 
-from cme_bench import provenance
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.resampling import bootstrap, permutation_pvalues, share_best, sign_flips
+from cme_bench.util import provenance
 
 TASKS, DOMAINS = 22, 11
 

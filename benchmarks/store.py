@@ -24,7 +24,6 @@ from typing import Any
 import measurements
 from msgspec.structs import replace
 
-from cme_bench import resident_memory
 from cme_bench.harness.task_result import task_result
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
@@ -34,6 +33,7 @@ from cme_bench.runs.records import SessionRecord
 from cme_bench.runs.results import write_results
 from cme_bench.runs.store import read_records, record_bytes, samples_file
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util import memory as resident_memory
 
 TASK = "cme_arc_easy_ll"
 

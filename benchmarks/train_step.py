@@ -1,6 +1,6 @@
 """Step time and peak memory of training an adapter: LoRA, HydraLoRA, MoELoRA and TeamLoRA, in paired rounds.
 
-What is measured, and how, stands in ``cme_bench.efficiency.train_step`` and ``.methods``; ``cme-bench
+What is measured, and how, stands in ``cme_bench.experiments.efficiency`` (train_step, methods); ``cme-bench
 efficiency`` is the same for any model. Here the shapes are fixed: on CUDA LLaMA-2-7B's with 8 layers,
 sequences of 1024 tokens, and a batch that fills the card with the hungriest method; on a CPU everything is
 small.
@@ -18,10 +18,10 @@ from pathlib import Path
 import measurements
 import torch
 
-from cme_bench.efficiency.measure import HUNGRIEST, ratios
-from cme_bench.efficiency.methods import all_methods
-from cme_bench.efficiency.shapes import preset, targets, with_layers
-from cme_bench.efficiency.train_step import TrainBench, train_metrics, train_rounds
+from cme_bench.experiments.efficiency.measure import HUNGRIEST, ratios
+from cme_bench.experiments.efficiency.methods import all_methods
+from cme_bench.experiments.efficiency.shapes import preset, targets, with_layers
+from cme_bench.experiments.efficiency.train_step import TrainBench, train_metrics, train_rounds
 
 LLAMA_LAYERS, SEQ = 8, 1024
 SMALL_SEQ, TINY_SEQ, SMALL_BATCH = 256, 64, 2

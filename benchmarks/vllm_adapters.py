@@ -3,7 +3,7 @@
 LLaMA-2-7B's shapes with random weights, bfloat16; TeamLoRA with four experts of rank 32 on the feed-forward
 linears, vLLM's LoRA of rank 128 on the same. Prompts of 256 random tokens, 128 tokens out, no prefix cache:
 ``batch`` (256 requests at once), ``single`` (one request), ``prefill`` (256 prompts, one token out). Engines
-run in processes of their own (``cme_bench.efficiency.vllm_inference``), one after the other where they do not
+run in processes of their own (``efficiency.vllm_inference``), one after the other where they do not
 fit on the card together; a warm-up of every measurement is left out. Ratios are tokens per second over the
 base model's (medians of the rounds); above 1 is faster. ``--with hf`` adds our transformers engine with the
 same TeamLoRA.
@@ -23,12 +23,12 @@ from pathlib import Path
 import measurements
 import torch
 
-from cme_bench.efficiency.hf_inference import hf_times
-from cme_bench.efficiency.methods import all_methods
-from cme_bench.efficiency.shapes import preset, targets
-from cme_bench.efficiency.vllm_inference import NATIVE, vllm_times
-from cme_bench.efficiency.workloads import Times, Workloads
 from cme_bench.engines.vllm.settings import require_vllm
+from cme_bench.experiments.efficiency.hf_inference import hf_times
+from cme_bench.experiments.efficiency.methods import all_methods
+from cme_bench.experiments.efficiency.shapes import preset, targets
+from cme_bench.experiments.efficiency.vllm_inference import NATIVE, vllm_times
+from cme_bench.experiments.efficiency.workloads import Times, Workloads
 from cme_bench.models.load import choose_device
 
 TEAM = "teamlora32"

@@ -24,7 +24,7 @@ from typing import Any
 
 import measurements
 
-from cme_bench.efficiency.options import PRESETS
+from cme_bench.experiments.efficiency.options import PRESETS
 
 CASES = {
     "single_token": ("cme_mmlu_ll", 0),
@@ -40,7 +40,7 @@ def asked(task: str, shots: int, options: Any) -> list[Any]:
     """The task's requests, as a run asks them."""
     from dataclasses import replace
 
-    from cme_bench.analysis.parity import task_items
+    from cme_bench.experiments.parity import task_items
     from cme_bench.runs.engine_factory import open_engines
     from cme_bench.runs.responder import Responder
 
@@ -52,7 +52,7 @@ def random_model(folder: Path, shape: str, tokenizer: Path) -> Path:
     """A model folder without weights."""
     from transformers import AutoTokenizer
 
-    from cme_bench.efficiency.shapes import preset
+    from cme_bench.experiments.efficiency.shapes import preset
 
     known = AutoTokenizer.from_pretrained(tokenizer)
     config = preset(shape)

@@ -34,7 +34,7 @@ from typing import Any
 
 import measurements
 
-from cme_bench import resident_memory
+from cme_bench.util import memory as resident_memory
 from cme_bench.util.options import DType
 
 TOLERANCE = 1e-3
@@ -134,7 +134,7 @@ def work(engine: str, model: str, folder: Path, dtype: DType) -> None:
 
         worker = LmEval(HFLM(pretrained=model, dtype=dtype, device=device, batch_size=1), folder)
     else:
-        from cme_bench.engines.lm_eval import CmeHF
+        from cme_bench.harness.lm_eval_model import CmeHF
 
         worker = LmEval(CmeHF(pretrained=model, dtype=dtype, device=device), folder)
     print(json.dumps({"device": device}), file=answers, flush=True)
@@ -209,7 +209,7 @@ def part_of(case: Case) -> str:
 def prepare(case: Case, data: Path, folder: Path) -> int:
     """Write the case's rows (``folder/NAME/DATASET/SPLIT.jsonl``) and lm-eval's task file (``NAME.yaml``), of
     all its items and of a part; the number of items."""
-    from cme_bench.tasks.export import export_tasks
+    from cme_bench.authoring.export import export_tasks
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 

@@ -10,10 +10,10 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.run import Run, compare, table
 from cme_bench.runs.options import RunOptions, parse_settings
 from cme_bench.runs.progress import Listener
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import Engine, described
 
 __all__ = ["compare", "evaluate", "load_runs", "open_run", "table"]
@@ -88,7 +88,7 @@ def load_runs(*folders: Name, items: bool = False) -> pd.DataFrame:
 
     Columns name the run (run, model, adapter, method, rank, experts, engine, dtype, data), the task (domain,
     dataset, task, ...) and the number (metric, value; stderr and n for tasks). Values are shares in [0, 1].
-    Raises :class:`cme_bench.errors.UsageError` for a folder that is no run.
+    Raises :class:`cme_bench.util.errors.UsageError` for a folder that is no run.
     """
     from cme_bench.reports.frame import load_frame
 

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.workshop import Workshop
 
 THREADS = torch.get_num_threads()
 
@@ -72,3 +73,13 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    """A task with four rows to score and six exemplars."""
+    shop = Workshop(tmp_path)
+    shop.write_yaml()
+    shop.write_rows("test", [{"question": f"test {i}?", "label": i % 2} for i in range(4)])
+    shop.write_rows("train", [{"question": f"shot {i}?", "label": i % 2} for i in range(6)])
+    return shop

@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import cme_bench
-from cme_bench.errors import UsageError
 from cme_bench.reports.frame import load_frame
 from cme_bench.run import Score
 from cme_bench.runs.options import RunOptions
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 ASKED: dict[str, Any] = {"tasks": ["cme_rte_ll", "cme_rte"], "data": "mini", "limit": 3, "progress": False}

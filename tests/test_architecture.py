@@ -1,93 +1,99 @@
-"""The rules of the house: imports point one way, and the light parts stay light."""
+"""The rules of the house: imports point downwards, there are no circles, and the light parts stay light."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cme_bench"
 
-FORBIDDEN: dict[str, tuple[str, ...]] = {
-    "vllm_plugin": (
-        "tasks",
-        "prompts",
-        "models",
-        "adapters",
-        "engines",
-        "runs",
-        "reports",
-        "cli",
-        "scoring",
-        "training",
-        "stats",
-        "errors",
-    ),
-    "engines": ("tasks", "scoring", "runs", "reports", "stats", "cli", "training"),
-    "tasks": ("models", "engines", "runs", "reports", "cli", "training", "adapters"),
-    "authoring": ("models", "engines", "runs", "reports", "cli", "training", "adapters"),
-    "prompts": ("tasks", "models", "runs", "reports", "cli", "training", "adapters"),
-    "models": ("tasks", "prompts", "engines", "runs", "reports", "cli", "scoring", "training"),
-    "adapters": ("tasks", "prompts", "models", "engines", "runs", "reports", "cli", "scoring", "training"),
-    "scoring": ("tasks", "prompts", "models", "runs", "reports", "cli", "training", "adapters"),
-    "stats": (
-        "tasks",
-        "prompts",
-        "models",
-        "engines",
-        "runs",
-        "reports",
-        "cli",
-        "scoring",
-        "training",
-        "adapters",
-    ),
-    "reports": ("prompts", "models", "engines", "cli", "training", "adapters"),
-    "runs": ("reports", "cli", "training"),
-    "analysis": ("reports", "cli", "training"),
-    "training": ("reports", "cli"),
-    "efficiency": ("tasks", "reports", "cli", "training", "analysis"),
-    "reproduce": ("cli",),
-}
-"""Folder -> the folders it must not import. Known exceptions are named below, with their reason."""
-for _folder in FORBIDDEN.keys() - {"analysis", "reproduce"}:
-    FORBIDDEN[_folder] += ("analysis", "reproduce")
-FORBIDDEN["analysis"] += ("reproduce",)
-for _folder in FORBIDDEN.keys() - {"efficiency", "reproduce"}:
-    FORBIDDEN[_folder] += ("efficiency",)
+FLOORS = (
+    ("version",),
+    ("util",),
+    ("stats", "vllm_plugin"),
+    ("adapters",),
+    ("engines",),
+    ("models", "scoring"),
+    ("prompts",),
+    ("harness",),
+    ("tasks",),
+    ("authoring", "runs"),
+    ("reports", "training"),
+    ("experiments",),
+    ("run",),
+    ("api",),
+    ("cli",),
+)
+"""Rooms from the ground up. A module imports from its own room and from floors below."""
 
-for _folder in FORBIDDEN.keys() - {"authoring"}:
-    FORBIDDEN[_folder] += ("authoring",)
-
-ALLOWED = {
-    # the lm-eval entry point puts a model, an engine and lm-eval together; it is a command of its own
-    ("engines", "adapters"),
-    ("engines", "models"),
-}
+FORMER_NAMES = {"engines.lm_eval"}
+"""Modules that only name where a part has gone to, for scripts that import them."""
 
 
-def imports(file: Path) -> set[str]:
-    """Top folders of cme_bench that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+@functools.cache
+def modules() -> Mapping[str, Path]:
+    """Every module of the package, without ``cme_bench.`` before it."""
+    files = {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in PACKAGE.rglob("*.py")
+    }
+    return {name.removesuffix("__init__").rstrip("."): file for name, file in files.items()}
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Modules that a module imports anywhere in it, in functions and for types too."""
+    tree = ast.parse(modules()[module].read_text())
+    return frozenset(name for name in _names(tree) if name in modules() and name != module)
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cme_bench":
+            base = (node.module or "").removeprefix("cme_bench").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                yield inner if inner in modules() else base
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("cme_bench.")}
-    return found
+            yield from (
+                a.name.removeprefix("cme_bench.") for a in node.names if a.name.startswith("cme_bench.")
+            )
 
 
-@pytest.mark.parametrize("folder", FORBIDDEN)
-def test_imports_point_downwards(folder: str) -> None:
-    for file in (PACKAGE / folder).rglob("*.py"):
-        wrong = imports(file) & set(FORBIDDEN[folder])
-        wrong = {w for w in wrong if (folder, w) not in ALLOWED}
-        assert not wrong, f"{file.relative_to(PACKAGE)} imports {', '.join(sorted(wrong))}"
+def floor(module: str) -> int:
+    room = module.split(".", maxsplit=1)[0]
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def test_every_module_is_in_a_room() -> None:
+    rooms = {name.split(".")[0] for name in modules()} - {"", "__main__"}
+    assert rooms == {room for rooms in FLOORS for room in rooms}
+
+
+@pytest.mark.parametrize("room", [room for rooms in FLOORS for room in rooms])
+def test_imports_point_downwards(room: str) -> None:
+    for module in modules():
+        if module.split(".")[0] != room or module in FORMER_NAMES:
+            continue
+        others = {name for name in imports(module) if name and name.split(".")[0] != room}
+        upwards = sorted(name for name in others if floor(name) >= floor(module))
+        assert not upwards, f"{module} imports {', '.join(upwards)}"
+
+
+def test_there_are_no_circles() -> None:
+    TopologicalSorter({module: imports(module) - {""} for module in modules()}).prepare()
+
+
+def test_former_names_hold_nothing() -> None:
+    for module in FORMER_NAMES:
+        body = ast.parse(modules()[module].read_text()).body
+        assert {type(node) for node in body} <= {ast.Expr, ast.ImportFrom, ast.Assign}
 
 
 @pytest.mark.parametrize(
@@ -99,9 +105,9 @@ def test_imports_point_downwards(folder: str) -> None:
         "cme_bench.reports.figures.router",
         "cme_bench.reports.compare, cme_bench.reports.page.render",
         "cme_bench.reports.figures.write, cme_bench.reports.frame, cme_bench.reports.card",
-        "cme_bench.analysis.router",
-        "cme_bench.efficiency.options, cme_bench.reports.efficiency_table",
-        "cme_bench.reproduce.recipe, cme_bench.reproduce.jobs, cme_bench.reproduce.claims",
+        "cme_bench.experiments.router",
+        "cme_bench.experiments.efficiency.options, cme_bench.reports.efficiency_table",
+        "cme_bench.experiments.reproduce.recipe, cme_bench.experiments.reproduce.claims",
         "cme_bench.stats.estimates",
         "cme_bench.engines",
         "cme_bench.engines.ray.engine, cme_bench.engines.ray.pool, cme_bench.runs.ray_worker",

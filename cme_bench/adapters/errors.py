@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft import NoMatchingPeftModuleError
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 class AdapterError(UsageError, ValueError):

@@ -21,7 +21,7 @@ from cme_bench.adapters.meta_model import adapted, bare_model, saved_shapes
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.support import verdict, virtual_tokens
 from cme_bench.adapters.vocabulary import base_name, shipped_vocabulary
-from cme_bench.errors import first_line
+from cme_bench.util.errors import first_line
 
 _TASKS = (None, "CAUSAL_LM")
 _UNREAD = (".lora_monteclora_sampler.", "lm_head.token_adapter.trainable_tokens_")

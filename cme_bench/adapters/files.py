@@ -16,7 +16,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.field_types import misfit
 from cme_bench.adapters.plugins import load_installed
 from cme_bench.adapters.support import unknown_field
-from cme_bench.errors import did_you_mean, first_line
+from cme_bench.util.errors import did_you_mean, first_line
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

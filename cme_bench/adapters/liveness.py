@@ -10,7 +10,7 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.exact_logits import exact_logits
+from cme_bench.util.exact_logits import exact_logits
 
 _TRAINED_TOKENS = 16
 

@@ -18,7 +18,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
-from cme_bench.errors import InterruptedRun, first_line
+from cme_bench.util.errors import InterruptedRun, first_line
 
 NAME = "default"
 """The name under which adapters are loaded: a folder's name may be no name of a module."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from cme_bench.adapters import registry
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.errors import did_you_mean, first_line
+from cme_bench.util.errors import did_you_mean, first_line
 
 GROUP = "cme_bench.adapters"
 """Entry points of packages: the name of a method, and the module (or function) that registers it."""

@@ -21,7 +21,7 @@ from cme_bench.adapters.code import Code, code_of
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.gated import GatedForm
 from cme_bench.adapters.peft_types import peft_type, remove_peft_type
-from cme_bench.errors import did_you_mean, first_line
+from cme_bench.util.errors import did_you_mean, first_line
 
 Wrap = Callable[[nn.Linear], nn.Module]
 How: TypeAlias = PeftConfig | Wrap

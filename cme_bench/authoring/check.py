@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
 from cme_bench.prompts.reader import Reader
@@ -18,6 +17,7 @@ from cme_bench.tasks.references import unreadable
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import NoTaskError, TaskSpec, load_spec
 from cme_bench.tasks.suite import Suite, task_files
+from cme_bench.util.errors import CmeError, UsageError
 
 MOST_ROWS = 5
 """Rows that are named of one kind of problem; the others are counted."""

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import selectors_of
 from cme_bench.tasks.yaml_dump import dump_yaml
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import UsageError
 from cme_bench.version import __version__
 
 _DATASET_KEYS = frozenset({"dataset_path", "dataset_name", "dataset_kwargs"})

@@ -22,8 +22,8 @@ from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import read_golds, row_options
 from cme_bench.authoring.references import label_names, label_values, label_variants, read_references
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.values import is_blank
+from cme_bench.util.errors import UsageError, did_you_mean
 
 T = TypeVar("T")
 _WAY_NAMES = {

@@ -24,9 +24,9 @@ from cme_bench.authoring.columns import (
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import read_golds, row_options, text_of_values
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError
 from cme_bench.scoring.references import read_number_reference
 from cme_bench.tasks.values import as_text, is_blank
+from cme_bench.util.errors import UsageError
 
 MOST_LABELS = 20
 SUMMARY_WORDS = 12

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.identity import config_hash
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import builtin_folder
+from cme_bench.util.errors import UsageError
 
 LOCK_FILE = "lock.json"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import Option
 
 READING, FILES = "How rows are read", "How files are written"

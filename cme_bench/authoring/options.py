@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.tasks.values import as_text, is_blank
+from cme_bench.util.errors import UsageError, did_you_mean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ANSWER_WAYS = ("text", "key", "letter", "index0", "index1")

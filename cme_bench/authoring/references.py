@@ -10,9 +10,9 @@ from cme_bench.authoring.guessing import MOST_LABELS, writes_list
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import text_of_values
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError
 from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.values import as_text, is_blank
+from cme_bench.util.errors import UsageError
 
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
 

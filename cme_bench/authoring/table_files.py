@@ -12,9 +12,9 @@ from typing import Any
 
 from cme_bench.authoring.csv_files import read_csv_text
 from cme_bench.authoring.new_options import FileOptions
-from cme_bench.errors import UsageError, first_line
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.values import NotJsonError, is_blank, plain
+from cme_bench.util.errors import UsageError, first_line
 
 _BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"))
 _MARKS = (*_BOMS, (b"\x00\x00\xfe\xff", "utf-32"), (b"\xfe\xff", "utf-16"))

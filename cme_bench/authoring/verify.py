@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cme_bench.authoring.draft import Draft
 from cme_bench.authoring.table_files import Table
 from cme_bench.authoring.write import NewTask, write_task
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from cme_bench.scoring.generation import GoldAnswer

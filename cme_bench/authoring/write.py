@@ -14,11 +14,11 @@ from cme_bench.authoring.guess import guess
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import LETTERS
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.tasks.values import as_text, is_blank
 from cme_bench.tasks.yaml_dump import dump_yaml
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import UsageError
 
 FORMS = ("likelihood", "generate")
 _INSTRUCTIONS = {

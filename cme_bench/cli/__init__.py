@@ -9,8 +9,8 @@ import sys
 from typing import NoReturn
 
 from cme_bench.cli.help import group
-from cme_bench.errors import CmeError, InterruptedRun
-from cme_bench.terminal import say
+from cme_bench.util.errors import CmeError, InterruptedRun
+from cme_bench.util.terminal import say
 
 _CLICK_INTERRUPTED = 130
 """The exit code that the command line's library makes of a KeyboardInterrupt."""

@@ -100,9 +100,9 @@ def export_vllm(
     cme-bench must be installed beside vLLM, whose plugin it is.
     """
     from cme_bench.engines.vllm.adapter import read_gated
-    from cme_bench.engines.vllm.export import export_checkpoint, serve_command
     from cme_bench.models.adapter_tokenizer import beside
     from cme_bench.models.checkpoint import resolve_model
+    from cme_bench.models.export_vllm import export_checkpoint, serve_command
     from cme_bench.models.folder import adapter_note
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.packaged import adapter_folder

@@ -9,8 +9,8 @@ import cme_bench
 from cme_bench.cli import app
 from cme_bench.cli.help import READ, command
 from cme_bench.cli.shared import AllowMixed, Output, print_or_write
-from cme_bench.terminal import say
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "compare two runs item by item": "cme-bench compare runs/base runs/adapted",

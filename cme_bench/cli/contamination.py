@@ -38,8 +38,8 @@ def contamination(
     from rich.console import Console
     from rich.table import Table
 
-    from cme_bench.analysis.contaminated_run import check_run, file_texts
-    from cme_bench.terminal import markup
+    from cme_bench.experiments.contaminated_run import check_run, file_texts
+    from cme_bench.util.terminal import markup
 
     file = Path(train).expanduser()
     texts = file_texts(file) if file.is_file() else _mixture_texts(train, datasets, offline)
@@ -59,7 +59,7 @@ def contamination(
 
 def _mixture_texts(train: str, datasets: str, offline: bool) -> Iterator[str]:
     """Yield every text of the rows that ``cme-bench train --data`` would train on."""
-    from cme_bench.analysis.contamination import row_texts
+    from cme_bench.experiments.contamination import row_texts
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
     from cme_bench.training.mixture import load_training_set

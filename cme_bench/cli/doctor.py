@@ -20,7 +20,7 @@ def doctor() -> None:
     """
     from rich.console import Console
 
-    from cme_bench.terminal import markup
+    from cme_bench.util.terminal import markup
 
     console = Console()
     failed = False
@@ -41,7 +41,7 @@ def _python() -> tuple[bool, str]:
 
 
 def _packages() -> tuple[bool, str]:
-    from cme_bench.provenance import PACKAGES, versions
+    from cme_bench.util.provenance import PACKAGES, versions
 
     installed = versions()
     missing = [p for p in PACKAGES if p not in installed and not p.startswith("vllm")]
@@ -86,7 +86,7 @@ def _smollm2() -> tuple[bool, str]:
 
 
 def _cache() -> tuple[bool, str]:
-    from cme_bench.paths import cache_folder
+    from cme_bench.util.paths import cache_folder
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.plugins import Plugins
 from cme_bench.cli.shared import tell
-from cme_bench.efficiency.options import EfficiencyOptions
-from cme_bench.terminal import say
+from cme_bench.experiments.efficiency.options import EfficiencyOptions
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "measure step time, memory, latency and throughput of adapters": (
@@ -36,15 +36,15 @@ def efficiency(
     Weights are random and shapes are the model's. Every method is measured in each round on the same base;
     numbers are medians over rounds, warm-up left out, and say whether a baseline is fused.
     """
-    from cme_bench.efficiency.measure import measure
-    from cme_bench.efficiency.shapes import base_config
-    from cme_bench.paths import make_out
+    from cme_bench.experiments.efficiency.measure import measure
+    from cme_bench.experiments.efficiency.shapes import base_config
     from cme_bench.reports.efficiency_table import efficiency_frame, efficiency_markdown
     from cme_bench.reports.figures.inputs import FigureInputs
     from cme_bench.reports.figures.write import write_figures
     from cme_bench.runs.display import show_progress
     from cme_bench.util.csv_text import frame_csv
     from cme_bench.util.files import write_json, write_text
+    from cme_bench.util.paths import make_out
 
     base_config(options, tell)  # what is wrong with the model shows before anything is measured
     make_out(out)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cme_bench.cli import app
 from cme_bench.cli.help import TASKS, command
 from cme_bench.cli.shared import tell
-from cme_bench.terminal import say
 from cme_bench.util.options import Include, Option
+from cme_bench.util.terminal import say
 
 if TYPE_CHECKING:
     from cme_bench.tasks.fetch import WantedSplit
@@ -33,10 +33,10 @@ def fetch(
 
     Every dataset and model is pinned: the hub names its commit once, hub-lock.json keeps it, runs record it.
     """
-    from cme_bench.errors import CmeError, UsageError
     from cme_bench.models.fetch import fetch_model
     from cme_bench.tasks.fetch import fetch_splits, wanted_splits
     from cme_bench.tasks.suite import load_suite
+    from cme_bench.util.errors import CmeError, UsageError
 
     if not models and not tasks:
         raise UsageError("nothing to fetch: name models, or --tasks")

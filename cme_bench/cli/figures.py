@@ -8,8 +8,8 @@ from typing import Annotated
 from cme_bench.cli import app
 from cme_bench.cli.help import READ, command
 from cme_bench.cli.shared import AllowMixed
-from cme_bench.terminal import say
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "draw the paper's figures, each with its numbers as csv": (
@@ -31,9 +31,9 @@ def figures(
     allow_mixed: AllowMixed = False,
 ) -> None:
     """Draw the paper's figures 1, 3a, 3b, 4a, 4b, 5b and scores by domain, as far as there are inputs."""
-    from cme_bench.paths import make_out
     from cme_bench.reports.figures.inputs import read_inputs
     from cme_bench.reports.figures.write import write_figures
+    from cme_bench.util.paths import make_out
 
     read = read_inputs(list(inputs))
     make_out(out)

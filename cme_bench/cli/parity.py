@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cme_bench.analysis.options import ParityOptions
 from cme_bench.cli import app
 from cme_bench.cli.help import EVALUATE, command
 from cme_bench.cli.plugins import Plugins
-from cme_bench.errors import CmeError
+from cme_bench.experiments.options import ParityOptions
 from cme_bench.runs.options import RunOptions
-from cme_bench.terminal import say
+from cme_bench.util.errors import CmeError
+from cme_bench.util.terminal import say
 
 if TYPE_CHECKING:
-    from cme_bench.analysis.parity import Parity
+    from cme_bench.experiments.parity import Parity
 
 _EXAMPLES = {
     "see that two engines answer alike, token for token": "cme-bench parity smollm2 --data mini",
@@ -32,7 +32,7 @@ def parity(options: ParityOptions, plugin: Plugins = ()) -> None:
     tolerance. In 16-bit types near ties may fall either way: only the log-likelihoods decide. What that does
     to the score of every task and domain, and to the average, is printed too.
     """
-    from cme_bench.analysis.parity import measure_parity
+    from cme_bench.experiments.parity import measure_parity
 
     run = RunOptions(
         model=options.model,

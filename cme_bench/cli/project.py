@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from cme_bench.cli import app
-from cme_bench.project import check_defaults, find_project
+from cme_bench.util.project import check_defaults, find_project
 
 
 @app.callback()

@@ -11,9 +11,9 @@ from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.options import as_typed
 from cme_bench.cli.plugins import Plugins
 from cme_bench.cli.shared import tell
-from cme_bench.reproduce.options import Call, RecipeOptions
-from cme_bench.terminal import say
+from cme_bench.experiments.reproduce.options import Call, RecipeOptions
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "rerun the paper's experiments": (
@@ -39,7 +39,7 @@ def reproduce(
 
     Stopped or killed, the same command goes on and computes nothing twice.
     """
-    from cme_bench.reproduce.recipe import read_recipe
+    from cme_bench.experiments.reproduce.recipe import read_recipe
 
     if call.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
@@ -52,8 +52,8 @@ def reproduce(
         side_seeds=recipe.side_seeds,
         workers=recipe.workers,
     )
-    from cme_bench.reproduce.reproduce import plan as plan_costs
-    from cme_bench.reproduce.reproduce import reproduce as run_recipe
+    from cme_bench.experiments.reproduce.reproduce import plan as plan_costs
+    from cme_bench.experiments.reproduce.reproduce import reproduce as run_recipe
 
     if plan:
         say(plan_costs(chosen, call.out, offline=call.offline, note=tell), end="")

@@ -7,8 +7,8 @@ from typing import Annotated
 from cme_bench.cli import app
 from cme_bench.cli.help import EVALUATE, command
 from cme_bench.cli.shared import RunFolder
-from cme_bench.terminal import say
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {"score stored answers again, without a model": "cme-bench rescore runs/llama-team"}
 

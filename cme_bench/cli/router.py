@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cme_bench.analysis.options import RouterOptions
 from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.plugins import Plugins
-from cme_bench.terminal import say
+from cme_bench.experiments.options import RouterOptions
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "see which expert of a routed adapter does what, on the prompts of a run": (
@@ -29,12 +29,12 @@ def router(
     plugin: Plugins = (),
 ) -> None:
     """Show how an adapter's experts share the tokens: load, entropy, top-1 share, and M, as csv and png."""
-    from cme_bench.analysis.router import VALUES, interaction_frame, load_frame, mean_by
-    from cme_bench.analysis.router_load import measure_router
-    from cme_bench.paths import make_out
+    from cme_bench.experiments.router import VALUES, interaction_frame, load_frame, mean_by
+    from cme_bench.experiments.router_load import measure_router
     from cme_bench.reports.figures.router import write_router_figures
     from cme_bench.reports.router_tables import write_router_tables
     from cme_bench.runs.display import show_progress
+    from cme_bench.util.paths import make_out
 
     make_out(out)
     with show_progress() as listener:

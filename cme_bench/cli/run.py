@@ -57,7 +57,7 @@ def _print_summary(folder: Path, engine_stats: bool) -> None:
 
     from cme_bench.reports.engine_stats import stats_lines
     from cme_bench.reports.run_summary import summary_table, warnings
-    from cme_bench.terminal import markup
+    from cme_bench.util.terminal import markup
 
     console = Console()
     console.print(summary_table(folder))

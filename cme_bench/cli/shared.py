@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-from cme_bench.terminal import say
 from cme_bench.util.options import Option
+from cme_bench.util.terminal import say
 
 RunFolder = Annotated[Path, Option("A run folder.", argument=True)]
 AllowMixed = Annotated[bool, Option("Compare runs that differ; each difference becomes a note.")]

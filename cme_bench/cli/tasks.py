@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 from cme_bench.cli import app
 from cme_bench.cli.help import TASKS, command, group
 from cme_bench.cli.shared import tell
-from cme_bench.terminal import markup, say
 from cme_bench.util.options import (
     BOS_UNKNOWN,
     AllowCode,
@@ -21,6 +20,7 @@ from cme_bench.util.options import (
     Offline,
     Option,
 )
+from cme_bench.util.terminal import markup, say
 
 if TYPE_CHECKING:
     from cme_bench.prompts.reader import Reader
@@ -195,7 +195,7 @@ def export(
     offline: Offline = False,
 ) -> None:
     """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME."""
-    from cme_bench.tasks.export import export_tasks
+    from cme_bench.authoring.export import export_tasks
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 

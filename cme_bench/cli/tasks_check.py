@@ -9,11 +9,11 @@ import typer
 
 from cme_bench.cli.help import command
 from cme_bench.cli.tasks import Bos, Format, load_reader, tasks_app
-from cme_bench.terminal import say
 from cme_bench.util.options import AllowCode, Offline, Option
+from cme_bench.util.terminal import say
 
 if TYPE_CHECKING:
-    from cme_bench.tasks.check import Checked
+    from cme_bench.authoring.check import Checked
 
 
 @command(
@@ -38,10 +38,10 @@ def check(
 
     Exit code 2 if there are errors; warnings alone are 0.
     """
-    from cme_bench.errors import UsageError
-    from cme_bench.tasks.check import check_path
+    from cme_bench.authoring.check import check_path
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
+    from cme_bench.util.errors import UsageError
 
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
@@ -69,7 +69,7 @@ def lock(
     """Record the content of the built-in tasks; a changed one must have raised its metadata.version."""
     from datetime import UTC, datetime
 
-    from cme_bench.tasks.lock import changes, lock_file, read_lock, renewed, write_lock
+    from cme_bench.authoring.lock import changes, lock_file, read_lock, renewed, write_lock
     from cme_bench.tasks.suite import load_suite
 
     file = lock_file()

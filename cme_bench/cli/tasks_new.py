@@ -12,8 +12,8 @@ import typer
 from cme_bench.authoring.new_options import FileOptions, NewOptions, Told
 from cme_bench.cli.help import command
 from cme_bench.cli.tasks import tasks_app
-from cme_bench.terminal import say
 from cme_bench.util.options import Offline
+from cme_bench.util.terminal import say
 
 if TYPE_CHECKING:
     from cme_bench.authoring.draft import Draft
@@ -40,10 +40,10 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
     answer worked out. On a terminal it asks what no flag says; elsewhere it goes by the columns' names and
     values, and refuses what can be read in two ways.
     """
+    from cme_bench.authoring.check import check_path
     from cme_bench.authoring.verify import verified
     from cme_bench.authoring.write import new_task, write_task
     from cme_bench.cli.tasks_check import print_checked
-    from cme_bench.tasks.check import check_path
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
 
@@ -122,7 +122,7 @@ def _draft(table: Table, told: Told) -> Draft:
 def _decided(table: Table, told: Told) -> Draft:
     """Return the draft; where rows can still be read in two ways, the terminal decides."""
     from cme_bench.authoring.guess import guess
-    from cme_bench.errors import UsageError
+    from cme_bench.util.errors import UsageError
 
     try:
         return guess(table, told)
@@ -145,8 +145,8 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _check_name(name: str, known: set[str]) -> None:
-    from cme_bench.errors import UsageError
     from cme_bench.tasks.spec import PLAIN_NAME
+    from cme_bench.util.errors import UsageError
 
     if not PLAIN_NAME.fullmatch(name):
         raise UsageError(f"task name {name!r} is no plain name (letters, digits, '_', '-', '.')")
@@ -173,7 +173,7 @@ def _open(task: NewOptions, files: FileOptions, offline: bool) -> tuple[Table, s
 
 def _open_file(path: Path, options: FileOptions) -> Table:
     from cme_bench.authoring.table_files import read_table
-    from cme_bench.errors import UsageError
+    from cme_bench.util.errors import UsageError
 
     file = path.expanduser()
     if not file.is_file():

@@ -7,8 +7,8 @@ import os
 from cme_bench.cli import app
 from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.plugins import Plugins
-from cme_bench.terminal import say
 from cme_bench.training.options import TrainOptions, check_options
+from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "train an adapter on the CME mixture; the same command again goes on after an interruption": (

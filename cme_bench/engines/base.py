@@ -22,7 +22,7 @@ from cme_bench.engines.requests import (
     Response,
     TokenIds,
 )
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 __all__ = [
     "Engine",

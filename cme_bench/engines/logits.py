@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 _BROKEN = (
     "the model's logits are NaN or infinite; check the weights, or use float32 or bfloat16 instead of float16"

@@ -10,12 +10,12 @@ from typing import Any
 
 import orjson
 
-from cme_bench.analysis.contamination import N, find_overlaps, row_texts
-from cme_bench.errors import UsageError
+from cme_bench.experiments.contamination import N, find_overlaps, row_texts
 from cme_bench.runs.folder import last_records, read_results
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.stats.estimates import Estimate, mean
 from cme_bench.util.csv_text import csv_text
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import write_json, write_text
 
 

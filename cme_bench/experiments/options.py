@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from cme_bench.errors import UsageError
 from cme_bench.runs.options import parse_settings
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import DType, Engine, FormatName, Model, Offline, Option
 
 _UNKNOWN_ENGINE = "--engines: unknown engine {value!r}{hint} ({known})"

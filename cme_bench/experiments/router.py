@@ -1,6 +1,6 @@
 """Router statistics as tidy frames: how the experts share the tokens, by layer, task and domain.
 
-Pure functions of numbers; :mod:`cme_bench.analysis.router_load` makes the forward passes.
+Pure functions of numbers; :mod:`cme_bench.experiments.router_load` makes the forward passes.
 """
 
 from __future__ import annotations

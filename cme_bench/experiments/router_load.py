@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from cme_bench.adapters import record_router
 from cme_bench.adapters.routing.layer import RoutedLinear
-from cme_bench.analysis.options import RouterOptions
-from cme_bench.analysis.router import LayerLoad, Slice, pooled
-from cme_bench.analysis.router_prompts import PromptGroup, open_responder, prompt_groups
 from cme_bench.engines.base import GenerateRequest, TokenIds
 from cme_bench.engines.hf.batching import run_batches
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.forward import CausalForward, base_model, left_pad
+from cme_bench.experiments.options import RouterOptions
+from cme_bench.experiments.router import LayerLoad, Slice, pooled
+from cme_bench.experiments.router_prompts import PromptGroup, open_responder, prompt_groups
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from cme_bench.adapters.files import CONFIG_FILE, read_config
-from cme_bench.analysis.options import RouterOptions
 from cme_bench.engines.base import TokenIds
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.experiments.options import RouterOptions
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids, truncate
 from cme_bench.runs.engine_factory import open_engines
@@ -23,6 +22,7 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import DType
 
 

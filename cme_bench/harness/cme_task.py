@@ -17,7 +17,7 @@ from lm_eval import utils
 from lm_eval.api.registry import register_aggregation, register_metric
 from lm_eval.api.task import ConfigurableTask
 
-from cme_bench.compiled_templates import keep_compiled
+from cme_bench.harness.compiled_templates import keep_compiled
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 from cme_bench.scoring.macro_f1 import f1_macro
 from cme_bench.scoring.scales import ITEM_SCALES

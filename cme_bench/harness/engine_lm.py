@@ -11,11 +11,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cme_bench.compiled_templates import keep_compiled
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
-from cme_bench.engines.lm_eval_texts import LMEvalTexts
-from cme_bench.errors import UsageError
+from cme_bench.harness.compiled_templates import keep_compiled
+from cme_bench.harness.texts import LMEvalTexts
 from cme_bench.prompts.items import DEFAULT_NEW_TOKENS, GREEDY_KEYS
+from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -1,8 +1,9 @@
-"""Our engines below lm-eval: ``import cme_bench.engines.lm_eval`` registers the model ``cme-hf``.
+"""Our engines below lm-eval: ``import cme_bench.harness.lm_eval_model`` registers the model ``cme-hf``.
 
 Its command line takes it after the import::
 
-    python -c "import cme_bench.engines.lm_eval, lm_eval.__main__ as m; m.cli_evaluate()" --model cme-hf ...
+    python -c "import cme_bench.harness.lm_eval_model, lm_eval.__main__ as m; m.cli_evaluate()" \\
+        --model cme-hf ...
 
 Texts become token ids exactly as in lm-eval 0.4.13's ``HFLM``, so that scores agree with it.
 """
@@ -16,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.registry import register_model
 
-from cme_bench.engines.lm_eval_engine import EngineLM
-from cme_bench.errors import UsageError
+from cme_bench.harness.engine_lm import EngineLM
 from cme_bench.prompts.bos import decide_bos, model_types
 from cme_bench.prompts.items import DEFAULT_NEW_TOKENS
+from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
-from cme_bench.errors import did_you_mean
+from cme_bench.harness import lm_eval_table as table
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.scoring.generation import GENERATE_UNTIL
-from cme_bench.tasks import lm_eval_table as table
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import did_you_mean
 
 Fail: TypeAlias = Callable[[str, str], NoReturn]
 """Raises UsageError: (key, message)."""

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from jinja2.sandbox import SandboxedEnvironment
 from lm_eval import utils
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 def sandbox_templates() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 

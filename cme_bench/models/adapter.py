@@ -11,10 +11,10 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
-from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.models.packaged import adapter_folder
 from cme_bench.models.records import AdapterRecord, CodeRecord
+from cme_bench.util.errors import UsageError
 
 TRAINING_FILE = "cme_training.json"
 """The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, first_line
+from cme_bench.util.errors import CmeError, UsageError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

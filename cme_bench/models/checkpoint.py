@@ -11,15 +11,15 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import UsageError
-from cme_bench.hub_client import from_hub
-from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.models.folder import check_model_folder
+from cme_bench.models.hub_client import from_hub
+from cme_bench.models.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.models.weights import adapter_files, weight_files
-from cme_bench.paths import cache_folder
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import replacing
 from cme_bench.util.locks import locked
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.paths import cache_folder
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
 _CONFIG = "config.json"

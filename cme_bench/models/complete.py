@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError, first_line
 from cme_bench.models.quantisation import method_of, quantisation
 from cme_bench.models.weights import StoredTensor, stored_tensors, weight_files
+from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
 _BUFFERS = re.compile(

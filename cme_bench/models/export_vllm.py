@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.engines.vllm.adapter import GatedAdapter
-from cme_bench.errors import UsageError
 from cme_bench.models.folder import own_entries
+from cme_bench.util.errors import UsageError
 from cme_bench.vllm_plugin.file import ADAPTER_FILE, file_digest, write_adapter
 from cme_bench.vllm_plugin.spec import DIGEST, EMBEDDED, SUBFOLDER
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.hub_lock import LOCK_NAME
 from cme_bench.models.checkpoint import HUB_FILE, fetch_snapshot, resolve_model
+from cme_bench.models.hub_lock import LOCK_NAME
 from cme_bench.util.notes import Note, unheard
 
 MODELS_FOLDER = "models"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import UsageError
 from cme_bench.models.weights import ADAPTER_CONFIG, adapter_files, weight_files
+from cme_bench.util.errors import UsageError
 
 
 def check_model_folder(path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from cme_bench.errors import CmeError, first_line
+from cme_bench.util.errors import CmeError, first_line
 
 Answer = TypeVar("Answer")
 WAITS = (1.0, 4.0, 15.0)

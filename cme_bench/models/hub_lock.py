@@ -9,10 +9,10 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import UsageError
-from cme_bench.paths import cache_folder
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, replacing, storing
 from cme_bench.util.locks import locked
+from cme_bench.util.paths import cache_folder
 
 LOCK_NAME = "hub-lock.json"
 

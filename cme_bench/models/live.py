@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import UNSET
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.models.adapter import Adapter, read_training, training_arguments
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, tokenizer_hash
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.models.records import AdapterRecord, CodeRecord, ModelRecord
+from cme_bench.util.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 CHUNK_BYTES = 64 << 20
 """Bytes of a tensor that are on the host at one time."""

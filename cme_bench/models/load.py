@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, first_line
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
 from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model
 from cme_bench.models.quantisation import check_quantisation
+from cme_bench.util.errors import CmeError, UsageError, first_line
 from cme_bench.util.options import DType, check_choice
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.errors import UsageError, did_you_mean
 
 FOLDER = Path(__file__).resolve().parent.parent / "data" / "adapters"
 

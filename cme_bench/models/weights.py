@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from cme_bench.engines.base import TokenIds
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import BOS_UNKNOWN, BosMode, check_choice
 
 """Values of ``--bos``."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 
 Message: TypeAlias = Mapping[str, str]
 PINNED_DATE = datetime(2024, 7, 26)

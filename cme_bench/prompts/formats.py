@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.chat import ChatTemplate, Message
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import FormatName, check_choice
 
 Policy: TypeAlias = Literal["joint", "separate"]

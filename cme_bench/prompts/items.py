@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, TokenIds
-from cme_bench.errors import UsageError, template_problem
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 from cme_bench.scoring.generation import GENERATE_UNTIL
+from cme_bench.util.errors import UsageError, template_problem
 
 DEFAULT_NEW_TOKENS = 256  # lm-eval's
 _LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, Request
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 def embeddings(config: Any) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.aggregated import resampled_difference
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import (
@@ -25,6 +24,7 @@ from cme_bench.stats.multiple import holm
 from cme_bench.stats.paired import Difference, macro_difference, mcnemar, paired_difference
 from cme_bench.stats.power import detectable
 from cme_bench.stats.resampling import RESAMPLES, permutation_pvalues, sign_flips
+from cme_bench.util.errors import UsageError
 
 _OWN_CODE = "its aggregation is code of the task file, so it cannot be tested"
 

@@ -6,12 +6,12 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.reports.compare import Comparison, Row
 from cme_bench.reports.grids import html_table, markdown, markdown_escape, markdown_line
 from cme_bench.reports.significance import SIGNIFICANT
 from cme_bench.scoring.scales import Measure
 from cme_bench.util.csv_text import csv_text
+from cme_bench.util.errors import UsageError, did_you_mean
 
 _COLUMNS = ("n", "A", "B", "B − A", "95 % CI", "p", "p (Holm)", "wins", "losses", "ties", "MDE", "test")
 

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from cme_bench.terminal import visible
+from cme_bench.util.terminal import visible
 
 if TYPE_CHECKING:
     pass

@@ -10,7 +10,7 @@ from rich.table import Table
 from cme_bench.runs.folder import read_results, read_run
 from cme_bench.runs.records import EstimateRecord, MetricRecord
 from cme_bench.scoring.scales import Measure
-from cme_bench.terminal import markup
+from cme_bench.util.terminal import markup
 
 WARN_SHARE = 0.01
 WARN_TIES = 0.005

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cme_bench.errors import UsageError
 from cme_bench.runs.folder import read_both, run_file
 from cme_bench.runs.packed import scores_file
 from cme_bench.runs.records import Results, RunRecord
 from cme_bench.runs.store import samples_file
 from cme_bench.scoring.scales import Measure
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 ALLOW = "--allow-mixed compares anyway, with a note for each difference"

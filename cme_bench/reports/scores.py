@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.runs import ALLOW, RunView
 from cme_bench.runs.folder import current_records
 from cme_bench.runs.packed import same_gold
 from cme_bench.runs.records import MetricRecord
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import USUAL, Measure
+from cme_bench.util.errors import UsageError
 
 AVERAGE = "average"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from msgspec import structs
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.runs import RunView, some
 from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
 from cme_bench.runs.records import AdapterRecord, EstimateRecord, FormRecord
 from cme_bench.stats.seeds import seeds_mean
+from cme_bench.util.errors import UsageError
 
 _SAME = ("method", "rank", "experts", "targets", "settings")
 """Runs that differ here are rows of their own."""

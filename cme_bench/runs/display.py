@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cme_bench.runs.progress import Listener
-from cme_bench.terminal import markup, say, visible
+from cme_bench.util.terminal import markup, say, visible
 
 LINE_SECONDS = 5.0
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from msgspec import Struct
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.packed import packed_records, scores_file
 from cme_bench.runs.records import ReadArguments, Results, RunRecord, TaskRecord
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
 from cme_bench.util.decode import decoded
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cme_bench.engines.base import Engine
-from cme_bench.errors import UsageError
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.live import LiveModel, unwrapped
 from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineSource, Job, never
@@ -17,6 +16,7 @@ from cme_bench.runs.options import ModelOptions, RunOptions, check_model, model_
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import DEFAULT_ROOT, Questions, ask
+from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import FormatName
 

@@ -13,12 +13,12 @@ import orjson
 from msgspec import Struct
 
 from cme_bench.engines.base import Engine
-from cme_bench.errors import UsageError
-from cme_bench.provenance import commit, machine, versions, without_secrets
 from cme_bench.runs.options import AskOptions, arguments
 from cme_bench.runs.records import BosRecord, Identity, RunRecord, SessionRecord, TaskRecord
 from cme_bench.util.decode import decoded, without_absent
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.provenance import commit, machine, versions, without_secrets
 
 if TYPE_CHECKING:
     from cme_bench.runs.responder import Responder

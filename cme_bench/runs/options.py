@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import (
     BOS_UNKNOWN,
     AllowCode,

@@ -14,12 +14,12 @@ from typing import Any
 
 import orjson
 
-from cme_bench.errors import UsageError
 from cme_bench.runs.folder import current_records, is_run, read_both, read_run, run_file
 from cme_bench.runs.packed import PackedScores, packed_task, scores_file
 from cme_bench.runs.records import RunRecord
 from cme_bench.runs.store import samples_file
 from cme_bench.util.decode import json_value
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_bytes
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from cme_bench.errors import UsageError
 from cme_bench.scoring.record import Count, Record, StoredResponse
 from cme_bench.util.decode import decoded
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 _GOLD_BYTES = 4

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
 from cme_bench.engines.ray.cluster import WorkerPlan
-from cme_bench.errors import UsageError
 from cme_bench.models.adapter import resolve_adapter
-from cme_bench.provenance import versions
 from cme_bench.runs.engine_source import Job
 from cme_bench.runs.local_engines import open_local
 from cme_bench.runs.options import ModelOptions
+from cme_bench.util.errors import UsageError
+from cme_bench.util.provenance import versions
 
 if TYPE_CHECKING:
     from cme_bench.models.loaded import SavedModel

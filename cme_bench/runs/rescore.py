@@ -17,14 +17,12 @@ from typing import Any
 import orjson
 from msgspec.structs import replace
 
-from cme_bench.errors import UsageError
 from cme_bench.harness.task_result import task_result
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.load import load_tokenizer
 from cme_bench.models.records import ModelRecord
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import render_item
-from cme_bench.provenance import commit, versions
 from cme_bench.runs.folder import current_records, overlaid, read_arguments, read_both, run_file
 from cme_bench.runs.packed import refuse_packed
 from cme_bench.runs.planner import task_hash
@@ -40,7 +38,9 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.decode import json_value
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.provenance import commit, versions
 
 
 @dataclass(frozen=True, slots=True)

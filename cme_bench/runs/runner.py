@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.harness.task_result import task_result
 from cme_bench.models.adapter import AdapterCheckpoint
 from cme_bench.models.packaged import adapter_folder
@@ -39,6 +38,7 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
 DEFAULT_ROOT = Path("runs")
 BASE = "base"

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from cme_bench.engines.base import Response, UnansweredError
 from cme_bench.engines.inbox import Batches
 from cme_bench.engines.logits import LogitsError
-from cme_bench.errors import CmeError
 from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.planner import Plan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder, TaskInWork
 from cme_bench.runs.responder import Responder
 from cme_bench.scoring.record import Record
+from cme_bench.util.errors import CmeError
 
 WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0

@@ -17,10 +17,10 @@ from typing import IO, Any
 import msgspec
 import orjson
 
-from cme_bench.errors import UsageError
 from cme_bench.scoring.record import Record
 from cme_bench.tasks.values import summary
 from cme_bench.util.decode import line_fault, without_absent
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import storing
 from cme_bench.util.locks import try_lock
 

@@ -11,18 +11,18 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from cme_bench.errors import UsageError, first_line, template_problem
 from cme_bench.harness.cme_task import CmeTask, LmEvalTask
+from cme_bench.harness.sandbox import refuse_hub_code, sandbox_templates
 from cme_bench.harness.task_index import local_function
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
 from cme_bench.tasks.row_files import Rows
-from cme_bench.tasks.sandbox import refuse_hub_code, sandbox_templates
 from cme_bench.tasks.sources import DataSource, source_of
 from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.trial import check_scoring
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import UsageError, first_line, template_problem
 
 _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks.docs.drop_unlabelled"})
 """Functions that the built-in files name, so that a copy of one needs no --allow-code."""

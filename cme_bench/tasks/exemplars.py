@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cme_bench.errors import UsageError, template_problem
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.spec import TaskSpec
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import UsageError, template_problem
 
 Place = Callable[[int], str]
 """Where the exemplar of a number stands, for messages."""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import orjson
 
-from cme_bench.errors import CmeError
-from cme_bench.hub_lock import LOCK_NAME
+from cme_bench.models.hub_lock import LOCK_NAME
 from cme_bench.tasks.hub import HubSource
 from cme_bench.tasks.row_files import READERS
 from cme_bench.tasks.sources import FolderSource
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.util.errors import CmeError
 from cme_bench.util.files import replacing, storing
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError
-from cme_bench.hub_client import from_hub
-from cme_bench.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.models.hub_client import from_hub
+from cme_bench.models.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.util.errors import CmeError, UsageError
 
 if TYPE_CHECKING:
     import datasets

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.harness.yaml_loader import FunctionRef
 
 _NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline", "items", "cluster"})
 """Metadata that no score of an item depends on."""

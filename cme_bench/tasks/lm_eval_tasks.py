@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.harness.lm_eval_table import GROUP_KEYS
 from cme_bench.harness.task_index import task_index, tasks_folder
-from cme_bench.tasks.lm_eval_table import GROUP_KEYS
+from cme_bench.harness.yaml_loader import LoadedYaml, load_yaml
 from cme_bench.tasks.spec import TaskSpec, check_config, check_is_task
-from cme_bench.tasks.yaml_loader import LoadedYaml, load_yaml
+from cme_bench.util.errors import UsageError, did_you_mean
 
 PREFIX = "lm_eval:"
 DOMAIN = "lm_eval"

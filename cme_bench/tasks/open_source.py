@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.sources import DataSource, FolderSource, mini_source
+from cme_bench.util.errors import UsageError
 
 
 def open_source(data: str, *, offline: bool, lock_file: Path | None = None) -> DataSource:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cme_bench.errors import UsageError
 from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task
+from cme_bench.util.errors import UsageError
 
 
 def unreadable(task: Task, items: Iterable[int]) -> Iterator[tuple[int | None, str]]:

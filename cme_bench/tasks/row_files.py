@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from cme_bench.errors import UsageError, did_you_mean, first_line
 from cme_bench.tasks.values import plain
+from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import datasets

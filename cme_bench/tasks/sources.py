@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError
-from cme_bench.hub_lock import LOCK_NAME, read_lock
-from cme_bench.tasks.lm_eval_table import LOADING_KEYS
+from cme_bench.harness.lm_eval_table import LOADING_KEYS
+from cme_bench.models.hub_lock import LOCK_NAME, read_lock
 from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, read_jsonl
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.util.errors import UsageError
 
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "data" / "mini"
 

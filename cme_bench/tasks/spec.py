@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.harness import lm_eval_table
+from cme_bench.harness.lm_eval_rules import Fail, check_rules
+from cme_bench.harness.yaml_loader import FunctionRef, LoadedYaml, load_yaml
 from cme_bench.scoring.generation import ANSWER_TYPES, GENERATE_UNTIL, METRICS
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import SCALES
-from cme_bench.tasks import lm_eval_table
-from cme_bench.tasks.lm_eval_rules import Fail, check_rules
-from cme_bench.tasks.yaml_loader import FunctionRef, LoadedYaml, load_yaml
+from cme_bench.util.errors import UsageError, did_you_mean
 
 GENERATED, LIKELIHOOD = "cme", "cme_ll"
 """Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""

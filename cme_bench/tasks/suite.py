@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.harness.task_index import tasks_folder
+from cme_bench.harness.yaml_loader import load_yaml
 from cme_bench.tasks.lm_eval_tasks import DOMAIN, PREFIX, lm_eval_specs
 from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, NoTaskError, TaskSpec, load_spec
-from cme_bench.tasks.yaml_loader import load_yaml
+from cme_bench.util.errors import UsageError, did_you_mean
 
 DOMAINS = (
     "summarization",

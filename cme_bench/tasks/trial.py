@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import orjson
 
-from cme_bench.errors import UsageError, template_problem
 from cme_bench.harness.aggregations import aggregation_name
 from cme_bench.harness.task_result import task_result
 from cme_bench.prompts.formats import PromptFormat, resolve_format
@@ -20,6 +19,7 @@ from cme_bench.prompts.items import AskableTask, RenderedItem, render_item
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.util.errors import UsageError, template_problem
 
 MOST_ROWS = 4
 _PLAIN: PromptFormat = resolve_format("plain", None, generated=False)

@@ -1,4 +1,4 @@
-"""Writing task files: the inverse of :mod:`cme_bench.tasks.yaml_loader`, readable by lm-eval."""
+"""Writing task files: the inverse of :mod:`cme_bench.harness.yaml_loader`, readable by lm-eval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.harness.yaml_loader import FunctionRef
 
 
 class _Dumper(yaml.SafeDumper):

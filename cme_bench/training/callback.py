@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from cme_bench.errors import UsageError, did_you_mean
 from cme_bench.runs.folder import read_results
 from cme_bench.runs.live_source import check_live, run_live
 from cme_bench.runs.options import AskOptions, RunOptions
 from cme_bench.runs.progress import Listener
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import FormatName
 
 FOLDER = "evaluations"

@@ -6,7 +6,7 @@ import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 
 @dataclass(frozen=True, slots=True)

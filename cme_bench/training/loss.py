@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
-from cme_bench.errors import UsageError
-from cme_bench.exact_logits import exact_logits
 from cme_bench.training.batches import IGNORED
+from cme_bench.util.errors import UsageError
+from cme_bench.util.exact_logits import exact_logits
 
 CHUNK_NUMBERS = 1 << 25
 """Logits held at one time (fp32: 128 MB), so that rows of a large vocabulary come in small chunks."""

@@ -14,8 +14,8 @@ from cme_bench.adapters import registry
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import Method, TrainingSettings
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
-from cme_bench.errors import UsageError, did_you_mean, first_line
 from cme_bench.training.options import DEFAULT_EXPERTS, TrainOptions
+from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
 _FIELDS = {
     "rank": (),  # the one that the method registers

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.training.options import Weighting, check_temperature
 from cme_bench.training.templates import DatasetTemplate, Part, Prompted, SplitFile
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import check_choice
 
 if TYPE_CHECKING:

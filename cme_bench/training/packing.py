@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 _PIECE = 8
 """Tokens of the examples that packing is tried on."""

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.prompts.bos import Bos
-from cme_bench.provenance import commit, machine, versions
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.tokens import TrainingEncoder
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
+from cme_bench.util.provenance import commit, machine, versions
 
 FILE = "cme_training.json"
 SCHEMA = 1

@@ -19,10 +19,10 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from cme_bench.errors import UsageError, did_you_mean, first_line
+from cme_bench.harness.yaml_loader import load_yaml
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import Suite
-from cme_bench.tasks.yaml_loader import load_yaml
+from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
 FOLDER = Path(__file__).resolve().parent / "templates"
 MIN_PARAPHRASES = 4

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.bos import Bos, decide_bos, model_types
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import truncate
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.templates import Prompted
+from cme_bench.util.errors import UsageError
 
 MIN_LENGTH = 32
 """Least sequence length, in tokens: less holds no prompt of the suite."""

@@ -25,7 +25,6 @@ from transformers.utils import logging
 from cme_bench.adapters import balance_tape
 from cme_bench.adapters.describe import describe
 from cme_bench.engines.hf.forward import max_positions
-from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.folder import adapter_note
 from cme_bench.models.load import (
@@ -51,6 +50,7 @@ from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import Plan, make_plan
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
+from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
 from cme_bench.util.locks import try_lock
 

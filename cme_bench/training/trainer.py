@@ -18,11 +18,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.routing.balance import BalanceTape
-from cme_bench.errors import CmeError
 from cme_bench.runs.progress import Listener
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
 from cme_bench.training.curve import LossCurve, Point
+from cme_bench.util.errors import CmeError
 
 
 class Meter:

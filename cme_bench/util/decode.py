@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 T = TypeVar("T")
 _NAMES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}

@@ -15,8 +15,8 @@ from typing import IO, Any
 import orjson
 from msgspec import Struct
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.util.decode import without_absent
+from cme_bench.util.errors import CmeError, UsageError
 
 INTACT = "what was stored before is intact: make room or mend the folder, then run the same command again"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

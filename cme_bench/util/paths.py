@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 def cache_folder() -> Path:

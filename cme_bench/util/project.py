@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.errors import UsageError, did_you_mean
 
 NAME = "cme-bench.toml"
 KEYS = frozenset({"include", "defaults", "plugins"})

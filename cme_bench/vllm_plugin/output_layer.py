@@ -20,7 +20,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-from cme_bench.exact_logits import NARROW, is_rounded, linear
+from cme_bench.util.exact_logits import NARROW, is_rounded, linear
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
 UNITS = 512

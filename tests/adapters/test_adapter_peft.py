@@ -17,7 +17,7 @@ from cme_bench import adapters
 from cme_bench.adapters import AdapterError, balance_tape, no_decay_names, record_router, registry
 from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.adapters.shared.targets import ATTENTION, FFN
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from tests.support.adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cme_bench.adapters.convert import import_authors
 from cme_bench.adapters.load import load_adapter
 from cme_bench.cli.adapters import app
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from tests.support import adapter_reference as reference
 from tests.support.adapter_cases import TINY, tiny_llama
 

@@ -26,7 +26,7 @@ from transformers import (
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
-from cme_bench.errors import InterruptedRun, UsageError
+from cme_bench.util.errors import InterruptedRun, UsageError
 from tests.support.adapter_cases import CONFIGS, TINY, Make, tiny_llama
 
 

@@ -19,9 +19,9 @@ from cme_bench.adapters.support import verdict
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.vllm.adapter import read_gated
-from cme_bench.errors import UsageError
 from cme_bench.models.adapter import resolve_adapter
-from cme_bench.project import read_project
+from cme_bench.util.errors import UsageError
+from cme_bench.util.project import read_project
 from tests.support.tiny_llama import random_llama
 from tests.support.vllm_fields import applied, logits
 

@@ -10,7 +10,7 @@ from cme_bench.authoring.draft import Draft
 from cme_bench.authoring.guess import guess
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.table_files import Table
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 def table(*rows: dict[str, Any], typed: bool = True) -> Table:

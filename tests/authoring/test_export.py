@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from cme_bench.errors import UsageError
+from cme_bench.authoring.export import export_tasks, stock_config
+from cme_bench.harness.yaml_loader import load_yaml
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import build_task
-from cme_bench.tasks.export import export_tasks, stock_config
 from cme_bench.tasks.sources import FolderSource, mini_source
 from cme_bench.tasks.suite import load_suite
-from cme_bench.tasks.yaml_loader import load_yaml
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 SUITE = load_suite()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
-from cme_bench.tasks.lock import changes, lock_file, read_lock, renewed, write_lock
+from cme_bench.authoring.lock import changes, lock_file, read_lock, renewed, write_lock
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 
 SPECS = list(load_suite().tasks.values())
 VERSION = SPECS[0].metadata["version"]

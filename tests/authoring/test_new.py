@@ -14,7 +14,6 @@ import pytest
 from cme_bench.authoring.guess import guess
 from cme_bench.authoring.table_files import read_table
 from cme_bench.cli import main
-from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.runs.store import read_records, samples_file
@@ -22,6 +21,7 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.row_files import read_file
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 PLAIN = resolve_format("plain", None, generated=False)

@@ -11,7 +11,7 @@ import pytest
 
 from cme_bench.authoring.guess import guess
 from cme_bench.authoring.table_files import read_table
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROWS = 150

@@ -14,7 +14,7 @@ import pytest
 
 from cme_bench.authoring.new_options import FileOptions
 from cme_bench.authoring.table_files import read_table
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 AB = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
 

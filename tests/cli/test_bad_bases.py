@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cme_bench.cli import main
-from cme_bench.engines.lm_eval import CmeHF
-from cme_bench.errors import UsageError
+from cme_bench.harness.lm_eval_model import CmeHF
+from cme_bench.util.errors import UsageError
 
 WRONG = "model: lm_head.weight is missing from the weights (1 of 21 are)"
 COMMANDS = [

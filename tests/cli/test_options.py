@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cme_bench.cli import app
 from cme_bench.cli.help import command, examples_of, group
 from cme_bench.cli.options import as_typed, with_options
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from cme_bench.util.options import Option, check_choices
 
 GOLDEN: dict[str, dict[str, dict[str, Any]]] = json.loads(

@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.models.checkpoint import hash_model
-from cme_bench.provenance import versions
 from cme_bench.runs.options import ModelOptions
 from cme_bench.runs.ray_worker import WorkerSource
+from cme_bench.util.provenance import versions
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "input_gated_lora.py"
 ALPHA, RANK, STEEPNESS = 8.0, 4, 2.0

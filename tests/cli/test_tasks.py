@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
-from cme_bench.errors import UsageError
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "pandas", "numpy", "jinja2", "pyarrow"}
 
@@ -99,7 +99,7 @@ def test_preview_of_a_chat_with_a_system_prompt(tiny_checkpoint: Path) -> None:
 
 def test_lock_compares_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert invoke("lock", "--check").startswith("0 of ")
-    monkeypatch.setattr("cme_bench.tasks.lock.lock_file", lambda: tmp_path / "lock.json")
+    monkeypatch.setattr("cme_bench.authoring.lock.lock_file", lambda: tmp_path / "lock.json")
     result = CliRunner().invoke(app, ["tasks", "lock", "--check"])
     assert (result.exit_code, "cme_rte is new" in result.stdout) == (1, True)
     invoke("lock")

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.engines.hf import HFEngine, batching
 from cme_bench.engines.hf.loglikelihood import ScoringRow, plan_rows
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 
 def row(n_input: int) -> ScoringRow:

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cme_bench.engines import GenerateRequest, TokenIds
 from cme_bench.engines.hf import HFEngine, generate
 from cme_bench.engines.stopping import cut_at_stop
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 from tests.support.greedy import ends_often, generate_all, tokens_alone
 
 

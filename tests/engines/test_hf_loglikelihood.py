@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf import HFEngine
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 
 def score_all(engine: HFEngine, requests: Sequence[LoglikelihoodRequest]) -> list[LoglikelihoodResponse]:

@@ -25,7 +25,7 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.plan import PlanLimits
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 from tests.support.tiny_llama import random_llama
 from tests.support.tries import limits, requests
 

@@ -13,7 +13,7 @@ from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.trials import caches, pads
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 KINDS: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "falcon": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, True, True),

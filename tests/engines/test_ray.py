@@ -30,7 +30,7 @@ from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.ray.cluster import Cluster, WorkerPlan
 from cme_bench.engines.ray.engine import RayEngine
 from cme_bench.engines.ray.pool import Pool
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.util.errors import CmeError, UsageError
 
 pytestmark = [
     pytest.mark.slow,  # ray takes some seconds to start

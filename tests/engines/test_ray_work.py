@@ -11,7 +11,7 @@ from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.ray.cluster import Machine, WorkerPlan, plan_workers
 from cme_bench.engines.ray.shards import LEAST, MOST, Shard, plan_shards
 from cme_bench.engines.ray.work import InFlight, Work
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 
 
 def questions(headers: int, each: int, header_tokens: int = 200) -> list[LoglikelihoodRequest]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.hf import HFEngine
-from cme_bench.engines.lm_eval import EngineLM
+from cme_bench.harness.lm_eval_model import EngineLM
 from cme_bench.models import smollm2
 
 QUESTIONS = [

@@ -25,7 +25,7 @@ from cme_bench.engines.inbox import Batches, Numbered
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.vllm.choices import Tail
 from cme_bench.engines.vllm.questions import ScoringCall
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_bench import BLOCK, Bench

@@ -25,7 +25,7 @@ from transformers import (
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 from tests.support.tiny_llama import save_checkpoint
 from tests.support.vllm_bench import Bench
 

@@ -10,7 +10,7 @@ import pytest
 
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import VllmSettings
-from cme_bench.errors import EngineDiedError
+from cme_bench.util.errors import EngineDiedError
 
 
 class ClosedSocket(SimpleNamespace):

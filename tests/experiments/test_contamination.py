@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from cme_bench.analysis import contamination
-from cme_bench.analysis.contaminated_run import check_run, file_texts
-from cme_bench.analysis.contamination import find_overlaps, row_texts, words
 from cme_bench.cli import main
-from cme_bench.errors import UsageError
+from cme_bench.experiments import contamination
+from cme_bench.experiments.contaminated_run import check_run, file_texts
+from cme_bench.experiments.contamination import find_overlaps, row_texts, words
+from cme_bench.util.errors import UsageError
 
 WORDS = [f"w{i}" for i in range(40)]
 

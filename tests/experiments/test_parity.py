@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.analysis.parity import compare_answers, measure_parity, task_items
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodResponse
+from cme_bench.experiments.parity import compare_answers, measure_parity, task_items
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import Responder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cme_bench.analysis.router import (
+from cme_bench.experiments.router import (
     INTERACTION_COLUMNS,
     LOAD_COLUMNS,
     LayerLoad,

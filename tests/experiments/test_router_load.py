@@ -15,17 +15,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters.load import load_adapter
-from cme_bench.analysis import router_load
-from cme_bench.analysis.options import RouterOptions
-from cme_bench.analysis.router import LOAD_COLUMNS, load_frame
-from cme_bench.analysis.router_load import RouterMeasurement, measure_router
 from cme_bench.cli import main
 from cme_bench.engines.hf.forward import CausalForward
-from cme_bench.errors import UsageError
+from cme_bench.experiments import router_load
+from cme_bench.experiments.options import RouterOptions
+from cme_bench.experiments.router import LOAD_COLUMNS, load_frame
+from cme_bench.experiments.router_load import RouterMeasurement, measure_router
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import UsageError
 
 TASKS = "cme_rte_ll,cme_sciq_ll"
 

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import Environment
 from lm_eval import utils
 
-from cme_bench.compiled_templates import keep_compiled
+from cme_bench.harness.compiled_templates import keep_compiled
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import build_task

@@ -19,17 +19,17 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
+from cme_bench.authoring.export import export_tasks
 from cme_bench.engines import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.inbox import Given, Inbox
-from cme_bench.engines.lm_eval import CmeHF, EngineLM
-from cme_bench.errors import UsageError
+from cme_bench.harness.lm_eval_model import CmeHF, EngineLM
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, _loglikelihood_items
-from cme_bench.tasks.export import export_tasks
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 
 PAIRS = [
     ("The cat sat on", " the mat"),
@@ -184,7 +184,7 @@ def test_a_run_cuts_a_prompt_where_lm_eval_does(
 @pytest.mark.slow
 def test_lm_evals_command_line_takes_our_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """By the one-liner that the module documents."""
-    from cme_bench.engines import lm_eval as module
+    from cme_bench.harness import lm_eval_model as module
 
     [line] = [line for line in str(module.__doc__).splitlines() if "python -c" in line]
     code = line.split('"')[1]

@@ -22,15 +22,15 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.config.task import FewshotConfig, TaskConfig
 
 import cme_bench.tasks.cme_task  # noqa: F401  # registers ours
-from cme_bench.errors import UsageError
+from cme_bench.harness import lm_eval_table as table
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.scoring.items import score_record
 from cme_bench.scoring.record import StoredResponse
-from cme_bench.tasks import lm_eval_table as table
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import BesideSource
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 PLAIN = resolve_format("plain", None, generated=False)

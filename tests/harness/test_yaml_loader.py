@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cme_bench.errors import UsageError
+from cme_bench.harness.yaml_loader import FunctionRef, load_yaml
 from cme_bench.tasks.yaml_dump import dump_with_places, dump_yaml
-from cme_bench.tasks.yaml_loader import FunctionRef, load_yaml
+from cme_bench.util.errors import UsageError
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.folder import adapter_note, only_the_model
 from cme_bench.models.load import check_base, load_config, load_model
+from cme_bench.util.errors import CmeError, UsageError
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

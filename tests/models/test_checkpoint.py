@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models import smollm2
 from cme_bench.models.checkpoint import hash_checkpoint, hash_file, hash_model, resolve_model
 from cme_bench.models.load import choose_dtype, evaluation_dtype, load_config, load_model, load_tokenizer
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import ADAPTER_FILE
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from cme_bench.errors import UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.complete import check_weights
 from cme_bench.models.load import check_base, load_config
+from cme_bench.util.errors import UsageError
 
 Tensors = dict[str, Tensor]
 SIZES: dict[str, Any] = {

@@ -28,12 +28,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines.vllm.adapter import read_gated
-from cme_bench.engines.vllm.export import export_checkpoint, serve_command
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import resolve_model
+from cme_bench.models.export_vllm import export_checkpoint, serve_command
 from cme_bench.models.load import load_config, load_named
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import ModelOptions
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import (
     ADAPTER_FILE,
     AdapterFileError,

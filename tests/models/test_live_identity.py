@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cme_bench.errors import UsageError
 from cme_bench.models.adapter_tokenizer import tokenizer_hash
 from cme_bench.models.live_identity import adapter_hash, base_hash, has_unknown_code
+from cme_bench.util.errors import UsageError
 
 
 def loaded(folder: Path) -> Any:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import cme_bench
-from cme_bench.errors import UsageError
 from cme_bench.models.packaged import FOLDER, adapter_folder, packaged
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 

@@ -11,10 +11,10 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.bos import decide_bos, own_bos, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
+from cme_bench.util.errors import UsageError
 
 BOS = 270  # <s> of the toy tokenizer
 

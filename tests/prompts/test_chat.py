@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.chat import ChatTemplate, ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
@@ -17,6 +16,7 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 
 SUITE = load_suite()
 ALTERNATE = (

@@ -8,8 +8,8 @@ import re
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import PromptFormat, render_teamlora, resolve_format
+from cme_bench.util.errors import UsageError
 
 CHAT = [
     {"role": "user", "content": "2+2?"},

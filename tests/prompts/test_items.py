@@ -9,7 +9,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
-from cme_bench.errors import UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import Item, build_items, limited_ids, render_item, truncate
@@ -18,6 +17,7 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 
 SUITE = load_suite()
 LONG = 4096

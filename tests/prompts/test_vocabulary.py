@@ -8,9 +8,9 @@ import pytest
 from transformers import LlamaConfig, LlavaConfig, PreTrainedTokenizerFast
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
-from cme_bench.errors import UsageError
 from cme_bench.prompts.vocabulary import check_requests, check_vocabulary, embeddings
 from cme_bench.training.batches import pad_token
+from cme_bench.util.errors import UsageError
 
 
 @pytest.fixture

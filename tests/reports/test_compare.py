@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv, flips_csv, pvalue
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.runs.store import samples_file
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 from tests.support.folders import MadeTask, make_run
 

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cme_bench import load_runs
-from cme_bench.analysis.contaminated_run import check_run
-from cme_bench.errors import CmeError
+from cme_bench.experiments.contaminated_run import check_run
 from cme_bench.reports.card import model_card
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.compare_text import comparison_markdown
@@ -27,6 +26,7 @@ from cme_bench.reports.table_text import FORMATS, render
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
+from cme_bench.util.errors import CmeError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 from tests.support.mutations import VALUES, damaged, mutated
 

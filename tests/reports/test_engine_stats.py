@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.engine_stats import stats_lines
 from cme_bench.runs.options import parse_settings
+from cme_bench.util.errors import UsageError
 from tests.support.folders import make_run
 
 STATS = {

@@ -8,8 +8,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 import cme_bench
-from cme_bench.errors import UsageError
 from cme_bench.reports.card import model_card
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 TASKS = {

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.figures.inputs import FigureInputs, read_inputs
 from cme_bench.reports.figures.write import FIGURES, write_figures
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 NAMES = [spec.name for spec in FIGURES]

@@ -21,7 +21,7 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.runs.display import LiveBar
-from cme_bench.terminal import say
+from cme_bench.util.terminal import say
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 ATTACKS = (

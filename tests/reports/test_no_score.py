@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cme_bench import load_runs
-from cme_bench.errors import UsageError
 from cme_bench.reports.card import model_card
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.figures.inputs import FigureInputs
@@ -21,6 +20,7 @@ from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import FORMATS, render
 from cme_bench.runs.store import samples_file
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 

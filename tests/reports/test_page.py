@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.page.payload import CHUNK_ITEMS
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import RunView
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 HOSTILE = (

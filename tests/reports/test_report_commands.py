@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
-from cme_bench.errors import UsageError
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 

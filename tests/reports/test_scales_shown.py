@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.card import model_card
 from cme_bench.reports.compare import Comparison, compare_runs
 from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv
@@ -21,6 +20,7 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import ComparisonTable, comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.scoring.scales import BITS, PERPLEXITY, POINTS, SHARE, Measure
+from cme_bench.util.errors import UsageError
 from tests.support.folders import MadeTask, make_run
 
 LOWER = Measure(SHARE, "lower")

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.grids import latex_escape, markdown_escape
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import FIXED, comparison_tables, duration
 from cme_bench.reports.table_text import render
 from cme_bench.runs.store import samples_file
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import write_json
 from tests.support.folders import ADAPTER, MadeTask, make_run
 

@@ -12,7 +12,6 @@ from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTu
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
-from cme_bench.errors import UsageError
 from cme_bench.models import loaded
 from cme_bench.reports.run_summary import warnings as warnings_of
 from cme_bench.reports.runs import open_run
@@ -24,6 +23,7 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import UsageError
 
 CONFIGS: dict[str, PeftConfig] = {
     "lora": LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM"),

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from cme_bench.cli import main
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models import loaded as loaded_models
 from cme_bench.runs import manifest
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import RunWriter, read_records, samples_file
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.files import read_json
 
 TASKS = ("cme_rte", "cme_rte_ll")

@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import cme_bench
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.load import load_adapter
-from cme_bench.errors import InterruptedRun, UsageError
 from cme_bench.models.fingerprint import difference, fingerprint
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import read_json, write_json
 
 TASKS = ("cme_rte_ll", "cme_rte")

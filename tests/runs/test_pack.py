@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import cme_bench
-from cme_bench.errors import UsageError
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.compare_text import comparison_markdown
 from cme_bench.reports.runs import RunView, open_run
@@ -23,6 +22,7 @@ from cme_bench.runs.pack import main, pack_run
 from cme_bench.runs.packed import PackedScores, packed_records, packed_task, scores_file
 from cme_bench.runs.rescore import rescore
 from cme_bench.scoring.record import Record, StoredResponse
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import write_json
 from tests.support.folders import ADAPTER, MadeTask, make_run
 

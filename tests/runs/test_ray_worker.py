@@ -15,16 +15,16 @@ from cme_bench.engines.base import UnansweredError
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.inbox import Given, Inbox
 from cme_bench.engines.ray.cluster import WorkerPlan
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import hash_checkpoint
-from cme_bench.provenance import versions
 from cme_bench.reports.run_summary import warnings
 from cme_bench.runs.engine_source import Job
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_worker import WorkerSource, worker_environment
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.files import read_json
+from cme_bench.util.provenance import versions
 
 
 def options(model: Path, **changes: Any) -> RunOptions:

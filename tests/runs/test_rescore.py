@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from cme_bench.errors import UsageError
 from cme_bench.runs.folder import current_records, read_run
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, record_bytes, samples_file
 from cme_bench.scoring.record import StoredAnswer
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 TASKS = "cme_rte,cme_rte_ll"

@@ -21,7 +21,6 @@ from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.inbox import Inbox
 from cme_bench.engines.logits import LogitsError
-from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.reports.near_ties import tie_notes
 from cme_bench.reports.run_summary import warnings
 from cme_bench.reports.runs import check_alike, open_run
@@ -30,6 +29,7 @@ from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
 TASKS = "cme_rte,cme_rte_ll,cme_squad"
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from cme_bench.engines.base import EngineStats
-from cme_bench.errors import UsageError
 from cme_bench.reports.runs import open_run
 from cme_bench.runs.folder import overlaid, read_results, read_run
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "results"

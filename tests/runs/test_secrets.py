@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.fetch import fetch_model
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.rescore import rescore
 from cme_bench.runs.runner import run
+from cme_bench.util.errors import CmeError, UsageError
 
 TOKEN = "hf_" + "aB3" * 11
 OTHER = "a-token-of-another-form"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import CmeError, UsageError
 from cme_bench.runs.store import RunWriter, cut_torn_line, read_records, record_bytes, samples_file
 from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.files import read_json, write_json
 
 

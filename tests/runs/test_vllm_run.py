@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.analysis.parity import measure_parity
+from cme_bench.experiments.parity import measure_parity
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file

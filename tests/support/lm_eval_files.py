@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import nodes
 from lm_eval import utils
 
-from cme_bench.errors import UsageError
 from cme_bench.harness.task_index import tasks_folder
+from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.tasks.lm_eval_tasks import _spec
 from cme_bench.tasks.spec import NoTaskError, TaskSpec
 from cme_bench.tasks.suite import load_suite, task_files
-from cme_bench.tasks.yaml_loader import FunctionRef
+from cme_bench.util.errors import UsageError
 
 REASONS = (
     ("code of the hub is not run", "a metric of the hub (`hf_evaluate`)"),

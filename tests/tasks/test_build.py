@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import Task
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 PLAIN = resolve_format("plain", None, generated=False)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import CmeError
 from cme_bench.tasks.fetch import fetch_splits, wanted_splits
 from cme_bench.tasks.hub import HubSource
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import FolderSource, mini_source
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import CmeError
 
 SUITE = load_suite()
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from cme_bench.hub_client import hub_errors
+from cme_bench.models.hub_client import hub_errors
 from tests.support.hub_server import FIRST, SECOND, Hub, Server, serving
 
 # Asks for rows as a run does. A process of its own: HF_ENDPOINT and HF_HOME are read when libraries load.
 ASKER = """
 import json, sys, time
 from pathlib import Path
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 from cme_bench.tasks.hub import HubSource
 from cme_bench.tasks.spec import TaskSpec
 

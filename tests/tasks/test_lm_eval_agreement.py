@@ -14,13 +14,13 @@ import lm_eval
 import pytest
 from lm_eval.tasks import TaskManager
 
+from cme_bench.authoring.export import export_tasks
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.macro_f1 import f1_macro
-from cme_bench.tasks.export import export_tasks
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
 

@@ -24,7 +24,6 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator_utils import _compute_task_aggregations
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from cme_bench.errors import UsageError
 from cme_bench.harness.task_result import task_result
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
@@ -36,6 +35,7 @@ from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 from tests.support.lm_eval_files import Survey, guesses, kind_of, missing_value, survey
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

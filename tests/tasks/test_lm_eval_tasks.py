@@ -9,7 +9,6 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from cme_bench.errors import UsageError
 from cme_bench.harness.task_index import tasks_folder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
@@ -21,6 +20,7 @@ from cme_bench.scoring.record import StoredResponse
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 SUITE = load_suite()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
 from cme_bench.tasks.references import refuse_unreadable
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 NUMBER = """\

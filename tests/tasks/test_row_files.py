@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.row_files import read_csv, read_file, read_jsonl, read_parquet
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

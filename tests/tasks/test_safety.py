@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.spec import METADATA_KEYS, TASK_KEYS, load_spec
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import TASK, Workshop
 
 ATTACKS = [

@@ -9,9 +9,9 @@ import pytest
 from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.spec import TASK_KEYS
 from cme_bench.tasks.suite import DOMAINS, builtin_folder, load_suite
+from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 SUITE = load_suite()

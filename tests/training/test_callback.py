@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 import cme_bench
-from cme_bench.errors import UsageError
 from cme_bench.training import EvaluateCallback
+from cme_bench.util.errors import UsageError
 
 TASKS = ["cme_rte_ll", "cme_rte"]
 ASKED: dict[str, Any] = {"tasks": TASKS, "every": 2, "data": "mini", "limit": 2, "prompt_format": "plain"}

@@ -11,9 +11,9 @@ from peft import AdaLoraConfig, LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
-from cme_bench.errors import UsageError
 from cme_bench.training import loss as loss_module
 from cme_bench.training.loss import output_head, target_loss
+from cme_bench.util.errors import UsageError
 
 X = -100
 

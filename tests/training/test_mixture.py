@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.sources import MINI_FOLDER, DataSource, FolderSource, mini_source
 from cme_bench.tasks.suite import load_suite
 from cme_bench.training.mixture import (
@@ -20,6 +19,7 @@ from cme_bench.training.mixture import (
     mixture_weights,
 )
 from cme_bench.training.templates import load_templates
+from cme_bench.util.errors import UsageError
 
 TEMPLATES = load_templates(load_suite())
 

@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig, balance_tape
-from cme_bench.errors import UsageError
 from cme_bench.training.batches import IGNORED, collate
 from cme_bench.training.loss import target_loss
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing, pack
 from cme_bench.training.train import train
+from cme_bench.util.errors import UsageError
 from tests.support.tiny_llama import save_checkpoint
 
 Batch = dict[str, Tensor]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from cme_bench.errors import UsageError
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import DataSource, FolderSource, mini_source
 from cme_bench.tasks.spec import GENERATED
@@ -21,6 +20,7 @@ from cme_bench.training.templates import (
     render,
     select_datasets,
 )
+from cme_bench.util.errors import UsageError
 
 SUITE = load_suite()
 TEMPLATES = load_templates(SUITE)

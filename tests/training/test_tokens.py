@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from cme_bench.errors import UsageError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.training.templates import Prompted
 from cme_bench.training.tokens import MIN_LENGTH, TokenTable, TrainingEncoder
+from cme_bench.util.errors import UsageError
 
 ASKED = Prompted("Is it?\nThe text.", "yes")
 

@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
 from cme_bench.adapters.load import load_adapter
 from cme_bench.adapters.registry import routed_names
-from cme_bench.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
 from cme_bench.training.train import train, warmup_steps
 from cme_bench.training.trainer import MixtureTrainer
+from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
 Make = Callable[..., TrainOptions]
 

@@ -13,11 +13,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench import exact_logits as module
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
-from cme_bench.engines.lm_eval import EngineLM
-from cme_bench.exact_logits import exact_logits, full_float32, is_rounded, linear
+from cme_bench.harness.lm_eval_model import EngineLM
+from cme_bench.util import exact_logits as module
+from cme_bench.util.exact_logits import exact_logits, full_float32, is_rounded, linear
 from tests.support.tiny_llama import random_llama
 
 PROMPT = tuple(range(20, 31))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.files import read_json, replacing, write_json, write_text
 
 

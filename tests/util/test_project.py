@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cme_bench.cli import main
-from cme_bench.errors import UsageError
-from cme_bench.project import find_project, read_project
+from cme_bench.util.errors import UsageError
+from cme_bench.util.project import find_project, read_project
 
 TASK = "task: own\ntest_split: test\ndataset_path: x/y\ndoc_to_text: x\ndoc_to_target: y\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cme_bench
-from cme_bench import provenance
+from cme_bench.util import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cme_bench import exact_logits
 from cme_bench.engines import GenerateRequest
+from cme_bench.util import exact_logits
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_bench import Bench
 from tests.support.vllm_spy import CONTEXTS, EXACT, LENGTH, OTHER, TWIN, Spy, scored, twins

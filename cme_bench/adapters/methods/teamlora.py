@@ -17,7 +17,7 @@ from cme_bench.adapters.routing.layer import RoutedLinear
 from cme_bench.adapters.routing.router import Routing, weigh
 from cme_bench.adapters.shared.layer import Shapes
 from cme_bench.adapters.shared.model import AdapterModel
-from cme_bench.errors import did_you_mean
+from cme_bench.util.errors import did_you_mean
 
 SCALINGS = ("alpha/r", "alpha/(k*r)")
 DROPOUT_PLACES = ("input", "latent")

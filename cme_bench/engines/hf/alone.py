@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cme_bench.engines.hf.forward import CausalForward, base_model
 from cme_bench.engines.hf.per_token import why_not_per_token
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

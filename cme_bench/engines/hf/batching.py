@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from cme_bench.engines.plan import PlanLimits
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 CPU_TOKENS_PER_BATCH = 4096
 _CUDA_TOKENS_PER_BATCH = (4096, 65536)  # least and most that the default takes

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from cme_bench import resident_memory
 from cme_bench.engines.base import (
     Engine,
     EngineStats,
@@ -35,6 +34,7 @@ from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
 from cme_bench.engines.stopping import end_token_ids
+from cme_bench.util import memory as resident_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

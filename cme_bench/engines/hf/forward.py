@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cme_bench.exact_logits import NARROW, exact_logits, is_rounded
+from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,8 +46,8 @@ class CausalForward:
     """Call ``model`` with the arguments that its own forward takes.
 
     The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
-    output layer gives float32 (:mod:`cme_bench.exact_logits`). ``rounded``: whether a model that treats its
-    logits in some other way rounded them all the same; known after the first logits.
+    output layer gives float32 (:mod:`cme_bench.util.exact_logits`). ``rounded``: whether a model that treats
+    its logits in some other way rounded them all the same; known after the first logits.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:

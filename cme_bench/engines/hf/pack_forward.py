@@ -15,7 +15,7 @@ from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_n
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import PlanLimits
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 Reads: TypeAlias = list[tuple[int, float, bool]]
 """(row, natural log of the probability of one of its tokens, whether argmax would have chosen it)."""

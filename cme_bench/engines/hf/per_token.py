@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.engines.hf.trials import MODEL_ERRORS
-from cme_bench.errors import first_line
+from cme_bench.util.errors import first_line
 
 _TOKENS = ((0, 0), (0, 2), (1, 1))
 """(row, place) of the tokens that are tried by themselves."""

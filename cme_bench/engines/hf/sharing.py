@@ -12,7 +12,7 @@ from cme_bench.engines.hf.pack_forward import PackForward, finished_rows
 from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.plan import PlanLimits, plan_packs
-from cme_bench.errors import first_line
+from cme_bench.util.errors import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

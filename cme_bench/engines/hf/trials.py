@@ -12,7 +12,7 @@ from cme_bench.engines.hf.batching import is_out_of_memory
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_rows
 from cme_bench.engines.logits import LogitsError
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError)
 """Errors of a model's code where it cannot do what it is asked."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.errors import CmeError, UsageError, first_line
+from cme_bench.util.errors import CmeError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch

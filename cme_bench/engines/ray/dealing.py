@@ -8,7 +8,7 @@ from cme_bench.engines.base import Request
 from cme_bench.engines.inbox import Inbox
 from cme_bench.engines.ray.pool import STARTS, Opening, Pool, Slot
 from cme_bench.engines.ray.work import Work
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 MOST_LOST = 8
 """With more questions than this that no worker survives, the fault is not theirs."""

@@ -11,7 +11,7 @@ from cme_bench.engines.ray.cluster import alive_machines, plan_workers
 from cme_bench.engines.ray.dealing import Dealing
 from cme_bench.engines.ray.pool import Opening, Pool, Slot, WorkerDiedError
 from cme_bench.engines.ray.worker import Answers
-from cme_bench.errors import CmeError, UsageError
+from cme_bench.util.errors import CmeError, UsageError
 
 WAIT_SECONDS = 1.0
 NOTE_SECONDS = 60.0

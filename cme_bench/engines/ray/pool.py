@@ -11,7 +11,7 @@ from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.engines.ray.shards import Shard
 from cme_bench.engines.ray.work import InFlight
 from cme_bench.engines.ray.worker import INBOX, Answers, Opened, Source, Worker
-from cme_bench.errors import CmeError, EngineDiedError, first_line
+from cme_bench.util.errors import CmeError, EngineDiedError, first_line
 
 STARTS = 3
 """A slot stays empty after so many workers in a row that died before they were ready."""

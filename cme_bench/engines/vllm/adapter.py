@@ -18,7 +18,7 @@ from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import method_of
 from cme_bench.engines.vllm.fields import refuse_inexact
-from cme_bench.errors import first_line
+from cme_bench.util.errors import first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 _PREFIX = "base_model.model."

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from cme_bench.engines.base import TokenIds
-from cme_bench.errors import CmeError
+from cme_bench.util.errors import CmeError
 
 
 class EngineOwner(Protocol):

@@ -16,7 +16,7 @@ from typing import Any
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.vllm.flight import Flight
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
-from cme_bench.errors import CmeError, EngineDiedError, UsageError, first_line
+from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 WATCH_SECONDS = 1.0

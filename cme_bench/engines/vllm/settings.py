@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError, first_line
+from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import WORKER, GatedSpec
 
 GIB = 1 << 30

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from cme_bench.efficiency.methods import Measurable, attached
-from cme_bench.efficiency.shapes import targets
-from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.base import GenerateRequest
 from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.experiments.efficiency.methods import Measurable, attached
+from cme_bench.experiments.efficiency.shapes import targets
+from cme_bench.experiments.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 
 WARM_TOKENS = 4
 

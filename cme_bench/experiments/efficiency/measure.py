@@ -13,16 +13,16 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from cme_bench.adapters.describe import describe
-from cme_bench.efficiency.hf_inference import hf_times
-from cme_bench.efficiency.methods import Measurable, all_methods
-from cme_bench.efficiency.options import EfficiencyOptions
-from cme_bench.efficiency.shapes import base_config, linear_sizes, targets
-from cme_bench.efficiency.train_step import TrainBench, train_metrics, train_rounds
-from cme_bench.efficiency.vllm_inference import NATIVE, plugin_spec, vllm_times
-from cme_bench.efficiency.workloads import Times, Workloads, inference_metrics
 from cme_bench.engines.vllm.settings import require_vllm
+from cme_bench.experiments.efficiency.hf_inference import hf_times
+from cme_bench.experiments.efficiency.methods import Measurable, all_methods
+from cme_bench.experiments.efficiency.options import EfficiencyOptions
+from cme_bench.experiments.efficiency.shapes import base_config, linear_sizes, targets
+from cme_bench.experiments.efficiency.train_step import TrainBench, train_metrics, train_rounds
+from cme_bench.experiments.efficiency.vllm_inference import NATIVE, plugin_spec, vllm_times
+from cme_bench.experiments.efficiency.workloads import Times, Workloads, inference_metrics
 from cme_bench.models.load import choose_device, count_parameters
-from cme_bench.provenance import commit, hardware, machine, versions
+from cme_bench.util.provenance import commit, hardware, machine, versions
 
 BASE = "base"
 HUNGRIEST = "moelora32_k8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from cme_bench.errors import UsageError, did_you_mean
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import Offline, Option, check_choices
 
 Part = Literal["train", "hf", "vllm"]

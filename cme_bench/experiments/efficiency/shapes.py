@@ -8,10 +8,10 @@ from typing import Any
 from transformers import LlamaConfig, PretrainedConfig
 
 from cme_bench.adapters.shared.targets import default_targets
-from cme_bench.efficiency.options import PRESETS, EfficiencyOptions
-from cme_bench.errors import UsageError
+from cme_bench.experiments.efficiency.options import PRESETS, EfficiencyOptions
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import check_base, load_config
+from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 
 _SIZES: dict[str, dict[str, Any]] = {

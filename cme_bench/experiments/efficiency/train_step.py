@@ -24,10 +24,10 @@ from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
 from cme_bench.adapters.registry import How
-from cme_bench.efficiency.live_bytes import LiveBytes
-from cme_bench.efficiency.methods import attached
-from cme_bench.efficiency.shapes import targets
-from cme_bench.efficiency.workloads import in_turn
+from cme_bench.experiments.efficiency.live_bytes import LiveBytes
+from cme_bench.experiments.efficiency.methods import attached
+from cme_bench.experiments.efficiency.shapes import targets
+from cme_bench.experiments.efficiency.workloads import in_turn
 
 FILL = 0.88
 """Share of the card's memory that the hungriest method may take."""

@@ -23,13 +23,13 @@ from peft import PeftConfig
 from transformers import PretrainedConfig
 
 from cme_bench.adapters.gated import GatedForm
-from cme_bench.efficiency.methods import all_methods
-from cme_bench.efficiency.shapes import linear_sizes, targets
-from cme_bench.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.engines.vllm.host import output_to
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
-from cme_bench.errors import CmeError
+from cme_bench.experiments.efficiency.methods import all_methods
+from cme_bench.experiments.efficiency.shapes import linear_sizes, targets
+from cme_bench.experiments.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.models.load import count_parameters
+from cme_bench.util.errors import CmeError
 from cme_bench.vllm_plugin.file import write_adapter
 from cme_bench.vllm_plugin.spec import GatedSpec
 
@@ -44,7 +44,7 @@ _STD = 0.02
 
 
 def plugin_spec(name: str, modules: Sequence[str]) -> GatedSpec | None:
-    """Return how the plugin computes a form of ``cme_bench.efficiency.methods``; None if it cannot."""
+    """Return how the plugin computes a form of ``experiments.efficiency.methods``; None if it cannot."""
     form = all_methods(["x"]).get(name)
     if form is None or not isinstance(form.how, PeftConfig) or not isinstance(form.method.vllm, GatedForm):
         return None

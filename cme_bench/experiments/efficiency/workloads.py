@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cme_bench.efficiency.options import EfficiencyOptions
+from cme_bench.experiments.efficiency.options import EfficiencyOptions
 
 Times = dict[str, list[float]]
 """Seconds of every round, by workload."""

@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from cme_bench.experiments.reproduce.contrasts import Contrast, contrast
+from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
+from cme_bench.experiments.reproduce.recipe import ABLATION, Recipe
+from cme_bench.experiments.reproduce.views import RowRuns, forms, open_rows
 from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.figures.inputs import ROUTER
 from cme_bench.reports.grids import markdown
-from cme_bench.reproduce.contrasts import Contrast, contrast
-from cme_bench.reproduce.jobs import Folder, all_jobs
-from cme_bench.reproduce.recipe import ABLATION, Recipe
-from cme_bench.reproduce.views import RowRuns, forms, open_rows
 from cme_bench.stats.paired import paired_difference
 from cme_bench.util.files import read_json
 

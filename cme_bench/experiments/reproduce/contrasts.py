@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from cme_bench.experiments.reproduce.views import RowRuns
 from cme_bench.reports.compare import compare_runs
 from cme_bench.reports.scores import AVERAGE, paired_tasks, weights
-from cme_bench.reproduce.views import RowRuns
 from cme_bench.stats.power import detectable
 from cme_bench.stats.seeds import seeds_difference
 

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cme_bench.provenance import hardware
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.workbench import Workbench
 from cme_bench.reports.grids import markdown
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.reproduce.recipe import BASE, Recipe
-from cme_bench.reproduce.workbench import Workbench
 from cme_bench.runs.folder import read_run
 from cme_bench.runs.runner import ask
 from cme_bench.training.curve import read_curve
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.provenance import hardware
 
 PROBE_STEPS, PROBE_WARM = 8, 3
 PROBE_ITEMS = 2

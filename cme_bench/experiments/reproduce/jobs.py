@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cme_bench.errors import UsageError
-from cme_bench.paths import make_out
-from cme_bench.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 from cme_bench.util.locks import try_lock
+from cme_bench.util.paths import make_out
 
 
 @dataclass(frozen=True, slots=True)

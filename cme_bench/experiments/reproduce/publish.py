@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from cme_bench.errors import UsageError
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.runs.pack import one_a_line, pack_run
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 TRAININGS = "trainings.json"

@@ -13,10 +13,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from cme_bench.efficiency.options import PARTS
-from cme_bench.errors import UsageError, did_you_mean
-from cme_bench.tasks.yaml_loader import load_yaml
+from cme_bench.experiments.efficiency.options import PARTS
+from cme_bench.harness.yaml_loader import load_yaml
 from cme_bench.training.options import TrainOptions
+from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import DType, Engine
 
 _TRAINING = frozenset(f.name for f in fields(TrainOptions)) - {"model", "out", "data", "seed", "max_steps"}

@@ -6,17 +6,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from cme_bench.errors import InterruptedRun
-from cme_bench.reproduce.claims import check_claims, claims_json, claims_markdown
-from cme_bench.reproduce.costs import measured_rates, plan_text
-from cme_bench.reproduce.jobs import Folder, all_jobs, pending
-from cme_bench.reproduce.options import Call
-from cme_bench.reproduce.publish import publish
-from cme_bench.reproduce.recipe import Recipe
-from cme_bench.reproduce.results import write_all_figures, write_summary, write_tables
-from cme_bench.reproduce.state import pack, unpack
-from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
-from cme_bench.reproduce.workbench import Workbench
+from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
+from cme_bench.experiments.reproduce.costs import measured_rates, plan_text
+from cme_bench.experiments.reproduce.jobs import Folder, all_jobs, pending
+from cme_bench.experiments.reproduce.options import Call
+from cme_bench.experiments.reproduce.publish import publish
+from cme_bench.experiments.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
+from cme_bench.experiments.reproduce.state import pack, unpack
+from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
+from cme_bench.experiments.reproduce.workbench import Workbench
+from cme_bench.util.errors import InterruptedRun
 from cme_bench.util.files import write_json, write_text
 
 Note = Callable[[str], None]

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.recipe import ABLATION, Recipe
+from cme_bench.experiments.reproduce.views import open_base, open_rows, titled
 from cme_bench.reports.figures.inputs import CURVE, ROUTER, FigureInputs, read_curve_frame
 from cme_bench.reports.figures.write import write_figures
 from cme_bench.reports.grids import markdown
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.reproduce.recipe import ABLATION, Recipe
-from cme_bench.reproduce.views import open_base, open_rows, titled
 from cme_bench.util.csv_text import csv_text
 from cme_bench.util.files import read_json, write_text
 

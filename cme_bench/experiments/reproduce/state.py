@@ -13,10 +13,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from cme_bench.errors import CmeError, UsageError
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.runs.store import read_records, record_bytes
+from cme_bench.util.errors import CmeError, UsageError
 
 PART_BYTES = 16 * 2**20
 MOST_PARTS = 8

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from cme_bench.experiments.reproduce.jobs import Folder
+from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
-from cme_bench.reproduce.jobs import Folder
-from cme_bench.reproduce.recipe import BASE, Recipe
 
 
 @dataclass(frozen=True, slots=True)

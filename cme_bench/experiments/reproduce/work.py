@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cme_bench.errors import CmeError, InterruptedRun
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs, pending
-from cme_bench.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
+from cme_bench.experiments.reproduce.recipe import Recipe
+from cme_bench.util.errors import CmeError, InterruptedRun
 
 WAIT_SECONDS = 0.5
 MARGIN_SECONDS = 20.0

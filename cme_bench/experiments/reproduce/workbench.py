@@ -9,17 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cme_bench.analysis.options import RouterOptions
-from cme_bench.analysis.router import interaction_frame, load_frame, mean_by
-from cme_bench.analysis.router_load import measure_router
-from cme_bench.efficiency.options import EfficiencyOptions
-from cme_bench.errors import UsageError
+from cme_bench.experiments.efficiency.options import EfficiencyOptions
+from cme_bench.experiments.options import RouterOptions
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
+from cme_bench.experiments.router_load import measure_router
 from cme_bench.models.checkpoint import hash_checkpoint
-from cme_bench.provenance import commit, hardware
 from cme_bench.reports.figures.router import write_router_figures
 from cme_bench.reports.router_tables import write_router_tables
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.reproduce.recipe import BASE, Recipe
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.folder import read_run
@@ -32,7 +30,9 @@ from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.provenance import commit, hardware
 
 GRID_SEED = 1_000
 """Seed of the trainings that try learning rates: no seed of a row."""
@@ -189,7 +189,7 @@ class Workbench:
     # ---- speed
 
     def _efficiency(self, job: Job) -> dict[str, Any]:
-        from cme_bench.efficiency.measure import measure
+        from cme_bench.experiments.efficiency.measure import measure
 
         (shape,) = (shape for shape in self.recipe.efficiency if shape.name == job.row)
         settings = {"model": shape.name, **shape.settings, "parts": (job.part,), "offline": self.offline}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from cme_bench.errors import UsageError
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.runs.folder import is_run
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
 TRAINING, CURVE, ROUTER = "cme_training.json", "loss.csv", "router_load.csv"

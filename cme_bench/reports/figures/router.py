@@ -1,7 +1,7 @@
 """Figures of a router: how the experts share the tokens (TeamLoRA's figure 5b), and the interaction matrix M.
 
-Pure functions of the frames that :mod:`cme_bench.analysis.router` makes. Values are in cividis and PuOr, safe
-for colour-blind readers too.
+Pure functions of the frames that :mod:`cme_bench.experiments.router` makes. Values are in cividis and PuOr,
+safe for colour-blind readers too.
 """
 
 from __future__ import annotations

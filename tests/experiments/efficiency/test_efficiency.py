@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
-from cme_bench.efficiency.measure import measure
-from cme_bench.efficiency.options import EfficiencyOptions
-from cme_bench.errors import UsageError
+from cme_bench.experiments.efficiency.measure import measure
+from cme_bench.experiments.efficiency.options import EfficiencyOptions
+from cme_bench.util.errors import UsageError
 
 SMALL = EfficiencyOptions(
     model="tiny",

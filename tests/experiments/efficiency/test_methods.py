@@ -10,12 +10,12 @@ from transformers import LlamaForCausalLM
 
 from cme_bench.adapters import MoeLoraConfig
 from cme_bench.adapters.methods.moelora import PublishedMoeLora
-from cme_bench.efficiency.measure import _size
-from cme_bench.efficiency.methods import all_methods, attached
-from cme_bench.efficiency.options import EfficiencyOptions, method_choices
-from cme_bench.efficiency.shapes import linear_sizes, preset, targets, with_layers
-from cme_bench.efficiency.vllm_inference import plugin_spec
-from cme_bench.errors import UsageError
+from cme_bench.experiments.efficiency.measure import _size
+from cme_bench.experiments.efficiency.methods import all_methods, attached
+from cme_bench.experiments.efficiency.options import EfficiencyOptions, method_choices
+from cme_bench.experiments.efficiency.shapes import linear_sizes, preset, targets, with_layers
+from cme_bench.experiments.efficiency.vllm_inference import plugin_spec
+from cme_bench.util.errors import UsageError
 
 FFN = ("gate_proj", "up_proj", "down_proj")
 

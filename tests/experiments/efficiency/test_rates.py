@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cme_bench.efficiency.train_step import train_metrics
-from cme_bench.efficiency.workloads import Workloads, inference_metrics
+from cme_bench.experiments.efficiency.train_step import train_metrics
+from cme_bench.experiments.efficiency.workloads import Workloads, inference_metrics
 
 WORKLOADS = Workloads(requests=10, prompt=20, new=5)
 

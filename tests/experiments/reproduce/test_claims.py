@@ -9,11 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cme_bench.reproduce.claims import FAILS, HOLDS, UNKNOWN, _as_good, _better, _by_layer, _faster
-from cme_bench.reproduce.contrasts import contrast
-from cme_bench.reproduce.costs import Rates, costs, cut_to_fit, total_minutes
-from cme_bench.reproduce.recipe import read_recipe
-from cme_bench.reproduce.views import RowRuns
+from cme_bench.experiments.reproduce.claims import (
+    FAILS,
+    HOLDS,
+    UNKNOWN,
+    _as_good,
+    _better,
+    _by_layer,
+    _faster,
+)
+from cme_bench.experiments.reproduce.contrasts import contrast
+from cme_bench.experiments.reproduce.costs import Rates, costs, cut_to_fit, total_minutes
+from cme_bench.experiments.reproduce.recipe import read_recipe
+from cme_bench.experiments.reproduce.views import RowRuns
 from cme_bench.stats.seeds import seeds_difference
 from tests.support.folders import ADAPTER, MadeTask, make_run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.errors import UsageError
-from cme_bench.reproduce.jobs import Folder, all_jobs
-from cme_bench.reproduce.recipe import read_recipe
+from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
+from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.training.options import TrainOptions, check_options
+from cme_bench.util.errors import UsageError
 
 OURS = Path(__file__).resolve().parents[2] / "experiments" / "smollm2.yaml"
 

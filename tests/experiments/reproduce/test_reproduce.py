@@ -16,13 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
-from cme_bench.errors import CmeError
-from cme_bench.reproduce.jobs import Folder, all_jobs
-from cme_bench.reproduce.options import Call
-from cme_bench.reproduce.recipe import Recipe, read_recipe
-from cme_bench.reproduce.reproduce import reproduce
-from cme_bench.reproduce.state import pack, unpack
+from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
+from cme_bench.experiments.reproduce.options import Call
+from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
+from cme_bench.experiments.reproduce.reproduce import reproduce
+from cme_bench.experiments.reproduce.state import pack, unpack
 from cme_bench.runs.store import read_records
+from cme_bench.util.errors import CmeError
 
 pytestmark = pytest.mark.slow
 OURS = Path(__file__).resolve().parents[2] / "experiments" / "smollm2.yaml"

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cme_bench.errors import CmeError, InterruptedRun
-from cme_bench.reproduce.jobs import Folder, Job, all_jobs, pending
-from cme_bench.reproduce.recipe import Recipe, read_recipe
-from cme_bench.reproduce.work import Clock, helpers, interrupted_at, work
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
+from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
+from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
+from cme_bench.util.errors import CmeError, InterruptedRun
 
 
 @pytest.fixture
