@@ -1,5 +1,6 @@
-"""The former name of :mod:`cme_bench.harness.lm_eval_model`, kept for scripts that import it."""
+"""The former name of :mod:`cme_bench.harness.lm_eval_model`: importing it gives that module."""
 
-from cme_bench.harness.lm_eval_model import CmeHF, EngineLM
+import importlib
+import sys
 
-__all__ = ["CmeHF", "EngineLM"]
+sys.modules[__name__] = importlib.import_module("cme_bench.harness.lm_eval_model")
