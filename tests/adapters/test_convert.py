@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cme_bench.adapters.convert import import_authors
 from cme_bench.adapters.load import load_adapter
-from cme_bench.cli.adapters import app
+from cme_bench.cli.adapters import adapters
 from cme_bench.util.errors import UsageError
 from tests.support import adapter_reference as reference
 from tests.support.adapter_cases import TINY, tiny_llama
@@ -145,13 +145,15 @@ def test_commands(tmp_path: Path) -> None:
     source = write(tmp_path / "theirs", checkpoint())
     TINY.save_pretrained(tmp_path / "base")
     out = tmp_path / "ours"
-    run = CliRunner().invoke(app, ["import", str(source), "-o", str(out), "--base", str(tmp_path / "base")])
+    run = CliRunner().invoke(
+        adapters, ["import", str(source), "-o", str(out), "--base", str(tmp_path / "base")]
+    )
     assert run.exit_code == 0
     assert run.output.splitlines() == ["4 experts of rank 2, scale 8", str(out)]
-    run = CliRunner().invoke(app, ["describe", str(out)])
+    run = CliRunner().invoke(adapters, ["describe", str(out)])
     assert run.exit_code == 0
     rows = dict(line.split(maxsplit=1) for line in run.output.splitlines() if not line.startswith("of base"))
     assert rows["method"] == "teamlora" and rows["rank"] == "2 per expert" and rows["experts"] == "4"
     assert rows["scaling"] == "alpha/(k*r)" and rows["normalize_omega"] == "True"
-    run = CliRunner().invoke(app, ["describe", str(out), "--json"])
+    run = CliRunner().invoke(adapters, ["describe", str(out), "--json"])
     assert json.loads(run.output)["percent_of_base"] > 0

@@ -14,7 +14,6 @@ import cme_bench
 PACKAGE = Path(cme_bench.__file__).parent
 
 SURFACE = {
-    "lm_eval.utils",
     "lm_eval.api.instance.Instance",
     "lm_eval.api.metrics._sacreformat",
     "lm_eval.api.model.TemplateLM",
@@ -24,8 +23,14 @@ SURFACE = {
     "lm_eval.api.registry.register_metric",
     "lm_eval.api.registry.register_model",
     "lm_eval.api.task.ConfigurableTask",
+    "lm_eval.models.utils.handle_stop_sequences",
+    "lm_eval.models.utils.normalize_gen_kwargs",
     "lm_eval.tasks.TaskManager",
     "lm_eval.tasks._yaml_loader._import_func_in_yml",
+    "lm_eval.utils",
+    "lm_eval.utils.env",
+    "lm_eval.utils.get_rolling_token_windows",
+    "lm_eval.utils.make_disjoint_window",
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 import cme_bench
 from cme_bench.util import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.util.errors import UsageError
 
-OURS = Path(__file__).resolve().parents[2] / "experiments" / "smollm2.yaml"
+OURS = Path(__file__).resolve().parents[3] / "experiments" / "smollm2.yaml"
 
 
 def test_a_scale_adds_to_the_recipe(recipe_file: Path) -> None:

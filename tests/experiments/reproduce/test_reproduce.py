@@ -25,7 +25,7 @@ from cme_bench.runs.store import read_records
 from cme_bench.util.errors import CmeError
 
 pytestmark = pytest.mark.slow
-OURS = Path(__file__).resolve().parents[2] / "experiments" / "smollm2.yaml"
+OURS = Path(__file__).resolve().parents[3] / "experiments" / "smollm2.yaml"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 FILES = """
 README.md claims.md claims.json recipe.json
