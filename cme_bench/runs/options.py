@@ -67,18 +67,18 @@ def parse_settings(pairs: list[str]) -> dict[str, int]:
     return settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
     """Whether rows and models may be fetched."""
 
     offline: Offline = field(default=False, kw_only=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions(NetworkOptions):
     """The model, and what computes with it."""
 
-    model: Model
+    model: Model = field(kw_only=False)
     engine: Annotated[
         Literal["auto"] | Engine,
         Option("What computes: hf (transformers), vllm, or ray (several of either). auto: hf.", panel=ENGINE),
@@ -123,7 +123,7 @@ class ModelOptions(NetworkOptions):
         return self.settings.get("tensor_parallel", 1) if self.worker == "vllm" else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AskOptions(NetworkOptions):
     """The questions, asked of the model alone or with each of several adapters, and where answers are
     stored."""
@@ -177,7 +177,7 @@ class AskOptions(NetworkOptions):
     """The command line that asks, for run.json."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(AskOptions, ModelOptions):
     """The arguments of ``cme-bench run``: a model, and what it is asked."""
 

@@ -71,7 +71,7 @@ def score_both(tasks: Sequence[str], items: int, prompt_format: str, folder: Pat
     theirs = {name: sorted(rows, key=lambda row: row["doc_id"]) for name, rows in found["samples"].items()}
     options = RunOptions(
         "smollm2",
-        ",".join(tasks),
+        tasks=",".join(tasks),
         data=str(DATA),
         limit=items,
         prompt_format=prompt_format,
