@@ -55,7 +55,7 @@ _LM_EVAL = """\
 
 `lm_eval:NAME` runs a task of the installed lm-eval, `lm_eval:FILE.yaml` and `--include FOLDER` run files of
 your own in its format. Every key, metric, filter and aggregation of lm-eval 0.4.13 stands in one table
-([`tasks/lm_eval_table.py`](../cme_bench/harness/lm_eval_table.py)). It is honoured, has no effect (as in
+([`harness/lm_eval_table.py`](../cme_bench/harness/lm_eval_table.py)). It is honoured, has no effect (as in
 lm-eval), or is refused with file and line before a model is loaded. Anything that the table does not name is
 refused.
 
