@@ -18,7 +18,9 @@ def test_make_help_lists_every_target() -> None:
     source = (ROOT / "Makefile").read_text()
     targets = re.search(r"^\.PHONY: (.*)$", source, re.M)
     assert targets is not None
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     lines = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert set(lines) == set(targets[1].split()), "each with a sentence after ##"
     assert set(lines) == set(re.findall(r"^([a-z][a-z-]*):(?!=)", source, re.M))
