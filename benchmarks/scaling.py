@@ -32,7 +32,7 @@ from cme_bench.engines.ray.pool import Pool
 from cme_bench.engines.ray.worker import Worker
 from cme_bench.experiments.parity import task_items
 from cme_bench.runs.engine_factory import open_engines
-from cme_bench.runs.engine_source import Job
+from cme_bench.runs.engine_source import EngineJob
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_source import RaySource
 from cme_bench.runs.responder import Responder
@@ -53,7 +53,7 @@ class TwoWorkers:
         self.pool: Pool = source._pool
         self.slots = self.pool.slots
         longest = max(request.n_tokens for asked in self.tasks for request in asked)
-        self.job = Job(longest + 1, longest, self.tasks[0][0].prompt)
+        self.job = EngineJob(longest + 1, longest, self.tasks[0][0].prompt)
         self.engine: Engine = source.open(None, self.job)
 
     def start(self) -> None:

@@ -25,7 +25,7 @@ _LETTERED = re.compile(r"\s*\(?([A-Z])[).:]\s*(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class AnswerOption:
     """One option of a row. ``place``: where it stands, blank ones counted; ``keys``: names it goes by."""
 
     text: str
@@ -33,7 +33,7 @@ class Option:
     keys: tuple[str, ...] = ()
 
 
-Options = tuple[Option, ...]
+Options = tuple[AnswerOption, ...]
 
 
 def row_options(table: Table, columns: Sequence[str]) -> list[Options]:
@@ -60,7 +60,7 @@ def row_options(table: Table, columns: Sequence[str]) -> list[Options]:
 def _of_columns(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
     shared = _shared_prefix(columns)
     return tuple(
-        Option(as_text(row[name]), place, (name, name[len(shared) :]))
+        AnswerOption(as_text(row[name]), place, (name, name[len(shared) :]))
         for place, name in enumerate(columns)
         if not is_blank(row[name])
     )
@@ -85,7 +85,7 @@ def _of_one_column(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
         return tuple(_of_object(each, place) for place, each in enumerate(value))
     if any(isinstance(each, Mapping | list) for each in value):
         raise ValueError("an option is a list or a mapping")
-    return tuple(Option(as_text(each), place) for place, each in enumerate(value) if not is_blank(each))
+    return tuple(AnswerOption(as_text(each), place) for place, each in enumerate(value) if not is_blank(each))
 
 
 def _of_mapping(value: Mapping[str, Any]) -> Options:
@@ -95,21 +95,23 @@ def _of_mapping(value: Mapping[str, Any]) -> Options:
         if any(isinstance(each, Mapping | list) for each in value.values()):
             raise ValueError(f"the mapping of {', '.join(value)} is no set of options")
         items = enumerate(value.items())
-        return tuple(Option(as_text(v), place, (key,)) for place, (key, v) in items if not is_blank(v))
+        return tuple(AnswerOption(as_text(v), place, (key,)) for place, (key, v) in items if not is_blank(v))
     names: list[Any] = next((value[k] for k in (*_KEY_KEYS, "labels") if isinstance(value.get(k), list)), [])
     if names and len(names) != len(texts):
         raise ValueError(f"{len(texts)} texts, but {len(names)} labels")
     keys: list[tuple[str, ...]] = [(as_text(name),) for name in names] or [()] * len(texts)
     pairs = enumerate(zip(texts, keys, strict=True))
-    return tuple(Option(as_text(text), place, key) for place, (text, key) in pairs if not is_blank(text))
+    return tuple(
+        AnswerOption(as_text(text), place, key) for place, (text, key) in pairs if not is_blank(text)
+    )
 
 
-def _of_object(value: Mapping[str, Any], place: int) -> Option:
+def _of_object(value: Mapping[str, Any], place: int) -> AnswerOption:
     text = next((value[key] for key in _TEXT_KEYS if not is_blank(value.get(key))), None)
     if text is None or isinstance(text, Mapping | list):
         raise ValueError(f"no text among {', '.join(value)} of an option")
     keys = tuple(as_text(value[key]) for key in _KEY_KEYS if not is_blank(value.get(key)))
-    return Option(as_text(text), place, keys)
+    return AnswerOption(as_text(text), place, keys)
 
 
 def text_of_values(text: str) -> Any:
@@ -148,11 +150,11 @@ def _without_letters(every: Sequence[Options]) -> list[Options]:
     """Return the options without the letters that they begin with, if every option of every row begins with
     its own."""
 
-    def bare(option: Option) -> Option | None:
+    def bare(option: AnswerOption) -> AnswerOption | None:
         letter = _LETTERED.match(option.text)
         if letter is None or letter[1] != LETTERS[option.place : option.place + 1]:
             return None
-        return Option(option.text[letter.end() :], option.place, (*option.keys, option.text.strip()))
+        return AnswerOption(option.text[letter.end() :], option.place, (*option.keys, option.text.strip()))
 
     stripped = [tuple(bare(option) for option in options) for options in every]
     if any(option is None for options in stripped for option in options):

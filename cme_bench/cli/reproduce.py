@@ -11,7 +11,7 @@ from cme_bench.cli.help import ADAPTERS, command
 from cme_bench.cli.options import as_typed
 from cme_bench.cli.plugins import Plugins
 from cme_bench.cli.shared import tell
-from cme_bench.experiments.reproduce.options import Call, RecipeOptions
+from cme_bench.experiments.reproduce.options import CallOptions, RecipeOptions
 from cme_bench.util.options import Option
 from cme_bench.util.terminal import say
 
@@ -31,7 +31,7 @@ _EXAMPLES = {
 @command(app, _EXAMPLES, panel=ADAPTERS)
 def reproduce(
     recipe: RecipeOptions,
-    call: Call,
+    call: CallOptions,
     plugin: Plugins = (),
     plan: Annotated[bool, Option("Only say what it costs, from a step measured here.")] = False,
 ) -> None:

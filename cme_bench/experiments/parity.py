@@ -27,7 +27,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 1.0, "float16": 0.125}
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ParityItem:
     """One question of a task, and how it was made."""
 
     of: Task
@@ -47,7 +47,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ParityDifference:
     """One item on which the engines differ more than they may: its answers, first engine first."""
 
     task: str
@@ -89,7 +89,7 @@ class Parity:
     labels_equal: int
     texts: int
     texts_equal: int
-    first: Difference | None
+    first: ParityDifference | None
     scores: tuple[Scores, ...]
     tolerance: float
 
@@ -109,7 +109,7 @@ def measure_parity(
     An item is the ``first`` if its label or text differs, or a log-likelihood by more than ``tolerance``
     (nats a token; by default what the type allows).
     """
-    items: list[Item] = []
+    items: list[ParityItem] = []
     answers: list[list[Any]] = []
     dtype = ""
     for engine in engines:
@@ -125,7 +125,7 @@ def measure_parity(
     return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=allowed)
 
 
-def task_items(options: AskOptions, responder: Responder) -> Iterator[Item]:
+def task_items(options: AskOptions, responder: Responder) -> Iterator[ParityItem]:
     """Yield the items that a run of ``options`` asks of ``responder``."""
     suite = load_suite(options.include, allow_code=options.allow_code)
     source = open_source(options.data, offline=options.offline)
@@ -133,7 +133,7 @@ def task_items(options: AskOptions, responder: Responder) -> Iterator[Item]:
     for spec in suite.select(options.tasks):
         task = build_task(spec, suite, source, shots=options.shots)
         for item in planner.items(task, responder)[1]:
-            yield Item(task, item)
+            yield ParityItem(task, item)
 
 
 def _answers(responder: Responder, requests: Sequence[Request]) -> list[Any]:
@@ -150,7 +150,7 @@ def _answers(responder: Responder, requests: Sequence[Request]) -> list[Any]:
 
 
 def compare_answers(
-    items: Sequence[Item],
+    items: Sequence[ParityItem],
     ours: Sequence[Any],
     theirs: Sequence[Any],
     *,
@@ -161,7 +161,7 @@ def compare_answers(
     """Compare two lists of responses to ``items``."""
     gaps: list[float] = []
     labels = labels_equal = texts = texts_equal = 0
-    first: Difference | None = None
+    first: ParityDifference | None = None
     for item, one, other in zip(items, ours, theirs, strict=True):
         if isinstance(one, GenerateResponse):
             texts += 1
@@ -186,7 +186,7 @@ def compare_answers(
                 f"choice {chosen[1]} {_numbers(other.logprobs)}",
             )
         if not same and first is None:
-            first = Difference(item.task, item.id, shown)
+            first = ParityDifference(item.task, item.id, shown)
     return Parity(
         engines=engines,
         dtype=dtype,
@@ -203,7 +203,9 @@ def compare_answers(
     )
 
 
-def compare_scores(items: Sequence[Item], ours: Sequence[Any], theirs: Sequence[Any]) -> Iterator[Scores]:
+def compare_scores(
+    items: Sequence[ParityItem], ours: Sequence[Any], theirs: Sequence[Any]
+) -> Iterator[Scores]:
     """Yield the scores of every task, domain and average that two lists of responses to ``items`` get."""
     both = [_results(items, answers) for answers in (ours, theirs)]
     for one, other in zip(*both, strict=True):
@@ -216,7 +218,7 @@ def compare_scores(items: Sequence[Item], ours: Sequence[Any], theirs: Sequence[
             yield Scores("average", form, "average", (average.value, other_average.value))
 
 
-def _results(items: Sequence[Item], answers: Sequence[Any]) -> list[TaskResult]:
+def _results(items: Sequence[ParityItem], answers: Sequence[Any]) -> list[TaskResult]:
     paired = zip(items, answers, strict=True)
     found = []
     for _, alike in itertools.groupby(paired, lambda pair: pair[0].task):
@@ -226,7 +228,7 @@ def _results(items: Sequence[Item], answers: Sequence[Any]) -> list[TaskResult]:
     return found
 
 
-def _record(item: Item, answer: Any) -> Record:
+def _record(item: ParityItem, answer: Any) -> Record:
     response, made = stored_response(answer), item.made
     scored = score_record(item.of.lm_eval, made.doc, made.instances, response)
     return scored_item(

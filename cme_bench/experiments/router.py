@@ -50,7 +50,7 @@ class LayerLoad:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class RouterSlice:
     """One group of a task's items and what the router did on their prompts; ``group`` is "" without
     grouping."""
 
@@ -86,7 +86,7 @@ def _pool(layer: str, parts: Sequence[LayerLoad]) -> LayerLoad:
     )
 
 
-def load_frame(slices: Iterable[Slice]) -> pd.DataFrame:
+def load_frame(slices: Iterable[RouterSlice]) -> pd.DataFrame:
     """Return ``LOAD_COLUMNS``: one row for every slice, layer and expert (numbered from 0).
 
     ``entropy`` belongs to the layer and is repeated for each of its experts.

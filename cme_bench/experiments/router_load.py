@@ -17,7 +17,7 @@ from cme_bench.engines.hf.batching import run_batches
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.forward import CausalForward, base_model, left_pad
 from cme_bench.experiments.options import RouterOptions
-from cme_bench.experiments.router import LayerLoad, Slice, pooled
+from cme_bench.experiments.router import LayerLoad, RouterSlice, pooled
 from cme_bench.experiments.router_prompts import PromptGroup, open_responder, prompt_groups
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
@@ -29,7 +29,7 @@ class RouterMeasurement:
     hash, and how many items were forwarded."""
 
     title: str
-    slices: tuple[Slice, ...]
+    slices: tuple[RouterSlice, ...]
     interaction: dict[str, NDArray[np.float64]]
 
 
@@ -70,7 +70,7 @@ def measure_router(options: RouterOptions, listener: Listener | None = None) -> 
         responder.close()
 
 
-def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> Slice:
+def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> RouterSlice:
     forward = CausalForward(engine.model, engine.device)
     heard: list[LayerLoad] = []
 
@@ -85,7 +85,7 @@ def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> Slice:
     rows = sorted((_Prompt(ids) for ids in group.prompts), key=lambda row: -row.n_input)
     for _ in run_batches(rows, engine.budget, compute):
         listener.advance(1)
-    return Slice(group.task, group.domain, group.group, len(group.prompts), pooled(heard))
+    return RouterSlice(group.task, group.domain, group.group, len(group.prompts), pooled(heard))
 
 
 def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
@@ -98,7 +98,7 @@ def _interaction(model: Any) -> dict[str, NDArray[np.float64]]:
     return {name: m.detach().double().cpu().numpy() for name, m in matrices.items() if m is not None}
 
 
-def _title(responder: Responder, slices: Sequence[Slice]) -> str:
+def _title(responder: Responder, slices: Sequence[RouterSlice]) -> str:
     adapter = responder.adapter
     assert adapter is not None
     about = adapter.record

@@ -47,7 +47,7 @@ _INSIDE: tuple[tuple[type, str], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class IdentityPart:
     """A module: its name without PEFT's wrappers, whether an adapter brought it, and what it is."""
 
     name: str
@@ -97,10 +97,10 @@ _PLACES = frozenset({"base_model_name_or_path", "revision", "inference_mode", "a
 
 def _parts(
     module: nn.Module, name: str = "", adapted: bool = False, stop: nn.Module | None = None
-) -> Iterator[Part]:
+) -> Iterator[IdentityPart]:
     """Yield every module below ``module``, without ``stop``."""
     inside = next((child for kind, child in _INSIDE if isinstance(module, kind)), None)
-    yield Part(name, adapted or inside is not None, module)
+    yield IdentityPart(name, adapted or inside is not None, module)
     for key, child in module.named_children():
         if child is stop:
             continue

@@ -30,7 +30,7 @@ _OWN_CODE = "its aggregation is code of the task file, so it cannot be tested"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """A task, a domain or the average.
 
     ``a``, ``b``: mean scores; ``adjusted``: ``p`` after Holm over the rows of its kind (the average stands
@@ -71,9 +71,9 @@ class Comparison:
     form: str
     a: str
     b: str
-    domains: tuple[Row, ...]
-    tasks: tuple[Row, ...]
-    average: Row | None
+    domains: tuple[ComparisonRow, ...]
+    tasks: tuple[ComparisonRow, ...]
+    average: ComparisonRow | None
     flips: tuple[Flip, ...]
     notes: tuple[str, ...]
     measure: Measure = USUAL
@@ -128,7 +128,7 @@ class _Paired:
     """One task, compared; ``flips`` [R]: its mean difference under random signs."""
 
     place: tuple[str, str, str]
-    row: Row
+    row: ComparisonRow
     flips: NDArray[np.float64]
 
 
@@ -215,7 +215,7 @@ def _task(scores: TaskScores, groups: list[str] | None, *, mid_p: bool, resample
     else:
         test = "permutation"
         p = _permutation(difference, flips)
-    row = Row(
+    row = ComparisonRow(
         name=scores.task,
         metric=scores.metric,
         a=float(x.mean()),
@@ -236,7 +236,7 @@ def _aggregated(scores: TaskScores, *, seed: int) -> _Paired | None:
     if found is None:
         return None
     p = _permutation(found.difference, found.flips)
-    row = Row(
+    row = ComparisonRow(
         name=scores.task,
         metric=scores.metric,
         a=found.a,
@@ -263,7 +263,7 @@ def _pooled(scores: NDArray[np.float64], groups: list[str] | None) -> NDArray[np
     return np.asarray(sums * (len(sums) / len(scores)))
 
 
-def _macro(name: str, own: dict[str, float], paired: dict[str, _Paired]) -> Row:
+def _macro(name: str, own: dict[str, float], paired: dict[str, _Paired]) -> ComparisonRow:
     """Return a domain or the average; a single task keeps its own test."""
     if len(own) == 1:
         return replace(paired[next(iter(own))].row, name=name)
@@ -271,7 +271,7 @@ def _macro(name: str, own: dict[str, float], paired: dict[str, _Paired]) -> Row:
     difference = macro_difference([(weight, row.difference) for weight, row in rows])
     flips = np.asarray(sum(weight * paired[task].flips for task, weight in own.items()))
     p = _permutation(difference, flips)
-    return Row(
+    return ComparisonRow(
         name=name,
         metric="macro",
         a=sum(weight * row.a for weight, row in rows),
@@ -284,7 +284,7 @@ def _macro(name: str, own: dict[str, float], paired: dict[str, _Paired]) -> Row:
     )
 
 
-def _adjust(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _adjust(rows: Sequence[ComparisonRow]) -> tuple[ComparisonRow, ...]:
     adjusted = holm([row.p for row in rows])
     return tuple(replace(row, adjusted=float(p)) for row, p in zip(rows, adjusted, strict=True))
 

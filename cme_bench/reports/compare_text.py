@@ -6,7 +6,7 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cme_bench.reports.compare import Comparison, Row
+from cme_bench.reports.compare import Comparison, ComparisonRow
 from cme_bench.reports.grids import html_table, markdown, markdown_escape, markdown_line
 from cme_bench.reports.significance import SIGNIFICANT
 from cme_bench.scoring.scales import Measure
@@ -95,7 +95,7 @@ def _points(measure: Measure) -> str:
 _DIRECTIONS = {"lower": "less is better", "unknown": "which sign is better is unknown"}
 
 
-def _cells(row: Row, measure: Measure) -> Iterator[str]:
+def _cells(row: ComparisonRow, measure: Measure) -> Iterator[str]:
     d = row.difference
     shown = measure.shown(d.value, signed=True)
     yield str(d.n)

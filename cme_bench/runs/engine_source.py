@@ -26,7 +26,7 @@ def never() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class EngineJob:
     """The model, adapter and load that an engine is made for.
 
     Attributes:
@@ -64,7 +64,7 @@ class EngineSource(ABC):
         """
 
     @abstractmethod
-    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+    def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         """Return an engine that answers with ``adapter``.
 
         ``stopping`` says whether the run was asked to stop. Raises AdapterError if the adapter does not fit

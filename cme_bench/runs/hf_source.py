@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine, TokenIds
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, SavedSource, never, saved
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
 
-    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+    def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine
 
         settings = self.options.settings

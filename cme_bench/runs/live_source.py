@@ -11,7 +11,7 @@ from typing import Any, get_args
 from cme_bench.engines.base import Engine
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.live import LiveModel, unwrapped
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineSource, Job, never
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, EngineSource, never
 from cme_bench.runs.options import ModelOptions, RunOptions, check_model, model_half
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
@@ -115,7 +115,7 @@ class LiveSource(EngineSource):
         together = len(self._active) > 1 and name == "+".join(self._active)
         return self._active if together else (name,)
 
-    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+    def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine
 
         self.release()
@@ -134,7 +134,7 @@ class LiveSource(EngineSource):
             plain=not settings.get("shared_prefixes", 1),
         )
 
-    def _switched(self, adapter: Adapter | None, job: Job) -> Any:
+    def _switched(self, adapter: Adapter | None, job: EngineJob) -> Any:
         """Return what computes with ``adapter`` on, and all others off."""
         peft = self.model.peft
         if adapter is None:
@@ -150,7 +150,7 @@ class LiveSource(EngineSource):
         self._check_alive(adapter, job)
         return peft
 
-    def _check_alive(self, adapter: Adapter, job: Job) -> None:
+    def _check_alive(self, adapter: Adapter, job: EngineJob) -> None:
         """Note an adapter that changes nothing: it may be untrained yet, and is certainly on."""
         import torch
 

@@ -23,7 +23,7 @@ asked alike."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TaskPlan:
     """One task of a run, asked: its items and the keys of their responses.
 
     ``notes``: what a user must know of its prompt format.
@@ -75,11 +75,11 @@ class Planner:
         self._options = options
         self._items: dict[ItemsKey, list[Item]] = {}
 
-    def plan(self, task: Task, responder: Responder) -> Plan:
+    def plan(self, task: Task, responder: Responder) -> TaskPlan:
         """Return the items that ``task`` asks of ``responder``, with the keys of their responses."""
         prompt_format, items = self.items(task, responder)
         identity = responder.identity
-        return Plan(
+        return TaskPlan(
             task=task,
             items=items,
             keys=[response_key(identity, item.request) for item in items],

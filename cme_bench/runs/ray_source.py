@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
-from cme_bench.runs.engine_source import Job, SavedSource, never, saved
+from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
 from cme_bench.runs.ray_worker import worker_environment, worker_source
 from cme_bench.util.notes import Note, unheard
 
@@ -35,7 +35,7 @@ class RaySource(SavedSource):
         plan = self.cluster.plan
         return Pool(plan, worker_source(self.model, self.options), worker_environment(self.options, plan))
 
-    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+    def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         """Open the engine; an error of opening an adapter in a worker is raised by the first answer."""
         from cme_bench.engines.ray.engine import RayEngine
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from cme_bench.engines.base import Engine
 from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.models.adapter import resolve_adapter
-from cme_bench.runs.engine_source import Job
+from cme_bench.runs.engine_source import EngineJob
 from cme_bench.runs.local_engines import open_local
 from cme_bench.runs.options import ModelOptions
 from cme_bench.util.errors import UsageError
@@ -73,7 +73,7 @@ class WorkerSource:
         if self._engines.model.hash != hash_:
             raise UsageError(f"{_node()}: {self._engines.model.place} is another model than the driver's")
 
-    def open(self, adapter: tuple[str, str] | None, job: Job) -> Engine:
+    def open(self, adapter: tuple[str, str] | None, job: EngineJob) -> Engine:
         """Return an engine with the adapter of this folder and hash; raises UsageError if it is another
         here."""
         if adapter is None:

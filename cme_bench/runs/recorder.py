@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cme_bench.engines.base import Response
 from cme_bench.prompts.items import Item
-from cme_bench.runs.planner import Plan
+from cme_bench.runs.planner import TaskPlan
 from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.store import RunWriter, read_records, samples_file
 from cme_bench.scoring.items import score_record
@@ -23,7 +23,7 @@ class TaskInWork:
     ``done``: records that are there now.
     """
 
-    plan: Plan
+    plan: TaskPlan
     hash: str
     pending: Sequence[int]
     stored: int
@@ -46,7 +46,7 @@ class Recorder:
     def __init__(self, writer: RunWriter) -> None:
         self._writer = writer
 
-    def open(self, plan: Plan, task: TaskRecord) -> TaskInWork:
+    def open(self, plan: TaskPlan, task: TaskRecord) -> TaskInWork:
         """Return what of ``plan`` is left to ask; stored responses are scored again where they must be."""
         stored = _stored(plan, self._writer, task.hash)
         pending = [i for i, item in enumerate(plan.items) if item.id not in stored]
@@ -62,7 +62,7 @@ class Recorder:
         self._writer.append(task.name, records)
         task.done += len(answers)
 
-    def records(self, plan: Plan, task: TaskRecord) -> Iterator[Record]:
+    def records(self, plan: TaskPlan, task: TaskRecord) -> Iterator[Record]:
         """Yield the records of a task as it is now, one at a time."""
         keys = _keys(plan)
         for record in read_records(samples_file(self._writer.folder, plan.task.name)):
@@ -70,11 +70,11 @@ class Recorder:
                 yield record
 
 
-def _keys(plan: Plan) -> dict[int, str]:
+def _keys(plan: TaskPlan) -> dict[int, str]:
     return {item.id: key for item, key in zip(plan.items, plan.keys, strict=True)}
 
 
-def _stored(plan: Plan, writer: RunWriter, hash_: str) -> set[int]:
+def _stored(plan: TaskPlan, writer: RunWriter, hash_: str) -> set[int]:
     """Return the ids of the items that need no computing.
 
     A response counts if its key is the item's; where it was scored under another version of the task, or
@@ -113,7 +113,7 @@ def _responses(file: Path, wanted: Set[str]) -> dict[tuple[int | None, str], Sto
     return found
 
 
-def _record(plan: Plan, item: Item, key: str, hash_: str, response: StoredResponse) -> Record:
+def _record(plan: TaskPlan, item: Item, key: str, hash_: str, response: StoredResponse) -> Record:
     scored = score_record(plan.task.lm_eval, item.doc, item.instances, response)
     return Record(
         id=item.id,

@@ -12,7 +12,7 @@ from cme_bench.models.loaded import LoadedModel
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
-from cme_bench.runs.engine_source import EngineSource, Job, never
+from cme_bench.runs.engine_source import EngineJob, EngineSource, never
 
 
 class Responder:
@@ -123,7 +123,7 @@ class Responder:
         """
         if self._engine is None:
             most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
-            job = Job(most, longest or most, first.prompt)
+            job = EngineJob(most, longest or most, first.prompt)
             self._engine = self.engines.open(self.adapter, job, self._stopping)
         return self._engine
 

@@ -25,7 +25,7 @@ from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.manifest import Manifest, default_folder
 from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
-from cme_bench.runs.planner import Plan, Planner
+from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder
 from cme_bench.runs.responder import Responder
@@ -202,13 +202,13 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
     return manifest
 
 
-def _notes(plans: Sequence[Plan], encoder: Encoder, responder: Responder) -> list[str]:
+def _notes(plans: Sequence[TaskPlan], encoder: Encoder, responder: Responder) -> list[str]:
     """Return the notes for the user on the adapter and on how the prompts are made."""
     warning = [] if encoder.bos.warning is None else [encoder.bos.warning]
     return list(dict.fromkeys([*responder.notes, *warning, *(note for plan in plans for note in plan.notes)]))
 
 
-def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:
+def _result(plan: TaskPlan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:
     """Return the result of the items that have an answer, ``stored`` in all; ``quality`` gives the share that
     has none."""
     result = task_result(plan.task.spec, plan.task.lm_eval, records, dtype=dtype)
@@ -217,7 +217,7 @@ def _result(plan: Plan, records: Iterable[Record], stored: int, dtype: str) -> T
     return result
 
 
-def _check_truncation(plans: Sequence[Plan], allowed: int | None) -> None:
+def _check_truncation(plans: Sequence[TaskPlan], allowed: int | None) -> None:
     cut = {plan.task.name: sum(item.truncated > 0 for item in plan.items) for plan in plans}
     if allowed is not None and sum(cut.values()) > allowed:
         worst = max(cut, key=lambda name: cut[name])

@@ -13,7 +13,7 @@ from cme_bench.engines.base import Response, UnansweredError
 from cme_bench.engines.inbox import Batches
 from cme_bench.engines.logits import LogitsError
 from cme_bench.runs.manifest import Manifest
-from cme_bench.runs.planner import Plan
+from cme_bench.runs.planner import TaskPlan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder, TaskInWork
 from cme_bench.runs.responder import Responder
@@ -42,7 +42,7 @@ class Session:
     stopping: threading.Event
     longest: int
 
-    def answer(self, plans: Sequence[Plan]) -> Iterator[tuple[Plan, int]]:
+    def answer(self, plans: Sequence[TaskPlan]) -> Iterator[tuple[TaskPlan, int]]:
         """Have a record in the store of every item of these tasks, all generated or all scored.
 
         Yields each task in turn once it is done, with how many records are there; meanwhile the engine may
@@ -67,7 +67,7 @@ class Session:
         if not self.stopping.is_set():
             yield from self._finished(waiting, complete=False)
 
-    def records(self, plan: Plan) -> Iterator[Record]:
+    def records(self, plan: TaskPlan) -> Iterator[Record]:
         """Yield the stored records of a task as it is now, one at a time."""
         return self.recorder.records(plan, self.manifest.run.tasks[plan.task.name])
 
@@ -77,7 +77,9 @@ class Session:
         if batches:
             yield from self.responder.engine(batches[0][0], self.longest).serve(Batches(batches))
 
-    def _finished(self, waiting: deque[TaskInWork], *, complete: bool = True) -> Iterator[tuple[Plan, int]]:
+    def _finished(
+        self, waiting: deque[TaskInWork], *, complete: bool = True
+    ) -> Iterator[tuple[TaskPlan, int]]:
         """Take the tasks from the front that are done; with ``complete`` false all."""
         while waiting and (waiting[0].complete or not complete):
             task = waiting.popleft()

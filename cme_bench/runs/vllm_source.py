@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, Job, SavedSource, never, saved
+from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class VLLMSource(SavedSource):
         self._held.callback(host.close)
         return host
 
-    def open(self, adapter: Adapter | None, job: Job, stopping: Callable[[], bool] = never) -> Engine:
+    def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.stopping import end_token_ids
         from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine

@@ -20,7 +20,7 @@ from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.training.options import Weighting, check_temperature
-from cme_bench.training.templates import DatasetTemplate, Part, Prompted, SplitFile
+from cme_bench.training.templates import DatasetTemplate, Prompted, SplitFile, TemplatePart
 from cme_bench.util.errors import UsageError
 from cme_bench.util.options import check_choice
 
@@ -160,7 +160,7 @@ def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int
 _HUB = SplitFile(None, "", {})
 
 
-def _find(part: Part, source: DataSource) -> SplitFile | None:
+def _find(part: TemplatePart, source: DataSource) -> SplitFile | None:
     """Return where the part's rows lie in this source; None if it has none."""
     if not isinstance(source, FolderSource):
         return None if part.hub is None else replace(_HUB, stem=part.hub)
@@ -170,7 +170,7 @@ def _find(part: Part, source: DataSource) -> SplitFile | None:
     return None
 
 
-def _missing(template: DatasetTemplate, part: Part, source: DataSource) -> str:
+def _missing(template: DatasetTemplate, part: TemplatePart, source: DataSource) -> str:
     if not isinstance(source, FolderSource):
         return f"{template.dataset}: no training split is known on the hub"
     names = [f"{f.folder or part.task.folder}/{f.stem}.jsonl" for f in part.files]
@@ -182,7 +182,7 @@ def _missing(template: DatasetTemplate, part: Part, source: DataSource) -> str:
 
 def _load_part(
     template: DatasetTemplate,
-    part: Part,
+    part: TemplatePart,
     place: SplitFile,
     source: DataSource,
     *,

@@ -25,7 +25,7 @@ from cme_bench.training.tokens import TokenTable, TrainingEncoder
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """``batches[i]``: indices into ``examples``, for all processes; ``mixture``: what to record of it."""
 
     examples: TokenTable
@@ -42,7 +42,7 @@ def make_plan(
     processes: int,
     note: Callable[[str], None],
     sets: Sequence[TrainingSet] | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """Load the rows, draw the mixture, tokenise what is drawn and group it by length.
 
     ``sets``: the rows, where :func:`load_sets` has loaded them already for the same options. Raises
@@ -86,7 +86,7 @@ def make_plan(
         "truncated_targets": examples.cut_targets,
         "datasets": _describe(sets, weights, draws, examples),
     }
-    return Plan(examples, batches, steps, mixture)
+    return TrainingPlan(examples, batches, steps, mixture)
 
 
 def load_sets(options: TrainOptions, source: DataSource, *, note: Callable[[str], None]) -> list[TrainingSet]:

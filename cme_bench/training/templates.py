@@ -52,7 +52,7 @@ class SplitFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TemplatePart:
     """Rows of one task: a split on the hub, or the first of ``files`` that a data folder has."""
 
     task: TaskSpec
@@ -78,7 +78,7 @@ class DatasetTemplate:
     domain: str
     path: Path
     note: str
-    parts: tuple[Part, ...]
+    parts: tuple[TemplatePart, ...]
     columns: Mapping[str, str]
     keep: str | None
     key: str
@@ -161,13 +161,13 @@ def _check_keys(values: Mapping[str, Any], known: frozenset[str], line: Callable
             raise UsageError(f"{line(key)}: unknown key {key!r}{did_you_mean(str(key), known)}")
 
 
-def _part(values: Mapping[str, Any], suite: Suite, line: str) -> Part:
+def _part(values: Mapping[str, Any], suite: Suite, line: str) -> TemplatePart:
     _check_keys(values, _PART_KEYS, lambda _: line)
     name = str(values.get("task"))
     if name not in suite.tasks:
         raise UsageError(f"{line}: unknown task {name!r}{did_you_mean(name, suite.tasks)}")
     files = tuple(_split_file(entry) for entry in values.get("folder") or ())
-    return Part(suite.tasks[name], values.get("hub"), files, bool(values.get("optional", False)))
+    return TemplatePart(suite.tasks[name], values.get("hub"), files, bool(values.get("optional", False)))
 
 
 def _split_file(entry: str | Mapping[str, Any]) -> SplitFile:

@@ -47,7 +47,7 @@ from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.packing import check_packing
-from cme_bench.training.plan import Plan, make_plan
+from cme_bench.training.plan import TrainingPlan, make_plan
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
@@ -107,7 +107,7 @@ def train(
     return options.out
 
 
-def _note_plan(plan: Plan, listener: Listener) -> None:
+def _note_plan(plan: TrainingPlan, listener: Listener) -> None:
     lengths = plan.examples.lengths
     listener.note(
         f"{plan.steps:,} steps; {len(lengths):,} examples of {lengths.mean():.0f} tokens on average, "
@@ -141,7 +141,7 @@ def _run(
     options: TrainOptions,
     base: Checkpoint,
     peft_config: PeftConfig,
-    plan: Plan,
+    plan: TrainingPlan,
     *,
     pad_token: int,
     content: dict[str, Any],
@@ -204,7 +204,9 @@ def warmup_steps(share: float, steps: int) -> int:
     return min(math.ceil(share * steps), steps - 1)
 
 
-def _arguments(options: TrainOptions, plan: Plan, checkpoints: Path, *, bf16: bool) -> TrainingArguments:
+def _arguments(
+    options: TrainOptions, plan: TrainingPlan, checkpoints: Path, *, bf16: bool
+) -> TrainingArguments:
     cuda = choose_device().type == "cuda"
     checkpointing = cuda if options.checkpointing is None else options.checkpointing
     arguments = TrainingArguments(
@@ -250,7 +252,7 @@ def _adapted_model(
 
 
 def _finish(
-    model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: Plan, options: TrainOptions
+    model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: TrainingPlan, options: TrainOptions
 ) -> None:
     """Write the adapter's files first, then the record that calls them finished."""
     for parameter in model.parameters():

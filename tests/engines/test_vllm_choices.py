@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.vllm.choices import (
     MOST_CHILDREN,
+    ChoiceScore,
     Collector,
     Node,
     Query,
-    Score,
     ScoredToken,
     Tail,
     plan_question,
@@ -32,12 +32,12 @@ def toy_argmax(prompt: TokenIds) -> int:
     return hash(prompt) % 4
 
 
-def toy_scores(query: Query) -> dict[ScoredToken, Score]:
+def toy_scores(query: Query) -> dict[ScoredToken, ChoiceScore]:
     """What an engine says: of a node its children, of a tail every token."""
     places = [(query.prompt, token) for token in query.children]
     if isinstance(query, Tail):
         places += [(query.context + query.continuation[:i], t) for i, t in enumerate(query.continuation[:-1])]
-    return {place: Score(toy_logprob(*place), toy_argmax(place[0]) == place[1]) for place in places}
+    return {place: ChoiceScore(toy_logprob(*place), toy_argmax(place[0]) == place[1]) for place in places}
 
 
 def plain(request: LoglikelihoodRequest) -> LoglikelihoodResponse:

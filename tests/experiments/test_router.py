@@ -9,7 +9,7 @@ from cme_bench.experiments.router import (
     INTERACTION_COLUMNS,
     LOAD_COLUMNS,
     LayerLoad,
-    Slice,
+    RouterSlice,
     interaction_frame,
     load_frame,
     mean_by,
@@ -36,8 +36,8 @@ def test_pooling_weighs_by_tokens() -> None:
 
 def test_load_frame_and_means() -> None:
     slices = [
-        Slice("long", "nli", "", 2, (layer(GATE, 1000, (0.2, 0.8)),)),
-        Slice("short", "nli", "", 2, (layer(GATE, 10, (0.6, 0.4)),)),
+        RouterSlice("long", "nli", "", 2, (layer(GATE, 1000, (0.2, 0.8)),)),
+        RouterSlice("short", "nli", "", 2, (layer(GATE, 10, (0.6, 0.4)),)),
     ]
     frame = load_frame(slices)
     assert list(frame.columns) == LOAD_COLUMNS

@@ -14,12 +14,12 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest
 from cme_bench.models.fingerprint import difference, fingerprint
 from cme_bench.runs.engine_factory import open_engines
-from cme_bench.runs.engine_source import EngineSource, Job
+from cme_bench.runs.engine_source import EngineJob, EngineSource
 from cme_bench.runs.options import ModelOptions
 
 LM = {"task_type": "CAUSAL_LM"}
 REQUEST = LoglikelihoodRequest((((10, 11, 12, 13), (14, 15)), ((10, 11, 12, 13), (16,))))
-JOB = Job(64, 64, REQUEST.rows[0][0])
+JOB = EngineJob(64, 64, REQUEST.rows[0][0])
 
 
 def lora(**changes: object) -> LoraConfig:

@@ -17,7 +17,7 @@ from cme_bench.engines.inbox import Given, Inbox
 from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.reports.run_summary import warnings
-from cme_bench.runs.engine_source import Job
+from cme_bench.runs.engine_source import EngineJob
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.ray_worker import WorkerSource, worker_environment
 from cme_bench.runs.runner import run
@@ -40,7 +40,7 @@ def test_a_worker_refuses_another_model_other_versions_and_another_adapter(
     with pytest.raises(UsageError, match=r"node .* has torch .*, the driver 1\.0"):
         WorkerSource(asked, hash_, versions() | {"torch": "1.0"})
     source = WorkerSource(asked, hash_, versions())
-    job = Job(100, 100, (1, 2, 3))
+    job = EngineJob(100, 100, (1, 2, 3))
     assert source.open(None, job).describe()["engine"] == "hf"
     config = LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM")
     get_peft_model(LlamaForCausalLM.from_pretrained(tiny_checkpoint), config).save_pretrained(tmp_path / "a")

@@ -17,7 +17,7 @@ _CUDA_TOKENS_PER_BATCH = (4096, 65536)  # least and most that the default takes
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 
-class Row(Protocol):
+class BatchRow(Protocol):
     """Be one row of a batch."""
 
     @property
@@ -29,7 +29,7 @@ class Row(Protocol):
         """Return how many tokens may follow, one forward each; 0 when rows are only scored."""
 
 
-RowT = TypeVar("RowT", bound=Row)
+RowT = TypeVar("RowT", bound=BatchRow)
 ResultT = TypeVar("ResultT")
 WorkT = TypeVar("WorkT")
 
@@ -45,12 +45,12 @@ class TokenBudget:
             raise ValueError(f"a batch must hold at least one token, not {self.tokens}")
 
 
-def width(rows: Sequence[Row]) -> int:
+def width(rows: Sequence[BatchRow]) -> int:
     """Return the padded length of a batch of ``rows``, room for new tokens included."""
     return max(row.n_input for row in rows) + max(row.n_new for row in rows)
 
 
-def by_length(rows: Sequence[Row]) -> list[list[int]]:
+def by_length(rows: Sequence[BatchRow]) -> list[list[int]]:
     """Return the indices of rows that are equally long, one list a length."""
     indices: dict[int, list[int]] = {}
     for i, row in enumerate(rows):

@@ -70,7 +70,7 @@ ScoredToken: TypeAlias = tuple[TokenIds, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class ChoiceScore:
     """Hold the natural log of P(token | prompt), and whether the token is the likeliest there."""
 
     logprob: float
@@ -126,7 +126,7 @@ class _Question:
     number: int
     request: LoglikelihoodRequest
     missing: int
-    scores: dict[ScoredToken, Score]
+    scores: dict[ScoredToken, ChoiceScore]
 
 
 class Collector:
@@ -156,7 +156,7 @@ class Collector:
                 yield query
 
     def take(
-        self, query: Query, scores: dict[ScoredToken, Score]
+        self, query: Query, scores: dict[ScoredToken, ChoiceScore]
     ) -> Iterator[tuple[int, LoglikelihoodRequest, LoglikelihoodResponse]]:
         """Yield the questions that the scores of ``query`` complete, each with its response."""
         for question in self._questions.pop(query):
@@ -166,7 +166,9 @@ class Collector:
                 yield question.number, question.request, _put_together(question.request, question.scores)
 
 
-def _put_together(request: LoglikelihoodRequest, scores: dict[ScoredToken, Score]) -> LoglikelihoodResponse:
+def _put_together(
+    request: LoglikelihoodRequest, scores: dict[ScoredToken, ChoiceScore]
+) -> LoglikelihoodResponse:
     logprobs, greedy = [], []
     for context, continuation in request.rows:
         tokens = [scores[context + continuation[:depth], t] for depth, t in enumerate(continuation)]

@@ -18,7 +18,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.inbox import Numbered
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import read_answer
-from cme_bench.engines.vllm.choices import Collector, Query, Score, ScoredToken, Tail
+from cme_bench.engines.vllm.choices import ChoiceScore, Collector, Query, ScoredToken, Tail
 from cme_bench.engines.vllm.flight import Call
 from cme_bench.engines.vllm.sampling import generating_params, likeliest_params, scoring_params
 
@@ -102,19 +102,21 @@ class Likelihoods:
             yield number, request, response
 
 
-def _scores(query: Query, output: Any) -> dict[ScoredToken, Score]:
+def _scores(query: Query, output: Any) -> dict[ScoredToken, ChoiceScore]:
     """Return the scores that a RequestOutput holds."""
     generated = output.outputs[0]
     argmax = int(generated.token_ids[0])
     scores = {
-        (query.prompt, token): Score(float(generated.logprobs[0][token].logprob), argmax == token)
+        (query.prompt, token): ChoiceScore(float(generated.logprobs[0][token].logprob), argmax == token)
         for token in query.children
     }
     if isinstance(query, Tail):
         before = query.continuation[:-1]
         for depth, token in enumerate(before):
             logprob = output.prompt_logprobs[depth - len(before)][token]
-            scores[query.context + before[:depth], token] = Score(float(logprob.logprob), logprob.rank == 1)
+            scores[query.context + before[:depth], token] = ChoiceScore(
+                float(logprob.logprob), logprob.rank == 1
+            )
     return scores
 
 

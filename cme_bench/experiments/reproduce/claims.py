@@ -35,7 +35,7 @@ MARGIN = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class PaperClaim:
     """One claim. ``claim`` and ``ours`` are in words, ``paper`` is the paper's report. ``verdict``: HOLDS,
     FAILS or UNKNOWN. ``mde``: smallest difference found with 80 % power, in points. ``numbers``: everything
     behind it."""
@@ -48,7 +48,7 @@ class Claim:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
-def check_claims(recipe: Recipe, folder: Folder) -> list[Claim]:
+def check_claims(recipe: Recipe, folder: Folder) -> list[PaperClaim]:
     """Check every claim that this recipe has measurements for."""
     text = resources.files("cme_bench").joinpath("data", "claims.yaml").read_text(encoding="utf-8")
     paper: dict[str, Any] = yaml.safe_load(text)
@@ -65,7 +65,7 @@ def check_claims(recipe: Recipe, folder: Folder) -> list[Claim]:
 # ---- speed
 
 
-def _speed(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterator[Claim]:
+def _speed(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterator[PaperClaim]:
     for job in (job for job in all_jobs(recipe) if job.kind == "efficiency"):
         found = read_json(folder.efficiency(job.row, job.part))
         where = f"{found['model']} shapes, {found['hardware']}"
@@ -91,7 +91,7 @@ class _Pair:
     where: str
 
 
-def _training_speed(rounds: list[dict[str, Any]], pair: _Pair, paper: str) -> Iterator[Claim]:
+def _training_speed(rounds: list[dict[str, Any]], pair: _Pair, paper: str) -> Iterator[PaperClaim]:
     if pair.mine in rounds[0] and pair.other in rounds[0]:
         medians = [
             {name: statistics.median(r[name]["seconds"]) for name in (pair.mine, pair.other)} for r in rounds
@@ -100,7 +100,7 @@ def _training_speed(rounds: list[dict[str, Any]], pair: _Pair, paper: str) -> It
         yield _faster(claim, paper, [step[pair.mine] / step[pair.other] for step in medians])
 
 
-def _inference_speed(found: Mapping[str, Any], pair: _Pair, paper: str) -> Iterator[Claim]:
+def _inference_speed(found: Mapping[str, Any], pair: _Pair, paper: str) -> Iterator[PaperClaim]:
     rounds = found["rounds"]
     if pair.mine not in rounds or pair.other not in rounds:
         return
@@ -114,17 +114,17 @@ def _inference_speed(found: Mapping[str, Any], pair: _Pair, paper: str) -> Itera
         yield _faster(claim, paper, [a / b for a, b in pairs])
 
 
-def _faster(claim: str, paper: str, ratios: list[float]) -> Claim:
+def _faster(claim: str, paper: str, ratios: list[float]) -> PaperClaim:
     low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
     verdict = HOLDS if high < 1 else FAILS if low > 1 else UNKNOWN
     ours = f"{middle:.2f}x ({low:.2f} to {high:.2f} in {len(ratios)} rounds)"
-    return Claim(claim, paper, ours, verdict, numbers={"ratios": ratios})
+    return PaperClaim(claim, paper, ours, verdict, numbers={"ratios": ratios})
 
 
 # ---- scores
 
 
-def _averages(rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
+def _averages(rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[PaperClaim]:
     averages = paper["averages"]
     for b, same in (("teamlora-32", False), ("teamlora-16", True)):
         a = "moelora-32"
@@ -139,15 +139,17 @@ def _contrasts(a: RowRuns, b: RowRuns) -> Iterator[Contrast]:
         yield contrast(a, b, form)
 
 
-def _better(c: Contrast, paper: str) -> Claim:
+def _better(c: Contrast, paper: str) -> PaperClaim:
     verdict = HOLDS if c.low > 0 else FAILS if c.high < 0 else UNKNOWN
-    return Claim(f"{c.b} scores higher than {c.a} ({c.form})", paper, _words(c), verdict, c.mde, asdict(c))
+    return PaperClaim(
+        f"{c.b} scores higher than {c.a} ({c.form})", paper, _words(c), verdict, c.mde, asdict(c)
+    )
 
 
-def _as_good(c: Contrast, paper: str) -> Claim:
+def _as_good(c: Contrast, paper: str) -> PaperClaim:
     verdict = HOLDS if c.within(MARGIN) else FAILS if c.high < 0 or c.low > 0 else UNKNOWN
     claim = f"{c.b} scores as {c.a}, within {MARGIN:g} point ({c.form})"
-    return Claim(claim, paper, _words(c), verdict, c.mde, asdict(c))
+    return PaperClaim(claim, paper, _words(c), verdict, c.mde, asdict(c))
 
 
 def _words(c: Contrast) -> str:
@@ -159,7 +161,7 @@ def _p(p: float) -> str:
     return shown if shown.startswith("<") else f"= {shown}"
 
 
-def _ablation(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
+def _ablation(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[PaperClaim]:
     """Yield a claim for each step of neither < collaboration < competition < both that is a difference of
     functions."""
     averages = paper["ablation"]
@@ -170,15 +172,15 @@ def _ablation(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, A
         if a == b:
             claim = f"Ablation: {second} scores higher than {first}"
             ours = "the same function, hence one training: the switch changes no number"
-            yield Claim(claim, says, ours, FAILS)
+            yield PaperClaim(claim, says, ours, FAILS)
             continue
         for c in _contrasts(rows[a], rows[b]):
             better = _better(c, says)
             claim = f"Ablation: {second} ({c.b}) scores higher than {first} ({c.a}) ({c.form})"
-            yield Claim(claim, says, better.ours, better.verdict, better.mde, better.numbers)
+            yield PaperClaim(claim, says, better.ours, better.verdict, better.mde, better.numbers)
 
 
-def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[Claim]:
+def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any]) -> Iterator[PaperClaim]:
     ordered = sorted(recipe.experts)
     for few, many in pairwise(ordered):
         a, b = (rows[recipe.experts[k]] for k in (few, many))
@@ -188,13 +190,13 @@ def _experts(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, An
             better = _better(c, str(paper["experts"]))
             more, less = (few, many) if many == 8 else (many, few)
             claim = f"{more} experts score higher than {less} ({c.form})"
-            yield Claim(claim, better.paper, better.ours, better.verdict, better.mde, better.numbers)
+            yield PaperClaim(claim, better.paper, better.ours, better.verdict, better.mde, better.numbers)
 
 
 # ---- routers
 
 
-def _balance(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterator[Claim]:
+def _balance(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterator[PaperClaim]:
     """Compare entropy over log k and the busiest expert's share, over the adapted layers of one training
     each."""
     if not {"teamlora-32", "moelora-32"} <= set(recipe.routers):
@@ -214,7 +216,9 @@ def _balance(recipe: Recipe, folder: Folder, paper: Mapping[str, Any]) -> Iterat
                 f"{sign * d.value:+.3f} ({low:+.3f} to {high:+.3f}) over {d.n} layers of one training each"
             )
             claim = f"Balanced routers, {label}: TeamLoRA-32's {name} is {more} than MoELoRA-32's"
-            yield Claim(claim, str(paper["balance"]), ours, verdict, numbers={"difference": sign * d.value})
+            yield PaperClaim(
+                claim, str(paper["balance"]), ours, verdict, numbers={"difference": sign * d.value}
+            )
 
 
 def _by_layer(load: pd.DataFrame) -> pd.DataFrame:
@@ -231,7 +235,7 @@ def _by_layer(load: pd.DataFrame) -> pd.DataFrame:
 # ---- text
 
 
-def claims_json(recipe: Recipe, claims: list[Claim]) -> dict[str, Any]:
+def claims_json(recipe: Recipe, claims: list[PaperClaim]) -> dict[str, Any]:
     """Return all claims with their numbers."""
     counts = {verdict: sum(c.verdict == verdict for c in claims) for verdict in (HOLDS, FAILS, UNKNOWN)}
     return {
@@ -242,7 +246,7 @@ def claims_json(recipe: Recipe, claims: list[Claim]) -> dict[str, Any]:
     }
 
 
-def claims_markdown(recipe: Recipe, claims: list[Claim]) -> str:
+def claims_markdown(recipe: Recipe, claims: list[PaperClaim]) -> str:
     """Return a table: claim, paper, ours, verdict, and the smallest difference that would have been found."""
     rows = [
         [c.claim, c.paper, c.ours, f"**{c.verdict}**", "–" if c.mde is None else f"{c.mde:.2f}"]

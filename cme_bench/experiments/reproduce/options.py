@@ -23,7 +23,7 @@ class RecipeOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CallOptions:
     """One call of the command: where it works, and when it stops.
 
     helper_command: what starts a further process of the same recipe; is_helper: whether this is one.

@@ -29,7 +29,7 @@ BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RecipeRow:
     """One adapter to train, with every seed. ``training``: fields of TrainOptions; ``tuned_as``: the row
     whose learning rate it takes; ``share``: of the scale's steps."""
 
@@ -73,7 +73,7 @@ class Recipe:
     scale: str
     model: str
     data: str
-    rows: Mapping[str, Row]
+    rows: Mapping[str, RecipeRow]
     main: tuple[str, ...]
     ablation: Mapping[str, str]
     experts: Mapping[int, str]
@@ -178,8 +178,8 @@ def read_recipe(
     return recipe
 
 
-def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Row]:
-    rows: dict[str, Row] = {}
+def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, RecipeRow]:
+    rows: dict[str, RecipeRow] = {}
     for name, values in given.items():
         place = where.get(f"rows.{name}", str(file))
         for key in values:
@@ -190,7 +190,7 @@ def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dic
             raise UsageError(f"{place}: row {name} is like {parent!r}, which is no row above it")
         inherited = dict(rows[parent].training) if parent else {}
         changes = {k: v for k, v in values.items() if k in _TRAINING}
-        rows[name] = Row(
+        rows[name] = RecipeRow(
             name=name,
             title=str(values.get("title", name)),
             training=inherited | changes,
@@ -202,7 +202,9 @@ def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dic
     return rows
 
 
-def _only(content: dict[str, Any], rows: Mapping[str, Row], only: list[str], place: str) -> dict[str, Row]:
+def _only(
+    content: dict[str, Any], rows: Mapping[str, RecipeRow], only: list[str], place: str
+) -> dict[str, RecipeRow]:
     """Return the named rows; whatever the recipe says of others is left out of ``content``."""
     for name in only:
         if name not in rows:

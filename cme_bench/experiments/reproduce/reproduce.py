@@ -9,7 +9,7 @@ from pathlib import Path
 from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
 from cme_bench.experiments.reproduce.costs import measured_rates, plan_text
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs, pending
-from cme_bench.experiments.reproduce.options import Call
+from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.publish import publish
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
@@ -33,7 +33,7 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
         bench.close()
 
 
-def reproduce(recipe: Recipe, call: Call, note: Note) -> None:
+def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     """Run the jobs that are not finished; once all are, write tables, figures and claims.
 
     Raises InterruptedRun when the time is up or on a signal: what is done is saved.
@@ -63,7 +63,7 @@ def reproduce(recipe: Recipe, call: Call, note: Note) -> None:
 
 
 def _compute(
-    recipe: Recipe, folder: Folder, bench: Workbench, *, call: Call, clock: Clock, note: Note
+    recipe: Recipe, folder: Folder, bench: Workbench, *, call: CallOptions, clock: Clock, note: Note
 ) -> None:
     shared = [job for job in pending(all_jobs(recipe), folder) if not job.alone]
     with ExitStack() as stack:

@@ -26,7 +26,7 @@ CHUNK_ITEMS = 200
 
 
 @dataclass(slots=True)
-class Blocks:
+class PageBlocks:
     """Compressed blocks, numbered from 0."""
 
     texts: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Blocks:
         return len(self.texts) - 1
 
 
-def task_payload(runs: Sequence[RunView], task: str, blocks: Blocks) -> dict[str, Any] | None:
+def task_payload(runs: Sequence[RunView], task: str, blocks: PageBlocks) -> dict[str, Any] | None:
     """Pack all items of a task into ``blocks``; return what the page must know of it.
 
     ``index`` is the block with ids, scores and flags of all items; ``chunks`` are the blocks with texts, each

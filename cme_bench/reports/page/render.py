@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from cme_bench.reports.compare_text import pvalue
-from cme_bench.reports.page.payload import Blocks, task_payload
+from cme_bench.reports.page.payload import PageBlocks, task_payload
 from cme_bench.reports.runs import RunView, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT
@@ -90,7 +90,7 @@ class Form:
 
 def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mixed: bool = False) -> str:
     """Return the page. UsageError if the runs differ, unless ``allow_mixed``."""
-    blocks = Blocks()
+    blocks = PageBlocks()
     names = labels(runs)
     forms = [_form(table, runs, blocks) for table in comparison_tables(runs, allow_mixed=allow_mixed)]
     script, style = _file("page.js"), _file("page.css")
@@ -123,7 +123,7 @@ def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: Blocks) -> Form:
+def _form(table: ComparisonTable, runs: Sequence[RunView], blocks: PageBlocks) -> Form:
     numbered = [(i, run) for i, run in enumerate(runs) if table.form in run.results.forms]
     tasks = dict.fromkeys(task for run in runs for task in run.tasks(table.form))
     return Form(
@@ -209,7 +209,7 @@ def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
         yield Matrix(column, pairs, best)
 
 
-def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: Blocks) -> dict[str, Any]:
+def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: PageBlocks) -> dict[str, Any]:
     results = [run.results.tasks.get(task) for run in runs]
     first = next(r for r in results if r is not None)
     return {

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from cme_bench.cli import app
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
-from cme_bench.experiments.reproduce.options import Call
+from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
 from cme_bench.experiments.reproduce.state import pack, unpack
@@ -125,7 +125,7 @@ def test_a_second_call_computes_nothing(finished: tuple[Path, Path], tiny_checkp
     before = modified(out)
     recipe = read_recipe(OURS, "smoke", model=str(tiny_checkpoint))
     said: list[str] = []
-    reproduce(recipe, Call(out, offline=True), said.append)
+    reproduce(recipe, CallOptions(out, offline=True), said.append)
     assert modified(out) == before
     assert not [line for line in said if "begins" in line]
 
@@ -144,7 +144,7 @@ def test_the_state_travels_in_bounded_parts(
     assert unpack(there, tmp_path / "parts")
     assert not unpack(there, tmp_path / "parts"), "a folder with results is left alone"
     said: list[str] = []
-    reproduce(recipe, Call(there.path, offline=True), said.append)
+    reproduce(recipe, CallOptions(there.path, offline=True), said.append)
     assert not [line for line in said if "begins" in line], "everything was carried"
     for name in ("claims.json", "tables/table1.csv", "tables/ablation.csv"):
         assert (there.path / name).read_bytes() == (out / name).read_bytes()
@@ -195,7 +195,7 @@ def test_the_plan_says_what_it_costs_and_time_that_is_up_is_no_error(
 def test_several_seeds_are_one_row_and_seeds_are_random(recipe_file: Path, tmp_path: Path) -> None:
     recipe = read_recipe(recipe_file, "few")
     out = tmp_path / "out"
-    reproduce(recipe, Call(out, offline=True), lambda _: None)
+    reproduce(recipe, CallOptions(out, offline=True), lambda _: None)
     table = (out / "tables" / "table1.md").read_text()
     assert len(re.findall(r"\+ Team +\|", table)) == 2, "one row in the table of each form"
     assert "Rows of several seeds: mean and SE over seeds and items, both random." in table
@@ -205,7 +205,7 @@ def test_several_seeds_are_one_row_and_seeds_are_random(recipe_file: Path, tmp_p
     assert all("2 and 2 seeds" in claim["ours"] for claim in scored)
     more = read_recipe(recipe_file, "few", seeds=3)
     said: list[str] = []
-    reproduce(more, Call(out, offline=True), said.append)
+    reproduce(more, CallOptions(out, offline=True), said.append)
     begun = {line.partition(":")[0] for line in said if "begins" in line}
     kinds = ("train", "evaluate")
     assert begun == {f"{kind}-{row}-seed2" for kind in kinds for row in ("moelora-32", "teamlora-32")}
