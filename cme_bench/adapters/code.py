@@ -21,7 +21,7 @@ class Code:
 
 
 def code_of(*classes: type) -> Code | None:
-    """Return the code of ``classes``; None for classes of this package or of PEFT."""
+    """Return the code of ``classes`` or functions; None for those of this package or of PEFT."""
     outside = [cls for cls in classes if cls.__module__.partition(".")[0] not in _OURS]
     if not outside:
         return None

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 IN_MEMORY = "in memory"
 UNKNOWN_CODE = (
-    "the model has forward hooks, or a forward, that are not its class's own: its answers are computed anew "
-    "each time"
+    "the model has forward hooks or a forward that are not its class's own, or a class that was typed into "
+    "this session: its answers are computed anew each time"
 )
 
 

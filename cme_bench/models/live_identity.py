@@ -1,14 +1,17 @@
 """Who a model in memory is: hashes over everything that decides its answers, the base and its adapters apart.
 
 Counted are the bits, shape, type and name of every parameter and buffer, the numbers and words that its
-modules keep, their classes, its configuration, and where its answers end. What training alone reads does not
+modules keep, their classes (with their code, where it is no installed library's), its configuration, and
+where its answers end. What training alone reads does not
 count: modes, gradients, hooks of gradient checkpointing. A base has one hash with and without adapters on it.
 """
 
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
+import inspect
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -20,6 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from cme_bench.adapters.code import code_of
 from cme_bench.util.errors import UsageError
 
 CHUNK_BYTES = 64 << 20
@@ -35,6 +39,8 @@ _OF_TRAINING = frozenset(
 _PASSING = "cache", "require_grads", "gradient_checkpointing"
 """Parts of the names of attributes that decide no answer either."""
 _OF_CONFIG = frozenset({"_name_or_path", "transformers_version", "use_cache"})
+_LIBRARIES = frozenset({"torch", "transformers", "peft", "cme_bench", "bitsandbytes", "accelerate"})
+"""Packages whose classes are known by their names: a run records their versions."""
 _HARMLESS_HOOKS = ("make_inputs_require_grad",)
 """Of transformers and PEFT, for gradient checkpointing: their outputs are their inputs."""
 _QUANTISED = ("quant_state", "SCB", "CB")
@@ -130,8 +136,7 @@ class _Digest:
 
     def module(self, name: str, module: nn.Module, others: Set[str]) -> None:
         """Add a module's own tensors and attributes, without its children and without adapters ``others``."""
-        kind = type(module)
-        self.add(name, f"{kind.__module__}.{kind.__qualname__}")
+        self.add(name, class_code(type(module)))
         if _unknown_code(module):
             self.add(name, uuid.uuid4().hex)
         tensors = {**module._parameters, **module._buffers}
@@ -168,6 +173,28 @@ class _Digest:
         if key not in self._seen or not where[1]:
             self._seen[key] = tensor_hash(tensor, name)
         return [list(tensor.shape), str(tensor.dtype), self._seen[key]]
+
+
+def class_code(kind: type) -> str:
+    """Return the name of a class and of its forward, with a hash of files that are of no known library."""
+    names = [f"{part.__module__}.{part.__qualname__}" for part in _code_parts(kind)]
+    return " ".join([*names, *(filter(None, map(_file_hash, _foreign(kind))))])
+
+
+def _code_parts(kind: type) -> tuple[Any, ...]:
+    """Return a class and what its forward is now: libraries of kernels put their own there."""
+    return kind, inspect.unwrap(kind.forward) if hasattr(kind, "forward") else kind
+
+
+def _foreign(kind: type) -> list[Any]:
+    return [part for part in _code_parts(kind) if part.__module__.partition(".")[0] not in _LIBRARIES]
+
+
+@functools.cache
+def _file_hash(part: Any) -> str | None:
+    """Return the hash of the file and package of a class or function; None if it was typed into a session."""
+    code = code_of(part)
+    return None if code is None or code.file == "unknown" else code.hash
 
 
 def _word(value: Any) -> str:
@@ -210,6 +237,8 @@ def tensor_hash(tensor: Tensor, name: str) -> str:
 
 def _unknown_code(module: nn.Module) -> bool:
     """Whether a module's answers go through code that no hash can know."""
+    if any(_file_hash(part) is None for part in _foreign(type(module))):
+        return True
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     foreign = [hook for hook in hooks if not _harmless(hook)]
     own = vars(module).get("forward")

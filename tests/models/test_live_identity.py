@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,49 @@ def test_what_decides_an_answer_decides_the_hash(name: str, tiny_checkpoint: Pat
     model = loaded(tiny_checkpoint)
     before = identity(model)
     CHANGES[name](model)
+    assert identity(model) != before
+
+
+def norm_of_a_file(folder: Path, factor: str) -> Any:
+    """A class of a user's own file."""
+    file = folder / "my_norm.py"
+    file.write_text(
+        "import torch\n\n\nclass Norm(torch.nn.Module):\n    def forward(self, x):\n"
+        f"        return {factor} * x\n"
+    )
+    spec = importlib.util.spec_from_file_location("my_norm", file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["my_norm"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Norm()
+
+
+def test_the_code_of_a_users_class_counts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    hashes = []
+    for factor in ("1.0", "1.0", "2.0"):
+        model = loaded(tiny_checkpoint)
+        model.model.norm = norm_of_a_file(tmp_path, factor)
+        assert not has_unknown_code(model)
+        hashes.append(identity(model))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_class_that_was_typed_into_a_session_has_no_key(tiny_checkpoint: Path) -> None:
+    model = loaded(tiny_checkpoint)
+    session: dict[str, Any] = {"__name__": "a_session", "torch": torch}
+    exec("class Norm(torch.nn.Module):\n    def forward(self, x):\n        return x", session)
+    model.model.norm = session["Norm"]()
+    assert has_unknown_code(model)
+    assert identity(model) != identity(model)
+
+
+def test_a_forward_that_was_put_on_a_class_counts(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(tiny_checkpoint)
+    before = identity(model)
+    kind = type(model.model.norm)
+    monkeypatch.setattr(kind, "forward", torch.nn.Identity.forward)
     assert identity(model) != before
 
 
