@@ -192,16 +192,16 @@ def stops(prepare: Callable[[Bench], Trouble], message: str) -> Callable[[Bench,
 
 def on_model(act: Callable[[Any], None]) -> None:
     """Have ``act`` called with the model when it is loaded."""
-    from cme_bench.runs import responder
+    from cme_bench.models import loaded
 
-    load = vars(responder)["load_model"]
+    load = vars(loaded)["load_model"]
 
-    def loaded(*arguments: Any) -> Any:
+    def acted_on(*arguments: Any) -> Any:
         model = load(*arguments)
         act(model)
         return model
 
-    vars(responder)["load_model"] = loaded
+    vars(loaded)["load_model"] = acted_on
 
 
 def note(mark: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import importlib.util
@@ -12,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,6 +178,14 @@ def started(command: list[str], environment: dict[str, str]) -> Iterator[Iterato
         process.communicate(timeout=60)
 
 
+def wait_for(port: int) -> None:
+    """Wait up to 30 s until something listens."""
+    for _ in range(300):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        time.sleep(0.1)
+
+
 @needs_vllm
 @pytest.mark.slow
 def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, served: Path) -> None:
@@ -203,6 +213,7 @@ def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, serve
             json.dumps({"model": str(served), **body}).encode(),
             {"Content-Type": "application/json"},
         )
+        wait_for(port)  # the line comes just before the port is opened
         with urllib.request.urlopen(request, timeout=60) as answer:
             found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
     model = LlamaForCausalLM.from_pretrained(base)
