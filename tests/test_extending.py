@@ -12,12 +12,13 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from cme_bench.adapters import plugins, registry
+from cme_bench.adapters import registry
 from cme_bench.adapters.plugins import load_plugins
 from cme_bench.engines.requests import GenerateRequest, LoglikelihoodRequest
 from cme_bench.scoring.generation import GoldAnswer, score_text
 from cme_bench.scoring.item_metrics import ITEM_METRICS
 from cme_bench.scoring.scales import ITEM_SCALES
+from tests.support.plugins import forget_plugins
 from tests.support.tiny_llama import random_llama
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -26,10 +27,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    for method in registry.methods():
-        if method.code is not None:
-            registry.unregister(method.name)
-    plugins._LOADED.clear()
+    forget_plugins()
     for held in (ITEM_METRICS, ITEM_SCALES):
         held.pop("length_ratio", None)
 

@@ -33,3 +33,9 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
                 previous = context
             digest.update(array("q", continuation).tobytes())
     return digest.hexdigest()
+
+
+def short(value: object) -> str:
+    """Return a value as messages show it: of a sha256 the first eight digits."""
+    text = str(value)
+    return text[:8] if len(text) == 64 else text

@@ -13,6 +13,7 @@ import orjson
 from msgspec import Struct
 
 from cme_bench.engines.base import Engine
+from cme_bench.runs.identity import short
 from cme_bench.runs.options import AskOptions, arguments
 from cme_bench.runs.records import BosRecord, Identity, RunRecord, SessionRecord, TaskRecord
 from cme_bench.util.decode import decoded, without_absent
@@ -120,15 +121,10 @@ def _earlier_sessions(file: Path, identity: Identity) -> list[SessionRecord]:
     for part, value in without_absent(identity).items():
         if (held := before.get(part)) != value:
             raise UsageError(
-                f"{file.parent} holds a run with {part} {_short(held)}, not {_short(value)}; "
+                f"{file.parent} holds a run with {part} {short(held)}, not {short(value)}; "
                 "name another folder with --out"
             )
     return old.sessions or []
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:8] if len(text) == 64 else text
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cme_bench.tasks.fetch import located
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
@@ -191,8 +192,7 @@ def _load_part(
     room: int | None,
 ) -> LoadedPart:
     """Read and sift the rows of one part, at most ``room``; add their keys to ``seen``."""
-    located = _located(part.task, place)
-    rows = source.rows(located, place.stem)
+    rows = source.rows(located(part.task, place.folder), place.stem)
     kept: list[int] = []
     filtered = repeated = evaluated = 0
     for index, row in enumerate(rows.table):
@@ -227,12 +227,6 @@ def _load_part(
         repeated=repeated,
         evaluated=None if banned is None else evaluated,
     )
-
-
-def _located(task: TaskSpec, place: SplitFile) -> TaskSpec:
-    """Return the task as a source must see it to find the rows at ``place``."""
-    metadata = {**task.metadata, "folder": place.folder or task.folder, "splits": {}}
-    return replace(task, config={**task.config, "metadata": metadata})
 
 
 def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes] | None:

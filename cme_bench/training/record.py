@@ -12,6 +12,7 @@ import torch
 
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.prompts.bos import Bos
+from cme_bench.runs.identity import short
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.tokens import TrainingEncoder
 from cme_bench.util.errors import UsageError
@@ -52,7 +53,7 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
     for key, value in {**usual, **identity}.items():
         held = old.get("identity", {}).get(key)
         if held != value:
-            shown = "" if isinstance(value, dict) else f" ({_short(held)} there, {_short(value)} now)"
+            shown = "" if isinstance(value, dict) else f" ({short(held)} there, {short(value)} now)"
             raise UsageError(
                 f"{out} holds a training with other {key}{shown}; name another folder with --out"
             )
@@ -95,8 +96,3 @@ def hardware() -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return versions() | {name: metadata.version(name) for name in ("accelerate", "tokenizers")}
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text[:8] if len(text) == 64 else text

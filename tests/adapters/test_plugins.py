@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.adapters import AdapterError, plugins, registry
+from cme_bench.adapters import AdapterError, registry
 from cme_bench.adapters.files import read_config
 from cme_bench.adapters.plugins import load_plugins, loaded_plugins
 from cme_bench.adapters.support import verdict
@@ -22,6 +22,7 @@ from cme_bench.engines.vllm.adapter import read_gated
 from cme_bench.models.adapter import resolve_adapter
 from cme_bench.util.errors import UsageError
 from cme_bench.util.project import read_project
+from tests.support.plugins import forget_plugins
 from tests.support.tiny_llama import random_llama
 from tests.support.vllm_fields import applied, logits
 
@@ -73,10 +74,7 @@ ASKED = [GenerateRequest((*HEAD, 5, 20), 5), GenerateRequest((*HEAD, 6), 3), Gen
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
     yield
-    for method in registry.methods():
-        if method.code is not None:
-            registry.unregister(method.name)
-    plugins._LOADED.clear()
+    forget_plugins()
     for name in [name for name in sys.modules if name.startswith(("cme_plugin_", "own_"))]:
         del sys.modules[name]
 

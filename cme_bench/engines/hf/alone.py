@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from cme_bench.engines.hf.forward import CausalForward, base_model
+from cme_bench.engines.hf.generate import RecomputingSession
 from cme_bench.engines.hf.per_token import why_not_per_token
 from cme_bench.util.errors import CmeError
 
@@ -111,22 +111,12 @@ class AloneSession:
         return {"alora_offsets": [offset and 1 for offset in offsets]}
 
 
-class RecomputedSession:
+class RecomputedSession(RecomputingSession):
     """Decode one row by a plain forward of all of it at every step."""
 
-    def __init__(self, forward: CausalForward) -> None:
-        self._forward = forward
-        self._ids = torch.empty(0, 0, dtype=torch.int64)
-        self.device = forward.device
-
-    def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """As the protocol says, for one row without padding."""
-        self._ids = torch.cat((self._ids, ids), 1) if self._ids.numel() else ids
-        logits, _ = self._forward.alone(self._ids, keep=1)
+    def last_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        logits, _ = self._forward.alone(ids, keep=1)
         return logits[:, -1]
 
     def can_select(self) -> bool:
         return False
-
-    def select(self, kept: Tensor) -> None:
-        raise NotImplementedError("a session of one row")

@@ -106,7 +106,11 @@ class RecomputingSession:
 
     def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
         self._ids = torch.cat((self._ids, ids), 1) if self._ids.numel() else ids
-        logits, _ = self._forward(self._ids, mask, keep=1)
+        return self.last_logits(self._ids, mask)
+
+    def last_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the logits after the last token of each whole row."""
+        logits, _ = self._forward(ids, mask, keep=1)
         return logits[:, -1]
 
     def can_select(self) -> bool:
