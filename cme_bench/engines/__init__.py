@@ -7,6 +7,8 @@ from cme_bench.engines.base import (
     GenerateResponse,
     LoglikelihoodRequest,
     LoglikelihoodResponse,
+    Sampling,
+    Thought,
     TokenIds,
 )
 
@@ -17,5 +19,7 @@ __all__ = [
     "GenerateResponse",
     "LoglikelihoodRequest",
     "LoglikelihoodResponse",
+    "Sampling",
+    "Thought",
     "TokenIds",
 ]

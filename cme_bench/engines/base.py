@@ -20,6 +20,9 @@ from cme_bench.engines.requests import (
     LoglikelihoodResponse,
     Request,
     Response,
+    Sampling,
+    Thought,
+    ThoughtEnd,
     TokenIds,
 )
 from cme_bench.util.errors import CmeError
@@ -34,6 +37,9 @@ __all__ = [
     "LoglikelihoodResponse",
     "Request",
     "Response",
+    "Sampling",
+    "Thought",
+    "ThoughtEnd",
     "TokenIds",
     "UnansweredError",
 ]
@@ -59,8 +65,9 @@ class EngineStats:
             rows = [len(context) + len(choice) - 1 for context, choice in request.rows if choice]
             self.tokens_rowwise += sum(rows)
         elif isinstance(response, GenerateResponse):
-            self.tokens_generated += response.n_tokens
-            self.tokens_rowwise += len(request.prompt) + response.n_tokens - 1
+            generated = response.n_tokens + response.n_thought
+            self.tokens_generated += generated
+            self.tokens_rowwise += len(request.prompt) + generated - 1
 
     @classmethod
     def total(cls, parts: Iterable[EngineStats]) -> EngineStats:

@@ -29,8 +29,8 @@ def check_generate(requests: Sequence[GenerateRequest], max_length: int) -> None
             raise ValueError(
                 f"request {index}: max_new_tokens must be positive, not {request.max_new_tokens}"
             )
-        if len(request.prompt) + request.max_new_tokens > max_length:
+        if request.n_tokens > max_length:
             raise ValueError(
-                f"request {index}: {len(request.prompt)} + {request.max_new_tokens} new tokens exceed "
+                f"request {index}: {len(request.prompt)} + {request.n_new} new tokens exceed "
                 f"max_length {max_length}"
             )

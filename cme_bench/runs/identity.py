@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 import orjson
 
@@ -20,7 +22,7 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
             "generate",
             request.max_new_tokens,
             list(request.stop),
-            {"repeat": 0, "sampling": "greedy"},
+            {"repeat": request.repeat, "sampling": _sampling(request)} | _thought(request),
         ]
         digest.update(orjson.dumps(settings))
         digest.update(array("q", request.prompt).tobytes())
@@ -33,6 +35,15 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
                 previous = context
             digest.update(array("q", continuation).tobytes())
     return digest.hexdigest()
+
+
+def _sampling(request: GenerateRequest) -> Any:
+    return "greedy" if request.sampling is None else asdict(request.sampling)
+
+
+def _thought(request: GenerateRequest) -> dict[str, Any]:
+    """Return what a thought adds to a key: nothing where there is none, so that older keys stay."""
+    return {} if request.thought is None else {"thought": asdict(request.thought)}
 
 
 def short(value: object) -> str:

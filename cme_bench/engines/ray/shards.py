@@ -69,7 +69,7 @@ def plan_shards(requests: Sequence[Request], workers: int) -> list[deque[Shard]]
 def _cost_after_prompt(request: Request) -> int:
     """Return the cost of a question without its prompt, in tokens."""
     if isinstance(request, GenerateRequest):
-        return QUESTION_TOKENS + request.max_new_tokens
+        return QUESTION_TOKENS + request.n_new
     return QUESTION_TOKENS + sum(len(continuation) for _, continuation in request.rows)
 
 
