@@ -37,13 +37,14 @@ def other_base(folder: Path, config: PeftConfig, model: nn.Module, vocabulary: i
 
 
 def _short(name: str) -> str:
-    """Return the model's own name behind a hub id, a path of any system, or a snapshot in the hub's cache."""
+    """Return the model's own name behind a hub id, a path of any system, or a snapshot in the hub's cache,
+    without a revision."""
     snapshot = _SNAPSHOT.search(name)
     if snapshot:
         return snapshot["name"].lower()
     if name.startswith((".", "~")) or Path(name).is_dir():
         name = str(Path(name).expanduser().resolve())
-    return PureWindowsPath(name.rstrip("/\\")).name.lower()
+    return PureWindowsPath(name.rstrip("/\\")).name.partition("@")[0].lower()
 
 
 def _other_size(recorded: Path, config: Any, vocabulary: int | None) -> str | None:

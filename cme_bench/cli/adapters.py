@@ -35,17 +35,25 @@ _EXAMPLE_METHODS = {"see which adapter methods there are": "cme-bench adapters m
 @command(adapters, _EXAMPLE_DESCRIBE)
 def describe(
     adapter: Annotated[
-        str, Option("Adapter folder, or teamlora-demo, which ships with this.", argument=True)
+        str,
+        Option("Adapter folder, hub name, or teamlora-demo, which ships with this.", argument=True),
     ],
-    base: Annotated[Path | None, Option("Folder of the base model, for the percentage.")] = None,
+    base: Annotated[
+        str | None, Option("The base model, for the percentage: a folder, a hub name or 'smollm2'.")
+    ] = None,
     as_json: Annotated[bool, Option("One JSON object.", flag="--json")] = False,
+    offline: Offline = False,
     plugin: Plugins = (),
 ) -> None:
     """Print method, rank, experts, targets and size of an adapter; loads no weight."""
     from cme_bench.adapters.describe import describe as describe_adapter
+    from cme_bench.models.checkpoint import config_folder
     from cme_bench.models.packaged import adapter_folder
 
-    about = describe_adapter(adapter_folder(adapter), base)
+    folder = adapter_folder(adapter, offline=offline, note=tell)
+    about = describe_adapter(
+        folder, None if base is None else config_folder(base, offline=offline, note=tell)
+    )
     if as_json:
         typer.echo(json.dumps(about.to_dict()))
         return
@@ -87,7 +95,7 @@ def import_(
 @command(adapters, _EXAMPLE_EXPORT, name="export-vllm")
 def export_vllm(
     adapter: Annotated[
-        str, Option("Adapter folder, of any method that vLLM's plugin computes.", argument=True)
+        str, Option("Adapter folder or hub name, of any method that vLLM's plugin computes.", argument=True)
     ],
     base: Annotated[str, Option("The base model: a folder, a hub id or 'smollm2'.")],
     out: Annotated[Path, Option("Checkpoint folder to write.", short="-o")],
@@ -108,7 +116,7 @@ def export_vllm(
     from cme_bench.models.packaged import adapter_folder
     from cme_bench.models.quantisation import check_takes_adapter
 
-    folder = adapter_folder(adapter)
+    folder = adapter_folder(adapter, offline=offline, note=tell)
     checkpoint = resolve_model(base, offline=offline, note=tell)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")

@@ -17,20 +17,31 @@ if TYPE_CHECKING:
 
 _EXAMPLES = {
     "get rows, pinned, for use without a network": "cme-bench fetch --tasks cme,cme_ll --out ./data",
-    "get a model, pinned": "cme-bench fetch owner/model --out ./data",
+    "get a model or an adapter, pinned, for --offline": "cme-bench fetch owner/model owner/adapter@v1",
+    "get a model into a folder": "cme-bench fetch owner/model --out ./data",
 }
 
 
 @command(app, _EXAMPLES, panel=TASKS)
 def fetch(
-    out: Annotated[Path, Option("Folder for rows, models and the lock file.", short="-o")],
-    models: Annotated[tuple[str, ...], Option("Hub ids of models, or 'smollm2'.", argument=True)] = (),
+    models: Annotated[
+        tuple[str, ...],
+        Option("Hub names of models and adapters, OWNER/NAME[/SUB][@REVISION], or 'smollm2'.", argument=True),
+    ] = (),
+    out: Annotated[
+        Path | None,
+        Option(
+            "Folder for rows, models and the lock file; default: the hub's cache, for models and adapters.",
+            short="-o",
+        ),
+    ] = None,
     tasks: Annotated[str, Option("Fetch the rows of these tasks, domains and suites.")] = "",
     train: Annotated[bool, Option("Also the training rows of their datasets.")] = False,
     include: Include = (),
 ) -> None:
-    """Prefetch models and rows from the hub into a folder that --data and --offline take.
+    """Prefetch models, adapters and rows from the hub, for runs without a network.
 
+    Without --out, models and adapters go into the hub's cache: `run` finds them there by the same names.
     Every dataset and model is pinned: the hub names its commit once, hub-lock.json keeps it, runs record it.
     """
     from cme_bench.models.fetch import fetch_model
@@ -40,8 +51,10 @@ def fetch(
 
     if not models and not tasks:
         raise UsageError("nothing to fetch: name models, or --tasks")
+    if tasks and out is None:
+        raise UsageError("--tasks needs --out: the folder for the rows, which --data takes")
     failed = 0
-    if tasks:
+    if tasks and out is not None:
         suite = load_suite(include)
         specs = suite.select(tasks)
         wanted = wanted_splits(specs, out)
@@ -59,7 +72,10 @@ def fetch(
             say(error)
     if failed:
         raise CmeError(f"{failed} could not be fetched; the same command goes on with those")
-    say(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
+    if out is None:
+        say("Everything is in the hub's cache; use it by the same names, with --offline")
+    else:
+        say(f"Everything is in {out}; use it with --data {out} --offline, and models by their folder")
 
 
 def _training_splits(suite: Suite, datasets: set[str], out: Path) -> list[WantedSplit]:

@@ -46,7 +46,7 @@ class ParityOptions:
     """
 
     model: Model
-    adapter: Annotated[str | None, Option("A PEFT adapter folder.")] = None
+    adapter: Annotated[str | None, Option("A PEFT adapter: a folder or a hub name.")] = None
     engines: Annotated[
         tuple[Engine, ...], Option("Two engines, the reference first.", separated=True, noun=_UNKNOWN_ENGINE)
     ] = ("hf", "vllm")

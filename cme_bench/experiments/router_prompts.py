@@ -10,6 +10,8 @@ from typing import Any, cast
 from cme_bench.adapters.files import CONFIG_FILE, read_config
 from cme_bench.engines.base import TokenIds
 from cme_bench.experiments.options import RouterOptions
+from cme_bench.models.hub_name import parse_hub_name
+from cme_bench.models.packaged import adapter_folder, packaged
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids, truncate
 from cme_bench.runs.engine_factory import open_engines
@@ -51,11 +53,10 @@ def open_responder(options: RouterOptions) -> Responder:
         dtype = options.dtype or cast("DType", run.identity.dtype)
         arguments = read_arguments(run, run_file(folder))
         settings, bos = arguments.settings, arguments.bos
-    elif (folder / CONFIG_FILE).is_file():
-        model, adapter = options.model or _recorded_base(folder), str(folder)
-        dtype, settings, bos, run = options.dtype or "auto", {}, "auto", None
     else:
-        raise UsageError(f"{folder} is neither a run folder (run.json) nor an adapter folder ({CONFIG_FILE})")
+        place = _adapter(options)
+        model, adapter = options.model or _recorded_base(place), str(options.source)
+        dtype, settings, bos, run = options.dtype or "auto", {}, "auto", None
     asked = ModelOptions(model=model, dtype=dtype, offline=options.offline, settings=settings)
     responder = Responder(open_engines(asked), adapter, bos=bos)
     if run is not None:
@@ -64,11 +65,24 @@ def open_responder(options: RouterOptions) -> Responder:
     return responder
 
 
+def _adapter(options: RouterOptions) -> Path:
+    """Return the adapter folder that the source names. UsageError if it is none."""
+    source = options.source
+    hub = not source.exists() and parse_hub_name(str(source)) is not None
+    if hub or str(source) in packaged():
+        return adapter_folder(source, offline=options.offline)
+    if (source / CONFIG_FILE).is_file():
+        return source
+    raise UsageError(f"{source} is neither a run folder (run.json) nor an adapter folder ({CONFIG_FILE})")
+
+
 def _recorded_base(adapter: Path) -> str:
-    base = read_config(adapter).base_model_name_or_path
+    config = read_config(adapter)
+    base, revision = config.base_model_name_or_path, config.revision
     if not base:
         raise UsageError(f"{adapter / CONFIG_FILE} records no base model; name it with --model")
-    return str(base)
+    name = None if Path(base).exists() else parse_hub_name(str(base))
+    return str(base) if name is None or not revision else str(name.at(revision))
 
 
 def _check_same_weights(folder: Path, run: Identity, responder: Responder) -> None:

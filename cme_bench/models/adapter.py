@@ -11,10 +11,12 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
+from cme_bench.models.base_revision import other_revision
 from cme_bench.models.checkpoint import hash_checkpoint
-from cme_bench.models.packaged import adapter_folder
+from cme_bench.models.packaged import locate_adapter
 from cme_bench.models.records import AdapterRecord, CodeRecord
 from cme_bench.util.errors import UsageError
+from cme_bench.util.notes import Note, unheard
 
 TRAINING_FILE = "cme_training.json"
 """The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
@@ -48,24 +50,29 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterCheckpoint(Adapter):
-    """An adapter in a folder; its ``hash`` is the sha256 over weights and config."""
+    """An adapter in a folder; its ``hash`` is the sha256 over weights and config. ``portable``: the name by
+    which other machines find it."""
 
     path: Path
+    portable: str
 
 
-def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
+def resolve_adapter(
+    name: str, base_config: Any, *, offline: bool = False, note: Note = unheard
+) -> AdapterCheckpoint:
     """Resolve the adapter that ``name`` names, described for the base model with ``base_config``.
 
-    ``name`` is a folder, or an adapter that ships with this package, see ``packaged``.
-
-    No weights are loaded. Raises UsageError if it is no readable adapter folder or does not fit the base.
+    ``name`` is a folder, a hub name, or an adapter that ships with this package, see ``packaged``; ``note``
+    is told of what is done to find it. No weights are loaded. Raises UsageError if it is no readable adapter
+    folder or does not fit the base, and as ``locate_adapter``.
     """
     from cme_bench.adapters import registry
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.meta_model import bare_model
 
-    path = adapter_folder(name)
+    place = locate_adapter(name, offline=offline, note=note)
+    path = place.path
     training = read_training(path)
     asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)
@@ -74,9 +81,11 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         code = CodeRecord(file=method.code.file, hash=method.code.hash)
         hash_ = hashlib.sha256(f"{hash_}:{code.hash}".encode()).hexdigest()
     record = AdapterRecord(
-        name=path.name,
+        name=place.label,
         path=str(path),
         hash=hash_,
+        revision=place.revision,
+        hub=place.hub,
         method=found.method,
         rank=found.rank,
         experts=found.experts,
@@ -91,14 +100,15 @@ def resolve_adapter(name: str, base_config: Any) -> AdapterCheckpoint:
         code=code or UNSET,
     )
     return AdapterCheckpoint(
-        name=path.name,
+        name=place.label,
         path=path,
+        portable=place.portable,
         hash=hash_,
         prompt_format=training.get("prompt_format"),
         record=record,
         vocabulary=asked.vocabulary,
         virtual_tokens=asked.virtual_tokens,
-        notes=list(asked.notes),
+        notes=[*asked.notes, *other_revision(path, asked.config, str(base_config.name_or_path))],
         tokenization=training.get("tokenization") or {},
     )
 

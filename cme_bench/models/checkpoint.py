@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 import orjson
 
 from cme_bench.models.folder import check_model_folder
-from cme_bench.models.hub_client import from_hub
-from cme_bench.models.hub_lock import default_lock_file, read_lock, write_lock
+from cme_bench.models.hub_fetch import Role, Snapshot, fetch_snapshot
+from cme_bench.models.hub_lock import default_lock_file, read_lock
+from cme_bench.models.hub_name import HubName, parse_hub_name, path_hint
 from cme_bench.models.weights import adapter_files, weight_files
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import replacing
@@ -27,78 +27,87 @@ _CONFIG = "config.json"
 _SETTLED_SECONDS = 1.0
 HUB_FILE = "hub.json"
 """In a folder that ``cme-bench fetch`` wrote: the model's hub id and commit."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model folder. ``hash``: sha256 over its weight and config files; ``revision``: the hub's commit."""
+    """A model folder. ``hash``: sha256 over its weight and config files; ``revision``: the hub's commit;
+    ``hub``: the hub name that it was asked for by."""
 
     name: str
     path: Path
     hash: str
     revision: str | None = None
+    hub: str | None = None
 
 
 def resolve_model(
     name: str, *, offline: bool = False, lock_file: Path | None = None, note: Note = unheard
 ) -> Checkpoint:
-    """Resolve MODEL to a checkpoint: ``smollm2``, a folder, or a hub id (fetched at its locked commit).
+    """Resolve MODEL to a checkpoint: ``smollm2``, a folder, or a hub name (fetched at its locked commit).
 
-    ``note`` is told of what takes long. Raises UsageError if there is no such folder, no config.json in it,
-    or no safetensors weights.
+    ``note`` is told of what takes long, and of a folder here that has a hub name's form. Raises UsageError
+    if there is no such folder, no config.json in it, or no safetensors weights.
     """
     if name == "smollm2":
         from cme_bench.models.smollm2 import ensure
 
         path = ensure(offline=offline, note=note)
         return Checkpoint(name, path, hash_model(path))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        check_model_folder(path)
-        return Checkpoint(path.resolve().name, path.resolve(), hash_model(path), _fetched_revision(path))
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise UsageError(f"model {name!r}: no such folder, and not a hub id ('owner/name') or 'smollm2'")
-    folder, revision = fetch_snapshot(name, lock_file=lock_file or default_lock_file(), offline=offline)
-    check_model_folder(folder)
-    return Checkpoint(name.split("/")[1], folder, hash_model(folder), revision)
+    found = folder_or_snapshot(name, "model", offline=offline, lock_file=lock_file, note=note)
+    if isinstance(found, Snapshot):
+        check_model_folder(found.folder)
+        return Checkpoint(
+            found.name.label, found.folder, hash_model(found.folder), found.commit, str(found.name)
+        )
+    check_model_folder(found)
+    origin = fetched_origin(found)
+    return Checkpoint(found.name, found, hash_model(found), origin.get("revision"), origin.get("id"))
 
 
-def _fetched_revision(path: Path) -> str | None:
-    """Return the commit of a model that ``cme-bench fetch`` wrote; None for any other folder."""
-    file = path / HUB_FILE
-    return read_lock(file).get("revision")
+def config_folder(name: str, *, offline: bool = False, note: Note = unheard) -> Path:
+    """Return a folder with the config.json and the tokenizer of MODEL; of the hub only those are fetched."""
+    if name == "smollm2":
+        return resolve_model(name, offline=offline, note=note).path
+    found = folder_or_snapshot(name, "tokenizer", offline=offline, note=note)
+    return found.folder if isinstance(found, Snapshot) else found
 
 
-def fetch_snapshot(
-    name: str, *, lock_file: Path, offline: bool = False, local_dir: Path | None = None
-) -> tuple[Path, str]:
-    """Fetch a model of the hub into the hub's cache, or into ``local_dir``; return its folder and commit.
+def folder_or_snapshot(
+    name: str, role: Role, *, offline: bool = False, lock_file: Path | None = None, note: Note = unheard
+) -> Path | Snapshot:
+    """Return the folder ``name`` on this machine, or else the snapshot of that hub name.
 
-    UsageError if ``name`` is no hub id.
+    A folder wins over the hub's, visibly: ``note`` is told. UsageError if the name is locked as one of the
+    hub, so that it has had the other meaning, and as ``fetch_snapshot``.
     """
-    if not _HUB_ID.fullmatch(name):
-        raise UsageError(f"model {name!r}: not a hub id ('owner/name')")
-    from huggingface_hub import HfApi, snapshot_download
+    noun = "model" if role in ("model", "tokenizer") else "adapter"
+    path, hub = Path(name).expanduser(), None
+    if not name.startswith((".", "~", "/")):
+        hub = parse_hub_name(name)
+    if path.is_dir():
+        if hub is not None:
+            _tell_of_folder(hub, path, noun, lock_file or default_lock_file(), note)
+        return path.resolve()
+    if hub is None:
+        ours = " or 'smollm2'" if noun == "model" else ""
+        hint = path_hint(name)
+        raise UsageError(f"{noun} {name!r}: no such folder, and not a hub id ('owner/name'){ours}{hint}")
+    return fetch_snapshot(hub, role, offline=offline, lock_file=lock_file, note=note)
 
-    commit = read_lock(lock_file).get(f"models/{name}")
-    if commit is None:
-        if offline:
-            raise UsageError(f"model {name} is not in {lock_file}; fetch it once without --offline")
-        info = from_hub(f"model {name}", lambda: HfApi().model_info(name))
-        commit = write_lock(lock_file, f"models/{name}", str(info.sha))
-    folder = from_hub(
-        f"model {name}",
-        lambda: snapshot_download(
-            name,
-            revision=commit,
-            allow_patterns=_HUB_FILES,
-            local_files_only=offline,
-            local_dir=local_dir,
-        ),
-    )
-    return Path(folder), commit
+
+def _tell_of_folder(hub: HubName, path: Path, noun: str, lock_file: Path, note: Note) -> None:
+    if locked := read_lock(lock_file).get(hub.lock_key):
+        raise UsageError(
+            f"{noun} {hub}: the folder here, or the hub's, which was used before? Write ./{path} for the "
+            f"folder, {hub.at(locked)} for the hub's"
+        )
+    note(f"{noun} {hub}: the folder {path.resolve()}, not the hub's (./{path} says so)")
+
+
+def fetched_origin(path: Path) -> dict[str, str]:
+    """Return the hub's ``id`` and ``revision`` of a folder that ``cme-bench fetch`` wrote; else {}."""
+    return read_lock(path / HUB_FILE)
 
 
 def hash_model(folder: Path) -> str:

@@ -24,16 +24,24 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return HfHubHTTPError, OSError, *(client.HTTPError for client in _clients())
 
 
-def from_hub(what: str, ask: Callable[[], Answer], *also: type[Exception]) -> Answer:
+def from_hub(
+    what: str,
+    ask: Callable[[], Answer],
+    *also: type[Exception],
+    refusal: Callable[[Exception], CmeError | None] = lambda error: None,
+) -> Answer:
     """Return ``ask()``, asked again after a while where the network or the hub failed.
 
-    ``also``: further errors that mean that the hub did not deliver. Raises CmeError, one line that begins
-    with ``what``, after the last try, or at once where another would not help.
+    ``also``: further errors that mean that the hub did not deliver; ``refusal``: makes the error of one that
+    says why it gives nothing. Raises CmeError, one line that begins with ``what``, after the last try, or at
+    once where another would not help.
     """
     for number, wait in enumerate((*WAITS, None), start=1):
         try:
             return ask()
         except (*hub_errors(), *also) as err:
+            if refused := refusal(err):
+                raise refused from err
             if wait is None or not _may_pass(err):
                 tries = f", {number} tries" if number > 1 else ""
                 raise CmeError(

@@ -151,4 +151,4 @@ class SavedModel(LoadedModel):
             torch.cuda.empty_cache()
 
     def describe(self) -> ModelRecord:
-        return replace(super().describe(), revision=self.checkpoint.revision)
+        return replace(super().describe(), revision=self.checkpoint.revision, hub=self.checkpoint.hub)

@@ -8,12 +8,14 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class ModelRecord(Struct, frozen=True, kw_only=True):
-    """The base model of a run. ``hash``: sha256 of its files; ``revision``: its commit on the Hub."""
+    """The base model of a run. ``hash``: sha256 of its files; ``revision``: its commit on the Hub; ``hub``:
+    the hub name that it was asked for by."""
 
     name: str
     path: str | None = None
     hash: str | None = None
     revision: str | None = None
+    hub: str | None = None
     architecture: str | None = None
     parameters: int | None = None
     dtype: str | None = None
@@ -33,12 +35,14 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     ``percent``: its parameters, in percent of the base's; ``settings``: the fields of its config that decide
     what it computes, ``config``: all of them; ``training``: the arguments of its training but for the seed,
     None where they are not recorded; ``code``: that of a method from a
-    plugin.
+    plugin; ``revision`` and ``hub``: its commit on the hub, and the hub name that it was asked for by.
     """
 
     name: str
     path: str | None = None
     hash: str | None = None
+    revision: str | None = None
+    hub: str | None = None
     method: str
     rank: int | None = None
     experts: int | None = None

@@ -97,10 +97,10 @@ class SavedSource(EngineSource):
         super().__init__(model, options, note)
 
     def adapter(self, name: str | None) -> AdapterCheckpoint | None:
-        """Return the adapter in the folder ``name``; None is the base model."""
+        """Return the adapter that ``name`` names, a folder or one of the hub; None is the base model."""
         if name is None:
             return None
-        found = resolve_adapter(name, self.model.config)
+        found = resolve_adapter(name, self.model.config, offline=self.options.offline, note=self.note)
         if self.options.computes == "vllm":
             self._check_vllm(found)
         return found

@@ -134,7 +134,7 @@ class AskOptions(NetworkOptions):
     adapters: Annotated[
         tuple[str | None, ...],
         Option(
-            "A PEFT adapter folder, or teamlora-demo, which ships with this. Give it several times: "
+            "A PEFT adapter: a folder, a hub name, or teamlora-demo, which ships with this. Several times: "
             "one run folder each, base loaded once.",
             flag="--adapter",
         ),

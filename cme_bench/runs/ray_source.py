@@ -40,7 +40,7 @@ class RaySource(SavedSource):
         from cme_bench.engines.ray.engine import RayEngine
 
         found = saved(adapter)
-        named = None if found is None else (str(found.path), found.hash)
+        named = None if found is None else (found.portable, found.hash)
         return RayEngine(
             self._pool,
             (named, job),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cme_bench.engines.base import Engine
 from cme_bench.engines.ray.cluster import WorkerPlan
 from cme_bench.models.adapter import resolve_adapter
+from cme_bench.models.hub_name import parse_hub_name
 from cme_bench.runs.engine_source import EngineJob
 from cme_bench.runs.local_engines import open_local
 from cme_bench.runs.options import ModelOptions
@@ -40,16 +41,19 @@ def worker_environment(options: ModelOptions, plan: WorkerPlan) -> dict[str, str
 
 def worker_source(model: SavedModel, options: ModelOptions) -> Callable[[], WorkerSource]:
     """Make, in a worker's process, the source of engines for ``model`` there."""
-    folder = Path(options.model).expanduser().is_dir()
-    there = replace(
-        options,
-        engine=options.worker,
-        model=model.place if folder else options.model,
-        dtype=model.dtype_name,
-    )
+    there = replace(options, engine=options.worker, model=_name_there(model, options), dtype=model.dtype_name)
     from cme_bench.adapters.plugins import loaded_plugins
 
     return functools.partial(WorkerSource, there, model.hash, versions(), loaded_plugins())
+
+
+def _name_there(model: SavedModel, options: ModelOptions) -> str:
+    """Return the name by which every node finds the same model: a folder, or a hub name at its commit."""
+    checkpoint = model.checkpoint
+    if Path(options.model).expanduser().is_dir():
+        return model.place
+    hub = None if checkpoint.hub is None else parse_hub_name(checkpoint.hub)
+    return options.model if hub is None else str(hub.at(str(checkpoint.revision)))
 
 
 class WorkerSource:
@@ -78,7 +82,8 @@ class WorkerSource:
         here."""
         if adapter is None:
             return self._engines.open(None, job)
-        found = resolve_adapter(adapter[0], self._engines.model.config)
+        offline = self._engines.options.offline
+        found = resolve_adapter(adapter[0], self._engines.model.config, offline=offline)
         if found.hash != adapter[1]:
             raise UsageError(f"{_node()}: {found.path} is another adapter than the driver's")
         return self._engines.open(found, job)

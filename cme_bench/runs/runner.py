@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cme_bench.harness.task_result import task_result
 from cme_bench.models.adapter import AdapterCheckpoint
-from cme_bench.models.packaged import adapter_folder
+from cme_bench.models.packaged import locate_adapter
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.engine_factory import open_engines
@@ -155,14 +155,15 @@ def run_folder(options: AskOptions, responder: Responder, root: Path = DEFAULT_R
 
 def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
     """Return a folder's name for each adapter; where two are alike, as many of its parents' names before it
-    as tell them apart: ``seed1-adapter``, ``seed2-adapter``."""
-    paths = list(dict.fromkeys(adapter_folder(adapter) for adapter in adapters))
+    as tell them apart: ``seed1-adapter``, ``seed2-adapter``. Of hub names the owner is the parent."""
+    places = [locate_adapter(adapter, offline=True) for adapter in adapters]  # fetched before
+    parts = {place.path: place.parts for place in places}
     names = {}
-    for path in paths:
+    for path, own in parts.items():
         depth = 1
-        while any(other != path and other.parts[-depth:] == path.parts[-depth:] for other in paths):
+        while any(other != path and theirs[-depth:] == own[-depth:] for other, theirs in parts.items()):
             depth += 1
-        names[path] = "-".join(path.parts[-depth:])
+        names[path] = "-".join(own[-depth:])
     return names
 
 

@@ -27,6 +27,7 @@ from cme_bench.adapters.describe import describe
 from cme_bench.engines.hf.forward import max_positions
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.folder import adapter_note
+from cme_bench.models.hub_name import parse_hub_name
 from cme_bench.models.load import (
     check_base,
     choose_device,
@@ -248,7 +249,16 @@ def _adapted_model(
     set_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
-        return get_peft_model(model, peft_config)
+        adapted = get_peft_model(model, peft_config)
+    _name_base(peft_config, base)
+    return adapted
+
+
+def _name_base(config: PeftConfig, base: Checkpoint) -> None:
+    """Record a base of the hub by its name and commit, by which it is found on every machine."""
+    name = None if base.hub is None else parse_hub_name(base.hub)
+    if name is not None and name.subfolder is None:
+        config.base_model_name_or_path, config.revision = name.repo, base.revision
 
 
 def _finish(

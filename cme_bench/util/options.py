@@ -58,7 +58,11 @@ Worker = Literal["hf", "vllm"]
 """The engines that compute in a worker of ray."""
 
 Model = Annotated[
-    str, Option("A model folder, a hub id, or 'smollm2' (the embedded default).", argument=True)
+    str,
+    Option(
+        "A model folder, a hub name (OWNER/NAME[/SUB][@REVISION]), or 'smollm2' (the embedded default).",
+        argument=True,
+    ),
 ]
 Data = Annotated[str, Option("'hub', 'mini' (our own smoke-test items), or a folder of DATASET/SPLIT.jsonl.")]
 Limit = Annotated[int | None, Option("Only N items of each task: the first of a fixed shuffle.", minimum=1)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 FIRST, SECOND = "a" * 40, "b" * 40
 
@@ -24,14 +24,18 @@ def commit_of(text: str) -> dict[str, bytes]:
 @dataclass
 class Hub:
     """What the stand-in serves: files by commit for every dataset; other files for the datasets and models
-    that ``repos`` names (``datasets/OWNER/NAME``); which commit is the head; how many requests it will cut
-    off in the middle of the answer, or before it; what it was asked."""
+    that ``repos`` names (``datasets/OWNER/NAME``, or that at a commit after ``@``); which commit is the head,
+    and those of other branches and tags; which repositories are gated, and which there are not; how many
+    requests it will cut off in the middle of the answer, or before it; what it was asked."""
 
     commits: dict[str, dict[str, bytes]] = field(
         default_factory=lambda: {FIRST: commit_of("first"), SECOND: commit_of("second")}
     )
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     head: str = FIRST
+    refs: dict[str, str] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    absent: set[str] = field(default_factory=set)
     status: int = 200
     drops: int = 0
     asked: list[str] = field(default_factory=list)
@@ -42,24 +46,37 @@ class Hub:
         if self.status != 200:
             return self.status, {"error": "out of order"}
         match path.strip("/").split("/"):
-            case [*kinds, owner, name, "resolve", commit, file]:
-                return self.content("/".join([*(kinds or ["models"]), owner, name]), commit, file)
+            case [owner, name, "resolve", commit, *file]:
+                return self.content(f"models/{owner}/{name}", commit, "/".join(file))
+            case ["datasets", owner, name, "resolve", commit, *file]:
+                return self.content(f"datasets/{owner}/{name}", commit, "/".join(file))
             case ["api", "datasets" | "models" as kind, owner, name, *rest]:
-                commit = {"main": self.head}.get(rest[1], rest[1]) if len(rest) > 1 else self.head
-                files = self.files(f"{kind}/{owner}/{name}", commit)
-                match rest[:1]:
-                    case [] | ["revision"]:
-                        siblings = [{"rfilename": file} for file in files]
-                        return 200, {"id": f"{owner}/{name}", "sha": commit, "siblings": siblings, "tags": []}
-                    case ["tree"]:
-                        return 200, [entry(commit, file, files[file]) for file in files]
-                    case ["paths-info"]:
-                        wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
-                        return 200, [entry(commit, file, files[file]) for file in wanted if file in files]
+                return self.listing(f"{kind}/{owner}/{name}", rest, body)
         return 404, {"error": f"no {path}"}
 
+    def listing(self, repo: str, rest: list[str], body: bytes) -> tuple[int, Any]:
+        """Answer what begins with ``api``."""
+        commit = self.commit(unquote(rest[1]) if len(rest) > 1 else "main")
+        if repo in self.gated:
+            return 403, {"error": "gated", "code": "GatedRepo"}
+        if repo in self.absent or commit is None:
+            missing = "RepoNotFound" if commit else "RevisionNotFound"
+            return 404, {"error": "not here", "code": missing}
+        files = self.files(repo, commit)
+        answers: dict[str, Any] = {"tree": [entry(commit, file, files[file]) for file in files]}
+        if rest[:1] == ["paths-info"]:
+            wanted = parse_qs(body.decode()).get("paths") or json.loads(body)["paths"]
+            answers["paths-info"] = [entry(commit, file, files[file]) for file in wanted if file in files]
+        about = {"id": repo.partition("/")[2], "sha": commit, "tags": []}
+        about["siblings"] = [{"rfilename": file} for file in files]
+        return 200, answers.get(rest[0] if rest else "", about)
+
+    def commit(self, revision: str) -> str | None:
+        known = {"main": self.head} | self.refs
+        return known.get(revision) or (revision if len(revision) == 40 else None)
+
     def files(self, repo: str, commit: str) -> dict[str, bytes]:
-        return self.repos.get(repo) or self.commits[commit]
+        return self.repos.get(f"{repo}@{commit}") or self.repos.get(repo) or self.commits[commit]
 
     def content(self, repo: str, commit: str, name: str) -> tuple[int, Any]:
         content = self.files(repo, commit).get(name)
@@ -96,8 +113,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        if status == 404:
-            self.send_header("X-Error-Code", "EntryNotFound" if "/resolve/" in path else "RepoNotFound")
+        if status != 200 and isinstance(content, dict):
+            usual = "EntryNotFound" if "/resolve/" in path else "RepoNotFound"
+            if code := content.get("code") or (usual if status == 404 else None):
+                self.send_header("X-Error-Code", code)
         if "/resolve/" in path and status == 200:
             commit = path.split("/resolve/")[1].partition("/")[0]
             self.send_header("X-Repo-Commit", commit)
