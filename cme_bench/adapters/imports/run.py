@@ -40,7 +40,7 @@ NAMES = tuple(dict.fromkeys([*(layout.name for layout in LAYOUTS), plain.NAME]))
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was written.
+    """An import that is done.
 
     Attributes:
         layout: As ``--layout`` takes it. origin: Where the layer is written that is computed.
