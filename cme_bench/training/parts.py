@@ -1,4 +1,4 @@
-"""What ``--data`` names: ``[NAME=]PLACE[=WEIGHT]``, once or several times.
+"""The parts of a mixture, as ``--data`` names them: ``[NAME=]PLACE[=WEIGHT]``, once or several times.
 
 NAME says what the rows are: ``cme`` (the datasets of CME), ``rows`` (rows of one's own), or a published file
 of rows (:mod:`cme_bench.training.published`). Without it the place decides.

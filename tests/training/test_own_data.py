@@ -239,7 +239,8 @@ CHATML = (
 )
 THINKING = (  # Qwen3's way: thoughts of earlier turns are left out, the last answer gets an empty one
     "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
-    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set said = m['content'] %}"
+    "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% set said = m['content'] %}"
     "{% if m['role'] == 'assistant' %}{% set thought = '' %}{% if '</think>' in said %}"
     "{% set thought = said.split('</think>')[0].split('<think>')[-1].strip() %}"
     "{% set said = said.split('</think>')[-1].strip() %}{% endif %}"
