@@ -42,7 +42,7 @@ class Instruction:
 
     @property
     def asked(self) -> str:
-        """What is asked, as one text."""
+        """The question, as one text."""
         return f"{self.instruction}\n{self.input}" if self.input else self.instruction
 
     @property
