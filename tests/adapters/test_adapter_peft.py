@@ -39,10 +39,7 @@ def test_registering_twice_changes_nothing() -> None:
 def test_new_adapter_equals_base_bit_for_bit(method: str, base: LlamaForCausalLM, ids: Tensor) -> None:
     wanted = base(ids).logits
     model = get_peft_model(base, CONFIGS[method](r=3))
-    if method == "mixlora":  # a weighted sum of equal blocks
-        torch.testing.assert_close(model(ids).logits, wanted, atol=1e-5, rtol=1e-5)
-    else:
-        assert torch.equal(model(ids).logits, wanted)
+    assert torch.equal(model(ids).logits, wanted)
 
 
 @pytest.mark.parametrize("method", CONFIGS)
@@ -182,7 +179,7 @@ def test_moslora_merges_and_unmerges(adapted: Make, ids: Tensor) -> None:
 def test_moslora_safe_merge_refuses_what_is_not_finite(adapted: Make) -> None:
     model = adapted("moslora")
     next(iter(adapter_tensors(model, "default").values())).data.fill_(float("nan"))
-    with pytest.raises(AdapterError, match="finite"):
+    with pytest.raises(AdapterError, match="NaNs detected in the merged weights"):
         model.merge_and_unload(safe_merge=True)
 
 
@@ -379,8 +376,10 @@ def test_default_targets(architecture: str, attention: bool) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     model = get_peft_model(model, CONFIGS["teamlora"](r=2, target_attention=attention))
-    names = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, AdapterLinear)}
-    assert names == set(FFN[architecture]) | set(ATTENTION[architecture] if attention else ())
+    names = {name for name, m in model.named_modules() if isinstance(m, AdapterLinear)}
+    wanted = set(FFN[architecture]) | set(ATTENTION[architecture] if attention else ())
+    assert {end for end in wanted if any(name.endswith(f".{end}") for name in names)} == wanted
+    assert all(name.endswith(tuple(f".{end}" for end in wanted)) for name in names)
 
 
 def test_targets_can_be_named(adapted: Make) -> None:

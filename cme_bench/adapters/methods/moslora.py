@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from cme_bench.adapters.gated import Gate, GatedForm, Read
 from cme_bench.adapters.registry import Measured, register
 from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.layer import AdapterLinear, Shapes
+from cme_bench.adapters.shared.linears import as_stored
 from cme_bench.adapters.shared.lowrank import project
 from cme_bench.adapters.shared.model import AdapterModel
 
@@ -97,22 +99,31 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.settings:
                 weight = self._base_weight()
-                merged = weight + self.delta_weight(name).to(weight.device)
+                merged = weight + self._stored_delta(name).to(weight.device)
                 if safe_merge and not merged.isfinite().all():
-                    raise AdapterError(f"adapter {name!r} is broken: the merged weight would not be finite")
+                    raise AdapterError(
+                        f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                    )
                 weight.copy_(merged)
                 self.merged_adapters.append(name)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Take the merged updates off the base weight again, up to rounding in its dtype."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)  # as PEFT's own layers say
         while self.merged_adapters:
             weight = self._base_weight()
-            weight.copy_(weight - self.delta_weight(self.merged_adapters.pop()).to(weight.device))
+            weight.copy_(weight - self._stored_delta(self.merged_adapters.pop()).to(weight.device))
+
+    def _stored_delta(self, adapter_name: str) -> Tensor:
+        return as_stored(self.get_base_layer(), self.delta_weight(adapter_name))
 
     def _base_weight(self) -> Tensor:
-        weight: Tensor = self.get_base_layer().weight.data
-        if not weight.is_floating_point() or weight.shape != (self.out_features, self.in_features):
+        base = self.get_base_layer()
+        weight: Tensor = base.weight.data
+        shape = as_stored(base, weight).shape
+        if not weight.is_floating_point() or shape != (self.out_features, self.in_features):
             raise AdapterError(
                 "moslora cannot be merged into a quantised weight; load the base model unquantised"
             )

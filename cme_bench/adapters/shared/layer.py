@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.shared.config import AdapterConfig
+from cme_bench.adapters.shared.linears import features
 
 Config = TypeVar("Config", bound=AdapterConfig)
 Shapes = dict[str, tuple[int, ...]]
@@ -22,8 +23,8 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
     Parameters lie flat, one ``ParameterDict`` keyed by adapter name for each of ``adapter_layer_names``, so
     that they are saved as ``<module>.<parameter>`` and load under any adapter name. A subclass gives their
-    shapes and ``delta``. The base layer is only ever called, so quantised subclasses of ``nn.Linear`` work as
-    they are.
+    shapes and ``delta``. The base layer is only ever called, so quantised subclasses of ``nn.Linear`` and
+    GPT-2's ``Conv1D`` work as they are.
     """
 
     method: ClassVar[str]
@@ -44,9 +45,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Config) -> None:
         super().__init__()
         self.base_layer = base_layer
-        linear = self.get_base_layer()
-        self.in_features: int = linear.in_features
-        self.out_features: int = linear.out_features
+        self.in_features, self.out_features = features(self.get_base_layer())
         self.settings: dict[str, Config] = {}
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
@@ -111,10 +110,17 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
         return result.to(dtype)
 
     def _check_mixed(self, x: Tensor, names: Sequence[str]) -> None:
+        """Raise AdapterError, in PEFT's words, if rows cannot have adapters of their own."""
         if len(names) != len(x):
-            raise AdapterError(f"adapter_names has {len(names)} names for {len(x)} rows")
+            raise AdapterError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(x)} respectively."
+            )
         if self.merged:
-            raise AdapterError("adapter_names cannot be used while adapters are merged; unmerge them first")
+            raise AdapterError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call "
+                "`unmerge_adapter` first."
+            )
         if getattr(self, "routing_listeners", ()):
             raise AdapterError("routers are not recorded in batches of several adapters (adapter_names)")
 

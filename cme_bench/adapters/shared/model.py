@@ -15,7 +15,14 @@ from torch import nn
 from cme_bench.adapters.errors import AdapterError, NoTargetError
 from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
+from cme_bench.adapters.shared.linears import is_linear
 from cme_bench.adapters.shared.targets import candidates, default_targets
+
+_READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules of torch whose fast paths read the weights of their linear layers."""
+_MAMBAS = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
+_READ_BY_MAMBA = frozenset({"conv1d", "dt_proj", "out_proj", "x_proj"})
+"""Layers whose weights Mamba's kernels read; PEFT refuses LoRA on the first and third for the same reason."""
 
 
 class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
@@ -69,15 +76,19 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
             yield
             return
         if self.training:
-            raise AdapterError("adapter_names cannot be used in training mode")
+            raise AdapterError("Cannot pass `adapter_names` when the model is in training mode.")
         kinds = (self.tuner_layer_cls, AuxiliaryTrainingWrapper)
         layers = [module for module in self.modules() if isinstance(module, kinds)]
         known = {"__base__"}.union(*(m.settings for m in layers if isinstance(m, self.tuner_layer_cls)))
         if unknown := sorted(set(names) - known):
-            raise AdapterError(f"adapter_names: no adapter is named {', '.join(unknown)}")
+            raise AdapterError(f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}")
         beams = kwargs.get("num_beams") or 1
         each = [name for name in names for _ in range(beams)]
-        hooks = [layer.register_forward_pre_hook(_naming(each), with_kwargs=True) for layer in layers]
+        once = set(_encoder_modules(self.model))  # an encoder reads each row before beams repeat it
+        hooks = [
+            layer.register_forward_pre_hook(_naming(names if layer in once else each), with_kwargs=True)
+            for layer in layers
+        ]
         try:
             yield
         finally:
@@ -93,6 +104,17 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                 if isinstance(layer, self.tuner_layer_cls):
                     layer.narrow(adapter_name)
 
+    def _check_target_module_compatiblity(
+        self, peft_config: AdapterConfig, model: nn.Module, target_name: str
+    ) -> None:
+        """Refuse what PEFT refuses for LoRA, and every other layer of Mamba that is read but not called."""
+        model_type = self.get_model_config(model).get("model_type")
+        if model_type in _MAMBAS and target_name in _READ_BY_MAMBA:
+            raise AdapterError(
+                f"{target_name} of {model_type} cannot be adapted: Mamba's kernels read its weight and never "
+                "call it; name other target_modules"
+            )
+
     def _create_and_replace(  # noqa: PLR0917  # PEFT's signature
         self,
         peft_config: AdapterConfig,
@@ -106,11 +128,7 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
-        if not isinstance(target, nn.Linear):
-            kind = "another method's adapter" if isinstance(target, BaseTunerLayer) else type(target).__name__
-            raise AdapterError(
-                f"{current_key} is {kind}; only torch.nn.Linear and its subclasses can be adapted"
-            )
+        _check_target(parent, target, current_key)
         layer = self.tuner_layer_cls(target, adapter_name, peft_config)
         self._replace_module(parent, target_name, layer, target)
 
@@ -118,6 +136,27 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
         if not self.mergeable:
             raise AdapterError(why_no_merge(self.tuner_layer_cls.method))
         super()._check_merge_allowed()
+
+
+def _encoder_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of the encoder of an encoder-decoder; none of any other model."""
+    get = getattr(model, "get_encoder", None)
+    encoder = get() if callable(get) else None
+    return list(encoder.modules()) if isinstance(encoder, nn.Module) and encoder is not model else []
+
+
+def _check_target(parent: nn.Module, target: nn.Module, key: str) -> None:
+    """Refuse a layer that is not linear, or whose weight its parent reads without calling the layer."""
+    if not is_linear(target):
+        kind = "another method's adapter" if isinstance(target, BaseTunerLayer) else type(target).__name__
+        raise AdapterError(
+            f"{key} is {kind}; only torch.nn.Linear, its subclasses and GPT-2's Conv1D can be adapted"
+        )
+    if isinstance(parent, _READERS):
+        raise AdapterError(
+            f"{key} cannot be adapted: {type(parent).__name__} reads its weight and never calls it; "
+            "name other target_modules"
+        )
 
 
 def _naming(names: Sequence[str]) -> Callable[..., tuple[Any, Any]]:

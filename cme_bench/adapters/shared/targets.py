@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from cme_bench.adapters.shared.linears import is_linear
+
 _GATED_FFN = ("gate_proj", "up_proj", "down_proj")
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -18,6 +20,8 @@ FFN: dict[str, tuple[str, ...]] = {
     "gemma3_text": _GATED_FFN,
     "phi3": ("gate_up_proj", "down_proj"),
     "gpt_neox": ("dense_h_to_4h", "dense_4h_to_h"),
+    # The attention's output has the name of the second: each is told by the name of its block.
+    "gpt2": ("mlp.c_fc", "mlp.c_proj"),
 }
 """Feed-forward linears by transformers ``model_type``."""
 
@@ -25,6 +29,7 @@ ATTENTION: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FFN, _ATTENTION),
     "phi3": ("qkv_proj", "o_proj"),
     "gpt_neox": ("query_key_value", "dense"),
+    "gpt2": ("attn.c_attn", "attn.c_proj"),
 }
 """Attention projections by transformers ``model_type``."""
 
@@ -45,6 +50,6 @@ def candidates(model: nn.Module) -> list[str]:
         {
             name.removesuffix(".base_layer").rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and module is not head
+            if is_linear(module) and module is not head
         }
     )

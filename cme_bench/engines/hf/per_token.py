@@ -26,12 +26,16 @@ def why_not_per_token(model: nn.Module, dtype: torch.dtype) -> str | None:
     """Return why tokens cannot share a forward, from a trial of every adapted linear; None if they can."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from cme_bench.adapters.shared.linears import features, is_linear
+
     source = torch.Generator().manual_seed(0)
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or not hasattr(layer.get_base_layer(), "in_features"):
+        if not isinstance(layer, BaseTunerLayer):
             continue
         base: Any = layer.get_base_layer()
-        x = torch.randn(2, 3, base.in_features, generator=source).to(base.weight.device, dtype)
+        if not is_linear(base) and not hasattr(base, "in_features"):
+            continue
+        x = torch.randn(2, 3, features(base)[0], generator=source).to(base.weight.device, dtype)
         try:
             if _differs(layer, base, x):
                 return f"in a trial, {name} gave a token another update beside other tokens than by itself"
