@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
@@ -30,7 +34,9 @@ EncodedPair: TypeAlias = tuple[tuple[str, str] | None, Sequence[int], Sequence[i
 class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     """Let lm-eval drive ``engine``, whose ids ``tokenizer`` makes.
 
-    ``add_bos_token``, ``prefix_token_id`` and ``chat_template_args`` mean what they mean in ``HFLM``.
+    ``add_bos_token``, ``prefix_token_id``, ``chat_template_args`` and ``truncation`` mean what they mean in
+    ``HFLM``. ``think_end_token``: the text after which the answer stands; stop strings hold for the answer
+    alone, however long the thought before it. ``thinks`` refuses likelihoods, as ``enable_thinking`` does.
     """
 
     def __init__(
@@ -42,6 +48,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         prefix_token_id: int | None = None,
         max_gen_toks: int = DEFAULT_NEW_TOKENS,
         chat_template_args: Mapping[str, Any] | None = None,
+        truncation: bool = False,
+        think_end_token: str | None = None,
+        thinks: bool = False,
     ) -> None:
         super().__init__()
         keep_compiled()
@@ -52,7 +61,10 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             add_bos_token=add_bos_token,
             prefix_token_id=prefix_token_id,
             chat_template_args=chat_template_args,
+            truncation=truncation,
         )
+        self._think_end_token = think_end_token
+        self._thinks = thinks
         self.max_gen_toks = max_gen_toks
         self._told_rounding = False
 
@@ -98,6 +110,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Return ``(logprob, is_greedy)`` of every (context, continuation), in the order given."""
+        if self._thinks:
+            raise UsageError(
+                "enable_thinking=True gives likelihoods of answers without their thoughts: leave it out, or "
+                "choose tasks with generated answers"
+            )
         encoded: list[EncodedPair] = []
         for context, continuation in (request.args for request in requests):
             encoded.append(((context, continuation), *self._encode_pair(context, continuation)))
@@ -163,10 +180,25 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         prompts = [self._generate_request(*request.args) for request in requests]
         texts = [""] * len(prompts)
         for index, response in self.engine.generate(prompts):
-            texts[index] = response.text
-            self.cache_hook.add_partial("generate_until", requests[index].args, response.text)
+            texts[index] = self._answer(response.text, requests[index].args[1])
+            self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
         self._tell_of_rounding()
         return texts
+
+    def _stop(self, until: Any) -> list[str]:
+        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        own = list(until) if isinstance(until, list) else until  # lm-eval adds to the list that it is given
+        stop: list[str] = handle_stop_sequences(own, eos=end)
+        return stop
+
+    def _answer(self, text: str, gen_kwargs: dict[str, Any]) -> str:
+        """Return the answer in a text: what stands after the thought, if any, up to the first stop string."""
+        if self._think_end_token is None:
+            return text
+        answer: str = postprocess_generated_text(
+            text, self._stop(gen_kwargs.get("until")), self._think_end_token
+        )
+        return answer
 
     def _generate_request(self, context: str, gen_kwargs: dict[str, Any]) -> GenerateRequest:
         settings: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
@@ -175,8 +207,8 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 f"only greedy decoding is supported, not do_sample or temperature > 0: {gen_kwargs}"
             )
         max_new_tokens: int = settings.pop("max_gen_toks")
-        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
-        stop = handle_stop_sequences(settings.pop("until"), eos=end)
+        stop = self._stop(None if self._think_end_token else settings["until"])
+        del settings["until"]
         if unknown := sorted(settings.keys() - GREEDY_KEYS):
             raise UsageError(f"unsupported generation settings: {', '.join(unknown)}")
         room = self.max_length - max_new_tokens

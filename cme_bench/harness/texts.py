@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class LMEvalTexts:
     """Encode texts and render chats with ``tokenizer`` as ``HFLM`` does.
 
-    ``add_bos_token``, ``prefix_token_id`` and ``chat_template_args`` mean what they mean there.
+    ``add_bos_token``, ``prefix_token_id``, ``chat_template_args`` and ``truncation`` mean what they mean
+    there: the last cuts the end of a prompt that is longer than the tokenizer's ``model_max_length``.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class LMEvalTexts:
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
         chat_template_args: Mapping[str, Any] | None = None,
+        truncation: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
+        self.truncation = truncation
         self.add_bos_token = add_bos_token
         self.prefix_token_id = start_token(tokenizer) if prefix_token_id is None else prefix_token_id
         self._chat_template_args = dict(chat_template_args or {})
@@ -54,12 +57,13 @@ class LMEvalTexts:
         """Return the ids of a text to be continued; one that begins with BOS gets no second."""
         bos = self.tokenizer.bos_token
         begins = bos is not None and text.startswith(bos)
-        return self._encode(text, False if begins else self.add_bos_token)
+        return self._encode(text, False if begins else self.add_bos_token, truncation=self.truncation)
 
-    def _encode(self, text: str, add_special_tokens: bool | None) -> list[int]:
-        if add_special_tokens is None:
-            return list(self.tokenizer.encode(text))
-        return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+    def _encode(self, text: str, add_special_tokens: bool | None, truncation: bool = False) -> list[int]:
+        settings: dict[str, Any] = {"truncation": True} if truncation else {}
+        if add_special_tokens is not None:
+            settings["add_special_tokens"] = add_special_tokens
+        return list(self.tokenizer.encode(text, **settings))
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Return the ids of a context and of its continuation.

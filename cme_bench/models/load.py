@@ -116,11 +116,12 @@ def load_named(
     *,
     note: Callable[[str], None],
     revision: str = "main",
+    **settings: Any,
 ) -> PreTrainedModel:
     """Return the causal LM of a folder or a hub id, as lm-eval names one, with the checks of a run.
 
-    ``note`` is told of an adapter that lies beside a folder's weights. Raises UsageError as ``load_model``
-    and ``check_base`` do.
+    ``settings``: transformers' own, of the model. ``note`` is told of an adapter that lies beside a
+    folder's weights. Raises UsageError as ``load_model`` and ``check_base`` do.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -138,7 +139,7 @@ def load_named(
         if folder.is_dir():
             check_weights(folder, config)
         model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source
+            name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source, **settings
         )
     check_loaded(folder, model, info)
     model.name_or_path = model.config.name_or_path = str(folder)

@@ -250,7 +250,7 @@ def test_registered_model_loads_a_folder_with_an_adapter(
 
 def test_code_of_a_model_never_runs(tiny_checkpoint: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"^cme-hf never runs the code of a model: leave trust_remote_code out$"
+        UsageError, match=r"^trust_remote_code=True: cme-hf never runs the code of a model: leave it out$"
     ):
         CmeHF.create_from_arg_string(f"pretrained={tiny_checkpoint},trust_remote_code=True")
     kept = CmeHF.create_from_arg_string(f"pretrained={tiny_checkpoint},trust_remote_code=False,device=cpu")
