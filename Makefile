@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all demo-adapter test test-slow lint format docs site audit bench results-pack clean constraints
+.PHONY: help setup demo demo-all demo-adapter test test-slow test-peft lint format docs site audit bench results-pack clean constraints
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-slow: setup  ## real models, engines, training, and runs on two ray nodes
 	$(ONE_THREAD) $(PYTEST) -n 2 --dist loadfile -m slow $(addprefix --ignore ,$(RAY_TESTS))
 	$(PYTEST) -m slow tests/engines/test_ray.py  # of its own: ray changes how a process sees its children end
 	$(PYTEST) -m slow tests/runs/test_ray_run.py
+
+test-peft: setup  ## PEFT's own generic tests over all our methods, fetched with its source package (10 minutes)
+	$(ONE_THREAD) PEFT_EVERY=1 $(PYTEST) -s -m slow tests/adapters/test_peft_generic.py
 
 lint: setup site  ## style, types, and links of the documentation
 	$(BIN)/ruff check .

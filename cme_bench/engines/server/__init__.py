@@ -1,1 +1,0 @@
-"""A served model: an OpenAI-compatible server of completions, asked over HTTP."""

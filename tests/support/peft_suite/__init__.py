@@ -1,0 +1,1 @@
+"""PEFT's own generic tests, from its source package at the installed version, with our methods' configs."""
