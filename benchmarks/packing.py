@@ -31,11 +31,10 @@ from cme_bench.experiments.efficiency.live_bytes import LiveBytes
 from cme_bench.experiments.efficiency.workloads import in_turn
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_model, load_tokenizer
-from cme_bench.tasks.open_source import open_source
 from cme_bench.training.batches import collate, width_multiple
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.options import DEFAULT_FORMAT, TrainOptions
 from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import make_plan
 from cme_bench.training.tokens import TrainingEncoder
@@ -50,9 +49,8 @@ Layouts = dict[str, int | None]
 def planned(options: TrainOptions) -> tuple[list[list[Any]], int]:
     """The batches of a training, and the token that pads them."""
     tokenizer = load_tokenizer(resolve_model(options.model))
-    encoder = TrainingEncoder(tokenizer, options.prompt_format, options.max_length)
-    source = open_source(options.data, offline=False)
-    plan = make_plan(options, source, encoder, processes=1, note=lambda _: None)
+    encoder = TrainingEncoder(tokenizer, DEFAULT_FORMAT, options.max_length)
+    plan = make_plan(options, None, encoder, processes=1, note=lambda _: None)
     return [[plan.examples[i] for i in batch] for batch in plan.batches], int(tokenizer.eos_token_id)
 
 

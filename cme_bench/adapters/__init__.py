@@ -11,6 +11,7 @@ from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.gated import Gate, GatedForm
 from cme_bench.adapters.methods.hydralora import HydraLoraConfig
+from cme_bench.adapters.methods.mixlora import MixLoraConfig
 from cme_bench.adapters.methods.moelora import MoeLoraConfig
 from cme_bench.adapters.methods.moslora import MosLoraConfig
 from cme_bench.adapters.methods.teamlora import TeamLoraConfig
@@ -37,6 +38,7 @@ __all__ = [
     "HydraLoraConfig",
     "Measured",
     "Method",
+    "MixLoraConfig",
     "MoeLoraConfig",
     "MosLoraConfig",
     "RouterStats",

@@ -85,8 +85,8 @@ def weights_file(folder: Path) -> Path:
     pickles = sorted(file.name for file in folder.glob("adapter_model*") if file.suffix in PICKLES)
     if pickles:
         raise AdapterError(
-            f"{folder / pickles[0]} is a pickle file, which can run code when read; "
-            f"only {WEIGHTS_FILE} is accepted"
+            f"{folder / pickles[0]} is a pickle file, which can run code when read; only {WEIGHTS_FILE} is "
+            "accepted (`cme-bench adapters import` reads the tensors alone, and writes one)"
         )
     raise AdapterError(f"{path} not found")
 

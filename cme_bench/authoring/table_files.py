@@ -212,6 +212,9 @@ _READERS: dict[str, Callable[[Path, bytes, FileOptions], Table]] = {
     ".parquet": _read_parquet,
 }
 
+SUFFIXES = tuple(_READERS)
+"""Suffixes of the files that :func:`read_table` reads; ``.gz`` may follow."""
+
 
 def _whole(table: Table) -> Table:
     """Return the same table with one set of columns, and JSON values only."""

@@ -20,10 +20,12 @@ _EXAMPLE_DESCRIBE = {
     "see an adapter's method, rank, targets and size": "cme-bench adapters describe ./team --base ./llama"
 }
 _EXAMPLE_IMPORT = {
-    "import an adapter in the layout of the authors' code": (
-        "cme-bench adapters import ./checkpoint -o ./team --base owner/model"
+    "import an adapter that another repository's code saved": (
+        "cme-bench adapters import ./checkpoint -o ./hydra --base owner/model"
     )
 }
+LAYOUTS = "auto (by the tensors' names), teamlora-2024-08, hydralora, loramoe, mixlora, moslora or peft"
+"""As ``cme_bench.adapters.imports.run`` has them, which is heavy to import."""
 _EXAMPLE_EXPORT = {
     "serve an adapter with vLLM: this prints the command": (
         "cme-bench adapters export-vllm ./team --base ./llama -o ./served"
@@ -78,17 +80,28 @@ def describe(
 @command(adapters, _EXAMPLE_IMPORT, name="import")
 def import_(
     source: Annotated[
-        Path, Option("The authors' checkpoint: a folder or a safetensors file.", argument=True)
+        Path, Option("Their checkpoint: a folder, or a file .safetensors or .bin.", argument=True)
     ],
     out: Annotated[Path, Option("Adapter folder to write.", short="-o")],
     base: Annotated[str, Option("Hub id or folder of the base model, recorded in the result.")],
+    layout: Annotated[str, Option(f"Whose layout it is in: {LAYOUTS}.")] = "auto",
     alpha: Annotated[float | None, Option("Their lora_alpha, if the source has no config.")] = None,
 ) -> None:
-    """Convert a TeamLoRA checkpoint in the layout of the authors' code of August 2024, exactly."""
-    from cme_bench.adapters.convert import import_authors
+    """Convert a checkpoint of another repository's adapter into a folder of this package, exactly.
 
-    config = import_authors(source, out, base, alpha=alpha)
-    typer.echo(f"{config.num_experts} experts of rank {config.r}, scale {config.scale:g}")
+    It may be one of TeamLoRA (August 2024), HydraLoRA, LoRAMoE, MixLoRA (MoE-PEFT) or MoSLoRA, or PEFT's
+    own adapter_model.bin.
+    """
+    from cme_bench.adapters.convert import import_adapter
+    from cme_bench.adapters.describe import describe as describe_adapter
+
+    done = import_adapter(source, out, base, layout=layout, alpha=alpha)
+    for note in done.notes:
+        tell(f"note: {note}")
+    about = describe_adapter(out)
+    experts = f"{about.experts} experts of rank {about.rank}" if about.experts else f"rank {about.rank}"
+    typer.echo(f"layout {done.layout} ({done.origin})")
+    typer.echo(f"{about.method}, {experts}, scale {done.scale}")
     typer.echo(str(out))
 
 

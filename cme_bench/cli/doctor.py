@@ -77,6 +77,18 @@ def _vllm() -> tuple[bool, str]:
     return True, "not installed (optional)"
 
 
+def _server() -> tuple[bool, str]:
+    from importlib import metadata
+
+    try:
+        return True, f"openai {metadata.version('openai')}"
+    except metadata.PackageNotFoundError:
+        return (
+            True,
+            "openai is not installed (optional, for --engine server: pip install 'cme-bench[server]')",
+        )
+
+
 def _smollm2() -> tuple[bool, str]:
     from cme_bench.models.smollm2 import model_folder
 
@@ -114,6 +126,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "import": _transformers,
     "device": _device,
     "vllm": _vllm,
+    "server": _server,
     "smollm2": _smollm2,
     "cache": _cache,
     "tasks": _tasks,

@@ -84,8 +84,6 @@ def resolve_adapter(
         name=place.label,
         path=str(path),
         hash=hash_,
-        revision=place.revision,
-        hub=place.hub,
         method=found.method,
         rank=found.rank,
         experts=found.experts,
@@ -98,6 +96,8 @@ def resolve_adapter(
         training_seconds=training.get("seconds"),
         tokens_trained=training.get("tokens_trained"),
         code=code or UNSET,
+        revision=place.revision or UNSET,
+        hub=place.hub or UNSET,
     )
     return AdapterCheckpoint(
         name=place.label,

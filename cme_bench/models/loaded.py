@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint
@@ -151,4 +152,6 @@ class SavedModel(LoadedModel):
             torch.cuda.empty_cache()
 
     def describe(self) -> ModelRecord:
-        return replace(super().describe(), revision=self.checkpoint.revision, hub=self.checkpoint.hub)
+        return replace(
+            super().describe(), revision=self.checkpoint.revision, hub=self.checkpoint.hub or UNSET
+        )

@@ -15,11 +15,11 @@ class ModelRecord(Struct, frozen=True, kw_only=True):
     path: str | None = None
     hash: str | None = None
     revision: str | None = None
-    hub: str | None = None
     architecture: str | None = None
     parameters: int | None = None
     dtype: str | None = None
     dtype_because: str | None = None
+    hub: str | UnsetType = UNSET
 
 
 class CodeRecord(Struct, frozen=True, kw_only=True):
@@ -41,8 +41,6 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     name: str
     path: str | None = None
     hash: str | None = None
-    revision: str | None = None
-    hub: str | None = None
     method: str
     rank: int | None = None
     experts: int | None = None
@@ -55,3 +53,5 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     training_seconds: float | None = None
     tokens_trained: int | float | None = None
     code: CodeRecord | UnsetType = UNSET
+    revision: str | UnsetType = UNSET
+    hub: str | UnsetType = UNSET

@@ -102,6 +102,26 @@ class ChatTemplate:
                 raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
             raise ValueError(f"the chat template of {self.name} refuses it ({_reason(error)})") from error
 
+    def conversation(self, messages: Sequence[Message]) -> str:
+        """Return a whole conversation, with what the template puts after its last turn.
+
+        Raises as a call does.
+        """
+        turns = _without_system(messages) if self.moves_system else list(messages)
+        try:
+            return self._apply(turns, add_generation_prompt=False)
+        except Exception as error:  # a template may raise anything
+            raise ValueError(f"the chat template of {self.name} refuses it ({_reason(error)})") from error
+
+    def before_answer(self, messages: Sequence[Message]) -> str:
+        """Return the prompt that asks for the answer behind ``messages``. ValueError if the template refuses
+        them."""
+        turns = _without_system(messages) if self.moves_system else list(messages)
+        try:
+            return self._apply(turns, add_generation_prompt=True)
+        except Exception as error:  # a template may raise anything
+            raise ValueError(f"the chat template of {self.name} refuses it ({_reason(error)})") from error
+
     def _always_fails(self, turns: Sequence[Message], add_generation_prompt: bool) -> bool:
         """Return whether turns of these roles fail with plain words too."""
         try:
@@ -184,7 +204,7 @@ class ChatTemplate:
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
     """Return the messages, with a system turn at the head of the first user turn instead."""
-    if not messages or messages[0]["role"] != "system":
+    if len(messages) < 2 or messages[0]["role"] != "system":
         return list(messages)
     system, first, *rest = messages
     return [{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *rest]

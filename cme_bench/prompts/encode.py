@@ -92,6 +92,10 @@ class Encoder:
             ]
         return [(a or (self.start_token,), b) for a, b in split]
 
+    def prefix(self, text: str, *, rendered: bool = False) -> TokenIds:
+        """Return what begins a context of this text: the BOS, or nothing where the text has it."""
+        return self._begin(text, rendered)
+
     def _begin(self, context: str, rendered: bool) -> TokenIds:
         return () if self._has_bos(context, rendered) else self._bos
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from cme_bench.prompts.alpaca import ALPACA, LLM_ADAPTERS
 from cme_bench.prompts.chat import ChatTemplate, Message
 from cme_bench.util.errors import UsageError
 from cme_bench.util.options import FormatName, check_choice
@@ -19,6 +20,7 @@ Policy: TypeAlias = Literal["joint", "separate"]
 each is tokenised alone, as TeamLoRA's training does."""
 
 TEAMLORA_SEPARATOR = "</s>"
+_WRAPPERS = {"alpaca": ALPACA, "llm-adapters": LLM_ADAPTERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class PromptFormat:
     ``render(messages, add_generation_prompt)`` gives the text before the answer; None joins plain text as
     lm-eval does. ``system``: what a chat begins with; its hash is part of ``name``, so that two of them are
     two formats. ``template``: the chat template behind ``render``, if it is one. ``notes``: what a user must
-    know of it.
+    know of it. ``takes_input``: whether a message may hold an ``input`` beside its content, which gets a
+    place of its own; elsewhere the input is a further line of the content.
     """
 
     name: str
@@ -37,6 +40,7 @@ class PromptFormat:
     system: str | None = None
     template: ChatTemplate | None = None
     notes: tuple[str, ...] = ()
+    takes_input: bool = False
 
     @property
     def renders_bos(self) -> bool:
@@ -49,27 +53,31 @@ def resolve_format(
     tokenizer: Any,
     *,
     saved: str | None = None,
+    own: str | None = None,
     generated: bool,
     system: str | None = None,
     described: bool = False,
 ) -> PromptFormat:
     """Return the format called ``name`` for this tokenizer.
 
-    ``auto`` is the format saved with the adapter (``saved``) if there is one; else ``chat`` for generated
-    tasks of a model with a chat template; else ``plain``. ``described``: whether the task has a description.
+    ``auto`` is the format saved with the adapter (``saved``) if there is one; else the one that the task's
+    file names (``own``); else ``chat`` for generated tasks of a model with a chat template; else ``plain``.
+    ``described``: whether the task has a description.
     Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails whatever
     the row, and for a ``system`` prompt in another format or in a template that has no place for it.
     """
     check_choice(name, FormatName, "prompt format")
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
-        name = saved or ("chat" if generated and has_template else "plain")
+        name = saved or own or ("chat" if generated and has_template else "plain")
     if system and name != "chat":
         raise UsageError(f"--system: prompt format {name!r} has no place for it; use --format chat")
     if name == "plain":
         return PromptFormat("plain", "joint", None)
     if name == "teamlora":
         return PromptFormat("teamlora", "separate", render_teamlora)
+    if wrapper := _WRAPPERS.get(name):
+        return PromptFormat(name, "separate", wrapper, takes_input=True)
     if not has_template:
         raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")
     template = ChatTemplate(tokenizer, system=bool(system))

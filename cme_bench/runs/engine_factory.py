@@ -1,10 +1,10 @@
-"""From options to engines: hf, vllm, or ray's workers of either."""
+"""From options to engines: hf, vllm, ray's workers of either, or a server."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cme_bench.runs.engine_source import SavedSource
+from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.local_engines import find_model, open_local
 from cme_bench.runs.options import ModelOptions, check_model, model_half
 from cme_bench.util.notes import Note, unheard
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def open_engines(options: ModelOptions, note: Note = unheard) -> SavedSource:
+def open_engines(options: ModelOptions, note: Note = unheard) -> EngineSource:
     """Return what answers as ``options`` say: a context manager that frees it all at its end.
 
     The model is found and checked, and ray's cluster joined; no weights are loaded. Raises UsageError for
@@ -21,6 +21,10 @@ def open_engines(options: ModelOptions, note: Note = unheard) -> SavedSource:
     """
     check_model(options)
     options = model_half(options)
+    if options.engine == "server":
+        from cme_bench.runs.server_source import open_server
+
+        return open_server(options, note)
     if options.engine != "ray":
         return open_local(options, note)
     from cme_bench.engines.ray.cluster import Cluster

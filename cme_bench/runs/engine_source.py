@@ -63,6 +63,9 @@ class EngineSource(ABC):
         Raises UsageError, or AdapterError, if there is none or if it cannot be computed exactly.
         """
 
+    def check(self, *, likelihood: bool) -> None:  # noqa: B027 - most engines answer every question
+        """Raise UsageError if the engines cannot answer; ``likelihood``: whether likelihoods are asked."""
+
     @abstractmethod
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         """Return an engine that answers with ``adapter``.

@@ -42,6 +42,8 @@ SETTINGS = {
     "compile": "vllm: 1 compiles and captures graphs (default on a GPU), 0 runs eagerly (default on a CPU)",
     "in_process": "vllm: 1 runs the engine in this process (default on a CPU), 0 in processes of its own",
     "window": "vllm: most requests in the engine at a time; default 1024",
+    "retries": "server: how often a request is asked again; default 8, over about a minute",
+    "timeout": "server: seconds until an answer is given up; default 600",
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
@@ -81,7 +83,11 @@ class ModelOptions(NetworkOptions):
     model: Model = field(kw_only=False)
     engine: Annotated[
         Literal["auto"] | Engine,
-        Option("What computes: hf (transformers), vllm, or ray (several of either). auto: hf.", panel=ENGINE),
+        Option(
+            "What computes: hf (transformers), vllm, ray (several of either), or a server that is asked. "
+            "auto: hf.",
+            panel=ENGINE,
+        ),
     ] = "auto"
     worker: Annotated[Worker, Option("ray: the engine of a worker.", panel=ENGINE)] = "hf"
     workers: Annotated[
@@ -96,6 +102,20 @@ class ModelOptions(NetworkOptions):
         str | None,
         Option("ray: HOST:PORT of a cluster's head, or 'auto'; default: this machine alone.", panel=ENGINE),
     ] = None
+    server: Annotated[
+        str | None,
+        Option(
+            "server: its address, http://HOST:PORT; MODEL names its tokenizer, OPENAI_API_KEY holds its key.",
+            metavar="URL",
+            panel=ENGINE,
+        ),
+    ] = None
+    server_model: Annotated[
+        str | None, Option("server: which of its models, by the name it is served under.", panel=ENGINE)
+    ] = None
+    server_concurrency: Annotated[
+        int, Option("server: most requests that it is asked at a time.", minimum=1, panel=ENGINE)
+    ] = 8
     dtype: Annotated[
         DType, Option("Of weights and products. auto: as the model's files and the device say.", panel=ENGINE)
     ] = "auto"
@@ -200,7 +220,22 @@ def check_model(options: ModelOptions) -> None:
         for name in ("worker", "workers", "address"):
             if getattr(options, name) != getattr(ModelOptions, name):
                 raise UsageError(f"--{name} is for --engine ray, not for {options.computes}")
+    _check_server(options)
     check_minimums(options, ModelOptions)
+
+
+def _check_server(options: ModelOptions) -> None:
+    """Raise UsageError for options of a server without one, and for those that a server decides itself."""
+    if options.engine == "server":
+        if not options.server:
+            raise UsageError("--engine server needs --server URL, for example http://127.0.0.1:8000")
+        if options.dtype != "auto":
+            raise UsageError(f"--dtype {options.dtype}: a server computes in its own type; leave it out")
+        return
+    for name in ("server", "server_model", "server_concurrency"):
+        if getattr(options, name) != getattr(ModelOptions, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is for --engine server, not for {options.computes}")
 
 
 def check_ask(options: AskOptions) -> None:

@@ -109,7 +109,7 @@ class Responder:
             "dtype": dtype,
             "engine": self.engines.options.computes,
             **({"tokenizer": own} if own else {}),
-            **({} if dtype == "float32" else {"logits": "float32"}),
+            **({"logits": "float32"} if dtype in ("bfloat16", "float16") else {}),
         }
 
     def engine(self, first: Request, longest: int | None = None) -> Engine:

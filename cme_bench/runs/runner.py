@@ -179,6 +179,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         manifest = Manifest.open(folder, shared.options, responder)
         plans = [shared.planner.plan(task, responder) for task in shared.tasks]
         _check_truncation(plans, shared.options.max_truncated)
+        responder.engines.check(likelihood=not all(plan.generated for plan in plans))
         manifest.note(notes := _notes(plans, encoder, responder))
         shared.tell(notes)
         manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})

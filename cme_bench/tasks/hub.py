@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from cme_bench.util.errors import CmeError, UsageError
 
 if TYPE_CHECKING:
     import datasets
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubSource(DataSource):
@@ -37,7 +40,20 @@ class HubSource(DataSource):
         """
         path, name = str(spec.config["dataset_path"]), spec.config.get("dataset_name")
         kwargs = dict(spec.config.get("dataset_kwargs") or {})
-        commit = self._commit(path)
+        return self.dataset_rows(path, name, split, kwargs=kwargs)[0]
+
+    def dataset_rows(
+        self,
+        path: str,
+        name: str | None,
+        split: str,
+        *,
+        kwargs: dict[str, Any] | None = None,
+        revision: str | None = None,
+    ) -> tuple[Rows, str]:
+        """Return the rows of a dataset's split at the locked commit of ``revision`` (its newest), and the
+        commit. Raises as :meth:`rows` does."""
+        commit = self._commit(path, revision)
         table = None if kwargs else _cached(path, name, split, commit)
         if table is None:
             if self.offline:
@@ -45,8 +61,8 @@ class HubSource(DataSource):
                     f"dataset {path}: split {split!r} at commit {commit[:8]} is not in the local cache; "
                     "fetch it once without --offline"
                 )
-            table = _load(path, name, split, commit, kwargs)
-        return Rows(table, f"{path}@{commit[:8]}/{split}")
+            table = _load(path, name, split, commit, kwargs or {})
+        return Rows(table, f"{path}@{commit[:8]}/{split}"), commit
 
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
         kept = {key: spec.config[key] for key in ("dataset_path", "dataset_name") if key in spec.config}
@@ -56,15 +72,34 @@ class HubSource(DataSource):
     def revision(self, spec: TaskSpec) -> str | None:
         return self._commit(str(spec.config["dataset_path"]))
 
-    def _commit(self, path: str) -> str:
-        if commit := read_lock(self.lock_file).get(f"datasets/{path}"):
+    def _commit(self, path: str, revision: str | None = None) -> str:
+        key = f"datasets/{path}@{revision}" if revision else f"datasets/{path}"
+        if commit := read_lock(self.lock_file).get(key):
             return commit
+        if revision and _COMMIT.fullmatch(revision):
+            return write_lock(self.lock_file, key, revision)
         if self.offline:
-            raise UsageError(f"dataset {path} is not in {self.lock_file}; fetch it once without --offline")
+            named = key.removeprefix("datasets/")
+            raise UsageError(f"dataset {named} is not in {self.lock_file}; fetch it once without --offline")
         from huggingface_hub import HfApi
 
-        info = from_hub(f"dataset {path}", lambda: HfApi().dataset_info(path))
-        return write_lock(self.lock_file, f"datasets/{path}", str(info.sha))
+        info = from_hub(f"dataset {path}", lambda: HfApi().dataset_info(path, revision=revision))
+        return write_lock(self.lock_file, key, str(info.sha))
+
+
+def hub_rows(named: str, *, offline: bool, lock_file: Path | None = None) -> tuple[Rows, str]:
+    """Return the rows of ``OWNER/NAME[/CONFIG][@REVISION][:SPLIT]`` (by default ``train``), and their commit.
+
+    A revision is resolved once and locked under its name. UsageError for a name of another form, and if the
+    rows are not at hand and ``offline``; CmeError if the hub does not deliver them.
+    """
+    place, _, split = named.partition(":")
+    place, at, revision = place.partition("@")
+    path, _, config = place.rpartition("/") if place.count("/") == 2 else (place, "", "")
+    if path.count("/") != 1 or not all(path.split("/")) or (at and not revision):
+        raise UsageError(f"hub:{named}: write hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]")
+    source = HubSource(lock_file=lock_file, offline=offline)
+    return source.dataset_rows(path, config or None, split or "train", revision=revision or None)
 
 
 def _cached(path: str, name: str | None, split: str, commit: str) -> datasets.Dataset | None:

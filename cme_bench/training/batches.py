@@ -87,6 +87,8 @@ def collate(
             mask[number, here] = 1
             places[number, here] = torch.arange(lengths[i])
             labels[number, here][learnt:] = tokens[learnt:]
+            for a, b in examples[i].get("gaps", ()):
+                labels[number, here][a:b] = IGNORED
             start = here.stop
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     return batch if per_row is None else batch | {"position_ids": places}

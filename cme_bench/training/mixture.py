@@ -76,8 +76,25 @@ class TrainingSet:
     def name(self) -> str:
         return self.template.dataset
 
+    @property
+    def domain(self) -> str:
+        return self.template.domain
+
+    @property
+    def note(self) -> str:
+        return self.template.note
+
+    @property
+    def paraphrases(self) -> int:
+        """The number of ways in which its items are asked."""
+        return len(self.template.paraphrases)
+
     def __len__(self) -> int:
         return sum(len(part.kept) for part in self.parts)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return its parts as ``cme_training.json`` records them."""
+        return [part.describe() for part in self.parts]
 
     def held_out(self) -> TrainingSet:
         """Return the items that are never trained on, as a set of their own; it may be empty."""

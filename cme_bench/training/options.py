@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cme_bench.authoring.new_options import parse_delimiter, parse_quotes
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import (
     BOS_UNKNOWN,
@@ -22,11 +23,21 @@ from cme_bench.util.options import (
 )
 
 DEFAULT_EXPERTS = 4
+DEFAULT_FORMAT: FormatName = "teamlora"
+"""The prompt format of a training, unless its rows have another."""
 SaveDType = Literal["float32", "bfloat16"]
+RowForm = Literal["auto", "instruction", "completion", "messages"]
 Weighting = Literal["proportional", "equal", "temperature"]
 DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learning", "Running"
 """The headings of the options."""
-_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos")
+_READING = ("row_form", "encoding", "delimiter", "quotes")
+"""How files are read: the rows themselves, which count, are the outcome."""
+_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", *_READING)
+
+
+def parse_data(values: list[str]) -> str | tuple[str, ...]:
+    """Return what was typed: one value as it is, several as a tuple."""
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def parse_fields(pairs: list[str]) -> dict[str, Any]:
@@ -56,8 +67,41 @@ class TrainOptions:
     model: Model
     method: Annotated[str, Option(f"{', '.join(packaged_methods())}, or one of a --plugin.")]
     out: Annotated[Path, Option("Folder of the adapter.")]
-    data: Annotated[str, Option("'hub', 'mini', or a folder of DATASET/SPLIT.jsonl.", panel=DATA)] = "hub"
-    datasets: Annotated[str, Option("Comma-separated datasets and domains, or 'all' 22.", panel=DATA)] = "all"
+    data: Annotated[
+        str | tuple[str, ...],
+        Option(
+            "CME's rows: 'hub', 'mini' or a folder of DATASET/SPLIT.jsonl. Or rows of your own: a file "
+            "(jsonl, json, csv, parquet), a folder of them, or hub:OWNER/NAME. Or commonsense-170k=FILE, "
+            "math-14k=FILE. Several with shares: --data cme=DIR=2 --data mine.jsonl=1.",
+            metavar="[NAME=]PLACE[=WEIGHT]",
+            parse=parse_data,
+            panel=DATA,
+        ),
+    ] = "hub"
+    row_form: Annotated[
+        RowForm,
+        Option(
+            "Own rows whose columns fit several forms: what they are. auto: by their columns.", panel=DATA
+        ),
+    ] = "auto"
+    encoding: Annotated[str | None, Option("Of files of own rows that are not UTF-8.", panel=DATA)] = None
+    delimiter: Annotated[
+        str | None,
+        Option("The sign between the fields of a CSV file.", flag="--sep", parse=parse_delimiter, panel=DATA),
+    ] = None
+    quotes: Annotated[
+        bool | None,
+        Option(
+            'Whether quotation marks (") enclose fields of a CSV file, or are characters.',
+            flag="--quote",
+            metavar="yes|no",
+            parse=parse_quotes,
+            panel=DATA,
+        ),
+    ] = None
+    datasets: Annotated[
+        str, Option("Of CME: comma-separated datasets and domains, or 'all' 22.", panel=DATA)
+    ] = "all"
     weighting: Annotated[
         Weighting,
         Option("Share of each dataset: proportional to its size, equal, or size^(1/T).", panel=DATA),
@@ -90,8 +134,13 @@ class TrainOptions:
     ] = field(default_factory=dict)
     prompt_format: Annotated[
         FormatName,
-        Option("Saved with the adapter, and used to evaluate it.", flag="--format", panel=DATA),
-    ] = "teamlora"
+        Option(
+            "Saved with the adapter, and used to evaluate it. auto: chat where rows are messages; plain for "
+            "prompt and completion; llm-adapters for its mixtures; else teamlora.",
+            flag="--format",
+            panel=DATA,
+        ),
+    ] = "auto"
     bos: Annotated[
         BosMode,
         Option(
@@ -142,7 +191,8 @@ class TrainOptions:
 
     def plain(self) -> dict[str, Any]:
         """All arguments as JSON values."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return plain if isinstance(self.data, str) else plain | {"data": list(self.data)}
 
 
 def method_names() -> tuple[str, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.suite import load_suite
 from cme_bench.training.batches import plan_batches
@@ -19,9 +20,18 @@ from cme_bench.training.mixture import (
     load_training_set,
     mixture_weights,
 )
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.options import DEFAULT_FORMAT, TrainOptions
+from cme_bench.training.own_rows import OwnRow
+from cme_bench.training.own_set import OwnSet, load_own
+from cme_bench.training.parts import CME, HUB, DataPart, data_parts
+from cme_bench.training.published import PUBLISHED
 from cme_bench.training.templates import Prompted, load_templates, select_datasets
 from cme_bench.training.tokens import TokenTable, TrainingEncoder
+from cme_bench.util.errors import UsageError
+from cme_bench.util.options import FormatName
+
+ItemSet: TypeAlias = TrainingSet | OwnSet
+"""A part of the mixture: rows of one dataset of CME, or rows of one's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +46,27 @@ class TrainingPlan:
 
 def make_plan(
     options: TrainOptions,
-    source: DataSource,
+    source: DataSource | None,
     encoder: TrainingEncoder,
     *,
     processes: int,
     note: Callable[[str], None],
-    sets: Sequence[TrainingSet] | None = None,
+    sets: Sequence[ItemSet] | None = None,
 ) -> TrainingPlan:
     """Load the rows, draw the mixture, tokenise what is drawn and group it by length.
 
     ``sets``: the rows, where :func:`load_sets` has loaded them already for the same options. Raises
-    UsageError for unknown datasets, missing files and rows that do not fit their template.
+    UsageError for unknown datasets, missing files, rows that do not fit their template, and where every row
+    is left out.
     """
     if sets is None:
         sets = load_sets(options, source, note=note)
+    sets = [s.fitted(encoder.fits, options.max_length) if isinstance(s, OwnSet) else s for s in sets]
+    for own in own_sets(sets):
+        for line in own.left_out:
+            note(line.text(own.origin))
     sizes = [len(s) for s in sets]
-    weights = mixture_weights(sizes, options.weighting, options.temperature)
+    weights = _weights(sets, options)
     per_epoch = options.samples or sum(sizes)
     per_step = options.batch_size * options.accumulate * processes
     total = per_epoch * options.epochs if options.max_steps is None else options.max_steps * per_step
@@ -76,8 +91,8 @@ def make_plan(
         steps = options.max_steps
         batches = batches[: steps * options.accumulate * processes]
     mixture = {
-        "source": source.name,
-        "data": options.data,
+        "source": ", ".join(dict.fromkeys(_source_name(part) for part in data_parts(options.data))),
+        "data": options.plain()["data"],
         "weighting": options.weighting,
         "temperature": options.temperature if options.weighting == "temperature" else None,
         "items_per_epoch": per_epoch,
@@ -89,14 +104,93 @@ def make_plan(
     return TrainingPlan(examples, batches, steps, mixture)
 
 
-def load_sets(options: TrainOptions, source: DataSource, *, note: Callable[[str], None]) -> list[TrainingSet]:
-    """Load the rows of every dataset that the options name, capped and with their held-out items apart."""
-    chosen = select_datasets(load_templates(load_suite()), options.datasets)
-    note(f"reading {len(chosen)} datasets")
-    return [load_training_set(t, source, cap=options.cap, holdout=options.holdout) for t in chosen]
+def load_sets(
+    options: TrainOptions,
+    source: DataSource | None = None,
+    *,
+    note: Callable[[str], None],
+    own: Sequence[OwnSet] | None = None,
+) -> list[ItemSet]:
+    """Load the rows of every dataset of CME that the options name, and one's own rows behind them, capped and
+    with their held-out items apart.
+
+    ``source``: of CME's rows, where it is open; ``own``: the own rows, where they are loaded.
+    """
+    cme = [part for part in data_parts(options.data) if part.kind == CME]
+    if not cme and options.datasets != "all":
+        raise UsageError("--datasets names datasets of CME, and --data has none (add --data cme=DIR)")
+    sets: list[ItemSet] = []
+    for part in cme:
+        chosen = select_datasets(load_templates(load_suite()), options.datasets)
+        note(f"reading {len(chosen)} datasets")
+        opened = source or open_source(part.place, offline=options.offline)
+        sets += [load_training_set(t, opened, cap=options.cap, holdout=options.holdout) for t in chosen]
+    return [*sets, *(load_own_sets(options, note=note) if own is None else own)]
 
 
-def _draw(sets: Sequence[TrainingSet], counts: Sequence[int], total: int, *, seed: int) -> list[list[Draw]]:
+def load_own_sets(options: TrainOptions, *, note: Callable[[str], None]) -> list[OwnSet]:
+    """Load the rows of every part of ``--data`` that is not CME's."""
+    sets: list[OwnSet] = []
+    for part in data_parts(options.data):
+        if part.kind == CME:
+            continue
+        number = sum(each.part.kind == part.kind for each in sets) + 1
+        sets.append(load_own(part, options, name=part.kind if number == 1 else f"{part.kind}-{number}"))
+        for line in sets[-1].notes:
+            note(line)
+    return sets
+
+
+def own_sets(sets: Sequence[ItemSet]) -> list[OwnSet]:
+    """Return those of the sets that are one's own rows."""
+    return [each for each in sets if isinstance(each, OwnSet)]
+
+
+def usual_format(options: TrainOptions, own: Sequence[OwnSet]) -> FormatName:
+    """Return the prompt format of a training: the one that is asked for, or its rows' own.
+
+    Messages need ``chat``. Rows that are all of one kind have that kind's; a mixture has ``teamlora``. Raises
+    UsageError for messages in another format than ``chat``.
+    """
+    asked, messages = options.prompt_format, next((s for s in own if s.form == "messages"), None)
+    if messages is None and asked != "auto":
+        return asked
+    if messages is not None:
+        if asked in ("auto", "chat"):
+            return "chat"
+        raise UsageError(f"--format {asked}: {messages.origin} holds messages, which only chat can show")
+    parts = data_parts(options.data)
+    kinds = {_format_of(s) for s in own} | ({DEFAULT_FORMAT} if len(parts) > len(own) else set())
+    return kinds.pop() if len(kinds) == 1 else DEFAULT_FORMAT
+
+
+def _format_of(own: OwnSet) -> FormatName:
+    if own.part.kind in PUBLISHED:
+        return PUBLISHED[own.part.kind].prompt_format
+    return "plain" if own.form == "completion" else DEFAULT_FORMAT
+
+
+def _source_name(part: DataPart) -> str:
+    """Return what the record calls the place of a part."""
+    if part.kind != CME:
+        return "hub" if part.place.startswith(HUB) else "files"
+    return part.place if part.place in ("hub", "mini") else "folder"
+
+
+def _weights(sets: Sequence[ItemSet], options: TrainOptions) -> list[float]:
+    """Return the share of each set: by ``--weighting``, within the shares of ``--data`` where it has some."""
+    parts = data_parts(options.data)
+    if parts[0].weight is None:
+        return mixture_weights([len(s) for s in sets], options.weighting, options.temperature)
+    total = sum(part.weight or 0.0 for part in parts)
+    own = own_sets(sets)
+    cme = [len(s) for s in sets if not isinstance(s, OwnSet)]
+    inner = mixture_weights(cme, options.weighting, options.temperature) if cme else []
+    share = (parts[0].weight or 0.0) / total
+    return [share * w for w in inner] + [(s.weight or 0.0) / total for s in own]
+
+
+def _draw(sets: Sequence[ItemSet], counts: Sequence[int], total: int, *, seed: int) -> list[list[Draw]]:
     """Draw epochs until there are ``total``; the last epoch may be cut short."""
     names, sizes = [s.name for s in sets], [len(s) for s in sets]
     epochs: list[list[Draw]] = []
@@ -105,12 +199,12 @@ def _draw(sets: Sequence[TrainingSet], counts: Sequence[int], total: int, *, see
     return epochs
 
 
-def _prompts(sets: Sequence[TrainingSet], draws: Sequence[Draw]) -> Iterator[Prompted]:
+def _prompts(sets: Sequence[ItemSet], draws: Sequence[Draw]) -> Iterator[Prompted | OwnRow]:
     return (sets[draw.dataset].prompted(draw.index, draw.turn) for draw in draws)
 
 
 def _describe(
-    sets: Sequence[TrainingSet], weights: Sequence[float], draws: Sequence[Draw], examples: TokenTable
+    sets: Sequence[ItemSet], weights: Sequence[float], draws: Sequence[Draw], examples: TokenTable
 ) -> list[dict[str, Any]]:
     owner = np.array([draw.dataset for draw in draws])
     described = []
@@ -119,15 +213,15 @@ def _describe(
         described.append(
             {
                 "dataset": loaded.name,
-                "domain": loaded.template.domain,
+                "domain": loaded.domain,
                 "items": len(loaded),
                 "weight": weight,
                 "examples": int(mine.sum()),
                 "tokens": int(examples.lengths[mine].sum()),
                 "target_tokens": int(examples.target_lengths[mine].sum()),
-                "paraphrases": len(loaded.template.paraphrases),
-                "note": loaded.template.note,
-                "parts": [part.describe() for part in loaded.parts],
+                "paraphrases": loaded.paraphrases,
+                "note": loaded.note,
+                "parts": loaded.describe(),
             }
         )
     return described

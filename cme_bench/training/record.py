@@ -14,6 +14,7 @@ from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.prompts.bos import Bos
 from cme_bench.runs.identity import short
 from cme_bench.training.options import TrainOptions
+from cme_bench.training.parts import data_parts
 from cme_bench.training.tokens import TrainingEncoder
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
@@ -32,6 +33,9 @@ def identity(
         for dataset in mixture["datasets"]
         for part in dataset["parts"]
     }
+    weights = [part.weight for part in data_parts(options.data)]
+    if weights[0] is not None:
+        data["weights"] = ", ".join(map(str, weights))
     return {
         "base": base.hash,
         "data": data,

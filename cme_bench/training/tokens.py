@@ -5,17 +5,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cme_bench.engines.base import TokenIds
 from cme_bench.prompts.bos import Bos, decide_bos, model_types
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import truncate
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.conversations import render, tokenise
+from cme_bench.training.options import DEFAULT_FORMAT, TrainOptions
+from cme_bench.training.own_rows import Completion, Conversation, Instruction, OwnRow
 from cme_bench.training.templates import Prompted
 from cme_bench.util.errors import UsageError
 
@@ -28,13 +31,15 @@ _BATCH = 2048
 class Example:
     """``ids``: source then target; the first ``source_length`` of them are not learnt.
 
-    ``cut_source``, ``cut_target``: tokens that did not fit.
+    ``cut_source``, ``cut_target``: tokens that did not fit. ``gaps``: [start, stop) of the tokens behind the
+    source that are not learnt either: what others say between two answers.
     """
 
     ids: tuple[int, ...]
     source_length: int
     cut_source: int = 0
     cut_target: int = 0
+    gaps: tuple[tuple[int, int], ...] = ()
 
 
 class TrainingEncoder:
@@ -69,28 +74,85 @@ class TrainingEncoder:
             return self.encoder.encode([end], special=False)[end]
         return (int(tokenizer.eos_token_id),)
 
-    def texts(self, prompted: Prompted) -> tuple[str, str]:
+    def texts(self, asked: Prompted | Instruction | Completion) -> tuple[str, str]:
         """Return source and target as they are tokenised."""
+        if isinstance(asked, Completion) and self.format.render is None:
+            return asked.prompt, asked.completion
+        source = asked.source if isinstance(asked, Prompted) else asked.asked
         if self.format.render is None:
-            return prompted.source, f" {prompted.target}"
-        return self.format.render([{"role": "user", "content": prompted.source}]), prompted.target
+            return source, asked.target if asked.target[:1].isspace() else f" {asked.target}"
+        message = {"role": "user", "content": source}
+        if self.format.takes_input and isinstance(asked, Instruction):
+            message |= {"content": asked.instruction, "input": asked.input}
+        return self.format.render([message]), asked.target
 
-    def encode(self, prompts: Iterable[Prompted]) -> Iterator[Example]:
-        """Yield the examples, in order; texts are tokenised a few thousand at a time."""
+    def encode(self, prompts: Iterable[Prompted | OwnRow]) -> Iterator[Example]:
+        """Yield the examples, in order; texts are tokenised a few thousand at a time.
+
+        Raises UsageError for a conversation that the chat template does not show as it is.
+        """
         stream = iter(prompts)
-        while batch := [self.texts(prompted) for prompted in islice(stream, _BATCH)]:
-            rendered = self.format.renders_bos
-            sources = self.encoder.encode((source for source, _ in batch), rendered=rendered)
-            targets = self.encoder.encode((target for _, target in batch), special=False)
-            for source, target in batch:
-                yield self._fit(sources[source], targets[target] + self.end)
+        while batch := list(islice(stream, _BATCH)):
+            chats = self._conversations([each for each in batch if isinstance(each, Conversation)])
+            pairs = self._pairs([each for each in batch if not isinstance(each, Conversation)])
+            for each in batch:
+                yield next(chats if isinstance(each, Conversation) else pairs)
+
+    def _pairs(self, asked: Sequence[Prompted | Instruction | Completion]) -> Iterator[Example]:
+        batch = [self.texts(each) for each in asked]
+        sources = self.encoder.encode((source for source, _ in batch), rendered=self.format.renders_bos)
+        targets = self.encoder.encode((target for _, target in batch), special=False)
+        for source, target in batch:
+            yield self._fit(sources[source], self._ended(targets[target]))
+
+    def _ended(self, target: Sequence[int]) -> tuple[int, ...]:
+        """Return an answer with its end, once: rows may have it written out."""
+        ended = tuple(target[-len(self.end) :]) == self.end
+        return tuple(target) if ended else (*target, *self.end)
+
+    def _conversations(self, chats: Sequence[Conversation]) -> Iterator[Example]:
+        if not chats:
+            return
+        template = self.format.template
+        assert template is not None  # resolved_format sees to it
+        end = template.end_of_answer()
+        rendered = [render(chat, template, end) for chat in chats]
+        for ids, spans in tokenise(rendered, self.encoder, self.end[-1], renders_bos=self.format.renders_bos):
+            yield self._fit_conversation(ids, spans)
+
+    def _fit_conversation(self, ids: TokenIds, spans: Sequence[tuple[int, int]]) -> Example:
+        """Cut a conversation from its left, where it is too long: the last answer stays whole."""
+        begin = self.encoder.kept(ids, self.max_length)
+        cut = max(0, len(ids) - self.max_length)
+        kept = truncate(ids, self.max_length, begin)
+        moved = [(max(start - cut, begin), stop - cut) for start, stop in spans if stop - cut > begin]
+        learnt = sum(stop - start for start, stop in moved)
+        lost = sum(stop - start for start, stop in spans) - learnt
+        gaps = tuple((a, b) for (_, a), (b, _) in pairwise(moved))
+        return Example(kept, moved[0][0], cut - lost, lost, gaps)
+
+    def fits(self, rows: Sequence[OwnRow]) -> list[bool]:
+        """Return of each row whether its (last) answer fits with a token of its prompt.
+
+        A token stands for one byte at least, so few answers need to be tokenised for it.
+        """
+        most = self.max_length - self.encoder.prefix_length - 1 - len(self.end)
+        verdicts = [len(row.target.encode(errors="replace")) + 1 <= most for row in rows]
+        doubtful = [row.target for row, fine in zip(rows, verdicts, strict=True) if not fine]
+        lengths: dict[str, int] = {}
+        for start in range(0, len(doubtful), _BATCH):
+            known = self.encoder.encode(doubtful[start : start + _BATCH], special=False)
+            lengths |= {text: len(ids) for text, ids in known.items()}
+        return [fine or lengths[row.target] + 1 <= most for row, fine in zip(rows, verdicts, strict=True)]
 
     def _fit(self, source: Sequence[int], target: Sequence[int]) -> Example:
         least = self.encoder.prefix_length + 1
         kept_target = tuple(target[: self.max_length - least])
         room = self.max_length - len(kept_target)
         kept = truncate(tuple(source), room, self.encoder.kept(tuple(source), room))
-        return Example(kept + kept_target, len(kept), len(source) - len(kept), len(target) - len(kept_target))
+        return Example(
+            (*kept, *kept_target), len(kept), len(source) - len(kept), len(target) - len(kept_target)
+        )
 
     def describe(self) -> dict[str, Any]:
         """Return the tokenisation as ``cme_training.json`` records it."""
@@ -111,16 +173,21 @@ def training_encoder(options: TrainOptions, tokenizer: Any, config: Any) -> Trai
     Raises UsageError as :class:`TrainingEncoder` does, and where ``--bos`` cannot be honoured.
     """
     bos = decide_bos(tokenizer, options.bos, model_types=model_types(config))
-    return TrainingEncoder(tokenizer, options.prompt_format, options.max_length, bos)
+    name = DEFAULT_FORMAT if options.prompt_format == "auto" else options.prompt_format
+    return TrainingEncoder(tokenizer, name, options.max_length, bos)
 
 
 class TokenTable:
-    """Examples in three flat arrays; ``table[i]`` is ``{"ids": int32 array, "source_length": int}``."""
+    """Examples in three flat arrays; ``table[i]`` is ``{"ids": int32 array, "source_length": int}``, with
+    ``gaps`` where an example has some."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
         ids, starts, sources = array("i"), array("q", [0]), array("i")
         self.cut_sources = self.cut_targets = 0
+        self._gaps: dict[int, tuple[tuple[int, int], ...]] = {}
         for example in examples:
+            if example.gaps:
+                self._gaps[len(sources)] = example.gaps
             ids.extend(example.ids)
             starts.append(len(ids))
             sources.append(example.source_length)
@@ -135,7 +202,8 @@ class TokenTable:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         start, stop = self._starts[index], self._starts[index + 1]
-        return {"ids": self._ids[start:stop], "source_length": int(self._sources[index])}
+        found = {"ids": self._ids[start:stop], "source_length": int(self._sources[index])}
+        return found | {"gaps": self._gaps[index]} if index in self._gaps else found
 
     @property
     def highest(self) -> int:
@@ -150,4 +218,7 @@ class TokenTable:
     @property
     def target_lengths(self) -> NDArray[np.int64]:
         """Tokens of each example that are learnt."""
-        return self.lengths - self._sources
+        learnt = self.lengths - self._sources
+        for index, gaps in self._gaps.items():
+            learnt[index] -= sum(stop - start for start, stop in gaps)
+        return learnt

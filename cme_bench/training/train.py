@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,17 +39,23 @@ from cme_bench.models.load import (
 )
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
-from cme_bench.tasks.open_source import open_source
 from cme_bench.training import record
 from cme_bench.training.batches import collate, pad_token, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
-from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.packing import check_packing
-from cme_bench.training.plan import TrainingPlan, make_plan
+from cme_bench.training.plan import (
+    ItemSet,
+    TrainingPlan,
+    load_own_sets,
+    load_sets,
+    make_plan,
+    own_sets,
+    usual_format,
+)
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
@@ -66,7 +73,7 @@ def train(
     options: TrainOptions,
     listener: Listener | None = None,
     *,
-    sets: Sequence[TrainingSet] | None = None,
+    sets: Sequence[ItemSet] | None = None,
 ) -> Path:
     """Train an adapter and return its folder.
 
@@ -86,14 +93,18 @@ def train(
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
     tokenizer = load_tokenizer(base)
+    own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
+    options = replace(options, prompt_format=usual_format(options, own))
     encoder = training_encoder(options, tokenizer, config)
+    if own:
+        listener.note(f"prompt format: {encoder.format.name}")
     if encoder.encoder.bos.warning is not None:
         listener.note(f"note: {encoder.encoder.bos.warning}")
     for note in encoder.format.notes:
         listener.note(f"note: {note}")
-    source = open_source(options.data, offline=options.offline)
+    sets = load_sets(options, note=listener.note, own=own) if sets is None else sets
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    plan = make_plan(options, source, encoder, processes=processes, note=listener.note, sets=sets)
+    plan = make_plan(options, None, encoder, processes=processes, note=listener.note, sets=sets)
     _note_plan(plan, listener)
     peft_config = adapter_config(options, config, steps=plan.steps)
     check_vocabulary(tokenizer, embeddings(config), plan.examples.highest, model=str(base.path))

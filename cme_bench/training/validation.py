@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from cme_bench.models.load import choose_device, choose_dtype, load_config, load
 from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.training.batches import collate, pad_token
 from cme_bench.training.loss import target_loss
-from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import ItemSet, own_sets, usual_format
 from cme_bench.training.tokens import TokenTable, TrainingEncoder, training_encoder
 
 
@@ -29,7 +29,7 @@ class Validation:
     target_tokens: int
 
 
-def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) -> Validation:
+def validate(adapter: Path, options: TrainOptions, sets: Sequence[ItemSet]) -> Validation:
     """Score the held-out items of ``sets`` with the adapter that ``options`` trained, each asked in its first
     way.
 
@@ -38,6 +38,7 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
     base = resolve_model(options.model, offline=options.offline)
     config, device = load_config(base), choose_device()
     tokenizer = load_tokenizer(base)
+    options = replace(options, prompt_format=usual_format(options, own_sets(sets)))
     encoder = training_encoder(options, tokenizer, config)
     pad = pad_token(tokenizer, embeddings(config))
     tables = [_tokens(held, encoder) for held in (s.held_out() for s in sets) if len(held)]
@@ -63,5 +64,5 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[TrainingSet]) 
     )
 
 
-def _tokens(held: TrainingSet, encoder: TrainingEncoder) -> TokenTable:
+def _tokens(held: ItemSet, encoder: TrainingEncoder) -> TokenTable:
     return TokenTable(encoder.encode(held.prompted(i, 0) for i in range(len(held))))

@@ -48,10 +48,10 @@ class Option:
 
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-FormatName = Literal["auto", "chat", "plain", "teamlora"]
+FormatName = Literal["auto", "chat", "plain", "teamlora", "alpaca", "llm-adapters"]
 BosMode = Literal["auto", "always", "never"]
 BOS_UNKNOWN = "--bos {value}: unknown{hint} ({known})"
-Engine = Literal["hf", "vllm", "ray"]
+Engine = Literal["hf", "vllm", "ray", "server"]
 TableFormat = Literal["md", "latex", "html", "csv"]
 TABLE_FORMAT_UNKNOWN = "unknown table format {value!r}{hint}; one of {known}"
 Worker = Literal["hf", "vllm"]

@@ -45,15 +45,21 @@ def _git(*command: str) -> str:
 
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-_TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SECRET_LENGTH = 6
+"""A shorter one is a stand-in, which servers without a key ask for, and may stand in any text."""
+_TOKEN_VARIABLES = {
+    "HF_TOKEN": "(hub token)",
+    "HUGGING_FACE_HUB_TOKEN": "(hub token)",
+    "OPENAI_API_KEY": "(key)",
+}
 
 
 def without_secrets(text: str) -> str:
     """Return ``text`` as it may be recorded: without the hub's tokens, known by their form or from the
-    environment."""
-    for name in _TOKEN_VARIABLES:
-        if value := os.environ.get(name):
-            text = text.replace(value, "(hub token)")
+    environment, and without a server's key."""
+    for name, said in _TOKEN_VARIABLES.items():
+        if len(value := os.environ.get(name, "")) >= _SECRET_LENGTH:
+            text = text.replace(value, said)
     return _TOKEN.sub("(hub token)", text)
 
 

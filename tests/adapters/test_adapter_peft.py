@@ -39,7 +39,10 @@ def test_registering_twice_changes_nothing() -> None:
 def test_new_adapter_equals_base_bit_for_bit(method: str, base: LlamaForCausalLM, ids: Tensor) -> None:
     wanted = base(ids).logits
     model = get_peft_model(base, CONFIGS[method](r=3))
-    assert torch.equal(model(ids).logits, wanted)
+    if method == "mixlora":  # a weighted sum of equal blocks
+        torch.testing.assert_close(model(ids).logits, wanted, atol=1e-5, rtol=1e-5)
+    else:
+        assert torch.equal(model(ids).logits, wanted)
 
 
 @pytest.mark.parametrize("method", CONFIGS)

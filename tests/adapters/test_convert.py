@@ -108,7 +108,10 @@ FIRST = f"base_model.model.{MODULES[2]}"
         ({f"{FIRST}.lora_A.weight": torch.ones(7, 40)}, "rank 7 does not divide into 4 experts"),
         ({f"{FIRST}.lora_A.weight": torch.ones(7)}, "lora_A has shape [7], not two dimensions"),
         ({f"{FIRST}.lora_B2.weight": torch.ones(24, 3)}, "lora_B2 has shape [24, 3]"),
-        ({f"{FIRST}.lora_route.fc.bias": torch.ones(4)}, "lora_route.fc.bias is not in the authors' layout"),
+        (
+            {f"{FIRST}.lora_route.fc.bias": torch.ones(4)},
+            "lora_route.fc.bias is not in the layout teamlora-2024-08",
+        ),
         ({f"{FIRST}.lora_A.other.weight": torch.ones(8, 40)}, "twice, under two adapter names"),
         ({f"{FIRST}.lora_B{i}.weight": None for i in range(1, 4)}, "has 1 lora_B"),
         (
@@ -134,7 +137,7 @@ def test_pickles_and_missing_files(tmp_path: Path) -> None:
         import_authors(tmp_path, tmp_path / "ours", "org/base")
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     for source in (tmp_path, tmp_path / "adapter_model.bin"):
-        with pytest.raises(UsageError, match=r"adapter_model\.bin is a pickle file"):
+        with pytest.raises(UsageError, match=r"adapter_model\.bin cannot be read as tensors alone"):
             import_authors(source, tmp_path / "ours", "org/base")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(UsageError, match="not a readable safetensors file"):
@@ -149,7 +152,12 @@ def test_commands(tmp_path: Path) -> None:
         adapters, ["import", str(source), "-o", str(out), "--base", str(tmp_path / "base")]
     )
     assert run.exit_code == 0
-    assert run.output.splitlines() == ["4 experts of rank 2, scale 8", str(out)]
+    assert run.output.splitlines() == [
+        "layout teamlora-2024-08 (the authors' layer of TeamLoRA, published 2024-08-19)",
+        "teamlora, 4 experts of rank 2, scale 8, lora_alpha / r times the number of experts "
+        "(r the rank of all of them together)",
+        str(out),
+    ]
     run = CliRunner().invoke(adapters, ["describe", str(out)])
     assert run.exit_code == 0
     rows = dict(line.split(maxsplit=1) for line in run.output.splitlines() if not line.startswith("of base"))

@@ -37,6 +37,11 @@ def moslora(x: Tensor, t: Tensors, k: int, r: int, alpha: float) -> Tensor:
     return alpha / r * (x @ t["down"].T @ t["mixer"].T @ t["up"].T)
 
 
+def mixlora(x: Tensor, t: Tensors, k: int, r: int, alpha: float) -> Tensor:
+    """(alpha / r) x A B, which MixLoRA puts on linears outside the feed-forward block."""
+    return alpha / r * (x @ t["down"].T @ t["up"].T)
+
+
 def teamlora(x: Tensor, t: Tensors, k: int, r: int, alpha: float) -> Tensor:
     """z = x A; phi = softmax(x S); omega = M phi; (alpha / r) sum_i omega_i z_i B_i."""
     z = x @ t["down"].T

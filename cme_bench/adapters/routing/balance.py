@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.routing.hooks import Heard, routing_hooks
+from cme_bench.adapters.routing.top_k import switch_penalty
 
 
 def balance_penalty(omega: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -45,6 +46,8 @@ class BalanceTape:
     def loss(self, coefficient: float | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Return the mean penalty over the heard layers, times ``coefficient``; add it to the training loss.
 
+        MixLoRA's is one penalty over the tokens of all layers together.
+
         Args:
             coefficient: Weight; None takes each adapter's ``balance_coefficient``.
             mask: (batch, length), 1 for tokens that count; None takes what each forward pass was given.
@@ -63,8 +66,14 @@ class BalanceTape:
             (h.config.balance_coefficient if coefficient is None else coefficient)
             * balance_penalty(h.routing.omega, h.mask if mask is None else mask).to(device)
             for h in heard
+            if h.config.balance == "shares"
         ]
-        return torch.stack(penalties).mean()
+        total = torch.stack(penalties).mean() if penalties else torch.zeros((), device=device)
+        if together := [h for h in heard if h.config.balance == "switch"]:
+            masks = [h.mask if mask is None else mask for h in together]
+            weight = together[0].config.balance_coefficient if coefficient is None else coefficient
+            total = total + weight * switch_penalty([h.routing for h in together], masks).to(device)
+        return total
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.shared.config import AdapterConfig, is_int
@@ -17,6 +18,9 @@ class RoutedConfig(AdapterConfig):
         balance_coefficient: Weight of the load-balance loss that ``balance_tape(model)`` computes; 0 for
             none.
     """
+
+    balance: ClassVar[str] = "shares"
+    """The load-balance loss: "shares" (``balance_penalty``) or "switch" (``switch_penalty``)."""
 
     num_experts: int = field(default=4, metadata={"help": "Number of experts, at least 2."})
     balance_coefficient: float = field(default=0.0, metadata={"help": "Weight of the load-balance loss."})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.registry import routed_names
 from cme_bench.adapters.routing.config import RoutedConfig
-from cme_bench.adapters.routing.layer import RoutedLinear
+from cme_bench.adapters.routing.layer import RoutedLayer
 from cme_bench.adapters.routing.router import Routing
 
 
@@ -43,7 +43,7 @@ def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterat
     Raises AdapterError if the model has no routed layer.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = {name: module for name, module in base.named_modules() if isinstance(module, RoutedLinear)}
+    layers = {name: module for name, module in base.named_modules() if isinstance(module, RoutedLayer)}
     if not layers:
         raise AdapterError(f"this model has no routed adapter ({', '.join(routed_names())})")
     decoder = getattr(base, "base_model", base)
@@ -57,7 +57,7 @@ def routing_hooks(model: nn.Module, callback: Callable[[Heard], None]) -> Iterat
     def drop_mask(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         masks.clear()
 
-    def listener(layer: str, module: RoutedLinear[Any]) -> Callable[[str, Routing], None]:
+    def listener(layer: str, module: RoutedLayer) -> Callable[[str, Routing], None]:
         def hear(adapter: str, routing: Routing) -> None:
             if _in_backward():
                 return

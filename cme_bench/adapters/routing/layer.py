@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,21 @@ RoutingListener = Callable[[str, Routing], None]
 """Called with the adapter's name and the routing, once for every forward pass through a layer."""
 
 
-class RoutedLinear(AdapterLinear[Routed]):
+class RoutedLayer:
+    """A layer behind a per-token router, which tells each listener the routing of every forward pass."""
+
+    routing_listeners: tuple[RoutingListener, ...] = ()
+    settings: dict[str, Any]
+
+    def tell(self, adapter_name: str, routing: Routing) -> None:
+        """Call every listener."""
+        for listener in self.routing_listeners:
+            listener(adapter_name, routing)
+
+
+class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
     """A linear layer with low-rank experts behind a per-token router: parameters down, up, router, perhaps
     more."""
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Routed) -> None:
-        self.routing_listeners: tuple[RoutingListener, ...] = ()
-        super().__init__(base_layer, adapter_name, config)
 
     def reset(self, adapter_name: str) -> None:
         """Start as every adapter does; the router starts like ``down``."""
@@ -50,8 +58,7 @@ class RoutedLinear(AdapterLinear[Routed]):
         """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
         config = self.settings[adapter_name]
         z, routing = self._latent_and_routing(x, adapter_name)
-        for listener in self.routing_listeners:
-            listener(adapter_name, routing)
+        self.tell(adapter_name, routing)
         return gated_up(
             z,
             self.held("up", adapter_name),

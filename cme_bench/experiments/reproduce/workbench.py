@@ -25,9 +25,8 @@ from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
-from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.plan import load_sets
+from cme_bench.training.plan import ItemSet, load_sets
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
 from cme_bench.util.errors import UsageError
@@ -77,7 +76,7 @@ class Workbench:
     # ---- trainings
 
     @functools.cached_property
-    def sets(self) -> Sequence[TrainingSet]:
+    def sets(self) -> Sequence[ItemSet]:
         """The rows of the mixture; loading them takes longer than a short training."""
         options = self.training_options(next(iter(self.recipe.rows)), Path(), rate=1.0, steps=1, seed=0)
         return load_sets(options, open_source(self.recipe.data, offline=self.offline), note=lambda _: None)

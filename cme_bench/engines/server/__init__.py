@@ -1,0 +1,1 @@
+"""A served model: an OpenAI-compatible server of completions, asked over HTTP."""
