@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
 from cme_bench.harness.compiled_templates import keep_compiled
 from cme_bench.harness.texts import LMEvalTexts
-from cme_bench.prompts.items import DEFAULT_NEW_TOKENS, GREEDY_KEYS
+from cme_bench.prompts.generation import DEFAULT_NEW_TOKENS, SAMPLING_KEYS
 from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         max_new_tokens: int = settings.pop("max_gen_toks")
         stop = self._stop(None if self._think_end_token else settings["until"])
         del settings["until"]
-        if unknown := sorted(settings.keys() - GREEDY_KEYS):
+        if unknown := sorted(settings.keys() - SAMPLING_KEYS):
             raise UsageError(f"unsupported generation settings: {', '.join(unknown)}")
         room = self.max_length - max_new_tokens
         if room < 1:

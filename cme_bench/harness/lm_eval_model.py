@@ -25,7 +25,7 @@ from cme_bench.models.checkpoint import config_folder, resolve_model
 from cme_bench.models.hub_name import parse_hub_name
 from cme_bench.models.packaged import adapter_folder
 from cme_bench.prompts.bos import decide_bos, model_types
-from cme_bench.prompts.items import DEFAULT_NEW_TOKENS
+from cme_bench.prompts.generation import DEFAULT_NEW_TOKENS
 from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:

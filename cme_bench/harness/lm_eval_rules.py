@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
@@ -70,7 +71,7 @@ def _check_fewshot(config: Mapping[str, Any], fail: Fail) -> None:
 
 
 def _check_generation(settings: Mapping[str, Any], fail: Fail) -> None:
-    """Check that decoding is greedy, with stop strings and a limit of one token or more."""
+    """Check how answers are decoded: stop strings, a limit of one token or more, numbers of sampling."""
     for key in settings:
         if key not in table.GENERATION_KEYS:
             known = ", ".join(table.GENERATION_KEYS)
@@ -80,20 +81,35 @@ def _check_generation(settings: Mapping[str, Any], fail: Fail) -> None:
         value = settings.get(key)
         if value is not None and not (str(value).isdecimal() and int(value) > 0):
             fail(f"generation_kwargs.{key}", f"'{key}' must be a whole number of 1 or more, not {value!r}")
-    temperature = settings.get("temperature") or 0
-    try:
-        sampled = settings.get("do_sample", float(temperature) > 0)
-    except (TypeError, ValueError):
-        fail("generation_kwargs.temperature", f"'temperature' must be a number, not {temperature!r}")
-    if sampled:
-        key = "do_sample" if "do_sample" in settings else "temperature"
-        fail(f"generation_kwargs.{key}", "only greedy generation is supported (do_sample: false)")
+    _check_sampling(settings, fail)
     if settings.get("num_beams", 1) != 1:
         fail("generation_kwargs.num_beams", "only greedy generation is supported, no beam search")
     until = settings.get("until")
     texts = until if isinstance(until, list) else [until] if until is not None else []
     if not all(isinstance(text, str) for text in texts):
         fail("generation_kwargs.until", f"'until' must be a text or a list of texts, not {until!r}")
+
+
+_SAMPLING: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a number of 0 or more", lambda value: 0 <= value < math.inf),
+    "top_p": ("a number above 0, 1 at most", lambda value: 0 < value <= 1),
+    "top_k": ("a whole number", lambda value: value == int(value)),
+    "min_p": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+}
+
+
+def _check_sampling(settings: Mapping[str, Any], fail: Fail) -> None:
+    sampled = settings.get("do_sample")
+    if sampled is not None and not isinstance(sampled, bool):
+        fail("generation_kwargs.do_sample", f"'do_sample' must be true or false, not {sampled!r}")
+    for key, (kind, fits) in _SAMPLING.items():
+        value = settings.get(key)
+        try:
+            right = value is None or (not isinstance(value, bool) and fits(float(value)))
+        except (TypeError, ValueError, OverflowError):
+            right = False
+        if not right:
+            fail(f"generation_kwargs.{key}", f"'{key}' must be {kind}, not {value!r}")
 
 
 def _check_filters(values: Mapping[str, Any], fail: Fail) -> None:

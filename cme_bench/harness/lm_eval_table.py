@@ -42,7 +42,7 @@ TASK_KEYS: Mapping[str, Rule] = {
         target_delimiter fewshot_delimiter fewshot_config num_fewshot output_type generation_kwargs
         metric_list filter_list gen_prefix metadata"""
     ),
-    "repeats": Rule("honoured", "answers are greedy, so that every repeat is the first"),
+    "repeats": Rule("honoured", "greedy answers are all the first; it is asked once"),
     "task_alias": NO_EFFECT,
     "should_decontaminate": NO_EFFECT,
     "doc_to_decontamination_query": NO_EFFECT,
@@ -87,14 +87,13 @@ OUTPUT_TYPES: Mapping[str, Rule] = {
     "loglikelihood_rolling": Rule("refused", "whole texts are not scored (no windows over long texts)"),
 }
 
-_GREEDY = Rule("no effect", "answers are greedy")
 GENERATION_KEYS: Mapping[str, Rule] = {
     **_honoured("until max_gen_toks max_new_tokens max_tokens max_completion_tokens"),
-    "do_sample": Rule("honoured", "false only: answers are greedy"),
-    "temperature": Rule("honoured", "0 only, or with do_sample: false"),
-    "top_p": _GREEDY,
-    "top_k": _GREEDY,
-    "min_p": _GREEDY,
+    "do_sample": Rule("honoured", "true needs a temperature"),
+    "temperature": Rule("honoured", "above 0 it samples, unless do_sample is false"),
+    "top_p": HONOURED,
+    "top_k": HONOURED,
+    "min_p": Rule("honoured", "0 only where answers are sampled"),
     "num_beams": Rule("honoured", "1 only: there is no beam search"),
 }
 """Settings of generation; lm-eval passes any others on to its engine."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from cme_bench.prompts.thinking import Thinker, ThinkingMode, find_thinker
 from cme_bench.util.errors import UsageError, first_line
 
 Message: TypeAlias = Mapping[str, str]
@@ -35,11 +36,13 @@ class ChatTemplate:
     ``system``: whether the user gave a system prompt. A template that refuses a system turn, or leaves it
     out, gets what stands there (a task's description) at the head of the first user turn. Raises
     ChatTemplateError for a template that fails on one question or leaves it out, for several templates of
-    which none is the default, and for ``system`` where the template has no place for it.
+    which none is the default, and for ``system`` where the template has no place for it. ``mode``: whether
+    the model thinks; as the template has it, unless that is set.
     """
 
     def __init__(self, tokenizer: Any, *, system: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.mode: ThinkingMode = "template"
         self.name = str(tokenizer.name_or_path or "the model")
         self.source = self._source()
         self._try_question()
@@ -96,11 +99,29 @@ class ChatTemplate:
                 f"{self.name}: its chat template {self._turns_fault}; use --shots 0 or --format plain"
             )
         try:
-            return self._render(turns, add_generation_prompt)
+            text = self._render(turns, add_generation_prompt)
         except Exception as error:  # a template may raise anything
             if self._always_fails(turns, add_generation_prompt):
                 raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
             raise ValueError(f"the chat template of {self.name} refuses it ({_reason(error)})") from error
+        return text + self._ending if add_generation_prompt else text
+
+    @property
+    def _ending(self) -> str:
+        """What a prompt needs at its end, so that thinking is on or off."""
+        return "" if self.mode == "template" or self.thinker is None else self.thinker.ending(self.mode)
+
+    @functools.cached_property
+    def thinker(self) -> Thinker | None:
+        """How it lets the model think; None if it does not."""
+        return find_thinker(self.source, self._render_with)
+
+    def _render_with(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        turns = _without_system(messages) if self.moves_system else messages
+        text = self.tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True, **self._date, **variables
+        )
+        return str(text)
 
     def conversation(self, messages: Sequence[Message]) -> str:
         """Return a whole conversation, with what the template puts after its last turn.
@@ -137,7 +158,13 @@ class ChatTemplate:
         )
 
     def _apply(self, messages: Sequence[Message], **switches: bool) -> str:
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, **switches, **self._date)
+        told: Mapping[str, Any] = {}
+        if self.mode != "template" and self.thinker is not None and self.thinker.switch is not None:
+            messages = self.thinker.switch.told(messages, self.mode)
+            told = self.thinker.switch.variables(self.mode)
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tokenize=False, **switches, **self._date, **told
+        )
         return str(text)
 
     @functools.cached_property

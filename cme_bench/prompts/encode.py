@@ -69,6 +69,13 @@ class Encoder:
         )["input_ids"]
         return {text: tuple(row) for text, row in zip(distinct, ids, strict=True)}
 
+    def encode_behind(self, text: str) -> TokenIds:
+        """Return the ids of a text behind another: without what a tokenizer puts before a first word."""
+        if not text:
+            return ()
+        before, both = (self._bare([words])[words] for words in ("a", f"a{text}"))
+        return both[len(before) :] if both[: len(before)] == before else self._bare([text])[text]
+
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]], policy: Policy, *, rendered: bool = False
     ) -> list[tuple[TokenIds, TokenIds]]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from cme_bench.prompts.alpaca import ALPACA, LLM_ADAPTERS
 from cme_bench.prompts.chat import ChatTemplate, Message
+from cme_bench.prompts.thinking import Thinking, decide_thinking
 from cme_bench.util.errors import UsageError
 from cme_bench.util.options import FormatName, check_choice
 
@@ -31,7 +32,8 @@ class PromptFormat:
     lm-eval does. ``system``: what a chat begins with; its hash is part of ``name``, so that two of them are
     two formats. ``template``: the chat template behind ``render``, if it is one. ``notes``: what a user must
     know of it. ``takes_input``: whether a message may hold an ``input`` beside its content, which gets a
-    place of its own; elsewhere the input is a further line of the content.
+    place of its own; elsewhere the input is a further line of the content. ``thinking``: what was decided of
+    thoughts, where the template has some.
     """
 
     name: str
@@ -41,6 +43,7 @@ class PromptFormat:
     template: ChatTemplate | None = None
     notes: tuple[str, ...] = ()
     takes_input: bool = False
+    thinking: Thinking | None = None
 
     @property
     def renders_bos(self) -> bool:
@@ -57,21 +60,27 @@ def resolve_format(
     generated: bool,
     system: str | None = None,
     described: bool = False,
+    thinking: str | None = None,
 ) -> PromptFormat:
     """Return the format called ``name`` for this tokenizer.
 
     ``auto`` is the format saved with the adapter (``saved``) if there is one; else the one that the task's
     file names (``own``); else ``chat`` for generated tasks of a model with a chat template; else ``plain``.
-    ``described``: whether the task has a description.
-    Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails whatever
-    the row, and for a ``system`` prompt in another format or in a template that has no place for it.
+    ``described``: whether the task has a description. ``thinking``: auto, on, off or template
+    (:func:`~cme_bench.prompts.thinking.decide_thinking`); None leaves thoughts to the template and gives them
+    no budget. Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails
+    whatever the row, for a ``system`` prompt in another format or in a template that has no place for it, and
+    for thinking ``on`` where there is none.
     """
     check_choice(name, FormatName, "prompt format")
+    asked = name
     has_template = bool(getattr(tokenizer, "chat_template", None))
     if name == "auto":
         name = saved or own or ("chat" if generated and has_template else "plain")
     if system and name != "chat":
         raise UsageError(f"--system: prompt format {name!r} has no place for it; use --format chat")
+    if thinking == "on" and generated and name != "chat":
+        raise UsageError(f"--thinking on: prompt format {name!r} has no thoughts; use --format chat")
     if name == "plain":
         return PromptFormat("plain", "joint", None)
     if name == "teamlora":
@@ -81,11 +90,26 @@ def resolve_format(
     if not has_template:
         raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")
     template = ChatTemplate(tokenizer, system=bool(system))
+    trained = asked == "auto" and saved == "chat"
+    decided = None if thinking is None else _thinking(template, thinking, generated, trained=trained)
     notes = template.notes(described=described)
-    if not system:
-        return PromptFormat("chat", "joint", template, None, template, notes)
-    digest = hashlib.sha256(system.encode()).hexdigest()[:8]
-    return PromptFormat(f"chat+system {digest}", "joint", template, system, template, notes)
+    if decided is not None:
+        template.mode = decided.mode
+        notes += (decided.note,) if decided.note else ()
+    label = "chat" if not system else f"chat+system {hashlib.sha256(system.encode()).hexdigest()[:8]}"
+    return PromptFormat(label, "joint", template, system or None, template, notes, decided)
+
+
+def _thinking(template: ChatTemplate, asked: str, generated: bool, *, trained: bool) -> Thinking | None:
+    """Return what is decided of a template's thinking; None where it has none."""
+    if template.thinker is not None:
+        name = template.name
+        return decide_thinking(template.thinker, asked, generated=generated, trained=trained, name=name)
+    if asked == "on" and generated:
+        raise UsageError(
+            f"--thinking on: the chat template of {template.name} offers no way to think; leave it out"
+        )
+    return None
 
 
 def render_teamlora(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:

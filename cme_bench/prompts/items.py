@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, TokenIds
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, Thought, TokenIds
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
+from cme_bench.prompts.generation import DEFAULT_THINKING_BUDGET, GenerationOptions, generation_of
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.util.errors import UsageError, template_problem
 
-DEFAULT_NEW_TOKENS = 256  # lm-eval's
-_LENGTH_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-GREEDY_KEYS = {"do_sample", "temperature", "top_p", "top_k", "min_p"}
-"""Settings of generation without effect where it is greedy."""
-_GENERATION_KEYS = {"until", "num_beams", *_LENGTH_KEYS, *GREEDY_KEYS}
+NOTHING_ASKED = GenerationOptions()
 
 
 class AskableTask(Protocol):
@@ -66,7 +63,8 @@ class Item:
 
     ``prompt``: the text before the answer (of the first choice, where contexts differ); ``choices``: the
     continuations that are scored, empty for generation; ``target``: the gold answer as text;
-    ``truncated``: tokens cut from the left of its longest context; ``instances``: lm-eval's own requests.
+    ``truncated``: tokens cut from the left of its longest context; ``instances``: lm-eval's own requests;
+    ``repeat``: which of several answers is asked for.
     """
 
     id: int
@@ -77,6 +75,7 @@ class Item:
     request: Request
     instances: tuple[Any, ...]
     truncated: int
+    repeat: int = 0
 
 
 def build_items(
@@ -87,19 +86,23 @@ def build_items(
     max_length: int,
     limit: int | None = None,
     seed: int = 0,
+    generation: GenerationOptions = NOTHING_ASKED,
 ) -> list[Item]:
     """Build the items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
+
+    Where ``generation`` or the task asks for several answers, each is an item; those of one prompt follow
+    one another.
 
     ``max_length``: most tokens the model is fed. A prompt that does not fit loses tokens from its left, never
     the BOS and never its last token; the count is kept. As in lm-eval, the last token of what is scored needs
     no place, since it is not fed, and what is generated is counted in full. Raises UsageError with the row's
     place for labels out of range, templates that fail on a row, answers that leave no room for a prompt, and
-    generation settings other than greedy.
+    generation settings that are not supported.
     """
     ids = limited_ids(range(len(task.docs)), limit)
     rendered = [render_item(task, index, prompt_format, seed) for index in ids]
     if task.lm_eval.OUTPUT_TYPE == GENERATE_UNTIL:
-        return _generate_items(task, rendered, encoder, prompt_format, max_length)
+        return _generate_items(task, rendered, encoder, prompt_format, max_length, options=generation)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
 
 
@@ -208,12 +211,17 @@ def _generate_items(
     encoder: Encoder,
     prompt_format: PromptFormat,
     max_length: int,
+    *,
+    options: GenerationOptions,
 ) -> list[Item]:
-    max_new_tokens, stop = _generation_settings(task)
-    room = max_length - max_new_tokens
+    asked = generation_of(task.name, task.lm_eval, options)
+    thought = _thought(task, prompt_format, encoder, options)
+    between = 0 if thought is None else max(len(thought.after), len(thought.closing))
+    room = max_length - asked.max_new_tokens - between
     if room <= encoder.prefix_length:
         raise UsageError(
-            f"task {task.name}: max_gen_toks {max_new_tokens} leaves no room for a prompt within {max_length}"
+            f"task {task.name}: max_gen_toks {asked.max_new_tokens} leaves no room for a prompt within "
+            f"{max_length}"
         )
     contexts = [item.contexts[0] for item in rendered]
     encoded = encoder.encode(contexts, rendered=prompt_format.renders_bos)
@@ -221,33 +229,54 @@ def _generate_items(
     for item in rendered:
         ids = encoded[item.contexts[0]] or (encoder.start_token,)
         kept = truncate(ids, room, encoder.kept(ids, room))
-        items.append(
-            Item(
-                id=item.id,
-                doc=item.doc,
-                prompt=item.contexts[0],
-                choices=(),
-                target=item.target,
-                request=GenerateRequest(kept, max_new_tokens, stop),
-                instances=item.instances,
-                truncated=len(ids) - len(kept),
+        for repeat in range(asked.repeats):
+            request = GenerateRequest(
+                kept,
+                asked.max_new_tokens,
+                asked.stop,
+                sampling=asked.drawn(options.seed, task.name, item.id, repeat),
+                thought=None if thought is None else _fitted(thought, room - len(kept)),
+                repeat=repeat,
             )
-        )
+            items.append(
+                Item(
+                    id=item.id,
+                    doc=item.doc,
+                    prompt=item.contexts[0],
+                    choices=(),
+                    target=item.target,
+                    request=request,
+                    instances=item.instances,
+                    truncated=len(ids) - len(kept),
+                    repeat=repeat,
+                )
+            )
     return items
 
 
-def _generation_settings(task: AskableTask) -> tuple[int, tuple[str, ...]]:
-    """Return the most new tokens, and the strings that end a response."""
-    settings = dict(task.lm_eval.config.generation_kwargs or {})
-    if settings.get("do_sample", float(settings.get("temperature") or 0) > 0):
-        raise UsageError(f"task {task.name}: only greedy generation is supported (do_sample: false)")
-    beams = {"num_beams"} if settings.get("num_beams", 1) != 1 else set()
-    if unknown := sorted(settings.keys() - _GENERATION_KEYS | beams):
-        raise UsageError(f"task {task.name}: unsupported generation_kwargs: {', '.join(unknown)}")
-    until = settings.get("until") or []
-    stop = tuple(str(s) for s in ([until] if isinstance(until, str) else until) if s)  # "" ends nothing
-    lengths = (settings[key] for key in _LENGTH_KEYS if settings.get(key) is not None)
-    return int(next(lengths, DEFAULT_NEW_TOKENS)), stop
+def _thought(
+    task: AskableTask, prompt_format: PromptFormat, encoder: Encoder, options: GenerationOptions
+) -> Thought | None:
+    """Return the thought before each answer; None where there is none, or where the answer has begun."""
+    thinking = prompt_format.thinking
+    begun = getattr(task.lm_eval.config, "gen_prefix", None)
+    if thinking is None or thinking.marks is None or not thinking.budgeted or begun:
+        return None
+    marks = thinking.marks
+    budget = options.thinking_budget
+    return Thought(
+        budget=DEFAULT_THINKING_BUDGET if budget is None else budget,
+        start=marks.start,
+        end=marks.end,
+        opened=thinking.thinker.opens(thinking.mode),
+        after=encoder.encode_behind(marks.after),
+        closing=encoder.encode_behind(f"{marks.blank}{marks.end}{marks.after}"),
+    )
+
+
+def _fitted(thought: Thought, room: int) -> Thought:
+    """Return the thought with a budget that fits: a prompt loses no tokens for it."""
+    return thought if thought.budget <= room else replace(thought, budget=max(0, room))
 
 
 def truncate(ids: TokenIds, room: int, prefix: int) -> TokenIds:

@@ -66,6 +66,8 @@ def warnings(folder: Path) -> Iterator[str]:
         "empty": "answers in which no rule found an answer",
         "hit_length": "generations that hit the length limit",
         "truncated": "prompts cut to fit the context",
+        "thought_cut": "answers whose thought used up its budget (--thinking-budget)",
+        "unclosed": "answers without one, because a thought never ended",
         "unanswered": "items without a response, which are not scored (run.json names them)",
         "ties": "questions whose best choices tie exactly (the first of them counts, as in lm-eval)",
     }

@@ -135,6 +135,8 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
         (("n", "rows", "limit"), "item sets"),
         (("prompt_format",), "prompt formats"),
         (("shots",), "shots"),
+        (("repeats",), "repeats"),
+        (("thinking_budget",), "thoughts"),
         (("hash",), "task versions"),
     ):
         tasks = [
@@ -177,6 +179,7 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
             f"{identity.engine} {identity.dtype}"
             + ("" if identity.dtype == "float32" else f" (logits {run.logits})"),
+            *_answering(run),
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),
             *([f"commit {' '.join(commits)}"] if commits else []),
@@ -184,6 +187,32 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
         yield f"{name}: {', '.join(parts)}"
 
 
+def _answering(run: RunView) -> Iterator[str]:
+    """Yield how a run's answers came about where that is not as ever: thoughts, samples, repeats, lengths."""
+    tasks = [run.run.tasks[name] for name in run.results.tasks]
+    thinking = [
+        f"{t.thinking}, at most {t.thinking_budget} tokens" if t.thinking_budget is not None else t.thinking
+        for t in tasks
+        if t.thinking is not None
+    ]
+    sampling = [
+        "".join(f" {key} {value:g}" for key, value in t.sampling.items() if (key, value) not in _IDLE)
+        for t in tasks
+        if t.sampling is not None
+    ]
+    repeats = [str(t.repeats) for t in tasks if t.repeats > 1]
+    lengths = [str(t.overrides["max_new_tokens"]) for t in tasks if "max_new_tokens" in t.overrides]
+    for name, values in (
+        ("thinking ", thinking),
+        ("sampled at", sampling),
+        ("repeats ", repeats),
+        ("max new tokens ", lengths),
+    ):
+        if values:
+            yield name + " or ".join(dict.fromkeys(values))
+
+
+_IDLE = (("top_p", 1.0), ("top_k", 0))
 _PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch")
 
 

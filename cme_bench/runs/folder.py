@@ -13,6 +13,7 @@ from cme_bench.runs.packed import packed_records, scores_file
 from cme_bench.runs.records import ReadArguments, Results, RunRecord, TaskRecord
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
+from cme_bench.scoring.repeats import merged
 from cme_bench.util.decode import decoded
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
@@ -74,8 +75,8 @@ def read_both(folder: Path) -> tuple[RunRecord, Results]:
 
 
 def last_records(records: Iterable[Record]) -> dict[int, Record]:
-    """Return the record that counts of each item: the last one."""
-    return {record.id: record for record in records}
+    """Return the record that counts of each item: the last one; of several answers the first's."""
+    return {record.id: record for record in records if record.repeat == 0}
 
 
 def current_records(
@@ -84,13 +85,15 @@ def current_records(
     """Return the records of ``task`` by ascending item id; ``planned`` is its entry in ``run.json``.
 
     A folder may hold more (another limit, earlier task versions): the last record of an item counts, and
-    only items within the limit. Those of a packed run have scores alone. UsageError if there are no records,
-    if items are missing, or, unless ``any_version``, if one was scored under another version of the task.
+    only items within the limit. Several answers to an item become one record with their means. Those of a
+    packed run have scores alone. UsageError if there are no records, if items are missing, or, unless
+    ``any_version``, if one was scored under another version of the task.
     """
     wanted = limited_ids(range(planned.rows), planned.limit)
     file = samples_file(folder, task)
     if file.is_file():
-        records = _last_of(file, wanted)
+        answers = last_answers(file, wanted, planned.repeats)
+        records = [merged(answers[item]) for item in wanted]
     elif not scores_file(folder).is_file():
         raise UsageError(f"{file}: no such file; per-item records are needed (they were not kept?)")
     else:
@@ -103,16 +106,19 @@ def current_records(
     return records
 
 
-def _last_of(file: Path, wanted: Sequence[int]) -> list[Record]:
-    """Return the record that counts of each item that is wanted. UsageError if there are items without."""
-    last = last_records(read_records(file))
-    missing = [item for item in wanted if item not in last]
+def last_answers(file: Path, wanted: Sequence[int], repeats: int) -> dict[int, list[Record]]:
+    """Return the records that count of each item that is wanted, one for each of its answers in order.
+
+    UsageError if there are items without.
+    """
+    last = {(r.id, r.repeat): r for r in read_records(file) if r.repeat < repeats}
+    missing = [item for item in wanted if any((item, repeat) not in last for repeat in range(repeats))]
     if missing:
         raise UsageError(
             f"{file}: {len(missing)} of {len(wanted)} items are missing (first: {missing[0]}); "
             "the same run command adds them"
         )
-    return [last[item] for item in wanted]
+    return {item: [last[item, repeat] for repeat in range(repeats)] for item in wanted}
 
 
 def overlaid(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cme_bench.runs.responder import Responder
 
 SAVE_SECONDS = 2.0
+_ASKED = ("thinking", "thinking_budget", "max_new_tokens", "temperature", "top_p", "top_k", "repeats")
+"""Options that ask otherwise; a default folder is another one where they are given."""
 
 
 class _Resumed(Struct):
@@ -37,7 +39,9 @@ class _Resumed(Struct):
 def default_folder(options: AskOptions, model: str, identity: Mapping[str, str]) -> Path:
     """Return ``runs/MODEL-HASH``: the same for the same answering model and settings, so that the same
     command resumes; limit, shots and tasks share it, since their items are stored by key."""
-    parts = [*sorted(identity.items()), options.data, options.prompt_format, options.seed]
+    parts: list[Any] = [*sorted(identity.items()), options.data, options.prompt_format, options.seed]
+    asked = [(name, value) for name in _ASKED if (value := getattr(options, name)) not in (None, "auto")]
+    parts += [asked] if asked else []
     digest = hashlib.sha256(orjson.dumps(parts)).hexdigest()
     return Path("runs") / f"{model}-{digest[:8]}"
 

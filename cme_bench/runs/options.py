@@ -24,13 +24,16 @@ from cme_bench.util.options import (
     Model,
     Offline,
     Option,
+    ThinkingChoice,
     Worker,
     check_choices,
     check_minimums,
 )
 
-ENGINE, PROMPTS = "Engine", "Prompts"
+ENGINE, PROMPTS, GENERATION = "Engine", "Prompts", "Generated answers"
 """The headings of the options."""
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
+"""Below the least vLLM samples as at it; at the most all tokens are about alike."""
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
@@ -164,7 +167,7 @@ class AskOptions(NetworkOptions):
     shots: Annotated[
         int | None, Option("Few-shot exemplars; default: the task's own.", minimum=0, panel=PROMPTS)
     ] = None
-    seed: Annotated[int, Option("Seed of few-shot sampling.", panel=PROMPTS)] = 0
+    seed: Annotated[int, Option("Seed of few-shot sampling, and of sampled answers.", panel=PROMPTS)] = 0
     prompt_format: Annotated[
         FormatName,
         Option(
@@ -187,6 +190,46 @@ class AskOptions(NetworkOptions):
             panel=PROMPTS,
         ),
     ] = "auto"
+    thinking: Annotated[
+        ThinkingChoice,
+        Option(
+            "Whether a model that can think does, before generated answers. template: as its chat template "
+            "has it. auto: off where the template has a switch, else template.",
+            panel=GENERATION,
+        ),
+    ] = "auto"
+    thinking_budget: Annotated[
+        int | None,
+        Option(
+            "Most tokens of a thought, apart from the answer's own; then it is closed and the model answers. "
+            "Default: 1024.",
+            minimum=1,
+            panel=GENERATION,
+        ),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, Option("Most tokens of an answer; default: the task's own.", minimum=1, panel=GENERATION)
+    ] = None
+    temperature: Annotated[
+        float | None,
+        Option("Sample answers at it; 0 is greedy. Default: the task's own.", minimum=0, panel=GENERATION),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        Option("Sample of the likeliest tokens with this much probability.", minimum=0, panel=GENERATION),
+    ] = None
+    top_k: Annotated[
+        int | None, Option("Sample of so many likeliest tokens.", minimum=1, panel=GENERATION)
+    ] = None
+    repeats: Annotated[
+        int | None,
+        Option(
+            "Sampled answers to each item: their mean, pass@k and the majority's answer are reported. "
+            "Default: the task's own.",
+            minimum=1,
+            panel=GENERATION,
+        ),
+    ] = None
     out: Annotated[Path | None, Option("Run folder; default: runs/MODEL-HASH.")] = None
     include: Include = ()
     allow_code: AllowCode = False
@@ -242,3 +285,9 @@ def check_ask(options: AskOptions) -> None:
     """Raise UsageError for an unknown format or BOS mode, and for a number that is none or too small."""
     check_choices(options, AskOptions)
     check_minimums(options, AskOptions)
+    if options.temperature and not LEAST_TEMPERATURE <= options.temperature <= MOST_TEMPERATURE:
+        raise UsageError(f"--temperature: 0, or from 0.01 to 100, not {options.temperature:g}")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise UsageError(f"--top-p: above 0 and 1 at most, not {options.top_p:g}")
+    if options.thinking_budget is not None and options.thinking == "off":
+        raise UsageError("--thinking-budget is for thoughts: leave it out with --thinking off")

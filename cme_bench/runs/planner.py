@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
-from cme_bench.engines.base import TokenIds
+import orjson
+
+from cme_bench.engines.base import GenerateRequest, Thought, TokenIds
 from cme_bench.prompts.formats import PromptFormat, resolve_format
+from cme_bench.prompts.generation import (
+    DEFAULT_THINKING_BUDGET,
+    Generation,
+    GenerationOptions,
+    generation_of,
+)
 from cme_bench.prompts.items import Item, build_items
+from cme_bench.prompts.thinking import Thinking
 from cme_bench.prompts.vocabulary import check_requests
 from cme_bench.runs.identity import response_key
 from cme_bench.runs.options import AskOptions
 from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.responder import Responder
+from cme_bench.scoring.marks import Marks
 from cme_bench.tasks.build import Task
 
 ItemsKey: TypeAlias = tuple[str, str, int, int, TokenIds]
-"""Task, prompt format, tokenizer, length, and what begins a prompt: alike for adapters of one base that are
-asked alike."""
+"""Task, prompt format with thinking, tokenizer, length, and what begins a prompt: alike for adapters of one
+base that are asked alike."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
     """One task of a run, asked: its items and the keys of their responses.
 
-    ``notes``: what a user must know of its prompt format.
+    ``notes``: what a user must know of how it is asked; ``generation``: how answers are generated, None
+    where choices are scored; ``thinking``: what was decided of thoughts; ``overrides``: as a
+    :class:`~cme_bench.runs.records.TaskRecord` has them.
     """
 
     task: Task
@@ -36,6 +49,24 @@ class TaskPlan:
     policy: str
     limit: int | None
     notes: tuple[str, ...] = ()
+    generation: Generation | None = None
+    thinking: Thinking | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def repeats(self) -> int:
+        """How many answers each item gets."""
+        return 1 if self.generation is None else self.generation.repeats
+
+    @property
+    def combined(self) -> bool:
+        """Whether the task's own filters make one score of an item's answers."""
+        return self.generation is not None and self.generation.combined
+
+    @property
+    def marks(self) -> Marks | None:
+        """What begins and ends a thought of its model."""
+        return None if self.thinking is None else self.thinking.marks
 
     @property
     def generated(self) -> bool:
@@ -43,13 +74,16 @@ class TaskPlan:
         return self.task.spec.generated
 
     def describe(self, source: str) -> TaskRecord:
+        sampling = None if self.generation is None else self.generation.sampling
+        drawn = None if sampling is None else {k: v for k, v in asdict(sampling).items() if k != "seed"}
+        first = [item for item in self.items if item.repeat == 0]
         return TaskRecord(
             domain=self.task.spec.domain,
             dataset=self.task.spec.dataset,
             primary=self.task.spec.primary,
             output_type=self.task.spec.output_type,
-            hash=task_hash(self.task, self.format_name, self.policy),
-            n=len(self.items),
+            hash=task_hash(self.task, self.format_name, self.policy, self.overrides),
+            n=len(first),
             rows=len(self.task.docs),
             limit=self.limit,
             shots=self.task.shots,
@@ -58,14 +92,23 @@ class TaskPlan:
             source=source,
             origin=self.task.rows.origin,
             revision=self.task.revision,
-            truncated=sum(item.truncated > 0 for item in self.items),
+            truncated=sum(item.truncated > 0 for item in first),
+            repeats=self.repeats,
+            combined=self.combined,
+            sampling=drawn,
+            thinking=None if self.thinking is None else self.thinking.mode,
+            thinking_budget=self.overrides.get("thinking_budget"),
+            overrides=dict(self.overrides),
         )
 
 
-def task_hash(task: Task, format_name: str, policy: str) -> str:
+def task_hash(
+    task: Task, format_name: str, policy: str, overrides: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     """Return sha256 of everything that decides a task's scores except the model: the task's own hash, the
-    prompt format and the tokenisation policy."""
-    return hashlib.sha256(f"{task.hash}:{format_name}:{policy}".encode()).hexdigest()
+    prompt format, the tokenisation policy, and what a user set in place of the task's own."""
+    more = f":{orjson.dumps(dict(overrides), option=orjson.OPT_SORT_KEYS).decode()}" if overrides else ""
+    return hashlib.sha256(f"{task.hash}:{format_name}:{policy}{more}".encode()).hexdigest()
 
 
 class Planner:
@@ -73,12 +116,24 @@ class Planner:
 
     def __init__(self, options: AskOptions) -> None:
         self._options = options
+        self._asked = GenerationOptions(
+            **{name: getattr(options, name) for name in GenerationOptions.__dataclass_fields__}
+        )
         self._items: dict[ItemsKey, list[Item]] = {}
 
     def plan(self, task: Task, responder: Responder) -> TaskPlan:
         """Return the items that ``task`` asks of ``responder``, with the keys of their responses."""
         prompt_format, items = self.items(task, responder)
         identity = responder.identity
+        thinking, asked = prompt_format.thinking, self._asked
+        generation = None
+        overrides: dict[str, Any] = {}
+        notes = prompt_format.notes
+        if task.spec.generated:
+            generation = generation_of(task.name, task.lm_eval, asked)
+            thoughts = [r.thought for i in items if isinstance(r := i.request, GenerateRequest) and r.thought]
+            overrides = asked.overrides | _thought_overrides(thinking, thoughts, asked)
+            notes += (*generation.notes, *_thought_notes(task.name, thoughts, overrides))
         return TaskPlan(
             task=task,
             items=items,
@@ -86,14 +141,19 @@ class Planner:
             format_name=prompt_format.name,
             policy=prompt_format.policy,
             limit=self._options.limit,
-            notes=prompt_format.notes,
+            notes=notes,
+            generation=generation,
+            thinking=thinking,
+            overrides=overrides,
         )
 
     def items(self, task: Task, responder: Responder) -> tuple[PromptFormat, list[Item]]:
         """Return the items that ``task`` asks of ``responder``, and their prompt format."""
         prompt_format = self._format(task, responder)
         begin = responder.encoder.bos.prefix
-        key = (task.name, prompt_format.name, id(responder.tokenizer), responder.max_length, begin)
+        thinking = "" if prompt_format.thinking is None else prompt_format.thinking.mode
+        how = f"{prompt_format.name}:{thinking}:{responder.saved_format}"
+        key = (task.name, how, id(responder.tokenizer), responder.max_length, begin)
         if key not in self._items:
             self._items[key] = self._built(task, responder, prompt_format)
         return prompt_format, self._items[key]
@@ -106,6 +166,7 @@ class Planner:
             generated=task.spec.generated,
             system=self._options.system,
             described=bool(task.lm_eval.config.description),
+            thinking=self._options.thinking,
         )
 
     def _built(self, task: Task, responder: Responder, prompt_format: PromptFormat) -> list[Item]:
@@ -116,7 +177,32 @@ class Planner:
             max_length=responder.max_length,
             limit=self._options.limit,
             seed=self._options.seed,
+            generation=self._asked,
         )
         requests = (item.request for item in items)
         check_requests(responder.tokenizer, responder.embeddings, requests, model=responder.model.place)
         return items
+
+
+def _thought_overrides(
+    thinking: Thinking | None, thoughts: Sequence[Thought], asked: GenerationOptions
+) -> dict[str, Any]:
+    """Return what a thought adds to what decides a score; nothing where there is none."""
+    if thinking is None or not thoughts:
+        return {}
+    budget = DEFAULT_THINKING_BUDGET if asked.thinking_budget is None else asked.thinking_budget
+    return {"thinking": thinking.mode, "thinking_budget": budget}
+
+
+def _thought_notes(task: str, thoughts: Sequence[Thought], overrides: Mapping[str, Any]) -> list[str]:
+    """Return what a user must know of the budgets of thoughts."""
+    if not thoughts:
+        return []
+    budget = int(overrides["thinking_budget"])
+    notes = [f"a thought has {budget} tokens (--thinking-budget), then it is closed and the answer follows"]
+    if less := [thought.budget for thought in thoughts if thought.budget < budget]:
+        notes.append(
+            f"task {task}: {len(less)} prompts leave less room than {budget} tokens to think (the least: "
+            f"{min(less)})"
+        )
+    return notes

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+import functools
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
+
+from msgspec.structs import replace
 
 from cme_bench.engines.base import Response
 from cme_bench.prompts.items import Item
 from cme_bench.runs.planner import TaskPlan
 from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.store import RunWriter, read_records, samples_file
-from cme_bench.scoring.items import score_record
+from cme_bench.scoring.items import combined_scores, score_record
 from cme_bench.scoring.record import Record, StoredResponse, stored_response
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class TaskInWork:
     """A task that is being answered.
 
     ``pending``: places of the items that are asked; ``stored``: records that were there when it began;
-    ``done``: records that are there now.
+    ``done``: records that are there now; ``answers``: by item and repeat, those of items whose filters wait
+    for more.
     """
 
     plan: TaskPlan
@@ -28,6 +33,12 @@ class TaskInWork:
     pending: Sequence[int]
     stored: int
     done: int
+    answers: dict[int, dict[int, Record]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def items(self) -> Mapping[int, Item]:
+        """One of each item's requests, by its id."""
+        return {item.id: item for item in self.plan.items}
 
     @property
     def name(self) -> str:
@@ -49,33 +60,64 @@ class Recorder:
     def open(self, plan: TaskPlan, task: TaskRecord) -> TaskInWork:
         """Return what of ``plan`` is left to ask; stored responses are scored again where they must be."""
         stored = _stored(plan, self._writer, task.hash)
-        pending = [i for i, item in enumerate(plan.items) if item.id not in stored]
-        return TaskInWork(plan, task.hash, pending, stored=len(stored), done=len(stored))
+        pending = [i for i, item in enumerate(plan.items) if (item.id, item.repeat) not in stored]
+        work = TaskInWork(plan, task.hash, pending, stored=len(stored), done=len(stored))
+        if plan.combined:
+            for record in self._current(plan, task.hash):
+                work.answers.setdefault(record.id, {})[record.repeat] = record
+            self._combine(work, set(work.answers))
+        return work
 
     def write(self, task: TaskInWork, answers: Sequence[tuple[int, Response]]) -> None:
         """Score answers, by the places of their items, and append them to the store."""
         plan = task.plan
         records = [
-            _record(plan, plan.items[i], plan.keys[i], task.hash, stored_response(response))
+            _record(plan, plan.items[i], plan.keys[i], task.hash, stored_response(response, plan.marks))
             for i, response in answers
         ]
         self._writer.append(task.name, records)
+        if plan.combined:
+            for record in records:
+                task.answers.setdefault(record.id, {})[record.repeat] = record
+            self._combine(task, {record.id for record in records})
         task.done += len(answers)
 
     def records(self, plan: TaskPlan, task: TaskRecord) -> Iterator[Record]:
         """Yield the records of a task as it is now, one at a time."""
+        return self._current(plan, task.hash)
+
+    def _current(self, plan: TaskPlan, hash_: str) -> Iterator[Record]:
         keys = _keys(plan)
         for record in read_records(samples_file(self._writer.folder, plan.task.name)):
-            if record.task == task.hash and keys.get(record.id) == record.key:
+            if record.task == hash_ and keys.get((record.id, record.repeat)) == record.key:
                 yield record
 
+    def _combine(self, work: TaskInWork, ids: Set[int]) -> None:
+        """Score all answers of each of these items together once they are there, and append that with the
+        last of them."""
+        plan = work.plan
+        for id_ in ids:
+            if len(work.answers[id_]) < plan.repeats:
+                continue
+            item = work.items[id_]
+            answers = work.answers.pop(id_)
+            last = answers[plan.repeats - 1]
+            if last.combined is None:
+                responses = [answers[repeat].response for repeat in range(plan.repeats)]
+                scores = combined_scores(plan.task.lm_eval, item.doc, item.instances, responses)
+                self._writer.append(work.name, [replace(last, combined=scores)])
 
-def _keys(plan: TaskPlan) -> dict[int, str]:
-    return {item.id: key for item, key in zip(plan.items, plan.keys, strict=True)}
+
+ItemKey: TypeAlias = tuple[int, int]
+"""An item's id, and which of its answers."""
 
 
-def _stored(plan: TaskPlan, writer: RunWriter, hash_: str) -> set[int]:
-    """Return the ids of the items that need no computing.
+def _keys(plan: TaskPlan) -> dict[ItemKey, str]:
+    return {(item.id, item.repeat): key for item, key in zip(plan.items, plan.keys, strict=True)}
+
+
+def _stored(plan: TaskPlan, writer: RunWriter, hash_: str) -> set[ItemKey]:
+    """Return the items, with the number of the answer, that need no computing.
 
     A response counts if its key is the item's; where it was scored under another version of the task, or
     lies behind a later record of the same item, it is scored again and appended, so that the last record of
@@ -84,23 +126,27 @@ def _stored(plan: TaskPlan, writer: RunWriter, hash_: str) -> set[int]:
     file = samples_file(writer.folder, plan.task.name)
     keys, wanted = _keys(plan), set(plan.keys)
     answered: set[str] = set()
-    current: set[int] = set()
+    current: set[ItemKey] = set()
     for record in read_records(file):
-        number, key = record.id, record.key
+        number, key = (record.id, record.repeat), record.key
         if key in wanted:
             answered.add(key)
         if record.task == hash_ and keys.get(number) == key:
             current.add(number)
         else:
             current.discard(number)
-    stale = [i for i, item in enumerate(plan.items) if item.id not in current and plan.keys[i] in answered]
+    stale = [
+        i
+        for i, item in enumerate(plan.items)
+        if (item.id, item.repeat) not in current and plan.keys[i] in answered
+    ]
     if stale:
         responses = _responses(file, {plan.keys[i] for i in stale})
         for i in stale:
             item, key = plan.items[i], plan.keys[i]
             response = responses.get((item.id, key)) or responses[None, key]
             writer.append(plan.task.name, [_record(plan, item, key, hash_, response)])
-            current.add(item.id)
+            current.add((item.id, item.repeat))
     return current
 
 
@@ -127,4 +173,6 @@ def _record(plan: TaskPlan, item: Item, key: str, hash_: str, response: StoredRe
         prompt=item.prompt,
         choices=list(item.choices),
         doc=item.doc,
+        repeat=item.repeat,
+        filtered=scored.filtered if plan.repeats > 1 else None,
     )

@@ -17,6 +17,7 @@ from cme_bench.models.records import AdapterRecord as AdapterRecord  # noqa: PLC
 from cme_bench.models.records import ModelRecord
 from cme_bench.scoring.record import Count
 from cme_bench.scoring.scales import Measure, measure_from
+from cme_bench.scoring.thoughts import ThinkingSummary
 from cme_bench.stats.estimates import Estimate
 
 
@@ -51,7 +52,11 @@ class TaskRecord(Struct, frozen=True, kw_only=True):
     """One task that a run was asked for.
 
     ``n`` of the split's ``rows`` are scored; ``truncated`` prompts were cut to fit; ``hash`` covers all that
-    decides a score but the model; ``policy``: how prompt and answer become tokens.
+    decides a score but the model; ``policy``: how prompt and answer become tokens. ``thinking``: on, off, or
+    as the template has it, where the model can think, with at most ``thinking_budget`` tokens. ``sampling``:
+    temperature, top_p and top_k; greedy if None. ``repeats``: answers of each item, of which ``combined``
+    says that the task's own filters make one score. ``overrides``: what the user set in place of the task's
+    own, and what a thought may take.
     """
 
     domain: str
@@ -69,6 +74,12 @@ class TaskRecord(Struct, frozen=True, kw_only=True):
     origin: str | None = None
     revision: str | None = None
     truncated: int = 0
+    repeats: Count = 1
+    combined: bool = False
+    sampling: dict[str, float] | None = None
+    thinking: str | None = None
+    thinking_budget: int | None = None
+    overrides: dict[str, Any] = {}
 
 
 class SessionRecord(Struct, kw_only=True, omit_defaults=True):
@@ -201,7 +212,8 @@ class FormRecord(Struct, frozen=True, kw_only=True):
 
 
 class ResultRecord(Struct, frozen=True, kw_only=True):
-    """One finished task. ``primary`` names the metric that stands for it; ``quality`` holds shares."""
+    """One finished task. ``primary`` names the metric that stands for it; ``quality`` holds shares;
+    ``thinking`` says what stood before the answers, if anything did."""
 
     form: str
     domain: str
@@ -209,6 +221,7 @@ class ResultRecord(Struct, frozen=True, kw_only=True):
     primary: str
     metrics: dict[str, MetricRecord]
     quality: dict[str, float] = {}
+    thinking: ThinkingSummary | None = None
     hash: str
 
     @property

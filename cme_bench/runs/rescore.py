@@ -7,8 +7,9 @@ if it is still there. After a crash at any moment the same command goes on: reco
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,16 +23,23 @@ from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.load import load_tokenizer
 from cme_bench.models.records import ModelRecord
 from cme_bench.prompts.formats import PromptFormat, resolve_format
-from cme_bench.prompts.items import render_item
-from cme_bench.runs.folder import current_records, overlaid, read_arguments, read_both, run_file
+from cme_bench.prompts.items import limited_ids, render_item
+from cme_bench.runs.folder import (
+    current_records,
+    last_answers,
+    overlaid,
+    read_arguments,
+    read_both,
+    run_file,
+)
 from cme_bench.runs.packed import refuse_packed
 from cme_bench.runs.planner import task_hash
 from cme_bench.runs.records import RescoreRecord, TaskRecord
 from cme_bench.runs.results import write_results
-from cme_bench.runs.store import RunWriter, record_bytes
+from cme_bench.runs.store import RunWriter, record_bytes, samples_file
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.generation import GENERATE_UNTIL
-from cme_bench.scoring.items import score_record
+from cme_bench.scoring.items import combined_scores, score_record
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.build import Task, build_task
@@ -80,24 +88,30 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
         for name, result in old.tasks.items():
             planned = run.tasks[name]
             task = build_task(suite.task(name), suite, source, shots=planned.shots)
-            stored = current_records(folder, name, planned, any_version=True)
-            unchecked = planned.prompt_format == "chat" and tokenizer is None
-            asked = None if unchecked else _format(planned, tokenizer)
-            hash_ = task_hash(task, planned.prompt_format, planned.policy)
+            stored = _answers(folder, name, planned)
+            unchecked = planned.prompt_format.startswith("chat") and tokenizer is None
+            asked = None if unchecked else _format(planned, tokenizer, run.arguments)
+            hash_ = task_hash(task, planned.prompt_format, planned.policy, planned.overrides)
             fresh = [_rescored(task, record, asked, hash_, run.seed) for record in stored]
+            if planned.combined:
+                fresh = _combined(task, fresh, asked, run.seed)
             renewed = [new for new, record in zip(fresh, stored, strict=True) if new != record]
-            changed = [new.scores != record.scores for new, record in zip(fresh, stored, strict=True)]
+            changed = {
+                new.id
+                for new, record in zip(fresh, stored, strict=True)
+                if (new.scores, new.combined) != (record.scores, record.combined)
+            }
             writer.append(name, renewed)
             run.tasks[name] = replace(planned, hash=hash_, primary=task.spec.primary)
             dtype = run.identity.dtype
-            results.append(task_result(task.spec, task.lm_eval, fresh, dtype=dtype))
+            results.append(task_result(task.spec, task.lm_eval, fresh, dtype=dtype, repeats=planned.repeats))
             before = result.metrics.get(results[-1].primary)
             outcomes.append(
                 RescoredTask(
                     task=name,
                     metric=results[-1].primary,
-                    items=len(fresh),
-                    changed=sum(changed),
+                    items=len({record.id for record in fresh}),
+                    changed=len(changed),
                     before=math.nan if before is None or before.value is None else before.value,
                     after=results[-1].score.value,
                     unchecked=unchecked,
@@ -119,9 +133,37 @@ def _tokenizer(model: ModelRecord) -> Any:
     return load_tokenizer(Checkpoint(model.name, Path(model.path), model.hash or ""))
 
 
-def _format(planned: TaskRecord, tokenizer: Any) -> PromptFormat:
+def _answers(folder: Path, name: str, planned: TaskRecord) -> list[Record]:
+    """Return the records of a task, of several answers to an item each, by ascending id and repeat."""
+    if planned.repeats == 1:
+        return current_records(folder, name, planned, any_version=True)
+    wanted = limited_ids(range(planned.rows), planned.limit)
+    answers = last_answers(samples_file(folder, name), wanted, planned.repeats)
+    return [record for item in wanted for record in answers[item]]
+
+
+def _combined(task: Task, records: Sequence[Record], asked: PromptFormat | None, seed: int) -> list[Record]:
+    """Return the records with what the task's own filters make of all answers to an item."""
+    found: list[Record] = []
+    for id_, group in itertools.groupby(records, key=lambda record: record.id):
+        *others, last = group
+        instances = _instances(task, last, asked, seed)
+        responses = [record.response for record in (*others, last)]
+        scores = combined_scores(task.lm_eval, task.docs[id_], instances, responses)
+        found += [*others, replace(last, combined=scores)]
+    return found
+
+
+def _format(planned: TaskRecord, tokenizer: Any, arguments: Mapping[str, Any] | None) -> PromptFormat:
     generated = planned.output_type == GENERATE_UNTIL
-    return resolve_format(planned.prompt_format, tokenizer, generated=generated)
+    name, _, system = planned.prompt_format.partition("+")
+    return resolve_format(
+        name,
+        tokenizer,
+        generated=generated,
+        system=(arguments or {}).get("system") if system else None,
+        thinking=planned.thinking,
+    )
 
 
 def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str, seed: int) -> Record:
@@ -138,10 +180,7 @@ def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str
         )
     instances: Sequence[Any]
     if asked is None:
-        built = task.lm_eval.construct_requests(
-            doc=doc, ctx=record.prompt, metadata=(task.name, number, 1), apply_chat_template=True
-        )
-        instances, target = built if isinstance(built, list) else [built], record.target
+        instances, target = _instances(task, record, None, seed), record.target
     else:
         rendered = render_item(task, number, asked, seed)
         if (rendered.contexts[0], list(rendered.choices)) != (record.prompt, record.choices):
@@ -151,4 +190,18 @@ def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str
             )
         instances, target = rendered.instances, rendered.target
     scored = score_record(task.lm_eval, doc, instances, record.response)
-    return replace(record, scores=scored.scores, answer=scored.answer, task=hash_, target=target)
+    filtered = scored.filtered if record.filtered is not None else None
+    return replace(
+        record, scores=scored.scores, answer=scored.answer, filtered=filtered, task=hash_, target=target
+    )
+
+
+def _instances(task: Task, record: Record, asked: PromptFormat | None, seed: int) -> Sequence[Any]:
+    """Return lm-eval's requests of an item; its stored prompt is taken where none can be rendered."""
+    if asked is not None:
+        return render_item(task, record.id, asked, seed).instances
+    metadata = (task.name, record.id, 1)
+    built = task.lm_eval.construct_requests(
+        doc=task.docs[record.id], ctx=record.prompt, metadata=metadata, apply_chat_template=True
+    )
+    return built if isinstance(built, list) else [built]

@@ -81,6 +81,7 @@ def _result(result: TaskResult, task_hash: str) -> ResultRecord:
             for name, e in result.metrics.items()
         },
         quality=result.quality,
+        thinking=result.thinking,
         hash=task_hash,
     )
 

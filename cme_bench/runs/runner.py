@@ -180,6 +180,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         plans = [shared.planner.plan(task, responder) for task in shared.tasks]
         _check_truncation(plans, shared.options.max_truncated)
         responder.engines.check(likelihood=not all(plan.generated for plan in plans))
+        _check_budget(plans, shared.options.thinking_budget)
         manifest.note(notes := _notes(plans, encoder, responder))
         shared.tell(notes)
         manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})
@@ -213,19 +214,28 @@ def _notes(plans: Sequence[TaskPlan], encoder: Encoder, responder: Responder) ->
 def _result(plan: TaskPlan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:
     """Return the result of the items that have an answer, ``stored`` in all; ``quality`` gives the share that
     has none."""
-    result = task_result(plan.task.spec, plan.task.lm_eval, records, dtype=dtype)
+    result = task_result(plan.task.spec, plan.task.lm_eval, records, dtype=dtype, repeats=plan.repeats)
     if missing := len(plan.items) - stored:
         result.quality["unanswered"] = missing / len(plan.items)
     return result
 
 
 def _check_truncation(plans: Sequence[TaskPlan], allowed: int | None) -> None:
-    cut = {plan.task.name: sum(item.truncated > 0 for item in plan.items) for plan in plans}
+    cut = {
+        plan.task.name: sum(item.truncated > 0 and item.repeat == 0 for item in plan.items) for plan in plans
+    }
     if allowed is not None and sum(cut.values()) > allowed:
         worst = max(cut, key=lambda name: cut[name])
         raise UsageError(
             f"{sum(cut.values())} prompts do not fit the model's context (most in {worst}: {cut[worst]}), "
             f"but --max-truncated is {allowed}"
+        )
+
+
+def _check_budget(plans: Sequence[TaskPlan], asked: int | None) -> None:
+    if asked is not None and not any("thinking_budget" in plan.overrides for plan in plans):
+        raise UsageError(
+            "--thinking-budget is for thoughts, and no task has one: give --thinking on, or leave it out"
         )
 
 

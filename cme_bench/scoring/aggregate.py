@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.scales import Measure
+from cme_bench.scoring.thoughts import ThinkingSummary
 from cme_bench.stats.estimates import Estimate, macro_mean
 
 FORMS = {GENERATE_UNTIL: "generated"}
@@ -24,6 +25,7 @@ class TaskResult:
     are lm-eval's names of metric and filter, ``primary`` names the one that stands for it. ``quality``
     holds shares in [0, 1]: ``empty`` (no answer found), ``hit_length`` (generation cut by its limit),
     ``truncated`` (prompt cut to fit), ``unanswered`` where items have no response and are not scored, and of
+    the answers ``thought_cut`` (a thought ended by its budget) and ``unclosed`` (it never ended), and of
     the questions with choices ``ties`` (the two best are equal) and ``near_ties`` (they differ by less than
     the model's type is exact to, ties included).
     """
@@ -37,6 +39,7 @@ class TaskResult:
     quality: dict[str, float]
     measures: dict[str, Measure] = field(default_factory=dict)
     origins: dict[str, tuple[str, str]] = field(default_factory=dict)
+    thinking: ThinkingSummary | None = None
 
     @property
     def score(self) -> Estimate:

@@ -23,21 +23,45 @@ def score_record(
         scored = lm_task.score_text(doc, response.text)
         return Scored(scores=scored.scores, answer=StoredAnswer(scored.answer.text, scored.answer.rule))
     for instance, value in zip(instances, response.values, strict=True):
-        instance.resps = [value] * repeats(lm_task)  # greedy answers, so that repeats are equal
+        instance.resps = [value] * repeats(lm_task)  # each answer alone, as if all were like it
         instance.filtered_resps = {}
+    return _filtered(lm_task, doc, instances)
+
+
+def combined_scores(
+    lm_task: Any, doc: dict[str, Any], instances: Sequence[Any], responses: Sequence[StoredResponse]
+) -> dict[str, Any]:
+    """Return the metrics that a task's filters make of several answers to one item, as lm-eval does."""
+    [instance] = instances
+    instance.resps = [response.text for response in responses]
+    instance.filtered_resps = {}
+    return _filtered(lm_task, doc, instances).scores
+
+
+def _filtered(lm_task: Any, doc: dict[str, Any], instances: Sequence[Any]) -> Scored:
+    """Return the metrics of instances that hold their responses, by every pipeline of filters."""
     scores: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for pipeline in lm_task._filters:
         pipeline.apply(list(instances))
         filtered = [instance.filtered_resps[pipeline.name] for instance in instances]
+        texts[pipeline.name] = _voted(filtered[0])
         for name, value in lm_task.process_results(doc, filtered).items():
             scores[metric_name(name, pipeline.name, lm_task)] = _plain(value)
     for instance in instances:
         instance.resps, instance.filtered_resps = [], {}  # items outlive their scores
-    return Scored(scores=scores)
+    return Scored(scores=scores, filtered=texts)
+
+
+def _voted(filtered: Any) -> str:
+    """Return what one pipeline made of one answer, as text; a list of equals stands for its first."""
+    while isinstance(filtered, list) and filtered:
+        filtered = filtered[0]
+    return str(filtered)
 
 
 def repeats(lm_task: Any) -> int:
-    """Return how many times a task asks each item; without sampling the answers are the same."""
+    """Return how many answers to each item the filters of a task expect."""
     return int(getattr(lm_task.config, "repeats", 1) or 1)
 
 

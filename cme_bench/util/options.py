@@ -49,6 +49,7 @@ class Option:
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 FormatName = Literal["auto", "chat", "plain", "teamlora", "alpaca", "llm-adapters"]
+ThinkingChoice = Literal["auto", "on", "off", "template"]
 BosMode = Literal["auto", "always", "never"]
 BOS_UNKNOWN = "--bos {value}: unknown{hint} ({known})"
 Engine = Literal["hf", "vllm", "ray", "server"]

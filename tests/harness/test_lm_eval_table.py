@@ -133,9 +133,11 @@ def test_what_is_not_honoured_is_one_line_before_any_row_is_read(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{do_sample: true}", "only greedy generation"),
-        ("{temperature: 0.7}", "only greedy generation"),
-        ("{temperature: hot}", "'temperature' must be a number, not 'hot'"),
+        ("{do_sample: often}", "'do_sample' must be true or false, not 'often'"),
+        ("{temperature: -0.7}", "'temperature' must be a number of 0 or more, not -0.7"),
+        ("{temperature: hot}", "'temperature' must be a number of 0 or more, not 'hot'"),
+        ("{top_p: 1.5}", "'top_p' must be a number above 0, 1 at most, not 1.5"),
+        ("{top_k: 2.5}", "'top_k' must be a whole number, not 2.5"),
         ("{num_beams: 2}", "no beam search"),
         ("{max_gen_toks: 0}", "'max_gen_toks' must be a whole number of 1 or more, not 0"),
         ("{max_new_tokens: -1}", "'max_new_tokens' must be"),

@@ -66,8 +66,8 @@ def test_generation_settings_reach_the_request(ask: Any, toy_tokenizer: PreTrain
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"do_sample": True}, "only greedy generation"),
-        ({"temperature": 0.7}, "only greedy generation"),
+        ({"do_sample": True}, "do_sample: true without a temperature above 0"),
+        ({"temperature": 0.7, "min_p": 0.1}, "min_p is not supported"),
         ({"num_beams": 4, "until": []}, "unsupported generation_kwargs: num_beams"),
         ({"max_gen_toks": LONG}, f"max_gen_toks {LONG} leaves no room for a prompt within {LONG}"),
     ],

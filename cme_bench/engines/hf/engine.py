@@ -34,6 +34,7 @@ from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
 from cme_bench.engines.stopping import end_token_ids
+from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class HFEngine(Engine):
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self._forward = CausalForward(model, self.device)
         eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
-        self._decoder = generation.GreedyDecoder(tokenizer, end_token_ids(eos, tokenizer))
+        self._decoder = generation.Decoder(tokenizer, end_token_ids(eos, tokenizer))
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, batch by batch.
@@ -206,6 +207,20 @@ class HFEngine(Engine):
             yield rows, functools.partial(PrefixSession, self._forward, run.kept, prefix)
 
     def _decode(
+        self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
+    ) -> list[GenerateResponse]:
+        """Return the whole responses of a batch, leg after leg."""
+        text = functools.partial(self._decoder.text, special=True)
+        works = [Legs(row.request, text) for row in rows]
+        responses: dict[int, GenerateResponse] = {}
+        while waiting := [i for i in range(len(rows)) if i not in responses]:
+            legs = [generation.GenerationRow(rows[i].index, works[i].leg, rows[i].prefix) for i in waiting]
+            for i, leg, response in zip(waiting, legs, self._decode_legs(session, legs), strict=True):
+                if (whole := works[i].take(leg.tokens, response)) is not None:
+                    responses[i] = whole
+        return [responses[i] for i in range(len(rows))]
+
+    def _decode_legs(
         self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
     ) -> list[GenerateResponse]:
         positions = generation.Positions()

@@ -1,7 +1,8 @@
-"""Greedy decoding of a batch, rows leaving it as they finish."""
+"""Decoding of a batch, rows leaving it as they finish."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateResponse
 from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.forward import CausalForward, left_pad
+from cme_bench.engines.hf.sampling import draw
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop, read_answer
 
@@ -40,7 +42,7 @@ class GenerationRow:
 
     @property
     def n_new(self) -> int:
-        return self.request.max_new_tokens
+        return self.request.n_new
 
 
 @dataclass(slots=True)
@@ -120,8 +122,12 @@ class RecomputingSession:
         self._ids = self._ids[kept]
 
 
-class GreedyDecoder:
-    """Decode by argmax; logits processors of a generation config (a repetition penalty) do not apply."""
+class Decoder:
+    """Decode by argmax, or by drawing where a request is sampled.
+
+    What a generation config says (a temperature, a repetition penalty) does not apply. ``decode_batch`` knows
+    nothing of thoughts: requests are the legs of :class:`~cme_bench.engines.thoughts.Legs`.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -149,7 +155,7 @@ class GreedyDecoder:
         batch = list(rows)
         logits = session.feed(ids.to(session.device), mask[:, :n_fed])
         while True:
-            token = _argmax_or_nan(logits)  # [rows]
+            token = _next_tokens(logits, batch)  # [rows]
             for row, choice in zip(batch, token.tolist(), strict=True):
                 if row.finish is None:
                     self._append(row, choice)
@@ -202,17 +208,31 @@ class GreedyDecoder:
         if longest == 0:
             return False
         tail = row.tokens[-(longest + _UTF8_LONGEST) :]
+        special = row.request.special
         return (
-            cut_at_stop(self._text(tail), stop) is not None
-            and cut_at_stop(self._text(row.tokens), stop) is not None
+            cut_at_stop(self.text(tail, special=special), stop) is not None
+            and cut_at_stop(self.text(row.tokens, special=special), stop) is not None
         )
 
     def _respond(self, row: GenerationRow) -> GenerateResponse:
         assert row.finish is not None
-        return read_answer(row.request, row.tokens, ended=row.finish == "eos", decode=self._text)
+        decode = functools.partial(self.text, special=row.request.special)
+        return read_answer(row.request, row.tokens, ended=row.finish == "eos", decode=decode)
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+    def text(self, tokens: Sequence[int], *, special: bool) -> str:
+        """Return the text of tokens; ``special``: whether special ones belong to it."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=not special))
+
+
+def _next_tokens(logits: Tensor, batch: Sequence[GenerationRow]) -> Tensor:
+    """Return the next token [rows] of each row, by ``logits`` [rows, vocab]; -1 where they are no numbers."""
+    token = _argmax_or_nan(logits)
+    sampled = [i for i, row in enumerate(batch) if row.request.sampling is not None and row.finish is None]
+    if sampled:
+        places = torch.tensor(sampled, device=logits.device)
+        how = [(s, len(batch[i].tokens)) for i in sampled if (s := batch[i].request.sampling) is not None]
+        token[places] = draw(logits[places], how)
+    return token
 
 
 def _argmax_or_nan(logits: Tensor) -> Tensor:

@@ -71,8 +71,8 @@ class VLLMEngine(Engine):
             return Continuations(self.end_ids, self._text)
         return Likelihoods(self.host.settings.cache_block)
 
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _text(self, tokens: Sequence[int], *, special: bool) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=not special))
 
     def _step(self, flight: Flight[Call], questions: Questions) -> list[tuple[Call, Any]]:
         """Fill the window, compute a step, and count what it took."""

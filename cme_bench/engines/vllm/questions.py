@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
@@ -18,6 +19,7 @@ from cme_bench.engines.base import (
 from cme_bench.engines.inbox import Numbered
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import read_answer
+from cme_bench.engines.thoughts import Legs
 from cme_bench.engines.vllm.choices import ChoiceScore, Collector, Query, ScoredToken, Tail
 from cme_bench.engines.vllm.flight import Call
 from cme_bench.engines.vllm.sampling import generating_params, likeliest_params, scoring_params
@@ -122,28 +124,34 @@ def _scores(query: Query, output: Any) -> dict[ScoredToken, ChoiceScore]:
 
 @dataclass(frozen=True, slots=True)
 class GeneratingCall:
-    """Ask for a continuation, which ``end_ids`` end."""
+    """Ask for one leg of a continuation, which ``end_ids`` end."""
 
     number: int
-    request: GenerateRequest
+    legs: Legs
     end_ids: frozenset[int]
 
     @property
     def prompt(self) -> TokenIds:
-        return self.request.prompt
+        return self.legs.leg.prompt
 
     @property
     def params(self) -> Any:
-        return generating_params(self.request.max_new_tokens, self.request.stop, self.end_ids)
+        return generating_params(self.legs.leg, self.end_ids)
+
+
+class TextOf(Protocol):
+    """Decode tokens; ``special``: whether special ones belong to the text."""
+
+    def __call__(self, tokens: Sequence[int], *, special: bool) -> str: ...
 
 
 class Continuations:
-    """Ask generation requests, one call each; text and reason come from the token ids, as in any engine."""
+    """Ask generation requests leg by leg; text and reason come from the token ids, as in any engine."""
 
-    def __init__(self, end_ids: frozenset[int], decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, end_ids: frozenset[int], text: TextOf) -> None:
         self._end_ids = end_ids
-        self._decode = decode
-        self._waiting: deque[tuple[int, GenerateRequest]] = deque()
+        self._decode = text
+        self._waiting: deque[tuple[int, Legs]] = deque()
         self._n_asked = 0
 
     def __bool__(self) -> bool:
@@ -154,7 +162,9 @@ class Continuations:
         return bool(self._waiting)
 
     def add(self, batch: Iterable[Numbered]) -> None:
-        self._waiting.extend(cast("Iterable[tuple[int, GenerateRequest]]", batch))
+        text = functools.partial(self._decode, special=True)
+        requests = cast("Iterable[tuple[int, GenerateRequest]]", batch)
+        self._waiting.extend((number, Legs(request, text)) for number, request in requests)
 
     def next_call(self) -> GeneratingCall | None:
         if not self._waiting:
@@ -166,7 +176,13 @@ class Continuations:
         tokens = list(output.outputs[0].token_ids)
         ended = bool(tokens) and tokens[-1] in self._end_ids
         self._n_asked -= 1
-        yield call.number, call.request, read_answer(call.request, tokens, ended=ended, decode=self._decode)
+        legs = call.legs
+        decode = functools.partial(self._decode, special=legs.leg.special)
+        whole = legs.take(tokens, read_answer(legs.leg, tokens, ended=ended, decode=decode))
+        if whole is not None:
+            yield call.number, legs.request, whole
+        else:
+            self._waiting.appendleft((call.number, legs))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from cme_bench.engines.base import TokenIds
+from cme_bench.engines.base import GenerateRequest, Sampling, TokenIds
 from cme_bench.vllm_plugin.scoring import SCORED
 
 PARAMETERS_KEPT = 4096
@@ -27,16 +27,35 @@ def scoring_params(children: TokenIds, scored: int, *, past_cache: bool) -> Any:
     return SamplingParams(max_tokens=1, detokenize=False, **wanted, **_always())
 
 
+def generating_params(request: GenerateRequest, end_ids: frozenset[int]) -> Any:
+    """Return SamplingParams of one leg of a continuation."""
+    return _generating_params(
+        request.max_new_tokens, request.stop, end_ids, request.sampling, special=request.special
+    )
+
+
 @functools.lru_cache(maxsize=PARAMETERS_KEPT)
-def generating_params(max_new_tokens: int, stop: tuple[str, ...], end_ids: frozenset[int]) -> Any:
-    """Return SamplingParams of a greedy continuation."""
+def _generating_params(
+    max_new_tokens: int,
+    stop: tuple[str, ...],
+    end_ids: frozenset[int],
+    sampling: Sampling | None,
+    *,
+    special: bool,
+) -> Any:
     from vllm import SamplingParams
 
+    drawn: dict[str, Any] = {}
+    if sampling is not None:
+        # a request with a seed has a generator of its own, so that its batch does not matter
+        drawn = {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": sampling.seed}
+        drawn |= {"top_k": sampling.top_k}
     return SamplingParams(
         max_tokens=max_new_tokens,
         stop=[text for text in stop if text],
         stop_token_ids=sorted(end_ids),
-        **_always(),
+        skip_special_tokens=not special,
+        **_always() | drawn,
     )
 
 
