@@ -38,6 +38,7 @@ class Legs:
         self._text = text
         self._n_legs = 0
         self._tokens: TokenIds = ()
+        self._n_ends = 0
         self._trying = False
         self._answers = request.thought is None
         self._before = ""
@@ -89,13 +90,15 @@ class Legs:
         if self._answers:
             return response if self._end is None or thought is None else self._whole(response, thought)
         assert thought is not None
-        self._tokens += tuple(tokens)
+        ended = response.finish == "eos"
+        self._n_ends = int(ended)
+        self._tokens += tuple(tokens[:-1] if ended else tokens)
         text = self._text(self._tokens)
         if self._trying and not text.lstrip().startswith(thought.start):
             self._answer_only()
             return None
         self._trying = False
-        return self._thought_on(text, thought, ended=response.finish == "eos")
+        return self._thought_on(text, thought, ended=ended)
 
     def _thought_on(self, text: str, thought: Thought, *, ended: bool) -> GenerateResponse | None:
         """Decide what follows a thought of this ``text``; ``ended``: the model ended its whole response."""
@@ -124,6 +127,6 @@ class Legs:
             answer,
             text=self._before + answer.text,
             thought=before.strip(),
-            n_thought=len(self._tokens),
+            n_thought=len(self._tokens) + self._n_ends,
             thought_end=self._end,
         )
