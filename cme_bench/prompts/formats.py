@@ -97,7 +97,7 @@ def resolve_format(
         template.mode = decided.mode
         notes += (decided.note,) if decided.note else ()
     label = "chat" if not system else f"chat+system {hashlib.sha256(system.encode()).hexdigest()[:8]}"
-    return PromptFormat(label, "joint", template, system or None, template, notes, decided)
+    return PromptFormat(label, "joint", template, system or None, template, notes, thinking=decided)
 
 
 def _thinking(template: ChatTemplate, asked: str, generated: bool, *, trained: bool) -> Thinking | None:

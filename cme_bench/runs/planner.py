@@ -75,7 +75,7 @@ class TaskPlan:
 
     def describe(self, source: str) -> TaskRecord:
         sampling = None if self.generation is None else self.generation.sampling
-        drawn = None if sampling is None else {k: float(v) for k, v in asdict(sampling).items() if k != "seed"}
+        drawn = sampling and {k: float(v) for k, v in asdict(sampling).items() if k != "seed"}
         first = [item for item in self.items if item.repeat == 0]
         return TaskRecord(
             domain=self.task.spec.domain,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import cme_bench
 from cme_bench.reports.runs import open_run, provenance_notes
@@ -90,7 +91,7 @@ def texts(folder: Path, task: str = "own_gen") -> dict[tuple[int, int], str]:
     return {(r.id, r.repeat): r.response.text or "" for r in records}
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -99,7 +100,7 @@ class Killer(Listener):
 
     def advance(self, items: int, detail: str = "") -> None:
         if items:
-            raise Killed
+            raise KilledError
 
 
 def test_means_passes_and_votes_are_those_of_the_answers(files: Path, tmp_path: Path) -> None:
@@ -122,8 +123,7 @@ def test_means_passes_and_votes_are_those_of_the_answers(files: Path, tmp_path: 
         best = [a for a, c in counts.items() if c == most and c]
         votes.append(float("yes" in best) / max(1, len(best)))
     assert task.metrics["maj@5"].value == pytest.approx(np.mean(votes))
-    rows = (folder / "summary.csv").read_text()
-    assert "own_gen,other,pass@4," in rows.replace("own,", "other,") or ",pass@4," in rows
+    assert ",pass@4," in (folder / "summary.csv").read_text()
     [line] = provenance_notes([open_run(folder)], ["m"])
     assert "sampled at temperature 1, repeats 5" in line
     planned = open_run(folder).run.tasks["own_gen"]
@@ -144,7 +144,7 @@ def test_answers_depend_on_the_seed_and_on_nothing_else(files: Path, tmp_path: P
 
 def test_a_killed_run_goes_on_and_ends_the_same(files: Path, tmp_path: Path) -> None:
     whole = ask(files, tmp_path / "a")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         ask(files, tmp_path / "b", Killer())
     stored = len(texts(tmp_path / "b"))
     assert 0 < stored < 5 * N_ITEMS
@@ -215,17 +215,11 @@ def test_runs_are_compared_by_the_means_of_items(files: Path, tmp_path: Path) ->
 
 
 def stock_scores(answers: list[list[str]]) -> dict[str, float]:
-    """Exact match by the filters of VOTES, as lm-eval's own task makes it of all answers."""
-    import yaml
+    """Exact match by the filters of VOTES, as lm-eval's own code applies them to all answers."""
     from lm_eval.api.instance import Instance
-    from lm_eval.api.task import ConfigurableTask
-
-    config = yaml.safe_load(VOTES) | {"metadata": {"version": 0}}
-    task = ConfigurableTask.__new__(ConfigurableTask)
-    assert config["repeats"] == 5
-    del task
     from lm_eval.filters import build_filter_ensemble
 
+    config = yaml.safe_load(VOTES)
     totals: dict[str, float] = {}
     for entry in config["filter_list"]:
         steps = [(s["function"], {k: v for k, v in s.items() if k != "function"}) for s in entry["filter"]]
@@ -258,7 +252,7 @@ def test_the_filters_of_a_task_file_see_all_its_answers(files: Path, tmp_path: P
 def test_votes_of_a_killed_run_are_counted_when_it_goes_on(files: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"tasks": "votes", "temperature": None, "repeats": None}
     whole = ask(files, tmp_path / "a", **asked)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         ask(files, tmp_path / "b", Killer(), **asked)
     lines = samples_file(tmp_path / "b", "votes").read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if b'"combined"' not in line]  # killed before it was counted

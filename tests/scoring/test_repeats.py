@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from cme_bench.scoring.record import Record, StoredAnswer, StoredResponse
 from cme_bench.scoring.repeats import RepeatColumns, ks, majority, merged, pass_at_k, voted_answer
@@ -69,10 +70,8 @@ def test_votes_are_compared_without_case_and_blanks() -> None:
     assert voted_answer(record(0, 0, "A cat", 1.0), "short", "none") == "cat"
     assert voted_answer(record(0, 0, "x - 1", 1.0), "math", "none") == "x-1"
     assert voted_answer(record(0, 0, "", 0.0), "label", "none") is None
-    filtered = record(0, 0, "", 0.0, filtered={"strict": "[invalid]", "loose": "7"})
-    filtered = Record(
-        **{name: getattr(filtered, name) for name in Record.__struct_fields__} | {"answer": None}
-    )
+    texts = {"strict": "[invalid]", "loose": "7"}
+    filtered = replace(record(0, 0, "", 0.0), answer=None, filtered=texts)
     assert voted_answer(filtered, None, "strict") is None
     assert voted_answer(filtered, None, "loose") == "7"
 
