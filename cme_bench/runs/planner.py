@@ -75,7 +75,9 @@ class TaskPlan:
 
     def describe(self, source: str) -> TaskRecord:
         sampling = None if self.generation is None else self.generation.sampling
-        drawn = sampling and {k: float(v) for k, v in asdict(sampling).items() if k != "seed"}
+        drawn = None
+        if sampling is not None:
+            drawn = {k: float(v) for k, v in asdict(sampling).items() if k != "seed"}
         first = [item for item in self.items if item.repeat == 0]
         return TaskRecord(
             domain=self.task.spec.domain,
