@@ -17,7 +17,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
 from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.engines.hf.per_token import why_not_per_token
-from tests.support.adapter_cases import CONFIGS
+from tests.support.adapter_cases import CONFIGS, ON_LINEARS
 
 SIZES = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "vocab_size": 20}
 
@@ -44,7 +44,7 @@ class AsLinear(nn.Module):
         return result
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("method", ON_LINEARS)
 def test_it_is_the_linear_of_the_transposed_weight(method: str) -> None:
     x = torch.randn(2, 3, 5)
     found = []

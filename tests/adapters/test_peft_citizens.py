@@ -18,11 +18,9 @@ from transformers import LlamaForCausalLM
 from cme_bench.adapters import record_router
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
-from tests.support.adapter_cases import CONFIGS, ROUTED, Make, tiny_llama
+from tests.support.adapter_cases import CONFIGS, ON_LINEARS, ROUTED, Make, tiny_llama
 
 METHODS = list(CONFIGS)
-ON_LINEARS = [method for method in METHODS if method != "mixlora"]
-"""Those that need no feed-forward block, which the model ``Two`` does not have."""
 
 
 class Two(nn.Module):

@@ -16,6 +16,8 @@ CONFIGS: dict[str, type[AdapterConfig]] = {
     method.name: method.config_class for method in methods() if issubclass(method.config_class, AdapterConfig)
 }
 ROUTED = routed_names()
+ON_LINEARS = [name for name in CONFIGS if name != "mixlora"]
+"""Methods that adapt any linear layer; MixLoRA needs a feed-forward block that it knows."""
 TINY = LlamaConfig(
     vocab_size=50,
     hidden_size=24,

@@ -92,7 +92,8 @@ class ExpertBlock(RoutedLayer, AdapterLinear[Any]):
         names = kwargs.pop("adapter_names", None)
         if names is not None:
             self._check_mixed(x, names)
-            return self._mixed(x, self.base_layer(x), names)
+            if not self.disable_adapters:
+                return self._mixed(x, self.base_layer(x), names)
         active = [name for name in self.active_adapters if name in self.settings]
         if not self.disable_adapters and len(active) == 1:
             return self.mixture(x, active[0])

@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from tests.support.adapter_cases import CONFIGS
+from tests.support.adapter_cases import CONFIGS, ON_LINEARS
 
 Fields = dict[str, Any]
 LAYERS: tuple[tuple[str, str, Fields], ...] = (
@@ -48,7 +48,9 @@ OWN: dict[str, tuple[Fields, ...]] = {
 def custom_cases() -> list[tuple[str, str, type, Fields]]:
     """Return rows for ``TEST_CASES``: name, model, class of the config, its fields."""
     rows = [
-        (f"{name} {m}", model, CONFIGS[m], _START | fields) for m in CONFIGS for name, model, fields in LAYERS
+        (f"{name} {m}", model, CONFIGS[m], _START | fields)
+        for m in ON_LINEARS
+        for name, model, fields in LAYERS
     ]
     for method, forms in OWN.items():
         for number, form in enumerate(forms, start=1):
@@ -60,10 +62,10 @@ def custom_cases() -> list[tuple[str, str, type, Fields]]:
 def active_cases() -> list[tuple[str, str, type, Fields, Fields]]:
     """Return rows for ``MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES``: the same layer twice, and one layer each."""
     rows = []
-    for method, config in CONFIGS.items():
+    for method in ON_LINEARS:
         for name, second in (("Same", "lin0"), ("Different", "lin1")):
             one, two = ({"target_modules": [layer], "init": "random"} for layer in ("lin0", second))
-            rows.append((f"{method} {name}", method, config, one, two))
+            rows.append((f"{method} {name}", method, CONFIGS[method], one, two))
     return rows
 
 
@@ -72,10 +74,10 @@ def mixed_cases() -> list[tuple[str, Any, Any]]:
     return [
         (
             f"{method} mixed adapter",
-            config(target_modules=["lin0"], init="random"),
-            config(target_modules=["lin0"], init="random", r=3),
+            CONFIGS[method](target_modules=["lin0"], init="random"),
+            CONFIGS[method](target_modules=["lin0"], init="random", r=3),
         )
-        for method, config in CONFIGS.items()
+        for method in ON_LINEARS
     ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.adapter_cases import CONFIGS
 from tests.support.peft_suite import cases
-from tests.support.peft_suite.exceptions import EXCEPTIONS, UNSKIPPED, Inapplicable
+from tests.support.peft_suite.exceptions import EXCEPTIONS, LEFT_OUT, UNSKIPPED
 
 MODULES = (
     "test_custom_models.py",
@@ -89,28 +89,33 @@ def _without_skips(own: Any) -> Any:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of our configs; expect of some the failure that a list gives a reason for."""
-    ours = [item for item in items if method_of(item) is not None]
-    for item in ours:
-        for exception in EXCEPTIONS:
-            if exception.meets(item.name, str(method_of(item))):
-                item.add_marker(exception.mark())
-    config.stash[UNUSED] = [
-        e for e in EXCEPTIONS if not any(e.meets(i.name, str(method_of(i))) for i in ours)
-    ]
-    every = config.getoption("--peft-every")
-    order = list(CONFIGS)
-    kept = [item for n, item in enumerate(ours) if (n + order.index(str(method_of(item)))) % every == 0]
+    methods = {item: method for item in items if (method := method_of(item)) is not None}
+    out = {
+        place: [i for i, m in methods.items() if m == place[0] and place[1] in i.name] for place in LEFT_OUT
+    }
+    unused = [f"{method}, {part}" for (method, part), found in out.items() if not found]
+    dropped = {item for found in out.values() for item in found}
+    ours = [item for item in methods if item not in dropped]
+    for exception in EXCEPTIONS:
+        met = [item for item in ours if exception.meets(item.name, methods[item])]
+        for item in met:
+            item.add_marker(exception.mark())
+        missed = exception.methods - {methods[item] for item in met}
+        unused += [f"{method}, {exception.test}" for method in sorted(missed)]
+    config.stash[UNUSED] = unused
+    every, order = config.getoption("--peft-every"), list(CONFIGS)
+    kept = [item for n, item in enumerate(ours) if (n + order.index(methods[item])) % every == 0]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 
 
-UNUSED = pytest.StashKey[list[Inapplicable]]()
+UNUSED = pytest.StashKey[list[str]]()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Name the exceptions that no test met."""
-    for exception in config.stash.get(UNUSED, []):
-        terminalreporter.write_line(f"STALE {exception.test}: no test of this name for {exception.methods}")
+    """Name what the lists say of tests that do not exist."""
+    for entry in config.stash.get(UNUSED, []):
+        terminalreporter.write_line(f"STALE {entry}: there is no such test")
 
 
 def method_of(item: pytest.Item) -> str | None:
