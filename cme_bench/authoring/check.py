@@ -308,7 +308,11 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
     described = bool(task.lm_eval.config.description)
     try:
         form = resolve_format(
-            reader.prompt_format, reader.tokenizer, generated=generated, described=described
+            reader.prompt_format,
+            reader.tokenizer,
+            generated=generated,
+            described=described,
+            thinking="auto",
         )
         items = build_items(task, reader.encoder, form, max_length=reader.max_length, limit=limit)
         reader.check(item.request for item in items)

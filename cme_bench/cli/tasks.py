@@ -19,6 +19,7 @@ from cme_bench.util.options import (
     Include,
     Offline,
     Option,
+    ThinkingChoice,
 )
 from cme_bench.util.terminal import markup, say
 
@@ -121,6 +122,9 @@ def preview(
     prompt_format: Format = "auto",
     system: Annotated[str | None, Option("System prompt of a chat, as for `run`.")] = None,
     bos: Bos = "auto",
+    thinking: Annotated[
+        ThinkingChoice, Option("Whether a model that can think does, as for `run`.")
+    ] = "auto",
     seed: Annotated[int, Option("Seed of few-shot sampling.")] = 0,
     include: Include = (),
     allow_code: AllowCode = False,
@@ -128,9 +132,10 @@ def preview(
 ) -> None:
     """Print a prompt as a model gets it: text, token ids, where the scored part begins, and the hash."""
     from cme_bench.prompts.formats import resolve_format
+    from cme_bench.prompts.generation import GenerationOptions
     from cme_bench.prompts.items import build_items, limited_ids, render_item
     from cme_bench.prompts.preview import preview_text, preview_tokens
-    from cme_bench.runs.planner import task_hash
+    from cme_bench.runs.planner import task_hash, thought_overrides
     from cme_bench.tasks.build import build_task
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite
@@ -140,7 +145,14 @@ def preview(
     reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format) if model else None
     tokenizer = reader.tokenizer if reader else None
     generated, described = spec.generated, bool(spec.config.get("description"))
-    form = resolve_format(prompt_format, tokenizer, generated=generated, system=system, described=described)
+    form = resolve_format(
+        prompt_format,
+        tokenizer,
+        generated=generated,
+        system=system,
+        described=described,
+        thinking=thinking,
+    )
     built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
     rendered = [render_item(built, index, form, seed) for index in ids]
@@ -150,6 +162,7 @@ def preview(
             built, reader.encoder, form, max_length=reader.max_length, limit=number, seed=seed
         )
         reader.check([item.request for item in items])
+        items = [item for item in items if item.repeat == 0]
     for position, (index, item) in enumerate(zip(ids, rendered, strict=True)):
         say(f"== {built.name}, item {item.id} of {len(built.docs)}: {built.place(item.id)}")
         for line in preview_text(item):
@@ -164,7 +177,8 @@ def preview(
         if note is not None:
             say(f"note: {note}")
     say(f"== format {form.name}, policy {form.policy}, {built.shots} shots")
-    say(f"hash {task_hash(built, form.name, form.policy)}")
+    overrides = thought_overrides(form.thinking, [item.request for item in items], GenerationOptions())
+    say(f"hash {task_hash(built, form.name, form.policy, overrides)}")
 
 
 def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> Reader:

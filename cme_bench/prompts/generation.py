@@ -21,7 +21,7 @@ _COMBINING = ("majority_vote", "take_first_k")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOptions:
-    """What a user asks of generated answers; None leaves it to the task.
+    """The user's wishes for generated answers; None leaves it to the task.
 
     ``seed`` is the run's: answers are drawn by it, the task, the item and the repeat.
     """

@@ -179,7 +179,7 @@ def _after_in_history(marks: Marks, render: Render, switch: Switch | None) -> st
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What was decided for one task. ``budgeted``: whether a thought has a budget of its own; else there is
+    """The decision for one task. ``budgeted``: whether a thought has a budget of its own; else there is
     none. ``note``: what a user must know of it."""
 
     thinker: Thinker

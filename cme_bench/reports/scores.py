@@ -87,6 +87,9 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
     measure = result.metrics[metric].measure
     numbers = all(isinstance(v, int | float) for column in values for v in column)
     untestable = _untestable(result.metrics[metric], metric, values)
+    if measure.aggregation != "mean" and any(_averaged(run, task) for run in runs):
+        untestable = f"{metric} of several answers to an item is no mean over items"
+        measure = replace(measure, aggregation="!function unknown")
     if means and not (numbers and measure.aggregation == "mean"):
         raise NoItemMeanError(f"{task}: {untestable}; it cannot be tested item by item")
     plain = [[v if isinstance(v, int | float) else np.nan for v in column] for column in values]
@@ -105,6 +108,12 @@ def _paired_task(runs: Sequence[RunView], task: str, allow_mixed: bool, means: b
         aggregated=None if measure.aggregation == "mean" else tuple(values),
         untestable=untestable,
     )
+
+
+def _averaged(run: RunView, task: str) -> bool:
+    """Return whether a run's scores of items are means over their answers."""
+    planned = run.run.tasks[task]
+    return planned.repeats > 1 and not planned.combined
 
 
 def _untestable(record: MetricRecord, metric: str, values: Sequence[Sequence[Any]]) -> str:

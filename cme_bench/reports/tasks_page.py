@@ -68,7 +68,8 @@ refused.
 * **Exemplars** come from `fewshot_split`, from `fewshot_config.samples`, or from the training or validation
   split, as in lm-eval. An item is never its own exemplar; in lm-eval it may be where a validation split is
   scored.
-* **Answers are greedy**, so `repeats` are equal; sampling and beam search are refused.
+* **Sampling** (`do_sample`, `temperature`, `top_p`, `top_k`) and `repeats` mean what they mean there:
+  [Sampling and thinking](sampling.md). Greedy answers are asked for once; beam search is refused.
 * **Scoring is tried** on made-up answers to the first rows before a model is loaded.
 * **Code** of a task file (`!function`) runs with `--allow-code` only, and never fetches a metric from the
   hub.
@@ -81,10 +82,9 @@ kinds with stock lm-eval on made-up rows and answers):
 
 | files | number |
 |---|---|
-| run | 11822 |
+| run | 12107 |
 | groups, which are not read | 855 |
 | refused: a metric of the hub (`hf_evaluate`) | 757 |
-| refused: sampled answers (`do_sample`) | 285 |
 | refused: `loglikelihood_rolling` | 66 |
 | refused: rows made by code (`custom_dataset`) | 45 |
 | refused: images (`doc_to_image`) | 45 |

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from cme_bench.engines.base import GenerateRequest, Thought, TokenIds
+from cme_bench.engines.base import GenerateRequest, Request, Thought, TokenIds
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.generation import (
     DEFAULT_THINKING_BUDGET,
@@ -133,9 +133,9 @@ class Planner:
         notes = prompt_format.notes
         if task.spec.generated:
             generation = generation_of(task.name, task.lm_eval, asked)
-            thoughts = [r.thought for i in items if isinstance(r := i.request, GenerateRequest) and r.thought]
-            overrides = asked.overrides | _thought_overrides(thinking, thoughts, asked)
-            notes += (*generation.notes, *_thought_notes(task.name, thoughts, overrides))
+            requests = [item.request for item in items]
+            overrides = asked.overrides | thought_overrides(thinking, requests, asked)
+            notes += (*generation.notes, *_thought_notes(task.name, _thoughts(requests), overrides))
         return TaskPlan(
             task=task,
             items=items,
@@ -186,14 +186,18 @@ class Planner:
         return items
 
 
-def _thought_overrides(
-    thinking: Thinking | None, thoughts: Sequence[Thought], asked: GenerationOptions
+def thought_overrides(
+    thinking: Thinking | None, requests: Sequence[Request], asked: GenerationOptions
 ) -> dict[str, Any]:
     """Return what a thought adds to what decides a score; nothing where there is none."""
-    if thinking is None or not thoughts:
+    if thinking is None or not _thoughts(requests):
         return {}
     budget = DEFAULT_THINKING_BUDGET if asked.thinking_budget is None else asked.thinking_budget
     return {"thinking": thinking.mode, "thinking_budget": budget}
+
+
+def _thoughts(requests: Sequence[Request]) -> list[Thought]:
+    return [r.thought for r in requests if isinstance(r, GenerateRequest) and r.thought is not None]
 
 
 def _thought_notes(task: str, thoughts: Sequence[Thought], overrides: Mapping[str, Any]) -> list[str]:

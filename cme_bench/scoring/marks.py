@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What begins and ends a thought.
+    """The texts that begin and end a thought.
 
     ``after``: the text that goes between ``end`` and the answer; ``blank``: what stands within an empty
     thought, and before the mark where a thought is ended for the model.

@@ -22,7 +22,6 @@ from cme_bench.util.errors import UsageError
 REASONS = (
     ("code of the hub is not run", "a metric of the hub (`hf_evaluate`)"),
     ("no beam search", "beam search"),
-    ("only greedy generation", "sampled answers (`do_sample`)"),
     ("whole texts are not scored", "`loglikelihood_rolling`"),
     ("images are not shown", "images (`doc_to_image`)"),
     ("sound is not played", "sound (`doc_to_audio`)"),

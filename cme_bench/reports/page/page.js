@@ -205,7 +205,16 @@
       });
       parts.push(make("div", "", make("small", "", "choices and their log-likelihoods")), table);
     }
-    if (answer.text !== null) {
+    if (answer.repeats) {
+      answer.repeats.forEach((each, i) => {
+        parts.push(make("h4", "", `answer ${i + 1} of ${answer.repeats.length}`), ...response(each, asked));
+      });
+      parts.push(make("h4", "", "together"));
+    } else if (answer.text !== null) {
+      if (answer.thought !== null) {
+        const ends = { budget: " (ended by its budget)", unclosed: " (never ended: no answer)" };
+        parts.push(...labelled(`thought${ends[answer.thought_end] ?? ""}`, answer.thought));
+      }
       parts.push(...labelled(answer.finish === "length" ? "response (cut by the length limit)" : "response", answer.text));
       if (answer.rule !== null) parts.push(...labelled(`extracted by rule: ${answer.rule}`, answer.answer || "(no answer found)"));
     }

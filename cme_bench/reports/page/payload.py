@@ -15,11 +15,13 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
+from cme_bench.prompts.items import limited_ids
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import answer_of
-from cme_bench.runs.folder import current_records
+from cme_bench.runs.folder import current_records, last_answers
 from cme_bench.runs.store import samples_file
 from cme_bench.scoring.record import Record
+from cme_bench.scoring.repeats import merged
 
 CHUNK_ITEMS = 200
 """Items of a block: some 50 kB compressed, a few ms to open."""
@@ -45,7 +47,8 @@ def task_payload(runs: Sequence[RunView], task: str, blocks: PageBlocks) -> dict
     of CHUNK_ITEMS items in the index's order. Runs without the task or without records have nulls. None if
     no run has records.
     """
-    by_run = [_records(run, task) for run in runs]
+    answers = [_answers(run, task) for run in runs]
+    by_run = [{number: merged(found) for number, found in of_run.items()} for of_run in answers]
     ids = sorted(set().union(*(set(records) for records in by_run)))
     if not ids:
         return None
@@ -56,17 +59,22 @@ def task_payload(runs: Sequence[RunView], task: str, blocks: PageBlocks) -> dict
     }
     chunks = [
         blocks.add(
-            [_item(i, [records.get(i) for records in by_run]) for i in ids[start : start + CHUNK_ITEMS]]
+            [_item(i, [of_run.get(i) for of_run in answers]) for i in ids[start : start + CHUNK_ITEMS]]
         )
         for start in range(0, len(ids), CHUNK_ITEMS)
     ]
     return {"index": blocks.add(index), "chunks": chunks, "chunk": CHUNK_ITEMS, "n": len(ids)}
 
 
-def _records(run: RunView, task: str) -> dict[int, Record]:
-    if task not in run.results.tasks or not samples_file(run.folder, task).is_file():
+def _answers(run: RunView, task: str) -> dict[int, list[Record]]:
+    """Return the answers to each item, in order; nothing where records were not kept."""
+    file = samples_file(run.folder, task)
+    if task not in run.results.tasks or not file.is_file():
         return {}
-    return {r.id: r for r in current_records(run.folder, task, run.run.tasks[task])}
+    planned = run.run.tasks[task]
+    if planned.repeats == 1:
+        return {r.id: [r] for r in current_records(run.folder, task, planned)}
+    return last_answers(file, limited_ids(range(planned.rows), planned.limit), planned.repeats)
 
 
 def _light(record: Record | None, metric: str) -> list[Any] | None:
@@ -78,18 +86,20 @@ def _light(record: Record | None, metric: str) -> list[Any] | None:
     return [record.scores.get(metric), int(empty), int(long), int(record.truncated > 0)]
 
 
-def _item(number: int, records: Sequence[Record | None]) -> dict[str, Any]:
+def _item(number: int, found: Sequence[list[Record] | None]) -> dict[str, Any]:
     """Return one item for all runs; a prompt that several runs share is held once."""
     questions: list[dict[str, Any]] = []
     answers: list[dict[str, Any] | None] = []
-    for record in records:
-        if record is None:
+    for of_run in found:
+        if of_run is None:
             answers.append(None)
             continue
+        record = merged(of_run)
         question = {"prompt": record.prompt, "choices": record.choices, "target": record.target}
         if question not in questions:
             questions.append(question)
-        answers.append(_answer(record) | {"q": questions.index(question)})
+        repeats = [_answer(each) for each in of_run] if len(of_run) > 1 else None
+        answers.append(_answer(record) | {"q": questions.index(question), "repeats": repeats})
     return {"id": number, "questions": questions, "runs": answers}
 
 
@@ -100,6 +110,8 @@ def _answer(record: Record) -> dict[str, Any]:
         "rule": record.answer.rule if record.answer else None,
         "text": response.text,
         "finish": response.finish,
+        "thought": response.thought,
+        "thought_end": response.thought_end,
         "logprobs": response.logprobs,
         "margin": None if response.margin is UNSET else response.margin,
         "scores": record.scores,

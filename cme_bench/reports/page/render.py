@@ -165,8 +165,9 @@ def _interval(run: RunView, form: str, column: str) -> tuple[float, float, float
     found = _estimate(run, form, column)
     assert found is not None
     scale = run.measure(form).scale
-    own = [t for t in run.results.tasks.values() if t.form == form and t.domain == column]
-    if len(own) == 1 and own[0].primary in _BINARY:
+    own = {k: t for k, t in run.results.tasks.items() if t.form == form and t.domain == column}
+    once = all(run.run.tasks[name].repeats == 1 for name in own)
+    if len(own) == 1 and once and next(iter(own.values())).primary in _BINARY:
         low, high = (float(x) for x in wilson(found.value * found.n, found.n))
     else:
         low, high = student(found, max(found.n - 1, 1))
