@@ -108,7 +108,7 @@ class ChatTemplate:
 
     @property
     def _ending(self) -> str:
-        """What a prompt needs at its end, so that thinking is on or off."""
+        """The text that a prompt needs at its end, so that thinking is on or off."""
         return "" if self.mode == "template" or self.thinker is None else self.thinker.ending(self.mode)
 
     @functools.cached_property

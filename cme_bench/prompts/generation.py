@@ -36,7 +36,7 @@ class GenerationOptions:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What decides a score in place of the task's own; empty by default."""
+        """Options that decide a score in place of the task's own; empty by default."""
         given = asdict(self)
         return {k: v for k, v in given.items() if v is not None and k not in ("seed", "thinking_budget")}
 

@@ -209,9 +209,8 @@ def decide_thinking(thinker: Thinker, asked: str, *, generated: bool, trained: b
             f"--thinking on: the chat template of {name} has no known marks around a thought, so that it "
             "could not be told from the answer; use --thinking off"
         )
-    budgeted = mode != "off" and thinker.marks is not None
-    if trained and asked == "auto" and thinker.kind == "always":
-        budgeted = False  # it was trained to answer where the template opens a thought
+    as_trained = trained and asked == "auto"  # to answer at once, also where the template opens a thought
+    budgeted = mode != "off" and thinker.marks is not None and not as_trained
     return Thinking(thinker, mode, budgeted, _generated_note(thinker, asked, mode, name, budgeted=budgeted))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,6 +148,10 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
         begin = sorted({_beginning(run) for run in runs})
         if len(begin) > 1:
             yield f"the special tokens before a prompt differ: {', '.join(begin)}"
+    if len({(run.run.identity.model, run.run.identity.adapter) for run in runs}) == 1:
+        modes = sorted({_thinking(run, shared) for run in runs})
+        if len(modes) > 1:
+            yield f"thinking differs: {', '.join(modes)}"
     seeds = sorted({str(run.run.seed) for run in runs})
     if len(seeds) > 1 and any(run.shots != [0] for run in runs):
         yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
@@ -159,6 +163,15 @@ def _beginning(run: RunView) -> str:
     if bos is None or bos.prefix == bos.own:
         return "the tokenizer's own"
     return f"ids {bos.prefix}" if bos.prefix else "none"
+
+
+def _thinking(run: RunView, tasks: Iterable[str]) -> str:
+    """Return whether a run's model thought before generated answers. Earlier versions did not say."""
+    modes = {run.run.tasks[t].thinking or "not told" for t in tasks if run.results.tasks[t].form in _TEXTS}
+    return " or ".join(sorted(modes)) or "none"
+
+
+_TEXTS = ("generated", "other generated")
 
 
 def some(names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ class TaskPlan:
 
     @property
     def marks(self) -> Marks | None:
-        """What begins and ends a thought of its model."""
+        """The texts that begin and end a thought of its model."""
         return None if self.thinking is None else self.thinking.marks
 
     @property

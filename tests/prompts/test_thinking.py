@@ -166,15 +166,15 @@ def test_choices_are_scored_without_a_thought(
 
 
 def test_an_adapter_is_asked_as_it_was_trained(toy_tokenizer: PreTrainedTokenizerFast) -> None:
-    for template, tail_of_it, budgeted in (
-        (templates.QWEN3, "assistant\n", True),
-        (templates.DEEPSEEK_R1, "<think>\n", False),
+    for template, tail_of_it in (
+        (templates.QWEN3, "assistant\n"),
+        (templates.DEEPSEEK_R1, "<think>\n"),
     ):
         found = form(toy_tokenizer, template, "auto", name="auto", saved="chat")
         assert found.thinking is not None
         assert tail(found).endswith(tail_of_it)
-        assert found.thinking.budgeted == budgeted
-        assert any("can think" in note for note in found.notes)
+        assert not found.thinking.budgeted
+        assert any("prompts are as its adapter was trained" in note for note in found.notes)
     given = form(toy_tokenizer, templates.QWEN3, "off", name="auto", saved="chat")
     assert tail(given).endswith("</think>\n\n")
 

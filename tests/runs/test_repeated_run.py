@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 import cme_bench
+from cme_bench.reports.page.payload import PageBlocks, task_payload
 from cme_bench.reports.runs import open_run, provenance_notes
 from cme_bench.runs.folder import current_records
 from cme_bench.runs.options import RunOptions
@@ -212,6 +215,19 @@ def test_runs_are_compared_by_the_means_of_items(files: Path, tmp_path: Path) ->
     greedy = ask(files, tmp_path / "c", temperature=0.0, repeats=1)
     with pytest.raises(UsageError, match="repeats differ in own_gen"):
         cme_bench.compare(a, greedy)
+
+
+def test_the_report_page_holds_every_answer(files: Path, tmp_path: Path) -> None:
+    folder = ask(files, tmp_path / "r")
+    blocks = PageBlocks()
+    payload = task_payload([open_run(folder)], "own_gen", blocks)
+    assert payload is not None
+    items = json.loads(gzip.decompress(base64.b64decode(blocks.texts[payload["chunks"][0]])))
+    found = texts(folder)
+    assert len(items) == N_ITEMS
+    for item in items:
+        answers = [each["text"] for each in item["runs"][0]["repeats"]]
+        assert answers == [found[item["id"], repeat] for repeat in range(5)]
 
 
 def stock_scores(answers: list[list[str]]) -> dict[str, float]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cme_bench
 from cme_bench.reports.run_summary import warnings
-from cme_bench.reports.runs import open_run, provenance_notes
+from cme_bench.reports.runs import differences, open_run, provenance_notes
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.records import ThinkingSummary
@@ -227,6 +228,41 @@ def test_resuming_asks_nothing_again_but_other_thinking_does(files: Path) -> Non
 def test_what_makes_no_sense_is_refused(files: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         asked(files, THINKS, templates.QWEN3, **changes)
+
+
+def test_runs_that_thought_otherwise_are_not_alike(files: Path) -> None:
+    on, _ = asked(files, THINKS, templates.QWEN3, thinking="on")
+    off = run(
+        RunOptions(
+            model=str(on.parent),
+            include=(files / "tasks",),
+            tasks="own_gen",
+            data=str(files / "data"),
+            out=files / "off",
+        )
+    )[0]
+    found = differences([open_run(on), open_run(off)])
+    assert "thinking differs: off, on" in found
+    assert "thoughts differ in own_gen" in found
+
+
+def test_a_model_in_memory(files: Path) -> None:
+    folder = save_scripted(files / "model", THINKS, templates.QWEN3)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    settings: dict[str, Any] = {"tasks": "own_gen", "data": files / "data", "include": files / "tasks"}
+    [found] = cme_bench.evaluate(
+        model,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        out=files / "live",
+        thinking="on",
+        temperature=0.5,
+        repeats=2,
+        progress=False,
+        **settings,
+    )
+    assert found.scores["own_gen"] == 1.0
+    assert len(records(found.folder)) == 6
+    assert {r.response.thought for r in records(found.folder)} == {"no nohmmso"}
 
 
 def test_from_python(files: Path) -> None:
