@@ -80,10 +80,11 @@ def describe(
 @command(adapters, _EXAMPLE_IMPORT, name="import")
 def import_(
     source: Annotated[
-        Path, Option("Their checkpoint: a folder, or a file .safetensors or .bin.", argument=True)
+        str,
+        Option("Their checkpoint: a folder, a hub name, or a file .safetensors or .bin.", argument=True),
     ],
     out: Annotated[Path, Option("Adapter folder to write.", short="-o")],
-    base: Annotated[str, Option("Hub id or folder of the base model, recorded in the result.")],
+    base: Annotated[str, Option("Hub name or folder of the base model, recorded in the result.")],
     layout: Annotated[str, Option(f"Whose layout it is in: {LAYOUTS}.")] = "auto",
     alpha: Annotated[float | None, Option("Their lora_alpha, if the source has no config.")] = None,
 ) -> None:
@@ -94,8 +95,18 @@ def import_(
     """
     from cme_bench.adapters.convert import import_adapter
     from cme_bench.adapters.describe import describe as describe_adapter
+    from cme_bench.adapters.files import PICKLES, WEIGHTS_SUFFIX
+    from cme_bench.models.base_revision import name_revision
+    from cme_bench.models.hub_name import parse_hub_name
+    from cme_bench.models.packaged import adapter_folder
 
-    done = import_adapter(source, out, base, layout=layout, alpha=alpha)
+    here = Path(source).exists() or source.endswith((WEIGHTS_SUFFIX, *PICKLES))
+    found = source if here else adapter_folder(source, role="import", note=tell)
+    name = None if Path(base).exists() else parse_hub_name(base)
+    repo, revision = (base, None) if name is None else (name.repo, name.revision)
+    done = import_adapter(found, out, repo, layout=layout, alpha=alpha)
+    if revision is not None:
+        name_revision(out, repo, revision)
     for note in done.notes:
         tell(f"note: {note}")
     about = describe_adapter(out)

@@ -10,6 +10,7 @@ from cme_bench.models.checkpoint import fetched_origin
 from cme_bench.models.hub_lock import default_lock_file, read_lock
 from cme_bench.models.hub_name import SHORT, HubName, parse_hub_name
 from cme_bench.util.errors import UsageError
+from cme_bench.util.files import read_json, write_json
 
 _SNAPSHOT = re.compile(r"snapshots[/\\](?P<commit>[0-9a-f]{40})(?:[/\\]|$)")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
@@ -31,6 +32,14 @@ def other_revision(folder: Path, config: Any, base: str) -> list[str]:
     if commit is None:
         return [f"{where}, whose commit is not known here; {here}"]
     return [] if actual.startswith(commit) else [f"{where}, {here}"]
+
+
+def name_revision(folder: Path, base: str, revision: str) -> None:
+    """Record the revision of its base in an adapter's config, if that is the base which it records."""
+    file = folder / "adapter_config.json"
+    config = read_json(file)
+    if config.get("base_model_name_or_path") == base:
+        write_json(file, config | {"revision": revision})
 
 
 def base_commit(folder: Path) -> str | None:

@@ -29,6 +29,11 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.cli.adapters import export_vllm
+from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.server.client import Server
+from cme_bench.engines.server.engine import ServerEngine
+from cme_bench.engines.server.likelihood import prove_likelihood
+from cme_bench.engines.server.probe import probe
 from cme_bench.engines.vllm.adapter import read_gated
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.export_vllm import export_checkpoint, serve_command
@@ -186,16 +191,17 @@ def wait_for(port: int) -> None:
         time.sleep(0.1)
 
 
-@needs_vllm
-@pytest.mark.slow
-def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, served: Path) -> None:
-    """A real server, asked over HTTP for the log-probabilities of a prompt's tokens."""
+@pytest.fixture(scope="module")
+def serving(base: Path, adapter: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a real server, started by the printed command, and the folder that it serves."""
+    folder = base.parent / "serving"
+    export_vllm(adapter, str(base), folder, offline=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = f" --port {port} --host 127.0.0.1 --dtype float32 --max-model-len 64"
     options += " --enforce-eager --distributed-executor-backend uni"
-    command = shlex.split(serve_command(served) + options)
+    command = shlex.split(serve_command(folder) + options)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
@@ -207,21 +213,58 @@ def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, serve
                 break
         else:
             pytest.fail("".join(heard[-30:]))
-        body = {"prompt": IDS, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions",
-            json.dumps({"model": str(served), **body}).encode(),
-            {"Content-Type": "application/json"},
-        )
         wait_for(port)  # the line comes just before the port is opened
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
+        yield f"http://127.0.0.1:{port}", folder
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_the_printed_command_serves_the_adapter(base: Path, adapter: Path, serving: tuple[str, Path]) -> None:
+    """A real server, asked over HTTP for the log-probabilities of a prompt's tokens."""
+    url, folder = serving
+    body = {"prompt": IDS, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+    request = urllib.request.Request(
+        f"{url}/v1/completions",
+        json.dumps({"model": str(folder), **body}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found = json.load(answer)["choices"][0]["logprobs"]["token_logprobs"]
     model = LlamaForCausalLM.from_pretrained(base)
     ids = torch.tensor([IDS])
     for reference, same in ((peft_logits(model, adapter, ids), True), (logits(model, ids), False)):
         table = reference[0].log_softmax(-1)
         wanted = [float(table[i, token]) for i, token in enumerate(IDS[1:])]
         assert (found[1 : len(IDS)] == pytest.approx(wanted, abs=1e-3)) is same
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_engine_server_answers_as_engine_vllm(
+    serving: tuple[str, Path], running: tuple[Path, Bench], toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The same folder behind a real server and in this process: texts, why they end, and likelihoods."""
+    pytest.importorskip("openai")
+    prompts = [tuple(IDS[: 3 + n]) for n in range(20)]
+    asked = [GenerateRequest(p, 4 + n, ("e", "\n") if n % 3 == 0 else ()) for n, p in enumerate(prompts)]
+    scored = [
+        LoglikelihoodRequest(tuple((p, (k, k + 1, 7)[: 1 + k % 3]) for k in range(60, 64))) for p in prompts
+    ]
+    ours = running[1].vllm()
+    server = Server(serving[0], concurrency=4)
+    try:
+        served = probe(server, None, toy_tokenizer)
+        assert served.name == str(serving[1]) and served.max_length == 64
+        assert served.dialect.ids and served.dialect.extras
+        prove_likelihood(server, served, toy_tokenizer)
+        engine = ServerEngine(server, served, toy_tokenizer, ours.end_ids, max_length=62)
+        assert dict(engine.generate(asked)) == dict(ours.generate(asked))
+        expected = dict(ours.loglikelihood(scored))
+        for number, response in engine.loglikelihood(scored):
+            assert response.logprobs == pytest.approx(expected[number].logprobs, abs=1e-4)
+            assert response.greedy == expected[number].greedy
+    finally:
+        server.close()
 
 
 @pytest.fixture(scope="module")
@@ -328,8 +371,6 @@ def test_a_folder_whose_adapter_finds_no_layer_does_not_start(
 def test_a_running_folder_answers_with_its_adapter(
     running: tuple[Path, Bench], base: Path, adapter: Path
 ) -> None:
-    from cme_bench.engines import LoglikelihoodRequest
-
     asked = LoglikelihoodRequest(((tuple(IDS[:-1]), (IDS[-1],)),))
     [(_, found)] = running[1].vllm().loglikelihood([asked])
     table = peft_logits(LlamaForCausalLM.from_pretrained(base), adapter, torch.tensor([IDS]))[0]

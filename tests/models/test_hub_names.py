@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from cme_bench.models.hub_name import HubName, parse_hub_name
@@ -23,8 +25,9 @@ BASE, TEAM = "models/acme/base", "models/acme/team"
 
 # A process of its own: the hub's client reads its address and its cache's place when it is imported.
 ASKER = """
-import json, socket, sys, time
+import contextlib, json, socket, sys, time
 from pathlib import Path
+from cme_bench.cli.adapters import import_
 from cme_bench.models.adapter import resolve_adapter
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.fetch import fetch_model
@@ -50,6 +53,12 @@ def adapter(name, base, **how):
 
 def place(name, **how):
     return [str(locate_adapter(name, **how).path)]
+
+def imported(name, base, out, *, offline, note):
+    with contextlib.redirect_stdout(sys.stderr):
+        import_(name, Path(out), base)
+    config = json.loads((Path(out) / "adapter_config.json").read_text())
+    return [config["base_model_name_or_path"], config["revision"]]
 
 def fetch(name, out=None, *, offline, note):
     return str(fetch_model(name, out and Path(out), note))
@@ -117,6 +126,11 @@ def adapters(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return tuple(found)
 
 
+def pickled(weights: bytes) -> bytes:
+    torch.save(load(weights), buffer := io.BytesIO())
+    return buffer.getvalue()
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving() as served:
@@ -134,6 +148,10 @@ def hub(server: Server, tiny_checkpoint: Path, adapters: tuple[dict[str, bytes],
             f"{TEAM}@{FIRST}": first | {"model.safetensors": b"merged", "training_args.bin": b"x"},
             f"{TEAM}@{SECOND}": second,
             "models/acme/many": {f"rank8/{name}": content for name, content in first.items()} | base,
+            "models/acme/theirs": {
+                "adapter_config.json": first["adapter_config.json"],
+                "adapter_model.bin": pickled(first["adapter_model.safetensors"]),
+            },
             "models/acme/pickle": {"adapter_config.json": b"{}", "adapter_model.bin": b"x"},
         },
         refs={"v1": FIRST, "v2": SECOND, "refs/pr/1": SECOND},
@@ -299,3 +317,10 @@ def test_fetching_into_a_folder_keeps_revisions_apart(hub: Hub, ask: Asker, tmp_
         f"UsageError 2: model other/team@v1: {tmp_path / 'models' / 'team@v1'} holds acme/team@v1; "
         "choose another folder with --out"
     )
+
+
+def test_a_pickle_of_the_hub_is_fetched_by_import_alone(hub: Hub, ask: Asker, tmp_path: Path) -> None:
+    found = ask("imported", "acme/theirs", "acme/base@v2", str(tmp_path / "out"))
+    assert found == ["acme/base", "v2"]
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert ask("imported", "./nowhere", "acme/base", str(tmp_path / "no")).startswith("UsageError 2: adapter")
