@@ -293,7 +293,7 @@ def test_options_that_a_server_decides_are_refused(
     served = serve(names=("one", "two"))
     for changes, reason in (
         ({}, "serves one, two: name one with --server-model"),
-        ({"server_model": "tow"}, "serves one, two; did you mean 'two'"),
+        ({"server_model": "tow"}, "does not list it, and one answers"),
         ({"server_model": "two", "dtype": "float32"}, "--dtype float32: a server computes in its own type"),
         ({"server_model": "two", "settings": {"max_length": 9000}}, "takes 8190 tokens at most"),
         ({"server_model": "two", "adapters": "teamlora-demo"}, "the adapter|trained on|shape|teamlora-demo"),
@@ -307,6 +307,18 @@ def test_options_that_a_server_decides_are_refused(
     ):
         with pytest.raises(UsageError, match=reason):
             cme_bench.evaluate(tiny_checkpoint, progress=False, **settings)
+
+
+def test_a_server_may_answer_as_models_that_it_does_not_list(serve: Make, parts: tuple[Any, Any]) -> None:
+    """As transformers' own does, whose list is that of the hub's cache, and fails where there is none."""
+    for always, unlisted in ((), ("/models/tiny@main",)), (("no list",), ("/models/tiny@main",)):
+        server = client.Server(serve(*always, unlisted=unlisted).url, retries=0)
+        try:
+            assert probe(server, "/models/tiny@main", parts[1]).name == "/models/tiny@main"
+        finally:
+            server.close()
+    with pytest.raises(UsageError, match="lists no models: name one"), engine(serve("no list"), parts[1]):
+        pass
 
 
 def test_a_run_whose_server_goes_resumes_on_another_address(

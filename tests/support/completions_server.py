@@ -29,6 +29,7 @@ class Completions:
     model: Any
     tokenizer: Any
     names: tuple[str, ...] = ("tiny",)
+    unlisted: tuple[str, ...] = ()
     faults: deque[str] = field(default_factory=deque)
     always: frozenset[str] = frozenset()
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -72,7 +73,8 @@ class Completions:
             choice["token_ids"] = new
         n_prompt = len(ids) + ("counts" in self.always and len(self.asked) > 10)
         usage = {"prompt_tokens": n_prompt, "completion_tokens": len(new)}
-        return {"object": "text_completion", "choices": [choice]} | (
+        known = body["model"] if body["model"] in (*self.names, *self.unlisted) else self.names[0]
+        return {"object": "text_completion", "choices": [choice], "model": known} | (
             {} if "no usage" in self.always else {"usage": usage}
         )
 

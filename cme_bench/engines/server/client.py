@@ -26,6 +26,8 @@ LONGEST_WAIT = 16.0
 """Seconds before the second try, which double up to the longest."""
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Answers that another try may turn into what was asked for."""
+_NO_LIST = frozenset({404, 405, 500, 501})
+"""Answers of servers that have no list of models, or cannot make it."""
 _SHOWN = 300
 
 
@@ -90,7 +92,14 @@ class Server:
         return [each for each in entries if isinstance(each, dict) and isinstance(each.get("id"), str)]
 
     async def _listed(self) -> str:
-        return str((await self._client.models.with_raw_response.list()).text)
+        import openai
+
+        try:
+            return str((await self._client.models.with_raw_response.list()).text)
+        except openai.APIStatusError as error:
+            if error.status_code in _NO_LIST:
+                raise _NotThereError(str(error)) from error
+            raise
 
     def complete(self, **body: Any) -> Reply:
         """Return the answer to one request, and wait for it."""

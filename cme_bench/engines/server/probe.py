@@ -23,6 +23,7 @@ TEXTS = (
     "  two  spaces,\ttabs\tand 1234567890",
 )
 """Texts that tokenizers cut in different ways."""
+_UNLISTED = "cme-bench: unlisted"
 TOKENS = 8
 """So many tokens are answered to each."""
 
@@ -59,6 +60,8 @@ def probe(server: Server, name: str | None, tokenizer: Any) -> Served:
     entry = _choose(server, name)
     server.model = str(entry["id"])
     extras, first = _with_extras(server, TEXTS[0])
+    if entry.get(_UNLISTED) and str(first.model).partition("@")[0] != str(name).partition("@")[0]:
+        raise UsageError(f"--server-model {name}: {server.url} does not list it, and {first.model} answers")
     by_text = [first, *(_ask(server, text, extras=extras) for text in TEXTS[1:])]
     begin = _begin(server, by_text, tokenizer)
     ids = [begin + read(tokenizer, text) for text in TEXTS]
@@ -100,9 +103,14 @@ def _choose(server: Server, name: str | None) -> Any:
     if name is None and len(entries) > 1:
         raise UsageError(f"{server.url} serves {', '.join(known)}: name one with --server-model")
     if name is not None and name not in known:
-        raise UsageError(
-            f"--server-model {name}: {server.url} serves {', '.join(known)}{did_you_mean(name, known)}"
-        )
+        server.model = name
+        try:
+            server.complete(prompt=TEXTS[0], max_tokens=1)
+        except UsageError as error:
+            raise UsageError(
+                f"--server-model {name}: {server.url} serves {', '.join(known)}{did_you_mean(name, known)}"
+            ) from error
+        return {"id": name, _UNLISTED: True}  # a server may list others than it serves
     return next(entry for entry in entries if name in (None, entry["id"]))
 
 

@@ -19,11 +19,12 @@ class GarbledReplyError(Exception):
 class Reply:
     """One completion. What the server does not tell is None.
 
-    ``logprobs``: of every token that it lists, the prompt's first where it echoes; ``likeliest``: the
-    largest log-probability at each of those places; ``tokens``: their texts, or ids.
+    ``model``: the name that answered; ``logprobs``: of every token that it lists, the prompt's first where it
+    echoes; ``likeliest``: the largest log-probability at each of those places; ``tokens``: texts, or ids.
     """
 
     text: str
+    model: str | None
     finish: str | None
     stopped_by: Any
     n_prompt: int | None
@@ -52,6 +53,7 @@ def read_reply(text: str) -> Reply:
     usage, scores = _mapping(content.get("usage")), _mapping(choice.get("logprobs"))
     return Reply(
         text=choice["text"],
+        model=content.get("model"),
         finish=choice.get("finish_reason"),
         stopped_by=choice.get("stop_reason"),
         n_prompt=_whole(usage.get("prompt_tokens")),
