@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from cme_bench.engines.base import Engine, TokenIds
+from cme_bench.engines.base import Engine, Request, TokenIds
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
 from cme_bench.util.notes import Note, unheard
 
@@ -63,8 +63,8 @@ class EngineSource(ABC):
         Raises UsageError, or AdapterError, if there is none or if it cannot be computed exactly.
         """
 
-    def check(self, *, likelihood: bool) -> None:  # noqa: B027 - most engines answer every question
-        """Raise UsageError if the engines cannot answer; ``likelihood``: whether likelihoods are asked."""
+    def check(self, requests: Iterable[Request]) -> None:  # noqa: B027 - most engines answer every request
+        """Raise UsageError if the engines cannot answer one of ``requests``, before the first is asked."""
 
     @abstractmethod
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:

@@ -179,7 +179,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         manifest = Manifest.open(folder, shared.options, responder)
         plans = [shared.planner.plan(task, responder) for task in shared.tasks]
         _check_truncation(plans, shared.options.max_truncated)
-        responder.engines.check(likelihood=not all(plan.generated for plan in plans))
+        responder.engines.check(item.request for plan in plans for item in plan.items)
         _check_budget(plans, shared.options.thinking_budget)
         manifest.note(notes := _notes(plans, encoder, responder))
         shared.tell(notes)

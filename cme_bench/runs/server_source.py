@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cme_bench.engines.base import Engine
+from cme_bench.engines.base import Engine, LoglikelihoodRequest, Request
 from cme_bench.models.adapter import resolve_adapter
 from cme_bench.runs.engine_source import EngineJob, EngineSource, never
 from cme_bench.util.errors import UsageError
@@ -86,13 +86,19 @@ class ServerSource(EngineSource):
         self._named = name
         return found
 
-    def check(self, *, likelihood: bool) -> None:
-        """Raise UsageError if likelihoods are asked and the server's cannot be trusted."""
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise UsageError if likelihoods or thoughts are asked that the server does not give."""
+        from cme_bench.engines.server.engine import NO_THOUGHTS
         from cme_bench.engines.server.likelihood import prove_likelihood
 
-        if likelihood and not self._proven:
-            prove_likelihood(self.server, self.model.served, self.model.tokenizer)
-            self._proven = True
+        served = self.model.served
+        for request in requests:
+            if isinstance(request, LoglikelihoodRequest):
+                if not self._proven:
+                    prove_likelihood(self.server, served, self.model.tokenizer)
+                    self._proven = True
+            elif request.thought is not None and not served.dialect.tells_ids:
+                raise UsageError(f"{self.server.url}: {NO_THOUGHTS}")
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.server.engine import ServerEngine

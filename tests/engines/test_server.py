@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cme_bench
-from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Sampling, Thought
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.inbox import Given
 from cme_bench.engines.server import client
@@ -97,6 +98,24 @@ def test_texts_are_those_of_the_transformers_engine(
     if not always:
         assert found == expected, "and why each ended"
         assert 1 < served.completions.most <= 3, "several at a time, and no more than asked for"
+
+
+def test_thoughts_and_samples_are_asked_as_of_other_engines(serve: Make, parts: tuple[Any, Any]) -> None:
+    served, close = serve(), tuple(parts[1].encode("."))
+    reference = HFEngine(*parts, max_length=200)
+    texts = dict(reference.generate([GenerateRequest(prompt, 20) for prompt in prompts(parts[1])]))
+    common = Counter(c for r in texts.values() for c in set(r.text) if c.isascii()).most_common(1)[0][0]
+    thoughts = [Thought(budget=20, start="e", end=end, opened=True, closing=close) for end in (common, "%%")]
+    asked = [GenerateRequest(p, 5, thought=thoughts[n % 2]) for n, p in enumerate(prompts(parts[1]))]
+    expected = dict(reference.generate(asked))
+    assert len({response.thought_end for response in expected.values()}) > 1
+    with engine(served, parts[1]) as ours:
+        assert dict(ours.generate(asked)) == expected
+        list(ours.generate([replace(asked[0], thought=None, sampling=Sampling(0.7, 0.9, 5, seed=3))]))
+    sent = served.completions.asked[-1]
+    assert [sent[key] for key in ("temperature", "top_p", "top_k", "seed")] == [0.7, 0.9, 5, 3]
+    with engine(serve("no ids"), parts[1]) as ours, pytest.raises(UsageError, match="returns no token ids"):
+        list(ours.generate(asked))
 
 
 def test_likelihoods_are_those_of_the_transformers_engine(serve: Make, parts: tuple[Any, Any]) -> None:

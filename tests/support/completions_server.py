@@ -110,7 +110,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.reply(200, json.dumps(self.server.completions.models()))
+        about = self.server.completions
+        self.reply(500 if "no list" in about.always else 200, json.dumps(about.models()))
 
     def do_POST(self) -> None:
         about = self.server.completions

@@ -23,11 +23,13 @@ class Dialect:
         ids: Whether prompts go as token ids; else as text.
         extras: Whether it takes settings that OpenAI's interface does not have, as vLLM does.
         begin: Token ids that it puts before a text by itself.
+        tells_ids: Whether it returns the ids of the tokens that it generates.
     """
 
     ids: bool
     extras: bool
     begin: TokenIds
+    tells_ids: bool = False
 
     @property
     def name(self) -> str:

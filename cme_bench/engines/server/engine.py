@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import queue
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from cme_bench.engines.server.likelihood import TokenScores, read_scores, respon
 from cme_bench.engines.server.probe import Served, check_still_served
 from cme_bench.engines.server.reply import Reply
 from cme_bench.engines.stopping import cut_at_stop, read_answer
+from cme_bench.engines.thoughts import Legs
 from cme_bench.util.errors import CmeError, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 Answer: TypeAlias = tuple[Response, int]
 """A response, and how often the server had been lost when it came."""
+NO_THOUGHTS = "the server returns no token ids, so a thought cannot be cut: use --thinking off"
 AHEAD = 2
 """Questions in work for each request that may be asked at a time: their rows wait for their turn."""
 
@@ -115,22 +118,25 @@ class ServerEngine(Engine):
 
     async def _text(self, request: GenerateRequest) -> GenerateResponse:
         dialect = self.served.dialect
-        if request.thought is not None:
-            raise UsageError(
-                "engine server takes no budget for thoughts: use --thinking off, or another engine"
-            )
-        reply = await self.server.ask(
-            prompt=prompt_of(request.prompt, dialect, self.tokenizer),
-            **generating(request, dialect, self.end_ids),
-        )
-        self._count(reply, len(request.prompt))
-        if reply.new_ids is not None:
-            ended = bool(reply.new_ids) and reply.new_ids[-1] in self.end_ids
-            return read_answer(request, reply.new_ids, ended=ended, decode=self._decoded)
-        return _as_told(request, reply)
+        legs = Legs(request, functools.partial(self._decoded, special=True))
+        while True:
+            leg = legs.leg
+            prompt = prompt_of(leg.prompt, dialect, self.tokenizer)
+            reply = await self.server.ask(prompt=prompt, **generating(leg, dialect, self.end_ids))
+            self._count(reply, len(leg.prompt))
+            tokens = reply.new_ids
+            if tokens is None:
+                if request.thought is not None:
+                    raise UsageError(f"{self.server.url}: {NO_THOUGHTS}")
+                return _as_told(request, reply)
+            decode = functools.partial(self._decoded, special=leg.special)
+            ended = bool(tokens) and tokens[-1] in self.end_ids
+            whole = legs.take(tokens, read_answer(leg, tokens, ended=ended, decode=decode))
+            if whole is not None:
+                return whole
 
-    def _decoded(self, tokens: Any) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+    def _decoded(self, tokens: Any, *, special: bool) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=not special))
 
     async def _likelihood(self, number: int, request: LoglikelihoodRequest) -> Response:
         rows = list(dict.fromkeys(context + choice for context, choice in request.rows if choice))

@@ -76,7 +76,7 @@ def probe(server: Server, name: str | None, tokenizer: Any) -> Served:
     if not _alike(answers, again):
         raise UsageError(f"{server.url}: {server.model} answers most prompts otherwise {why}")
     longest = entry.get("max_model_len")
-    dialect = Dialect(ids=takes_ids, extras=extras, begin=begin)
+    dialect = Dialect(ids=takes_ids, extras=extras, begin=begin, tells_ids=first.new_ids is not None)
     return Served(
         server.model, dialect, answers, longest if isinstance(longest, int) and longest > 0 else None
     )
