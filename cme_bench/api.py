@@ -86,9 +86,9 @@ def load_runs(*folders: Name, items: bool = False) -> pd.DataFrame:
     """Load run folders as one tidy frame: a row for each task and metric; with ``items`` for each item and
     metric.
 
-    Columns name the run (run, model, adapter, method, rank, experts, engine, dtype, data), the task (domain,
-    dataset, task, ...) and the number (metric, value; stderr and n for tasks). Values are shares in [0, 1].
-    Raises :class:`cme_bench.util.errors.UsageError` for a folder that is no run.
+    Columns name the run (run, model, adapter, method, rank, experts, engine, dtype, quantisation, data), the
+    task (domain, dataset, task, ...) and the number (metric, value; stderr and n for tasks). Values are
+    shares in [0, 1]. Raises :class:`cme_bench.util.errors.UsageError` for a folder that is no run.
     """
     from cme_bench.reports.frame import load_frame
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from torch import nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
+from cme_bench.adapters.shared.quantised import parameter_place
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
+from cme_bench.util.devices import computing_device
 from cme_bench.util.errors import InterruptedRun, first_line
 
 NAME = "default"
@@ -98,12 +101,13 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
     shapes = {key: tuple(p.shape) for key, p in inner.named_parameters(remove_duplicate=False)}
     if found.vocabulary is not None:
         grow(inner, found.vocabulary)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), _undispatched(inner):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)  # PEFT repeats an initialisation that draws numbers, such as pissa_niter_16
         model = PeftModel.from_pretrained(
             inner, str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=_device(inner)
         )
+    _follow_layers(model)
     if not found.checked:
         weights = weights_file(folder)
         compare(weights, tensor_shapes(weights), model, shapes)
@@ -131,8 +135,40 @@ def _reason(error: Exception) -> str:
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else first_line(error)
 
 
-def _device(model: nn.Module) -> str:
-    return str(next(model.parameters()).device)
+def _device(model: Any) -> str:
+    return str(computing_device(model.get_input_embeddings()))
+
+
+@contextmanager
+def _undispatched(model: Any) -> Iterator[None]:
+    """Let PEFT load onto a model whose parts lie on several devices as onto any other.
+
+    It would take accelerate's hooks off and put them on anew, which fails for weights on disk and leaves the
+    base changed. The hooks of the layers below the adapters go on as they are.
+    """
+    spread = model.__dict__.pop("hf_device_map", None)
+    try:
+        yield
+    finally:
+        if spread is not None:
+            model.hf_device_map = spread
+
+
+def _follow_layers(model: nn.Module) -> None:
+    """Put the parameters of every adapted layer where the layer computes."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            place = parameter_place(layer.get_base_layer())[0]
+            for name in layer.adapter_layer_names:
+                held = getattr(layer, name, None)
+                for key in held if isinstance(held, nn.ModuleDict | nn.ParameterDict) else ():
+                    if place is not None and _device_of(held[key]) not in (place, None):
+                        held[key] = held[key].to(place)
+
+
+def _device_of(held: nn.Module | torch.Tensor) -> torch.device | None:
+    tensor = held if isinstance(held, torch.Tensor) else next(held.parameters(), None)
+    return None if tensor is None else tensor.device
 
 
 def _replaced(model: nn.Module, folder: Path, found: Examined) -> list[str]:

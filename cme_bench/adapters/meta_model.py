@@ -55,8 +55,14 @@ def saved_shapes(model: PeftModel, adapter_name: str = "default") -> dict[str, t
 
 
 def base_parameters(model: PeftModel) -> int:
-    """Return the number of parameters of the base model under the adapters; tied ones count once."""
+    """Return the number of parameters of the base model under the adapters; tied ones count once.
+
+    Quantised ones count as they were before: their packed tensors hold several numbers in one, or lie in
+    buffers.
+    """
     base = model.get_base_model()
+    if getattr(base, "hf_quantizer", None) is not None:
+        return sum(p.numel() for p in bare_model(base.config).parameters())
     added: set[int] = set()
     for module in base.modules():
         kept = {BaseTunerLayer: "base_layer.", AuxiliaryTrainingWrapper: "original_module."}

@@ -41,10 +41,10 @@ def _python() -> tuple[bool, str]:
 
 
 def _packages() -> tuple[bool, str]:
-    from cme_bench.util.provenance import PACKAGES, versions
+    from cme_bench.util.provenance import OPTIONAL, PACKAGES, versions
 
     installed = versions()
-    missing = [p for p in PACKAGES if p not in installed and not p.startswith("vllm")]
+    missing = [p for p in PACKAGES if p not in installed and p not in OPTIONAL]
     return not missing, ", ".join(f"{k} {v}" for k, v in installed.items()) + "".join(
         f", {m} missing" for m in missing
     )
@@ -89,6 +89,14 @@ def _server() -> tuple[bool, str]:
         )
 
 
+def _quantised() -> tuple[bool, str]:
+    from cme_bench.models.quantisation import installed_methods
+
+    here, missing = installed_methods()
+    text = f"loads {', '.join(here) or 'no quantised base'}"
+    return True, text + "".join(f"; {method} needs {needs}" for method, needs in missing.items())
+
+
 def _smollm2() -> tuple[bool, str]:
     from cme_bench.models.smollm2 import model_folder
 
@@ -127,6 +135,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "device": _device,
     "vllm": _vllm,
     "server": _server,
+    "quantised": _quantised,
     "smollm2": _smollm2,
     "cache": _cache,
     "tasks": _tasks,

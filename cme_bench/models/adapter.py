@@ -124,11 +124,24 @@ def training_arguments(training: Mapping[str, Any]) -> dict[str, Any] | None:
     identity = training.get("identity") or {}
     kept = {key: value for key, value in arguments.items() if key not in _NOT_ARGUMENTS}
     kept |= {key: identity[key] for key in ("data", "processes") if key in identity}
+    if kept.get("quantize") is None:
+        kept.pop("quantize", None)  # as in adapters that are older than the option
     return kept | {"bos": identity.get("bos")}  # None: what the tokenizer adds by itself
 
 
 _NOT_ARGUMENTS = frozenset(
-    {"model", "data", "out", "seed", "save_every", "log_every", "offline", "checkpointing", "bos"}
+    {
+        "model",
+        "data",
+        "out",
+        "seed",
+        "save_every",
+        "log_every",
+        "offline",
+        "checkpointing",
+        "bos",
+        "device_map",
+    }
 )
 
 

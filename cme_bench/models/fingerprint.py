@@ -1,7 +1,8 @@
 """Numbers that are cheap to compare and cover all that a loaded model computes with: has an adapter left it
 as it was?
 
-Every tensor counts by name, shape, dtype, a checksum of its bits, and which other names share its memory;
+Every tensor counts by name, shape, dtype, a checksum of its bits, and which other names share its memory
+(the scales of quantised weights too);
 every module by its class, its hooks and a forward of its own; and the configuration. It is one pass over the
 weights.
 """
@@ -14,6 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from cme_bench.models.packed import companion_tensors, inner_tensors
+
 Fingerprint: TypeAlias = Mapping[str, object]
 """Value by what it belongs to, as ``tensor model.norm.weight``."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,11 +28,14 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     facts: dict[str, object] = {}
     seen: dict[tuple[object, ...], tuple[int, list[int]]] = {}
     for name, tensor in _tensors(model):
-        where = (tensor.device, tensor.data_ptr() if tensor.device.type != "meta" else name, tensor.shape)
+        placed = tensor.device.type != "meta" and not inner_tensors(tensor)
+        where = (tensor.device, tensor.data_ptr() if placed else name, tensor.shape)
         if where not in seen:
             seen[where] = len(seen), _checksum(tensor)
         facts[f"tensor {name}"] = (tuple(tensor.shape), tensor.dtype, *seen[where])
     for name, module in model.named_modules():
+        for part, tensor in companion_tensors(module):
+            facts[f"tensor {name}.{part}"] = (tuple(tensor.shape), tensor.dtype, _checksum(tensor))
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         facts[f"module {name}"] = (type(module), hooks, module.__dict__.get("forward"))
     config = getattr(model, "config", None)
@@ -53,6 +59,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _checksum(tensor: Tensor) -> list[int]:
     """Return two int64: the sum of the bits as integers, and the same with every row weighted by its
     place."""
+    if parts := inner_tensors(tensor):
+        return [number for _, part in parts for number in _checksum(part)]
     if tensor.device.type == "meta" or tensor.numel() == 0:
         return []
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -79,9 +79,12 @@ class LiveModel(LoadedModel):
 
     @functools.cached_property
     def parameters(self) -> int:
-        from cme_bench.adapters.meta_model import base_parameters
+        from cme_bench.adapters.meta_model import bare_model, base_parameters
 
-        return base_parameters(self.peft) if self.peft is not None else self._inner.num_parameters()
+        if self.peft is not None:
+            return base_parameters(self.peft)
+        quantised = getattr(self._inner, "hf_quantizer", None) is not None
+        return (bare_model(self.config) if quantised else self._inner).num_parameters()
 
     def describe(self) -> ModelRecord:
         return msgspec.structs.replace(super().describe(), architecture=type(self._inner).__name__)

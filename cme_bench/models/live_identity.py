@@ -24,6 +24,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from cme_bench.adapters.code import code_of
+from cme_bench.models.packed import companions, inner_tensors
 from cme_bench.util.errors import UsageError
 
 CHUNK_BYTES = 64 << 20
@@ -33,9 +34,11 @@ _OF_TRAINING = frozenset(
     "_is_accelerate_prepared _is_hf_initialized model_tags name_or_path warnings_issued "
     "hf_device_map generation_config config is_parallelizable model_parallel _original_forward "
     "_old_forward _hf_hook _compiled_call_impl _active_adapter _disable_adapters "
-    "active_adapter _adapters_disabled peft_config merged_adapters".split()
+    "active_adapter _adapters_disabled peft_config merged_adapters "
+    "quant_state state support_avx512bf16_for_cpu".split()
 )
-"""Attributes that decide no answer, or that :func:`adapter_hash` is given."""
+"""Attributes that decide no answer, or that are counted otherwise: by :func:`adapter_hash`, as companions of
+quantised weights."""
 _PASSING = "cache", "require_grads", "gradient_checkpointing"
 """Parts of the names of attributes that decide no answer either."""
 _OF_CONFIG = frozenset({"_name_or_path", "transformers_version", "use_cache"})
@@ -43,8 +46,6 @@ _LIBRARIES = frozenset({"torch", "transformers", "peft", "cme_bench", "bitsandby
 """Packages whose classes are known by their names: a run records their versions."""
 _HARMLESS_HOOKS = ("make_inputs_require_grad",)
 """Of transformers and PEFT, for gradient checkpointing: their outputs are their inputs."""
-_QUANTISED = ("quant_state", "SCB", "CB")
-"""The tensors that bitsandbytes keeps beside a weight's bits."""
 _INSIDE: tuple[tuple[type, str], ...] = (
     (BaseTunerLayer, "base_layer"),
     (AuxiliaryTrainingWrapper, "original_module"),
@@ -144,8 +145,8 @@ class _Digest:
             tensor = tensors[key]
             if tensor is not None and key not in others:
                 self.add(f"{name}.{key}", self._tensor(tensor, f"{name}.{key}"))
-                for extra in (e for e in _QUANTISED if getattr(tensor, e, None) is not None):
-                    self.add(f"{name}.{key}.{extra}", getattr(tensor, extra))
+        for key, value in companions(module).items():
+            self.add(f"{name}.{key}", value)
         for key, value in sorted(vars(module).items()):
             if key not in _OF_MODULES and key not in _OF_TRAINING and not any(p in key for p in _PASSING):
                 line = json.dumps([f"{name}:{key}", self._plain(value, others)], sort_keys=True)
@@ -220,11 +221,11 @@ def tensor_hash(tensor: Tensor, name: str) -> str:
             "in memory is evaluated only where all of it is"
         )
     digest = hashlib.sha256()
-    if type(tensor) not in (Tensor, nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
-        parts, context = tensor.__tensor_flatten__()
-        digest.update(repr(context).encode())
-        for part in parts:
-            digest.update(tensor_hash(getattr(tensor, part), name).encode())
+    if parts := inner_tensors(tensor):
+        inside: Any = tensor
+        digest.update(repr(inside.__tensor_flatten__()[1]).encode())
+        for _, part in parts:
+            digest.update(tensor_hash(part, name).encode())
         return digest.hexdigest()
     values = torch.view_as_real(tensor) if tensor.is_complex() else tensor
     flat = values.detach().contiguous().reshape(-1)

@@ -11,9 +11,11 @@ from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
 from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model
-from cme_bench.models.quantisation import check_quantisation
+from cme_bench.models.placement import DeviceMap
+from cme_bench.models.quantisation import check_quantisation, quantisation, stated_dtype
+from cme_bench.models.quantise import check_quantize, loading_config, quiet, settle
 from cme_bench.util.errors import CmeError, UsageError, first_line
-from cme_bench.util.options import DType, check_choice
+from cme_bench.util.options import DType, Quantize, check_choice
 
 if TYPE_CHECKING:
     import torch
@@ -72,18 +74,29 @@ def load_config(checkpoint: Checkpoint) -> Any:
     return config
 
 
-def check_base(checkpoint: Checkpoint, config: Any, engine: str = "hf") -> None:
-    """Raise UsageError unless ``engine`` ("hf" or "vllm") can load the model, and every weight of it is in
-    the files. Reads headers only."""
+def check_base(
+    checkpoint: Checkpoint, config: Any, engine: str = "hf", quantize: Quantize | None = None
+) -> None:
+    """Raise UsageError unless ``engine`` ("hf" or "vllm") can load the model, quantised as asked, and every
+    weight of it is in the files. Reads headers only."""
     check_quantisation(checkpoint.path, config, engine)
+    check_quantize(quantize, checkpoint.path, config, engine)
     check_weights(checkpoint.path, config)
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Return the causal LM in ``dtype`` on ``device``, from safetensors only, in eval mode.
+def load_model(
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantize: Quantize | None = None,
+    device_map: DeviceMap | None = None,
+) -> PreTrainedModel:
+    """Return the causal LM in ``dtype``, from safetensors only, in eval mode.
 
-    Only the folder's own weights count: an adapter that lies beside them is not applied. Raises UsageError if
-    a token of the loaded model changes the logits of tokens before it.
+    It lies on ``device``, or where ``device_map`` says. Only the folder's own weights count: an adapter that
+    lies beside them is not applied. Raises UsageError if a token of the loaded model changes the logits of
+    tokens before it.
     """
     import torch
     from safetensors import SafetensorError
@@ -91,23 +104,47 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device)
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    quiet()
     path = checkpoint.path
+    settings = _placing(checkpoint, device, device_map, quantize)
+    if quantize is not None:
+        settings["quantization_config"] = loading_config(quantize, dtype)
     try:
         with only_the_model(path) as folder:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
             )
+        model = model if settings else model.to(device)
     except ImportError as error:
         raise UsageError(f"{path}: what loads the weights is not installed ({first_line(error)})") from error
+    except torch.OutOfMemoryError as error:
+        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(error)})") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
     model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
-    try:
-        model = model.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(error)})") from error
-    check_order(model, path)
+    settle(model, dtype)
+    check_order(model.eval(), path)
     return model
+
+
+def _placing(
+    checkpoint: Checkpoint, device: torch.device, device_map: DeviceMap | None, quantize: Quantize | None
+) -> dict[str, Any]:
+    """Return transformers' arguments for a model on several devices and on disk, and for one that is
+    quantised, which cannot be moved; none for any other."""
+    if device_map is None:
+        quantised = quantize is not None or quantisation(load_config(checkpoint)) is not None
+        return {"device_map": {"": device}} if quantised else {}
+    import tempfile
+
+    folder = tempfile.TemporaryDirectory(prefix="cme-bench-offload-")  # removed when the process ends
+    _OFFLOADED.append(folder)
+    given = device_map if isinstance(device_map, str) else dict(device_map)
+    return {"device_map": given, "offload_folder": folder.name}
+
+
+_OFFLOADED: list[Any] = []
+"""Folders of the weights that lie on disk."""
 
 
 def load_named(
@@ -160,20 +197,34 @@ choices of 4,000 questions took 30 s in float32 and 34 s in bfloat16. Larger mod
 
 
 def evaluation_dtype(
-    name: str, config: Any, device: torch.device, parameters: Callable[[], int]
+    name: str,
+    config: Any,
+    device: torch.device,
+    parameters: Callable[[], int],
+    *,
+    quantize: Quantize | None = None,
+    engine: str = "hf",
 ) -> tuple[torch.dtype, str]:
     """Return the type in which a model is evaluated, and why; ``auto`` is float32 where that costs nothing.
 
     That is on a CPU, and on an accelerator for a model of at most 200 M ``parameters`` (asked for only if
-    they decide). A larger or quantised one keeps the checkpoint's own type.
+    they decide). A larger or quantised one keeps the checkpoint's own type. Where a checkpoint of
+    bitsandbytes says in which type its weights are multiplied, ``auto`` is that type. vLLM multiplies a
+    quantised one in 16 bits.
     """
     import torch
 
     if name != "auto":
         return choose_dtype(name, config, device), "as asked for"
+    if (stated := stated_dtype(config)) is not None:
+        return stated, "auto: the type of products that the quantised checkpoint names"
+    if engine == "vllm" and quantisation(config) is not None:
+        stored = getattr(config, "dtype", None)
+        own = stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
+        return own, "auto: vLLM multiplies quantised weights in 16 bits"
     if device.type == "cpu":
         return torch.float32, "auto: a CPU"
-    quantised = getattr(config, "quantization_config", None) is not None
+    quantised = quantize is not None or quantisation(config) is not None
     if not quantised and (count := parameters()) <= FLOAT32_PARAMETERS:
         return torch.float32, f"auto: float32 costs no time at {count / 1e6:.0f} M parameters"
     because = "a quantised checkpoint's own" if quantised else "the checkpoint's own, above 200 M parameters"
@@ -181,12 +232,15 @@ def evaluation_dtype(
 
 
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
-    """Return the type named; ``auto`` is float32 on a CPU, else the checkpoint's own, else bfloat16."""
+    """Return the type named; ``auto`` is that of a quantised checkpoint's products where it names one, else
+    float32 on a CPU, else the checkpoint's own, else bfloat16."""
     import torch
 
     check_choice(name, DType, "dtype")
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
+    if (stated := stated_dtype(config)) is not None:
+        return stated
     if device.type == "cpu":
         return torch.float32
     stored = getattr(config, "dtype", None)

@@ -24,9 +24,12 @@ from cme_bench.models.load import (
     load_model,
     load_tokenizer,
 )
+from cme_bench.models.placement import check_covers, read_device_map
+from cme_bench.models.quantisation import DEQUANTISED, DEQUANTISED_NOTE, is_dequantised, label_of
+from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
 from cme_bench.util.notes import Note, unheard
-from cme_bench.util.options import DType
+from cme_bench.util.options import DType, Quantize
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +46,9 @@ class LoadedModel(ABC):
         config: Its transformers config.
         device: Where it computes.
         dtype: The type that it computes in; ``dtype_because`` says why.
+        quantisation: How its weights are quantised, as records and tables call it; None if they are not.
+        quantised_as: What counts of that in the identity of answers, beside the hash; None where the hash
+            says it all.
         notes: What a user should know of it.
     """
 
@@ -53,6 +59,8 @@ class LoadedModel(ABC):
     device: torch.device
     dtype: torch.dtype
     dtype_because: str
+    quantisation: str | None = None
+    quantised_as: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,6 +92,7 @@ class LoadedModel(ABC):
             parameters=self.parameters,
             dtype=self.dtype_name,
             dtype_because=self.dtype_because,
+            quantisation=self.quantisation or UNSET,
         )
 
     @property
@@ -96,7 +105,7 @@ class SavedModel(LoadedModel):
     """A model folder or a model of the hub. Weights are loaded on first use, and once.
 
     ``engine``: what will compute, "hf" or "vllm"; ``device`` is asked once the folder is found to be fit;
-    ``note`` is told of what takes long.
+    ``quantize`` and ``device_map``: as the options of a run; ``note`` is told of what takes long.
     Raises UsageError as ``resolve_model`` and ``check_base`` do, before any weights are loaded.
     """
 
@@ -108,19 +117,27 @@ class SavedModel(LoadedModel):
         dtype: str,
         device: Callable[[], torch.device],
         offline: bool = False,
+        quantize: Quantize | None = None,
+        device_map: str | None = None,
         note: Note = unheard,
     ) -> None:
         self.checkpoint: Checkpoint = resolve_model(name, offline=offline, note=note)
         self.config = load_config(self.checkpoint)
-        check_base(self.checkpoint, self.config, engine)
+        check_base(self.checkpoint, self.config, engine, quantize)
+        check_covers(device_map, self.config)
+        self._quantize, self._device_map = quantize, device_map
+        self.quantisation = label_of(self.config) if quantize is None else LABELS[quantize]
         self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
         self.place = str(self.checkpoint.path)
         beside_weights = adapter_note(self.checkpoint.path)
         self.notes = () if beside_weights is None else (beside_weights,)
         self.device = device()
         self.dtype, self.dtype_because = evaluation_dtype(
-            dtype, self.config, self.device, lambda: self.parameters
+            dtype, self.config, self.device, lambda: self.parameters, quantize=quantize, engine=engine
         )
+        self.quantised_as = self._quantised_as(engine)
+        if self.quantised_as == DEQUANTISED:
+            self.notes += (f"{self.place}: {self.quantisation} {DEQUANTISED_NOTE}",)
         self._tokenizers: dict[Path, AdapterTokenizer] = {}
 
     @functools.cached_property
@@ -140,7 +157,18 @@ class SavedModel(LoadedModel):
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
-        return load_model(self.checkpoint, self.dtype, self.device)
+        return load_model(
+            self.checkpoint,
+            self.dtype,
+            self.device,
+            quantize=self._quantize,
+            device_map=read_device_map(self._device_map),
+        )
+
+    def _quantised_as(self, engine: str) -> str | None:
+        if self._quantize is not None:
+            return LABELS[self._quantize]
+        return DEQUANTISED if engine == "hf" and is_dequantised(self.config) else None
 
     def reload(self) -> None:
         """Free the weights; they are loaded again when they are next asked for."""

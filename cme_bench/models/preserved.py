@@ -33,6 +33,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         with _random_states(), _no_autocast():
             for module, _, _ in modules:
                 _without_trainer(module)
+                _not_repacked(module)
             yield
     finally:
         for module, attributes, contents in modules:
@@ -86,6 +87,14 @@ def _without_trainer(module: nn.Module) -> None:
         del module.forward
     if vars(module).get("_compiled_call_impl") is not None:
         module._compiled_call_impl = None
+
+
+def _not_repacked(module: nn.Module) -> None:
+    """Keep a 4-bit layer of bitsandbytes from repacking its weight, and rounding its scales, at a forward on
+    a CPU; one that is repacked already stays so."""
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if "support_avx512bf16_for_cpu" in vars(module) and not getattr(state, "packing_format_for_cpu", False):
+        vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cme_bench.util.errors import UsageError, first_line
-from cme_bench.vllm_plugin.spec import QUANT_METHOD
+from cme_bench.vllm_plugin.spec import BASES, QUANT_METHOD
+
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("bitsandbytes",),
@@ -24,9 +28,32 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
     "spqr": ("spqr_quant",),
     "auto-round": ("auto_round",),
     "eetq": ("kernels",),
+    "mxfp4": ("kernels",),
+    "fp_quant": ("fp_quant",),
+    "higgs": ("flute",),
+    "sinq": ("sinq",),
+    "fouroversix": ("fouroversix",),
 }
+_FALLS_BACK = frozenset({"mxfp4"})
+"""Methods that transformers computes without their package too, from full-size weights."""
 _VLLM_NEEDS = frozenset({"bitsandbytes"})
 """Methods for which vLLM too needs that package; it brings its own kernels for the others."""
+DEQUANTISED = "dequantised"
+DEQUANTISED_NOTE = (
+    "is computed with full-size weights here, and activations that are not rounded: the scores of a GPU that "
+    "multiplies it as it is may differ"
+)
+_REFUSALS = (
+    ImportError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+    TypeError,
+    KeyError,
+    AttributeError,
+)
+"""Errors by which transformers refuses a quantised model."""
+_BITS = ("bits", "w_bit", "nbits", "weight_bits")
 
 
 def quantisation(config: Any) -> Mapping[str, Any] | None:
@@ -51,6 +78,62 @@ def method_of(block: Mapping[str, Any]) -> str:
     return str(getattr(method, "value", method))
 
 
+def label_of(config: Any) -> str | None:
+    """Return how records and tables call the quantisation of a checkpoint, as ``gptq 4 bit``; None if it has
+    none."""
+    block = quantisation(config)
+    if block is None or (method := method_of(block)) == QUANT_METHOD:
+        return None
+    if method == "bitsandbytes":
+        kind = str(block.get("bnb_4bit_quant_type", "fp4")) if block.get("load_in_4bit") else "int8"
+        return f"{method} {kind}"
+    if method == "compressed-tensors":
+        return f"{method} {block.get('format', '')}".strip()
+    bits = next((block[name] for name in _BITS if isinstance(block.get(name), int)), None)
+    if bits is None and isinstance(block.get("weights"), str):  # of quanto: int4, float8
+        return f"{method} {block['weights']}"
+    return method if bits is None else f"{method} {bits} bit"
+
+
+def stated_dtype(config: Any) -> torch.dtype | None:
+    """Return the type in which a checkpoint of bitsandbytes says that its 4-bit weights are multiplied."""
+    import torch
+
+    block = quantisation(config)
+    if block is None or method_of(block) != "bitsandbytes" or not block.get("load_in_4bit"):
+        return None
+    named = block.get("bnb_4bit_compute_dtype")
+    found = named if isinstance(named, torch.dtype) else getattr(torch, str(named).split(".")[-1], None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def is_dequantised(config: Any) -> bool:
+    """Return whether transformers makes full-size weights of a quantised checkpoint while it loads them, as
+    it does on machines without kernels for FP8 and MXFP4."""
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    block = quantisation(config)
+    if block is None or method_of(block) == QUANT_METHOD:
+        return False
+    with silent():
+        quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
+        quantizer.validate_environment(device_map=None, weights_only=True)
+    return bool(getattr(quantizer.quantization_config, "dequantize", False))
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keep transformers' own remarks on a quantisation from the terminal."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def check_quantisation(path: Path, config: Any, engine: str) -> None:
     """Raise UsageError if the base is quantised and ``engine`` ("hf" or "vllm") cannot load it here."""
     block = quantisation(config)
@@ -58,6 +141,11 @@ def check_quantisation(path: Path, config: Any, engine: str) -> None:
         return
     method = method_of(block)
     if engine == "vllm":
+        if method != QUANT_METHOD and not _known_to_vllm(method):
+            raise UsageError(
+                f"{path}: the base is quantised with {method}, which the installed vLLM does not know; use "
+                "--engine hf"
+            )
         if method in _VLLM_NEEDS and (missing := _missing(method)):
             raise UsageError(_not_installed(path, method, missing))
         return
@@ -69,34 +157,63 @@ def check_quantisation(path: Path, config: Any, engine: str) -> None:
     _check_transformers(path, method, block)
 
 
+def _known_to_vllm(method: str) -> bool:
+    """Return whether vLLM has a method of that name; where it is not installed, nobody knows."""
+    if not _installed("vllm"):
+        return True
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    return method in QUANTIZATION_METHODS
+
+
 def check_takes_adapter(path: Path, config: Any) -> None:
-    """Raise UsageError if vLLM's plugin, to vLLM a method of quantisation, can put no adapter on the base."""
+    """Raise UsageError if vLLM's plugin can put no adapter on the base."""
     block = quantisation(config)
     if block is None:
         return
     if (method := method_of(block)) == QUANT_METHOD:
         raise UsageError(f"{path}: the folder holds an adapter already; give the base model and --adapter")
-    raise UsageError(
-        f"{path}: the base is quantised with {method}, on which the vLLM plugin puts no adapter; use "
-        "--engine hf"
-    )
+    if method not in BASES:
+        raise UsageError(
+            f"{path}: the base is quantised with {method}, on which the vLLM plugin puts no adapter (it does "
+            f"on {', '.join(BASES)}); use --engine hf"
+        )
+
+
+def check_installed(what: str, package: str) -> None:
+    """Raise UsageError if ``package``, which ``what`` needs, is not installed."""
+    if not _installed(package):
+        raise UsageError(f"{what}: {package} is not installed; install the extra 'quantize' (README)")
 
 
 def _check_transformers(path: Path, method: str, block: Mapping[str, Any]) -> None:
     from transformers.quantizers.auto import AutoHfQuantizer
 
     what = f"{path}: the base is quantised with {method}"
+    if method not in _FALLS_BACK and (missing := _missing(method)):
+        raise UsageError(_not_installed(path, method, missing))
     try:
-        quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
-        quantizer.validate_environment(device_map=None, weights_only=True)
-    except ImportError as error:
+        with silent():
+            quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
+            quantizer.validate_environment(device_map=None, weights_only=True)
+    except _REFUSALS as error:
         if missing := _missing(method):
             raise UsageError(_not_installed(path, method, missing)) from error
-        raise UsageError(f"{what}, which cannot be used here ({first_line(error)})") from error
-    except (ValueError, RuntimeError, NotImplementedError, TypeError, KeyError, AttributeError) as error:
         if first_line(error).startswith("Unknown quantization type"):
             raise UsageError(f"{what}, which transformers does not know") from error
         raise UsageError(f"{what}, which cannot be used here ({first_line(error)})") from error
+
+
+_COMMON = ("bitsandbytes", "gptq", "awq", "compressed-tensors")
+
+
+def installed_methods() -> tuple[list[str], dict[str, str]]:
+    """Return the usual methods whose packages are installed, and of the others what each needs.
+
+    FP8 needs no package.
+    """
+    missing = {method: " and ".join(_missing(method)) for method in _COMMON if _missing(method)}
+    return [*(method for method in _COMMON if method not in missing), "fp8"], missing
 
 
 def _missing(method: str) -> list[str]:

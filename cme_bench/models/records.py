@@ -9,7 +9,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 class ModelRecord(Struct, frozen=True, kw_only=True):
     """The base model of a run. ``hash``: sha256 of its files; ``revision``: its commit on the Hub; ``hub``:
-    the hub name that it was asked for by."""
+    the hub name that it was asked for by; ``quantisation``: how its weights are quantised; runs of
+    before it was recorded do not say it."""
 
     name: str
     path: str | None = None
@@ -20,6 +21,7 @@ class ModelRecord(Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     dtype_because: str | None = None
     hub: str | UnsetType = UNSET
+    quantisation: str | UnsetType = UNSET
 
 
 class CodeRecord(Struct, frozen=True, kw_only=True):

@@ -92,8 +92,8 @@ def compare_runs(
 
     ``cluster`` names a field of the items (a passage, a title): items that share its value are one draw, in
     the tasks whose items have it. ``mid_p`` takes McNemar's mid-p values instead of exact ones. Raises
-    UsageError if the runs differ in engine, dtype, data, tasks, item ids, formats or task versions, unless
-    ``allow_mixed``; then each difference is a note.
+    UsageError if the runs differ in engine, dtype, quantisation, data, tasks, item ids, formats or task
+    versions, unless ``allow_mixed``; then each difference is a note.
     """
     mixed = check_alike([a, b], allow_mixed=allow_mixed)
     forms = [form for form in a.results.forms if form in b.results.forms]

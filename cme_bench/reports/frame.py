@@ -13,7 +13,8 @@ from cme_bench.reports.scores import answer_of
 from cme_bench.runs.folder import current_records
 from cme_bench.runs.records import MetricRecord
 
-RUN_COLUMNS = ["run", "model", "adapter", "method", "rank", "experts", "engine", "dtype", "data"]
+RUN_COLUMNS = ["run", "model", "adapter", "method", "rank", "experts", "engine", "dtype"]
+RUN_COLUMNS += ["quantisation", "data"]
 SCORE_COLUMNS = [*RUN_COLUMNS, "form", "domain", "dataset", "task", "shots", "metric", "value", "stderr", "n"]
 SCORE_COLUMNS += ["scale", "better"]
 ITEM_COLUMNS = [*RUN_COLUMNS, "domain", "dataset", "task", "id", "target", "answer", "metric", "value"]
@@ -40,6 +41,7 @@ def _run(run: RunView) -> dict[str, Any]:
         "experts": adapter and adapter.experts,
         "engine": identity.engine,
         "dtype": identity.dtype,
+        "quantisation": run.run.model.quantisation or None,
         "data": identity.data,
     }
 

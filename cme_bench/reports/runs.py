@@ -35,9 +35,10 @@ class RunView:
 
     @property
     def label(self) -> str:
-        """The model's name, with the adapter's where there is one."""
+        """The model's name, with its quantisation and the adapter's name where there are such."""
         model, adapter = self.run.model, self.run.adapter
-        return f"{model.name} + {adapter.name}" if adapter else model.name
+        base = f"{model.name} ({model.quantisation})" if model.quantisation else model.name
+        return f"{base} + {adapter.name}" if adapter else base
 
     @property
     def method(self) -> str:
@@ -105,8 +106,8 @@ def labels(runs: Sequence[RunView]) -> list[str]:
 
 
 def differences(runs: Sequence[RunView]) -> list[str]:
-    """Return why the runs are not alike, one sentence each: engines, dtypes, logits, data, tasks, item sets,
-    formats."""
+    """Return why the runs are not alike, one sentence each: engines, dtypes, quantisations, logits, data,
+    tasks, item sets, formats."""
     return list(_differences(runs))
 
 
@@ -123,6 +124,9 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
         values = sorted({str(getattr(r.run.identity, part)) for r in runs})
         if len(values) > 1:
             yield f"{name} differ: {', '.join(values)}"
+    kinds = sorted({kind or "none" for kind in _quantisations(runs)})
+    if len(kinds) > 1:
+        yield f"quantisations of the base differ: {', '.join(kinds)}"
     types = sorted({run.logits for run in runs})
     if len(types) > 1:
         yield f"types of the logits differ: {', '.join(types)}"
@@ -155,6 +159,23 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
     seeds = sorted({str(run.run.seed) for run in runs})
     if len(seeds) > 1 and any(run.shots != [0] for run in runs):
         yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
+
+
+def _quantisations(runs: Sequence[RunView]) -> Iterator[str | None]:
+    """Yield how the base of each run is quantised. An older run does not say so, one of the same model
+    does."""
+    models = [(run.run.identity.model, run.run.identity.quantised) for run in runs]
+    known = {
+        model: run.run.model.quantisation
+        for model, run in zip(models, runs, strict=True)
+        if run.run.model.quantisation
+    }
+    for model, dequantised in zip(models, (_dequantised(run) for run in runs), strict=True):
+        yield f"{known.get(model)}, dequantised" if dequantised else known.get(model)
+
+
+def _dequantised(run: RunView) -> bool:
+    return run.run.identity.quantised not in {None, run.run.model.quantisation}
 
 
 def _beginning(run: RunView) -> str:
@@ -190,7 +211,7 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
         parts = [
             f"model {identity.model[:8]}",
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
-            f"{identity.engine} {identity.dtype}"
+            f"{identity.engine} {described_dtype(run.run)}"
             + ("" if identity.dtype == "float32" else f" (logits {run.logits})"),
             *_answering(run),
             f"tasks {tasks_hash(run)}",
@@ -225,8 +246,15 @@ def _answering(run: RunView) -> Iterator[str]:
             yield name + " or ".join(dict.fromkeys(values))
 
 
+def described_dtype(run: RunRecord) -> str:
+    """Return the type that a run computed in, and how its base is quantised if it is."""
+    kind = run.model.quantisation or None
+    how = f", {run.identity.quantised}" if run.identity.quantised not in (None, kind) else ""
+    return run.identity.dtype if kind is None else f"{run.identity.dtype} on {kind}{how}"
+
+
 _IDLE = (("top_p", 1.0), ("top_k", 0))
-_PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch")
+_PRINTED_VERSIONS = ("cme-bench", "lm-eval", "transformers", "torch", "bitsandbytes")
 
 
 def tasks_hash(run: RunView) -> str:

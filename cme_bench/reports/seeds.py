@@ -31,7 +31,8 @@ def pool_seeds(runs: Sequence[RunView], *, allow_mixed: bool = False) -> list[Ru
     groups: dict[str, list[RunView]] = {}
     for number, run in enumerate(runs):
         adapter = run.run.adapter
-        key = (run.run.identity.model, *(getattr(adapter, k) for k in _SAME)) if adapter else (number,)
+        base = run.run.identity.model, run.run.identity.quantised
+        key = (*base, *(getattr(adapter, k) for k in _SAME)) if adapter else (number,)
         groups.setdefault(repr(key), []).append(run)
     if len(groups) == len(runs):
         raise UsageError("--pool-seeds: no two runs share base, method, rank, experts and settings")

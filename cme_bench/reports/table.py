@@ -63,7 +63,7 @@ def comparison_tables(
     """Return one table for each form (generated, likelihood) that occurs in ``runs``.
 
     ``paper`` adds the published rows; ``tests`` adds daggers, from the per-item records. Raises UsageError if
-    the runs differ in engine, dtype, data, tasks, item sets, formats or task versions, unless
+    the runs differ in engine, dtype, quantisation, data, tasks, item sets, formats or task versions, unless
     ``allow_mixed``; then each difference becomes a note.
     """
     mixed = check_alike(runs, allow_mixed=allow_mixed)

@@ -35,5 +35,7 @@ def find_model(
         dtype=options.dtype,
         device=device,
         offline=options.offline,
+        quantize=options.quantize,
+        device_map=options.device_map,
         note=note,
     )

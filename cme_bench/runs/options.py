@@ -24,6 +24,7 @@ from cme_bench.util.options import (
     Model,
     Offline,
     Option,
+    Quantize,
     ThinkingChoice,
     Worker,
     check_choices,
@@ -122,6 +123,22 @@ class ModelOptions(NetworkOptions):
     dtype: Annotated[
         DType, Option("Of weights and products. auto: as the model's files and the device say.", panel=ENGINE)
     ] = "auto"
+    quantize: Annotated[
+        Quantize | None,
+        Option(
+            "hf: quantise the base while it loads, by bitsandbytes. 4bit: NF4 with doubly quantised scales, "
+            "the QLoRA way; 8bit: LLM.int8(). It is another model then: answers and tables keep it apart.",
+            panel=ENGINE,
+        ),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        Option(
+            "hf: spread a base that is larger than one GPU. auto, balanced or sequential fill the GPUs, then "
+            "memory, then disk; or a JSON file of {module: device}.",
+            panel=ENGINE,
+        ),
+    ] = None
     settings: Annotated[
         Mapping[str, int],
         Option(
@@ -264,6 +281,7 @@ def check_model(options: ModelOptions) -> None:
             if getattr(options, name) != getattr(ModelOptions, name):
                 raise UsageError(f"--{name} is for --engine ray, not for {options.computes}")
     _check_server(options)
+    _check_device_map(options)
     check_minimums(options, ModelOptions)
 
 
@@ -279,6 +297,20 @@ def _check_server(options: ModelOptions) -> None:
         if getattr(options, name) != getattr(ModelOptions, name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} is for --engine server, not for {options.computes}")
+
+
+def _check_device_map(options: ModelOptions) -> None:
+    if options.device_map is None:
+        return
+    if options.computes == "vllm":
+        raise UsageError(
+            "--device-map is for --engine hf; vLLM spreads a model by --set tensor_parallel=N, over N GPUs"
+        )
+    if options.engine == "ray":
+        raise UsageError(
+            "--device-map is for --engine hf on one machine: a ray worker has one GPU; --worker vllm --set "
+            "tensor_parallel=N gives each N"
+        )
 
 
 def check_ask(options: AskOptions) -> None:

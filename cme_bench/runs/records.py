@@ -25,13 +25,15 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The identity that every response of a run has: hashes of model and adapter, dtype, engine, data and
     format.
 
-    ``tokenizer``: hash of the one beside the adapter; ``logits``: their type where the model's has 16 bits.
+    ``quantised``: how the base was quantised while it was loaded; ``tokenizer``: hash of the one beside the
+    adapter; ``logits``: their type where the model's has 16 bits.
     """
 
     model: str
     adapter: str
     dtype: str
     engine: str
+    quantised: str | None = None
     tokenizer: str | None = None
     logits: str | None = None
     data: str

@@ -99,15 +99,18 @@ class Responder:
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
-        types only: earlier versions rounded logits to them.
+        types only: earlier versions rounded logits to them. ``quantised`` is there where the hash of the
+        model's files does not tell how its weights are quantised.
         """
         own = self.model.tokenizer_of(self.adapter).identity
+        quantised = self.model.quantised_as
         dtype = self.model.dtype_name
         return {
             "model": self.model.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
             "dtype": dtype,
             "engine": self.engines.options.computes,
+            **({"quantised": quantised} if quantised else {}),
             **({"tokenizer": own} if own else {}),
             **({"logits": "float32"} if dtype in ("bfloat16", "float16") else {}),
         }

@@ -120,7 +120,8 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
         Responder(engines, adapter, bos=options.bos, stopping=stopping.is_set)
         for adapter in options.adapters or (None,)
     ]
-    listener.note(f"{model.dtype_name} ({model.dtype_because})")
+    quantised = "" if model.quantisation is None else f" on {model.quantisation}"
+    listener.note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
     folders = [run_folder(options, responder, root) for responder in responders]
     _check_distinct(folders)
     shared = _Shared(options, questions.tasks(), questions.source, Planner(options), listener, stopping)

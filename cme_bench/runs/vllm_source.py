@@ -37,11 +37,13 @@ class VLLMSource(SavedSource):
         from cme_bench.engines.vllm.host import Host
         from cme_bench.engines.vllm.settings import VllmSettings, require_vllm
         from cme_bench.models.folder import only_the_model
+        from cme_bench.models.quantisation import quantisation
 
         require_vllm()
         settings = VllmSettings.from_pairs(self.options.settings)
         folder = self._held.enter_context(only_the_model(self.model.checkpoint.path))
-        host = Host(folder, self.model.dtype_name, settings, self.note)
+        base = quantisation(self.model.config)
+        host = Host(folder, self.model.dtype_name, settings, self.note, base)
         self._held.callback(host.close)
         return host
 

@@ -46,6 +46,7 @@ def target_nll(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int, frozen
         frozen_head: Nothing in ``head`` is trained, so each chunk's gradient is taken at once; otherwise
             chunks are computed a second time in the backward pass.
     """
+    labels = labels.to(hidden.device)  # where the last layer is, of a model on several
     learnt = labels[:, 1:] != IGNORED
     rows, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
     if frozen_head:
@@ -157,11 +158,15 @@ def target_loss(model: nn.Module) -> Iterator[None]:
         hidden = decoder(input_ids=input_ids, use_cache=False, **seen).last_hidden_state
         frozen = not any(p.requires_grad for p in linear.parameters())
         nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
+        weight = weight.to(nll.device) if isinstance(weight, Tensor) else weight
         return TargetLoss(loss=nll * weight, nll=nll.detach())
 
     forward.of_training = True  # type: ignore[attr-defined]  # an evaluation meanwhile takes it away
+    before = model.__dict__.get("forward")  # accelerate's, of a model on several devices
     model.forward = forward
     try:
         yield
     finally:
         del model.forward
+        if before is not None:
+            model.forward = before

@@ -19,6 +19,7 @@ from cme_bench.util.options import (
     Model,
     Offline,
     Option,
+    Quantize,
     check_choices,
 )
 
@@ -32,7 +33,8 @@ DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learnin
 """The headings of the options."""
 _READING = ("row_form", "encoding", "delimiter", "quotes")
 """How files are read: the rows themselves, which count, are the outcome."""
-_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", *_READING)
+_USUAL = (("save_dtype", "float32"), ("quantize", None))
+_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING)
 
 
 def parse_data(values: list[str]) -> str | tuple[str, ...]:
@@ -171,6 +173,21 @@ class TrainOptions:
         SaveDType,
         Option("Of the saved adapter; bfloat16 rounds it and halves the file.", panel=RUNNING),
     ] = "float32"
+    quantize: Annotated[
+        Quantize | None,
+        Option(
+            "Train on a base that bitsandbytes quantises while it loads. 4bit: QLoRA; 8bit: LLM.int8().",
+            panel=RUNNING,
+        ),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        Option(
+            "Spread a base that is larger than one GPU over all of them, layer by layer: auto, balanced or "
+            "sequential, or a JSON file of {module: device}.",
+            panel=RUNNING,
+        ),
+    ] = None
     checkpointing: Annotated[
         bool | None,
         Option("Gradient checkpointing (less memory, more time); default: on a GPU.", panel=RUNNING),
@@ -184,9 +201,10 @@ class TrainOptions:
         """Return the arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
-        ``save_dtype`` counts where it is no float32: adapters that are older than the option have none.
+        ``save_dtype`` counts where it is no float32, ``quantize`` where it is given: adapters that are older
+        than these options have none.
         """
-        left_out = (*_NOT_IDENTITY, *(("save_dtype",) if self.save_dtype == "float32" else ()))
+        left_out = (*_NOT_IDENTITY, *(name for name, usual in _USUAL if getattr(self, name) == usual))
         return {k: v for k, v in self.plain().items() if k not in left_out}
 
     def plain(self) -> dict[str, Any]:

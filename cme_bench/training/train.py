@@ -37,6 +37,8 @@ from cme_bench.models.load import (
     load_model,
     load_tokenizer,
 )
+from cme_bench.models.placement import check_covers, read_device_map
+from cme_bench.models.quantisation import quantisation
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
@@ -56,6 +58,7 @@ from cme_bench.training.plan import (
     own_sets,
     usual_format,
 )
+from cme_bench.training.quantised import check_on_devices, check_trainable, prepare
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
@@ -86,7 +89,9 @@ def train(
     check_switches(options)
     base = resolve_model(options.model, offline=options.offline, note=listener.note)
     config = load_config(base)
-    check_base(base, config)
+    check_base(base, config, quantize=options.quantize)
+    check_trainable(base.path, config)
+    check_covers(options.device_map, config)
     if beside := adapter_note(base.path):
         listener.note(beside)
     check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
@@ -104,6 +109,11 @@ def train(
         listener.note(f"note: {note}")
     sets = load_sets(options, note=listener.note, own=own) if sets is None else sets
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.device_map is not None and processes > 1:
+        raise UsageError(
+            f"--device-map spreads one process over the GPUs, and there are {processes}: leave it out, or "
+            "start without accelerate launch"
+        )
     plan = make_plan(options, None, encoder, processes=processes, note=listener.note, sets=sets)
     _note_plan(plan, listener)
     peft_config = adapter_config(options, config, steps=plan.steps)
@@ -163,9 +173,11 @@ def _run(
     resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
     if resumed:
         listener.note(f"resuming at step {step}/{plan.steps}")
-    dtype = choose_dtype(options.dtype, load_config(base), choose_device())
+    config = load_config(base)
+    dtype = choose_dtype(options.dtype, config, choose_device())
     arguments = _arguments(options, plan, checkpoints, bf16=dtype == torch.bfloat16)
-    model = _adapted_model(base, peft_config, dtype, arguments.device, seed=options.seed)
+    quantised = options.quantize is not None or quantisation(config) is not None
+    model = _adapted_model(base, peft_config, dtype, arguments.device, options, quantised=quantised)
     if options.pack is not None:
         check_packing(model.get_base_model())
     content["adapter"] = describe(model).to_dict()
@@ -251,13 +263,23 @@ def _arguments(
 
 
 def _adapted_model(
-    base: Checkpoint, peft_config: PeftConfig, dtype: torch.dtype, device: torch.device, *, seed: int
+    base: Checkpoint,
+    peft_config: PeftConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    options: TrainOptions,
+    *,
+    quantised: bool,
 ) -> PeftModel:
     """Return the base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
     logging.set_verbosity_error()
-    model: PreTrainedModel = load_model(base, dtype, device)
+    spread = read_device_map(options.device_map)
+    model: PreTrainedModel = load_model(base, dtype, device, quantize=options.quantize, device_map=spread)
     model.config.use_cache = False
-    set_seed(seed)
+    check_on_devices(model)
+    if quantised:
+        prepare(model)
+    set_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
         adapted = get_peft_model(model, peft_config)

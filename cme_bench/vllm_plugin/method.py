@@ -31,17 +31,13 @@ heads are interleaved, for example, and vLLM reorders rows while it loads them; 
 behind."""
 
 
-@register_weight_loader_v2_supported_method
-class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm carries no types here
-    """One layer's base weight and adapter. Without fusion the adapter lies in buffers of the layer:
+class GatedMethod:
+    """One layer's adapter, in buffers of the layer:
 
     gated_down (parts * latent, local_in) and gated_up (local_out, k r) in the model's dtype; gated_router
-    (parts * k, local_in) and gated_interaction (parts, k, k) in float32. With fusion, see ``kernels.Store``.
-    The buffers start as zeros: the adapter is then the identity. ``must_be_placed``: a layer that is used
-    before its adapter was placed is an error.
+    (parts * k, local_in) and gated_interaction (parts, k, k) in float32. They start as zeros: the adapter is
+    then the identity. ``must_be_placed``: a layer that is used before its adapter was placed is an error.
     """
-
-    supports_pre_processed_weights = False
 
     def __init__(self, spec: GatedSpec, members: list[str], *, must_be_placed: bool = False) -> None:
         super().__init__()
@@ -49,6 +45,84 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         self.members = members
         self.lacks_adapter = must_be_placed
         self.layout: Layout
+
+    def make_room(
+        self,
+        layer: Any,
+        local_in: int,
+        local_outs: list[int],
+        sizes: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> None:
+        """Plan the layer and register its buffers; ``sizes``: input and output of the whole linear."""
+        _refuse_unreachable(layer, self.members, len(local_outs))
+        self.layout = plan_layout(
+            self.members,
+            self.spec.modules,
+            d_in=sizes[0],
+            local_in=local_in,
+            local_outs=local_outs,
+            global_outs=_global_outputs(layer, local_outs, sizes[1]),
+            rank=layer.tp_rank,
+            world=layer.tp_size,
+        )
+        spec, parts = self.spec, len(self.layout.parts)
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "down": ((parts * spec.latent, local_in), dtype),
+            "up": ((self.layout.d_out, spec.gated), dtype),
+        }
+        if spec.routed:
+            shapes["router"] = ((parts * spec.experts, local_in), torch.float32)
+        if spec.interaction:
+            shapes["interaction"] = ((parts, spec.experts, spec.experts), torch.float32)
+        for name, (shape, kind) in shapes.items():
+            layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=kind), persistent=False)
+
+    def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Copy an adapter into the layer, in place: captured graphs and compiled code see it."""
+        self.lacks_adapter = False
+        for name, tensor in tensors.items():
+            getattr(layer, f"gated_{name}").copy_(tensor)
+
+    def clear(self, layer: Any) -> None:
+        """Make the adapter the identity again: all of B zero."""
+        layer.gated_up.zero_()
+
+    def tokens_of(self, x: Tensor) -> Tensor:
+        """Return (..., local_in) as (tokens, local_in). Raises RuntimeError if the adapter is not there."""
+        if self.lacks_adapter:
+            raise RuntimeError(f"{self.members[0]}: the adapter of this model was never loaded")
+        return x.reshape(-1, x.shape[-1])
+
+    def updated(self, layer: Any, y: Tensor, tokens: Tensor) -> Tensor:
+        """Return ``y`` (tokens, local_out) of the base plus the adapter's update."""
+        return add_up(y, self._gated(layer, tokens), layer.gated_up, self.layout.spans)
+
+    def _gated(self, layer: Any, x: Tensor) -> Tensor:
+        """Return (tokens, parts, k r). A row-parallel layer holds a slice of x. z may stay a partial sum,
+        since the layer's output is summed over ranks anyway; the softmax needs the whole logits."""
+        z = linear(x, layer.gated_down)
+        if not self.spec.routed:
+            return gated_latent(z, None, self.spec)
+        if x.is_cuda:
+            logits = linear(x, layer.gated_router.to(x.dtype)).float()
+        else:
+            logits = linear(x.float(), layer.gated_router)
+        if _is_partial(layer):
+            logits = tensor_model_parallel_all_reduce(logits.contiguous())
+        logits = logits.reshape(len(x), -1, self.spec.experts)
+        interaction = layer.gated_interaction if self.spec.interaction else None
+        return gated_latent(z, shares(logits, interaction, self.spec), self.spec)
+
+
+@register_weight_loader_v2_supported_method
+class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[misc]  # vllm carries no types here
+    """One layer's base weight of full size and adapter. With fusion both lie in ``kernels.Store``."""
+
+    supports_pre_processed_weights = False
+
+    def __init__(self, spec: GatedSpec, members: list[str], *, must_be_placed: bool = False) -> None:
+        super().__init__(spec, members, must_be_placed=must_be_placed)
         self.store: Any = None  # kernels.Store, on CUDA
 
     def create_weights(  # noqa: PLR0917 - vLLM's signature
@@ -70,28 +144,8 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
             params_dtype,
             **extra_weight_attrs,
         )
-        _refuse_unreachable(layer, self.members, len(output_partition_sizes))
-        self.layout = plan_layout(
-            self.members,
-            self.spec.modules,
-            d_in=input_size,
-            local_in=input_size_per_partition,
-            local_outs=output_partition_sizes,
-            global_outs=_global_outputs(layer, output_partition_sizes, output_size),
-            rank=layer.tp_rank,
-            world=layer.tp_size,
-        )
-        spec, parts = self.spec, len(self.layout.parts)
-        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
-            "down": ((parts * spec.latent, input_size_per_partition), params_dtype),
-            "up": ((self.layout.d_out, spec.gated), params_dtype),
-        }
-        if spec.routed:
-            shapes["router"] = ((parts * spec.experts, input_size_per_partition), torch.float32)
-        if spec.interaction:
-            shapes["interaction"] = ((parts, spec.experts, spec.experts), torch.float32)
-        for name, (shape, dtype) in shapes.items():
-            layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=dtype), persistent=False)
+        sizes = input_size, output_size
+        self.make_room(layer, input_size_per_partition, output_partition_sizes, sizes, params_dtype)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Move base weight and adapter into one matrix, on CUDA and unless switched off."""
@@ -117,52 +171,30 @@ class GatedLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc]  # vllm 
         layer.register_buffer("gated_matrix", self.store.matrix, persistent=False)
 
     def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
-        """Copy an adapter into the layer, in place: captured graphs and compiled code see it."""
-        self.lacks_adapter = False
-        if self.store is not None:
-            self.store.place(
-                tensors["down"], tensors["up"], tensors.get("router"), tensors.get("interaction")
-            )
+        """Copy an adapter into the layer's buffers, or into its matrix."""
+        if self.store is None:
+            super().place(layer, tensors)
             return
-        for name, tensor in tensors.items():
-            getattr(layer, f"gated_{name}").copy_(tensor)
+        self.lacks_adapter = False
+        self.store.place(tensors["down"], tensors["up"], tensors.get("router"), tensors.get("interaction"))
 
     def clear(self, layer: Any) -> None:
         """Make the adapter the identity again: all of B zero."""
-        if self.store is not None:
-            self.store.matrix[: self.layout.d_out, self.store.weight.shape[1] :].zero_()
+        if self.store is None:
+            super().clear(layer)
         else:
-            layer.gated_up.zero_()
+            self.store.matrix[: self.layout.d_out, self.store.weight.shape[1] :].zero_()
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map (..., local_in) to (..., local_out)."""
-        if self.lacks_adapter:
-            raise RuntimeError(f"{self.members[0]}: the adapter of this model was never loaded")
-        tokens = x.reshape(-1, x.shape[-1])
+        tokens = self.tokens_of(x)
         if self.store is not None:
             y = self.store.apply(tokens, partial=_is_partial(layer))
             y = y if bias is None else y + bias
         else:
-            y = super().apply(layer, tokens, bias)
-            y = add_up(y, self._gated(layer, tokens), layer.gated_up, self.layout.spans)
+            y = self.updated(layer, super().apply(layer, tokens, bias), tokens)
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result
-
-    def _gated(self, layer: Any, x: Tensor) -> Tensor:
-        """Return (tokens, parts, k r). A row-parallel layer holds a slice of x. z may stay a partial sum,
-        since the layer's output is summed over ranks anyway; the softmax needs the whole logits."""
-        z = linear(x, layer.gated_down)
-        if not self.spec.routed:
-            return gated_latent(z, None, self.spec)
-        if x.is_cuda:
-            logits = linear(x, layer.gated_router.to(x.dtype)).float()
-        else:
-            logits = linear(x.float(), layer.gated_router)
-        if _is_partial(layer):
-            logits = tensor_model_parallel_all_reduce(logits.contiguous())
-        logits = logits.reshape(len(x), -1, self.spec.experts)
-        interaction = layer.gated_interaction if self.spec.interaction else None
-        return gated_latent(z, shares(logits, interaction, self.spec), self.spec)
 
 
 def _refuse_unreachable(layer: Any, members: list[str], partitions: int) -> None:

@@ -16,6 +16,10 @@ from typing import Any
 
 QUANT_METHOD = "teamlora"
 """Name under which vLLM knows the plugin: ``quantization_config.quant_method`` of a config.json."""
+BASE = "base"
+"""Key of that block: the base's own ``quantization_config``, where it has one."""
+BASES = ("awq", "compressed-tensors", "fp8", "gptq")
+"""Methods of quantisation that a base may have."""
 EMBEDDED = "embedded"
 """Key of that block: the adapter lies in the checkpoint's folder."""
 DIGEST = "adapter_sha256"
@@ -69,9 +73,10 @@ class GatedSpec:
             shapes["interaction"] = (self.experts, self.experts)
         return shapes
 
-    def to_block(self) -> dict[str, Any]:
-        """Return the ``quantization_config`` that makes vLLM use the plugin."""
-        return {"quant_method": QUANT_METHOD, **asdict(self), "modules": list(self.modules)}
+    def to_block(self, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the ``quantization_config`` that makes vLLM use the plugin, on a base that has ``base``."""
+        block = {"quant_method": QUANT_METHOD, **asdict(self), "modules": list(self.modules)}
+        return block if base is None else block | {BASE: dict(base)}
 
     @classmethod
     def from_block(cls, block: Mapping[str, Any]) -> GatedSpec:

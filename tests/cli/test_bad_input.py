@@ -15,7 +15,7 @@ from cme_bench.tasks.sources import MINI_FOLDER
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_, **__: pytest.fail("weights loaded"))
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -160,7 +160,7 @@ def test_only_some_tasks_of_a_run(team_run: Path) -> None:
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_, **__: pytest.fail("weights loaded"))
 
 
 @pytest.mark.usefixtures("no_weights")

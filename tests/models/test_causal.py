@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from cme_bench.models import quantisation
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.folder import adapter_note, only_the_model
 from cme_bench.models.load import check_base, load_config, load_model
@@ -163,8 +164,9 @@ def test_logits_that_are_no_numbers_are_the_engines_to_report(tiny_checkpoint: P
     ],
 )
 def test_a_quantised_base_without_its_package(
-    block: Any, message: str, tiny_checkpoint: Path, tmp_path: Path
+    block: Any, message: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(quantisation, "_installed", lambda package: False)
     folder = llama(tiny_checkpoint, tmp_path / "m", quantization_config=block)
     checkpoint = resolve_model(str(folder))
     with pytest.raises(UsageError, match=message) as caught:
@@ -173,7 +175,10 @@ def test_a_quantised_base_without_its_package(
     assert "\n" not in str(caught.value)
 
 
-def test_vllm_needs_a_package_for_bitsandbytes_only(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_vllm_needs_a_package_for_bitsandbytes_only(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantisation, "_installed", lambda package: False)
     for method, refused in (("bitsandbytes", True), ("gptq", False)):
         block = {"quant_method": method, "bits": 4}
         checkpoint = resolve_model(str(llama(tiny_checkpoint, tmp_path / method, quantization_config=block)))

@@ -61,7 +61,7 @@ def test_every_method_on_one_base(
     adapters = [save_adapter(tiny_checkpoint, tmp_path / name, config) for name, config in CONFIGS.items()]
     loads = []
     original = loaded.load_model
-    monkeypatch.setattr(loaded, "load_model", lambda *args: loads.append(1) or original(*args))
+    monkeypatch.setattr(loaded, "load_model", lambda *a, **k: loads.append(1) or original(*a, **k))
     builds = []
     build = planner.build_items
     monkeypatch.setattr(planner, "build_items", lambda *a, **k: builds.append(1) or build(*a, **k))

@@ -42,8 +42,8 @@ def harm(monkeypatch: pytest.MonkeyPatch, act: Callable[[torch.nn.Module], objec
     """Have the model changed when a run has loaded it."""
     load = loaded_models.load_model
 
-    def loaded(*arguments: Any) -> Any:
-        model = load(*arguments)
+    def loaded(*arguments: Any, **settings: Any) -> Any:
+        model = load(*arguments, **settings)
         act(model)
         return model
 

@@ -172,7 +172,7 @@ def test_a_token_without_an_embedding_is_refused_before_weights(
     grown = copy.deepcopy(toy_tokenizer)
     grown.add_tokens([f"<extra {i}>" for i in range(40)] + ["Answer:"])
     grown.save_pretrained(broken)
-    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_, **__: pytest.fail("weights loaded"))
     with pytest.raises(UsageError, match=r"ids up to 313, the model 300 embeddings \('Answer:' is 313\)"):
         run(options(broken, tmp_path / "r", tasks="cme_rte_ll", limit=1))
 
@@ -276,7 +276,7 @@ def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
 def test_too_many_truncated_prompts_are_refused_before_weights_load(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_, **__: pytest.fail("weights loaded"))
     with pytest.raises(UsageError, match=r"do not fit.*cme_squad"):
         run(options(tiny_checkpoint, tmp_path / "r", settings={"max_length": 250}, max_truncated=0))
 

@@ -19,6 +19,7 @@ from cme_bench.adapters.shared.layer import AdapterLinear, Shapes
 from cme_bench.adapters.shared.linears import as_stored
 from cme_bench.adapters.shared.lowrank import project
 from cme_bench.adapters.shared.model import AdapterModel
+from cme_bench.adapters.shared.quantised import is_quantised, why_no_quantised_merge
 
 MIXER_INITS = ("kaiming", "orthogonal")
 
@@ -121,12 +122,9 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
 
     def _base_weight(self) -> Tensor:
         base = self.get_base_layer()
+        if is_quantised(base):
+            raise AdapterError(why_no_quantised_merge(self.method))
         weight: Tensor = base.weight.data
-        shape = as_stored(base, weight).shape
-        if not weight.is_floating_point() or shape != (self.out_features, self.in_features):
-            raise AdapterError(
-                "moslora cannot be merged into a quantised weight; load the base model unquantised"
-            )
         return weight
 
 

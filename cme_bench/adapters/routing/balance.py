@@ -28,7 +28,7 @@ def balance_penalty(omega: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         load = omega.reshape(-1, k).mean(dim=0)
     else:
-        weight = mask.to(omega.dtype).unsqueeze(-1)
+        weight = mask.to(omega.device, omega.dtype).unsqueeze(-1)
         load = (omega * weight).reshape(-1, k).sum(dim=0) / weight.sum().clamp_min(1.0)
     return (load - 1.0 / k).square().mean()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.linears import features
+from cme_bench.adapters.shared.quantised import parameter_place
 
 Config = TypeVar("Config", bound=AdapterConfig)
 Shapes = dict[str, tuple[int, ...]]
@@ -81,10 +82,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
     def update_layer(self, adapter_name: str, config: Config) -> None:
         """Add an adapter on the base layer's device, in float32 or the base's dtype if that is wider."""
-        device, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        if dtype is None or not dtype.is_floating_point:
-            dtype = torch.float32
-        dtype = torch.promote_types(dtype, torch.float32)
+        device, dtype = parameter_place(self.get_base_layer())
         self.settings[adapter_name] = config
         for name, shape in self.shapes(config, self.in_features, self.out_features).items():
             getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -140,7 +138,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
     def narrow(self, adapter_name: str) -> None:
         """Give an adapter's parameters the base layer's dtype, as ``autocast_adapter_dtype=False`` asks."""
         dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
-        if dtype is not None and dtype.is_floating_point:
+        if dtype is not None and dtype.is_floating_point and dtype.itemsize > 1:
             for name in self.adapter_layer_names:
                 held = getattr(self, name)
                 if adapter_name in held:
@@ -151,7 +149,7 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
     ) -> None:
         """Move an adapter after PEFT has loaded it. Unlike PEFT's own this leaves the dtype alone: a bfloat16
         base must not round the float32 parameters that were just read."""
-        target = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        target = device or parameter_place(self.get_base_layer())[0]
         for name in self.adapter_layer_names:
             parameters = getattr(self, name)
             if target is not None and adapter_name in parameters and not parameters[adapter_name].is_meta:

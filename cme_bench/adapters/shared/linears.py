@@ -1,4 +1,5 @@
-"""Which layers are linear: torch's own, and GPT-2's, which keeps its weight the other way round."""
+"""Which layers are linear: torch's own, GPT-2's, which keeps its weight the other way round, and quantised
+ones."""
 
 from __future__ import annotations
 
@@ -7,12 +8,15 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from cme_bench.adapters.shared.quantised import is_quantised_linear
+
 LINEARS = (nn.Linear, Conv1D)
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    """Return whether an adapter can be put on ``module``: a linear layer of torch, or GPT-2's ``Conv1D``."""
-    return isinstance(module, LINEARS)
+    """Return whether an adapter can be put on ``module``: a linear layer of torch, GPT-2's ``Conv1D``, or a
+    quantised one."""
+    return isinstance(module, LINEARS) or is_quantised_linear(module)
 
 
 def features(linear: nn.Module) -> tuple[int, int]:

@@ -23,6 +23,9 @@ def why_alone(model: PreTrainedModel) -> str | None:
     """Return why rows must be computed by themselves; None if prefixes and padding change nothing."""
     from cme_bench.adapters.support import verdict
 
+    if (reason := _rounds_together(model)) is not None:
+        return reason
+
     if any(getattr(module, "pools_over_sequence", False) for module in model.modules()):
         return "an adapter pools over the sequence"
     configs = getattr(model, "peft_config", None) or {}
@@ -32,6 +35,17 @@ def why_alone(model: PreTrainedModel) -> str | None:
             return how.reason
         if _is_users(configs[name]) and (found := why_not_per_token(model, base_model(model).dtype)):
             return found
+    return None
+
+
+def _rounds_together(model: Any) -> str | None:
+    """Return why a quantised layer gives a row other values beside other rows; None if none does."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt" and module.state.threshold > 0:
+            return "LLM.int8() looks for outliers in all tokens of a batch together"
+        rounded = getattr(getattr(module, "quantization_scheme", None), "input_activations", None)
+        if rounded is not None and rounded.dynamic and getattr(rounded.strategy, "value", "") == "tensor":
+            return "the model's layers round all tokens of a batch by one scale"
     return None
 
 

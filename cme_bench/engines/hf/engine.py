@@ -36,6 +36,7 @@ from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory
+from cme_bench.util.devices import computing_device, devices_of, is_spread, moved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,10 +73,10 @@ class HFEngine(Engine):
         plain: bool = False,
         kept_tokens: int | None = None,
     ) -> None:
-        self.model = model.eval() if device is None else model.eval().to(device)
+        self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
         base = base_model(model)
-        self.device: torch.device = base.get_input_embeddings().weight.device
+        self.device: torch.device = computing_device(base.get_input_embeddings())
         self.dtype: torch.dtype = base.dtype
         if max_length is None:
             max_length = max_positions(base.config) - adapter_positions(model) + 1
@@ -240,6 +241,8 @@ class HFEngine(Engine):
         device = str(self.device)
         if self.device.type == "cuda":
             device = f"{device} ({torch.cuda.get_device_name(self.device)})"
+        if is_spread(base_model(self.model)):
+            device = f"{', '.join(devices_of(base_model(self.model)))}; rows begin on {device}"
         return {
             "engine": "hf",
             "dtype": str(self.dtype).removeprefix("torch."),

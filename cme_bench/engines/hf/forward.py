@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cme_bench.util.devices import is_spread
 from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ class CausalForward:
 
     The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
     output layer gives float32 (:mod:`cme_bench.util.exact_logits`). ``rounded``: whether a model that treats
-    its logits in some other way rounded them all the same; known after the first logits.
+    its logits in some other way rounded them all the same; known after the first logits. ``spread``: whether
+    its layers lie on several devices.
     """
 
     def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.spread = is_spread(base_model(model))
         accepted = inspect.signature(base_model(model).forward).parameters
         self.takes_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted

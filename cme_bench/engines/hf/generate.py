@@ -95,7 +95,7 @@ class CacheSession:
         return _can_select(self._cache)
 
     def select(self, kept: Tensor) -> None:
-        self._cache.batch_select_indices(kept)
+        self._cache.batch_select_indices(kept.cpu() if self._forward.spread else kept)
 
 
 class RecomputingSession:

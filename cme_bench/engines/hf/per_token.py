@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.engines.hf.trials import MODEL_ERRORS
+from cme_bench.util.devices import computing_device
 from cme_bench.util.errors import first_line
 
 _TOKENS = ((0, 0), (0, 2), (1, 1))
@@ -35,7 +36,7 @@ def why_not_per_token(model: nn.Module, dtype: torch.dtype) -> str | None:
         base: Any = layer.get_base_layer()
         if not is_linear(base) and not hasattr(base, "in_features"):
             continue
-        x = torch.randn(2, 3, features(base)[0], generator=source).to(base.weight.device, dtype)
+        x = torch.randn(2, 3, features(base)[0], generator=source).to(computing_device(base), dtype)
         try:
             if _differs(layer, base, x):
                 return f"in a trial, {name} gave a token another update beside other tokens than by itself"

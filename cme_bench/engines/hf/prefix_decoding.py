@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,9 @@ from cme_bench.engines.hf.attention import AttentionCall, additive, fold, merge
 from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError, attention_of
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.tree_attention import KeptPrefix
+
+_MaskKey: TypeAlias = tuple[int | None, int, torch.dtype, torch.device]
+"""Window, groups, type and device of a layer's queries."""
 
 
 class PrefixSession:
@@ -20,7 +25,7 @@ class PrefixSession:
         self._prefix = prefix
         self._after: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # [rows, key heads, seen, head size]
         self._mask = torch.empty(0)
-        self._masks: dict[tuple[int | None, int, torch.dtype], tuple[Tensor, int, Tensor | None]] = {}
+        self._masks: dict[_MaskKey, tuple[Tensor, int, Tensor | None]] = {}
         self.device = forward.device
 
     def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -36,7 +41,8 @@ class PrefixSession:
 
     def select(self, kept: Tensor) -> None:
         for module, (keys, values) in self._after.items():
-            self._after[module] = keys[kept], values[kept]
+            own = kept.to(keys.device)
+            self._after[module] = keys[own], values[own]
 
     def _positions(self, n: int) -> Tensor:
         """Return [rows, n], the positions of the newest tokens."""
@@ -51,7 +57,7 @@ class PrefixSession:
             key, value = (torch.cat(pair, 2) for pair in zip(self._after[module], (key, value), strict=True))
         self._after[module] = key, value
         groups = call.groups
-        after_mask, first, prefix_mask = self._masks_for(call.window, groups, n, query.dtype)
+        after_mask, first, prefix_mask = self._masks_for(call.window, groups, n, query)
         after, after_lse = call.attend(fold(query, groups), key, value, mask=after_mask)
         after, after_lse = after.reshape(rows, heads, n, -1), after_lse.reshape(rows, heads, n)
 
@@ -63,27 +69,28 @@ class PrefixSession:
         return merge(seen, lse, after, after_lse).transpose(1, 2)
 
     def _masks_for(
-        self, window: int | None, groups: int, n: int, dtype: torch.dtype
+        self, window: int | None, groups: int, n: int, states: Tensor
     ) -> tuple[Tensor, int, Tensor | None]:
         """Return ``(mask after the prefix, first token of it that is seen, mask of the prefix from there)``.
 
         The masks are [rows, 1, groups * n, seen] and [rows * groups * n, kept from there]; the second one is
         None if everything from there on is seen.
         """
-        key = (window, groups, dtype)
+        device, dtype = states.device, states.dtype
+        key = (window, groups, dtype, device)
         if key not in self._masks:
             seen = self._mask.shape[1]
-            index = torch.arange(seen, device=self.device)
+            index = torch.arange(seen, device=device)
             query = index[-n:, None]
-            after = (self._mask[:, None, :] > 0) & (index <= query)  # [rows, n, seen]
+            after = (self._mask.to(device)[:, None, :] > 0) & (index <= query)  # [rows, n, seen]
             if window is not None:
                 after &= query - index < window
             after |= index == query  # padding sees itself, so that its softmax is defined
             first, prefix_mask = 0, None
             if window is not None and self._prefix + seen > window:
                 first = min(max(0, self._prefix - window + 1), self._prefix - 1)
-                kept = torch.arange(first, self._prefix, device=self.device)
-                near = self._positions(n)[:, :, None] - kept < window  # [rows, n, kept]
+                kept = torch.arange(first, self._prefix, device=device)
+                near = self._positions(n).to(device)[:, :, None] - kept < window  # [rows, n, kept]
                 prefix_mask = additive(near, dtype).repeat(1, groups, 1).flatten(0, 1)
             self._masks[key] = additive(after, dtype).repeat(1, groups, 1)[:, None], first, prefix_mask
         return self._masks[key]

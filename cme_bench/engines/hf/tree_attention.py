@@ -38,8 +38,24 @@ class KeptPrefix:
         self._kept[module] = keys, values
 
 
+class _Places:
+    """Where the tokens of a pack stand, on one device.
+
+    ``positions`` [n]; where units stand side by side, ``real`` [units, longest] is False on padding,
+    ``gather`` [units * longest] and ``scatter`` [n] bring tokens there and back.
+    """
+
+    def __init__(self, pack: Pack, longest: int, device: torch.device) -> None:
+        starts, offsets = pack.starts[:-1, None], np.arange(longest)
+        real = offsets < np.diff(pack.starts)[:, None]
+        self.positions = torch.from_numpy(pack.positions).to(device)
+        self.real = torch.from_numpy(real).to(device)
+        self.gather = torch.from_numpy(np.where(real, starts + offsets, starts).ravel()).to(device)
+        self.scatter = torch.from_numpy(np.flatnonzero(real)).to(device)
+
+
 class PackAttention:
-    """Compute the attention of one pack.
+    """Compute the attention of one pack, every layer on its own device.
 
     ``windows``: of every call so far; with them a model is checked.
     """
@@ -47,22 +63,20 @@ class PackAttention:
     def __init__(self, pack: Pack, kept: KeptPrefix, device: torch.device) -> None:
         self.pack = pack
         self.kept = kept
-        self.device = device
         self.windows: list[int | None] = []
         self._chains = all(int(unit.end.min()) == len(unit.end) for unit in pack.units)
         self._longest = int(np.diff(pack.starts).max())
         unaligned = -self._longest % ALIGNED_KEYS if device.type == "cuda" else 0
         self._side_by_side = len(pack.units) > 1 or unaligned > 0
-        self._positions = torch.from_numpy(pack.positions).to(device)  # [n]
-        if self._side_by_side:
-            self._longest += unaligned
-            starts, offsets = pack.starts[:-1, None], np.arange(self._longest)
-            real = offsets < np.diff(pack.starts)[:, None]  # [units, longest]
-            self._real = torch.from_numpy(real).to(device)
-            self._gather = torch.from_numpy(np.where(real, starts + offsets, starts).ravel()).to(device)
-            self._scatter = torch.from_numpy(np.flatnonzero(real)).to(device)  # [n]
-        self._unit_masks: dict[tuple[int | None, int, torch.dtype], Tensor] = {}
-        self._prefix_masks: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._longest += unaligned
+        self._places: dict[torch.device, _Places] = {}
+        self._unit_masks: dict[tuple[int | None, int, torch.dtype, torch.device], Tensor] = {}
+        self._prefix_masks: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
+
+    def _on(self, device: torch.device) -> _Places:
+        if device not in self._places:
+            self._places[device] = _Places(self.pack, self._longest, device)
+        return self._places[device]
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """Return [1, n, heads, head size]."""
@@ -73,7 +87,7 @@ class PackAttention:
         out, lse = self._within_units(call)
         if cached:
             keys, values = self.kept.head(call.module, cached)
-            first, mask = self._prefix_mask(call.window, call.groups, query.dtype)
+            first, mask = self._prefix_mask(call.window, call.groups, query)
             seen, seen_lse = call.attend(
                 fold(query, call.groups), keys[:, :, first:], values[:, :, first:], mask=mask
             )
@@ -92,34 +106,37 @@ class PackAttention:
             key, value = (states.repeat_interleave(call.groups, 1) for states in (key, value))
             out, lse = call.attend(query, key, value, causal=True)
         else:
-            mask = self._unit_mask(call.window, call.groups, query.dtype)
+            mask = self._unit_mask(call.window, call.groups, query)
             out, lse = call.attend(fold(query, call.groups), key, value, mask=mask)
             out, lse = out.reshape(rows, heads, n, -1), lse.reshape(rows, heads, n)
         return (self._unbatch(out), self._unbatch(lse)) if self._side_by_side else (out, lse)
 
     def _batch(self, states: Tensor) -> Tensor:
         """Return [1, h, n, d] as [units, h, longest, d]."""
-        rows = states[0].transpose(0, 1).index_select(0, self._gather)
-        return rows.reshape(*self._real.shape, states.shape[1], -1).transpose(1, 2)
+        places = self._on(states.device)
+        rows = states[0].transpose(0, 1).index_select(0, places.gather)
+        return rows.reshape(*places.real.shape, states.shape[1], -1).transpose(1, 2)
 
     def _unbatch(self, states: Tensor) -> Tensor:
         """Return [units, h, longest, ...] as [1, h, n, ...]."""
         tokens = states.transpose(1, 2).flatten(0, 1)
-        return tokens.index_select(0, self._scatter).transpose(0, 1)[None]
+        return tokens.index_select(0, self._on(states.device).scatter).transpose(0, 1)[None]
 
-    def _unit_mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    def _unit_mask(self, window: int | None, groups: int, query: Tensor) -> Tensor:
         """Return [units, 1, groups * longest, longest]: 0 where a token sees another, else very low."""
         cut = window if window is not None and window < self._longest else None
-        key = (cut, groups, dtype)
+        key = (cut, groups, query.dtype, query.device)
         if key not in self._unit_masks:
-            ends, positions = self._padded_units()
-            index = torch.arange(self._longest, device=self.device)
+            ends, positions = (tensor.to(query.device) for tensor in self._padded_units())
+            index = torch.arange(self._longest, device=query.device)
             seen = (index <= index[:, None]) & (index[:, None] < ends[:, None, :])  # [units, query, key]
             if cut is not None:
                 seen &= positions[:, :, None] - positions[:, None, :] < cut
             if self._side_by_side:
-                seen[:, :, 0] |= ~self._real  # padding sees one token, so that its softmax is defined
-            self._unit_masks[key] = additive(seen, dtype).repeat(1, groups, 1)[:, None]
+                seen[:, :, 0] |= ~self._on(
+                    query.device
+                ).real  # padding sees one token, so that its softmax is defined
+            self._unit_masks[key] = additive(seen, query.dtype).repeat(1, groups, 1)[:, None]
         return self._unit_masks[key]
 
     def _padded_units(self) -> tuple[Tensor, Tensor]:
@@ -129,9 +146,9 @@ class PackAttention:
         for i, unit in enumerate(self.pack.units):
             ends[i, : len(unit.end)] = torch.from_numpy(unit.end)
             positions[i, : len(unit.end)] = torch.from_numpy(unit.positions)
-        return ends.to(self.device), positions.to(self.device)
+        return ends, positions
 
-    def _prefix_mask(self, window: int | None, groups: int, dtype: torch.dtype) -> tuple[int, Tensor | None]:
+    def _prefix_mask(self, window: int | None, groups: int, query: Tensor) -> tuple[int, Tensor | None]:
         """Return the first kept token that is seen, and a mask [groups * n, kept from there] or None."""
         cached = self.pack.cached
         first = 0 if window is None else max(0, cached - window + 1)
@@ -139,9 +156,9 @@ class PackAttention:
             return 0, None
         if first >= cached:  # a window of one token: nothing kept is seen, and one key keeps softmax defined
             first = cached - 1
-        key = (window, groups, dtype)
+        key = (window, groups, query.dtype, query.device)
         if key not in self._prefix_masks:
-            kept = torch.arange(first, cached, device=self.device)
-            seen = self._positions[:, None] - kept < window
-            self._prefix_masks[key] = additive(seen, dtype).repeat(groups, 1)
+            kept = torch.arange(first, cached, device=query.device)
+            seen = self._on(query.device).positions[:, None] - kept < window
+            self._prefix_masks[key] = additive(seen, query.dtype).repeat(groups, 1)
         return first, self._prefix_masks[key]

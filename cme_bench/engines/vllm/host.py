@@ -30,7 +30,8 @@ class Host:
     """Hold at most one vLLM, and start it when it is first needed.
 
     An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
-    model runs on any. ``note`` is told where logits are rounded.
+    model runs on any. ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a
+    model that is quantised.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Host:
         dtype: str,
         settings: VllmSettings,
         note: Callable[[str], None] = lambda message: None,
+        base: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        self.base = base
         self.dtype = dtype
         self.logits = "float32"
         """The dtype that logits are rounded to."""
@@ -91,7 +94,7 @@ class Host:
         for name, value in environment(self.settings, self.dtype).items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
-        arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec)
+        arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec, self.base)
         with output_to(self.log):
             try:
                 from vllm import LLM

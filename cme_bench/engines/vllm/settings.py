@@ -98,13 +98,19 @@ def environment(settings: VllmSettings, dtype: str) -> dict[str, str]:
     return chosen
 
 
-def engine_arguments(
-    model: Path, dtype: str, max_length: int, settings: VllmSettings, spec: GatedSpec | None
+def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
+    model: Path,
+    dtype: str,
+    max_length: int,
+    settings: VllmSettings,
+    spec: GatedSpec | None,
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of ``vllm.LLM``.
 
     ``max_length``: most tokens of the job's rows, which bounds the cache that a sequence may take. With a
-    ``spec``, every layer it names gets room for an adapter of that shape.
+    ``spec``, every layer it names gets room for an adapter of that shape. ``base``: the
+    ``quantization_config`` of a base that is quantised.
     """
     arguments: dict[str, Any] = {
         "model": str(model),
@@ -127,7 +133,7 @@ def engine_arguments(
     if settings.max_seqs:
         arguments["max_num_seqs"] = settings.max_seqs
     if spec is not None:
-        arguments["hf_overrides"] = {"quantization_config": spec.to_block()}
+        arguments["hf_overrides"] = {"quantization_config": spec.to_block(base)}
     return arguments
 
 

@@ -19,7 +19,7 @@ import orjson
 
 from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.page.payload import PageBlocks, task_payload
-from cme_bench.reports.runs import RunView, labels, tasks_hash
+from cme_bench.reports.runs import RunView, described_dtype, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT
 from cme_bench.reports.table import FIXED, ComparisonTable, comparison_tables
@@ -242,7 +242,7 @@ def _provenance(run: RunView) -> list[tuple[str, str]]:
         ("command", " ".join(arguments.command or [])),
         ("model", f"{record.model.path or record.model.name} ({identity.model[:12]})"),
         ("adapter", f"{adapter.path} ({identity.adapter[:12]})" if adapter and adapter.path else "none"),
-        ("engine, dtype", f"{identity.engine}, {identity.dtype}"),
+        ("engine, dtype", f"{identity.engine}, {described_dtype(record)}"),
         ("data", identity.data),
         ("shots, seed", f"{', '.join(str(s) for s in run.shots)}; {record.seed}"),
         ("tasks", f"{len(run.results.tasks)}, together {tasks_hash(run)}"),

@@ -1,0 +1,50 @@
+"""Linear layers whose weight is not a matrix of ordinary numbers: packed, rounded, or on disk."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.util.devices import computing_device
+
+_PACKED = ("qweight", "W_q", "weight_packed", "codes", "quant_state", "weight_scale", "weight_scale_inv")
+"""Tensors and states of quantised layers."""
+
+
+def is_quantised_linear(module: nn.Module) -> bool:
+    """Return whether a module is a quantised linear layer; GPTQ's, AWQ's and HQQ's are no subclass of
+    torch's."""
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return all(isinstance(size, int) for size in sizes) and is_quantised(module)
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Return whether the weight of a linear layer is no plain matrix of numbers of at least 16 bits."""
+    weight = getattr(layer, "weight", None)
+    plain = (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.is_floating_point()
+        and weight.dtype.itemsize > 1
+        and not hasattr(layer, "quantization_scheme")  # of compressed-tensors: rounds what it is given
+    )
+    return not plain or any(hasattr(layer, name) for name in _PACKED)
+
+
+def why_no_quantised_merge(method: str) -> str:
+    """Return the sentence for whoever asks to merge an adapter into a quantised weight."""
+    return (
+        f"{method} cannot be merged into a quantised weight, which would be rounded anew; keep the adapter, "
+        "or load the base model unquantised"
+    )
+
+
+def parameter_place(base: nn.Module) -> tuple[torch.device | None, torch.dtype]:
+    """Return the device and type of an adapter's parameters on a linear layer: where it computes, in float32,
+    or the layer's own type if that is wider."""
+    weight = getattr(base, "weight", None)
+    wide = isinstance(weight, Tensor) and weight.dtype == torch.float64
+    try:
+        device: torch.device | None = computing_device(base)
+    except StopIteration:
+        device = None
+    return device, torch.float64 if wide else torch.float32
