@@ -310,6 +310,7 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
         form = resolve_format(
             reader.prompt_format,
             reader.tokenizer,
+            own=task.spec.prompt_format,
             generated=generated,
             described=described,
             thinking="auto",

@@ -148,6 +148,7 @@ def preview(
     form = resolve_format(
         prompt_format,
         tokenizer,
+        own=spec.prompt_format,
         generated=generated,
         system=system,
         described=described,

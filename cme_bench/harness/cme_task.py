@@ -18,6 +18,7 @@ from lm_eval.api.registry import register_aggregation, register_metric
 from lm_eval.api.task import ConfigurableTask
 
 from cme_bench.harness.compiled_templates import keep_compiled
+from cme_bench.prompts.alpaca import WRAPPERS
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 from cme_bench.scoring.macro_f1 import f1_macro
 from cme_bench.scoring.scales import ITEM_SCALES
@@ -40,12 +41,13 @@ def f1_macro_item(pair: list[int]) -> list[int]:
 
 
 class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
-    """A ConfigurableTask that renders exemplars once, with two additions, both declared in ``metadata``:
+    """A ConfigurableTask that renders exemplars once, with three additions, all declared in ``metadata``:
 
-    ``answer: {type: label|letter|short|summary|number|math, options: TEMPLATE, decimal: point|comma}``: how
-    a response is read and scored (:mod:`cme_bench.scoring.generation`); without it lm-eval's metrics apply,
-    and ``f1_macro``.
+    ``answer: {type: label|letter|short|summary|number|math|first_choice|last_number, options: TEMPLATE,
+    decimal: point|comma}``: how a response is read and scored (:mod:`cme_bench.scoring.generation`); without
+    it lm-eval's metrics apply, and ``f1_macro``.
     ``fewshot_group: FIELD``: exemplars come from rows with the same value of that field (MMLU's subjects).
+    ``format: alpaca|llm-adapters``: the prompt around the question, unless a chat template is applied.
     """
 
     _exemplars: Mapping[int, dict[tuple[str, str | None], Any]] = MappingProxyType({})
@@ -70,6 +72,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         super().__init__(config=config, **kwargs)
         if hasattr(self, "sampler"):
             self._exemplars = {id(row): {} for row in self.sampler.fewshot_docs()}
+        self._wrapper = WRAPPERS.get(str(metadata.get("format")))
         self._group_field: str | None = metadata.get("fewshot_group")
         self._groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         if self._group_field and hasattr(self, "sampler"):
@@ -77,6 +80,9 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 self._groups[row[self._group_field]].append(row)
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        if self._wrapper is not None and not kwargs.get("apply_chat_template"):
+            chat = {"apply_chat_template": True, "chat_template": self._wrapper}
+            kwargs |= {"fewshot_as_multiturn": True, **chat}
         if self._group_field and num_fewshot:
             self.sampler.replace_df(self._groups[doc[self._group_field]])
         return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
@@ -118,7 +124,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         assert self.answer is not None
         kind = self.answer["type"]
         target = self.doc_to_target(doc)
-        if kind in ("label", "letter"):
+        if kind in ("label", "letter", "first_choice"):
             choices = self.doc_to_choice(doc)
             options: Sequence[str] = ()
             if template := self.answer.get("options"):

@@ -47,9 +47,11 @@ class Wrapper:
         return f"{self.paired if given else self.alone}\n\n{body}{self.indent}### Response:\n{self.indent}"
 
 
-ALPACA = Wrapper(
+_ALPACA = Wrapper(
     alone=f"{_TASK}. {_WRITE}",
     paired=f"{_TASK}, paired with an input that provides further context. {_WRITE}",
     indent="",
 )
-LLM_ADAPTERS = Wrapper(alone=f"{ALPACA.alone} ", paired=ALPACA.paired, indent=" " * 16)
+_LLM_ADAPTERS = Wrapper(alone=f"{_ALPACA.alone} ", paired=_ALPACA.paired, indent=" " * 16)
+WRAPPERS = {"alpaca": _ALPACA, "llm-adapters": _LLM_ADAPTERS}
+"""The variants by the names of their prompt formats."""

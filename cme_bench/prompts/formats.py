@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from cme_bench.prompts.alpaca import ALPACA, LLM_ADAPTERS
+from cme_bench.prompts.alpaca import WRAPPERS
 from cme_bench.prompts.chat import ChatTemplate, Message
 from cme_bench.prompts.thinking import Thinking, decide_thinking
 from cme_bench.util.errors import UsageError
@@ -21,7 +21,6 @@ Policy: TypeAlias = Literal["joint", "separate"]
 each is tokenised alone, as TeamLoRA's training does."""
 
 TEAMLORA_SEPARATOR = "</s>"
-_WRAPPERS = {"alpaca": ALPACA, "llm-adapters": LLM_ADAPTERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def resolve_format(
         return PromptFormat("plain", "joint", None)
     if name == "teamlora":
         return PromptFormat("teamlora", "separate", render_teamlora)
-    if wrapper := _WRAPPERS.get(name):
+    if wrapper := WRAPPERS.get(name):
         return PromptFormat(name, "separate", wrapper, takes_input=True)
     if not has_template:
         raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")

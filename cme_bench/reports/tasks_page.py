@@ -41,6 +41,27 @@ digits of sha256 over the resolved task file without rows. [`tasks/lock.json`](.
 since when it holds.
 """
 
+_LLM_ADAPTERS = """\
+## commonsense8 and math4
+
+The eight commonsense and four mathematics sets on which the adapter papers after LLM-Adapters (Hu et al.
+2023, arXiv 2304.01933) report, with that repository's prompts and rules (commit 8166572):
+
+* **Prompt.** The instruction stands in the format `llm-adapters`: "Below is an instruction that describes a
+  task", with the script's 16 blanks. It is the task's own, also for a model with a chat template. An
+  adapter's saved format and `--format` go before it. BoolQ is asked without its passage.
+* **Answer.** `acc` is the published rule: the first label that occurs anywhere (`true`, ...), for
+  AQuA the first of the letters A to E, for the others the last number, within 0.001. `acc_stated` beside it
+  is read by our own rules: the published ones give false credit, as to "not true".
+* **Decoding** is greedy, with 32 (commonsense) and 256 new tokens; the script searches with four beams.
+* **Rows.** The prompts and right answers of six sets equal the repository's files on every row that we have
+  (BoolQ, WinoGrande, ARC, OpenBookQA, GSM8K). HellaSwag's file is too large for our copy. SVAMP is scored
+  on all 1,000 items. MAWPS on the hub has another split than the repository's 238 items: put those into
+  `DIR/mawps/test.jsonl` with `--data DIR` to score them.
+
+The training files of the same repository are [named mixtures](training.md#rows-of-your-own).
+"""
+
 _DATASETS = """\
 ## Datasets
 
@@ -109,7 +130,8 @@ def tasks_page(suite: Suite) -> str:
         f"{len({spec.dataset for spec in cme})} datasets in {len({spec.domain for spec in cme})} domains: "
         f"{sum(spec.output_type == 'generate_until' for spec in cme)} generated and "
         f"{sum(spec.output_type != 'generate_until' for spec in cme)} likelihood tasks; "
-        f"{len(specs) - len(cme)} more in `cme_extra`."
+        f"{_tagged(specs, 'cme_extra')} more in `cme_extra`, {_tagged(specs, 'commonsense8')} in "
+        f"`commonsense8` and {_tagged(specs, 'math4')} in `math4`."
     )
     tasks = _table(
         ("domain", "dataset", "task", "form", "metric", "items", "random", "hash"), map(_task, specs)
@@ -118,7 +140,14 @@ def tasks_page(suite: Suite) -> str:
     folders = [spec for spec in specs if first[spec.domain, spec.folder] is spec]
     columns = ("dataset", "hub id", "scored split", "exemplars", "clusters", "licence", "citation", "note")
     datasets = _table(columns, map(_dataset, folders))
-    return "\n".join([_PREFACE, _FORMS, counts, "", tasks, "", _DATASETS, datasets, "", _LM_EVAL])
+    return "\n".join(
+        [_PREFACE, _FORMS, counts, "", tasks, "", _LLM_ADAPTERS, _DATASETS, datasets, "", _LM_EVAL]
+    )
+
+
+def _tagged(specs: Iterable[TaskSpec], suite: str) -> int:
+    """Return the number of tasks of a suite, in both forms."""
+    return sum(not {suite, f"{suite}_ll"}.isdisjoint(spec.tags) for spec in specs)
 
 
 def _task(spec: TaskSpec) -> Sequence[str]:

@@ -165,6 +165,7 @@ class Planner:
             self._options.prompt_format,
             responder.tokenizer,
             saved=responder.saved_format,
+            own=task.spec.prompt_format,
             generated=task.spec.generated,
             system=self._options.system,
             described=bool(task.lm_eval.config.description),

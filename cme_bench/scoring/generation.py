@@ -15,13 +15,16 @@ from cme_bench.scoring.extraction import (
     extract_text,
 )
 from cme_bench.scoring.item_metrics import metrics_of
+from cme_bench.scoring.llm_adapters import first_choice, last_number, near, stated_choice
 from cme_bench.scoring.macro_f1 import NO_ANSWER
 from cme_bench.scoring.maths import extract_math, same_math
 from cme_bench.scoring.numbers import found_number
 from cme_bench.scoring.numerals import Decimal, same_value
 from cme_bench.scoring.references import read_number_reference, read_reference
 
-AnswerType: TypeAlias = Literal["label", "letter", "short", "summary", "number", "math"]
+AnswerType: TypeAlias = Literal[
+    "label", "letter", "short", "summary", "number", "math", "first_choice", "last_number"
+]
 ANSWER_TYPES: tuple[str, ...] = get_args(AnswerType)
 
 GENERATE_UNTIL = "generate_until"
@@ -32,6 +35,8 @@ _OWN: dict[str, tuple[str, ...]] = {
     "letter": ("acc",),
     "number": ("acc",),
     "math": ("acc",),
+    "first_choice": ("acc", "acc_stated"),
+    "last_number": ("acc", "acc_stated"),
 }
 """By answer type, what finding the answer scores by itself."""
 METRICS: dict[str, tuple[str, ...]] = {
@@ -44,9 +49,9 @@ METRICS: dict[str, tuple[str, ...]] = {
 class GoldAnswer:
     """The right answer of an item, and how it may be written.
 
-    ``label`` and ``letter``: ``choices`` are the label words or letters, ``gold`` the index of the right
-    one, ``options`` the texts behind the letters. ``short``, ``summary``, ``number``, ``math``:
-    ``references`` are the accepted texts, read as :mod:`cme_bench.scoring.references` says. ``decimal``: how
+    ``label``, ``letter`` and ``first_choice``: ``choices`` are the label words or letters, ``gold`` the index
+    of the right one, ``options`` the texts behind the letters. The others: ``references`` are the accepted
+    texts, read as :mod:`cme_bench.scoring.references` says. ``decimal``: how
     "1,234" is read in a number task; by default as thousands.
     """
 
@@ -69,7 +74,8 @@ class ScoredText:
 
 def score_text(response: str, gold: GoldAnswer) -> ScoredText:
     """Return metrics by answer type: ``label`` acc, f1_macro; ``letter``, ``number`` and ``math`` acc; and
-    those that are registered: ``short`` em, f1; ``summary`` rouge_l, _1, _2.
+    those that are registered: ``short`` em, f1; ``summary`` rouge_l, _1, _2. ``first_choice`` and
+    ``last_number`` are LLM-Adapters' rules (acc), with our own beside them (acc_stated).
 
     ``answered`` is 1.0 where some rule found an answer: 1 - mean(answered) is the share of empty extractions.
     """
@@ -95,6 +101,18 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             answer = extract_math(response)
             expected = [read for ref in gold.references if (read := read_reference("math", ref)) is not None]
             scores = {"acc": max((same_math(answer.text, read.text) for read in expected), default=0.0)}
+        case "first_choice":
+            answer = first_choice(response, gold.choices)
+            stated = stated_choice(response, gold.choices)
+            scores = {
+                "acc": float(answer.choice == gold.gold),
+                "acc_stated": float(stated.choice == gold.gold),
+            }
+        case "last_number":
+            found_last, answer = last_number(response)
+            read = (read_number_reference(reference)[0] for reference in gold.references)
+            right = any(near(found_last, float(number.value)) for number in read if number is not None)
+            scores = {"acc": float(right), "acc_stated": float(_number(response, gold)[1])}
     accepted = _accepted(gold, answer.text)
     scores |= {one.name: one.formula(answer.text, accepted) for one in metrics_of(gold.type)}
     scores["answered"] = float(answer.rule != "none")

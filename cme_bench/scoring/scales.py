@@ -51,8 +51,8 @@ RAW = Scale("raw", -math.inf, math.inf)
 SCALES = {s.name: s for s in (SHARE, POINTS, CORRELATION, BRIER, PERPLEXITY, BITS, RAW)}
 
 SHARES = frozenset(
-    """acc acc_norm acc_char acc_bytes acc_byte acc_mutual_info acc_all exact_match em f1 f1_macro answered
-    rouge_1 rouge_2 rouge_l accuracy precision recall""".split()
+    """acc acc_stated acc_norm acc_char acc_bytes acc_byte acc_mutual_info acc_all exact_match em f1 f1_macro
+    answered rouge_1 rouge_2 rouge_l accuracy precision recall""".split()
 )
 """Metrics of single items between 0 and 1, more is better; a task's own code keeps to that, or it is raw."""
 

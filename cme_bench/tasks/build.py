@@ -121,6 +121,8 @@ def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
     config = copy.deepcopy({k: v for k, v in spec.config.items() if k not in left_out})
     # lm-eval takes an item out of its exemplars if their split is the test split, not if it is another one
     config |= {"num_fewshot": shots, "test_split": spec.eval_split}
+    if spec.prompt_format is not None:  # the run puts it around the question, or another one
+        config["metadata"] = {key: value for key, value in spec.metadata.items() if key != "format"}
     if shots:
         fewshot = dict(config.get("fewshot_config") or {})
         fewshot.pop("split", None)

@@ -17,7 +17,8 @@ def unreadable(task: Task, items: Iterable[int]) -> Iterator[tuple[int | None, s
     """
     answer = getattr(task.lm_eval, "answer", None) or {}
     kind, decimal = answer.get("type"), answer.get("decimal")
-    if kind in (None, "label", "letter"):
+    kind = "number" if kind == "last_number" else kind
+    if kind in (None, "label", "letter", "first_choice"):
         return
     every: list[str] = []
     for index in items:
@@ -35,7 +36,7 @@ def refuse_unreadable(task: Task, items: Iterable[int]) -> None:
 
     Numbers and mathematics only: of texts every one can be met by its own words.
     """
-    if (task.spec.metadata.get("answer") or {}).get("type") not in ("number", "math"):
+    if (task.spec.metadata.get("answer") or {}).get("type") not in ("number", "last_number", "math"):
         return
     for index, reason in unreadable(task, items):
         if index is None:

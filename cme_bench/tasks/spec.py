@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from cme_bench.harness import lm_eval_table
 from cme_bench.harness.lm_eval_rules import Fail, check_rules
 from cme_bench.harness.yaml_loader import FunctionRef, LoadedYaml, load_yaml
+from cme_bench.prompts.alpaca import WRAPPERS
 from cme_bench.scoring.generation import ANSWER_TYPES, GENERATE_UNTIL, METRICS
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import SCALES
@@ -24,7 +25,7 @@ TASK_KEYS = frozenset(lm_eval_table.TASK_KEYS)
 LOADER_KEYS = frozenset(lm_eval_table.LOADER_KEYS)
 METADATA_KEYS = frozenset(
     """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
-    citation note scales""".split()
+    citation note scales format""".split()
 )
 """The keys of ``metadata`` that we read; it may hold others, but none that looks like one of these."""
 ANSWER_KEYS = frozenset({"type", "options", "decimal"})
@@ -125,6 +126,11 @@ class TaskSpec:
         else:
             name = str((self.config.get("metric_list") or [{"metric": "acc"}])[0]["metric"])
         return LM_EVAL_ALIASES.get(name, name)
+
+    @property
+    def prompt_format(self) -> str | None:
+        """The prompt format that the task has of its own, where it has one."""
+        return self.metadata.get("format")
 
     @property
     def eval_split(self) -> str:
@@ -255,6 +261,8 @@ def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
             continue
         if near := difflib.get_close_matches(key, METADATA_KEYS, n=1, cutoff=_NEAR):
             fail(f"metadata.{key}", f"unknown key 'metadata.{key}'; did you mean {near[0]!r}?")
+    if (own := metadata.get("format")) is not None and own not in WRAPPERS:
+        fail("metadata.format", f"format {own!r} is none of {', '.join(WRAPPERS)}")
     scales = metadata.get("scales")
     for metric, name in scales.items() if isinstance(scales, Mapping) else ():
         if not isinstance(name, str) or name not in SCALES:

@@ -5,7 +5,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ ANLI = Spec("test", "validation", "uid premise hypothesis label reason", "hypoth
 ARC = Spec("test", "train", "id question choices.text choices.label answerKey", "question", "answerKey", ABCD)
 TRIVIA = "aliases normalized_aliases matched_wiki_entity_name normalized_matched_wiki_entity_name".split()
 TRIVIA += ["normalized_value", "type", "value"]
+
+CALC = Spec("test", "train", "id question chain result result_float equation", "question")
 
 SPECS: dict[str, Spec] = {
     "tldr": Spec("test", "train", "id subreddit title post summary", "post"),
@@ -103,6 +105,20 @@ SPECS: dict[str, Spec] = {
     "mmlu": Spec("test", "dev", "question subject choices answer", "question", "answer", (0, 1, 2, 3), 20),
     "cmmlu": Spec("test", "dev", "Question A B C D Answer subject", "Question", "Answer", ABCD, 10),
     "gsm8k": Spec("test", "train", "question answer", "question"),
+    "piqa": Spec("validation", "train", "goal sol1 sol2 label", "goal", "label", (0, 1)),
+    "siqa": Spec(
+        "validation",
+        "train",
+        "context question answerA answerB answerC label",
+        "context",
+        "label",
+        ("1", "2", "3"),
+    ),
+    "aqua": Spec(
+        "test", "train", "question options rationale correct", "question", "correct", tuple("ABCDE")
+    ),
+    "mawps": CALC,
+    "svamp": replace(CALC, shots="", n_shots=0),  # the hub has one split of it
 }
 SUBJECTS = {
     "mmlu": {"astronomy", "computer_security", "high_school_geography", "world_religions"},
@@ -117,7 +133,8 @@ def read(path: Path) -> list[Row]:
 
 
 def mini(name: str, part: str) -> list[Row]:
-    return read(MINI / name / f"{getattr(SPECS[name], part)}.jsonl")
+    split = getattr(SPECS[name], part)
+    return read(MINI / name / f"{split}.jsonl") if split else []
 
 
 def shape(row: Row) -> dict[str, str]:
@@ -146,7 +163,7 @@ def asked(name: str, row: Row) -> str:
 
 def test_the_table_and_the_folder_name_the_same_files() -> None:
     found = {str(p.relative_to(MINI)) for p in MINI.rglob("*.jsonl")}
-    assert found == {f"{n}/{s}.jsonl" for n, spec in SPECS.items() for s in (spec.evals, spec.shots)}
+    assert found == {f"{n}/{s}.jsonl" for n, spec in SPECS.items() for s in (spec.evals, spec.shots) if s}
 
 
 @each_dataset
@@ -218,6 +235,17 @@ def test_other_multiple_choice_rows_have_distinct_choices() -> None:
 def test_each_subject_has_five_exemplars(name: str) -> None:
     assert {row["subject"] for row in mini(name, "evals")} == SUBJECTS[name]
     assert Counter(row["subject"] for row in mini(name, "shots")) == dict.fromkeys(SUBJECTS[name], 5)
+
+
+def test_sums_of_the_word_problems_are_right() -> None:
+    for row in (*mini("mawps", "evals"), *mini("mawps", "shots"), *mini("svamp", "evals")):
+        assert float(row["result"]) == row["result_float"]
+        left, _, right = row["equation"].rpartition("=")
+        if left in ("", "x"):
+            assert eval(right) == row["result_float"]
+    for row in (*mini("aqua", "evals"), *mini("aqua", "shots")):
+        assert [option[:2] for option in row["options"]] == ["A)", "B)", "C)", "D)", "E)"]
+        assert len(set(row["options"])) == 5
 
 
 def test_squad_answers_lie_where_they_say() -> None:

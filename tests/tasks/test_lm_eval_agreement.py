@@ -125,3 +125,26 @@ def test_generated_answers_agree(generated: Both, task: str) -> None:
         scores = [record.scores[name] for record in ours[task]]
         total = f1_macro(scores) if name == "f1_macro" else sum(scores) / GENERATED_ITEMS
         assert total == pytest.approx(results[task][f"{name},none"], abs=1e-12)
+
+
+LLM_ADAPTERS = tuple(
+    f"commonsense8_{name}"
+    for name in ("boolq", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return score_both(LLM_ADAPTERS, min(GENERATED_ITEMS, 3), "auto", tmp_path_factory.mktemp("published"))
+
+
+@pytest.mark.parametrize("task", LLM_ADAPTERS)
+def test_the_tasks_of_llm_adapters_agree_in_their_own_format(published: Both, task: str) -> None:
+    """The model has a chat template, and neither program uses it: the tasks have a format of their own."""
+    ours, theirs, _ = published
+    assert len(ours[task]) == len(theirs[task]) == min(GENERATED_ITEMS, 3)
+    for mine, other in zip(ours[task], theirs[task], strict=True):
+        assert mine.prompt == other["arguments"][0][0]
+        assert mine.prompt.startswith("Below is an instruction that describes a task. Write a response")
+        assert mine.response.text == other["resps"][0][0]
+        assert {name: other[name] for name in mine.scores} == mine.scores

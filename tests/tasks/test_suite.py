@@ -28,6 +28,10 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
     for spec in SUITE.tasks.values():
         assert {"version", "licence", "citation", "folder"} <= spec.metadata.keys(), spec.name
         assert spec.num_fewshot == 0
+        if spec.prompt_format is not None:
+            assert spec.tags == (spec.domain,) and spec.name.startswith(f"{spec.domain}_")
+            assert spec.prompt_format == "llm-adapters" and spec.items and spec.fewshot_split
+            continue
         assert spec.name.startswith("cme_")
         likelihood = spec.output_type == "multiple_choice"
         assert spec.name.endswith("_ll") == likelihood
@@ -49,7 +53,12 @@ def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
     assert names(["science"]) == ["cme_arc_challenge", "cme_arc_easy", "cme_openbookqa", "cme_sciq"]
     assert "cme_tldr" not in names("cme_ll")
     assert names("cme_extra,cme_extra_ll") == ["cme_cmmlu", "cme_samsum", "cme_gsm8k", "cme_cmmlu_ll"]
-    assert {*names("cme,cme_ll,cme_extra,cme_extra_ll")} == set(SUITE.tasks)
+    assert names("commonsense8") == [
+        f"commonsense8_{name}"
+        for name in "arc_challenge arc_easy boolq hellaswag openbookqa piqa siqa winogrande".split()
+    ]
+    assert names("math4") == [f"math4_{name}" for name in ("aqua", "gsm8k", "mawps", "svamp")]
+    assert {*names("cme,cme_ll,cme_extra,cme_extra_ll,commonsense8,math4")} == set(SUITE.tasks)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,8 @@ def test_the_keys_we_accept_are_lm_evals() -> None:
 def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
     assert set(manager.all_subtasks) == set(SUITE.tasks)
-    assert set(manager.all_tags) == {"cme", "cme_ll", "cme_extra", "cme_extra_ll"}
+    tags = {"cme", "cme_ll", "cme_extra", "cme_extra_ll", "commonsense8", "math4"}
+    assert set(manager.all_tags) == tags
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,8 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
         (
             "  answer: {type: labels}\n",
             11,
-            "answer type 'labels' is none of label, letter, short, summary, number, math",
+            "answer type 'labels' is none of label, letter, short, summary, number, math, first_choice, "
+            "last_number",
         ),
         ("  answer: {typ: label}\n", 11, "unknown key 'metadata.answer.typ'; did you mean 'type'?"),
         ("  answer: label\n", 11, "'metadata.answer' must be a mapping with a 'type'"),
