@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -23,11 +22,11 @@ def contamination(
     train: Annotated[
         str,
         Option(
-            "The training texts: the CME mixture of 'hub', 'mini' or a folder (as for `train --data`), or a "
-            ".jsonl or .txt file."
+            "The training rows, as for `train --data`: CME of 'hub', 'mini' or a folder, or rows of your own "
+            "(a file, a folder, hub:OWNER/NAME); or a .txt file."
         ),
     ],
-    datasets: Annotated[str, Option("Datasets of the mixture, as for `train`.")] = "all",
+    datasets: Annotated[str, Option("Datasets of CME, as for `train`.")] = "all",
     n: Annotated[int, Option("Words of an n-gram.", flag="-n", minimum=5)] = 13,
     offline: Offline = False,
 ) -> None:
@@ -38,12 +37,13 @@ def contamination(
     from rich.console import Console
     from rich.table import Table
 
-    from cme_bench.experiments.contaminated_run import check_run, file_texts
+    from cme_bench.experiments.contaminated_run import check_run
+    from cme_bench.experiments.training_texts import training_texts
     from cme_bench.util.terminal import markup
 
-    file = Path(train).expanduser()
-    texts = file_texts(file) if file.is_file() else _mixture_texts(train, datasets, offline)
-    tasks = check_run(run, texts, training=train if file.is_file() else f"{train} ({datasets})", n=n)
+    texts = training_texts(train, datasets=datasets, offline=offline)
+    named = train if Path(train).expanduser().is_file() else f"{train} ({datasets})"
+    tasks = check_run(run, texts, training=named, n=n)
     table = Table(title=f"items that share a {n}-gram with {markup(train)}", show_edge=False)
     for name in ("task", "items", "checked", "overlapping", "%", "score", "without them"):
         table.add_column(name, justify="left" if name == "task" else "right")
@@ -55,18 +55,3 @@ def contamination(
     console.print(table)
     written = f"Written to {run}/contamination.csv and .json"
     console.print(markup(written), soft_wrap=True, highlight=False)
-
-
-def _mixture_texts(train: str, datasets: str, offline: bool) -> Iterator[str]:
-    """Yield every text of the rows that ``cme-bench train --data`` would train on."""
-    from cme_bench.experiments.contamination import row_texts
-    from cme_bench.tasks.open_source import open_source
-    from cme_bench.tasks.suite import load_suite
-    from cme_bench.training.mixture import load_training_set
-    from cme_bench.training.templates import load_templates, select_datasets
-
-    source = open_source(train, offline=offline)
-    for template in select_datasets(load_templates(load_suite()), datasets):
-        for part in load_training_set(template, source).parts:
-            for index in part.kept:
-                yield from row_texts(part.table[int(index)])

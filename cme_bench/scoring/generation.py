@@ -110,8 +110,8 @@ def score_text(response: str, gold: GoldAnswer) -> ScoredText:
             }
         case "last_number":
             found_last, answer = last_number(response)
-            read = (read_number_reference(reference)[0] for reference in gold.references)
-            right = any(near(found_last, float(number.value)) for number in read if number is not None)
+            numbers = (read_number_reference(reference)[0] for reference in gold.references)
+            right = any(near(found_last, float(number.value)) for number in numbers if number is not None)
             scores = {"acc": float(right), "acc_stated": float(_number(response, gold)[1])}
     accepted = _accepted(gold, answer.text)
     scores |= {one.name: one.formula(answer.text, accepted) for one in metrics_of(gold.type)}

@@ -16,6 +16,7 @@ from cme_bench.cli import main
 from cme_bench.experiments import contamination
 from cme_bench.experiments.contaminated_run import check_run, file_texts
 from cme_bench.experiments.contamination import find_overlaps, row_texts, words
+from cme_bench.experiments.training_texts import training_texts
 from cme_bench.util.errors import UsageError
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -186,3 +187,26 @@ def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     (run / "samples" / "own.jsonl").unlink()
     with pytest.raises(UsageError, match="holds no records"):
         check_run(run, [], training="nothing")
+
+
+def test_own_rows_of_every_kind_are_compared(tmp_path: Path) -> None:
+    words_ = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    row = {"instruction": "Say it.", "output": words_, "answer": "kept too"}
+    talk = {"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": words_}]}
+    files = {
+        "a.json": json.dumps([row]),
+        "b.jsonl": json.dumps(talk),
+        "c.csv": f"prompt,completion\nx,{words_}\n",
+    }
+    (tmp_path / "rows").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / "rows" / name).write_text(text)
+    for name in (*files, "rows"):
+        texts = list(training_texts(str(tmp_path / name)))
+        assert texts.count(words_) == (len(files) if name == "rows" else 1), name
+        [found] = find_overlaps({"t": {0: {"question": words_}}}, texts)
+        assert found.overlapping == (0,)
+    assert "kept too" in list(training_texts(f"commonsense-170k={tmp_path / 'a.json'}"))
+    with pytest.raises(UsageError, match="no such folder or file"):
+        list(training_texts(str(tmp_path / "absent.json")))
