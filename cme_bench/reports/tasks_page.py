@@ -45,7 +45,7 @@ _LLM_ADAPTERS = """\
 ## commonsense8 and math4
 
 The eight commonsense and four mathematics sets on which the adapter papers after LLM-Adapters (Hu et al.
-2023, arXiv 2304.01933) report, with that repository's prompts and rules (commit 8166572):
+2023, arXiv 2304.01933) report, with that repository's prompts and rules:
 
 * **Prompt.** The instruction stands in the format `llm-adapters`: "Below is an instruction that describes a
   task", with the script's 16 blanks. It is the task's own, also for a model with a chat template. An
