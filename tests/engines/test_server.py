@@ -136,6 +136,7 @@ def test_likelihoods_are_those_of_the_transformers_engine(serve: Make, parts: tu
         ("no echo", "ignores echo"),
         ("shifted", "another log-probability in a prompt than when it generates it"),
         ("alone", "another log-probability in a prompt than when it generates it"),
+        ("nan", "another log-probability in a prompt than when it generates it"),
         ("text only", "takes no token ids"),
         ("no logprobs", "gives no log-probabilities of the tokens that it generates"),
     ],
@@ -266,6 +267,9 @@ def test_the_key_is_sent_from_the_environment_and_told_nowhere(
     served.completions.faults = deque(["refused"] * 9)
     with pytest.raises(UsageError, match=r"holds the key \(the key in it\)"):
         run(served, tiny_checkpoint, tmp_path / "other")
+    monkeypatch.setenv(client.KEY, "sk-ü")
+    with pytest.raises(UsageError, match="holds characters that a key cannot have"):
+        run(served, tiny_checkpoint, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -288,6 +292,7 @@ def test_addresses_that_are_meant(address: str, expected: str) -> None:
     [
         ("host:8000", "write http://HOST:PORT"),
         ("ftp://host", "write http://HOST:PORT"),
+        ("http://a b:1", "write http://HOST:PORT"),
         ("http://", "write http://HOST:PORT"),
         ("http://host:99999", "no address"),
         ("http://user:hunter2@host", "OPENAI_API_KEY"),

@@ -90,6 +90,8 @@ class Completions:
             own = [None, *(float(fixed[row[i]]) for i in places[1:])]
         if "shifted" in self.always and start == 0:
             own, top = [None, *own[2:], own[-1]], [None, *top[2:], top[-1]]
+        if "nan" in self.always and start == 0:
+            own = [None, *(float("nan") for _ in own[1:])]
         tokens = [self.tokenizer.decode([row[i]]) for i in places]
         return {"tokens": tokens, "token_logprobs": own, "top_logprobs": top}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from cme_bench.util.errors import UsageError
 
+_HOST = re.compile(r"[\w.:-]+")
 _ROOT = "/v1"
 _CHAT = "/chat/completions"
 _COMPLETIONS = "/completions"
@@ -22,7 +24,7 @@ def base_url(text: str) -> str:
         _ = parts.port
     except ValueError as error:
         raise UsageError(f"--server: no address ({error})") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(parts.hostname or ""):
         raise UsageError(f"--server {without_login(parts)}: write http://HOST:PORT or https://HOST")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(

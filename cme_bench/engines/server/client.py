@@ -60,6 +60,7 @@ class Server:
     ) -> None:
         require_openai()
         self.url = base_url(address)
+        _key()
         self.model = ""
         self.losses = 0
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
@@ -72,7 +73,7 @@ class Server:
 
         return openai.AsyncOpenAI(
             base_url=self.url,
-            api_key=os.environ.get(KEY) or "none",
+            api_key=_key() or "none",
             max_retries=0,
             timeout=float(self.timeout),
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_local(self.url)),
@@ -148,7 +149,7 @@ class Server:
 
     def _refused(self, status: int, problem: str) -> Exception:
         if status in (401, 403):
-            given = "the key in it" if os.environ.get(KEY) else "it is not set"
+            given = "the key in it" if _key() else "it is not set"
             return UsageError(f"{self.url}: access refused ({problem}); {KEY} holds the key ({given})")
         return (_NotThereError if status == 404 else UsageError)(f"{self.url}: refused ({problem})")
 
@@ -164,7 +165,7 @@ class Server:
         return self._shown(name + first_line(cause or error))
 
     def _shown(self, text: str) -> str:
-        if key := os.environ.get(KEY):
+        if key := _key():
             text = text.replace(key, "(key)")
         return " ".join(text.split())[:_SHOWN]
 
@@ -178,6 +179,14 @@ class Server:
 
 class _NotThereError(UsageError):
     """The server has no such page, or no such model."""
+
+
+def _key() -> str:
+    """Return the key of the environment; "" if there is none. UsageError if no header can hold it."""
+    key = os.environ.get(KEY, "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UsageError(f"{KEY} holds characters that a key cannot have")
+    return key
 
 
 def _asked_wait(error: Any) -> float:

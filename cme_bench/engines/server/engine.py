@@ -21,7 +21,7 @@ from cme_bench.engines.base import (
     Response,
 )
 from cme_bench.engines.inbox import Inbox, Numbered
-from cme_bench.engines.server.asking import echoing, generating, prompt_of
+from cme_bench.engines.server.asking import echoing, generating, prompt_of, read
 from cme_bench.engines.server.client import Server
 from cme_bench.engines.server.likelihood import TokenScores, read_scores, response_of
 from cme_bench.engines.server.probe import Served, check_still_served
@@ -128,7 +128,7 @@ class ServerEngine(Engine):
             if tokens is None:
                 if request.thought is not None:
                     raise UsageError(f"{self.server.url}: {NO_THOUGHTS}")
-                return _as_told(request, reply)
+                return _as_told(request, reply, len(read(self.tokenizer, reply.text)))
             decode = functools.partial(self._decoded, special=leg.special)
             ended = bool(tokens) and tokens[-1] in self.end_ids
             whole = legs.take(tokens, read_answer(leg, tokens, ended=ended, decode=decode))
@@ -176,15 +176,15 @@ class ServerEngine(Engine):
         }
 
 
-def _as_told(request: GenerateRequest, reply: Reply) -> GenerateResponse:
+def _as_told(request: GenerateRequest, reply: Reply, n_read: int) -> GenerateResponse:
     """Return the response of a server that gives text and no token ids.
 
     It says "stop" for an end token and for a stop string alike: which it was is only known where it names the
-    string, as vLLM does, or where none was asked for.
+    string, as vLLM does, or where none was asked for. ``n_read``: tokens of its text, if it counts none.
     """
     cut = cut_at_stop(reply.text, request.stop)
     text = reply.text if cut is None else cut
-    n_tokens = reply.n_new if reply.n_new is not None else 0
+    n_tokens = reply.n_new if reply.n_new is not None else n_read
     if cut is None and reply.finish == "length":
         return GenerateResponse(text, n_tokens, "length")
     by_string = cut is not None or isinstance(reply.stopped_by, str)

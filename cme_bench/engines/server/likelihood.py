@@ -65,9 +65,9 @@ def _prove(server: Server, dialect: Dialect, prompt: TokenIds, tokenizer: Any) -
     start = len(prompt) - 1
     found = _echoed(server, dialect, prompt + new)
     again, likeliest = found.logprobs[start:], found.likeliest[start:]
-    if any(abs(a - float(b or 0.0)) > TOLERANCE for a, b in zip(again, told, strict=True)):
+    if not all(abs(a - float(b or 0.0)) <= TOLERANCE for a, b in zip(again, told, strict=True)):
         raise _NotEchoedError("gives a token another log-probability in a prompt than when it generates it")
-    if any(top > own + TOLERANCE for own, top in zip(again, likeliest, strict=True)):
+    if not all(top <= own + TOLERANCE for own, top in zip(again, likeliest, strict=True)):
         raise _NotEchoedError("generates tokens that are not the likeliest by its own log-probabilities")
     moved = _echoed(server, dialect, (*reversed(prompt), *new))
     if all(abs(a - b) < TIE for a, b in zip(moved.logprobs[start:], again, strict=True)):
