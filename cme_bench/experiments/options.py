@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cme_bench.runs.options import parse_settings
 from cme_bench.util.errors import UsageError
-from cme_bench.util.options import DType, Engine, FormatName, Model, Offline, Option
+from cme_bench.util.options import DType, FormatName, LocalEngine, Model, Offline, Option
 
 _UNKNOWN_ENGINE = "--engines: unknown engine {value!r}{hint} ({known})"
 
@@ -48,7 +48,8 @@ class ParityOptions:
     model: Model
     adapter: Annotated[str | None, Option("A PEFT adapter: a folder or a hub name.")] = None
     engines: Annotated[
-        tuple[Engine, ...], Option("Two engines, the reference first.", separated=True, noun=_UNKNOWN_ENGINE)
+        tuple[LocalEngine, ...],
+        Option("Two engines, the reference first.", separated=True, noun=_UNKNOWN_ENGINE),
     ] = ("hf", "vllm")
     tasks: Annotated[str, Option("Tasks, domains and suites to ask.")] = "cme_rte_ll,cme_rte"
     data: Annotated[str, Option("'hub', 'mini', or a folder of DATASET/SPLIT.jsonl.")] = "mini"

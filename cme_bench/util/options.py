@@ -52,6 +52,8 @@ FormatName = Literal["auto", "chat", "plain", "teamlora", "alpaca", "llm-adapter
 ThinkingChoice = Literal["auto", "on", "off", "template"]
 BosMode = Literal["auto", "always", "never"]
 BOS_UNKNOWN = "--bos {value}: unknown{hint} ({known})"
+LocalEngine = Literal["hf", "vllm", "ray"]
+"""The engines that compute with weights that they load."""
 Engine = Literal["hf", "vllm", "ray", "server"]
 TableFormat = Literal["md", "latex", "html", "csv"]
 TABLE_FORMAT_UNKNOWN = "unknown table format {value!r}{hint}; one of {known}"
