@@ -1,7 +1,8 @@
 """Copies of tasks that stock lm-eval runs by itself: one self-contained YAML file a task.
 
 ``lm_eval --include_path FOLDER --tasks cme_rte_ll`` (or a tag: ``cme_ll``, ``nli``, ``nli_ll``) reads them.
-Rows come from the same files, so that both programs score the same items.
+Rows come from the same files, so that both programs score the same items. A task that stock lm-eval scores by
+itself needs no import of this package; the others say in their first lines why they do.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cme_bench.tasks.yaml_dump import dump_yaml
 from cme_bench.util.errors import UsageError
 from cme_bench.version import __version__
 
+_BY_CLASS = "its class is of cme-bench"
 _DATASET_KEYS = frozenset({"dataset_path", "dataset_name", "dataset_kwargs"})
 _SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
@@ -28,7 +30,10 @@ def export_tasks(specs: Sequence[TaskSpec], source: DataSource, folder: Path) ->
     Raises UsageError if rows are missing, a task needs Python code that lies beside its file, or the folder
     cannot be written; nothing is written then unless the disk itself fails.
     """
-    texts = {spec.name: _header(spec, source) + dump_yaml(stock_config(spec, source)) for spec in specs}
+    texts = {}
+    for spec in specs:
+        config = stock_config(spec, source)
+        texts[spec.name] = _header(spec, source, config) + dump_yaml(config)
     files = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +67,35 @@ def stock_config(spec: TaskSpec, source: DataSource) -> dict[str, Any]:
         left_out |= {"fewshot_split", "fewshot_config"}
     rows = source.dataset_keys(spec, [split for split, problem in missing.items() if not problem])
     kept = {key: value for key, value in spec.config.items() if key not in left_out}
-    return {"task": spec.name, "tag": selectors_of(spec)} | rows | kept
+    stock = {"task": spec.name, "tag": selectors_of(spec)} | rows | kept
+    if why_ours(stock) == _BY_CLASS:
+        del stock["class"]  # which adds nothing there
+    return stock
 
 
-def _header(spec: TaskSpec, source: DataSource) -> str:
-    return f"# {spec.name} for stock lm-eval, written by cme-bench {__version__} (rows: {source.name})\n"
+def why_ours(config: dict[str, Any]) -> str | None:
+    """Return why a task imports this package under stock lm-eval; None if it does not."""
+    metadata = config.get("metadata") or {}
+    if metadata.get("answer"):
+        return "its answers are read by the rules of cme-bench"
+    if metadata.get("fewshot_group"):
+        return "its exemplars are chosen by a field"
+    if any(metric.get("metric") == "f1_macro" for metric in config.get("metric_list") or ()):
+        return "lm-eval has no f1_macro"
+    ours = {
+        key
+        for key, value in config.items()
+        if any(ref.name.startswith("cme_bench.") for ref in _functions(value))
+    }
+    if ours - {"class"}:
+        return "its rows pass through a function of cme-bench"
+    return _BY_CLASS if ours else None
+
+
+def _header(spec: TaskSpec, source: DataSource, config: dict[str, Any]) -> str:
+    header = f"# {spec.name} for stock lm-eval, written by cme-bench {__version__} (rows: {source.name})\n"
+    why = why_ours(config)
+    return header if why is None else f"{header}# cme-bench must be installed there: {why}\n"
 
 
 def _functions(value: Any) -> Iterator[FunctionRef]:

@@ -209,7 +209,11 @@ def export(
     include: Include = (),
     offline: Offline = False,
 ) -> None:
-    """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME."""
+    """Write copies that stock lm-eval runs: lm_eval --include_path FOLDER --tasks NAME.
+
+    A copy says in its second line if cme-bench must be installed there too, and why: its answers are read by
+    the rules of cme-bench, or it has macro-F1, for example. The others need lm-eval alone.
+    """
     from cme_bench.authoring.export import export_tasks
     from cme_bench.tasks.open_source import open_source
     from cme_bench.tasks.suite import load_suite

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,45 @@ def test_generated_answers_are_scored_by_our_rules_there_too(manager: TaskManage
     assert task.process_results(doc, ["Hm."]) == {"acc": 0.0, "f1_macro": [0, -1], "answered": 0.0}
     assert set(task.aggregation()) == set(task.higher_is_better()) == {"acc", "f1_macro", "answered"}
     assert task.aggregation()["f1_macro"]([[0, 0], [1, -1]]) == 0.5
+
+
+ALONE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "cme_bench":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import lm_eval
+from lm_eval.tasks import TaskManager
+
+folder, *names = sys.argv[1:]
+manager = TaskManager(include_path=folder, include_defaults=False)
+found = lm_eval.simple_evaluate(model="dummy", tasks=names, task_manager=manager, limit=3, bootstrap_iters=0)
+print(*sorted(found["results"]))
+assert "cme_bench" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_what_needs_no_import_of_ours_runs_without_it(tmp_path: Path) -> None:
+    files = export_tasks(list(SUITE.tasks.values()), mini_source(), tmp_path)
+    needing = {file.stem: file.read_text().splitlines()[1] for file in files}
+    needing = {name: line for name, line in needing.items() if line.startswith("# cme-bench must be")}
+    alone = {file.stem for file in files} - needing.keys()
+    assert {"cme_hellaswag_ll", "cme_arc_easy_ll", "cme_winogrande_ll"} <= alone
+    assert "read by the rules of cme-bench" in needing["cme_rte"]
+    assert "lm-eval has no f1_macro" in needing["cme_rte_ll"]
+    assert "exemplars are chosen by a field" in needing["cme_mmlu_ll"]
+    for names in (sorted(alone), ["cme_rte_ll"]):
+        command = [sys.executable, "-c", ALONE, str(tmp_path), *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if names == ["cme_rte_ll"]:
+            assert "No module named 'cme_bench'" in done.stderr
+        else:
+            assert done.stdout.split()[-len(names) :] == names, done.stderr
 
 
 def test_splits_that_are_absent_are_left_out(workshop: Workshop) -> None:
