@@ -129,14 +129,17 @@ def export_vllm(
 ) -> None:
     """Write a checkpoint folder that vLLM serves with the adapter, and print the command that serves it.
 
-    cme-bench must be installed beside vLLM, whose plugin it is.
+    cme-bench must be installed beside vLLM, whose plugin it is. A LoRA with DoRA is merged into the base
+    weights instead, in float32, and needs no plugin.
     """
-    from cme_bench.engines.vllm.adapter import read_gated
+    from cme_bench.engines.vllm.adapter import adapted_linears, read_gated
+    from cme_bench.engines.vllm.fields import needs_merging
     from cme_bench.models.adapter_tokenizer import beside
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.export_vllm import export_checkpoint, serve_command
     from cme_bench.models.folder import adapter_note
     from cme_bench.models.load import check_base, load_config, load_tokenizer
+    from cme_bench.models.merged import write_merged
     from cme_bench.models.packaged import adapter_folder
     from cme_bench.models.quantisation import check_takes_adapter
 
@@ -150,6 +153,11 @@ def export_vllm(
         if note is not None:
             typer.echo(note, err=True)
     tokenizer = None if tokens.note is None else tokens.tokenizer
+    if needs_merging(folder):
+        adapted_linears(folder, config)
+        write_merged(checkpoint, folder, out, tokenizer=tokenizer)
+        typer.echo(f"{serve_command(out)} --dtype float32")
+        return
     export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
     typer.echo(serve_command(out))
 

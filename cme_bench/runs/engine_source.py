@@ -111,10 +111,12 @@ class SavedSource(EngineSource):
     def _check_vllm(self, adapter: AdapterCheckpoint) -> None:
         """Ask before anything is answered; what vLLM tells only when it runs is raised by ``open``."""
         from cme_bench.engines.vllm.adapter import adapted_linears
+        from cme_bench.engines.vllm.fields import refuse_rounded
         from cme_bench.models.quantisation import check_takes_adapter
 
         check_takes_adapter(self.model.checkpoint.path, self.model.config)
         adapted_linears(adapter.path, self.model.config)
+        refuse_rounded(adapter.path, self.model.dtype_name)
 
 
 def saved(adapter: Adapter | None) -> AdapterCheckpoint | None:

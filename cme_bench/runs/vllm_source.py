@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cme_bench.engines.base import Engine
+from cme_bench.engines.base import Engine, TokenIds
 from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from cme_bench.engines.vllm.host import Host
-    from cme_bench.models.adapter import Adapter
+    from cme_bench.models.adapter import Adapter, AdapterCheckpoint
     from cme_bench.models.loaded import SavedModel
     from cme_bench.runs.options import ModelOptions
 
@@ -26,6 +26,7 @@ class VLLMSource(SavedSource):
     def __init__(self, model: SavedModel, options: ModelOptions, note: Note = unheard) -> None:
         super().__init__(model, options, note)
         self._held = contextlib.ExitStack()
+        self._host: Host | None = None
 
     @functools.cached_property
     def _files(self) -> Path:
@@ -33,39 +34,61 @@ class VLLMSource(SavedSource):
         return Path(self._held.enter_context(folder))
 
     @functools.cached_property
-    def _host(self) -> Host:
+    def _base(self) -> Path:
+        from cme_bench.models.folder import only_the_model
+
+        return self._held.enter_context(only_the_model(self.model.checkpoint.path))
+
+    def _host_of(self, folder: Path, longest: int) -> Host:
+        """Return the running engine if it is of the model in ``folder``; else stop it and return another."""
         from cme_bench.engines.vllm.host import Host
         from cme_bench.engines.vllm.settings import VllmSettings, require_vllm
-        from cme_bench.models.folder import only_the_model
         from cme_bench.models.quantisation import quantisation
 
-        require_vllm()
-        settings = VllmSettings.from_pairs(self.options.settings)
-        folder = self._held.enter_context(only_the_model(self.model.checkpoint.path))
-        base = quantisation(self.model.config)
-        host = Host(folder, self.model.dtype_name, settings, self.note, base)
-        self._held.callback(host.close)
-        return host
+        if self._host is None or self._host.model != folder:
+            require_vllm()
+            if self._host is not None:
+                self._host.close()
+            settings = VllmSettings.from_pairs(self.options.settings)
+            quantised = quantisation(self.model.config)
+            self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised)
+            self._held.callback(self._host.close)
+        self._host.allow(longest)
+        return self._host
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.stopping import end_token_ids
         from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine
+        from cme_bench.engines.vllm.fields import needs_merging
         from cme_bench.models.load import eos_token_id
         from cme_bench.vllm_plugin.file import write_adapter
 
-        self._host.allow(job.longest)
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
         ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
         found = saved(adapter)
         if found is None:
-            return VLLMEngine(self._host, tokenizer, ends)
+            return VLLMEngine(self._host_of(self._base, job.longest), tokenizer, ends)
+        if needs_merging(found.path):
+            merged = self._merged(found, job.probe[-LIVENESS_TOKENS:])
+            return VLLMEngine(self._host_of(merged, job.longest), tokenizer, ends)
         gated = read_gated(found.path, self.model.config)
         file = self._files / f"{found.hash}.safetensors"
         write_adapter(file, gated.spec, gated.tensors)
-        engine = VLLMEngine(self._host, tokenizer, ends, adapter=file, spec=gated.spec)
+        host = self._host_of(self._base, job.longest)
+        engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=gated.spec)
         engine.check_liveness(repr(found.name), job.probe[-LIVENESS_TOKENS:])
         return engine
+
+    def _merged(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Path:
+        """Return a folder with the adapter merged into the base; made once."""
+        from cme_bench.models.merged import write_merged
+
+        folder = self._files / adapter.hash
+        if not folder.exists():
+            self.note(f"{adapter.name}: merged into the base weights, for which vLLM starts anew")
+            write_merged(self.model.checkpoint, adapter.path, folder, probe=probe)
+        return folder
 
     def release(self) -> None:
         """Do nothing: the running engine stays for the next adapter."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
@@ -20,11 +20,13 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
 from cme_bench.util.files import read_json
 from tests.support.tiny_llama import random_llama, save_checkpoint
+from tests.support.vllm_fields import save_adapter
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
+DORA = ["q_proj", "up_proj", "down_proj"]
 TASKS = ("cme_rte_ll", "cme_arc_easy_ll", "cme_rte")
 
 
@@ -39,6 +41,12 @@ def adapter(base: Path, name: str, seed: int, init: str = "random") -> str:
     config = TeamLoraConfig(r=4, num_experts=3, init=init, task_type="CAUSAL_LM")
     get_peft_model(LlamaForCausalLM.from_pretrained(base), config).save_pretrained(base.parent / name)
     return str(base.parent / name)
+
+
+def dora(base: Path) -> str:
+    """A LoRA with DoRA, which vLLM computes from merged weights."""
+    config = LoraConfig(r=4, use_dora=True, use_rslora=True, task_type="CAUSAL_LM", target_modules=DORA)
+    return str(save_adapter(LlamaForCausalLM.from_pretrained(base), base.parent / "dora", config))
 
 
 @pytest.fixture
@@ -58,10 +66,11 @@ def by_id(folder: Path, task: str) -> dict[int, Record]:
     return {record.id: record for record in read_records(samples_file(folder, task))}
 
 
-def test_two_adapters_on_one_engine_equal_transformers(
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_on_one_engine_and_a_merged_one_equal_transformers(
     base: Path, options: RunOptions, tmp_path: Path
 ) -> None:
-    both = replace(options, adapters=(adapter(base, "one", 1), adapter(base, "two", 2)))
+    both = replace(options, adapters=(adapter(base, "one", 1), dora(base), adapter(base, "two", 2)))
     theirs = run(replace(both, out=tmp_path / "hf"))
     ours = run(replace(both, out=tmp_path / "vllm", engine="vllm"))
     for mine, other in zip(ours, theirs, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from cme_bench.adapters.gated import GatedForm, Read
 from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import method_of
-from cme_bench.engines.vllm.fields import refuse_inexact
+from cme_bench.engines.vllm.fields import needs_merging, refuse_inexact
 from cme_bench.util.errors import first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 _PREFIX = "base_model.model."
+_MAGNITUDE = ("lora_magnitude_vector",)
+"""The tensors that DoRA adds to a LoRA's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,11 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
     tensors come from the file. An adapter without experts that has several ranks is padded to the largest.
     Raises AdapterError as ``load_adapter`` does, and for what the plugin cannot compute.
     """
+    if needs_merging(folder):
+        raise AdapterError(
+            f"{folder / CONFIG_FILE}: use_dora is True, which the vLLM plugin cannot compute as an update of "
+            "the base; merge it into the base weights, or use --engine hf"
+        )
     config, layers = adapted_linears(folder, base_config)
     form = _form(config)
     saved = load_file(weights_file(folder))
@@ -61,8 +68,8 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
 def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.Module]]:
     """Return the config of the adapter in ``folder`` and PEFT's layer of every linear it adapts, by name.
 
-    No tensor is read. Raises AdapterError as ``load_adapter`` does, for a setting that the plugin does not
-    compute exactly, and for a layer that it cannot reach.
+    No tensor is read. An adapter that needs merging passes, too. Raises AdapterError as ``load_adapter``
+    does, for a setting that the plugin does not compute exactly, and for a layer that it cannot reach.
     """
     refuse_inexact(folder)
     config = read_config(folder)
@@ -86,14 +93,15 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
     if not layers:
         raise AdapterError(f"{folder}: it adapts no linear layer; use --engine hf")
     check_adapter(bare_model(base_config), folder)
-    _check_names(weights_file(folder), config, layers)
+    more = _MAGNITUDE if needs_merging(folder) else ()
+    _check_names(weights_file(folder), [*form.stored, *more], layers)
     return config, layers
 
 
-def _check_names(weights: Path, config: Any, layers: Mapping[str, nn.Module]) -> None:
+def _check_names(weights: Path, stored: Sequence[str], layers: Mapping[str, nn.Module]) -> None:
     """Raise AdapterError for a tensor that the plugin would leave out, such as a base weight that was
     trained with the adapter: PEFT loads it, so it changes the answers."""
-    computed = {f"{_PREFIX}{name}.{part}" for name in layers for part in _form(config).stored}
+    computed = {f"{_PREFIX}{name}.{part}" for name in layers for part in stored}
     for name in tensor_shapes(weights):
         if name not in computed:
             raise AdapterError(

@@ -50,6 +50,10 @@ _ALWAYS: dict[str, Allowed] = {
 """Field -> whether the plugin computes an adapter of any method with this value of the field."""
 
 
+_MERGED = ("use_dora",)
+"""Fields that merging computes, and the plugin does not."""
+
+
 def exact_fields(method: Method) -> Mapping[str, Allowed]:
     """Return field -> whether the plugin computes a method with this value of the field.
 
@@ -65,9 +69,27 @@ def exact_fields(method: Method) -> Mapping[str, Allowed]:
     return {**own, **_ALWAYS}
 
 
+def needs_merging(folder: Path) -> bool:
+    """Return whether the adapter in ``folder`` is a LoRA with DoRA, which scales the base's own output.
+
+    No low-rank update equals it; merged into the base weights it is one linear layer.
+    """
+    content = read_json(folder / CONFIG_FILE)
+    return content.get("peft_type") == "LORA" and bool(content.get("use_dora"))
+
+
+def refuse_rounded(folder: Path, dtype: str) -> None:
+    """Raise AdapterError for an adapter that needs merging in a dtype that would round the merged weights."""
+    if needs_merging(folder) and dtype != "float32":
+        raise AdapterError(
+            f"{folder / CONFIG_FILE}: use_dora is True, which vLLM computes merged into the base weights; "
+            f"{dtype} would round these: use --dtype float32, or --engine hf"
+        )
+
+
 def refuse_inexact(folder: Path) -> None:
     """Raise AdapterError, in one sentence that names the field, unless every setting of the adapter in
-    ``folder`` is one that the plugin computes exactly."""
+    ``folder`` is one that the plugin computes exactly, or that merging does."""
     path = folder / CONFIG_FILE
     content = read_json(path)
     method = str(content.get("peft_type"))
@@ -81,13 +103,14 @@ def refuse_inexact(folder: Path) -> None:
             f"{path}: peft_type {method}: the vLLM plugin computes {able} only{why}; use --engine hf"
         )
     exact = exact_fields(entry)
+    merged = _MERGED if needs_merging(folder) else ()
     known = {field.name: field for field in fields(PEFT_TYPE_TO_CONFIG_MAPPING[method])}
     for name, value in content.items():
         if name in HARMLESS:
             continue
         allowed = exact.get(name)
         off = value is None or value is False or _is_default(value, known.get(name))
-        ok = allowed(value) if allowed else off
+        ok = allowed(value) if allowed else off or name in merged
         if not ok:
             raise AdapterError(
                 f"{path}: {name} is {_short(value)}, which the vLLM plugin cannot compute; use --engine hf"
