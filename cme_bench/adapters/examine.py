@@ -20,7 +20,8 @@ from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, we
 from cme_bench.adapters.meta_model import adapted, bare_model, saved_shapes
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.support import verdict, virtual_tokens
-from cme_bench.adapters.vocabulary import base_name, shipped_vocabulary
+from cme_bench.adapters.vocabulary import PREFIX, base_name, shipped_vocabulary
+from cme_bench.adapters.xlora import experts_of, inner_name, is_xlora
 from cme_bench.util.errors import first_line
 
 _TASKS = (None, "CAUSAL_LM")
@@ -79,6 +80,10 @@ def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -
             f"{folder}: {method.name} is not registered as per_token, so every row is computed by itself, "
             "anew at every step: slow, and as its own code computes it"
         )
+    if is_xlora(config):
+        for expert in experts_of(folder, config):
+            _check_expert(model, expert)
+        return Examined(config, None, 0, (), checked=False, notes=tuple(notes))
     base = bare_model(_grown(model.config, vocabulary))
     shapes = {
         name: tuple(parameter.shape) for name, parameter in base.named_parameters(remove_duplicate=False)
@@ -95,6 +100,16 @@ def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -
         checked=on_meta is not None,
         notes=tuple(notes),
     )
+
+
+def _check_expert(model: Any, folder: Path) -> None:
+    """Raise AdapterError unless the tensors of an X-LoRA's expert are those of its settings on ``model``."""
+    weights, base = weights_file(folder), bare_model(model.config)
+    shapes = {key: tuple(tensor.shape) for key, tensor in base.named_parameters(remove_duplicate=False)}
+    found = {f"{PREFIX}{inner_name(key)}": shape for key, shape in tensor_shapes(weights).items()}
+    on_meta = _meta_model(folder, base, read_config(folder))
+    if on_meta is not None and (more := compare(weights, found, on_meta, shapes)):
+        raise AdapterError(f"{weights}: tensor {more[0]} is the base model's, which no expert may change")
 
 
 def compare(

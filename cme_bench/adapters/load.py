@@ -15,6 +15,7 @@ from peft.utils import AuxiliaryTrainingWrapper
 from safetensors import safe_open
 from torch import nn
 
+from cme_bench.adapters import xlora
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
@@ -61,6 +62,8 @@ def load_adapter(
     for sentence in found.notes:
         _say(note, sentence)
     if isinstance(base_model, PeftModel):
+        if xlora.is_xlora(found.config):
+            raise AdapterError(f"{folder}: an X-LoRA cannot be loaded beside other adapters")
         if found.vocabulary is not None:
             raise AdapterError(f"{folder}: its vocabulary is larger than that of the adapters already loaded")
         _put_beside(base_model, folder, name, is_trainable)
@@ -104,11 +107,15 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
     with torch.random.fork_rng(), warnings.catch_warnings(), _undispatched(inner):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)  # PEFT repeats an initialisation that draws numbers, such as pissa_niter_16
-        model = PeftModel.from_pretrained(
-            inner, str(folder), adapter_name=name, is_trainable=is_trainable, torch_device=_device(inner)
-        )
+        settings: dict[str, Any] = {"adapter_name": name, "torch_device": _device(inner)}
+        if xlora.is_xlora(found.config):
+            with xlora.prepared(inner, folder, found.config) as config:
+                model = PeftModel.from_pretrained(inner, str(folder), config=config, **settings)
+                xlora.load_classifier(model, folder)
+        else:
+            model = PeftModel.from_pretrained(inner, str(folder), is_trainable=is_trainable, **settings)
     _follow_layers(model)
-    if not found.checked:
+    if not found.checked and not xlora.is_xlora(found.config):
         weights = weights_file(folder)
         compare(weights, tensor_shapes(weights), model, shapes)
     model.peft_config[name].loaded_from = str(folder)  # where a model in memory finds its training record
@@ -199,6 +206,7 @@ def _strip(base: Any) -> None:
                 setattr(parent, name, inner)
     if hasattr(base, "peft_config"):
         del base.peft_config
+    xlora.restore(base)
     shrink(base)
 
 

@@ -17,10 +17,14 @@ alone: every row is computed by itself, as PEFT computes it. refused: not comput
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A way of computing, and the reason for it where it is not "shared"."""
+    """A way of computing, and the reason for it where it is not "shared".
+
+    ``cached``: whether a row computed alone may go on from a cache of its own keys and values.
+    """
 
     way: Way
     reason: str = ""
+    cached: bool = True
 
 
 SHARED = Verdict("shared")
@@ -38,7 +42,7 @@ _METHOD: dict[str, Verdict] = {
     "PROMPT_TUNING": _VIRTUAL,
     "P_TUNING": _VIRTUAL,
     "SHADOW": Verdict("refused", "it runs a second network beside the base model"),
-    "XLORA": Verdict("refused", "it loads further adapters by name"),
+    "XLORA": Verdict("alone", "an adapter weighs its experts by a pass of the base model", cached=False),
 }
 """Methods that are not computed the shared way."""
 

@@ -12,7 +12,7 @@ import orjson
 from msgspec import UNSET
 
 from cme_bench.models.base_revision import other_revision
-from cme_bench.models.checkpoint import hash_checkpoint
+from cme_bench.models.checkpoint import hash_checkpoint, hash_file
 from cme_bench.models.packaged import locate_adapter
 from cme_bench.models.records import AdapterRecord, CodeRecord
 from cme_bench.util.errors import UsageError
@@ -70,6 +70,7 @@ def resolve_adapter(
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.meta_model import bare_model
+    from cme_bench.adapters.xlora import files_of
 
     place = locate_adapter(name, offline=offline, note=note)
     path = place.path
@@ -77,6 +78,8 @@ def resolve_adapter(
     asked = examine(bare_model(base_config), path)
     found = describe(path, base_config)
     hash_, code = hash_checkpoint(path), None
+    if more := files_of(path):  # experts that lie in folders of their own
+        hash_ = hashlib.sha256(":".join([hash_, *map(hash_file, more)]).encode()).hexdigest()
     if (method := registry.find(found.method.upper())) is not None and method.code is not None:
         code = CodeRecord(file=method.code.file, hash=method.code.hash)
         hash_ = hashlib.sha256(f"{hash_}:{code.hash}".encode()).hexdigest()

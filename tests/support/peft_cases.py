@@ -117,7 +117,7 @@ CASES: dict[str, Case] = {
     "XLORA": Case(
         "XLORA",
         {"hidden_size": 32, "adapters": {}, "target_modules": None, "r": None},
-        refused="method XLORA",
+        refused="field 'adapters' names no expert",
         made=False,
     ),
     # ---- every method that this package registers itself

@@ -50,10 +50,13 @@ def _rounds_together(model: Any) -> str | None:
 
 
 def alone_session(model: PreTrainedModel) -> type[AloneSession | RecomputedSession]:
-    """Return what decodes a row by itself: with a cache where PEFT's own methods compute, else without."""
+    """Return what decodes a row by itself: with a cache where PEFT's own methods can, else without."""
+    from cme_bench.adapters.support import verdict
+
     configs = getattr(model, "peft_config", None) or {}
-    users = any(_is_users(configs[name]) for name in configs.keys() & set(active_adapters(model)))
-    return RecomputedSession if users else AloneSession
+    active = [configs[name] for name in configs.keys() & set(active_adapters(model))]
+    anew = any(_is_users(config) or not verdict(config).cached for config in active)
+    return RecomputedSession if anew else AloneSession
 
 
 def _is_users(config: Any) -> bool:
@@ -66,8 +69,13 @@ def _is_users(config: Any) -> bool:
 
 def active_adapters(model: Any) -> list[str]:
     """Return the names of the adapters that compute; none for a model without."""
-    if not getattr(model, "peft_config", None):
+    from cme_bench.adapters.xlora import is_xlora
+
+    configs = getattr(model, "peft_config", None)
+    if not configs:
         return []
+    if outer := [name for name, config in configs.items() if is_xlora(config)]:
+        return outer  # PEFT names its experts as active
     active = getattr(model, "active_adapters", [])
     try:
         return list(active() if callable(active) else active)
