@@ -160,6 +160,8 @@ def _check_computable(folder: Path, config: PeftConfig) -> None:
     how = verdict(config)
     if how.way == "refused":
         raise AdapterError(f"{path}: {how.reason}")
+    if is_xlora(config):
+        experts_of(folder, config)
 
 
 def _grown(config: Any, vocabulary: int | None) -> Any:
