@@ -133,7 +133,7 @@ def export_vllm(
     weights instead, in float32, and needs no plugin.
     """
     from cme_bench.engines.vllm.adapter import adapted_linears, read_gated
-    from cme_bench.engines.vllm.fields import needs_merging
+    from cme_bench.engines.vllm.fields import needs_merging, refuse_rounded
     from cme_bench.models.adapter_tokenizer import beside
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.export_vllm import export_checkpoint, serve_command
@@ -141,7 +141,7 @@ def export_vllm(
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.merged import write_merged
     from cme_bench.models.packaged import adapter_folder
-    from cme_bench.models.quantisation import check_takes_adapter
+    from cme_bench.models.quantisation import check_takes_adapter, quantisation
 
     folder = adapter_folder(adapter, offline=offline, note=tell)
     checkpoint = resolve_model(base, offline=offline, note=tell)
@@ -155,6 +155,7 @@ def export_vllm(
     tokenizer = None if tokens.note is None else tokens.tokenizer
     if needs_merging(folder):
         adapted_linears(folder, config)
+        refuse_rounded(folder, "float32", quantised=quantisation(config) is not None)
         write_merged(checkpoint, folder, out, tokenizer=tokenizer)
         typer.echo(f"{serve_command(out)} --dtype float32")
         return

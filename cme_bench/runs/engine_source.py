@@ -112,11 +112,12 @@ class SavedSource(EngineSource):
         """Ask before anything is answered; what vLLM tells only when it runs is raised by ``open``."""
         from cme_bench.engines.vllm.adapter import adapted_linears
         from cme_bench.engines.vllm.fields import refuse_rounded
-        from cme_bench.models.quantisation import check_takes_adapter
+        from cme_bench.models.quantisation import check_takes_adapter, quantisation
 
         check_takes_adapter(self.model.checkpoint.path, self.model.config)
         adapted_linears(adapter.path, self.model.config)
-        refuse_rounded(adapter.path, self.model.dtype_name)
+        quantised = quantisation(self.model.config) is not None
+        refuse_rounded(adapter.path, self.model.dtype_name, quantised=quantised)
 
 
 def saved(adapter: Adapter | None) -> AdapterCheckpoint | None:

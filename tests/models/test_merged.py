@@ -74,6 +74,8 @@ def test_only_dora_is_merged_and_only_in_float32(model: LlamaForCausalLM, tmp_pa
     refuse_rounded(folder, "float32")
     with pytest.raises(AdapterError, match=r"use_dora is True.*bfloat16 would round.*--dtype float32"):
         refuse_rounded(folder, "bfloat16")
+    with pytest.raises(AdapterError, match=r"use_dora is True.*quantised: use --engine hf"):
+        refuse_rounded(folder, "float32", quantised=True)
     plain = dora(model, tmp_path / "plain", use_dora=False)
     assert not needs_merging(plain)
     refuse_rounded(plain, "bfloat16")

@@ -78,8 +78,13 @@ def needs_merging(folder: Path) -> bool:
     return content.get("peft_type") == "LORA" and bool(content.get("use_dora"))
 
 
-def refuse_rounded(folder: Path, dtype: str) -> None:
-    """Raise AdapterError for an adapter that needs merging in a dtype that would round the merged weights."""
+def refuse_rounded(folder: Path, dtype: str, *, quantised: bool = False) -> None:
+    """Raise AdapterError for an adapter that needs merging where that would round the merged weights."""
+    if needs_merging(folder) and quantised:
+        raise AdapterError(
+            f"{folder / CONFIG_FILE}: use_dora is True, which vLLM computes merged into the base weights; "
+            "these are quantised: use --engine hf"
+        )
     if needs_merging(folder) and dtype != "float32":
         raise AdapterError(
             f"{folder / CONFIG_FILE}: use_dora is True, which vLLM computes merged into the base weights; "
