@@ -64,6 +64,7 @@ _COMMANDS = (
     "figures",
     "card",
     "train",
+    "sweep",
     "adapters",
     "router",
     "efficiency",

@@ -7,6 +7,7 @@ checkpoint counts once ``trainer_state.json``, which is written last, is whole.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,7 @@ _ALLOCATOR = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 def save_trainable(model: PeftModel, folder: Path) -> None:
     """Write every trained parameter, bit for bit, and AdaLoRA's state if there is one."""
     state: dict[str, Any] = {"parameters": {n: p.detach().cpu() for n, p in _trained(model).items()}}
-    if (allocator := rank_allocator(model)) is not None:
-        state["allocator"] = {part: getattr(allocator, part) for part in _ALLOCATOR}
-        state["rank_pattern"] = allocator.peft_config.rank_pattern
+    state |= allocation(model)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / TRAINABLE)
 
@@ -36,6 +35,19 @@ def load_trainable(model: PeftModel, folder: Path) -> None:
     parameters = _trained(model)
     for name, value in state["parameters"].items():
         parameters[name].copy_(value)
+    restore_allocation(model, state)
+
+
+def allocation(model: PeftModel) -> dict[str, Any]:
+    """Return AdaLoRA's allocation state; nothing for every other method."""
+    if (allocator := rank_allocator(model)) is None:
+        return {}
+    parts = {part: getattr(allocator, part) for part in _ALLOCATOR}
+    return {"allocator": parts, "rank_pattern": allocator.peft_config.rank_pattern}
+
+
+def restore_allocation(model: PeftModel, state: Mapping[str, Any]) -> None:
+    """Put what :func:`allocation` returned back."""
     if (allocator := rank_allocator(model)) is not None:
         for part, value in state["allocator"].items():
             setattr(allocator, part, value)

@@ -47,45 +47,57 @@ def target_nll(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int, frozen
             chunks are computed a second time in the backward pass.
     """
     labels = labels.to(hidden.device)  # where the last layer is, of a model on several
+    if frozen_head:
+        return target_nlls(hidden, labels, head, chunk=chunk)[0].sum()
     learnt = labels[:, 1:] != IGNORED
     rows, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
-    if frozen_head:
-        nll: Tensor = _ChunkedNll.apply(rows, targets, head, chunk)  # type: ignore[no-untyped-call]
-        return nll
     total = torch.zeros((), device=hidden.device)
     for start in range(0, len(targets), chunk):
         piece = slice(start, start + chunk)
-        total = total + checkpoint(_nll, rows[piece], targets[piece], head, use_reentrant=False)
+        nlls = checkpoint(_nlls, rows[piece], targets[piece], head, use_reentrant=False)
+        total = total + nlls.sum()
     return total
 
 
-def _nll(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
-    return nn.functional.cross_entropy(head(rows).float(), targets, reduction="sum")
+def target_nlls(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int) -> tuple[Tensor, Tensor]:
+    """Return the negative log-likelihood of every labelled token, float32 [n], and the row of each, [n].
+
+    Arguments as for :func:`target_nll`; nothing in ``head`` is trained.
+    """
+    labels = labels.to(hidden.device)
+    learnt = labels[:, 1:] != IGNORED
+    rows, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
+    nlls: Tensor = _ChunkedNlls.apply(rows, targets, head, chunk)  # type: ignore[no-untyped-call]
+    return nlls, learnt.nonzero()[:, 0]
 
 
-class _ChunkedNll(torch.autograd.Function):
-    """Forward computes value and gradient, chunk by chunk; backward only scales the gradient."""
+def _nlls(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
+    return nn.functional.cross_entropy(head(rows).float(), targets, reduction="none")
+
+
+class _ChunkedNlls(torch.autograd.Function):
+    """Forward computes values and gradients, chunk by chunk; backward only scales each row's gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, targets: Tensor, head: Head, chunk: int) -> Tensor:
-        total = torch.zeros((), device=rows.device)
+        values = torch.zeros(len(targets), device=rows.device)
         wanted = ctx.needs_input_grad[0]
         grad = torch.empty_like(rows) if wanted else None
         for start in range(0, len(targets), chunk):
             piece = slice(start, start + chunk)
             part = rows[piece].detach().requires_grad_(wanted)
             with torch.set_grad_enabled(wanted):
-                nll = _nll(part, targets[piece], head)
-            if grad is not None:
-                (grad[piece],) = torch.autograd.grad(nll, part)
-            total += nll.detach()
+                nlls = _nlls(part, targets[piece], head)
+                if grad is not None:
+                    (grad[piece],) = torch.autograd.grad(nlls.sum(), part)
+            values[piece] = nlls.detach()
         ctx.save_for_backward(grad)
-        return total
+        return values
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return None if grad is None else grad * outer, None, None, None
+        return None if grad is None else grad * outer[:, None].to(grad.dtype), None, None, None
 
 
 def output_head(model: nn.Module) -> Head:

@@ -26,7 +26,7 @@ def check_trainable(path: Any, config: Any) -> None:
         )
 
 
-def prepare(model: nn.Module) -> None:
+def prepare_quantised(model: nn.Module) -> None:
     """Freeze a quantised base, and keep its norms and biases in float32.
 
     PEFT's ``prepare_model_for_kbit_training`` makes embeddings and output layer float32 too, which nothing

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ from cme_bench.training.plan import (
     own_sets,
     usual_format,
 )
-from cme_bench.training.quantised import check_on_devices, check_trainable, prepare
+from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
@@ -70,6 +70,22 @@ if TYPE_CHECKING:
 
 PROBE_STEPS = 100
 """Number of steps assumed when settings are checked before the data are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training that is about to begin.
+
+    ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
+    """
+
+    options: TrainOptions
+    base: Checkpoint
+    config: PeftConfig
+    plan: TrainingPlan
+    pad_token: int
+    content: dict[str, Any]
+    finished: bool
 
 
 def train(
@@ -85,6 +101,18 @@ def train(
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
     listener = listener or Listener()
+    prepared = prepare(options, listener, sets=sets)
+    if prepared.finished:
+        listener.note(f"{options.out}: already trained")
+        return options.out
+    with only_writer(options.out):
+        _run(prepared, listener)
+    return options.out
+
+
+def prepare(options: TrainOptions, listener: Listener, *, sets: Sequence[ItemSet] | None = None) -> Prepared:
+    """Check the settings, read and tokenise the rows, and compare the folder; arguments as for
+    :func:`train`."""
     check_options(options)
     check_switches(options)
     base = resolve_model(options.model, offline=options.offline, note=listener.note)
@@ -116,17 +144,17 @@ def train(
         )
     plan = make_plan(options, None, encoder, processes=processes, note=listener.note, sets=sets)
     _note_plan(plan, listener)
-    peft_config = adapter_config(options, config, steps=plan.steps)
     check_vocabulary(tokenizer, embeddings(config), plan.examples.highest, model=str(base.path))
     identity = record.identity(options, base, plan.mixture, processes, encoder.encoder.bos)
-    if record.check_folder(options.out, identity):
-        listener.note(f"{options.out}: already trained")
-        return options.out
-    with _only_writer(options.out):
-        content = record.describe_training(options, base, encoder, plan.mixture, identity)
-        pad = pad_token(tokenizer, embeddings(config))
-        _run(options, base, peft_config, plan, pad_token=pad, content=content, listener=listener)
-    return options.out
+    return Prepared(
+        options=options,
+        base=base,
+        config=adapter_config(options, config, steps=plan.steps),
+        plan=plan,
+        pad_token=pad_token(tokenizer, embeddings(config)),
+        content=record.describe_training(options, base, encoder, plan.mixture, identity),
+        finished=record.check_folder(options.out, identity),
+    )
 
 
 def _note_plan(plan: TrainingPlan, listener: Listener) -> None:
@@ -142,7 +170,7 @@ def _note_plan(plan: TrainingPlan, listener: Listener) -> None:
 
 
 @contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Make the folder and lock it for the main process. UsageError if it is in use or unwritable."""
     if not _is_main():
         yield
@@ -159,25 +187,16 @@ def _only_writer(out: Path) -> Iterator[None]:
     (out / ".lock").unlink(missing_ok=True)
 
 
-def _run(
-    options: TrainOptions,
-    base: Checkpoint,
-    peft_config: PeftConfig,
-    plan: TrainingPlan,
-    *,
-    pad_token: int,
-    content: dict[str, Any],
-    listener: Listener,
-) -> None:
+def _run(prepared: Prepared, listener: Listener) -> None:
+    options, base, plan = prepared.options, prepared.base, prepared.plan
+    peft_config, content = prepared.config, prepared.content
     out, checkpoints = options.out, options.out / "checkpoints"
     resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
     if resumed:
         listener.note(f"resuming at step {step}/{plan.steps}")
-    config = load_config(base)
-    dtype = choose_dtype(options.dtype, config, choose_device())
+    dtype = choose_dtype(options.dtype, load_config(base), choose_device())
     arguments = _arguments(options, plan, checkpoints, bf16=dtype == torch.bfloat16)
-    quantised = options.quantize is not None or quantisation(config) is not None
-    model = _adapted_model(base, peft_config, dtype, arguments.device, options, quantised=quantised)
+    model = _adapted_model(base, peft_config, dtype, arguments.device, options)
     if options.pack is not None:
         check_packing(model.get_base_model())
     content["adapter"] = describe(model).to_dict()
@@ -200,7 +219,7 @@ def _run(
             batches=share(plan.batches, process=arguments.process_index, processes=arguments.world_size),
             collator=partial(
                 collate,
-                pad_token=pad_token,
+                pad_token=prepared.pad_token,
                 multiple=width_multiple(arguments.device.type),
                 per_row=options.pack,
             ),
@@ -216,7 +235,7 @@ def _run(
             f"stopped at step {trainer.state.global_step} of {plan.steps}; the same command goes on there"
         )
     if _is_main():
-        _finish(model, curve, content, plan, options)
+        finish(model, curve, prepared)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -262,51 +281,56 @@ def _arguments(
     return arguments
 
 
+def frozen_base(
+    base: Checkpoint, dtype: torch.dtype, device: torch.device, options: TrainOptions
+) -> PreTrainedModel:
+    """Return the base model as adapters are put on it, quantised or spread over devices as options say."""
+    logging.set_verbosity_error()
+    spread = read_device_map(options.device_map)
+    model: PreTrainedModel = load_model(base, dtype, device, quantize=options.quantize, device_map=spread)
+    model.config.use_cache = False
+    check_on_devices(model)
+    if options.quantize is not None or quantisation(load_config(base)) is not None:
+        prepare_quantised(model)
+    return model
+
+
 def _adapted_model(
     base: Checkpoint,
     peft_config: PeftConfig,
     dtype: torch.dtype,
     device: torch.device,
     options: TrainOptions,
-    *,
-    quantised: bool,
 ) -> PeftModel:
     """Return the base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
-    logging.set_verbosity_error()
-    spread = read_device_map(options.device_map)
-    model: PreTrainedModel = load_model(base, dtype, device, quantize=options.quantize, device_map=spread)
-    model.config.use_cache = False
-    check_on_devices(model)
-    if quantised:
-        prepare(model)
+    model = frozen_base(base, dtype, device, options)
     set_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
         adapted = get_peft_model(model, peft_config)
-    _name_base(peft_config, base)
+    name_base(peft_config, base)
     return adapted
 
 
-def _name_base(config: PeftConfig, base: Checkpoint) -> None:
+def name_base(config: PeftConfig, base: Checkpoint) -> None:
     """Record a base of the hub by its name and commit, by which it is found on every machine."""
     name = None if base.hub is None else parse_hub_name(base.hub)
     if name is not None and name.subfolder is None:
         config.base_model_name_or_path, config.revision = name.repo, base.revision
 
 
-def _finish(
-    model: PeftModel, curve: LossCurve, content: dict[str, Any], plan: TrainingPlan, options: TrainOptions
-) -> None:
+def finish(model: PeftModel, curve: LossCurve, prepared: Prepared) -> None:
     """Write the adapter's files first, then the record that calls them finished."""
+    options = prepared.options
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, options.save_dtype))
     model.save_pretrained(options.out)
     last = curve.last
-    tail = curve.points[-max(1, plan.steps // 20) :]
-    content |= {
+    tail = curve.points[-max(1, prepared.plan.steps // 20) :]
+    content = prepared.content | {
         "finished": True,
-        "steps": plan.steps,
+        "steps": prepared.plan.steps,
         "tokens_trained": last.tokens,
         "target_tokens_trained": last.target_tokens,
         "seconds": last.seconds,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -200,8 +200,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._shown = last.step
 
 
+class Stoppable(Protocol):
+    """Something that looks at ``interrupted`` from time to time."""
+
+    interrupted: bool
+    listener: Listener
+
+
 @contextmanager
-def stop_on_signal(watch: Watch) -> Iterator[None]:
+def stop_on_signal(watch: Stoppable) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM in the block ask ``watch`` to save and stop; a second acts as ever."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 

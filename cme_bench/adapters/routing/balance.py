@@ -39,7 +39,8 @@ class BalanceTape:
     def __init__(self) -> None:
         self._heard: list[Heard] = []
 
-    def _hear(self, heard: Heard) -> None:
+    def hear(self, heard: Heard) -> None:
+        """Add one forward pass through one layer; those without gradients are left out."""
         if torch.is_grad_enabled():
             self._heard.append(heard)
 
@@ -90,5 +91,5 @@ def balance_tape(model: nn.Module) -> Iterator[BalanceTape]:
     AdapterError if the model has no routed layer.
     """
     tape = BalanceTape()
-    with routing_hooks(model, tape._hear):
+    with routing_hooks(model, tape.hear):
         yield tape

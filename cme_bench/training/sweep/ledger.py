@@ -1,0 +1,88 @@
+"""The loss curves of a sweep, and its progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cme_bench.runs.progress import Listener
+from cme_bench.training.curve import LossCurve, Point
+from cme_bench.training.sweep.crew import Member
+
+
+class Ledger:
+    """Keep what the steps sum up, until it is written; ``interrupted``: whether a signal has come.
+
+    ``steps``: of every training.
+    """
+
+    def __init__(self, listener: Listener, steps: Sequence[int]) -> None:
+        self.listener, self.interrupted = listener, False
+        self._total = sum(steps)
+        self._members: list[Member] = []
+        self._curves: dict[str, LossCurve] = {}
+        self._pending: list[tuple[int, Tensor]] = []
+        self._at = time.monotonic()
+
+    def start(self, done: int) -> None:
+        """Begin to show progress, with ``done`` steps of all adapters together made before."""
+        self.listener.start("training", total=self._total, done=done)
+        self._at = time.monotonic()
+
+    def open(self, members: Sequence[Member], step: int) -> None:
+        """Write for these members from ``step`` on."""
+        self._members, self._pending = list(members), []
+        for member in members:
+            if member.name not in self._curves:
+                self._curves[member.name] = LossCurve(member.options.out / "loss.csv", last_step=step)
+
+    def curve(self, name: str) -> LossCurve:
+        """Return the loss curve of an adapter."""
+        return self._curves[name]
+
+    def add(self, step: int, sums: Tensor) -> None:
+        """Add a step's sums, [members, 4]: loss, target tokens, tokens, balance loss."""
+        self._pending.append((step, sums))
+
+    def flush(self) -> list[str]:
+        """Write the curves; return the names of those whose loss is not finite any more."""
+        if not self._pending:
+            return []
+        now = time.monotonic()
+        rows = torch.stack([sums for _, sums in self._pending]).tolist()
+        diverged, tokens, losses = [], 0, []
+        for number, member in enumerate(self._members):
+            curve = self._curves[member.name]
+            last, points = curve.last, []
+            seconds = round(last.seconds + now - self._at, 3)
+            for (step, _), row in zip(self._pending, rows, strict=True):
+                nll, targets, count, balance = row[number]
+                loss, rate = nll / max(targets, 1), member.rate(step - 1)
+                if not math.isfinite(loss):
+                    self.listener.note(f"{member.name}: the loss is {loss} at step {step}; the others go on")
+                    diverged.append(member.name)
+                    break
+                last = Point(
+                    step,
+                    last.tokens + int(count),
+                    last.target_tokens + int(targets),
+                    loss,
+                    rate,
+                    balance,
+                    seconds,
+                )
+                points.append(last)
+                tokens += int(count)
+                losses.append(loss)
+            curve.add(points)
+        speed = tokens / max(now - self._at, 1e-9)
+        mean = sum(losses) / max(len(losses), 1)
+        self.listener.advance(
+            len(self._pending) * len(self._members), f"loss {mean:.4f}  {speed:,.0f} tokens/s"
+        )
+        self._pending, self._at = [], now
+        return diverged

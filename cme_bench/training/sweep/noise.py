@@ -1,0 +1,44 @@
+"""Dropout of adapters that are trained together, each drawing from a generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Draw = Callable[[Tensor, float], Tensor]
+"""Input and probability -> what the input is multiplied by, in its shape or one that broadcasts to it."""
+
+
+class OwnDropout(TorchFunctionMode):
+    """Take the factors of every dropout in the block from ``draw``, in the order of the calls."""
+
+    def __init__(self, draw: Draw) -> None:
+        super().__init__()
+        self._draw = draw
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.functional.dropout:
+            return self._dropout(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return x * self._draw(x, p) if training and p else x
+
+
+def drawn(like: Tensor, width: int, p: float, generator: torch.Generator) -> Tensor:
+    """Return factors of 0 or 1 / (1 - p) in shape and dtype of ``like``, as torch's dropout draws on a CPU.
+
+    ``like``: [rows, length, ...]. Only the first ``width`` places of a row are drawn, so that padding which
+    other adapters need costs no numbers; the rest are 1.
+    """
+    rows, length, *rest = like.shape
+    own = torch.empty((rows, width, *rest), dtype=like.dtype, device=like.device)
+    own.bernoulli_(1 - p, generator=generator).div_(1 - p)
+    missing = (0, 0) * len(rest) + (0, length - width)
+    return nn.functional.pad(own, missing, value=1.0) if width < length else own

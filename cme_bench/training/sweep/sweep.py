@@ -1,0 +1,197 @@
+"""``sweep``: adapters of one file, trained together on one base; each folder is that of an ordinary training.
+
+While anything is unfinished ``.sweep.pt`` beside the folders holds what all need to go on. Killed or
+interrupted, the same call goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cme_bench.adapters.describe import describe
+from cme_bench.models.load import choose_device, choose_dtype, load_config
+from cme_bench.runs.progress import Listener
+from cme_bench.training import record
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import ItemSet, load_sets
+from cme_bench.training.sweep.crew import Crew, Member
+from cme_bench.training.sweep.ledger import Ledger
+from cme_bench.training.train import Prepared, finish, frozen_base, name_base, only_writer, prepare
+from cme_bench.training.trainer import stop_on_signal
+from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
+from cme_bench.util.files import replacing, storing, write_json
+
+STATES = ".sweep.pt"
+_DATA = ("data", "row_form", "datasets", "cap", "holdout", "prompt_format", "max_length", "offline")
+"""Options that decide which rows are read."""
+
+
+def sweep(options: Sequence[TrainOptions], listener: Listener | None = None) -> list[Path]:
+    """Train all adapters, and return their folders, which lie in one folder.
+
+    Raises UsageError before weights are loaded for every setting that is impossible, InterruptedRun after a
+    signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
+    """
+    listener = listener or Listener()
+    waiting = [one for one in _prepared(options, listener) if not one.finished]
+    if waiting:
+        with ExitStack() as stack:
+            for one in waiting:
+                stack.enter_context(only_writer(one.options.out))
+            _Sweep(waiting, listener).run()
+    return [one.out for one in options]
+
+
+def _prepared(options: Sequence[TrainOptions], listener: Listener) -> list[Prepared]:
+    """Prepare every training; rows that several of them draw from are read once."""
+    read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
+    found = []
+    for one in options:
+        if one.device_map is not None:
+            raise UsageError(f"{one.out.name}: --device-map is for a training of its own (cme-bench train)")
+        for name in ("dtype", "quantize"):
+            if getattr(one, name) != getattr(options[0], name):
+                raise UsageError(f"{one.out.name}: --{name} is the base's, which all adapters share")
+        listener.note(f"{one.out.name}: preparing")
+        key = tuple(getattr(one, name) for name in _DATA)
+        if key not in read:
+            read[key] = load_sets(one, note=listener.note)
+        found.append(prepare(one, listener, sets=read[key]))
+    return found
+
+
+class _Sweep:
+    """Everything between the prepared trainings and their folders."""
+
+    def __init__(self, waiting: Sequence[Prepared], listener: Listener) -> None:
+        self._waiting = {one.options.out.name: one for one in waiting}
+        self._listener = listener
+        self._file = waiting[0].options.out.parent / STATES
+        first = waiting[0]
+        self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
+        self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
+        self._states = self._stored()
+        self._ledger = Ledger(listener, [one.plan.steps for one in waiting])
+        self._diverged: list[str] = []
+
+    def run(self) -> None:
+        """Train what waits, neighbours in time together."""
+        members = [Member(one.options, one.config, one.plan, one.pad_token) for one in self._waiting.values()]
+        with stop_on_signal(self._ledger):
+            self._ledger.start(sum(self._step_of(m) for m in members))
+            for _, together in itertools.groupby(sorted(members, key=self._kind), key=self._kind):
+                self._train(list(together))
+        self._file.unlink(missing_ok=True)
+        if self._diverged:
+            raise CmeError(f"the loss of {', '.join(self._diverged)} was not finite; lower --learning-rate")
+
+    def _step_of(self, member: Member) -> int:
+        return int(self._states[member.name]["step"]) if member.name in self._states else 0
+
+    def _kind(self, member: Member) -> tuple[int, int, bool]:
+        """Members of one kind can share a forward pass."""
+        return self._step_of(member), member.options.accumulate, member.options.pack is not None
+
+    def _train(self, members: Sequence[Member]) -> None:
+        """Train members until all are finished; those that are leave the others."""
+        while members:
+            step = self._step_of(members[0])
+            crew = Crew(
+                self._base, members, step=step, states=self._states, bf16=self._dtype == torch.bfloat16
+            )
+            try:
+                if step == 0:
+                    self._describe(crew)
+                left = self._advance(crew)
+            except torch.OutOfMemoryError:
+                halves = self._halves(crew)
+                left = []
+            else:
+                halves = []
+            finally:
+                crew.close()
+            for half in halves:
+                self._train(half)
+            members = left
+
+    def _describe(self, crew: Crew) -> None:
+        for number, member in enumerate(crew.members):
+            prepared = self._waiting[member.name]
+            name_base(member.config, prepared.base)
+            with crew.alone(number) as model:
+                prepared.content["adapter"] = describe(model).to_dict()
+            write_json(prepared.options.out / record.FILE, prepared.content)
+
+    def _advance(self, crew: Crew) -> list[Member]:
+        """Advance until a member is finished or diverges; return those that are left."""
+        end = min(member.plan.steps for member in crew.members)
+        options = crew.members[0].options
+        self._ledger.open(crew.members, crew.step)
+        while True:
+            sums = crew.advance()
+            self._ledger.add(crew.step, sums)
+            due = crew.step == end or crew.step % options.save_every == 0
+            if not due and not self._ledger.interrupted and crew.step % options.log_every:
+                continue
+            diverged = self._ledger.flush()
+            stopped = self._ledger.interrupted and crew.step < end
+            if due or diverged or stopped:
+                self._keep(crew)
+            if stopped:
+                raise InterruptedRun(f"stopped at step {crew.step}; the same command goes on there")
+            if crew.step == end or diverged:
+                return self._part(crew, diverged)
+
+    def _keep(self, crew: Crew) -> None:
+        self._states |= crew.states()
+        identities = {name: one.content["identity"] for name, one in self._waiting.items()}
+        with storing(self._file), replacing(self._file) as stream:
+            torch.save({"identities": identities, "states": self._states}, stream)
+
+    def _stored(self) -> dict[str, dict[str, Any]]:
+        if not self._file.exists():
+            return {}
+        held: Mapping[str, Any] = torch.load(self._file, map_location="cpu", weights_only=True)
+        return {
+            name: state
+            for name, state in held["states"].items()
+            if name in self._waiting and held["identities"][name] == self._waiting[name].content["identity"]
+        }
+
+    def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Member]:
+        """Write the folders of those that are finished; return those that go on."""
+        left = []
+        for number, member in enumerate(crew.members):
+            if member.name in diverged:
+                self._diverged.append(member.name)
+                self._states.pop(member.name, None)
+            elif member.plan.steps == crew.step:
+                prepared = self._waiting[member.name]
+                crew.detach(number)
+                with crew.alone(number) as model:
+                    finish(model, self._ledger.curve(member.name), prepared)
+                self._states.pop(member.name, None)
+            else:
+                left.append(member)
+        return left
+
+    def _halves(self, crew: Crew) -> list[list[Member]]:
+        """Return the members of a crew that did not fit in memory, in two parts."""
+        crew.forget_gradients()
+        if len(crew.members) == 1:
+            raise CmeError(f"out of memory with {crew.members[0].name} alone; lower --batch-size")
+        self._ledger.flush()
+        self._keep(crew)
+        torch.cuda.empty_cache()
+        middle = (len(crew.members) + 1) // 2
+        self._listener.note(
+            f"out of memory with {len(crew.members)} adapters at a time: going on with {middle}"
+        )
+        return [crew.members[:middle], crew.members[middle:]]

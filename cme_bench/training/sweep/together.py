@@ -1,0 +1,182 @@
+"""One step of many adapters on one base: a forward and a backward pass over all their rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cme_bench.adapters.decay import no_decay_names
+from cme_bench.adapters.routing.balance import BalanceTape
+from cme_bench.training.batches import IGNORED
+from cme_bench.training.loss import CHUNK_NUMBERS, output_head, target_nlls
+from cme_bench.training.sweep.flat import FlatParameters
+from cme_bench.training.sweep.shared import Alone, SharedLayer, Stacked, Turn
+from cme_bench.training.sweep.slots import Slot
+
+
+@dataclass(slots=True)
+class Group:
+    """Neighbouring slots that differ in nothing but numbers, and their trained numbers."""
+
+    slots: range
+    numbers: FlatParameters
+
+
+class Together:
+    """Put the adapters of ``slots`` on ``base``, neighbours of one configuration and key stacked.
+
+    ``generators``: of each slot's dropout. ``keys``: slots of different keys have different numbers of rows.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        slots: Sequence[Slot],
+        generators: Sequence[torch.Generator],
+        keys: Sequence[object],
+    ) -> None:
+        self._base, self._slots = base, list(slots)
+        balanced = [getattr(slot.config, "balance_coefficient", 0.0) > 0 for slot in slots]
+        self.turn = Turn(list(generators), [BalanceTape() if each else None for each in balanced])
+        self.groups = [self._group(members) for members in _neighbours(slots, keys)]
+        self._head = output_head(base)
+        linear: Any = base.get_output_embeddings()
+        self._chunk = max(1, CHUNK_NUMBERS // int(linear.weight.shape[0]))
+        self._mount()
+
+    def _group(self, members: range) -> Group:
+        first = self._slots[members.start]
+        with first.mounted() as model:
+            left = {id(p) for name, p in model.named_parameters() if name in no_decay_names(model)}
+        names = first.parameters()
+        undecayed = {n for n, p in names.items() if p.ndim < 2 or n.endswith("bias") or id(p) in left}
+        owners = [self._slots[i].parameters() for i in members]
+        return Group(members, FlatParameters(owners, undecayed=frozenset(undecayed)))
+
+    def _mount(self) -> None:
+        parts: dict[str, list[Alone | Stacked]] = {}
+        for group in self.groups:
+            slot = self._slots[group.slots.start]
+            for name, layer in slot.layers.items():
+                part: Alone | Stacked
+                if len(group.slots) == 1:
+                    part = Alone(group.slots.start, layer, self.turn)
+                else:
+                    own = {
+                        key.removeprefix(f"{name}."): value
+                        for key, value in group.numbers.stacked.items()
+                        if key.startswith(f"{name}.")
+                    }
+                    part = Stacked(group.slots, layer, own, self.turn)
+                parts.setdefault(name, []).append(part)
+        self._own: dict[str, Any] = {name: self._base.get_submodule(name) for name in parts}
+        self._shared = {name: SharedLayer(self._own[name], parts[name], self.turn) for name in parts}
+        self._put(self._shared)
+
+    def _put(self, layers: Mapping[str, nn.Module]) -> None:
+        """Set layers of the base, those in a block before the block."""
+        inner_first = sorted(layers, key=lambda name: -name.count("."))
+        for name in inner_first if layers is self._shared else reversed(inner_first):
+            self._base.set_submodule(name, layers[name])
+
+    def close(self) -> None:
+        """Take the adapters off the base."""
+        self._put(self._own)
+
+    @contextmanager
+    def alone(self, number: int) -> Iterator[PeftModel]:
+        """Leave the base to one slot for the block, as if its adapter were the only one."""
+        self._put(self._own)
+        try:
+            with self._slots[number].mounted() as model:
+                yield model
+        finally:
+            self._put(self._shared)
+
+    def backward(self, batches: Sequence[dict[str, Tensor]], weights: Tensor, *, accumulated: int) -> Tensor:
+        """Add the gradients of one batch of each slot; return summed loss and balance loss, [slots, 2].
+
+        Args:
+            batches: Of each slot, as :func:`~cme_bench.training.batches.collate` makes them.
+            weights: One over the target tokens of each slot's step, [slots].
+            accumulated: Batches of the step, over which the balance loss is a mean.
+        """
+        joined = join(batches)
+        mask = joined["attention_mask"]
+        self.turn.begin(
+            [len(b["input_ids"]) for b in batches], [b["input_ids"].shape[1] for b in batches], mask
+        )
+        places = joined.get("position_ids")
+        seen = {"attention_mask": mask} if places is None else {"position_ids": places}
+        decoder: Any = self._base.base_model
+        hidden = decoder(input_ids=joined["input_ids"], use_cache=False, **seen).last_hidden_state
+        nlls, rows = target_nlls(hidden, joined["labels"], self._head, chunk=self._chunk)
+        sizes = torch.tensor(self.turn.sizes, device=rows.device)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=rows.device), sizes)[rows]
+        summed = torch.zeros(len(batches), device=nlls.device).index_add(0, owner, nlls)
+        balances = torch.stack(
+            [summed.new_zeros(()) if tape is None else tape.loss() for tape in self.turn.tapes]
+        )
+        losses = summed * weights + balances / accumulated
+        wholes = [self._whole(number, loss) for number, loss in enumerate(losses)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "grad and param do not obey")  # one array holds an adapter's
+            torch.autograd.backward(torch.stack(wholes).sum())
+        return torch.stack([summed.detach(), balances.detach()], dim=1)
+
+    def _whole(self, number: int, loss: Tensor) -> Tensor:
+        """Return the loss with what the method's model adds to it (AdaLoRA's regulariser)."""
+        tuner: Any = self._slots[number].model.base_model
+        if type(tuner).forward is BaseTuner.forward:
+            return loss
+        with self.alone(number):
+            forward = self._base.forward
+            self._base.forward = lambda: _Loss(loss + 0.0)
+            try:
+                whole: Tensor = tuner().loss
+            finally:
+                self._base.forward = forward
+        return whole
+
+
+@dataclass(slots=True)
+class _Loss:
+    loss: Tensor
+
+
+def join(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the batches below each other, as wide as the widest; all are packed or none is."""
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    return {
+        key: torch.cat([_widened(b[key], width, IGNORED if key == "labels" else 0) for b in batches])
+        for key in batches[0]
+    }
+
+
+def _widened(rows: Tensor, width: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
+
+
+def _neighbours(slots: Sequence[Slot], keys: Sequence[object]) -> list[range]:
+    """Return ranges of slots of one configuration and key."""
+    starts = [
+        i for i in range(len(slots)) if i == 0 or keys[i - 1] != keys[i] or not _alike(slots[i - 1], slots[i])
+    ]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(slots)], strict=True)]
+
+
+def _alike(one: Slot, other: Slot) -> bool:
+    shapes = [{name: p.shape for name, p in slot.parameters().items()} for slot in (one, other)]
+    tuner: Any = one.model.base_model
+    plain = type(tuner).forward is BaseTuner.forward
+    plain = plain and not one.whole_blocks
+    return plain and one.config.to_dict() == other.config.to_dict() and shapes[0] == shapes[1]

@@ -1,0 +1,183 @@
+"""From a sweep file to adapter folders, each an ordinary training's; stopped, the sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from cme_bench.runs.progress import Listener
+from cme_bench.training.curve import read_curve
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.sweep.crew import Crew
+from cme_bench.training.sweep.file import read_sweep
+from cme_bench.training.sweep.sweep import STATES, sweep
+from cme_bench.training.train import train
+from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
+
+SETTINGS = {"data": "mini", "datasets": "sst2", "dropout": 0.1, "max_length": 256, "max_steps": 8}
+SETTINGS |= {"batch_size": 3, "learning_rate": 2e-3, "log_every": 2, "save_every": 100, "dtype": "float32"}
+ADAPTERS: dict[str, Any] = {
+    "team": {"method": "teamlora", "rank": 2},
+    "plain": {"method": "lora", "rank": 4, "max_steps": 5},
+}
+
+
+def write(folder: Path, base: Path, **changes: Any) -> Path:
+    content = {"model": str(base), "settings": SETTINGS, "adapters": ADAPTERS, "vary": {"seed": [0, 1]}}
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return file
+
+
+@pytest.fixture
+def asked(tmp_path: Path, tiny_checkpoint: Path) -> list[TrainOptions]:
+    """Two methods with two seeds each; one method is trained for fewer steps."""
+    return read_sweep(write(tmp_path, tiny_checkpoint), tmp_path / "out", offline=True)
+
+
+class StopAt(Listener):
+    """Send this process a signal once so many steps, of all adapters, are written."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.done, self.notes = steps, 0, list[str]()
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def advance(self, items: int, detail: str = "") -> None:
+        self.done += items
+        if self.done >= self.steps:
+            self.steps = 10**9
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def numbers(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.slow
+def test_every_folder_is_that_of_its_own_training(asked: list[TrainOptions], tmp_path: Path) -> None:
+    folders = sweep(asked)
+    assert [f.name for f in folders] == ["team-seed0", "team-seed1", "plain-seed0", "plain-seed1"]
+    assert not (tmp_path / "out" / STATES).exists()
+    for one, folder in zip(asked, folders, strict=True):
+        assert train(one) == folder, "the single training finds it finished: the same identity"
+        alone = train(replace(one, out=tmp_path / "alone" / folder.name))
+        mine, theirs = (json.loads((f / "cme_training.json").read_text()) for f in (folder, alone))
+        differ = {"seconds", "arguments", "final_loss", "adapter"}
+        assert {k: v for k, v in mine.items() if k not in differ} == {
+            k: v for k, v in theirs.items() if k not in differ
+        }
+        assert mine["adapter"]["trainable_parameters"] == theirs["adapter"]["trainable_parameters"]
+        points = [(read_curve(f / "loss.csv")) for f in (folder, alone)]
+        for ours, other in zip(*points, strict=True):
+            assert (ours.step, ours.tokens, ours.target_tokens) == (
+                other.step,
+                other.tokens,
+                other.target_tokens,
+            )
+            assert (ours.loss, ours.lr) == (pytest.approx(other.loss, abs=1e-5), pytest.approx(other.lr))
+        for name, value in numbers(alone).items():
+            torch.testing.assert_close(numbers(folder)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_stopped_it_goes_on_bit_for_bit(
+    asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(InterruptedRun, match="goes on there"):
+        sweep(asked, StopAt(12))
+    assert (tmp_path / "out" / STATES).exists()
+    sweep(asked)
+    whole = read_sweep(write(tmp_path, tiny_checkpoint), tmp_path / "whole", offline=True)
+    sweep(whole)
+    for one, other in zip(asked, whole, strict=True):
+        ours, theirs = numbers(one.out), numbers(other.out)
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+        assert [p.loss for p in read_curve(one.out / "loss.csv")] == [
+            p.loss for p in read_curve(other.out / "loss.csv")
+        ]
+
+
+def test_one_that_diverges_stops_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    adapters = ADAPTERS | {"wild": {"method": "teamlora", "rank": 2, "learning_rate": 1e20}}
+    asked = read_sweep(
+        write(tmp_path, tiny_checkpoint, adapters=adapters, vary={}), tmp_path / "out", offline=True
+    )
+    with pytest.raises(CmeError, match="the loss of wild was not finite"):
+        sweep(asked)
+    finished = {one.out.name: (one.out / "adapter_model.safetensors").exists() for one in asked}
+    assert finished == {"team": True, "plain": True, "wild": False}
+
+
+def test_out_of_memory_half_of_them_go_on(
+    asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory for two at a time."""
+    advance = Crew.advance
+
+    def limited(crew: Crew) -> torch.Tensor:
+        if len(crew.members) > 2:
+            raise torch.OutOfMemoryError
+        return advance(crew)
+
+    monkeypatch.setattr(Crew, "advance", limited)
+    listener = StopAt(10**9)
+    sweep(asked, listener)
+    assert "out of memory with 4 adapters at a time: going on with 2" in listener.notes
+    monkeypatch.undo()
+    whole = read_sweep(write(tmp_path, tiny_checkpoint), tmp_path / "whole", offline=True)
+    for one, other in zip(asked, sweep(whole), strict=True):
+        for name, value in numbers(other).items():
+            torch.testing.assert_close(numbers(one.out)[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"adapters": {"a": {"method": "teamlora", "rnak": 2}}},
+            r"sweep.yaml:\d+: unknown option 'rnak'; did you mean 'rank'",
+        ),
+        (
+            {"adapters": {"a": {"method": "teamlorra"}}},
+            r"sweep.yaml:\d+: unknown method 'teamlorra'; did you mean 'teamlora'",
+        ),
+        (
+            {"adapters": {"a": {"method": "lora", "rank": "x"}}},
+            r"sweep.yaml:\d+: rank: Expected `int`, got `str`",
+        ),
+        (
+            {"adapters": {"a": {"method": "lora", "learning_rate": -1.0}}},
+            r"sweep.yaml:\d+: --learning-rate must be above 0",
+        ),
+        ({"adapters": {"a": {"rank": 2}}}, "adapter 'a' has no method"),
+        ({"adapters": {}}, "'adapters' names none"),
+        ({"adapters": {"../a": {"method": "lora"}}}, "no name of a folder"),
+        ({"vary": {"seed": [0, 0]}}, "'team-seed0' stands twice"),
+        ({"vary": {"seed": 3}}, "give a list of values of 'seed'"),
+        ({"vary": {"out": ["a"]}}, "unknown option 'out'"),
+        ({"setings": {}}, r"sweep.yaml:\d+: unknown key 'setings'; did you mean 'settings'"),
+        (
+            {"adapters": {"a": {"method": "lora", "dtype": "bfloat16"}, "b": {"method": "lora"}}},
+            "dtype is the base's",
+        ),
+        (
+            {"adapters": {"a": {"method": "lora", "settings": {"modules_to_save": ["norm"]}}}},
+            "use cme-bench train for this one",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(
+    changes: dict[str, Any], says: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        sweep(read_sweep(write(tmp_path, tiny_checkpoint, **changes), tmp_path / "out", offline=True))
