@@ -88,11 +88,12 @@ def _span(text: str, turns: Sequence[Turn], place: int, template: ChatTemplate, 
 def _start(text: str, turns: Sequence[Turn], place: int, template: ChatTemplate) -> int:
     """Return where the answer of turn ``place`` begins: where its prompt ends, if the text goes on there.
 
-    Else (a prompt that ends with the opening of a thought) it begins where its words stand.
+    Else (nothing before it, or a prompt that ends with the opening of a thought) it begins where its words
+    stand.
     """
     messages = [turn.message for turn in turns]
-    before = template.before_answer(messages[:place])
-    if text.startswith(before):
+    before = template.before_answer(messages[:place]) if place else None  # templates refuse an empty chat
+    if before is not None and text.startswith(before):
         return len(before)
     marked = [*messages[:place], {**messages[place], "content": _MARK}, *messages[place + 1 :]]
     prefix, found, _ = template.conversation(marked).partition(_MARK)

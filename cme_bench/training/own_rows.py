@@ -117,7 +117,7 @@ def form_of(columns: Sequence[str], asked: str, origin: str) -> Form:
         ways = ", ".join(f"{form} ({', '.join(_NEEDED[form])})" for form in fits)
         raise UsageError(f"{origin}: its columns fit several forms: {ways}; say which with --row-form")
     wanted = "; ".join(", ".join(needed) for needed in _NEEDED.values())
-    known = sorted({name for needed in _NEEDED.values() for name in needed} | {"input", "conversations"})
+    known = sorted({name for needed in _NEEDED.values() for name in needed} | {"input"})
     others = [name for name in columns if name not in known]
     near = next((hint for name in others if (hint := did_you_mean(name, known))), "")
     raise UsageError(

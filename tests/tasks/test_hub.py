@@ -187,3 +187,57 @@ def test_a_network_that_fails_is_one_of_the_hubs_errors(client: str) -> None:
     """Whichever client the installed huggingface_hub speaks through."""
     module = pytest.importorskip(client)
     assert issubclass(module.ConnectError, hub_errors())
+
+
+OWN_ROWS = """
+import json, sys, time
+from pathlib import Path
+from cme_bench.tasks.hub import hub_rows
+from cme_bench.util.errors import CmeError
+
+time.sleep = lambda seconds: None
+for line in sys.stdin:
+    named, lock, offline = json.loads(line)
+    try:
+        rows, commit = hub_rows(named, offline=offline, lock_file=Path(lock))
+        answer = [list(rows.table), rows.origin, commit]
+    except CmeError as err:
+        answer = f"{type(err).__name__} {err.exit_code}: {err}"
+    print(json.dumps(answer), flush=True)
+"""
+
+
+def test_own_rows_are_those_of_a_revision_which_is_locked(
+    hub: Hub, lock: Path, server: Server, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{server.server_port}"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    asked = [
+        ("acme/rows:test", False),
+        (f"acme/rows@{SECOND}:test", False),
+        ("acme/rows:test", True),
+        (f"acme/rows@{SECOND}:test", True),
+        ("acme/rows@v9:test", True),
+        ("acme/rows", False),
+        ("rows", False),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_ROWS],
+        env=kept | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")},
+        input="".join(json.dumps([named, str(lock), offline]) + "\n" for named, offline in asked),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    first = [[{"text": "first", "label": 1}], "acme/rows@aaaaaaaa/test", FIRST]
+    second = [[{"text": "second", "label": 1}], "acme/rows@bbbbbbbb/test", SECOND]
+    assert answers[:4] == [first, second, first, second]
+    assert answers[4].startswith(f"UsageError 2: dataset acme/rows@v9 is not in {lock}")
+    assert "train" in answers[5] and answers[5].startswith("CmeError")
+    assert answers[6] == "UsageError 2: hub:rows: write hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]"
+    assert json.loads(lock.read_text()) == {
+        "datasets/acme/rows": FIRST,
+        f"datasets/acme/rows@{SECOND}": SECOND,
+    }

@@ -336,6 +336,13 @@ def test_a_template_that_hides_something(chat_tokenizer: Any, template: str, mes
     assert message in str(caught.value) and str(caught.value).startswith("rows.jsonl:1: ")
 
 
+def test_an_answer_may_stand_first_and_words_may_come_twice(chat_tokenizer: Any) -> None:
+    tokenizer = chat_tokenizer(CHATML)
+    greeting = {"role": "assistant", "content": "hi"}
+    _, learnt = texts(encoded(tokenizer, "chat", conversation(greeting, CHAT[1], greeting)), tokenizer)
+    assert learnt == ["hi<|im_end|>", "hi<|im_end|>"]
+
+
 def test_a_long_conversation_loses_its_beginning(chat_tokenizer: Any) -> None:
     tokenizer = chat_tokenizer(CHATML)
     whole = encoded(tokenizer, "chat", conversation(*CHAT))
