@@ -73,6 +73,7 @@ def test_thoughts_are_those_of_transformers(bench: Bench) -> None:
         ("yes", "budget"),
         ("yes", None),
         ("", "unclosed"),
+        ("<think>one", None),  # without a budget it is not asked to think
     }
 
 
