@@ -271,6 +271,8 @@ REFUSED: list[tuple[str, Change, Change, str]] = [
     ("mixlora", {}, {"num_experts": 8}, "field 'num_experts' is 8, but the tensors have 4"),
     ("mixlora", {}, {"top_k": 5}, "top_k must lie in 1 to num_experts"),
     ("mixlora", {}, {"act_fn": "sillu"}, "unknown act_fn 'sillu'"),
+    ("mixlora", {}, {"act_fn": 3}, "unknown act_fn 3"),
+    ("mixlora", {}, {"jitter_noise": "much"}, "field 'jitter_noise' is 'much', not a number"),
     ("mixlora", {}, {"expert_lora": {"use_dora": True}}, "field 'use_dora' is True"),
     ("mixlora", {}, {"expert_lora": {"r": 3}}, "field 'r' is 3, but the tensors have rank 4"),
 ]

@@ -19,6 +19,7 @@ from cme_bench.adapters.imports.settings import (
     check_count,
     check_settings,
     dropout,
+    number,
     off,
     scaled,
 )
@@ -94,8 +95,8 @@ def _mixlora(source: Source, given: Given) -> Converted:
         "num_experts": k,
         "top_k": source.settings.get("top_k", 2),
         "act_fn": source.settings.get("act_fn"),
-        "jitter_noise": float(source.settings.get("jitter_noise") or 0.0),
-        "balance_coefficient": float(source.settings.get("router_aux_loss_coef") or 0.0),
+        "jitter_noise": number(source, "jitter_noise"),
+        "balance_coefficient": number(source, "router_aux_loss_coef"),
         "dropout": dropout(expert_settings),
     }
     scale = f"{own.alpha / rank:g} for experts"

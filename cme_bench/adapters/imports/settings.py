@@ -96,6 +96,14 @@ def scaled(source: Source, settings: Mapping[str, Any], rank: int, *, alpha: flo
     return Scaled(rank, value * math.sqrt(rank) if settings.get("use_rslora") else value)
 
 
+def number(source: Source, key: str) -> float:
+    """Return a setting that is a number; 0 if it is not there. Raises AdapterError if it is none."""
+    value = source.settings.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise AdapterError(f"{source.config}: field {key!r} is {_short(value)}, not a number")
+    return float(value or 0)
+
+
 def check_count(source: Source, key: str, found: int, what: str) -> None:
     """Raise AdapterError if a setting counts something and the tensors show another number."""
     said = source.settings.get(key)

@@ -66,7 +66,8 @@ class MixLoraConfig(RoutedConfig):
         if self.router_init_range < 0:
             raise AdapterError(f"router_init_range must not be negative, got {self.router_init_range!r}")
         if self.act_fn is not None and self.act_fn not in activations():
-            raise AdapterError(f"unknown act_fn {self.act_fn!r}{did_you_mean(self.act_fn, activations())}")
+            hint = did_you_mean(str(self.act_fn), activations())
+            raise AdapterError(f"unknown act_fn {self.act_fn!r}{hint}")
 
     @property
     def plain_r(self) -> int:
