@@ -75,6 +75,12 @@ def check_count(name: str, value: object, least: int) -> None:
         raise UsageError(f"{name}={value}: it must be a whole number of at least {least}")
 
 
+def check_token(tokenizer: Any, name: str, value: int | None) -> None:
+    """Check a token id, or None. UsageError if the tokenizer has no such token."""
+    if value is not None and value >= len(tokenizer):
+        raise UsageError(f"{name}={value}: the tokenizer has {len(tokenizer)} tokens")
+
+
 def attention(value: object) -> dict[str, Any]:
     """Return what ``attn_implementation`` hands to transformers. UsageError if the engine cannot use it."""
     if value is None:
@@ -106,6 +112,8 @@ def device_of(value: object) -> Any:
 
     if value is None:
         return choose_device()
+    if str(value) == "meta":
+        raise UsageError("device=meta: nothing is computed there")
     try:
         torch.empty(0, device=value)  # type: ignore[call-overload]  # whatever was given
     except (RuntimeError, TypeError, ValueError, AssertionError) as err:

@@ -71,7 +71,7 @@ class CmeHF(EngineLM):
         delta: str | None = None,
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         revision: str | None = "main",
-        subfolder: str = "",
+        subfolder: str | None = "",
         dtype: str | torch.dtype | None = "auto",
         device: str | None = None,
         attn_implementation: str | None = None,
@@ -99,6 +99,7 @@ class CmeHF(EngineLM):
         where = arguments.device_of(device)
         folder = _folder(pretrained, revision, subfolder)
         tokens = _tokens(folder, tokenizer, add_bos_token, use_fast=use_fast_tokenizer)
+        arguments.check_token(tokens, "prefix_token_id", prefix_token_id)
         thought = arguments.end_of_thought(tokens, think_end_token)
         model = _model(folder, arguments.dtype_name(dtype), attn_implementation, delta)
         if add_bos_token is None:
@@ -129,6 +130,8 @@ def _check(given: Mapping[str, Any]) -> None:
             "pretrained must be a folder or a hub id; a model in memory goes into EngineLM(HFEngine(model, "
             "tokenizer), tokenizer)"
         )
+    if not given["pretrained"]:
+        raise UsageError("pretrained is empty: it must be a folder or a hub id")
     if given["adapter"] is not None and given["peft"] is not None:
         raise UsageError("adapter and peft name the same thing: give one of them")
     if given["delta"] is not None and (given["adapter"] or given["peft"]):
@@ -150,7 +153,7 @@ def _check(given: Mapping[str, Any]) -> None:
         raise UsageError("enable_thinking=True needs think_end_token, after which the answer stands")
 
 
-def _folder(pretrained: str, revision: str | None, subfolder: str) -> Path:
+def _folder(pretrained: str, revision: str | None, subfolder: str | None) -> Path:
     """Return the folder of a model: ``subfolder`` of one on this machine, or of a hub name at ``revision``.
 
     Raises UsageError if there is none, or if the name gives another revision or subfolder itself.
@@ -160,7 +163,7 @@ def _folder(pretrained: str, revision: str | None, subfolder: str) -> Path:
         return resolve_model(_hub_name(pretrained, version, subfolder or None), note=logger.warning).path
     if version is not None:
         raise UsageError(f"revision={version}: {pretrained} is a folder, which has no revisions")
-    return resolve_model(str(Path(pretrained) / subfolder), note=logger.warning).path
+    return resolve_model(str(Path(pretrained) / (subfolder or "")), note=logger.warning).path
 
 
 def _hub_name(name: str, revision: str | None, subfolder: str | None) -> str:
@@ -187,13 +190,15 @@ def _tokens(
     from cme_bench.models.load import load_named_tokenizer
 
     if tokenizer is not None and not isinstance(tokenizer, str):
+        if not callable(getattr(tokenizer, "apply_chat_template", None)):
+            raise UsageError(f"tokenizer={tokenizer}: it must be a folder, a hub id or a tokenizer")
         return tokenizer
     settings: dict[str, Any] = {}
     if add_bos_token is not None:
         settings["add_bos_token"] = add_bos_token
     if use_fast is not None:
         settings["use_fast"] = use_fast
-    own = folder if tokenizer is None else config_folder(tokenizer, note=logger.warning)
+    own = folder if not tokenizer else config_folder(tokenizer, note=logger.warning)
     tokens: PreTrainedTokenizerBase = load_named_tokenizer(str(own), **settings)
     return tokens
 

@@ -123,6 +123,10 @@ def test_an_unknown_argument_gets_the_nearest_name(name: str, message: str, fold
         ({"think_end_token": 271}, "special token"),
         ({"delta": "x", "peft": "y"}, "delta and adapter both change the model"),
         ({"subfolder": "nowhere"}, "nowhere"),
+        ({"device": "meta"}, "device=meta: nothing is computed there"),
+        ({"prefix_token_id": 999_999}, "^prefix_token_id=999999: the tokenizer has 273 tokens$"),
+        ({"tokenizer": 5}, "^tokenizer=5: it must be a folder, a hub id or a tokenizer$"),
+        ({"pretrained": ""}, "^pretrained is empty"),
         ({"revision": "v2"}, "^revision=v2: .* is a folder, which has no revisions$"),
         ({"tokenizer": "no/such/place"}, "no such folder, and not a hub id"),
         ({"peft": "no/such/place"}, "no such folder, and not a hub id"),
@@ -131,7 +135,7 @@ def test_an_unknown_argument_gets_the_nearest_name(name: str, message: str, fold
 )
 def test_a_wrong_value_is_refused_in_one_line(arguments: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        CmeHF(str(folder), **{"device": "cpu", **arguments})
+        CmeHF(**{"pretrained": str(folder), "device": "cpu", **arguments})
     assert "\n" not in str(caught.value)
 
 
@@ -165,6 +169,10 @@ def test_revision_and_subfolder_complete_a_hub_name(
 def test_a_model_in_memory_is_named_its_way(tiny_model: LlamaForCausalLM) -> None:
     with pytest.raises(UsageError, match=r"EngineLM\(HFEngine\(model, tokenizer\), tokenizer\)"):
         CmeHF(tiny_model)  # type: ignore[arg-type]
+
+
+def test_empty_is_not_given(folder: Path) -> None:
+    CmeHF(str(folder), device="cpu", tokenizer="", subfolder=None, revision=None, dtype=None)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
