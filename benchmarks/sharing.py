@@ -40,10 +40,10 @@ class Dense(PackAttention):
     def __call__(self, call: AttentionCall) -> Tensor:
         n, cached = self.pack.n_tokens, self.pack.cached
         if "dense" not in self.__dict__:
-            starts, place = self.pack.starts, torch.arange(n, device=self.device)
+            starts, place = self.pack.starts, torch.arange(n, device=call.query.device)
             ends = torch.cat(
                 [torch.from_numpy(u.end) + int(s) for u, s in zip(self.pack.units, starts[:-1], strict=True)]
-            ).to(self.device)
+            ).to(call.query.device)
             self.dense = (place <= place[:, None]) & (place[:, None] < ends)
             self.dense = torch.cat((self.dense.new_ones(n, cached), self.dense), 1)
         keys, values = call.key, call.value
@@ -65,14 +65,15 @@ class Expanded(PackAttention):
     def __call__(self, call: AttentionCall) -> Tensor:
         if not self._side_by_side:
             return super().__call__(call)
-        units, longest = self._real.shape
+        places = self._on(call.query.device)
+        units, longest = places.real.shape
         query, groups, cached = call.query, call.groups, self.pack.cached
 
         def batch(states: Tensor) -> Tensor:
-            rows = states[0].transpose(0, 1).index_select(0, self._gather)
+            rows = states[0].transpose(0, 1).index_select(0, places.gather)
             return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
 
-        keys, values, mask = batch(call.key), batch(call.value), self._unit_mask(None, 1, query.dtype)
+        keys, values, mask = batch(call.key), batch(call.value), self._unit_mask(None, 1, query)
         if cached:
             kept = [t.expand(units, -1, -1, -1) for t in self.kept.head(call.module, cached)]
             keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
@@ -80,7 +81,7 @@ class Expanded(PackAttention):
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
         out = nn.functional.scaled_dot_product_attention(batch(query), keys, values, mask, scale=call.scaling)
         out = out.transpose(1, 2).reshape(units * longest, query.shape[1], -1)
-        return out.index_select(0, self._scatter)[None]
+        return out.index_select(0, places.scatter)[None]
 
 
 def requests(shape: tuple[int, int, int, int, int], scale: float) -> list[LoglikelihoodRequest]:

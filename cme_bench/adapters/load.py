@@ -167,7 +167,7 @@ def _follow_layers(model: nn.Module) -> None:
         if isinstance(layer, BaseTunerLayer):
             place = parameter_place(layer.get_base_layer())[0]
             for name in layer.adapter_layer_names:
-                held = getattr(layer, name, None)
+                held: Any = getattr(layer, name, None)
                 for key in held if isinstance(held, nn.ModuleDict | nn.ParameterDict) else ():
                     if place is not None and _device_of(held[key]) not in (place, None):
                         held[key] = held[key].to(place)

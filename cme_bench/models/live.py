@@ -84,7 +84,8 @@ class LiveModel(LoadedModel):
         if self.peft is not None:
             return base_parameters(self.peft)
         quantised = getattr(self._inner, "hf_quantizer", None) is not None
-        return (bare_model(self.config) if quantised else self._inner).num_parameters()
+        counted: Any = bare_model(self.config) if quantised else self._inner
+        return int(counted.num_parameters())
 
     def describe(self) -> ModelRecord:
         return msgspec.structs.replace(super().describe(), architecture=type(self._inner).__name__)

@@ -22,7 +22,8 @@ def companions(module: nn.Module) -> dict[str, Any]:
     if scales is None:
         scales = getattr(getattr(module, "state", None), "SCB", None)
     if scales is not None:
-        return {"SCB": scales, "threshold": float(module.state.threshold)}  # type: ignore[union-attr]
+        layer_state: Any = module.state
+        return {"SCB": scales, "threshold": float(layer_state.threshold)}
     meta = getattr(module, "meta", None)
     return {"meta": meta} if hasattr(module, "W_q") and isinstance(meta, Mapping) else {}
 

@@ -154,7 +154,7 @@ def test_hub_model_offline(
 ) -> None:
     monkeypatch.setenv("CME_BENCH_CACHE", str(tmp_path / "cache"))
     line = refused(monkeypatch, capsys, "owner/name", "--offline", "--data", "mini", "--out", tmp_path / "r")
-    assert "without --offline" in line
+    assert "cme-bench fetch owner/name" in line
 
 
 def test_output_that_cannot_be_a_folder(

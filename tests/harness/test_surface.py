@@ -25,6 +25,7 @@ SURFACE = {
     "lm_eval.api.task.ConfigurableTask",
     "lm_eval.models.utils.handle_stop_sequences",
     "lm_eval.models.utils.normalize_gen_kwargs",
+    "lm_eval.models.utils.postprocess_generated_text",
     "lm_eval.tasks.TaskManager",
     "lm_eval.tasks._yaml_loader._import_func_in_yml",
     "lm_eval.utils",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ def is_quantised_linear(module: nn.Module) -> bool:
 
 def is_quantised(layer: nn.Module) -> bool:
     """Return whether the weight of a linear layer is no plain matrix of numbers of at least 16 bits."""
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)
     plain = (
         type(weight) in (Tensor, nn.Parameter)
         and weight.is_floating_point()
