@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.adapter_cases import CONFIGS
+from tests.support.adapter_cases import CONFIGS, ON_LINEARS
 from tests.support.peft_suite import cases
 from tests.support.peft_suite.exceptions import EXCEPTIONS, LEFT_OUT, UNSKIPPED
 
@@ -25,7 +25,6 @@ MODULES = (
     "test_seq_classifier.py",
 )
 """Files of PEFT's tests that run over lists of configs."""
-_CLASSES = tuple(CONFIGS.values())
 _ENCODER_TARGETS = {"target_modules": ["query", "value", "intermediate.dense"]}
 
 
@@ -53,7 +52,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 def _fill(module: Any, models: dict[str, Path]) -> None:
     lists: dict[str, list[Any]] = {
         "TEST_CASES": cases.custom_cases(),
-        "ALL_PEFT_CONFIG_CLASSES": list(_CLASSES),
+        "ALL_PEFT_CONFIG_CLASSES": [CONFIGS[method] for method in ON_LINEARS],
         "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": cases.active_cases(),
         "MIXED_ADAPTER_TEST_CASES": cases.mixed_cases(),
         "PEFT_DECODER_MODELS_TO_TEST": [str(models["llama"]), str(models["gpt2"])],
