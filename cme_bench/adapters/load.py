@@ -21,7 +21,7 @@ from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
 from cme_bench.adapters.shared.quantised import parameter_place
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
-from cme_bench.util.devices import computing_device
+from cme_bench.util.devices import computing_device, is_spread
 from cme_bench.util.errors import InterruptedRun, first_line
 
 NAME = "default"
@@ -104,6 +104,7 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
     shapes = {key: tuple(p.shape) for key, p in inner.named_parameters(remove_duplicate=False)}
     if found.vocabulary is not None:
         grow(inner, found.vocabulary)
+    spread = is_spread(inner)
     with torch.random.fork_rng(), warnings.catch_warnings(), _undispatched(inner):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)  # PEFT repeats an initialisation that draws numbers, such as pissa_niter_16
@@ -113,7 +114,9 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
                 model = PeftModel.from_pretrained(inner, str(folder), config=config, **settings)
                 xlora.load_classifier(model, folder)
         else:
-            model = PeftModel.from_pretrained(inner, str(folder), is_trainable=is_trainable, **settings)
+            # where weights are on disk, PEFT would make the adapter's tensors there too
+            settings |= {"is_trainable": is_trainable, "low_cpu_mem_usage": spread}
+            model = PeftModel.from_pretrained(inner, str(folder), **settings)
     _follow_layers(model)
     if not found.checked and not xlora.is_xlora(found.config):
         weights = weights_file(folder)

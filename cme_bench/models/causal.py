@@ -77,8 +77,11 @@ def check_order(model: PreTrainedModel, path: Path) -> None:
     """
     import torch
 
-    ids = (torch.arange(_PROBE_TOKENS) * 7 + 3) % min(997, model.get_input_embeddings().weight.shape[0])
-    rows = torch.stack((ids, torch.cat((ids[:-1], ids[:1])))).to(model.device)
+    from cme_bench.util.devices import computing_device
+
+    embeddings = model.get_input_embeddings()
+    ids = (torch.arange(_PROBE_TOKENS) * 7 + 3) % min(997, embeddings.weight.shape[0])
+    rows = torch.stack((ids, torch.cat((ids[:-1], ids[:1])))).to(computing_device(embeddings))
     try:
         with torch.inference_mode():
             logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
