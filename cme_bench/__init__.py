@@ -11,11 +11,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.util.deferred import defer
 from cme_bench.version import __version__
 
 if TYPE_CHECKING:
     from cme_bench.api import compare, evaluate, load_runs, open_run, table
     from cme_bench.run import Run
+
+defer("bitsandbytes")
 
 __all__ = ["Run", "__version__", "compare", "evaluate", "load_runs", "open_run", "table"]
 _PLACES = {"Run": "run"} | dict.fromkeys(("compare", "evaluate", "load_runs", "open_run", "table"), "api")

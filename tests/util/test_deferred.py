@@ -1,0 +1,53 @@
+"""A deferred package costs nothing until it is used, and is then the package itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = {
+    "__init__.py": "import heavy.part\nfrom heavy.part import thing\n__version__ = '1'\nprint('executed')\n",
+    "part.py": "import heavy\nthing = object()\n",
+    "other.py": "import heavy as whole\nsame = whole.thing\n",
+}
+
+
+def said(tmp_path: Path, code: str) -> list[str]:
+    """Return what a process prints that defers the package and then runs ``code``."""
+    (tmp_path / "heavy").mkdir(exist_ok=True)
+    for name, text in PACKAGE.items():
+        (tmp_path / "heavy" / name).write_text(text)
+    start = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom cme_bench.util.deferred import defer\n"
+    program = f"{start}defer('heavy')\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("import heavy, importlib.util; print(importlib.util.find_spec('heavy').name)", ["heavy"]),
+        ("import heavy; print(hasattr(heavy, '__warningregistry__'))", ["False"]),
+        ("import heavy; print(heavy.thing is heavy.part.thing)", ["executed", "True"]),
+        (
+            "from heavy import thing; import heavy.other; print(thing is heavy.other.same)",
+            ["executed", "True"],
+        ),
+        ("import heavy.other, heavy; print(heavy.other.same is heavy.thing)", ["executed", "True"]),
+        ("import heavy; print(heavy.__version__)", ["executed", "1"]),
+        ("import heavy; print(hasattr(heavy, 'absent'))", ["executed", "False"]),
+        ("defer('absent_package'); defer('sys'); print(sys.version_info[0])", ["3"]),
+    ],
+)
+def test_it_is_executed_when_it_is_used(code: str, lines: list[str], tmp_path: Path) -> None:
+    assert said(tmp_path, code) == lines
+
+
+def test_adapters_are_imported_without_bitsandbytes() -> None:
+    """PEFT imports it; it imports torch's compiler."""
+    code = "import sys, cme_bench.adapters; print('bitsandbytes.nn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
