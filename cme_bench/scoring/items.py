@@ -42,15 +42,17 @@ def _filtered(lm_task: Any, doc: dict[str, Any], instances: Sequence[Any]) -> Sc
     """Return the metrics of instances that hold their responses, by every pipeline of filters."""
     scores: dict[str, Any] = {}
     texts: dict[str, str] = {}
+    generated = instances[0].request_type == "generate_until"
     for pipeline in lm_task._filters:
         pipeline.apply(list(instances))
         filtered = [instance.filtered_resps[pipeline.name] for instance in instances]
-        texts[pipeline.name] = _voted(filtered[0])
+        if generated:
+            texts[pipeline.name] = _voted(filtered[0])
         for name, value in lm_task.process_results(doc, filtered).items():
             scores[metric_name(name, pipeline.name, lm_task)] = _plain(value)
     for instance in instances:
         instance.resps, instance.filtered_resps = [], {}  # items outlive their scores
-    return Scored(scores=scores, filtered=texts)
+    return Scored(scores=scores, filtered=texts or None)
 
 
 def _voted(filtered: Any) -> str:

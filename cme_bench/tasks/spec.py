@@ -261,7 +261,7 @@ def _check_metadata(metadata: Mapping[str, Any], fail: Fail) -> None:
             continue
         if near := difflib.get_close_matches(key, METADATA_KEYS, n=1, cutoff=_NEAR):
             fail(f"metadata.{key}", f"unknown key 'metadata.{key}'; did you mean {near[0]!r}?")
-    if (own := metadata.get("format")) is not None and own not in WRAPPERS:
+    if (own := metadata.get("format")) is not None and own not in tuple(WRAPPERS):
         fail("metadata.format", f"format {own!r} is none of {', '.join(WRAPPERS)}")
     scales = metadata.get("scales")
     for metric, name in scales.items() if isinstance(scales, Mapping) else ():

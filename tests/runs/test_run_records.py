@@ -30,7 +30,7 @@ KEYS = {
     "model": "name path hash revision architecture parameters dtype dtype_because",
     "bos": "prefix own mode reason warning",
     "tasks.cme_rte": "domain dataset primary output_type hash n rows limit shots prompt_format policy source "
-    "origin revision truncated",
+    "origin revision truncated repeats combined sampling thinking thinking_budget overrides",
     "sessions.0": "started seconds items engine",
     "sessions.0.engine": "requests tokens_computed tokens_padding tokens_rowwise tokens_generated "
     "model_seconds peak_memory_bytes extra",
@@ -41,7 +41,7 @@ CME_KEYS = {
     "forms.generated.measure": "scale better aggregation",
     "forms.generated.average": "value stderr n",
     "forms.generated.domains.entailment": "value stderr n",
-    "tasks.cme_rte": "form domain dataset primary metrics quality hash",
+    "tasks.cme_rte": "form domain dataset primary metrics quality thinking hash",
     "tasks.cme_rte.metrics.acc": "value stderr n scale better aggregation",
 }
 RECORD_KEYS = {

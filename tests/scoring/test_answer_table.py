@@ -39,7 +39,7 @@ def test_numbers_and_texts_score_right(row: Row) -> None:
 
 def test_the_table_has_rows_of_every_type_and_rows_that_no_rule_may_read() -> None:
     assert len(rows()) + len(scored_rows()) >= 300
-    for kind in ANSWER_TYPES:
+    for kind in set(ANSWER_TYPES) - {"first_choice", "last_number"}:  # test_llm_adapters_rules.py
         mine = [row for row in rows() if row.type == kind]
         assert any(row.rule == "none" for row in mine), kind
         for rule in {row.rule for row in mine}:

@@ -117,5 +117,5 @@ def test_a_default_is_checked_as_the_option_is(
     code, text = call(monkeypatch, capsys, folder, "run", "nothere")
     assert (code, text) == (
         2,
-        "cme-bench: unknown engine 'vlm'; did you mean 'vllm'? (one of auto, hf, vllm, ray)\n",
+        "cme-bench: unknown engine 'vlm'; did you mean 'vllm'? (one of auto, hf, vllm, ray, server)\n",
     )

@@ -53,12 +53,16 @@ def test_every_method_goes_on_and_comes_off() -> None:
         assert [name for name, _ in model.named_parameters()] == names
 
 
-@pytest.mark.parametrize("name", all_methods(["q"]))
+@pytest.mark.parametrize("name", all_methods(FFN))
 def test_every_method_runs_on_a_bfloat16_base_outside_autocast(name: str) -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"q": nn.Linear(8, 8, dtype=torch.bfloat16)})
-    with attached(model, all_methods(["q"])[name].how, ["q"]):
-        assert model["q"](torch.randn(2, 3, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    config = with_layers(preset("tiny"), 1)
+    model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False)
+    block = model.model.layers[0].mlp
+    with attached(model, all_methods(FFN)[name].how, FFN):
+        hidden = torch.randn(2, 3, config.hidden_size, dtype=torch.bfloat16)
+        assert model.model.layers[0].mlp(hidden).dtype == torch.bfloat16
+    assert model.model.layers[0].mlp is block
 
 
 def test_sizes_are_those_of_the_adapters_equal_budgets_included() -> None:
