@@ -45,8 +45,8 @@ CME_KEYS = {
     "tasks.cme_rte.metrics.acc": "value stderr n scale better aggregation",
 }
 RECORD_KEYS = {
-    "cme_rte": "id key task scores answer response target truncated prompt choices doc",
-    "cme_rte_ll": "id key task scores response target truncated prompt choices doc",
+    "cme_rte": "id key task scores answer response target truncated prompt choices doc repeat repeats",
+    "cme_rte_ll": "id key task scores response target truncated prompt choices doc repeat repeats",
 }
 RESPONSE_KEYS = {"cme_rte": "text n_tokens finish", "cme_rte_ll": "logprobs greedy margin"}
 
