@@ -196,8 +196,8 @@ def on_model(act: Callable[[Any], None]) -> None:
 
     load = vars(loaded)["load_model"]
 
-    def acted_on(*arguments: Any) -> Any:
-        model = load(*arguments)
+    def acted_on(*arguments: Any, **options: Any) -> Any:
+        model = load(*arguments, **options)
         act(model)
         return model
 
