@@ -312,6 +312,7 @@ def flat(text: str) -> str:
     return " ".join(text.lower().split())
 
 
+@pytest.mark.slow
 def test_no_text_is_copied_from_the_real_data() -> None:
     """Our longer strings, spacing and case aside, must not occur anywhere in any of the real datasets."""
     if not REAL.is_dir():
