@@ -35,6 +35,23 @@ def parse_decimal(text: str) -> str:
     return text
 
 
+def delimiter_option(panel: str) -> Option:
+    """Return the option ``--sep``, under a heading."""
+    text = "The sign between the fields of a CSV file."
+    return Option(text, flag="--sep", parse=parse_delimiter, panel=panel)
+
+
+def quotes_option(panel: str) -> Option:
+    """Return the option ``--quote``, under a heading."""
+    return Option(
+        'Whether quotation marks (") enclose fields of a CSV file, or are characters.',
+        flag="--quote",
+        metavar="yes|no",
+        parse=parse_quotes,
+        panel=panel,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NewOptions:
     """The task that is made, and where its rows come from."""
@@ -119,19 +136,5 @@ class FileOptions:
         str | None,
         Option("Encoding of the files, where it is not UTF-8 and no byte order mark says it.", panel=FILES),
     ] = None
-    delimiter: Annotated[
-        str | None,
-        Option(
-            "The sign between the fields of a CSV file.", flag="--sep", parse=parse_delimiter, panel=FILES
-        ),
-    ] = None
-    quotes: Annotated[
-        bool | None,
-        Option(
-            'Whether quotation marks (") enclose fields of a CSV file, or are characters.',
-            flag="--quote",
-            metavar="yes|no",
-            parse=parse_quotes,
-            panel=FILES,
-        ),
-    ] = None
+    delimiter: Annotated[str | None, delimiter_option(FILES)] = None
+    quotes: Annotated[bool | None, quotes_option(FILES)] = None

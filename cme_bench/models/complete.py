@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.models.quantisation import method_of, quantisation
+from cme_bench.models.silence import transformers_silent
 from cme_bench.models.weights import StoredTensor, stored_tensors, weight_files
 from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
@@ -218,9 +219,5 @@ def _quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with transformers_silent():
         yield
-    finally:
-        logging.set_verbosity(before)

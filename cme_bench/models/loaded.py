@@ -101,7 +101,28 @@ class LoadedModel(ABC):
         return cast("DType", str(self.dtype).removeprefix("torch."))
 
 
-class SavedModel(LoadedModel):
+class FolderModel(LoadedModel):
+    """A model whose tokenizer lies in a folder, ``checkpoint``, and an adapter's beside the adapter."""
+
+    checkpoint: Checkpoint
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return load_tokenizer(self.checkpoint)
+
+    @functools.cached_property
+    def _tokenizers(self) -> dict[Path, AdapterTokenizer]:
+        return {}
+
+    def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
+        if not isinstance(adapter, AdapterCheckpoint):
+            return AdapterTokenizer(self.tokenizer)
+        if adapter.path not in self._tokenizers:
+            self._tokenizers[adapter.path] = beside(adapter.path, self.tokenizer)
+        return self._tokenizers[adapter.path]
+
+
+class SavedModel(FolderModel):
     """A model folder or a model of the hub. Weights are loaded on first use, and once.
 
     ``engine``: what will compute, "hf" or "vllm"; ``device`` is asked once the folder is found to be fit;
@@ -121,7 +142,7 @@ class SavedModel(LoadedModel):
         device_map: str | None = None,
         note: Note = unheard,
     ) -> None:
-        self.checkpoint: Checkpoint = resolve_model(name, offline=offline, note=note)
+        self.checkpoint = resolve_model(name, offline=offline, note=note)
         self.config = load_config(self.checkpoint)
         check_base(self.checkpoint, self.config, engine, quantize)
         check_covers(device_map, self.config)
@@ -138,18 +159,6 @@ class SavedModel(LoadedModel):
         self.quantised_as = self._quantised_as(engine)
         if self.quantised_as == DEQUANTISED:
             self.notes += (f"{self.place}: {self.quantisation} {DEQUANTISED_NOTE}",)
-        self._tokenizers: dict[Path, AdapterTokenizer] = {}
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.checkpoint)
-
-    def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
-        if not isinstance(adapter, AdapterCheckpoint):
-            return AdapterTokenizer(self.tokenizer)
-        if adapter.path not in self._tokenizers:
-            self._tokenizers[adapter.path] = beside(adapter.path, self.tokenizer)
-        return self._tokenizers[adapter.path]
 
     @functools.cached_property
     def parameters(self) -> int:

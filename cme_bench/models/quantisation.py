@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.models.silence import transformers_silent
 from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import BASES, QUANT_METHOD
 
@@ -115,23 +115,10 @@ def is_dequantised(config: Any) -> bool:
     block = quantisation(config)
     if block is None or method_of(block) == QUANT_METHOD:
         return False
-    with silent():
+    with transformers_silent():
         quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
         quantizer.validate_environment(device_map=None, weights_only=True)
     return bool(getattr(quantizer.quantization_config, "dequantize", False))
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Keep transformers' own remarks on a quantisation from the terminal."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def check_quantisation(path: Path, config: Any, engine: str) -> None:
@@ -193,7 +180,7 @@ def _check_transformers(path: Path, method: str, block: Mapping[str, Any]) -> No
     if method not in _FALLS_BACK and (missing := _missing(method)):
         raise UsageError(_not_installed(path, method, missing))
     try:
-        with silent():
+        with transformers_silent():
             quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
             quantizer.validate_environment(device_map=None, weights_only=True)
     except _REFUSALS as error:

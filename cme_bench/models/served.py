@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 
 from cme_bench.engines.server.probe import Served, probe
-from cme_bench.models.adapter import Adapter, AdapterCheckpoint
-from cme_bench.models.adapter_tokenizer import AdapterTokenizer, beside
 from cme_bench.models.checkpoint import Checkpoint, config_folder, fetched_origin
-from cme_bench.models.load import load_config, load_tokenizer
-from cme_bench.models.loaded import LoadedModel
+from cme_bench.models.load import load_config
+from cme_bench.models.loaded import FolderModel
 from cme_bench.models.records import ModelRecord
 from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from cme_bench.engines.server.client import Server
 
 
-class ServedModel(LoadedModel):
+class ServedModel(FolderModel):
     """The model that a server answers with; MODEL gives its tokenizer and config, and no weights are read.
 
     ``hash`` is over the served name and its answers to fixed prompts. Raises UsageError if MODEL cannot be
@@ -53,18 +50,6 @@ class ServedModel(LoadedModel):
         told = [self.served.name, self.served.fingerprint, self.served.dialect.name]
         self.hash = hashlib.sha256(orjson.dumps(told)).hexdigest()
         self.dtype_because = "a server computes in its own type"
-        self._tokenizers: dict[Path, AdapterTokenizer] = {}
-
-    @functools.cached_property
-    def tokenizer(self) -> Any:
-        return load_tokenizer(self.checkpoint)
-
-    def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
-        if not isinstance(adapter, AdapterCheckpoint):
-            return AdapterTokenizer(self.tokenizer)
-        if adapter.path not in self._tokenizers:
-            self._tokenizers[adapter.path] = beside(adapter.path, self.tokenizer)
-        return self._tokenizers[adapter.path]
 
     @property
     def model(self) -> PreTrainedModel:

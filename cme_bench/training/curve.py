@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -25,6 +26,26 @@ class Point:
     lr: float
     balance_loss: float
     seconds: float
+
+    def next(self, step: int, sums: Sequence[float], *, lr: float, seconds: float) -> Point:
+        """Return the point that follows.
+
+        Args:
+            step: Number of the step.
+            sums: Of the step: loss, target tokens, tokens; the balance loss, a mean.
+            lr: What the step used.
+            seconds: So far.
+        """
+        nll, targets, tokens, balance = sums
+        return Point(
+            step,
+            self.tokens + int(tokens),
+            self.target_tokens + int(targets),
+            nll / max(targets, 1),
+            lr,
+            balance,
+            seconds,
+        )
 
 
 class LossCurve:

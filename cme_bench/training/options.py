@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cme_bench.authoring.new_options import parse_delimiter, parse_quotes
+from cme_bench.authoring.new_options import delimiter_option, quotes_option
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import (
     BOS_UNKNOWN,
@@ -87,20 +87,8 @@ class TrainOptions:
         ),
     ] = "auto"
     encoding: Annotated[str | None, Option("Of files of own rows that are not UTF-8.", panel=DATA)] = None
-    delimiter: Annotated[
-        str | None,
-        Option("The sign between the fields of a CSV file.", flag="--sep", parse=parse_delimiter, panel=DATA),
-    ] = None
-    quotes: Annotated[
-        bool | None,
-        Option(
-            'Whether quotation marks (") enclose fields of a CSV file, or are characters.',
-            flag="--quote",
-            metavar="yes|no",
-            parse=parse_quotes,
-            panel=DATA,
-        ),
-    ] = None
+    delimiter: Annotated[str | None, delimiter_option(DATA)] = None
+    quotes: Annotated[bool | None, quotes_option(DATA)] = None
     datasets: Annotated[
         str, Option("Of CME: comma-separated datasets and domains, or 'all' 22.", panel=DATA)
     ] = "all"

@@ -87,6 +87,11 @@ class Prepared:
     content: dict[str, Any]
     finished: bool
 
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.options.out.name
+
 
 def train(
     options: TrainOptions,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -175,21 +176,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         before = last.tokens
         points: list[Point] = []
         for (step, lr, _), (nll, targets, tokens, balance, batches) in zip(self._pending, rows, strict=True):
-            loss = nll / max(targets, 1)
-            if not abs(loss) < float("inf"):
+            sums = (nll, targets, tokens, balance / max(batches, 1))
+            last = last.next(step, sums, lr=lr, seconds=seconds)
+            if not math.isfinite(last.loss):
                 self.curve.add(points)
                 raise CmeError(
-                    f"the loss is {loss} at step {step}; lower --learning-rate (checkpoints are intact)"
+                    f"the loss is {last.loss} at step {step}; lower --learning-rate (checkpoints are intact)"
                 )
-            last = Point(
-                step,
-                last.tokens + int(tokens),
-                last.target_tokens + int(targets),
-                loss,
-                lr,
-                balance / max(batches, 1),
-                seconds,
-            )
             points.append(last)
         self._pending.clear()
         self.curve.add(points)

@@ -78,6 +78,36 @@ class GatedMethod:
         for name, (shape, kind) in shapes.items():
             layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=kind), persistent=False)
 
+    def create_weights(  # noqa: PLR0917 - vLLM's signature
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Make the base's weight, and room for the adapter."""
+        local, sizes = (input_size_per_partition, output_partition_sizes), (input_size, output_size)
+        self.create_base(layer, *local, *sizes, params_dtype, **extra_weight_attrs)
+        self.make_room(layer, *local, sizes, params_dtype)
+
+    def create_base(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
+        """Make the base's weight; arguments as of ``create_weights``."""
+        raise NotImplementedError
+
+    def base_output(self, layer: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the base's product with (tokens, local_in)."""
+        raise NotImplementedError
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Map (..., local_in) to (..., local_out)."""
+        tokens = self.tokens_of(x)
+        y = self.updated(layer, self.base_output(layer, tokens, bias), tokens)
+        result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
+        return result
+
     def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
         """Copy an adapter into the layer, in place: captured graphs and compiled code see it."""
         self.lacks_adapter = False
@@ -125,27 +155,14 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         super().__init__(spec, members, must_be_placed=must_be_placed)
         self.store: Any = None  # kernels.Store, on CUDA
 
-    def create_weights(  # noqa: PLR0917 - vLLM's signature
-        self,
-        layer: Any,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
-        super().create_weights(
-            layer,
-            input_size_per_partition,
-            output_partition_sizes,
-            input_size,
-            output_size,
-            params_dtype,
-            **extra_weight_attrs,
-        )
-        sizes = input_size, output_size
-        self.make_room(layer, input_size_per_partition, output_partition_sizes, sizes, params_dtype)
+    def create_base(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
+        """Make the base's weight as vLLM makes one that is not quantised."""
+        UnquantizedLinearMethod.create_weights(self, layer, *sizes, **attributes)
+
+    def base_output(self, layer: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what vLLM's own method computes."""
+        output: Tensor = UnquantizedLinearMethod.apply(self, layer, tokens, bias)
+        return output
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Move base weight and adapter into one matrix, on CUDA and unless switched off."""
@@ -187,12 +204,10 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map (..., local_in) to (..., local_out)."""
-        tokens = self.tokens_of(x)
-        if self.store is not None:
-            y = self.store.apply(tokens, partial=_is_partial(layer))
-            y = y if bias is None else y + bias
-        else:
-            y = self.updated(layer, super().apply(layer, tokens, bias), tokens)
+        if self.store is None:
+            return super().apply(layer, x, bias)
+        y = self.store.apply(self.tokens_of(x), partial=_is_partial(layer))
+        y = y if bias is None else y + bias
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result
 

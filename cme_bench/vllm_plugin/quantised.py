@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.model_executor.layers.linear import (
     WEIGHT_LOADER_V2_SUPPORTED,
@@ -45,38 +44,18 @@ class GatedQuantisedMethod(GatedMethod, LinearMethodBase):  # type: ignore[misc]
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
 
-    def create_weights(  # noqa: PLR0917 - vLLM's signature
-        self,
-        layer: Any,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra_weight_attrs: Any,
-    ) -> None:
-        self.inner.create_weights(
-            layer,
-            input_size_per_partition,
-            output_partition_sizes,
-            input_size,
-            output_size,
-            params_dtype,
-            **extra_weight_attrs,
-        )
-        sizes = input_size, output_size
-        self.make_room(layer, input_size_per_partition, output_partition_sizes, sizes, params_dtype)
+    def create_base(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
+        """Make the base's weight as its method stores it."""
+        self.inner.create_weights(layer, *sizes, **attributes)
+
+    def base_output(self, layer: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what the base's own method computes."""
+        output: Tensor = self.inner.apply(layer, tokens, bias)
+        return output
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Let the base's method repack its weight; the adapter stays in its buffers."""
         self.inner.process_weights_after_loading(layer)
-
-    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Map (..., local_in) to (..., local_out)."""
-        tokens = self.tokens_of(x)
-        y = self.updated(layer, self.inner.apply(layer, tokens, bias), tokens)
-        result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
-        return result
 
 
 @register_weight_loader_v2_supported_method

@@ -12,17 +12,10 @@ from cme_bench.engines import GenerateRequest, GenerateResponse, Sampling, Thoug
 from cme_bench.engines.hf import HFEngine
 from cme_bench.prompts.encode import Encoder
 from tests.support.greedy import generate_all
-from tests.support.scripted import END, save_scripted
+from tests.support.scripted import END, THINKING, save_scripted
 
 TABLE: dict[str, Any] = {
-    "start": "<think>",
-    "<think>": "one",
-    "one": "two",
-    "two": "three",
-    "three": "</think>",
-    "</think>": "\n\n",
-    "\n\n": "yes",
-    "yes": "stop",
+    **THINKING,
     "stop": "more",
     "more": END,
     "plain": "yes",

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from cme_bench.engines import GenerateRequest, GenerateResponse, Sampling, Thought
 from cme_bench.prompts.encode import Encoder
 from tests.support.greedy import generate_all
-from tests.support.scripted import END, save_scripted
+from tests.support.scripted import END, THINKING, save_scripted
 from tests.support.vllm_bench import Bench
 
 pytestmark = [
@@ -25,14 +25,7 @@ pytestmark = [
 
 DICE = {"a1": 0.4, "a2": 0.3, "a3": 0.2, "a4": 0.1}
 TABLE: dict[str, Any] = {
-    "start": "<think>",
-    "<think>": "one",
-    "one": "two",
-    "two": "three",
-    "three": "</think>",
-    "</think>": "\n\n",
-    "\n\n": "yes",
-    "yes": "stop",
+    **THINKING,
     "stop": END,
     "plain": "yes",
     "quiet": END,

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from tests.support.local_server import answering
+
 LENGTH = 8192
 FAULTS = {"busy": 429, "broken": 500, "away": 503, "refused": 401, "bad": 400}
 """Faults that are a status; others are named where they are done."""
@@ -168,9 +170,5 @@ def completing(about: Completions) -> Iterator[CompletionsServer]:
     """The server, answering until the block ends."""
     served = CompletionsServer(("127.0.0.1", 0), Handler)
     served.completions = about
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with answering(served):
+        yield served

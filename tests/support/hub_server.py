@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
+
+from tests.support.local_server import answering
 
 FIRST, SECOND = "a" * 40, "b" * 40
 
@@ -135,9 +136,5 @@ class Handler(BaseHTTPRequestHandler):
 def serving() -> Iterator[Server]:
     """The stand-in, answering until the block ends."""
     served = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield served
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with answering(served):
+        yield served

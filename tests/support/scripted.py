@@ -20,6 +20,17 @@ from tests.support.tiny_llama import save_checkpoint
 WIDTH = 384
 END = "<|im_end|>"
 _SPECIAL = ("<|im_start|>", END)
+THINKING = {
+    "start": "<think>",
+    "<think>": "one",
+    "one": "two",
+    "two": "three",
+    "three": "</think>",
+    "</think>": "\n\n",
+    "\n\n": "yes",
+    "yes": "stop",
+}
+"""Part of a table: after ``start`` a thought of five tokens with its marks, and the answer yes."""
 
 
 def scripted_tokenizer(words: tuple[str, ...], template: str | None) -> PreTrainedTokenizerFast:

@@ -4,52 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cme_bench.training.batches import IGNORED, collate
+from cme_bench.training.batches import IGNORED, collate, width_multiple
 from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
-from cme_bench.training.options import TrainOptions
-from cme_bench.training.plan import TrainingPlan
 from cme_bench.training.sweep.schedule import cosine_share
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
-from cme_bench.training.train import warmup_steps
-
-SUMS = ("nll", "targets", "tokens", "balance")
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One adapter of a sweep, planned. ``pad_token`` fills its batches."""
-
-    options: TrainOptions
-    config: PeftConfig
-    plan: TrainingPlan
-    pad_token: int
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return self.options.out.name
-
-    def batches(self, step: int) -> list[dict[str, Tensor]]:
-        """Return the batches of a step, from 0."""
-        each = self.options.accumulate
-        planned = self.plan.batches[step * each : (step + 1) * each]
-        return [collate([self.plan.examples[i] for i in batch], self.pad_token) for batch in planned]
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, from 0."""
-        warmup = warmup_steps(self.options.warmup, self.plan.steps)
-        return self.options.learning_rate * cosine_share(step, warmup=warmup, steps=self.plan.steps)
+from cme_bench.training.train import Prepared, warmup_steps
 
 
 class Crew:
@@ -61,7 +30,7 @@ class Crew:
     def __init__(
         self,
         base: PreTrainedModel,
-        members: Sequence[Member],
+        members: Sequence[Prepared],
         *,
         step: int,
         states: Mapping[str, Mapping[str, Any]],
@@ -89,8 +58,8 @@ class Crew:
         return self._together.alone(number)
 
     def advance(self) -> Tensor:
-        """Make one step; return what it summed, ``SUMS`` of each member, [members, 4]."""
-        sums = self._accumulate([member.batches(self.step) for member in self.members])
+        """Make one step; return its sums, [members, 4]: loss, target tokens, tokens, and the balance loss."""
+        sums = self._accumulate([self._batches(member) for member in self.members])
         for group in self._together.groups:
             self._update(group)
         for number, slot in enumerate(self.slots):
@@ -105,6 +74,20 @@ class Crew:
         """Set all gradients to zero, as after a step that did not fit in memory."""
         for group in self._together.groups:
             group.numbers.grads.zero_()
+
+    def _batches(self, member: Prepared) -> list[dict[str, Tensor]]:
+        """Return a member's batches of this step."""
+        options, plan = member.options, member.plan
+        planned = plan.batches[self.step * options.accumulate :][: options.accumulate]
+        return [
+            collate(
+                [plan.examples[i] for i in batch],
+                member.pad_token,
+                width_multiple(self._device.type),
+                options.pack,
+            )
+            for batch in planned
+        ]
 
     def _accumulate(self, batches: Sequence[Sequence[dict[str, Tensor]]]) -> Tensor:
         targets, tokens = (
@@ -127,7 +110,7 @@ class Crew:
         most = tensor([m.options.max_grad_norm or float("inf") for m in members])
         norms = group.numbers.norms()
         group.numbers.scale_grads((most / (norms + 1e-6)).clamp(max=1.0))
-        rates = tensor([member.rate(self.step) for member in members])
+        rates = tensor([rate(member, self.step) for member in members])
         decays = tensor([member.options.weight_decay for member in members])
         group.numbers.adamw(self.step + 1, rates, decays)
 
@@ -156,6 +139,13 @@ class Crew:
             held[number - group.slots.start].copy_(state[name])
         self._generators[number].set_state(state["generator"])
         restore_allocation(self.slots[number].model, state["allocation"])
+
+
+def rate(member: Prepared, step: int) -> float:
+    """Return the learning rate of a step, from 0."""
+    options, steps = member.options, member.plan.steps
+    warmup = warmup_steps(options.warmup, steps)
+    return options.learning_rate * cosine_share(step, warmup=warmup, steps=steps)
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cme_bench.runs.progress import Listener
-from cme_bench.training.curve import LossCurve, Point
-from cme_bench.training.sweep.crew import Member
+from cme_bench.training.curve import LossCurve
+from cme_bench.training.sweep.crew import rate
+from cme_bench.training.train import Prepared
 
 
 class Ledger:
@@ -23,7 +24,7 @@ class Ledger:
     def __init__(self, listener: Listener, steps: Sequence[int]) -> None:
         self.listener, self.interrupted = listener, False
         self._total = sum(steps)
-        self._members: list[Member] = []
+        self._members: list[Prepared] = []
         self._curves: dict[str, LossCurve] = {}
         self._pending: list[tuple[int, Tensor]] = []
         self._at = time.monotonic()
@@ -33,7 +34,7 @@ class Ledger:
         self.listener.start("training", total=self._total, done=done)
         self._at = time.monotonic()
 
-    def open(self, members: Sequence[Member], step: int) -> None:
+    def open(self, members: Sequence[Prepared], step: int) -> None:
         """Write for these members from ``step`` on."""
         self._members, self._pending = list(members), []
         for member in members:
@@ -60,24 +61,17 @@ class Ledger:
             last, points = curve.last, []
             seconds = round(last.seconds + now - self._at, 3)
             for (step, _), row in zip(self._pending, rows, strict=True):
-                nll, targets, count, balance = row[number]
-                loss, rate = nll / max(targets, 1), member.rate(step - 1)
-                if not math.isfinite(loss):
-                    self.listener.note(f"{member.name}: the loss is {loss} at step {step}; the others go on")
+                before = last.tokens
+                last = last.next(step, row[number], lr=rate(member, step - 1), seconds=seconds)
+                if not math.isfinite(last.loss):
+                    self.listener.note(
+                        f"{member.name}: the loss is {last.loss} at step {step}; the others go on"
+                    )
                     diverged.append(member.name)
                     break
-                last = Point(
-                    step,
-                    last.tokens + int(count),
-                    last.target_tokens + int(targets),
-                    loss,
-                    rate,
-                    balance,
-                    seconds,
-                )
                 points.append(last)
-                tokens += int(count)
-                losses.append(loss)
+                tokens += last.tokens - before
+                losses.append(last.loss)
             curve.add(points)
         speed = tokens / max(now - self._at, 1e-9)
         mean = sum(losses) / max(len(losses), 1)

@@ -20,8 +20,9 @@ from cme_bench.models.load import choose_device, choose_dtype, load_config
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.options import TrainOptions
+from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import ItemSet, load_sets
-from cme_bench.training.sweep.crew import Crew, Member
+from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.train import Prepared, finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.training.trainer import stop_on_signal
@@ -54,8 +55,9 @@ def _prepared(options: Sequence[TrainOptions], listener: Listener) -> list[Prepa
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
     found = []
     for one in options:
-        if one.device_map is not None:
-            raise UsageError(f"{one.out.name}: --device-map is for a training of its own (cme-bench train)")
+        for given, flag in ((one.device_map, "--device-map"), (one.checkpointing, "--checkpointing")):
+            if given:
+                raise UsageError(f"{one.out.name}: {flag} is for a training of its own (cme-bench train)")
         for name in ("dtype", "quantize"):
             if getattr(one, name) != getattr(options[0], name):
                 raise UsageError(f"{one.out.name}: --{name} is the base's, which all adapters share")
@@ -71,19 +73,21 @@ class _Sweep:
     """Everything between the prepared trainings and their folders."""
 
     def __init__(self, waiting: Sequence[Prepared], listener: Listener) -> None:
-        self._waiting = {one.options.out.name: one for one in waiting}
+        self._waiting = {one.name: one for one in waiting}
         self._listener = listener
         self._file = waiting[0].options.out.parent / STATES
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
+        if any(one.options.pack is not None for one in waiting):
+            check_packing(self._base)
         self._states = self._stored()
         self._ledger = Ledger(listener, [one.plan.steps for one in waiting])
         self._diverged: list[str] = []
 
     def run(self) -> None:
         """Train what waits, neighbours in time together."""
-        members = [Member(one.options, one.config, one.plan, one.pad_token) for one in self._waiting.values()]
+        members = list(self._waiting.values())
         with stop_on_signal(self._ledger):
             self._ledger.start(sum(self._step_of(m) for m in members))
             for _, together in itertools.groupby(sorted(members, key=self._kind), key=self._kind):
@@ -92,14 +96,14 @@ class _Sweep:
         if self._diverged:
             raise CmeError(f"the loss of {', '.join(self._diverged)} was not finite; lower --learning-rate")
 
-    def _step_of(self, member: Member) -> int:
+    def _step_of(self, member: Prepared) -> int:
         return int(self._states[member.name]["step"]) if member.name in self._states else 0
 
-    def _kind(self, member: Member) -> tuple[int, int, bool]:
+    def _kind(self, member: Prepared) -> tuple[int, int, bool]:
         """Members of one kind can share a forward pass."""
         return self._step_of(member), member.options.accumulate, member.options.pack is not None
 
-    def _train(self, members: Sequence[Member]) -> None:
+    def _train(self, members: Sequence[Prepared]) -> None:
         """Train members until all are finished; those that are leave the others."""
         while members:
             step = self._step_of(members[0])
@@ -123,13 +127,12 @@ class _Sweep:
 
     def _describe(self, crew: Crew) -> None:
         for number, member in enumerate(crew.members):
-            prepared = self._waiting[member.name]
-            name_base(member.config, prepared.base)
+            name_base(member.config, member.base)
             with crew.alone(number) as model:
-                prepared.content["adapter"] = describe(model).to_dict()
-            write_json(prepared.options.out / record.FILE, prepared.content)
+                member.content["adapter"] = describe(model).to_dict()
+            write_json(member.options.out / record.FILE, member.content)
 
-    def _advance(self, crew: Crew) -> list[Member]:
+    def _advance(self, crew: Crew) -> list[Prepared]:
         """Advance until a member is finished or diverges; return those that are left."""
         end = min(member.plan.steps for member in crew.members)
         options = crew.members[0].options
@@ -165,7 +168,7 @@ class _Sweep:
             if name in self._waiting and held["identities"][name] == self._waiting[name].content["identity"]
         }
 
-    def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Member]:
+    def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Prepared]:
         """Write the folders of those that are finished; return those that go on."""
         left = []
         for number, member in enumerate(crew.members):
@@ -173,16 +176,15 @@ class _Sweep:
                 self._diverged.append(member.name)
                 self._states.pop(member.name, None)
             elif member.plan.steps == crew.step:
-                prepared = self._waiting[member.name]
                 crew.detach(number)
                 with crew.alone(number) as model:
-                    finish(model, self._ledger.curve(member.name), prepared)
+                    finish(model, self._ledger.curve(member.name), member)
                 self._states.pop(member.name, None)
             else:
                 left.append(member)
         return left
 
-    def _halves(self, crew: Crew) -> list[list[Member]]:
+    def _halves(self, crew: Crew) -> list[list[Prepared]]:
         """Return the members of a crew that did not fit in memory, in two parts."""
         crew.forget_gradients()
         if len(crew.members) == 1:

@@ -15,32 +15,19 @@ from transformers import PreTrainedModel
 
 from cme_bench.adapters.registry import routed_names
 from cme_bench.models.checkpoint import resolve_model
-from cme_bench.models.load import load_config, load_model, load_tokenizer
-from cme_bench.prompts.vocabulary import embeddings
-from cme_bench.tasks.open_source import open_source
-from cme_bench.training.batches import pad_token
+from cme_bench.models.load import load_model
+from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import read_curve
-from cme_bench.training.methods import adapter_config
 from cme_bench.training.options import TrainOptions, method_names
-from cme_bench.training.plan import make_plan
-from cme_bench.training.sweep.crew import Crew, Member
-from cme_bench.training.tokens import training_encoder
-from cme_bench.training.train import train
+from cme_bench.training.sweep.crew import Crew
+from cme_bench.training.train import Prepared, prepare, train
 
 Make = Callable[..., TrainOptions]
 STEPS = 20
 
 
-def members(options: Sequence[TrainOptions]) -> list[Member]:
-    base = resolve_model(options[0].model, offline=True)
-    config, tokenizer = load_config(base), load_tokenizer(base)
-    source = open_source("mini", offline=True)
-    found = []
-    for each in options:
-        plan = make_plan(each, source, training_encoder(each, tokenizer, config), processes=1, note=str)
-        adapter = adapter_config(each, config, steps=plan.steps)
-        found.append(Member(each, adapter, plan, pad_token(tokenizer, embeddings(config))))
-    return found
+def members(options: Sequence[TrainOptions]) -> list[Prepared]:
+    return [prepare(each, Listener()) for each in options]
 
 
 def base_of(options: TrainOptions) -> PreTrainedModel:
@@ -103,6 +90,14 @@ def test_methods_of_all_kinds_in_one_pass(options: Make, tmp_path: Path) -> None
     ]
     asked += [replace(asked[-1], seed=7, batch_size=2, out=tmp_path / "fewer-rows")]
     crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
+    check_equal_to_alone(crew, advance(crew, STEPS))
+
+
+@pytest.mark.slow
+def test_packed_rows_too(options: Make, tmp_path: Path) -> None:
+    asked = pair(options, "teamlora", tmp_path, pack=200)
+    crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
+    assert "position_ids" in crew._batches(crew.members[0])[0]
     check_equal_to_alone(crew, advance(crew, STEPS))
 
 

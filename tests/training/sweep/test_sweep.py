@@ -165,6 +165,7 @@ def test_out_of_memory_half_of_them_go_on(
         ({"vary": {"seed": [0, 0]}}, "'team-seed0' stands twice"),
         ({"vary": {"seed": 3}}, "give a list of values of 'seed'"),
         ({"vary": {"out": ["a"]}}, "unknown option 'out'"),
+        ({"adapters": {"a": {"method": "lora", "checkpointing": True}}}, "--checkpointing is for a training"),
         ({"setings": {}}, r"sweep.yaml:\d+: unknown key 'setings'; did you mean 'settings'"),
         (
             {"adapters": {"a": {"method": "lora", "dtype": "bfloat16"}, "b": {"method": "lora"}}},
