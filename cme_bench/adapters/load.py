@@ -22,7 +22,7 @@ from cme_bench.adapters.files import tensor_shapes, weights_file
 from cme_bench.adapters.shared.quantised import parameter_place
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
 from cme_bench.util.devices import computing_device, is_spread
-from cme_bench.util.errors import InterruptedRun, first_line
+from cme_bench.util.errors import first_line
 
 NAME = "default"
 """The name under which adapters are loaded: a folder's name may be no name of a module."""
@@ -72,9 +72,9 @@ def load_adapter(
         _say(note, sentence)
     try:
         return _put_on(inner, folder, found, name, is_trainable)
-    except Exception as error:
+    except BaseException as error:
         _strip(inner)
-        if isinstance(error, AdapterError | InterruptedRun):
+        if isinstance(error, AdapterError) or not isinstance(error, Exception):
             raise
         raise AdapterError(f"{folder}: PEFT cannot load this adapter ({_reason(error)})") from error
 
@@ -129,8 +129,6 @@ def _put_beside(model: PeftModel, folder: Path, name: str, is_trainable: bool) -
     device = _device(model.get_base_model())
     try:
         model.load_adapter(str(folder), name, is_trainable=is_trainable, torch_device=device)
-    except InterruptedRun:
-        raise
     except Exception as error:
         raise AdapterError(
             f"{folder}: PEFT cannot load this adapter beside others ({_reason(error)})"

@@ -26,7 +26,7 @@ from transformers import (
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
-from cme_bench.util.errors import InterruptedRun, UsageError
+from cme_bench.util.errors import UsageError
 from tests.support.adapter_cases import CONFIGS, TINY, Make, tiny_llama
 
 
@@ -364,17 +364,17 @@ def test_a_signal_while_it_loads_stops_the_run_and_is_no_fault_of_the_adapter(
     folder: Path, fresh: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(*_: object, **__: object) -> None:
-        raise InterruptedRun("stopped")  # as a signal's handler does, wherever the program is
+        raise KeyboardInterrupt  # as a signal's handler does, wherever the program is
 
     before = [name for name, _ in fresh.named_modules()]
     with monkeypatch.context() as patch:
         patch.setattr(PeftModel, "from_pretrained", stopped)
-        with pytest.raises(InterruptedRun):
+        with pytest.raises(KeyboardInterrupt):
             load_adapter(fresh, folder)
     assert [name for name, _ in fresh.named_modules()] == before
     model = load_adapter(fresh, folder)
     monkeypatch.setattr(PeftModel, "load_adapter", stopped)
-    with pytest.raises(InterruptedRun):
+    with pytest.raises(KeyboardInterrupt):
         load_adapter(model, folder, name="second")
 
 

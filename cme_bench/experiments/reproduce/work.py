@@ -48,19 +48,22 @@ class Clock:
 
 @contextmanager
 def interrupted_at(clock: Clock) -> Iterator[None]:
-    """Raise InterruptedRun in the block on SIGTERM and SIGINT, and send SIGTERM when the time is up. A
-    training or a run saves itself first, by its own handler."""
+    """End the block with InterruptedRun on SIGTERM and SIGINT, and send SIGTERM when the time is up. A
+    training or a run saves itself first, by its own handler.
 
-    def stop(number: int, frame: object) -> None:
-        raise InterruptedRun("stopped")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    In the block the signal is a KeyboardInterrupt: a library that turns every ``Exception`` into a message,
+    as torch does where it copies tensors, lets it pass.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     alarm = threading.Timer(max(clock.left, 0), os.kill, (os.getpid(), signal.SIGTERM))
     alarm.daemon = True
     if clock.end is not None:
         alarm.start()
     try:
         yield
+    except KeyboardInterrupt:
+        raise InterruptedRun("stopped") from None
     finally:
         alarm.cancel()
         for number, handler in before.items():

@@ -6,10 +6,13 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
@@ -88,6 +91,17 @@ def test_time_that_is_up_interrupts() -> None:
     with pytest.raises(InterruptedRun), interrupted_at(Clock(time.monotonic() + 0.05)):
         time.sleep(30)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_time_that_is_up_interrupts_code_that_catches_every_exception() -> None:
+    """As torch does in ``load_state_dict``: it makes a message of each ``Exception`` and goes on."""
+    tensors = {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}
+    began = time.monotonic()
+    with pytest.raises(InterruptedRun), interrupted_at(Clock(began + 0.2)):
+        while time.monotonic() < began + 30:
+            nn.Linear(3, 3).load_state_dict(tensors)
+            with suppress(Exception):
+                time.sleep(0.1)
 
 
 def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, folder: Folder) -> None:
