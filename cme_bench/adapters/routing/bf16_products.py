@@ -36,35 +36,53 @@ def latent_and_logits(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, 
     The gradient of S is as exact; that of x is rounded to bfloat16 as any other under autocast.
     """
     tokens = x.reshape(-1, x.shape[-1])
-    z, logits = _Products.apply(tokens, down, router)  # type: ignore[no-untyped-call]
+    z, logits, _ = _Products.apply(tokens, down, router)  # type: ignore[no-untyped-call]
     return z.reshape(*x.shape[:-1], len(down)), logits.reshape(*x.shape[:-1], len(router))
 
 
 class _Products(torch.autograd.Function):
     """``latent_and_logits`` of (tokens, d_in). Keeps x and the stacked bfloat16 weights for the backward
-    pass."""
+    pass.
+
+    Under ``vmap`` all have one more dimension before these: adapters of a sweep, in batched products.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast_off(x):
-            weight = _stack(down, router, dim=0)
-            out = _product(x, weight.T)
-            ctx.save_for_backward(x, weight)
-            ctx.down, ctx.router = (down.shape[0], down.dtype), (router.shape[0], router.dtype)
-            z, logits = _unstack(out, down.shape[0], router.shape[0], dim=1)
-            return z.to(x.dtype), logits
+            weight = _stack(down, router, dim=-2)
+            z, logits = _unstack(_product(x, weight.mT), down.shape[-2], router.shape[-2], dim=-1)
+            return z.to(x.dtype), logits, weight
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, grad_logits: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        x, down, router = inputs
+        weight = output[2]
+        ctx.mark_non_differentiable(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.down, ctx.router = (down.shape[-2], down.dtype), (router.shape[-2], router.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (width, down_dtype), (k, router_dtype) = ctx.down, ctx.router
         with autocast_off(x):
-            grad = _stack(grad_z, grad_logits, dim=1)
+            grad = _stack(grad_z, grad_logits, dim=-1)
             grad_x = grad @ weight if ctx.needs_input_grad[0] else None
             if not any(ctx.needs_input_grad[1:]):
                 return grad_x, None, None
-            grad_down, grad_router = _unstack(_product(grad.T, x), width, k, dim=0)
+            grad_down, grad_router = _unstack(_product(grad.mT, x), width, k, dim=-2)
         return grad_x, grad_down.to(down_dtype), grad_router.to(router_dtype)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        batched = [
+            one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)
+            for one, dim in zip(inputs, in_dims, strict=True)
+        ]
+        return _Products.apply(*batched), (0, 0, 0)  # type: ignore[no-untyped-call]
 
 
 def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
@@ -89,5 +107,6 @@ def _unstack(stacked: Tensor, width: int, k: int, dim: int) -> tuple[Tensor, Ten
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a b`` of bfloat16 matrices, summed and kept in float32."""
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
+        product = torch.mm if a.ndim == 2 else torch.bmm
+        return product(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
