@@ -96,7 +96,7 @@ def resolve_adapter(
         settings=found.settings,
         config=found.config,
         training=training_arguments(training),
-        training_seconds=training.get("seconds"),
+        training_seconds=own_seconds(training),
         tokens_trained=training.get("tokens_trained"),
         code=code or UNSET,
         revision=place.revision or UNSET,
@@ -114,6 +114,11 @@ def resolve_adapter(
         notes=[*asked.notes, *other_revision(path, asked.config, str(base_config.name_or_path))],
         tokenization=training.get("tokenization") or {},
     )
+
+
+def own_seconds(training: Mapping[str, Any]) -> float | None:
+    """Return the seconds of a training; None where it shared them with others (``cme-bench sweep``)."""
+    return None if training.get("together", 1) > 1 else training.get("seconds")
 
 
 def training_arguments(training: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import UNSET
 
-from cme_bench.models.adapter import Adapter, read_training, training_arguments
+from cme_bench.models.adapter import Adapter, own_seconds, read_training, training_arguments
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, tokenizer_hash
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.loaded import LoadedModel
@@ -174,7 +174,7 @@ class LiveModel(LoadedModel):
             settings=one.settings if one else {},
             config=one.config if one else {},
             training=training_arguments(training),
-            training_seconds=training.get("seconds"),
+            training_seconds=own_seconds(training),
             tokens_trained=training.get("tokens_trained"),
             code=code or UNSET,
         )

@@ -324,8 +324,11 @@ def name_base(config: PeftConfig, base: Checkpoint) -> None:
         config.base_model_name_or_path, config.revision = name.repo, base.revision
 
 
-def finish(model: PeftModel, curve: LossCurve, prepared: Prepared) -> None:
-    """Write the adapter's files first, then the record that calls them finished."""
+def finish(model: PeftModel, curve: LossCurve, prepared: Prepared, *, together: int = 1) -> None:
+    """Write the adapter's files first, then the record that calls them finished.
+
+    ``together``: adapters of the sweep that it was trained in; their seconds are those of all.
+    """
     options = prepared.options
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -339,6 +342,7 @@ def finish(model: PeftModel, curve: LossCurve, prepared: Prepared) -> None:
         "tokens_trained": last.tokens,
         "target_tokens_trained": last.target_tokens,
         "seconds": last.seconds,
+        **({"together": together} if together > 1 else {}),
         "final_loss": sum(p.loss for p in tail) / len(tail),
     }
     write_json(options.out / record.FILE, content)

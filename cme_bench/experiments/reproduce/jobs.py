@@ -14,6 +14,9 @@ from cme_bench.util.files import read_json, write_json
 from cme_bench.util.locks import try_lock
 from cme_bench.util.paths import make_out
 
+TRAININGS = ("grid", "train")
+"""Kinds of jobs that train an adapter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

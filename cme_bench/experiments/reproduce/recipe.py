@@ -63,7 +63,8 @@ class Recipe:
 
     steps: optimizer steps of a whole training; grid_steps: of each learning rate that is tried. seeds: of the
     rows in ``main``; side_seeds: of all others. limit: items of each task, None for all. tasks: of the
-    evaluation. workers: trainings and evaluations at once. training: fields of TrainOptions that all rows
+    evaluation. workers: trainings and evaluations at once; together: trainings of one process at once, as in
+    ``cme-bench sweep``. training: fields of TrainOptions that all rows
     share. routers: rows whose router is measured, on ``router_limit`` items a task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
     weights once everything that needs them is done. budget_minutes: what the plan compares its cost with.
@@ -93,6 +94,7 @@ class Recipe:
     subject_limit: int = 20
     efficiency: tuple[Shape, ...] = ()
     workers: int = 1
+    together: int = 1
     keep_weights: bool = True
     budget_minutes: float | None = None
     note: str = ""

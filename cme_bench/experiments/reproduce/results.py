@@ -81,14 +81,15 @@ def _trainings(recipe: Recipe, folder: Folder) -> str:
                 *(done[k] for k in keys),
                 done.get("validation_loss", ""),
                 done["training_seconds"],
+                done.get("together", 1),
                 done.get("sha256", ""),
                 done["hardware"],
                 done["commit"],
             ]
         )
     return csv_text(
-        "kind row seed learning_rate steps tokens target_tokens final_loss validation_loss seconds sha256 "
-        "hardware commit".split(),
+        "kind row seed learning_rate steps tokens target_tokens final_loss validation_loss seconds together "
+        "sha256 hardware commit".split(),
         rows,
     )
 
@@ -132,15 +133,25 @@ def _figures(inputs: FigureInputs, out: Path, names: Sequence[str]) -> Iterator[
 
 def _all_seconds(outcome: Mapping[str, float]) -> float:
     """Return the seconds of a job over all calls: its last one counts itself, trainings and runs count all of
-    theirs."""
-    return max(outcome[key] for key in ("seconds", "training_seconds", "run_seconds") if key in outcome)
+    theirs; trainings together, each its part."""
+    found = [outcome[key] for key in ("seconds", "run_seconds") if key in outcome]
+    training = outcome.get("training_seconds", 0.0) / outcome.get("together", 1)
+    return max(*found, training)
 
 
 def _company(recipe: Recipe) -> list[str]:
     """Explain the times of trainings and runs where several processes shared the machine."""
+    lines = []
+    if recipe.together > 1:
+        lines += [
+            f"Up to {recipe.together} adapters were trained together on one base (`cme-bench sweep`): a "
+            "training has no time of its own. `efficiency/` measures a step of each method alone.",
+            "",
+        ]
     if recipe.workers < 2:
-        return []
+        return lines
     return [
+        *lines,
         f"{recipe.workers} processes shared the machine: the times of trainings and of runs, in Table 1 and "
         "figure 1, are those of a process in that company. `efficiency/` measures each method alone.",
         "",

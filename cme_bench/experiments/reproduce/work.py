@@ -1,7 +1,8 @@
 """Doing the jobs of a recipe: one process, or several that share a card, until all are done or time is up.
 
-Processes agree through files alone: each takes the first job that is ready and that nobody has locked. A
-killed process leaves a training at its last checkpoint, an evaluation at its last item.
+Processes agree through files alone: each takes the first job that is ready and that nobody has locked, or
+the first trainings, as many as the recipe trains together. A killed process leaves a training at its last
+checkpoint, an evaluation at its last item.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
+from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs, pending
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.util.errors import CmeError, InterruptedRun
 
 WAIT_SECONDS = 0.5
 MARGIN_SECONDS = 20.0
 """Left before the end of the time for what a stopping job still has to write."""
+Do = Callable[[Sequence[Job]], Sequence[Mapping[str, object]]]
+"""Does jobs, several at once only if they are trainings of one kind; returns what their markers record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ def interrupted_at(clock: Clock) -> Iterator[None]:
 def work(
     recipe: Recipe,
     folder: Folder,
-    do: Callable[[Job], dict[str, object]],
+    do: Do,
     note: Callable[[str], None],
     *,
     alone: bool,
@@ -82,9 +85,9 @@ def work(
 ) -> int:
     """Do jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
-    ``begun``: how many the call has done before; the new number is returned. Raises what a job raises, the
-    jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it is
-    the first of the call.
+    ``begun``: how often the call has done some before; the new number is returned. Raises what a job raises,
+    the jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it
+    is the first of the call.
     """
     jobs = all_jobs(recipe)
     while True:
@@ -96,7 +99,7 @@ def work(
         ready = shared or ([] if _others(left) else ready)
         if begun and ready and clock.left < 60 * (ready[0].minutes or 0):
             raise InterruptedRun(f"{ready[0].name} would not be done in time")
-        if any(_take(folder, job, do, note) for job in ready):
+        if any(_take(folder, jobs, do, note) for jobs in bundles(ready, recipe.together)):
             begun += 1
         else:
             time.sleep(WAIT_SECONDS)
@@ -107,19 +110,35 @@ def _others(left: Sequence[Job]) -> bool:
     return any(not job.alone for job in left)
 
 
-def _take(
-    folder: Folder, job: Job, do: Callable[[Job], dict[str, object]], note: Callable[[str], None]
-) -> bool:
-    """Do the job unless another process has it; return whether it was done."""
-    with folder.claimed(job.name) as mine:
-        if not mine or folder.is_done(job.name):
+def bundles(jobs: Sequence[Job], together: int) -> list[list[Job]]:
+    """Return the jobs in order, trainings of one kind in bundles of at most ``together``."""
+    found: list[list[Job]] = []
+    open_bundles: dict[str, list[Job]] = {}
+    for job in jobs:
+        bundle = open_bundles.get(job.kind)
+        if job.kind in TRAININGS and bundle is not None and len(bundle) < together:
+            bundle.append(job)
+        else:
+            open_bundles[job.kind] = [job]
+            found.append(open_bundles[job.kind])
+    return found
+
+
+def _take(folder: Folder, jobs: Sequence[Job], do: Do, note: Callable[[str], None]) -> bool:
+    """Do those of the jobs that no other process has; return whether there was any."""
+    with ExitStack() as stack:
+        mine = [job for job in jobs if stack.enter_context(folder.claimed(job.name))]
+        mine = [job for job in mine if not folder.is_done(job.name)]
+        if not mine:
             return False
-        note(f"{job.name}: begins")
+        for job in mine:
+            note(f"{job.name}: begins")
         started = time.monotonic()
-        outcome = do(job)
-        seconds = round(time.monotonic() - started, 3)
-        folder.finish(job.name, {"job": job.name, "seconds": seconds, **outcome})
-        note(f"{job.name}: done in {seconds:.0f} s")
+        outcomes = do(mine)
+        seconds = round((time.monotonic() - started) / len(mine), 3)
+        for job, outcome in zip(mine, outcomes, strict=True):
+            folder.finish(job.name, {"job": job.name, "seconds": seconds, **outcome})
+            note(f"{job.name}: done in {seconds:.0f} s" + (" of its own" if len(mine) > 1 else ""))
         return True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from cme_bench.experiments.efficiency.options import EfficiencyOptions
 from cme_bench.experiments.options import RouterOptions
-from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
 from cme_bench.experiments.router_load import measure_router
@@ -27,6 +27,7 @@ from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, load_sets
+from cme_bench.training.sweep.sweep import sweep
 from cme_bench.training.train import train
 from cme_bench.training.validation import validate
 from cme_bench.util.errors import UsageError
@@ -40,7 +41,8 @@ _WEIGHTS = "adapter_model.safetensors"
 
 
 class Workbench:
-    """Does the jobs of a recipe. Calling it with a job gives what its marker records."""
+    """Does the jobs of a recipe. Calling it with jobs gives what their markers record: with several, if they
+    are trainings of one kind."""
 
     def __init__(
         self,
@@ -54,24 +56,24 @@ class Workbench:
         self.recipe, self.folder, self.offline = recipe, folder, offline
         self._training, self._running = training or Listener(), running or Listener()
         self._done: dict[str, Callable[[Job], dict[str, Any]]] = {
-            "grid": self._grid,
-            "train": self._train,
             "evaluate": self._evaluate,
             "router": self._router,
             "efficiency": self._efficiency,
         }
 
-    def __call__(self, job: Job) -> dict[str, Any]:
+    def __call__(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         import torch
 
         self._drop_weights()
         gc.collect()  # trainers hold their models in cycles
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other processes may share the card
-        return self._done[job.kind](job) | {
-            "hardware": hardware(cuda=torch.cuda.is_available()),
-            "commit": commit(),
-        }
+        if jobs[0].kind in TRAININGS:
+            outcomes = self._train(jobs)
+        else:
+            outcomes = [self._done[job.kind](job) for job in jobs]
+        where = {"hardware": hardware(cuda=torch.cuda.is_available()), "commit": commit()}
+        return [outcome | where for outcome in outcomes]
 
     # ---- trainings
 
@@ -93,24 +95,42 @@ class Workbench:
             **{**fields, "learning_rate": rate, "max_steps": steps, "seed": seed},
         )
 
-    def trained(self, options: TrainOptions) -> dict[str, Any]:
-        """Train, or go on, and return the training's record."""
-        out = train(options, self._training, sets=self.sets)
-        content = read_json(out / "cme_training.json")
-        return {k: content[k] for k in ("steps", "tokens_trained", "target_tokens_trained", "final_loss")} | {
-            "training_seconds": content["seconds"]
-        }
+    def trained(self, *asked: TrainOptions) -> list[dict[str, Any]]:
+        """Train, or go on, all at once; return the trainings' records."""
+        if len(asked) == 1:
+            train(asked[0], self._training, sets=self.sets)
+        else:
+            states = self.folder.path / "jobs" / f".{asked[0].out.parent.name}-{asked[0].out.name}.sweep.pt"
+            sweep(asked, self._training, sets=self.sets, states=states)
+        return [_outcome(options.out) for options in asked]
 
-    def _grid(self, job: Job) -> dict[str, Any]:
-        assert job.rate is not None
-        out = self.folder.grid(job.row, job.rate)
-        options = self.training_options(
-            job.row, out, rate=job.rate, steps=self.recipe.grid_steps, seed=GRID_SEED
-        )
-        record = self.trained(options)
-        held = validate(out, options, self.sets)
-        return record | {
-            "learning_rate": job.rate,
+    def _train(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        asked = [self._asked(job) for job in jobs]
+        trained = zip(jobs, asked, self.trained(*asked), strict=True)
+        return [outcome | self._afterwards(job, options) for job, options, outcome in trained]
+
+    def _asked(self, job: Job) -> TrainOptions:
+        """Return the options of a training."""
+        if job.kind == "grid":
+            assert job.rate is not None
+            out, rate, steps, seed = (
+                self.folder.grid(job.row, job.rate),
+                job.rate,
+                self.recipe.grid_steps,
+                GRID_SEED,
+            )
+        else:
+            out, rate = self.folder.adapter(job.row, job.seed), self.learning_rate(job.row)
+            steps, seed = self.recipe.steps_of(job.row), job.seed
+        return self.training_options(job.row, out, rate=rate, steps=steps, seed=seed)
+
+    def _afterwards(self, job: Job, options: TrainOptions) -> dict[str, Any]:
+        """Return what is recorded of a finished training beside its own record: what choices rest on."""
+        rate = {"learning_rate": options.learning_rate}
+        if job.kind == "train":
+            return rate | {"sha256": hash_checkpoint(options.out)}
+        held = validate(options.out, options, self.sets)
+        return rate | {
             "validation_loss": held.loss,
             "validation_items": held.items,
             "validation_target_tokens": held.target_tokens,
@@ -126,14 +146,6 @@ class Workbench:
             rate: self.folder.outcome(Job("grid", tuned, rate=rate).name)["validation_loss"] for rate in rates
         }
         return min(losses, key=lambda rate: (losses[rate], rate))
-
-    def _train(self, job: Job) -> dict[str, Any]:
-        out = self.folder.adapter(job.row, job.seed)
-        rate = self.learning_rate(job.row)
-        options = self.training_options(
-            job.row, out, rate=rate, steps=self.recipe.steps_of(job.row), seed=job.seed
-        )
-        return self.trained(options) | {"learning_rate": rate, "sha256": hash_checkpoint(out)}
 
     # ---- evaluations
 
@@ -227,3 +239,10 @@ class Workbench:
         self._drop_weights()
         if "engines" in self.__dict__:
             self.engines.close()
+
+
+def _outcome(adapter: Path) -> dict[str, Any]:
+    """Return what a marker keeps of a finished training's record."""
+    content = read_json(adapter / "cme_training.json")
+    kept = ("steps", "tokens_trained", "target_tokens_trained", "final_loss", "together")
+    return {k: content[k] for k in kept if k in content} | {"training_seconds": content["seconds"]}

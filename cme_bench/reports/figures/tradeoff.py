@@ -15,11 +15,14 @@ from cme_bench.reports.figures.style import OKABE_ITO
 
 
 def tradeoff_frame(inputs: FigureInputs) -> pd.DataFrame:
-    """Return figure 1: adapters whose training time and inference time are known; without runs, the methods
+    """Return figure 1: adapters whose training time and inference time are known; without any, the methods
     of ``cme-bench efficiency``, which have no score."""
-    if not inputs.runs and (measured := _measured_tradeoff(inputs)):
-        return pd.DataFrame(measured)
+    measured = pd.DataFrame(_measured_tradeoff(inputs))
+    if not inputs.runs and not measured.empty:
+        return measured
     frame = runs_of(inputs).dropna(subset=["training_seconds", "inference_seconds", "parameters"])
+    if frame.empty and not measured.empty:
+        return measured
     if frame.empty:
         raise MissingInputError("no run has an adapter with a recorded training time")
     return frame

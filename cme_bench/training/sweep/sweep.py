@@ -34,24 +34,36 @@ _DATA = ("data", "row_form", "datasets", "cap", "holdout", "prompt_format", "max
 """Options that decide which rows are read."""
 
 
-def sweep(options: Sequence[TrainOptions], listener: Listener | None = None) -> list[Path]:
+def sweep(
+    options: Sequence[TrainOptions],
+    listener: Listener | None = None,
+    *,
+    sets: Sequence[ItemSet] | None = None,
+    states: Path | None = None,
+) -> list[Path]:
     """Train all adapters, and return their folders, which lie in one folder.
+
+    ``sets``: the rows that all draw from, as ``load_sets`` returns them, if they are loaded already;
+    ``states``: the file of what is unfinished, by default ``.sweep.pt`` beside the folders.
 
     Raises UsageError before weights are loaded for every setting that is impossible, InterruptedRun after a
     signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
     """
     listener = listener or Listener()
-    waiting = [one for one in _prepared(options, listener) if not one.finished]
+    waiting = [one for one in _prepared(options, listener, sets) if not one.finished]
     if waiting:
         with ExitStack() as stack:
             for one in waiting:
                 stack.enter_context(only_writer(one.options.out))
-            _Sweep(waiting, listener).run()
+            file = states or options[0].out.parent / STATES
+            _Sweep(waiting, listener, file=file, together=len(options)).run()
     return [one.out for one in options]
 
 
-def _prepared(options: Sequence[TrainOptions], listener: Listener) -> list[Prepared]:
-    """Prepare every training; rows that several of them draw from are read once."""
+def _prepared(
+    options: Sequence[TrainOptions], listener: Listener, sets: Sequence[ItemSet] | None
+) -> list[Prepared]:
+    """Prepare every training; rows that several of them draw from are read once, if ``sets`` are not they."""
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
     found = []
     for one in options:
@@ -64,7 +76,7 @@ def _prepared(options: Sequence[TrainOptions], listener: Listener) -> list[Prepa
         listener.note(f"{one.out.name}: preparing")
         key = tuple(getattr(one, name) for name in _DATA)
         if key not in read:
-            read[key] = load_sets(one, note=listener.note)
+            read[key] = load_sets(one, note=listener.note) if sets is None else sets
         found.append(prepare(one, listener, sets=read[key]))
     return found
 
@@ -72,10 +84,9 @@ def _prepared(options: Sequence[TrainOptions], listener: Listener) -> list[Prepa
 class _Sweep:
     """Everything between the prepared trainings and their folders."""
 
-    def __init__(self, waiting: Sequence[Prepared], listener: Listener) -> None:
+    def __init__(self, waiting: Sequence[Prepared], listener: Listener, *, file: Path, together: int) -> None:
         self._waiting = {one.name: one for one in waiting}
-        self._listener = listener
-        self._file = waiting[0].options.out.parent / STATES
+        self._listener, self._file, self._together = listener, file, together
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
@@ -178,7 +189,7 @@ class _Sweep:
             elif member.plan.steps == crew.step:
                 crew.detach(number)
                 with crew.alone(number) as model:
-                    finish(model, self._ledger.curve(member.name), member)
+                    finish(model, self._ledger.curve(member.name), member, together=self._together)
                 self._states.pop(member.name, None)
             else:
                 left.append(member)

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +41,10 @@ def silent(_: str) -> None:
 def test_every_job_is_done_once_after_its_needs(recipe: Recipe, folder: Folder) -> None:
     done: list[Job] = []
 
-    def do(job: Job) -> dict[str, Any]:
-        assert all(map(folder.is_done, job.needs))
-        done.append(job)
-        return {"validation_loss": 1.0}
+    def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        assert all(folder.is_done(need) for job in jobs for need in job.needs)
+        done.extend(jobs)
+        return [{"validation_loss": 1.0}] * len(jobs)
 
     work(recipe, folder, do, silent, alone=True, clock=Clock(None))
     assert sorted(job.name for job in done) == sorted(job.name for job in all_jobs(recipe))
@@ -51,11 +53,34 @@ def test_every_job_is_done_once_after_its_needs(recipe: Recipe, folder: Folder) 
     assert len(done) == len(all_jobs(recipe)), "nothing is done twice"
 
 
+def test_trainings_that_are_ready_are_done_together(recipe: Recipe, folder: Folder) -> None:
+    """Learning rates first, then the rows whose rate is chosen; one that another process has is left out."""
+    done: list[list[str]] = []
+
+    def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        assert len({job.kind for job in jobs}) == 1
+        done.append([job.name for job in jobs])
+        if jobs[0].kind == "train":
+            raise CmeError("enough")
+        return [{} for _ in jobs]
+
+    with folder.claimed("grid-lora-0.01") as taken, pytest.raises(CmeError, match="enough"):
+        assert taken
+        work(replace(recipe, together=4), folder, do, silent, alone=True, clock=Clock(None))
+    assert done == [
+        ["evaluate-base"],
+        ["grid-lora-0.001", "grid-moelora-32-0.001", "grid-moelora-32-0.01"],
+        ["grid-teamlora-32-0.001", "grid-teamlora-32-0.01"],
+        ["train-moelora-32-seed0", "train-teamlora-32-seed0", "train-team-half-seed0"],
+    ]
+    assert folder.is_done("grid-lora-0.001") and not folder.is_done("train-moelora-32-seed0")
+
+
 def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> None:
-    def do(job: Job) -> dict[str, Any]:
-        if job.kind == "grid":
+    def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        if jobs[0].kind == "grid":
             raise CmeError("no")
-        return {}
+        return [{}]
 
     with pytest.raises(CmeError):
         work(recipe, folder, do, silent, alone=True, clock=Clock(None))
@@ -63,11 +88,11 @@ def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> 
 
 
 def _work_slowly(recipe: Recipe, folder: Folder, log: Path) -> None:
-    def do(job: Job) -> dict[str, Any]:
+    def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         with log.open("a") as stream:
-            stream.write(f"{os.getpid()} {job.name}\n")
+            stream.write("".join(f"{os.getpid()} {job.name}\n" for job in jobs))
         time.sleep(0.03)
-        return {}
+        return [{}] * len(jobs)
 
     work(recipe, folder, do, silent, alone=True, clock=Clock(None))
 
@@ -107,9 +132,9 @@ def test_time_that_is_up_interrupts_code_that_catches_every_exception() -> None:
 def test_what_would_be_lost_is_not_begun_unless_it_comes_first(recipe: Recipe, folder: Folder) -> None:
     done: list[str] = []
 
-    def do(job: Job) -> dict[str, Any]:
-        done.append(job.name)
-        return {}
+    def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        done.extend(job.name for job in jobs)
+        return [{}] * len(jobs)
 
     soon = Clock(time.monotonic() + 120)
     with pytest.raises(InterruptedRun, match="efficiency-tiny-train would not be done in time"):

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from cme_bench.models.adapter import own_seconds
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions
@@ -73,10 +74,11 @@ def test_every_folder_is_that_of_its_own_training(asked: list[TrainOptions], tmp
         assert train(one) == folder, "the single training finds it finished: the same identity"
         alone = train(replace(one, out=tmp_path / "alone" / folder.name))
         mine, theirs = (json.loads((f / "cme_training.json").read_text()) for f in (folder, alone))
-        differ = {"seconds", "arguments", "final_loss", "adapter"}
+        differ = {"seconds", "together", "arguments", "final_loss", "adapter"}
         assert {k: v for k, v in mine.items() if k not in differ} == {
             k: v for k, v in theirs.items() if k not in differ
         }
+        assert mine["together"] == 4 and own_seconds(mine) is None
         assert mine["adapter"]["trainable_parameters"] == theirs["adapter"]["trainable_parameters"]
         points = [(read_curve(f / "loss.csv")) for f in (folder, alone)]
         for ours, other in zip(*points, strict=True):
