@@ -50,10 +50,13 @@ class Examined:
     notes: tuple[str, ...]
 
 
-def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -> Examined:
+def examine(
+    model: nn.Module, folder: Path, *, allow_other_base: bool = False, task: int | None = None
+) -> Examined:
     """Return what an adapter folder asks of ``model``, which is a base model and may be on the meta device.
 
-    ``allow_other_base``: no note where the adapter records a base model of another name.
+    ``allow_other_base``: no note where the adapter records a base model of another name. ``task``: that of
+    all rows, of an adapter of several tasks.
 
     Raises AdapterError with one line that names the file (and tensor or field) at fault: folder or file
     missing or damaged, pickle file, a method or field that is not computed exactly, no layer to adapt, a base
@@ -61,7 +64,7 @@ def examine(model: nn.Module, folder: Path, *, allow_other_base: bool = False) -
     """
     config = read_config(folder)
     weights = weights_file(folder)
-    _check_computable(folder, config)
+    _check_computable(folder, config, task)
     found = tensor_shapes(weights)
     vocabulary = shipped_vocabulary(weights, found, model)
     other = other_base(folder, config, model, vocabulary)
@@ -152,12 +155,12 @@ def compare(
     return others
 
 
-def _check_computable(folder: Path, config: PeftConfig) -> None:
+def _check_computable(folder: Path, config: PeftConfig, given: int | None) -> None:
     path = folder / CONFIG_FILE
     task = getattr(config.task_type, "value", config.task_type)
     if task not in _TASKS:
         raise AdapterError(f"{path}: field 'task_type' is {task!r}; only adapters of a causal LM can be run")
-    how = verdict(config)
+    how = verdict(config, given)
     if how.way == "refused":
         raise AdapterError(f"{path}: {how.reason}")
     if is_xlora(config):

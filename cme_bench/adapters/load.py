@@ -19,6 +19,7 @@ from cme_bench.adapters import xlora
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
+from cme_bench.adapters.row_task import choose_task
 from cme_bench.adapters.shared.quantised import parameter_place
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
 from cme_bench.util.devices import computing_device, is_spread
@@ -35,6 +36,7 @@ def load_adapter(
     name: str = NAME,
     allow_other_base: bool = False,
     is_trainable: bool = False,
+    task: int | None = None,
     note: Callable[[str], None] | None = None,
 ) -> PeftModel:
     """Load an adapter folder onto a base model, and activate it; ``take_off`` undoes it.
@@ -46,6 +48,7 @@ def load_adapter(
         name: The adapter's name in the model; must not be taken.
         allow_other_base: Say nothing where the recorded base model has another name.
         is_trainable: Keep the adapter's parameters trainable.
+        task: Of an adapter of several tasks (POLY), the number of the one that all rows are of.
         note: Told what a user should see, such as a base model of another name; default: a warning.
 
     Returns:
@@ -58,7 +61,7 @@ def load_adapter(
     inner = base_model.get_base_model() if isinstance(base_model, PeftModel) else base_model
     if isinstance(base_model, PeftModel) and name in base_model.peft_config:
         raise AdapterError(f"{folder}: the model already has an adapter named {name!r}")
-    found = examine(inner, folder, allow_other_base=allow_other_base)
+    found = examine(inner, folder, allow_other_base=allow_other_base, task=task)
     for sentence in found.notes:
         _say(note, sentence)
     if isinstance(base_model, PeftModel):
@@ -67,16 +70,17 @@ def load_adapter(
         if found.vocabulary is not None:
             raise AdapterError(f"{folder}: its vocabulary is larger than that of the adapters already loaded")
         _put_beside(base_model, folder, name, is_trainable)
-        return base_model
+        return _with_task(base_model, name, task)
     for sentence in _replaced(inner, folder, found):
         _say(note, sentence)
     try:
-        return _put_on(inner, folder, found, name, is_trainable)
+        model = _put_on(inner, folder, found, name, is_trainable=is_trainable)
     except BaseException as error:
         _strip(inner)
         if isinstance(error, AdapterError) or not isinstance(error, Exception):
             raise
         raise AdapterError(f"{folder}: PEFT cannot load this adapter ({_reason(error)})") from error
+    return _with_task(model, name, task)
 
 
 def check_adapter(base_model: nn.Module, folder: Path) -> PeftConfig:
@@ -100,7 +104,7 @@ def take_off(model: PeftModel) -> nn.Module:
     return base
 
 
-def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_trainable: bool) -> PeftModel:
+def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, *, is_trainable: bool) -> PeftModel:
     shapes = {key: tuple(p.shape) for key, p in inner.named_parameters(remove_duplicate=False)}
     if found.vocabulary is not None:
         grow(inner, found.vocabulary)
@@ -122,6 +126,12 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, is_train
         weights = weights_file(folder)
         compare(weights, tensor_shapes(weights), model, shapes)
     model.peft_config[name].loaded_from = str(folder)  # where a model in memory finds its training record
+    return model
+
+
+def _with_task(model: PeftModel, name: str, task: int | None) -> PeftModel:
+    if task is not None:
+        choose_task(model, name, task)
     return model
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from peft import PeftConfig
 
 from cme_bench.adapters.registry import find
+from cme_bench.adapters.row_task import chosen_task, why_no_task
 
 Way = Literal["shared", "alone", "refused"]
 """shared: a token's update depends on that token alone, so prefixes, batches and a cache may be shared.
@@ -29,15 +30,13 @@ class Verdict:
 
 SHARED = Verdict("shared")
 _VIRTUAL = Verdict("alone", "an adapter adds virtual tokens")
-_TASKS = Verdict("refused", "it needs the number of a task with every row, which no run has")
 
 _METHOD: dict[str, Verdict] = {
     "ADAPTION_PROMPT": Verdict("alone", "an adapter attends to a prompt of its own"),
     "CARTRIDGE": _VIRTUAL,
     "CPT": _VIRTUAL,
     "LILY": Verdict("alone", "an adapter averages its router over the whole batch"),
-    "MULTITASK_PROMPT_TUNING": _TASKS,
-    "POLY": _TASKS,
+    "MULTITASK_PROMPT_TUNING": _VIRTUAL,
     "PREFIX_TUNING": _VIRTUAL,
     "PROMPT_TUNING": _VIRTUAL,
     "P_TUNING": _VIRTUAL,
@@ -150,12 +149,17 @@ def method_verdict(method: str) -> Verdict:
     return _METHOD.get(method, SHARED)
 
 
-def verdict(config: PeftConfig) -> Verdict:
-    """Return how the transformers engine computes an adapter; the reason names a field or the method."""
+def verdict(config: PeftConfig, task: int | None = None) -> Verdict:
+    """Return how the transformers engine computes an adapter; the reason names a field or the method.
+
+    ``task``: the one of all rows, of an adapter of several tasks; default: what was chosen as it was loaded.
+    """
     method = str(getattr(config.peft_type, "value", config.peft_type))
     found = method_verdict(method)
     if found.way == "refused":
         return Verdict("refused", f"method {method} cannot be computed: {found.reason}")
+    if reason := why_no_task(config, chosen_task(config) if task is None else task):
+        return Verdict("refused", f"method {method}: {reason}")
     known = known_fields(method) or frozenset()
     for name in _set_fields(config):
         asked = _FIELD.get(name, SHARED if name in known else None)

@@ -17,27 +17,20 @@ class Fixed:
     why: str
 
 
-_SPLIT = "cme-hf computes on one device: leave it out, and give device=..."
 _STORED = "cme-hf reads a quantised checkpoint as its config.json says: leave it out"
-_LOADED = "cme-hf quantises no model as it loads: leave it out, and give a checkpoint that is quantised"
-_UNSPLIT = (None, False)
+_UNSET = (None, False)
 
 FIXED: Mapping[str, Fixed] = {
     "backend": Fixed(("default", "causal"), "cme-hf evaluates decoder-only models: leave it out"),
     "softmax_dtype": Fixed((None, "float32"), "cme-hf computes every softmax in float32: leave it out"),
     "mixed_precision_dtype": Fixed((None,), "cme-hf computes in the type of the weights: give dtype=..."),
-    "trust_remote_code": Fixed(_UNSPLIT, "cme-hf never runs the code of a model: leave it out"),
-    "parallelize": Fixed(_UNSPLIT, _SPLIT),
-    "max_memory_per_gpu": Fixed((None,), _SPLIT),
-    "max_cpu_memory": Fixed((None,), _SPLIT),
-    "offload_folder": Fixed((None, "./offload"), _SPLIT),
-    "tp_plan": Fixed((None,), _SPLIT),
-    "device_map": Fixed((None,), _SPLIT),
-    "autogptq": Fixed(_UNSPLIT, _STORED),
-    "gptqmodel": Fixed(_UNSPLIT, _STORED),
-    "quantization_config": Fixed((None,), _STORED),
-    "load_in_4bit": Fixed(_UNSPLIT, _LOADED),
-    "load_in_8bit": Fixed(_UNSPLIT, _LOADED),
+    "trust_remote_code": Fixed(_UNSET, "cme-hf never runs the code of a model: leave it out"),
+    "tp_plan": Fixed((None,), "cme-hf splits no layer: leave it out, and give device_map=auto"),
+    "autogptq": Fixed(_UNSET, _STORED),
+    "gptqmodel": Fixed(_UNSET, _STORED),
+    "quantization_config": Fixed(
+        (None,), "cme-hf quantises by bitsandbytes alone: give load_in_4bit=True or load_in_8bit=True"
+    ),
     "gguf_file": Fixed((None,), "cme-hf reads safetensors alone: give the checkpoint in that form"),
     "low_cpu_mem_usage": Fixed((None, True), "transformers loads no other way: leave it out"),
     "use_safetensors": Fixed((None, True), "cme-hf reads safetensors alone: leave it out"),

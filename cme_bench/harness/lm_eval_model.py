@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from lm_eval.api.registry import register_model
 
 from cme_bench.harness import hflm_arguments as arguments
 from cme_bench.harness.engine_lm import EngineLM
+from cme_bench.harness.hflm_loading import Loading, load, put_adapter
 from cme_bench.models.checkpoint import config_folder, resolve_model
 from cme_bench.models.hub_name import parse_hub_name
-from cme_bench.models.packaged import adapter_folder
 from cme_bench.prompts.bos import decide_bos, model_types
 from cme_bench.prompts.generation import DEFAULT_NEW_TOKENS
 from cme_bench.util.errors import UsageError
@@ -75,6 +75,16 @@ class CmeHF(EngineLM):
         dtype: str | torch.dtype | None = "auto",
         device: str | None = None,
         attn_implementation: str | None = None,
+        parallelize: bool | None = False,
+        device_map: str | Mapping[str, Any] | None = None,
+        max_memory_per_gpu: int | str | None = None,
+        max_cpu_memory: int | str | None = None,
+        offload_folder: str | None = "./offload",
+        load_in_4bit: bool | None = False,
+        load_in_8bit: bool | None = False,
+        bnb_4bit_quant_type: str | None = None,
+        bnb_4bit_use_double_quant: bool | None = None,
+        bnb_4bit_compute_dtype: str | torch.dtype | None = None,
         max_length: int | None = None,
         truncation: bool | None = False,
         logits_cache: bool = True,
@@ -91,7 +101,9 @@ class CmeHF(EngineLM):
         **fixed: Any,
     ) -> None:
         arguments.check_fixed(fixed, taken=inspect.signature(CmeHF.__init__).parameters)
-        _check(locals())
+        given = locals()
+        loading = Loading(**{field.name: given[field.name] for field in fields(Loading)})
+        _check(given)
         from cme_bench.engines.hf import HFEngine
         from cme_bench.engines.hf.alone import adapter_positions
         from cme_bench.engines.hf.forward import max_positions
@@ -101,14 +113,20 @@ class CmeHF(EngineLM):
         tokens = _tokens(folder, tokenizer, add_bos_token, use_fast=use_fast_tokenizer)
         arguments.check_token(tokens, "prefix_token_id", prefix_token_id)
         thought = arguments.end_of_thought(tokens, think_end_token)
-        model = _model(folder, arguments.dtype_name(dtype), attn_implementation, delta)
+        model = load(folder, arguments.dtype_name(dtype), loading, where)
         if add_bos_token is None:
             _warn_of_bos(tokens, model.config)
         fed = max_positions(model.config) if max_length is None else max_length
         if adapter or peft:
-            model = _adapted(model, str(adapter or peft))
+            model = put_adapter(model, str(adapter or peft))
             fed -= adapter_positions(model) if max_length is None else 0
-        engine = HFEngine(model, tokens, max_length=fed + 1, tokens_per_batch=tokens_per_batch, device=where)
+        engine = HFEngine(
+            model,
+            tokens,
+            max_length=fed + 1,
+            tokens_per_batch=tokens_per_batch,
+            device=None if loading.spread else where,
+        )
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         super().__init__(
             engine,
@@ -145,7 +163,6 @@ def _check(given: Mapping[str, Any]) -> None:
         ("tokens_per_batch", 1),
     ):
         arguments.check_count(name, given[name], least)
-    arguments.attention(given["attn_implementation"])
     arguments.dtype_name(given["dtype"])
     if not isinstance(given["chat_template_args"], Mapping | None):
         raise UsageError(f"chat_template_args={given['chat_template_args']}: it must be a mapping")
@@ -201,35 +218,3 @@ def _tokens(
     own = folder if not tokenizer else config_folder(tokenizer, note=logger.warning)
     tokens: PreTrainedTokenizerBase = load_named_tokenizer(str(own), **settings)
     return tokens
-
-
-def _model(folder: Path, dtype: str, attention: str | None, delta: str | None) -> Any:
-    from cme_bench.models.load import load_named
-
-    model = load_named(str(folder), dtype, note=logger.warning, **arguments.attention(attention))
-    if delta is not None:
-        difference = resolve_model(delta, note=logger.warning).path
-        _add(model, load_named(str(difference), dtype, note=logger.warning), delta)
-    return model
-
-
-def _add(model: Any, difference: Any, name: str) -> None:
-    """Add the weights of ``difference`` to those of ``model``; weights that are tied are added once.
-
-    Raises UsageError if the two do not have the same weights.
-    """
-    ours, theirs = dict(model.named_parameters()), dict(difference.named_parameters())
-    if wrong := sorted(ours.keys() ^ theirs.keys()):
-        raise UsageError(f"delta {name}: only one of the two models has {wrong[0]}")
-    for key, parameter in ours.items():
-        if parameter.shape != theirs[key].shape:
-            sizes = [tuple(one.shape) for one in (theirs[key], parameter)]
-            raise UsageError(f"delta {name}: {key} is {sizes[0]}, and {sizes[1]} in the model")
-        parameter.data += theirs[key].data
-
-
-def _adapted(model: Any, name: str) -> Any:
-    """Put an adapter on ``model``, found and checked as in a run: a folder, one of ours, or of the hub."""
-    from cme_bench.adapters.load import load_adapter  # and TeamLoRA and its kin are known to PEFT
-
-    return load_adapter(model, adapter_folder(name, note=logger.warning), note=logger.warning)

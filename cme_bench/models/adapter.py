@@ -51,10 +51,11 @@ class Adapter:
 @dataclass(frozen=True, kw_only=True)
 class AdapterCheckpoint(Adapter):
     """An adapter in a folder; its ``hash`` is the sha256 over weights and config. ``portable``: the name by
-    which other machines find it."""
+    which other machines find it; ``task``: that of all rows, of an adapter of several."""
 
     path: Path
     portable: str
+    task: int | None = None
 
 
 def resolve_adapter(
@@ -75,7 +76,7 @@ def resolve_adapter(
     place = locate_adapter(name, offline=offline, note=note)
     path = place.path
     training = read_training(path)
-    asked = examine(bare_model(base_config), path)
+    asked = examine(bare_model(base_config), path, task=place.task)
     found = describe(path, base_config)
     hash_, code = hash_checkpoint(path), None
     if more := files_of(path):  # experts that lie in folders of their own
@@ -83,6 +84,8 @@ def resolve_adapter(
     if (method := registry.find(found.method.upper())) is not None and method.code is not None:
         code = CodeRecord(file=method.code.file, hash=method.code.hash)
         hash_ = hashlib.sha256(f"{hash_}:{code.hash}".encode()).hexdigest()
+    if place.task is not None:
+        hash_ = hashlib.sha256(f"{hash_}:task={place.task}".encode()).hexdigest()
     record = AdapterRecord(
         name=place.label,
         path=str(path),
@@ -101,11 +104,13 @@ def resolve_adapter(
         code=code or UNSET,
         revision=place.revision or UNSET,
         hub=place.hub or UNSET,
+        task=UNSET if place.task is None else place.task,
     )
     return AdapterCheckpoint(
         name=place.label,
         path=path,
         portable=place.portable,
+        task=place.task,
         hash=hash_,
         prompt_format=training.get("prompt_format"),
         record=record,

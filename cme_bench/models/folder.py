@@ -51,14 +51,35 @@ def only_the_model(path: Path) -> Iterator[Path]:
 
     transformers applies an adapter that it finds in a model's folder, and vLLM reads all safetensors files.
     """
+    links = _links(path)
+    try:
+        yield path if links is None else Path(links.name)
+    finally:
+        if links is not None:
+            links.cleanup()
+
+
+def only_the_model_kept(path: Path) -> Path:
+    """Return what ``only_the_model`` gives. It stays until the process ends, for weights left on disk."""
+    links = _links(path)
+    if links is None:
+        return path
+    _KEPT.append(links)
+    return Path(links.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _links(path: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """Return a folder of links to a model's own files; None if there are no others beside them."""
     own = own_entries(path)
     if len(own) == sum(1 for _ in path.iterdir()):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="cme-bench-model-") as links:
-        for entry in own:
-            (Path(links) / entry.name).symlink_to(entry.resolve())
-        yield Path(links)
+        return None
+    links = tempfile.TemporaryDirectory(prefix="cme-bench-model-")
+    for entry in own:
+        (Path(links.name) / entry.name).symlink_to(entry.resolve())
+    return links
 
 
 def _only_adapter(path: Path) -> bool:

@@ -158,9 +158,11 @@ class LiveModel(LoadedModel):
         self, names: tuple[str, ...], hash_: str, code: CodeRecord | None, training: dict[str, Any]
     ) -> AdapterRecord:
         from cme_bench.adapters.describe import describe_adapter
+        from cme_bench.adapters.row_task import chosen_task
 
         parts = [describe_adapter(self.peft, name) for name in names]
         one = parts[0] if len(parts) == 1 else None
+        task = chosen_task(self.peft.peft_config[names[0]])
         return AdapterRecord(
             name="+".join(names),
             path=IN_MEMORY,
@@ -177,6 +179,7 @@ class LiveModel(LoadedModel):
             training_seconds=own_seconds(training),
             tokens_trained=training.get("tokens_trained"),
             code=code or UNSET,
+            task=UNSET if task is None else task,
         )
 
 
@@ -227,6 +230,7 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def _check_computable(name: str, config: Any) -> None:
+    from cme_bench.adapters.row_task import chosen_task, task_count
     from cme_bench.adapters.support import verdict
 
     task = getattr(config.task_type, "value", config.task_type)
@@ -234,7 +238,13 @@ def _check_computable(name: str, config: Any) -> None:
         raise UsageError(f"adapter {name!r}: task_type is {task!r}; only adapters of a causal LM can be run")
     how = verdict(config)
     if how.way == "refused":
-        raise UsageError(f"adapter {name!r}: {how.reason}")
+        several = task_count(config) is not None and chosen_task(config) is None
+        hint = (
+            " (in memory: choose_task of cme_bench.adapters.row_task, or load_adapter's task=)"
+            if several
+            else ""
+        )
+        raise UsageError(f"adapter {name!r}: {how.reason}{hint}")
 
 
 def _code(config: Any) -> CodeRecord | None:

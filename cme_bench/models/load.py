@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
-from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model
-from cme_bench.models.placement import DeviceMap
-from cme_bench.models.quantisation import check_quantisation, quantisation, stated_dtype
+from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model, only_the_model_kept
+from cme_bench.models.placement import DeviceMap, check_complete
+from cme_bench.models.quantisation import check_quantisation, method_of, quantisation, stated_dtype
 from cme_bench.models.quantise import check_quantize, loading_config, quiet, settle
 from cme_bench.util.errors import CmeError, UsageError, first_line
 from cme_bench.util.options import DType, Quantize, check_choice
@@ -110,7 +110,9 @@ def load_model(
     if quantize is not None:
         settings["quantization_config"] = loading_config(quantize, dtype)
     try:
-        with only_the_model(path) as folder:
+        with ExitStack() as stack:
+            kept = device_map is not None
+            folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
             )
@@ -153,13 +155,16 @@ def load_named(
     *,
     note: Callable[[str], None],
     revision: str = "main",
+    device: torch.device | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
     """Return the causal LM of a folder or a hub id, as lm-eval names one, with the checks of a run.
 
-    ``settings``: transformers' own, of the model. ``note`` is told of an adapter that lies beside a
-    folder's weights. Raises UsageError as ``load_model`` and ``check_base`` do.
+    ``settings``: transformers' own, of the model; ``device``: where a quantised one lies unless they say it.
+    ``note`` is told of an adapter that lies beside a folder's weights. Raises UsageError as ``load_model``
+    and ``check_base`` do.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = Path(name)
@@ -169,10 +174,14 @@ def load_named(
             check_model_folder(folder)
             if beside := adapter_note(folder):
                 note(beside)
-            name = str(stack.enter_context(only_the_model(folder)))
+            kept = "device_map" in settings
+            name = str(only_the_model_kept(folder) if kept else stack.enter_context(only_the_model(folder)))
         config = AutoConfig.from_pretrained(name, **source)
         check_causal(folder, config)
         check_quantisation(folder, config, "hf")
+        _check_settings(folder, config, settings)
+        if device is not None and quantisation(config) is not None:
+            settings.setdefault("device_map", {"": device})
         if folder.is_dir():
             check_weights(folder, config)
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -180,8 +189,21 @@ def load_named(
         )
     check_loaded(folder, model, info)
     model.name_or_path = model.config.name_or_path = str(folder)
+    narrow = stated_dtype(model.config) if model.dtype == torch.float16 else None  # as bitsandbytes does it
+    settle(model, narrow or model.dtype)
     check_order(model, folder)
     return model
+
+
+def _check_settings(folder: Path, config: Any, settings: Mapping[str, Any]) -> None:
+    """Raise UsageError for a quantisation of what is quantised, and for a device map that does not fit."""
+    block = quantisation(config)
+    if block is not None and "quantization_config" in settings:
+        bits = 8 if settings["quantization_config"].load_in_8bit else 4
+        raise UsageError(
+            f"load_in_{bits}bit: {folder} is quantised already, with {method_of(block)}; leave it out"
+        )
+    check_complete("device_map", settings.get("device_map"), config)
 
 
 def choose_device() -> torch.device:

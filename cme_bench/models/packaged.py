@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cme_bench.models.checkpoint import fetched_origin, folder_or_snapshot
 from cme_bench.models.hub_fetch import Role, Snapshot
 from cme_bench.models.hub_name import parse_hub_name
+from cme_bench.models.task_name import split_task, with_task
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.notes import Note, unheard
 
@@ -22,31 +23,40 @@ def packaged() -> list[str]:
 def adapter_folder(
     name: str | Path, *, offline: bool = False, role: Role = "adapter", note: Note = unheard
 ) -> Path:
-    """Return the folder of an adapter, as ``locate_adapter`` finds it."""
-    return locate_adapter(name, offline=offline, role=role, note=note).path
+    """Return the folder of an adapter, as ``locate_adapter`` finds it. UsageError if a task is named."""
+    found = locate_adapter(name, offline=offline, role=role, note=note)
+    if found.task is not None:
+        raise UsageError(
+            f"adapter {name}: a task is chosen where the adapter answers (run, cme-hf); leave it out"
+        )
+    return found.path
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterPlace:
     """Where an adapter is. ``label``: its name in runs and tables; ``revision``: the hub's commit, ``hub``:
-    the hub name, of one that came from there; ``cached``: whether it lies in the hub's own cache."""
+    the hub name, of one that came from there; ``cached``: whether it lies in the hub's own cache; ``task``:
+    that of all rows, where the name gives one."""
 
     path: Path
     label: str
     revision: str | None = None
     hub: str | None = None
     cached: bool = False
+    task: int | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Return what tells it from others of its name, the last part the name itself."""
-        return (str(self.hub).partition("/")[0], self.label) if self.cached else self.path.parts
+        owner = (str(self.hub).partition("/")[0],) if self.cached else self.path.parts[:-1]
+        return *owner, self.label
 
     @property
     def portable(self) -> str:
         """Return the name by which other machines find it: its folder, or a hub name at its commit."""
         name = parse_hub_name(self.hub) if self.cached and self.hub else None
-        return str(self.path) if name is None else str(name.at(str(self.revision)))
+        found = str(self.path) if name is None else str(name.at(str(self.revision)))
+        return with_task(found, self.task)
 
 
 def locate_adapter(
@@ -54,10 +64,17 @@ def locate_adapter(
 ) -> AdapterPlace:
     """Find an adapter: a folder, the name of one that ships with this package, or a hub name.
 
-    A hub name is fetched at its locked commit, or taken from what was fetched before. Raises UsageError if
-    there is none, if a folder here has the name of an adapter of ours, and as ``fetch_snapshot``.
+    A hub name is fetched at its locked commit, or taken from what was fetched before. ``#task=N`` at the end
+    chooses a task of an adapter that has several. Raises UsageError if there is none, if a folder here has
+    the name of an adapter of ours, and as ``fetch_snapshot``.
     """
-    name, path, ours = str(name), Path(name).expanduser(), packaged()
+    plain, task = split_task(str(name))
+    found = _locate(plain, offline, role, note)
+    return found if task is None else replace(found, label=with_task(found.label, task), task=task)
+
+
+def _locate(name: str, offline: bool, role: Role, note: Note) -> AdapterPlace:
+    path, ours = Path(name).expanduser(), packaged()
     if name not in ours:
         if not path.is_dir() and (near := did_you_mean(name, ours)):
             raise UsageError(f"adapter {name}: no such folder{near}")

@@ -29,14 +29,19 @@ def read_device_map(value: str | None) -> DeviceMap | None:
             "module names and devices"
         )
     found = read_json(file)
-    if not found:
-        raise UsageError(f"--device-map {file}: names no module")
-    for name, device in found.items():
-        _check_device(file, name, device)
+    check_places(f"--device-map {file}", found)
     return found
 
 
-def _check_device(file: Path, name: str, device: Any) -> None:
+def check_places(what: str, found: Mapping[str, Any]) -> None:
+    """Raise UsageError that begins with ``what`` unless ``found`` gives modules devices that are here."""
+    if not found:
+        raise UsageError(f"{what}: names no module")
+    for name, device in found.items():
+        _check_device(what, name, device)
+
+
+def _check_device(what: str, name: str, device: Any) -> None:
     import torch
 
     count = torch.cuda.device_count()
@@ -46,23 +51,25 @@ def _check_device(file: Path, name: str, device: Any) -> None:
     if device in _HOST or (index is not None and 0 <= index < count):
         return
     here = ", ".join([*map(str, range(count)), *_HOST])
-    raise UsageError(f"--device-map {file}: {name!r} is to lie on {device!r}; devices here: {here}")
+    raise UsageError(f"{what}: {name!r} is to lie on {device!r}; devices here: {here}")
 
 
 def check_covers(value: str | None, config: Any) -> None:
     """Raise UsageError if the mapping that ``--device-map`` names leaves a weight out, or names no module."""
+    check_complete(f"--device-map {value}", read_device_map(value), config)
+
+
+def check_complete(what: str, found: DeviceMap | None, config: Any) -> None:
+    """Raise UsageError that begins with ``what`` if a mapping leaves a weight out, or names no module."""
     from cme_bench.adapters.meta_model import bare_model
 
-    found = read_device_map(value)
     if not isinstance(found, Mapping) or "" in found:
         return
     model = bare_model(config)
     modules = dict(model.named_modules())
     for name in found:
         if name not in modules:
-            raise UsageError(
-                f"--device-map {value}: the model has no module {name!r}{did_you_mean(name, modules)}"
-            )
+            raise UsageError(f"{what}: the model has no module {name!r}{did_you_mean(name, modules)}")
     for name, _ in model.named_parameters():
         if not any(name.startswith(f"{module}.") for module in found):
-            raise UsageError(f"--device-map {value}: gives no device for {name}")
+            raise UsageError(f"{what}: gives no device for {name}")

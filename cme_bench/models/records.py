@@ -37,7 +37,8 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     ``percent``: its parameters, in percent of the base's; ``settings``: the fields of its config that decide
     what it computes, ``config``: all of them; ``training``: the arguments of its training but for the seed,
     None where they are not recorded; ``code``: that of a method from a
-    plugin; ``revision`` and ``hub``: its commit on the hub, and the hub name that it was asked for by.
+    plugin; ``revision`` and ``hub``: its commit on the hub, and the hub name that it was asked for by;
+    ``task``: that of all rows, of an adapter of several tasks.
     """
 
     name: str
@@ -57,3 +58,4 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     code: CodeRecord | UnsetType = UNSET
     revision: str | UnsetType = UNSET
     hub: str | UnsetType = UNSET
+    task: int | UnsetType = UNSET

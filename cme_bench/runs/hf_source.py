@@ -58,7 +58,9 @@ class HFSource(SavedSource):
         if self._clean is None:
             self._clean = fingerprint(self.model.model)
         try:
-            self._peft = load_adapter(self.model.model, adapter.path, note=self._note_of(adapter))
+            self._peft = load_adapter(
+                self.model.model, adapter.path, task=adapter.task, note=self._note_of(adapter)
+            )
             ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
             check_liveness(self._peft, torch.tensor([ids], device=self.model.device), name=adapter.name)
         except BaseException:

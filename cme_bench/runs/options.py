@@ -175,7 +175,7 @@ class AskOptions(NetworkOptions):
         tuple[str | None, ...],
         Option(
             "A PEFT adapter: a folder, a hub name, or teamlora-demo, which ships with this. Several times: "
-            "one run folder each, base loaded once.",
+            "one run folder each, base loaded once. #task=N at its end: the task of a Poly adapter.",
             flag="--adapter",
         ),
     ] = ()

@@ -151,20 +151,20 @@ def run_folder(options: AskOptions, responder: Responder, root: Path = DEFAULT_R
     if not isinstance(responder.adapter, AdapterCheckpoint):
         return options.out / responder.adapter.name
     named = [name for name in options.adapters if name is not None]
-    return options.out / _distinct_names(named)[responder.adapter.path]
+    return options.out / _distinct_names(named)[responder.adapter.path, responder.adapter.task]
 
 
-def _distinct_names(adapters: Sequence[str]) -> dict[Path, str]:
+def _distinct_names(adapters: Sequence[str]) -> dict[tuple[Path, int | None], str]:
     """Return a folder's name for each adapter; where two are alike, as many of its parents' names before it
     as tell them apart: ``seed1-adapter``, ``seed2-adapter``. Of hub names the owner is the parent."""
     places = [locate_adapter(adapter, offline=True) for adapter in adapters]  # fetched before
-    parts = {place.path: place.parts for place in places}
+    parts = {(place.path, place.task): place.parts for place in places}
     names = {}
-    for path, own in parts.items():
+    for place, own in parts.items():
         depth = 1
-        while any(other != path and theirs[-depth:] == own[-depth:] for other, theirs in parts.items()):
+        while any(other != place and theirs[-depth:] == own[-depth:] for other, theirs in parts.items()):
             depth += 1
-        names[path] = "-".join(own[-depth:])
+        names[place] = "-".join(own[-depth:])
     return names
 
 

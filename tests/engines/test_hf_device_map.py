@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_layers_on_disk_answer_as_those_in_memory(
     torch.testing.assert_close(found[0], plain[0], rtol=0, atol=1e-5)
     assert found[1] == plain[1]
     assert "disk" in found[2] and found[3] == "shared"
+
+
+def test_an_adapter_beside_the_weights_leaves_those_on_disk(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Such a folder is loaded by links to the model's own files, which must stay."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "both")
+    (folder / "adapter_config.json").write_text("{}")
+    file = tmp_path / "map.json"
+    file.write_text(json.dumps(MAPS["second layer"]))
+    assert answers(folder, None, str(file))[1] == answers(tiny_checkpoint, None, None)[1]
 
 
 def test_auto_on_a_machine_without_gpus_is_the_cpu(tiny_checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Iterator
@@ -45,18 +46,23 @@ def kept_base() -> Iterator[dict[str, Any]]:
     yield {"model": fresh()}
 
 
-def quiet(folder: Path, model: Any) -> PeftModel:
+def quiet(folder: Path, model: Any, task: int | None = None) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load_adapter(model, folder)
+        return load_adapter(model, folder, task=task)
 
 
-def plain(folder: Path) -> PeftModel:
+def plain(folder: Path, task: int | None = None) -> Any:
+    """With PEFT's own ``task_ids``, where there is a task."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base = fresh()
         torch.manual_seed(0)
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        model: Any = PeftModel.from_pretrained(base, str(folder)).eval()
+    if task is not None:
+        model.forward = functools.partial(model.forward, task_ids=torch.tensor([task]))
+        model.generate = functools.partial(model.generate, task_ids=torch.tensor([task]))
+    return model
 
 
 @torch.no_grad()
@@ -113,10 +119,10 @@ def test_as_plain_peft_or_refused(
         check_equal(base, fresh(), toy_tokenizer)
         return
     kept_base["model"] = fresh()  # unless all goes well below
-    model = quiet(folder, base)
+    model = quiet(folder, base, case.task)
     probe = probing(model.active_peft_config, [31, 32, 33])
     assert check_liveness(model, torch.tensor([probe])) > 1e-4
-    engine = check_equal(model, plain(folder), toy_tokenizer)
+    engine = check_equal(model, plain(folder, case.task), toy_tokenizer)
     assert (engine.rowwise_because is None) == (engine.alone_because is None)
     after = take_off(model)
     assert after is base

@@ -12,10 +12,17 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from cme_bench.harness.hflm_arguments import FIXED
 from cme_bench.harness.lm_eval_model import CmeHF, _hub_name
+from cme_bench.models.quantise import settle
+from cme_bench.util.devices import devices_of
 from cme_bench.util.errors import UsageError
 
 THEIRS = {
@@ -29,17 +36,10 @@ OTHER_VALUES: dict[str, Any] = {
     "softmax_dtype": "float64",
     "mixed_precision_dtype": "bfloat16",
     "trust_remote_code": True,
-    "parallelize": True,
-    "max_memory_per_gpu": "10GiB",
-    "max_cpu_memory": 1000,
-    "offload_folder": "elsewhere",
     "tp_plan": "auto",
-    "device_map": "auto",
     "autogptq": "model.safetensors",
     "gptqmodel": True,
     "quantization_config": {},
-    "load_in_4bit": True,
-    "load_in_8bit": True,
     "gguf_file": "model.gguf",
     "low_cpu_mem_usage": False,
     "use_safetensors": False,
@@ -131,6 +131,33 @@ def test_an_unknown_argument_gets_the_nearest_name(name: str, message: str, fold
         ({"tokenizer": "no/such/place"}, "no such folder, and not a hub id"),
         ({"peft": "no/such/place"}, "no such folder, and not a hub id"),
         ({"delta": "no/such/place"}, "no such folder, and not a hub id"),
+        ({"parallelize": 1}, "^parallelize=1: it must be True or False"),
+        ({"device_map": "atuo"}, "^device_map=atuo: .* did you mean 'auto'"),
+        ({"device_map": "cuda:77"}, "^device_map=cuda:77: "),
+        ({"device_map": {}}, "^device_map: names no module"),
+        ({"device_map": {"": 7}}, "^device_map: '' is to lie on 7; devices here: .*cpu, disk"),
+        ({"device_map": {"model": "cpu"}}, "^device_map: gives no device for lm_head.weight"),
+        ({"device_map": {"modell": "cpu"}}, "^device_map: the model has no module 'modell'"),
+        ({"max_cpu_memory": "1GiB"}, "^max_cpu_memory has no effect without parallelize=True"),
+        ({"max_memory_per_gpu": 10**9}, "^max_memory_per_gpu has no effect without parallelize=True"),
+        (
+            {"max_cpu_memory": "much", "parallelize": True},
+            "^max_cpu_memory=much: it must be a number of bytes",
+        ),
+        ({"offload_folder": "elsewhere"}, "^offload_folder has no effect without parallelize=True"),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "are two quantisations: give one of them"),
+        ({"load_in_4bit": "yes"}, "^load_in_4bit=yes: it must be True or False"),
+        ({"bnb_4bit_quant_type": "nf4"}, "^bnb_4bit_quant_type has no effect without load_in_4bit=True"),
+        (
+            {"bnb_4bit_quant_type": "nf8", "load_in_4bit": True},
+            "^bnb_4bit_quant_type=nf8: it must be fp4 or nf4",
+        ),
+        (
+            {"bnb_4bit_compute_dtype": "int8", "load_in_4bit": True},
+            "^bnb_4bit_compute_dtype=int8: it must be",
+        ),
+        ({"delta": "x", "load_in_8bit": True}, "^delta is added to whole weights"),
+        ({"delta": "x", "parallelize": True}, "^delta is added to whole weights"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line(arguments: dict[str, Any], message: str, folder: Path) -> None:
@@ -280,3 +307,68 @@ def test_delta_weights_are_added_once(tiny_model: LlamaForCausalLM, folder: Path
     LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
     with pytest.raises(UsageError, match=r"delta .*gate_proj.weight is \(4, 64\), and"):
         CmeHF(str(folder), device="cpu", delta=str(tmp_path / "other"))
+
+
+def scores(lm: Any) -> list[float]:
+    pairs = [("The cat", " sat on"), ("In the", " beginning there"), ("The cat", " ate")]
+    return [score for score, _ in lm.loglikelihood([Instance("loglikelihood", {}, p, 0) for p in pairs])]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"load_in_4bit": True},
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"},
+        {"load_in_8bit": True},
+    ],
+    ids=["fp4", "nf4", "compute", "int8"],
+)
+def test_a_model_is_quantised_as_theirs(arguments: dict[str, Any], folder: Path) -> None:
+    """transformers 5 takes no ``load_in_4bit``: theirs gets the model that transformers 4 made of it."""
+    ours = CmeHF(str(folder), device="cpu", dtype="float32", max_length=60, **arguments)
+    config = BitsAndBytesConfig(**arguments)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
+    settle(model, torch.float32)
+    theirs = HFLM(model, tokenizer=str(folder), max_length=60)
+    assert scores(ours) == pytest.approx(scores(theirs), abs=1e-4)
+    assert scores(ours) != pytest.approx(scores(pair(folder)[0]), abs=1e-3)
+    assert generated(ours, ["The cat"]) == generated(theirs, ["The cat"])
+
+
+def test_what_is_quantised_is_not_quantised_again(folder: Path, tmp_path: Path) -> None:
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    model.save_pretrained(tmp_path)
+    theirs = HFLM(str(tmp_path), tokenizer=str(folder), device="cpu", dtype="float32", max_length=60)
+    settle(theirs.model, torch.float32)
+    settings = {"tokenizer": str(folder), "device": "cpu", "dtype": "float32", "max_length": 60}
+    assert scores(CmeHF(str(tmp_path), **settings)) == pytest.approx(scores(theirs), abs=1e-4)
+    with pytest.raises(UsageError, match=r"^load_in_8bit: .* is quantised already, with bitsandbytes"):
+        CmeHF(str(tmp_path), load_in_8bit=True, **settings)
+
+
+ON_DISK = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "lm_head"), "cpu")
+ON_DISK |= {"model.rotary_emb": "cpu", "model.layers.1": "disk"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"device_map": "auto"},
+        {"device_map": "cpu"},
+        {"device_map": ON_DISK},
+        {"parallelize": True},
+        {"parallelize": True, "max_cpu_memory": "1GiB"},
+    ],
+    ids=["auto", "device", "mapping", "parallelize", "memory"],
+)
+def test_a_model_is_spread_as_theirs(
+    arguments: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # theirs makes ./offload
+    fixed = {"device": "cpu", "dtype": "float32", "max_length": 60}
+    ours, theirs = CmeHF(str(folder), **fixed, **arguments), HFLM(str(folder), **fixed, **arguments)
+    assert devices_of(ours.engine.model) == devices_of(theirs.model)  # type: ignore[attr-defined]
+    assert scores(ours) == pytest.approx(scores(theirs), abs=1e-5)
+    assert generated(ours, ["The cat"]) == generated(pair(folder)[1], ["The cat"])

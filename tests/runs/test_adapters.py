@@ -8,10 +8,20 @@ from typing import Any
 import orjson
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PolyConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import cme_bench
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters.row_task import choose_task
 from cme_bench.models import loaded
 from cme_bench.reports.run_summary import warnings as warnings_of
 from cme_bench.reports.runs import open_run
@@ -81,6 +91,39 @@ def test_every_method_on_one_base(
     assert manifest["adapter"]["rank"] == 2
     assert manifest["adapter"]["experts"] == 4
     assert manifest["adapter"]["hash"] == manifest["identity"]["adapter"]
+
+
+def test_the_tasks_of_one_adapter_are_runs_of_their_own(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"r": 2, "n_tasks": 2, "n_skills": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    poly = save_adapter(tiny_checkpoint, tmp_path / "poly", PolyConfig(**settings))
+    with pytest.raises(UsageError, match=r"adapter_config.json: method POLY: .* ADAPTER#task=0 to #task=1$"):
+        run(options(tiny_checkpoint, tmp_path / "r", poly))
+    for wrong, words in (("2", "it has 2 tasks, 0 to 1"), ("-1", "a number from 0"), ("", "a number from 0")):
+        with pytest.raises(UsageError, match=words):
+            run(options(tiny_checkpoint, tmp_path / "r", Path(f"{poly}#task={wrong}")))
+    both = [Path(f"{poly}#task={task}") for task in (0, 1)]
+    folders = run(options(tiny_checkpoint, tmp_path / "r", *both))
+    assert [folder.name for folder in folders] == ["poly#task=0", "poly#task=1"]
+    records = [orjson.loads((folder / "run.json").read_bytes())["adapter"] for folder in folders]
+    assert [record["task"] for record in records] == [0, 1]
+    assert records[0]["hash"] != records[1]["hash"]
+    assert logprobs(folders[0]) != logprobs(folders[1])
+    plain: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), poly).eval()
+    live = {
+        "tokenizer": AutoTokenizer.from_pretrained(tiny_checkpoint),
+        "tasks": "cme_rte_ll",
+        "data": "mini",
+        "limit": 4,
+        "prompt_format": "plain",
+        "progress": False,
+    }
+    for task in (0, 1):
+        choose_task(plain, "default", task)
+        (found,) = cme_bench.evaluate(plain, out=tmp_path / f"live{task}", **live)
+        record = found.view.run.adapter
+        assert record is not None
+        assert record.task == task
+        torch.testing.assert_close(logprobs(found.folder), logprobs(folders[task]), atol=1e-5, rtol=0)
 
 
 def test_an_adapter_that_changes_nothing_fails_the_run(tiny_checkpoint: Path, tmp_path: Path) -> None:

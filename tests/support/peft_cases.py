@@ -33,13 +33,15 @@ TARGETS = ["q_proj", "down_proj"]
 class Case:
     """``settings`` of an adapter of ``method``; ``patch``: what is then written into its adapter_config.json;
     ``refused``: what the one line must say, None if it must be computed. ``made``: whether PEFT can save it
-    from a model of two layers; else only its config is written."""
+    from a model of two layers; else only its config is written. ``task``: that of all rows, if it has
+    several."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     patch: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
     made: bool = True
+    task: int | None = None
 
 
 def _lora(refused: str | None = None, patch: dict[str, Any] | None = None, **settings: Any) -> Case:
@@ -83,13 +85,11 @@ CASES: dict[str, Case] = {
     "LOKR": Case("LOKR"),
     "LORA": _lora(),
     "MISS": Case("MISS"),
-    "MULTITASK_PROMPT_TUNING": Case(
-        "MULTITASK_PROMPT_TUNING", {**_VIRTUAL, "num_tasks": 2}, refused="method MULTITASK_PROMPT_TUNING"
-    ),
+    "MULTITASK_PROMPT_TUNING": Case("MULTITASK_PROMPT_TUNING", {**_VIRTUAL, "num_tasks": 2}, task=1),
     "OFT": Case("OFT", {"oft_block_size": 4, "r": 0}),
     "OSF": Case("OSF", {"effective_rank": 4, "r": None}),
     "PEANUT": Case("PEANUT"),
-    "POLY": Case("POLY", {"n_tasks": 2, "n_skills": 2, "n_splits": 2}, refused="method POLY"),
+    "POLY": Case("POLY", {"n_tasks": 3, "n_skills": 2, "n_splits": 2}, task=2),
     "PREFIX_TUNING": Case("PREFIX_TUNING", _VIRTUAL),
     "PREFIX_TUNING projected": Case(
         "PREFIX_TUNING", {**_VIRTUAL, "prefix_projection": True, "encoder_hidden_size": 16}
