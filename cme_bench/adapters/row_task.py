@@ -66,7 +66,7 @@ def _fix(module: Any, kind: type, task: int) -> None:
     module.task = task
 
 
-class _RouterOfTask(PolyRouter):
+class _RouterOfTask(PolyRouter):  # type: ignore[misc]  # PEFT has no types
     task: int
 
     def forward(self, task_ids: Tensor | None, input_ids: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _RouterOfTask(PolyRouter):
         return cast("Tensor", super().forward(task_ids, input_ids))
 
 
-class _PromptOfTask(MultitaskPromptEmbedding):
+class _PromptOfTask(MultitaskPromptEmbedding):  # type: ignore[misc]
     task: int
 
     def forward(self, indices: Tensor, task_ids: Tensor | None) -> Tensor:
