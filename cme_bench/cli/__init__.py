@@ -58,6 +58,7 @@ _COMMANDS = (
     "parity",
     "rescore",
     "contamination",
+    "runs",
     "table",
     "compare",
     "report",

@@ -25,6 +25,12 @@ class _ResultsFile(Struct):
     cme: Results
 
 
+MOST_RECORD = 64 * 2**20
+"""No run.json or results.json comes near so many bytes."""
+_LONGEST_NAME = 240
+"""Bytes of a task's name; with ``.jsonl`` it is the name of a file."""
+
+
 def run_file(folder: Path) -> Path:
     """Return where a run folder's ``run.json`` is."""
     return folder / "run.json"
@@ -38,8 +44,10 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> RunRecord:
     """Return ``run.json``. UsageError if it is absent, broken, or not what a run writes."""
     file = run_file(folder)
-    content = {key: value for key, value in read_json(file).items() if value is not None}
+    content = read_json(file, inside=folder, most=MOST_RECORD)
+    content = {key: value for key, value in content.items() if value is not None}
     run = decoded(content, RunRecord, str(file))  # a part that is null is as one that is missing
+    _check_names(run.tasks, file)
     read_arguments(run, file)
     return run
 
@@ -53,10 +61,9 @@ def read_results(folder: Path) -> Results:
     """Return our part of ``results.json``. UsageError as for :func:`read_run`, or if its parts contradict
     each other."""
     file = folder / "results.json"
-    results = decoded(read_json(file), _ResultsFile, str(file)).cme
+    results = decoded(read_json(file, inside=folder, most=MOST_RECORD), _ResultsFile, str(file)).cme
+    _check_names(results.tasks, file)
     for name, task in results.tasks.items():
-        if Path(name).name != name:
-            raise UsageError(f"{file}: {name!r} is no task's name")
         if task.primary not in task.metrics:
             raise UsageError(f"{file}: task {name} has no score {task.primary!r}")
         form = results.forms.get(task.form)
@@ -64,6 +71,13 @@ def read_results(folder: Path) -> Results:
         if task.domain not in domains and name not in domains:
             raise UsageError(f"{file}: task {name} has no domain {task.domain!r} in form {task.form!r}")
     return results
+
+
+def _check_names(tasks: Iterable[str], file: Path) -> None:
+    """Raise UsageError for a task whose name would name another folder's file, or none."""
+    for name in tasks:
+        if Path(name).name != name or "\0" in name or len(name.encode(errors="replace")) > _LONGEST_NAME:
+            raise UsageError(f"{file}: {name[:_LONGEST_NAME]!r} is no task's name")
 
 
 def read_both(folder: Path) -> tuple[RunRecord, Results]:
@@ -89,21 +103,37 @@ def current_records(
     packed run have scores alone. UsageError if there are no records, if items are missing, or, unless
     ``any_version``, if one was scored under another version of the task.
     """
-    wanted = limited_ids(range(planned.rows), planned.limit)
     file = samples_file(folder, task)
     if file.is_file():
+        wanted = wanted_items(file, planned)
         answers = last_answers(file, wanted, planned.repeats)
         records = [merged(answers[item]) for item in wanted]
     elif not scores_file(folder).is_file():
         raise UsageError(f"{file}: no such file; per-item records are needed (they were not kept?)")
     else:
-        file, records = scores_file(folder), packed_records(folder, task, wanted)
+        file = scores_file(folder)
+        records = packed_records(folder, task, wanted_items(file, planned, least=5))
     stale = next((r.id for r in records if r.task != planned.hash), None)
     if stale is not None and not any_version:
         raise UsageError(
             f"{file}: item {stale} was scored under another version of {task}; cme-bench rescore mends that"
         )
     return records
+
+
+def wanted_items(file: Path, planned: TaskRecord, *, least: int = 100) -> list[int]:
+    """Return the ids of the items that a task has in ``run.json``, ascending.
+
+    ``least``: bytes that an item takes in ``file``. UsageError if the file is too small for so many: a
+    damaged number must not become work without end.
+    """
+    n = planned.rows if planned.limit is None else min(planned.limit, planned.rows)
+    held = file.stat().st_size // least if file.is_file() else 0
+    if held < n:
+        raise UsageError(
+            f"{file}: at least {n - held} of {n} items are missing; the same run command adds them"
+        )
+    return limited_ids(range(planned.rows), planned.limit)
 
 
 def last_answers(file: Path, wanted: Sequence[int], repeats: int) -> dict[int, list[Record]]:

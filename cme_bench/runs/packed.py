@@ -104,7 +104,7 @@ def packed_records(folder: Path, task: str, ids: Sequence[int]) -> list[Record]:
     UsageError if the file is damaged, lacks the task, or holds another number of items.
     """
     file = scores_file(folder)
-    tasks = decoded(read_json(file), PackedScores, str(file)).tasks
+    tasks = decoded(read_json(file, inside=folder), PackedScores, str(file)).tasks
     if task not in tasks:
         raise UsageError(f"{file}: no scores of {task} were kept")
     kept = tasks[task]

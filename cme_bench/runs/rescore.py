@@ -23,7 +23,7 @@ from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.load import load_tokenizer
 from cme_bench.models.records import ModelRecord
 from cme_bench.prompts.formats import PromptFormat, resolve_format
-from cme_bench.prompts.items import limited_ids, render_item
+from cme_bench.prompts.items import render_item
 from cme_bench.runs.folder import (
     current_records,
     last_answers,
@@ -31,6 +31,7 @@ from cme_bench.runs.folder import (
     read_arguments,
     read_both,
     run_file,
+    wanted_items,
 )
 from cme_bench.runs.packed import refuse_packed
 from cme_bench.runs.planner import task_hash
@@ -137,8 +138,9 @@ def _answers(folder: Path, name: str, planned: TaskRecord) -> list[Record]:
     """Return the records of a task, of several answers to an item each, by ascending id and repeat."""
     if planned.repeats == 1:
         return current_records(folder, name, planned, any_version=True)
-    wanted = limited_ids(range(planned.rows), planned.limit)
-    answers = last_answers(samples_file(folder, name), wanted, planned.repeats)
+    file = samples_file(folder, name)
+    wanted = wanted_items(file, planned)
+    answers = last_answers(file, wanted, planned.repeats)
     return [record for item in wanted for record in answers[item]]
 
 

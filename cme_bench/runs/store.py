@@ -7,6 +7,7 @@ are either the old or the new version, never a mixture. The last record of an it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,14 +18,17 @@ from typing import IO, Any
 import msgspec
 import orjson
 
+from cme_bench.runs.owner import owner_of, this_process
 from cme_bench.scoring.record import Record
 from cme_bench.tasks.values import summary
 from cme_bench.util.decode import line_fault, without_absent
 from cme_bench.util.errors import UsageError
-from cme_bench.util.files import storing
+from cme_bench.util.files import open_regular, storing
 from cme_bench.util.locks import try_lock
 
 SYNC_SECONDS = 5.0
+LONGEST_LINE = 64 * 2**20
+"""No record comes near so many bytes; a file without a newline may be larger than the memory."""
 
 _RECORDS = msgspec.json.Decoder(Record)
 
@@ -43,18 +47,25 @@ def read_records(file: Path) -> Iterator[Record]:
     """Yield the complete records of a samples file in the order they were written; none if there is no file.
 
     A torn last line is skipped; a line before it that is broken, or no record, is a UsageError with its
-    number.
+    number. So is a file that is none, or that leads out of its run folder.
     """
     if not file.exists():
         return
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+    with open_regular(file, inside=file.parent.parent) as stream:
+        for number, line in enumerate(_lines(stream), start=1):
             if not line.endswith(b"\n"):
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(f"{file}:{number}: longer than {LONGEST_LINE / 2**20:.0f} MiB")
                 return
             try:
                 yield _RECORDS.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise UsageError(f"{file}:{number}: broken record ({line_fault(error)})") from error
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file, of one that is too long its beginning."""
+    return iter(lambda: stream.readline(LONGEST_LINE + 1), b"")
 
 
 class RunWriter:
@@ -75,16 +86,17 @@ class RunWriter:
             raise UsageError(f"--out {folder}: cannot be written ({err.strerror or err})") from err
         if not try_lock(self._lock):
             self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
+            owner = owner_of(self._lock.read())
             self._lock.close()
-            raise UsageError(f"{folder} is being written by another run (process {owner})")
+            who = "unknown" if owner is None else str(owner)
+            raise UsageError(f"{folder} is being written by another run (process {who})")
         with storing(folder / ".lock"):
             self._sign()
 
     def _sign(self) -> None:
         """Write into the lock who holds it."""
         self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
+        self._lock.write(this_process().text)
         self._lock.flush()
 
     def __enter__(self) -> RunWriter:
@@ -120,6 +132,8 @@ class RunWriter:
                 os.fsync(stream.fileno())
             stream.close()
         self._streams.clear()
+        with contextlib.suppress(OSError):  # the lock itself ends with the file's closing
+            self._lock.truncate(0)
         self._lock.close()
 
 

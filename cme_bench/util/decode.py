@@ -12,6 +12,8 @@ import orjson
 from cme_bench.util.errors import UsageError
 
 T = TypeVar("T")
+_SEARCHED = 1000
+"""A fault is looked for among so many entries at most: the search takes that many conversions."""
 _NAMES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
 _NAMES |= {"object": "an object", "array": "a list", "null": "null"}
 _EXPECTED = re.compile(
@@ -51,6 +53,8 @@ def _path(value: Any, kind: Any, message: str) -> list[str]:
         name, index = step
         if index == "...":
             name = _faulty_key(value, here, kind, message)
+            if name == "...":
+                return [*found, name]
         here = here[int(index)] if index.isdigit() else here[name]
         found.append(name or index)
     return found
@@ -59,6 +63,8 @@ def _path(value: Any, kind: Any, message: str) -> list[str]:
 def _faulty_key(whole: Any, part: dict[str, Any], kind: Any, message: str) -> str:
     """Leave only the entry of ``part`` in it that makes ``whole`` faulty, and return its key."""
     entries = dict(part)
+    if len(entries) > _SEARCHED:
+        return "..."
     for key, entry in entries.items():
         part.clear()
         part[key] = entry

@@ -7,6 +7,7 @@ handed to the disk and renamed over it. A process that dies in between leaves a 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from msgspec import Struct
 from cme_bench.util.decode import without_absent
 from cme_bench.util.errors import CmeError, UsageError
 
+MOST_JSON = 256 * 2**20
+"""No JSON file of ours comes near so many bytes; a larger one would only use up the memory."""
 INTACT = "what was stored before is intact: make room or mend the folder, then run the same command again"
 
 
@@ -60,14 +63,24 @@ def write_text(file: Path, text: str) -> None:
 
 
 def read_json(
-    file: Path, *, kind: str = "a run folder", error_class: type[CmeError] = UsageError
+    file: Path,
+    *,
+    kind: str = "a run folder",
+    error_class: type[CmeError] = UsageError,
+    inside: Path | None = None,
+    most: int = MOST_JSON,
 ) -> dict[str, Any]:
     """Return the JSON object in a file; ``kind`` says what its folder should be.
 
-    ``error_class`` is raised if the file is absent, cannot be read, is broken or holds something else.
+    ``error_class`` is raised if the file is absent, cannot be read, is broken, holds something else or more
+    than ``most`` bytes, or leads out of the folder ``inside``.
     """
     try:
-        value = orjson.loads(file.read_bytes())
+        with open_regular(file, inside=inside, error_class=error_class) as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise error_class(f"{file}: larger than {most / 2**20:.0f} MiB, which {kind} is not")
+        value = orjson.loads(content)
     except FileNotFoundError as error:
         raise error_class(f"{file}: no such file; is {file.parent} {kind}?") from error
     except OSError as error:
@@ -77,3 +90,25 @@ def read_json(
     if not isinstance(value, dict):
         raise error_class(f"{file}: not a JSON object")
     return value
+
+
+def open_regular(
+    file: Path, *, inside: Path | None = None, error_class: type[CmeError] = UsageError
+) -> IO[bytes]:
+    """Open a file for reading, as whoever made it may not be trusted.
+
+    ``error_class`` is raised for what is no regular file (a pipe would be waited for without end), and for a
+    link that leads out of the folder ``inside``. OSError if it is absent or cannot be read.
+    """
+    if inside is not None and not leads_inside(file, inside):
+        raise error_class(f"{file}: leads out of {inside}, so it is not read; copy the files that links name")
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise error_class(f"{file}: not a regular file")
+    return os.fdopen(handle, "rb")
+
+
+def leads_inside(file: Path, folder: Path) -> bool:
+    """Return whether a path, its links followed, lies in ``folder``, whose own links are followed too."""
+    return Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))

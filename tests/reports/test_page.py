@@ -101,6 +101,13 @@ def unpack(text: str) -> Any:
     return orjson.loads(gzip.decompress(base64.b64decode(text)))
 
 
+def unpacked_blocks(page: str) -> str:
+    """The items of a page, as text."""
+    scripts = Tags(page).scripts
+    blocks = [unpack(text) for name, text in scripts.items() if str(name).startswith("block-")]
+    return orjson.dumps(blocks).decode()
+
+
 def test_blocks_hold_every_item_of_both_runs_once(tmp_path: Path) -> None:
     page = Tags(render_page(two_runs(tmp_path)))
     meta = orjson.loads(page.scripts["meta"])

@@ -15,10 +15,9 @@ from typing import Any
 import orjson
 from msgspec import UNSET
 
-from cme_bench.prompts.items import limited_ids
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import answer_of
-from cme_bench.runs.folder import current_records, last_answers
+from cme_bench.runs.folder import current_records, last_answers, wanted_items
 from cme_bench.runs.store import samples_file
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.repeats import merged
@@ -74,7 +73,7 @@ def _answers(run: RunView, task: str) -> dict[int, list[Record]]:
     planned = run.run.tasks[task]
     if planned.repeats == 1:
         return {r.id: [r] for r in current_records(run.folder, task, planned)}
-    return last_answers(file, limited_ids(range(planned.rows), planned.limit), planned.repeats)
+    return last_answers(file, wanted_items(file, planned), planned.repeats)
 
 
 def _light(record: Record | None, metric: str) -> list[Any] | None:
