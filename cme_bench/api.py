@@ -51,7 +51,7 @@ def evaluate(
         tasks: Tasks, domains and suites: names, or one text of names with commas.
         data: ``hub``, ``mini``, or a folder of DATASET/SPLIT.jsonl.
         limit: Only so many items of each task, the first of a fixed shuffle.
-        engine: ``hf``, ``vllm`` or ``ray``; ``auto`` is hf.
+        engine: ``hf``, ``vllm`` or ``ray``; ``auto`` chooses one of the first two, and says why.
         out: The run's folder, with one below it for each of several adapters; default: runs/MODEL-HASH.
         tokenizer: The tokenizer of a model in memory.
         name: What runs and tables call a model in memory; default: as its config says.

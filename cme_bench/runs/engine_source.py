@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from cme_bench.models.loaded import LoadedModel, SavedModel
+    from cme_bench.runs.engine_choice import Waiting
     from cme_bench.runs.options import ModelOptions
 
 LIVENESS_TOKENS = 256
@@ -63,6 +64,27 @@ class EngineSource(ABC):
         Raises UsageError, or AdapterError, if there is none or if it cannot be computed exactly.
         """
 
+    @property
+    def computes(self) -> str:
+        """Return the engine that computes answers, as responses are known by."""
+        return self.options.computes
+
+    @property
+    def because(self) -> str | None:
+        """Return why it is this engine; None if it was asked for."""
+        return None
+
+    def decide(  # noqa: B027 - most engines are asked for by name
+        self,
+        adapters: Sequence[Adapter | None],
+        waiting: Callable[[], Waiting],
+        begun: Callable[[str], bool],
+    ) -> None:
+        """Choose the engine for all ``adapters``, before the first is asked, where there is a choice.
+
+        ``waiting`` counts what is asked; ``begun`` tells of an engine whether a run goes on that it began.
+        """
+
     def check(self, requests: Iterable[Request]) -> None:  # noqa: B027 - most engines answer every request
         """Raise UsageError if the engines cannot answer one of ``requests``, before the first is asked."""
 
@@ -104,12 +126,15 @@ class SavedSource(EngineSource):
         if name is None:
             return None
         found = resolve_adapter(name, self.model.config, offline=self.options.offline, note=self.note)
-        if self.options.computes == "vllm":
-            self._check_vllm(found)
+        if self.computes == "vllm":
+            self.check_vllm(found)
         return found
 
-    def _check_vllm(self, adapter: AdapterCheckpoint) -> None:
-        """Ask before anything is answered; what vLLM tells only when it runs is raised by ``open``."""
+    def check_vllm(self, adapter: AdapterCheckpoint) -> None:
+        """Raise AdapterError or UsageError for an adapter that vLLM does not compute.
+
+        What vLLM tells only when it runs is raised by ``open``.
+        """
         from cme_bench.engines.vllm.adapter import adapted_linears
         from cme_bench.engines.vllm.fields import refuse_rounded
         from cme_bench.models.quantisation import check_takes_adapter, quantisation

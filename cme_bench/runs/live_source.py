@@ -12,10 +12,11 @@ from cme_bench.engines.base import Engine
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.live import LiveModel, unwrapped
 from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, EngineSource, never
+from cme_bench.runs.folders import DEFAULT_ROOT
 from cme_bench.runs.options import ModelOptions, RunOptions, check_model, model_half
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
-from cme_bench.runs.runner import DEFAULT_ROOT, Questions, ask
+from cme_bench.runs.runner import Questions, ask
 from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import FormatName

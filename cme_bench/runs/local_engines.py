@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from cme_bench.models.load import choose_device
 from cme_bench.models.loaded import SavedModel
+from cme_bench.runs.auto_source import SOURCES, open_auto
 from cme_bench.runs.engine_source import SavedSource
-from cme_bench.runs.hf_source import HFSource
-from cme_bench.runs.vllm_source import VLLMSource
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -17,21 +16,25 @@ if TYPE_CHECKING:
 
     from cme_bench.runs.options import ModelOptions
 
-SOURCES: dict[str, type[SavedSource]] = {"hf": HFSource, "vllm": VLLMSource}
-
 
 def open_local(options: ModelOptions, note: Note = unheard) -> SavedSource:
     """Return the engines of hf or vllm for the model of ``options``; no weights are loaded yet."""
+    if options.engine == "auto":
+        return open_auto(options, lambda engine: find_model(options, note=note, engine=engine), note)
     return SOURCES[options.computes](find_model(options, note=note), options, note)
 
 
 def find_model(
-    options: ModelOptions, device: Callable[[], torch.device] = choose_device, note: Note = unheard
+    options: ModelOptions,
+    device: Callable[[], torch.device] = choose_device,
+    note: Note = unheard,
+    engine: str | None = None,
 ) -> SavedModel:
-    """Return the model that ``options`` name, checked for the engine that will compute."""
+    """Return the model that ``options`` name, checked for the engine that will compute: ``engine``, or what
+    ``options`` say."""
     return SavedModel(
         options.model,
-        engine=options.computes,
+        engine=engine or options.computes,
         dtype=options.dtype,
         device=device,
         offline=options.offline,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from cme_bench.engines.base import Engine
 from cme_bench.runs.identity import short
@@ -75,6 +75,7 @@ class Manifest:
             commit=commit(),
             machine=machine(),
             sessions=_earlier_sessions(file, identity),
+            engine_because=responder.engines.because or UNSET,
         )
         return cls(file, run)
 

@@ -89,7 +89,7 @@ class ModelOptions(NetworkOptions):
         Literal["auto"] | Engine,
         Option(
             "What computes: hf (transformers), vllm, ray (several of either), or a server that is asked. "
-            "auto: hf.",
+            "auto: hf, or on a GPU vllm where so much is generated that its start is worth it.",
             panel=ENGINE,
         ),
     ] = "auto"
@@ -152,7 +152,8 @@ class ModelOptions(NetworkOptions):
 
     @property
     def computes(self) -> str:
-        """The engine that computes answers: ``engine``, or that of ray's workers."""
+        """The engine that computes answers: ``engine``, or that of ray's workers; hf while auto is not
+        decided."""
         if self.engine == "ray":
             return self.worker
         return "hf" if self.engine == "auto" else self.engine

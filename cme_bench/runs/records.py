@@ -114,7 +114,8 @@ class ReadArguments(Struct, frozen=True, kw_only=True):
 class RunRecord(Struct, kw_only=True):
     """``run.json``: what was run, with what, by which command, and how long it took.
 
-    ``arguments``: those of the command, by name; ``notes``: what a user must know of the prompts; ``engine``:
+    ``arguments``: those of the command, by name; ``engine_because``: why that engine, where it was not asked
+    for by name; ``notes``: what a user must know of the prompts; ``engine``:
     what computed, and how; ``unanswered``: by task and item, what the last worker died of that was asked it.
     """
 
@@ -135,6 +136,7 @@ class RunRecord(Struct, kw_only=True):
     finished: bool = False
     sessions: list[SessionRecord] = field(default_factory=list)
     rescored: list[RescoreRecord] | UnsetType = UNSET
+    engine_because: str | UnsetType = UNSET
 
     @property
     def logits(self) -> str:

@@ -109,7 +109,7 @@ class Responder:
             "model": self.model.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
             "dtype": dtype,
-            "engine": self.engines.options.computes,
+            "engine": self.engines.computes,
             **({"quantised": quantised} if quantised else {}),
             **({"tokenizer": own} if own else {}),
             **({"logits": "float32"} if dtype in ("bfloat16", "float16") else {}),

@@ -7,6 +7,7 @@ finished window of items is appended to the store at once.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import signal
@@ -17,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cme_bench.harness.task_result import task_result
-from cme_bench.models.adapter import AdapterCheckpoint
-from cme_bench.models.packaged import locate_adapter
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids
+from cme_bench.runs.engine_choice import Waiting
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
-from cme_bench.runs.manifest import Manifest, default_folder
+from cme_bench.runs.folders import DEFAULT_ROOT, check_distinct, goes_on, run_folder
+from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
 from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
@@ -39,10 +40,6 @@ from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
-
-DEFAULT_ROOT = Path("runs")
-BASE = "base"
-"""The folder of the run without an adapter, beside those of adapters."""
 
 
 def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
@@ -74,7 +71,7 @@ def ask(
 
 
 class Questions:
-    """The tasks that are asked; their rows are read by ``tasks``. Raises UsageError for unknown names."""
+    """The tasks that are asked; ``tasks`` reads their rows, once. Raises UsageError for unknown names."""
 
     def __init__(self, options: AskOptions, *, offline: bool) -> None:
         check_ask(options)
@@ -84,7 +81,14 @@ class Questions:
         self._source = open_source(options.data, offline=offline)
         self.source = self._source.name
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks."""
+        return [spec.name for spec in self._specs]
+
+    @functools.cached_property
     def tasks(self) -> list[Task]:
+        """The tasks, with their rows."""
         found = [build_task(s, self._suite, self._source, shots=self.options.shots) for s in self._specs]
         for task in found:
             refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
@@ -120,11 +124,13 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
         Responder(engines, adapter, bos=options.bos, stopping=stopping.is_set)
         for adapter in options.adapters or (None,)
     ]
+    planner = Planner(options)
+    _decide(questions, planner, responders, root)
     quantised = "" if model.quantisation is None else f" on {model.quantisation}"
     listener.note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
     folders = [run_folder(options, responder, root) for responder in responders]
-    _check_distinct(folders)
-    shared = _Shared(options, questions.tasks(), questions.source, Planner(options), listener, stopping)
+    check_distinct(folders)
+    shared = _Shared(options, questions.tasks, questions.source, planner, listener, stopping)
     unanswered: list[str] = []
     with _interruptible(stopping):
         for responder, folder in zip(responders, folders, strict=True):
@@ -140,38 +146,19 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
     return folders
 
 
-def run_folder(options: AskOptions, responder: Responder, root: Path = DEFAULT_ROOT) -> Path:
-    """Return ``--out``, with a folder for each of several adapters below it; else the default."""
-    if options.out is None:
-        return root / default_folder(options, responder.name, responder.identity).name
-    if len(options.adapters) < 2:
-        return options.out
-    if responder.adapter is None:
-        return options.out / BASE
-    if not isinstance(responder.adapter, AdapterCheckpoint):
-        return options.out / responder.adapter.name
-    named = [name for name in options.adapters if name is not None]
-    return options.out / _distinct_names(named)[responder.adapter.path, responder.adapter.task]
+def _decide(questions: Questions, planner: Planner, responders: Sequence[Responder], root: Path) -> None:
+    """Have the engine chosen where it was left open, one for all adapters."""
+    options = questions.options
 
+    def waiting() -> Waiting:
+        items = (item for task in questions.tasks for item in planner.items(task, responders[0])[1])
+        return Waiting.of((item.request for item in items), len(responders))
 
-def _distinct_names(adapters: Sequence[str]) -> dict[tuple[Path, int | None], str]:
-    """Return a folder's name for each adapter; where two are alike, as many of its parents' names before it
-    as tell them apart: ``seed1-adapter``, ``seed2-adapter``. Of hub names the owner is the parent."""
-    places = [locate_adapter(adapter, offline=True) for adapter in adapters]  # fetched before
-    parts = {(place.path, place.task): place.parts for place in places}
-    names = {}
-    for place, own in parts.items():
-        depth = 1
-        while any(other != place and theirs[-depth:] == own[-depth:] for other, theirs in parts.items()):
-            depth += 1
-        names[place] = "-".join(own[-depth:])
-    return names
+    def begun(engine: str) -> bool:
+        folders = [run_folder(options, responder, root, engine) for responder in responders]
+        return any(goes_on(folder, engine, questions.names, options) for folder in folders)
 
-
-def _check_distinct(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UsageError(f"two adapters would write {folder}: name their folders differently")
+    responders[0].engines.decide([responder.adapter for responder in responders], waiting, begun)
 
 
 def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:

@@ -153,6 +153,8 @@ def test_transformers_never_answers_as_its_base(served: Path, adapter: Path) -> 
             open_engines(ModelOptions(model=str(served), engine=engine, worker="hf"))
     with pytest.raises(UsageError, match="exported for vLLM with an adapter"):
         load_named(str(served), "float32", note=print)
+    if importlib.util.find_spec("vllm") is not None:
+        assert open_engines(ModelOptions(model=str(served))).computes == "vllm", "the one that can"
     engines = open_engines(ModelOptions(model=str(served), engine="vllm"))
     with pytest.raises(UsageError, match="holds an adapter already"):
         engines.adapter(str(adapter))

@@ -87,8 +87,12 @@ def test_adapters_on_one_engine_and_a_merged_one_equal_transformers(
         engine = read_json(mine / "run.json")["engine"]
         assert engine["engine"] == "vllm"
         assert engine["vllm"]
-    again = run(replace(both, out=tmp_path / "vllm", engine="vllm"))
-    assert read_json(again[0] / "run.json")["sessions"][-1]["items"] == 0
+    again = run(replace(both, out=tmp_path / "vllm", engine="auto"))
+    for folder in again:
+        record = read_json(folder / "run.json")
+        assert record["identity"]["engine"] == "vllm"
+        assert record["engine_because"] == "auto: the run was begun with it"
+        assert record["sessions"][-1]["items"] == 0
 
 
 def test_an_adapter_that_does_nothing_fails_the_run(base: Path, options: RunOptions, tmp_path: Path) -> None:
