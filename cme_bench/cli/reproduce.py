@@ -17,13 +17,13 @@ from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "rerun the paper's experiments": (
-        "cme-bench reproduce experiments/smollm2.yaml --scale cpu --data ./data --out results/runs/cpu"
+        "cme-bench reproduce smollm2 --scale cpu --data ./data --out results/runs/cpu"
     ),
     "see what that costs, from a step measured here": (
-        "cme-bench reproduce experiments/smollm2.yaml --scale cpu --out results/runs/cpu --plan"
+        "cme-bench reproduce smollm2 --scale cpu --out results/runs/cpu --plan"
     ),
     "stop in time, and carry what is done to another machine": (
-        "cme-bench reproduce experiments/smollm2.yaml --scale hour --out out --minutes 10 --state parts"
+        "cme-bench reproduce smollm2 --scale hour --out out --minutes 10 --state parts"
     ),
 }
 

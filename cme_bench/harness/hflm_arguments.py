@@ -97,14 +97,14 @@ def dtype_name(value: object) -> str:
 
 
 def device_of(value: object) -> Any:
-    """Return the device of this name, or CUDA if there is any, else the CPU. UsageError if there is no such
+    """Return the device of this name, or the one of a run. UsageError if there is no such
     device."""
     import torch
 
-    from cme_bench.models.load import choose_device
+    from cme_bench.models.load import evaluation_device
 
     if value is None:
-        return choose_device()
+        return evaluation_device()
     if str(value) == "meta":
         raise UsageError("device=meta: nothing is computed there")
     try:

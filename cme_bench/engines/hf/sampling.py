@@ -22,6 +22,8 @@ def draw(logits: Tensor, rows: Sequence[tuple[Sampling, int]]) -> Tensor:
     ``rows``: how each is sampled, and how many tokens were drawn for it before. The token is the argmax of
     log-probability plus Gumbel noise, a function of seed, count and token id: an exact draw (Gumbel 1954).
     """
+    if logits.device.type == "mps":  # which has no float64
+        return draw(logits.cpu(), rows).to(logits.device)
     step = max(1, _AT_ONCE // logits.shape[1])
     parts = [
         _draw(logits[start : start + step], rows[start : start + step]) for start in range(0, len(rows), step)

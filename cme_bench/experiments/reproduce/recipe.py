@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.experiments.efficiency.options import PARTS
+from cme_bench.experiments.reproduce.packaged import recipe_file
 from cme_bench.harness.yaml_loader import load_yaml
 from cme_bench.training.options import TrainOptions
 from cme_bench.util.errors import UsageError, did_you_mean
@@ -137,10 +138,11 @@ def read_recipe(
     side_seeds: int | None = None,
     workers: int | None = None,
 ) -> Recipe:
-    """Read the recipe in ``file`` at ``scale``; arguments that are not None win over it.
+    """Read the recipe in ``file``, or ours of that name, at ``scale``; arguments not None win.
 
     Raises UsageError with file and line for unknown keys, rows and scales, and for what is missing.
     """
+    file = recipe_file(file)
     loaded = load_yaml(file, root=file.resolve().parent)
     content, where = dict(loaded.values), loaded.where
     scales = content.pop("scales", None)
