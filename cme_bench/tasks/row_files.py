@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ CSV_SETTINGS = frozenset(
 """Settings of csv files in a task file: those of ``datasets``, whose meaning is pandas'."""
 _UNCOUNTED = frozenset({"skiprows", "nrows", "skip_blank_lines", "quoting", "comment"})
 """Settings under which the line of a row is not known."""
+_BATCH = 512
+"""Rows that leave a table together."""
 _PARSING = ("quotechar", "escapechar", "doublequote", "skipinitialspace")
 
 
@@ -44,11 +46,18 @@ class Rows:
         """Return ``file:line`` or ``dataset row N`` of row ``index``."""
         return f"{self.origin}:{self.lines[index]}" if self.lines else f"{self.origin} row {index}"
 
+    def each(self) -> Iterator[dict[str, Any]]:
+        """Yield every row, as ``self.table[i]`` has it, several times faster than one by one."""
+        for batch in self.table.iter(batch_size=_BATCH):
+            columns = dict(batch)
+            for values in zip(*columns.values(), strict=True):
+                yield dict(zip(columns, values, strict=True))
+
     def fingerprint(self) -> str:
         """Return the sha256 of the rows' contents; the same rows give the same value from a folder or from
         the hub."""
         digest = hashlib.sha256()
-        for row in self.table:
+        for row in self.each():
             digest.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=str))
         return digest.hexdigest()
 
@@ -117,13 +126,15 @@ def read_jsonl(file: Path) -> Rows:
 
 
 _BEYOND_64_BITS = re.compile(rb"(?<![\d.])\d{19,}(?![\d.eE])")
+_LONG = re.compile(rb"\d{19}")
+"""What the pattern above needs; looking for it first is ten times faster."""
 
 
 def _json_value(line: bytes) -> Any:
     """Return the value of one line. Integers beyond 64 bits stay exact, as texts, and NaN is a missing
     value."""
     try:
-        if not _BEYOND_64_BITS.search(line):  # orjson would make floats of them
+        if not (_LONG.search(line) and _BEYOND_64_BITS.search(line)):  # orjson would make floats of them
             return orjson.loads(line)
     except orjson.JSONDecodeError:
         if b"NaN" not in line:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedPart:
-    """Rows of one part. ``kept``: indices into ``table`` that are trained on. ``held``: indices kept for
+    """Rows of one part. ``place``: of a row, for messages.
+
+    ``kept``: indices into ``table`` that are trained on. ``held``: indices kept for
     validation. Of the others, ``filtered`` do not fit the dataset's condition, and ``repeated`` occurred
     before. ``evaluated`` occur in an evaluated split; None: the source has no such split to check."""
 
@@ -41,6 +43,7 @@ class LoadedPart:
     revision: str | None
     fingerprint: str
     table: datasets.Dataset
+    place: Callable[[int], str]
     columns: Mapping[str, str]
     kept: NDArray[np.int64]
     held: NDArray[np.int64]
@@ -116,7 +119,7 @@ class TrainingSet:
             ways = self.template.eligible(wide)
             return self.template.prompted(wide, ways[turn % len(ways)], part.task)
         except (ValueError, ZeroDivisionError) as err:
-            raise UsageError(f"{part.origin} row {row}: {self.template.path.name}: {err}") from err
+            raise UsageError(f"{part.place(row)}: {self.template.path.name}: {err}") from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int
     if not count:
         return tuple(parts)
     by_hash = sorted(
-        (_digest(template.item_key(template.widened(part.table[int(row)], part.columns))), number, int(row))
+        (_digest(template.item_key(template.sifting(part.table[int(row)], part.columns))), number, int(row))
         for number, part in enumerate(parts)
         for row in part.kept
     )
@@ -212,11 +215,11 @@ def _load_part(
     rows = source.rows(located(part.task, place.folder), place.stem)
     kept: list[int] = []
     filtered = repeated = evaluated = 0
-    for index, row in enumerate(rows.table):
+    for index, row in enumerate(rows.each()):
         if room is not None and len(kept) >= room:
             break
         try:
-            wide = template.widened(row, place.columns)
+            wide = template.sifting(row, place.columns)
             if not template.kept(wide):
                 filtered += 1
                 continue
@@ -237,6 +240,7 @@ def _load_part(
         revision=source.revision(part.task),
         fingerprint=rows.fingerprint(),
         table=rows.table,
+        place=rows.place,
         columns=place.columns,
         kept=np.array(kept, dtype=np.int64),
         held=np.zeros(0, dtype=np.int64),
@@ -256,9 +260,9 @@ def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes]
     found = [rows for rows in tables if rows is not None]
     keys = set()
     for rows in found:
-        for index, row in enumerate(rows.table):
+        for index, row in enumerate(rows.each()):
             try:
-                keys.add(_digest(template.item_key(template.widened(row))))
+                keys.add(_digest(template.item_key(template.sifting(row))))
             except ValueError as err:
                 raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
     return keys if found else None
@@ -301,25 +305,32 @@ def allot(total: int, weights: Sequence[float]) -> list[int]:
 
 
 def draw_epoch(
-    names: Sequence[str], sizes: Sequence[int], counts: Sequence[int], *, seed: int, epoch: int
+    names: Sequence[str],
+    sizes: Sequence[int],
+    counts: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    most: int | None = None,
 ) -> list[Draw]:
-    """Return ``counts[d]`` draws of each dataset, shuffled.
+    """Return ``counts[d]`` draws of each dataset, shuffled; the first ``most`` of them.
 
     A dataset's items come in random order, each once before any comes again; an item that comes again, in
     this epoch or the next, is asked in its next way.
     """
-    draws: list[Draw] = []
+    none = np.zeros(0, dtype=np.int64)
+    datasets, items, turns = [none], [none], [none]
     for dataset, (name, size, count) in enumerate(zip(names, sizes, counts, strict=True)):
         first_way = _generator(seed, name, -1).integers(0, 1 << 16, size)
         random = _generator(seed, name, epoch)
         rounds = -(-count // size)
-        order = [item for _ in range(rounds) for item in random.permutation(size)][:count]
-        draws += [
-            Draw(dataset, int(item), int(first_way[item]) + epoch * rounds + place // size)
-            for place, item in enumerate(order)
-        ]
-    shuffled = _generator(seed, "mixture", epoch).permutation(len(draws))
-    return [draws[i] for i in shuffled]
+        order = np.concatenate([none, *(random.permutation(size) for _ in range(rounds))])[:count]
+        datasets.append(np.full(count, dataset))
+        items.append(order)
+        turns.append(first_way[order] + epoch * rounds + np.arange(count) // size)
+    columns = [np.concatenate(each) for each in (datasets, items, turns)]
+    shuffled = _generator(seed, "mixture", epoch).permutation(sum(counts))[:most]
+    return [Draw(*each) for each in zip(*(column[shuffled].tolist() for column in columns), strict=True)]
 
 
 def _generator(seed: int, name: str, epoch: int) -> np.random.Generator:

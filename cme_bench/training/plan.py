@@ -195,7 +195,7 @@ def _draw(sets: Sequence[ItemSet], counts: Sequence[int], total: int, *, seed: i
     names, sizes = [s.name for s in sets], [len(s) for s in sets]
     epochs: list[list[Draw]] = []
     while (missing := total - sum(map(len, epochs))) > 0:
-        epochs.append(draw_epoch(names, sizes, counts, seed=seed, epoch=len(epochs))[:missing])
+        epochs.append(draw_epoch(names, sizes, counts, seed=seed, epoch=len(epochs), most=missing))
     return epochs
 
 

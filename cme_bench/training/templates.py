@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, meta
+from jinja2.runtime import Context
 from jinja2.sandbox import SandboxedEnvironment
 
 from cme_bench.harness.yaml_loader import load_yaml
@@ -89,6 +90,14 @@ class DatasetTemplate:
         wide = dict(row)
         for name, text in {**(extra or {}), **self.columns}.items():
             wide[name] = render(text, wide)
+        return wide
+
+    def sifting(self, row: Row, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return ``row`` with those derived columns alone that say whether it counts, and as which item."""
+        wide = dict(row)
+        texts = {**(extra or {}), **self.columns}
+        for name in _needed((self.keep or "", self.key), tuple(texts.items())):
+            wide[name] = render(texts[name], wide)
         return wide
 
     def kept(self, wide: Row) -> bool:
@@ -190,16 +199,22 @@ def _paraphrase(values: Mapping[str, Any], output: str, line: str) -> Paraphrase
 def render(text: str, row: Row) -> str:
     """Render a Jinja template on the fields of a row. ValueError with one line if it does not fit."""
     try:
-        return str(_template(text).render(**row))
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
+        template = _template(text)
+        return "".join(template.root_render_func(_context(template, row)))
+    except (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError) as err:
         raise ValueError(f"{type(err).__name__}: {first_line(err) if str(err) else text}") from err
 
 
 def holds(expression: str, row: Row) -> bool:
     """Evaluate a Jinja expression on the fields of a row, as a truth value."""
     try:
-        return bool(_expression(expression)(**row))
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
+        template = _expression(expression)
+        context = _context(template, row)
+        for _ in template.root_render_func(context):
+            pass
+        found = context.vars["result"]
+        return not isinstance(found, Undefined) and bool(found)
+    except (TemplateError, TypeError, ArithmeticError, ValueError, LookupError, AttributeError) as err:
         raise ValueError(f"{expression}: {err}") from err
 
 
@@ -216,13 +231,37 @@ def _environment() -> SandboxedEnvironment:
 
 
 @functools.lru_cache(maxsize=512)
-def _template(text: str) -> Any:
+def _needed(uses: tuple[str, str], columns: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """Return the columns that an expression and a template read, by way of others too, in their order."""
+    expression, text = uses
+    wanted = _names(f"{{{{ {expression} }}}}") | _names(text) if expression else _names(text)
+    found: list[str] = []
+    for name, column in reversed(columns):
+        if name in wanted:
+            found.append(name)
+            wanted = wanted | _names(column)
+    return tuple(reversed(found))
+
+
+def _names(text: str) -> set[str]:
+    return meta.find_undeclared_variables(_environment().parse(text))
+
+
+def _context(template: Template, row: Row) -> Context:
+    """Return the names that a template sees. ``render`` would copy them twice, for every row."""
+    return template.new_context({**_environment().globals, **row}, shared=True)
+
+
+@functools.lru_cache(maxsize=512)
+def _template(text: str) -> Template:
     return _environment().from_string(text)
 
 
 @functools.lru_cache(maxsize=512)
-def _expression(text: str) -> Any:
-    return _environment().compile_expression(text)
+def _expression(text: str) -> Template:
+    """Return a template that sets ``result`` to the value of an expression."""
+    template: Template = _environment().compile_expression(text)._template  # type: ignore[attr-defined]
+    return template
 
 
 def select_datasets(templates: Mapping[str, DatasetTemplate], names: str) -> list[DatasetTemplate]:

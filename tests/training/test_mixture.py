@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,33 @@ def test_draws_depend_on_seed_epoch_and_dataset_only() -> None:
     assert first != draw_epoch(names, sizes, counts, seed=1, epoch=1)
     alone = draw_epoch(["a"], [10], [10], seed=1, epoch=0)
     assert {(d.index, d.turn) for d in alone} == {(d.index, d.turn) for d in first if d.dataset == 0}
+
+
+OLD_DRAWS = [(1, 1, 26386), (0, 1, 2871), (0, 0, 19589), (1, 0, 34553), (0, 0, 19590), (0, 2, 52497)]
+
+
+def test_the_first_draws_are_those_of_a_whole_epoch() -> None:
+    given = (["a", "b", "c"], [10, 4, 7], [12, 8, 0])
+    whole = draw_epoch(*given, seed=3, epoch=1)
+    assert len(whole) == 20
+    assert draw_epoch(*given, seed=3, epoch=1, most=6) == whole[:6]
+    assert draw_epoch(*given, seed=3, epoch=1, most=99) == whole
+
+
+def test_draws_are_those_of_every_version() -> None:
+    """An epoch's draws are part of what a training is: another order would be another training."""
+    draws = draw_epoch(["a", "b"], [3, 2], [4, 2], seed=5, epoch=1)
+    assert [(d.dataset, d.index, d.turn) for d in draws] == OLD_DRAWS
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_rows_are_sifted_by_what_their_whole_template_says(name: str) -> None:
+    template, source = TEMPLATES[name], mini_source()
+    for part in load_training_set(template, source).parts:
+        for row in part.table:
+            whole, sifted = (make(row, part.columns) for make in (template.widened, template.sifting))
+            assert template.item_key(sifted) == template.item_key(whole)
+            assert template.kept(sifted) == template.kept(whole)
 
 
 def test_each_item_comes_once_before_any_comes_again_and_is_then_asked_anew() -> None:
@@ -119,6 +147,24 @@ def test_missing_rows_and_bad_rows_are_named(tmp_path: Path) -> None:
     (tmp_path / "rte" / "train.jsonl").write_text(json.dumps({"sentence1": "a", "label": 0}) + "\n")
     with pytest.raises(UsageError, match=r"train.jsonl:1: rte.yaml: .*sentence2"):
         load_training_set(TEMPLATES["rte"], FolderSource(tmp_path))
+
+
+def test_a_row_is_rendered_when_it_is_drawn(tmp_path: Path) -> None:
+    """What only its prompts need may be missing in a row that nobody draws."""
+    rows = [{"activity_label": "Run", "ctx_a": "He", "ctx_b": "", "endings": list("abcd"), "label": "0"}] * 2
+    (tmp_path / "hellaswag").mkdir()
+    file = tmp_path / "hellaswag" / "train.jsonl"
+    file.write_text(
+        "\n".join(json.dumps(row | {"ctx_a": text}) for row, text in zip(rows, "xy", strict=True))
+    )
+    template = replace(
+        TEMPLATES["hellaswag"], columns=TEMPLATES["hellaswag"].columns | {"late": "{{ 1 / (ctx_a == 'x') }}"}
+    )
+    loaded = load_training_set(template, FolderSource(tmp_path))
+    assert len(loaded) == 2
+    loaded.prompted(0, 0)
+    with pytest.raises(UsageError, match=r"train.jsonl:2: hellaswag.yaml: .*"):
+        loaded.prompted(1, 0)
 
 
 def test_cap_takes_the_first_rows() -> None:
