@@ -54,6 +54,7 @@ def _interrupted() -> NoReturn:
 
 _COMMANDS = (
     "run",
+    "lm_eval",
     "parity",
     "rescore",
     "contamination",

@@ -72,6 +72,8 @@ class Parameter:
             "metavar": self.option.metavar or self._choices(),
             "hidden": self.option.hidden,
             "rich_help_panel": self.option.panel,
+            "is_eager": self.option.prepare is not None,
+            "callback": self._prepared if self.option.prepare else None,
             "autocompletion": self._completed if choices(self.kind) else None,
         }
         info = typer.Argument(**facts) if self.option.argument else typer.Option(*self._names(), **facts)
@@ -83,6 +85,11 @@ class Parameter:
         """Return the values that a shell offers; behind a comma those of a further one."""
         before, comma, begun = incomplete.rpartition(",") if self.option.separated else ("", "", incomplete)
         return [f"{before}{comma}{value}" for value in choices(self.kind) if value.startswith(begun)]
+
+    def _prepared(self, context: typer.Context, given: Any) -> Any:
+        if self.option.prepare is not None and given is not None and not context.resilient_parsing:
+            self.option.prepare(context, given)
+        return given
 
     def _choices(self) -> str | None:
         known = "|".join(choices(self.kind))
@@ -139,6 +146,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     )
     command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
     command.__signature__ = signature  # type: ignore[attr-defined]
+    command.parameters = options  # type: ignore[attr-defined]
     return command
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cme_bench.cli import app
+from cme_bench.cli.given import ConfigFile, FromRun
 from cme_bench.cli.help import EVALUATE, command
 from cme_bench.cli.plugins import Plugins
 from cme_bench.runs.options import RunOptions, check_ask, check_model
@@ -24,6 +25,8 @@ _EXAMPLES = {
     "evaluate on many GPUs or nodes, with equal numbers": (
         "cme-bench run ./llama --engine ray --worker vllm --address HOST:PORT"
     ),
+    "keep the options in a file, and type what differs": "cme-bench run --config run.toml --limit 20",
+    "repeat an earlier run's settings": "cme-bench run --from runs/llama --adapter ./new",
     "run any task of lm-eval under our rules": "cme-bench run ./llama --tasks lm_eval:hellaswag",
 }
 
@@ -31,6 +34,8 @@ _EXAMPLES = {
 @command(app, _EXAMPLES, panel=EVALUATE)
 def run(
     options: RunOptions,
+    config: ConfigFile = None,
+    again: FromRun = None,
     plugin: Plugins = (),
     engine_stats: Annotated[bool, Option("Print what the engine computed, and how fast.")] = False,
 ) -> None:

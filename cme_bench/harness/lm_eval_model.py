@@ -1,9 +1,8 @@
 """Our engines below lm-eval: ``import cme_bench.harness.lm_eval_model`` registers the model ``cme-hf``.
 
-Its command line takes it after the import::
+Its command line takes it after the import, which ``cme-bench lm-eval`` does::
 
-    python -c "import cme_bench.harness.lm_eval_model, lm_eval.__main__ as m; m.cli_evaluate()" \\
-        --model cme-hf ...
+    cme-bench lm-eval --model cme-hf --model_args pretrained=./llama --tasks hellaswag
 
 Texts become token ids exactly as in lm-eval 0.4.13's ``HFLM``, so that scores agree with it.
 """

@@ -26,7 +26,8 @@ class Option:
     minimum: the least number. metavar: the value's name in ``--help``. separated: whether a tuple is typed as
     one word with commas. parse: makes the field's value of what is typed; the type of its parameter is the
     type of the option. noun: what an unknown value is called, by default the field's name; or the whole
-    message, with places for {value}, {hint} and {known}. hidden: whether ``--help`` leaves it out.
+    message, with places for {value}, {hint} and {known}. hidden: whether ``--help`` leaves it out. prepare:
+    called before other options are read, with Typer's context and the value, where one is given.
     """
 
     help: str
@@ -41,6 +42,7 @@ class Option:
     parse: Callable[[Any], Any] | None = None
     noun: str | None = None
     hidden: bool = False
+    prepare: Callable[[Any, Any], None] | None = None
 
     def flag_of(self, name: str) -> str:
         """Return the option's long name, for a field called ``name``."""

@@ -66,18 +66,18 @@ def read_project(file: Path) -> Project:
         raise UsageError(f"{file}: broken project file ({err})") from err
     for key in values:
         if key not in KEYS:
-            raise UsageError(f"{_line(file, text, key)}: unknown key {key!r}{did_you_mean(key, KEYS)}")
+            raise UsageError(f"{line_of(file, text, key)}: unknown key {key!r}{did_you_mean(key, KEYS)}")
     names, defaults = values.get("include", []), values.get("defaults", {})
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{_line(file, text, 'include')}: 'include' must be a list of paths")
+        raise UsageError(f"{line_of(file, text, 'include')}: 'include' must be a list of paths")
     if not isinstance(defaults, dict):
-        raise UsageError(f"{_line(file, text, 'defaults')}: 'defaults' must be a table")
+        raise UsageError(f"{line_of(file, text, 'defaults')}: 'defaults' must be a table")
     include = tuple(file.parent / name for name in names)
     for path in include:
         if not path.exists():
-            raise UsageError(f"{_line(file, text, 'include')}: {path}: no such file or folder")
+            raise UsageError(f"{line_of(file, text, 'include')}: {path}: no such file or folder")
     for key in defaults.keys() & REFUSED:
-        raise UsageError(f"{_line(file, text, key)}: {key!r} {REFUSED[key]}")
+        raise UsageError(f"{line_of(file, text, key)}: {key!r} {REFUSED[key]}")
     plugins = tuple(_plugins(file, text, values.get("plugins", {})))
     return Project(file, include, plugins, {key: _path(file, key, value) for key, value in defaults.items()})
 
@@ -88,7 +88,7 @@ def _plugins(file: Path, text: str, given: Any) -> Iterator[str]:
     for value in listed:
         for name in value if isinstance(value, list) else [value]:
             if not isinstance(name, str):
-                raise UsageError(f"{_line(file, text, 'plugins')}: 'plugins' names files and modules")
+                raise UsageError(f"{line_of(file, text, 'plugins')}: 'plugins' names files and modules")
             yield str(file.parent / name) if name.endswith(".py") else name
 
 
@@ -104,10 +104,12 @@ def check_defaults(project: Project, known: Iterator[str]) -> None:
     for key in project.defaults:
         if key not in names:
             text = project.file.read_text(encoding="utf-8")
-            raise UsageError(f"{_line(project.file, text, key)}: no option --{key}{did_you_mean(key, names)}")
+            raise UsageError(
+                f"{line_of(project.file, text, key)}: no option --{key}{did_you_mean(key, names)}"
+            )
 
 
-def _line(file: Path, text: str, key: str) -> str:
+def line_of(file: Path, text: str, key: str) -> str:
     """Return ``file:line`` of the first line that sets ``key``; TOML's parser keeps no lines."""
     found = re.search(rf"^\s*\[?[\"']?{re.escape(key)}[\"']?\s*[=.\]]", text, re.MULTILINE)
     return f"{file}:{text[: found.end()].count(chr(10)) + 1}" if found else str(file)

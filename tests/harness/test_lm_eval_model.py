@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
-from cme_bench.authoring.export import export_tasks
 from cme_bench.engines import Engine, GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.inbox import Given, Inbox
@@ -27,8 +24,6 @@ from cme_bench.harness.lm_eval_model import CmeHF, EngineLM
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, _loglikelihood_items
-from cme_bench.tasks.sources import mini_source
-from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
 
 PAIRS = [
@@ -179,24 +174,6 @@ def test_a_run_cuts_a_prompt_where_lm_eval_does(
     assert len(fed) == 64
     [(_, found)] = ours.engine.loglikelihood([item.request])
     assert found.logprobs == pytest.approx([score for score, _ in expected], abs=1e-4)
-
-
-@pytest.mark.slow
-def test_lm_evals_command_line_takes_our_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """By the one-liner that the module documents."""
-    from cme_bench.harness import lm_eval_model as module
-
-    [line] = [line for line in str(module.__doc__).splitlines() if "python -c" in line]
-    code = line.split('"')[1]
-    suite = load_suite()
-    export_tasks(suite.select("cme_rte_ll"), mini_source(), tmp_path / "tasks")
-    arguments = ["--model", "cme-hf", "--model_args", f"pretrained={tiny_checkpoint},dtype=float32"]
-    arguments += ["--tasks", "cme_rte_ll", "--include_path", str(tmp_path / "tasks"), "--device", "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "|cme_rte_ll|" in done.stdout.replace(" ", "")
 
 
 def test_a_continuation_that_fills_the_model_is_refused(ours: EngineLM) -> None:

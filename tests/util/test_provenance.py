@@ -46,7 +46,7 @@ def test_machine_names_cores_and_processor() -> None:
 
 def test_the_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert "version" not in project["project"] and project["project"]["dynamic"][0] == "version"
     file = ROOT / project["tool"]["hatch"]["version"]["path"]
     assert f'__version__ = "{cme_bench.__version__}"' in file.read_text()
     assert provenance.versions()["cme-bench"] == cme_bench.__version__
