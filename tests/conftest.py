@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -83,3 +86,16 @@ def workshop(tmp_path: Path) -> Workshop:
     shop.write_rows("test", [{"question": f"test {i}?", "label": i % 2} for i in range(4)])
     shop.write_rows("train", [{"question": f"shot {i}?", "label": i % 2} for i in range(6)])
     return shop
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, headless, driven by playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine (Debian: chromium)")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

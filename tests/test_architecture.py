@@ -27,7 +27,7 @@ FLOORS = (
     ("tasks",),
     ("authoring", "runs"),
     ("reports", "training"),
-    ("experiments",),
+    ("experiments", "view"),
     ("run",),
     ("api",),
     ("cli",),

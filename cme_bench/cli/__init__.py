@@ -59,6 +59,7 @@ _COMMANDS = (
     "rescore",
     "contamination",
     "runs",
+    "view",
     "table",
     "compare",
     "report",

@@ -90,6 +90,16 @@ def _trackers() -> tuple[bool, str]:
     return True, ", ".join(found) or _optional("no tracker", "--report-to", "trackers")
 
 
+def _view() -> tuple[bool, str]:
+    from cme_bench.view.serve import NEEDED
+
+    found = {package: _installed(package) for package in NEEDED}
+    missing = [package for package, text in found.items() if text is None]
+    if missing:
+        return True, f"cme-bench view needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+    return True, ", ".join(text for text in found.values() if text)
+
+
 def _installed(*packages: str) -> str | None:
     """Return the first package that is installed, and its version."""
     from importlib import metadata
@@ -155,6 +165,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "ray": _ray,
     "server": _server,
     "trackers": _trackers,
+    "view": _view,
     "quantised": _quantised,
     "smollm2": _smollm2,
     "cache": _cache,

@@ -67,6 +67,17 @@ class Overview:
         return 0 if self.run is None else sum(task.n for task in self.run.tasks.values())
 
     @property
+    def finished_tasks(self) -> frozenset[str]:
+        """The tasks whose result is that of all their items; one of before a larger limit is not."""
+        planned = {} if self.run is None else self.run.tasks
+        return frozenset(
+            name
+            for name, result in self.results.tasks.items()
+            if result.hash == planned[name].hash
+            and (self.state == "finished" or result.score.n >= planned[name].n)
+        )
+
+    @property
     def scores(self) -> dict[str, EstimateRecord]:
         """The average of each form; where scores have none, that of its only task."""
         found = {}
@@ -139,7 +150,7 @@ def _fault(error: BaseException, folder: Path) -> str:
 
 def as_json(runs: Sequence[Overview], *, now: float) -> str:
     """Return the runs as a JSON list, an object each; scores are as in ``results.json``, by form."""
-    return json.dumps([row(run, now=now) for run in runs], indent=2, ensure_ascii=False) + "\n"
+    return json.dumps([row(run, now=now) for run in runs], indent=2) + "\n"
 
 
 def row(run: Overview, *, now: float) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def row(run: Overview, *, now: float) -> dict[str, Any]:
         "adapter": run.adapter or None,
         "method": run.view.method if run.view else None,
         "tasks": [] if record is None else list(record.tasks),
-        "tasks_finished": len(run.results.tasks),
+        "tasks_finished": len(run.finished_tasks),
         "n": run.n,
         "scores": {form: {"value": s.value, "stderr": s.stderr, "n": s.n} for form, s in run.scores.items()},
         "engine": None if record is None else record.identity.engine,

@@ -112,15 +112,16 @@ def tasks_text(run: Overview) -> str:
     """Return a run's tasks, few by name and many by number, and how many are finished where not all are."""
     if run.run is None:
         return ""
-    names, done = list(run.run.tasks), len(run.results.tasks)
+    names, done = list(run.run.tasks), len(run.finished_tasks)
     domains = len({task.domain for task in run.run.tasks.values()})
     text = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} in {domains} domains"
     return text if done == len(names) else f"{text} ({done} done)"
 
 
 def scores_text(run: Overview) -> str:
-    """Return the score of each form in its unit, with its standard error."""
-    return ", ".join(_scores(run)) or "–"
+    """Return the score of each form in its unit, with its standard error; of the tasks that are finished."""
+    text = ", ".join(_scores(run))
+    return f"{text}{'' if run.state == 'finished' else ' so far'}" if text else "–"
 
 
 def _scores(run: Overview) -> Iterator[str]:

@@ -6,9 +6,10 @@ import re
 import sys
 from typing import TextIO
 
-# Controls other than tab and newline (escape sequences begin with one), and marks that reorder text.
+# Controls other than tab and newline (escape sequences begin with one), marks that reorder text, and the
+# stand-ins for bytes of a file's name that are no text.
 _STEERING = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 

@@ -6,7 +6,6 @@ import base64
 import gzip
 import hashlib
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -144,19 +143,6 @@ def test_runs_without_records_still_make_a_page(tmp_path: Path) -> None:
     text = render_page([run])
     assert "No per-item records lie in the run folders" in text
     assert "block-0" not in text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, headless, driven by playwright."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: chromium)")
-    with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 class Opened:

@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from cme_bench.reports.compare_text import pvalue
+from cme_bench.reports.intervals import estimate_of, interval_of
 from cme_bench.reports.page.payload import PageBlocks, task_payload
 from cme_bench.reports.runs import RunView, described_dtype, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
@@ -25,11 +26,6 @@ from cme_bench.reports.significance import SIGNIFICANT
 from cme_bench.reports.table import FIXED, ComparisonTable, comparison_tables
 from cme_bench.runs.folder import read_arguments, run_file
 from cme_bench.scoring.scales import Measure
-from cme_bench.stats.estimates import Estimate
-from cme_bench.stats.intervals import student, wilson
-
-_BINARY = ("acc", "em")
-"""Metrics of 0/1 items among those that stand for a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +84,17 @@ class Form:
         return any(share is not None for task in self.tasks for share in task["empty"])
 
 
-def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mixed: bool = False) -> str:
-    """Return the page. UsageError if the runs differ, unless ``allow_mixed``."""
+def render_page(
+    runs: Sequence[RunView],
+    *,
+    title: str = "CME report",
+    allow_mixed: bool = False,
+    back: str | None = None,
+) -> str:
+    """Return the page; ``back``: the address of the page that it was opened from.
+
+    UsageError if the runs differ, unless ``allow_mixed``.
+    """
     blocks = PageBlocks()
     names = labels(runs)
     forms = [_form(table, runs, blocks) for table in comparison_tables(runs, allow_mixed=allow_mixed)]
@@ -108,10 +113,18 @@ def render_page(runs: Sequence[RunView], *, title: str = "CME report", allow_mix
         provenance=[_provenance(run) for run in runs],
         script=script,
         style=style,
-        policy=f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "base-uri 'none'; form-action 'none'",
+        policy=page_policy(script, style),
+        back=back,
         meta=orjson.dumps(meta).decode().replace("<", "\\u003c"),
         blocks=blocks.texts,
+    )
+
+
+def page_policy(script: str, style: str) -> str:
+    """Return the Content-Security-Policy of a page with one script and one style: they and nothing else."""
+    return (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
 
 
@@ -138,9 +151,9 @@ def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, colum
     """Return the scores of one column, on an axis of the whole scale, or of what occurs where that has no
     end."""
     found = [
-        (number, *_interval(run, table.form, column))
+        (number, *interval_of(run, table.form, column))
         for number, run in numbered
-        if _estimate(run, table.form, column) is not None
+        if estimate_of(run, table.form, column) is not None
     ]
     scale = table.measure.scale
     low = scale.low if scale.averaged else min([0.0, *(low for _, _, low, _ in found)])
@@ -155,33 +168,6 @@ def _bars(numbered: Sequence[tuple[int, RunView]], table: ComparisonTable, colum
     ]
     ticks = [low + quarter * (high - low) / 4 for quarter in range(5)]
     return Bars(column, [f"{scale.factor * tick:.3g}" for tick in ticks], bars)
-
-
-def _interval(run: RunView, form: str, column: str) -> tuple[float, float, float]:
-    """Return a score and the ends of its interval.
-
-    Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few
-    items (Student)."""
-    found = _estimate(run, form, column)
-    assert found is not None
-    scale = run.measure(form).scale
-    own = {k: t for k, t in run.results.tasks.items() if t.form == form and t.domain == column}
-    once = all(run.run.tasks[name].repeats == 1 for name in own)
-    if len(own) == 1 and once and next(iter(own.values())).primary in _BINARY:
-        low, high = (float(x) for x in wilson(found.value * found.n, found.n))
-    else:
-        low, high = student(found, max(found.n - 1, 1))
-        low, high = np.nan_to_num([low, high], nan=found.value)
-    return found.value, max(low, scale.low), min(high, scale.high)
-
-
-def _estimate(run: RunView, form: str, column: str) -> Estimate | None:
-    """Return a run's score of one column; None where it has none."""
-    summary = run.results.forms[form]
-    found = summary.average if column == AVERAGE else summary.domains.get(column)
-    if found is None or found.value is None:
-        return None
-    return Estimate(found.value, np.nan if found.stderr is None else found.stderr, found.n)
 
 
 def _matrices(table: ComparisonTable) -> Iterator[Matrix]:
