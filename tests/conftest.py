@@ -78,6 +78,19 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tracker_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trackers write here instead of the user's home; trackio reads its place when it is imported."""
+    folder = tmp_path_factory.mktemp("trackers")
+    names = ("TRACKIO_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setenv(name, str(folder / name.lower()))
+        patch.delenv("WANDB_API_KEY", raising=False)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
+
+
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
     """A task with four rows to score and six exemplars."""

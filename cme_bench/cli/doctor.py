@@ -84,7 +84,7 @@ def _server() -> tuple[bool, str]:
 
 
 def _trackers() -> tuple[bool, str]:
-    from cme_bench.util.tracker_names import PACKAGES
+    from cme_bench.trackers.names import PACKAGES
 
     found = [text for name, package in PACKAGES.items() if (text := _installed(name, package))]
     return True, ", ".join(found) or _optional("no tracker", "--report-to", "trackers")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cme_bench.trackers.names import PROJECT, ReportProject, ReportTo, check_trackers
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import (
     BOS_UNKNOWN,
@@ -254,6 +255,8 @@ class AskOptions(NetworkOptions):
     max_truncated: Annotated[
         int | None, Option("Fail if more prompts than this must be cut to fit.", minimum=0, panel=PROMPTS)
     ] = None
+    report_to: ReportTo = ()
+    report_project: ReportProject = PROJECT
     command: tuple[str, ...] = ()
     """The command line that asks, for run.json."""
 
@@ -315,8 +318,10 @@ def _check_device_map(options: ModelOptions) -> None:
 
 
 def check_ask(options: AskOptions) -> None:
-    """Raise UsageError for an unknown format or BOS mode, and for a number that is none or too small."""
+    """Raise UsageError for an unknown format or BOS mode, for a number that is none or too small, and for a
+    tracker that is not installed."""
     check_choices(options, AskOptions)
+    check_trackers(options.report_to)
     check_minimums(options, AskOptions)
     if options.temperature and not LEAST_TEMPERATURE <= options.temperature <= MOST_TEMPERATURE:
         raise UsageError(f"--temperature: 0, or from 0.01 to 100, not {options.temperature:g}")

@@ -29,6 +29,7 @@ from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_mode
 from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder
+from cme_bench.runs.reporting import RunReport
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
@@ -175,6 +176,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         session = Session(responder, Recorder(writer), manifest, listener, stopping, longest)
         results: list[TaskResult] = []
+        report = RunReport(folder, shared.options, manifest.run, listener.note)
         try:
             for _, alike in itertools.groupby(plans, lambda plan: plan.generated):
                 for plan, stored in session.answer(list(alike)):
@@ -183,11 +185,14 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
                     dtype = responder.identity["dtype"]
                     results.append(_result(plan, session.records(plan), stored, dtype))
                     write_results(folder, manifest.run, results)
+                    report.task(results[-1])
                     listener.finish(plan.task.name, _outcome(results[-1]))
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
             manifest.finish()
+            report.finish()
         finally:
+            report.close()
             manifest.note(_notes(plans, encoder, responder))  # loading may have told more
             manifest.save(responder.loaded)
     return manifest

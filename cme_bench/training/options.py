@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cme_bench.authoring.new_options import delimiter_option, quotes_option
+from cme_bench.trackers.names import PROJECT, ReportProject, ReportTo, check_trackers
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import (
     BOS_UNKNOWN,
@@ -34,7 +35,8 @@ DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learnin
 _READING = ("row_form", "encoding", "delimiter", "quotes")
 """How files are read: the rows themselves, which count, are the outcome."""
 _USUAL = (("save_dtype", "float32"), ("quantize", None))
-_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING)
+_REPORTING = ("report_to", "report_project")
+_NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING, *_REPORTING)
 
 
 def parse_data(values: list[str]) -> str | tuple[str, ...]:
@@ -183,6 +185,8 @@ class TrainOptions:
     seed: Annotated[int, Option("Decides everything random.", panel=LEARNING)] = 0
     save_every: Annotated[int, Option("Steps between checkpoints.", panel=RUNNING)] = 500
     log_every: Annotated[int, Option("Steps between writes to loss.csv.", panel=RUNNING)] = 10
+    report_to: ReportTo = ()
+    report_project: ReportProject = PROJECT
     offline: Offline = False
 
     def identity(self) -> dict[str, Any]:
@@ -240,6 +244,7 @@ def check_options(options: TrainOptions) -> None:
             "--plugin)"
         )
     check_choices(options)
+    check_trackers(options.report_to)
     if options.rank < 1:
         raise UsageError(f"--rank must be at least 1, got {options.rank}")
     for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):

@@ -59,6 +59,7 @@ from cme_bench.training.plan import (
     usual_format,
 )
 from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
+from cme_bench.training.reporting import TrainingReport
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
@@ -212,10 +213,14 @@ def _run(prepared: Prepared, listener: Listener) -> None:
         f"({content['adapter']['percent_of_base']:.2f} % of {base.name})"
     )
     curve = LossCurve(out / "loss.csv", last_step=step, writes=_is_main())
-    watch = Watch(curve, listener, every=options.log_every)
+    balanced = getattr(peft_config, "balance_coefficient", 0.0) > 0
     with ExitStack() as stack:
+        report = None
+        if _is_main():
+            report = TrainingReport(options, content, last_step=step, balanced=balanced, note=listener.note)
+            stack.callback(report.close)
+        watch = Watch(curve, listener, every=options.log_every, report=report)
         stack.enter_context(target_loss(model.get_base_model()))
-        balanced = getattr(peft_config, "balance_coefficient", 0.0) > 0
         tape = stack.enter_context(balance_tape(model)) if balanced else None
         trainer = MixtureTrainer(
             model,

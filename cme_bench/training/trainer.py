@@ -23,6 +23,7 @@ from cme_bench.runs.progress import Listener
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
 from cme_bench.training.curve import LossCurve, Point
+from cme_bench.training.reporting import TrainingReport
 from cme_bench.util.errors import CmeError
 
 
@@ -131,8 +132,10 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
 class Watch(TrainerCallback):  # type: ignore[misc]
     """Writes the loss curve, shows progress, stops at a non-finite loss, and saves and stops on a signal."""
 
-    def __init__(self, curve: LossCurve, listener: Listener, *, every: int) -> None:
-        self.curve, self.listener, self.every = curve, listener, every
+    def __init__(
+        self, curve: LossCurve, listener: Listener, *, every: int, report: TrainingReport | None = None
+    ) -> None:
+        self.curve, self.listener, self.every, self.report = curve, listener, every, report
         self.trainer: MixtureTrainer
         self.interrupted = False
         self._shown = 0
@@ -188,6 +191,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.curve.add(points)
         speed = (last.tokens - before) / max(now - self._flushed, 1e-9)
         self._flushed = now
+        if self.report is not None:
+            self.report.points(points, speed)
         mean = sum(p.loss for p in points) / len(points)
         self.listener.advance(last.step - self._shown, f"loss {mean:.4f}  {speed:,.0f} tokens/s")
         self._shown = last.step

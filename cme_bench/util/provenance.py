@@ -52,6 +52,9 @@ _TOKEN_VARIABLES = {
     "HF_TOKEN": "(hub token)",
     "HUGGING_FACE_HUB_TOKEN": "(hub token)",
     "OPENAI_API_KEY": "(key)",
+    "WANDB_API_KEY": "(key)",
+    "MLFLOW_TRACKING_TOKEN": "(key)",
+    "MLFLOW_TRACKING_PASSWORD": "(key)",
 }
 
 

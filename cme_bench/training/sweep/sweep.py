@@ -22,6 +22,7 @@ from cme_bench.training import record
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import ItemSet, load_sets
+from cme_bench.training.reporting import report_whole
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.train import Prepared, finish, frozen_base, name_base, only_writer, prepare
@@ -190,6 +191,9 @@ class _Sweep:
                 crew.detach(number)
                 with crew.alone(number) as model:
                     finish(model, self._ledger.curve(member.name), member, together=self._together)
+                if member.options.report_to:
+                    curve = self._ledger.curve(member.name)
+                    report_whole(member.options, member.content, curve, self._listener.note)
                 self._states.pop(member.name, None)
             else:
                 left.append(member)
