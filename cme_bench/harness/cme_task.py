@@ -50,6 +50,8 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     ``format: alpaca|llm-adapters``: the prompt around the question, unless a chat template is applied.
     """
 
+    _last: tuple[Any, dict[tuple[str, str | None], Any]] = (None, {})
+    """A row, and what was rendered of it."""
     _exemplars: Mapping[int, dict[tuple[str, str | None], Any]] = MappingProxyType({})
     """The rendered texts of every few-shot row, by the row's ``id``: the sampler holds them all."""
 
@@ -79,6 +81,13 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             for row in self.sampler.fewshot_docs():
                 self._groups[row[self._group_field]].append(row)
 
+    def fewshot_docs(self) -> Any:
+        """Return the rows that exemplars come from; None where rows are given and no exemplar is shown, since
+        lm-eval would make a list of all of them."""
+        if self.config.custom_dataset is not None and not self.config.num_fewshot:
+            return None
+        return super().fewshot_docs()
+
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
         if self._wrapper is not None and not kwargs.get("apply_chat_template"):
             chat = {"apply_chat_template": True, "chat_template": self._wrapper}
@@ -99,10 +108,18 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
 
     def _rendered(self, field: str, doc: Any, template: Any, render: Callable[[Any, Any], Any]) -> Any:
-        """Return ``render(doc, template)``; an exemplar is rendered once and remembered."""
-        known = self._exemplars.get(id(doc))
-        if known is None or not (template is None or isinstance(template, str)):
+        """Return ``render(doc, template)``; an exemplar is rendered once and remembered.
+
+        So is the row that was asked for last: its question, choices and answer are needed several times.
+        """
+        if not (template is None or isinstance(template, str)):
             return render(doc, template)
+        known = self._exemplars.get(id(doc))
+        if known is None:
+            row, known = last = self._last
+            if row is not doc:
+                self._last = last = (doc, {})
+                known = last[1]
         key = field, template
         if key not in known:
             known[key] = render(doc, template)

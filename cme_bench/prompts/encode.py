@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from cme_bench.engines.base import TokenIds
 from cme_bench.prompts.bos import Bos, own_bos
 from cme_bench.prompts.formats import Policy
+from cme_bench.prompts.pieces import Pieces, may_cut
+
+PartT = TypeVar("PartT")
 
 
 class Encoder:
@@ -22,6 +25,8 @@ class Encoder:
         self.tokenizer = tokenizer
         self.bos = bos or own_bos(tokenizer)
         self._bos = self.bos.prefix
+        self._pieces = Pieces(tokenizer) if may_cut(tokenizer) else None
+        self._tried = False
         self._bos_text = "".join(tokenizer.convert_ids_to_tokens(list(self._bos))) if self._bos else None
 
     @property
@@ -60,14 +65,36 @@ class Encoder:
         distinct = list(dict.fromkeys(texts))
         if not distinct:
             return {}
+        if self._cuts((text, "") for text in _some(distinct)):
+            assert self._pieces is not None
+            return dict(zip(distinct, self._pieces.ids(distinct), strict=True))
+        return dict(zip(distinct, self._tokenised(distinct), strict=True))
+
+    def _tokenised(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return the ids of each text as the tokenizer gives them; one batch, on all cores."""
         ids = self.tokenizer(
-            distinct,
+            list(texts),
             add_special_tokens=False,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )["input_ids"]
-        return {text: tuple(row) for text, row in zip(distinct, ids, strict=True)}
+        return [tuple(row) for row in ids]
+
+    def _cuts(self, pairs: Iterable[tuple[str, str]]) -> bool:
+        """Return whether texts are tokenised piece by piece: the first ones are tokenised both ways."""
+        if self._pieces is not None and not self._tried:
+            self._tried = True
+            some = list(pairs)
+            if self._pieces.pairs(some) != self._whole_pairs(some):
+                self._pieces = None
+        return self._pieces is not None
+
+    def _whole_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[TokenIds, TokenIds]]:
+        """Return what ``Pieces.pairs`` does, without cutting a text: its slow and obvious reference."""
+        texts = list(dict.fromkeys(text for a, b in pairs for text in (a, a + b)))
+        whole = dict(zip(texts, self._tokenised(texts) if texts else (), strict=True))
+        return [(whole[a], whole[a + b][len(whole[a]) :]) for a, b in pairs]
 
     def encode_behind(self, text: str) -> TokenIds:
         """Return the ids of a text behind another: without what a tokenizer puts before a first word."""
@@ -92,11 +119,11 @@ class Encoder:
         else:
             moved = [move_spaces(a, b) for a, b in pairs]
             alone = self._bare(b for a, b in moved if not a)
-            whole = self._bare(text for a, b in moved for text in (a, a + b) if a)
-            split = [
-                (self._begin(a, rendered) + whole[a], whole[a + b][len(whole[a]) :]) if a else ((), alone[b])
-                for a, b in moved
-            ]
+            behind = [(a, b) for a, b in moved if a]
+            cut = self._cuts(_some(behind)) and self._pieces
+            ids = iter(cut.pairs(behind) if cut else self._whole_pairs(behind))
+            begin = {a: self._begin(a, rendered) for a, _ in behind}
+            split = [((), alone[b]) if not a else _behind(begin[a], *next(ids)) for a, b in moved]
         return [(a or (self.start_token,), b) for a, b in split]
 
     def prefix(self, text: str, *, rendered: bool = False) -> TokenIds:
@@ -110,6 +137,15 @@ class Encoder:
         if self._bos_text is None:
             return False
         return text.lstrip().startswith(self._bos_text) or (rendered and self._bos_text in text)
+
+
+def _behind(begin: TokenIds, context: TokenIds, continuation: TokenIds) -> tuple[TokenIds, TokenIds]:
+    return begin + context, continuation
+
+
+def _some(parts: Sequence[PartT]) -> Sequence[PartT]:
+    """Return sixteen or so of ``parts``, from all over."""
+    return parts[:: 1 + len(parts) // 16]
 
 
 _BLANKS = 8

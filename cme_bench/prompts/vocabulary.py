@@ -29,9 +29,8 @@ def check_vocabulary(tokenizer: Any, embeddings: int, highest: int, *, model: st
 
 def check_requests(tokenizer: Any, embeddings: int, requests: Iterable[Request], *, model: str) -> None:
     """Check that every token id of the requests has an embedding, as :func:`check_vocabulary` does."""
-    if _last(tokenizer) >= embeddings:
-        highest = max(map(_highest, requests), default=0)
-        check_vocabulary(tokenizer, embeddings, highest, model=model)
+    highest = max(map(_highest, requests), default=0)
+    check_vocabulary(tokenizer, embeddings, highest, model=model)
 
 
 def _last(tokenizer: Any) -> int:

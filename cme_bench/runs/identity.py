@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from array import array
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from cme_bench.engines.base import GenerateRequest, Request
 def response_key(responder: Mapping[str, str], request: Request) -> str:
     """Return sha256 over the responder (model and adapter hashes, dtype, engine), the exact token ids, and
     the sampling parameters: one token, weight or setting changed is another key."""
-    digest = hashlib.sha256(orjson.dumps(dict(responder), option=orjson.OPT_SORT_KEYS))
+    digest = _begun(tuple(responder.items())).copy()
     if isinstance(request, GenerateRequest):
         settings = [
             "generate",
@@ -35,6 +36,12 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
                 previous = context
             digest.update(array("q", continuation).tobytes())
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _begun(responder: tuple[tuple[str, str], ...]) -> hashlib._Hash:
+    """Return the digest of what all answers of a responder have in common; to be copied."""
+    return hashlib.sha256(orjson.dumps(dict(responder), option=orjson.OPT_SORT_KEYS))
 
 
 def _sampling(request: GenerateRequest) -> Any:
