@@ -15,13 +15,23 @@ from cme_bench.util.deferred import defer
 from cme_bench.version import __version__
 
 if TYPE_CHECKING:
-    from cme_bench.api import compare, evaluate, load_runs, open_run, table
+    from cme_bench.api import compare, dry_run, evaluate, list_runs, load_runs, open_run, table
     from cme_bench.run import Run
 
 defer("bitsandbytes")
 
-__all__ = ["Run", "__version__", "compare", "evaluate", "load_runs", "open_run", "table"]
-_PLACES = {"Run": "run"} | dict.fromkeys(("compare", "evaluate", "load_runs", "open_run", "table"), "api")
+__all__ = [
+    "Run",
+    "__version__",
+    "compare",
+    "dry_run",
+    "evaluate",
+    "list_runs",
+    "load_runs",
+    "open_run",
+    "table",
+]
+_PLACES = {name: "run" if name == "Run" else "api" for name in __all__ if name != "__version__"}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,14 @@ from cme_bench.runs.progress import Listener
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import Engine, described
 
-__all__ = ["compare", "evaluate", "load_runs", "open_run", "table"]
+__all__ = ["compare", "dry_run", "evaluate", "list_runs", "load_runs", "open_run", "table"]
 
 if TYPE_CHECKING:
     import pandas as pd
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+    from cme_bench.runs.cost import DryRun
 
 Name = str | PathLike[str]
 
@@ -75,6 +77,31 @@ def evaluate(
 
         asked = _options("", given | options)
         return [Run(folder) for folder in run_live(model, tokenizer, asked, listener, name=name)]
+
+
+def dry_run(
+    model: Name, *, adapters: Name | Sequence[Name | None] | None = None, **options: Any
+) -> list[DryRun]:
+    """Say what ``evaluate`` would ask with the same arguments, and about how long it would take here.
+
+    Nothing is asked or written, and no weights are loaded. ``print`` shows a table of each. Raises UsageError
+    for what ``evaluate`` refuses before its first question.
+    """
+    from cme_bench.runs.dry_run import dry_run as counted
+
+    given = {"tasks": "cme", "data": "hub", "out": None, "adapters": adapters} | options
+    return counted(_options(fspath(model), given))
+
+
+def list_runs(folder: Name = "runs") -> pd.DataFrame:
+    """List the runs below a folder as a frame, a row each: name, model, adapter, state, score, age, fault.
+
+    ``scores`` holds a mapping of each form's average, ``score`` the first of them. No samples are read.
+    Raises UsageError if there is no such folder.
+    """
+    from cme_bench.reports.listing import list_frame
+
+    return list_frame(Path(folder))
 
 
 def open_run(folder: Name) -> Run:

@@ -27,6 +27,9 @@ _EXAMPLES = {
     ),
     "keep the options in a file, and type what differs": "cme-bench run --config run.toml --limit 20",
     "repeat an earlier run's settings": "cme-bench run --from runs/llama --adapter ./new",
+    "see first what would be asked, and how long it may take": (
+        "cme-bench run ./llama --tasks cme --limit 200 --dry-run"
+    ),
     "run any task of lm-eval under our rules": "cme-bench run ./llama --tasks lm_eval:hellaswag",
 }
 
@@ -38,6 +41,13 @@ def run(
     again: FromRun = None,
     plugin: Plugins = (),
     engine_stats: Annotated[bool, Option("Print what the engine computed, and how fast.")] = False,
+    dry_run: Annotated[
+        bool,
+        Option(
+            "Ask and write nothing: say what would be asked, how many tokens that is, and about how long it "
+            "takes here."
+        ),
+    ] = False,
 ) -> None:
     """Evaluate a checkpoint: per-item records, results.json and summary.csv in a run folder.
 
@@ -47,6 +57,9 @@ def run(
     check_ask(options)
     if options.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported, below
+    if dry_run:
+        _print_dry_run(options)
+        return
     from cme_bench.runs.display import show_progress
     from cme_bench.runs.runner import run as evaluate
 
@@ -55,6 +68,14 @@ def run(
         folders = evaluate(replace(options, command=tuple(sys.argv)), listener)
     for folder in folders:
         _print_summary(folder, engine_stats)
+
+
+def _print_dry_run(options: RunOptions) -> None:
+    from cme_bench.cli.shared import tell
+    from cme_bench.runs.dry_run import dry_run
+    from cme_bench.util.terminal import say
+
+    say("\n\n".join(map(str, dry_run(options, tell))))
 
 
 def _print_summary(folder: Path, engine_stats: bool) -> None:

@@ -7,22 +7,40 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cme_bench.reports.runs import RunView
+from cme_bench.runs.find import find_runs
 from cme_bench.runs.folder import read_both, read_run
 from cme_bench.runs.owner import being_written, last_change
 from cme_bench.runs.packed import scores_file
 from cme_bench.runs.records import EstimateRecord, Results, RunRecord
 from cme_bench.util.errors import CmeError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 State = Literal["running", "preparing", "finished", "stopped", "incomplete", "broken"]
 """preparing: it writes no ``run.json`` yet; stopped: it ended before all items had an answer; incomplete:
 some items have none, because no worker survived them; broken: a file of it cannot be read."""
+COLUMNS = (
+    "name",
+    "state",
+    "resumable",
+    "model",
+    "adapter",
+    "method",
+    "tasks",
+    "tasks_finished",
+    "n",
+    "score",
+)
+COLUMNS += ("scores", "engine", "dtype", "data", "started", "seconds", "age_seconds", "folder", "fault")
 NOTHING = Results(forms={}, tasks={})
 
 
@@ -146,6 +164,17 @@ def _fault(error: BaseException, folder: Path) -> str:
     """Return the message without the folder's own path: the row says which it is."""
     text = "nested too deeply" if isinstance(error, RecursionError) else str(error)
     return text.replace(f"{folder}/", "").replace(str(folder), "this folder")
+
+
+def list_frame(root: Path) -> pd.DataFrame:
+    """Return a row for each run below ``root``, with what :func:`row` says as columns, and ``score``."""
+    import pandas as pd
+
+    now = time.time()
+    rows = [row(overview(folder, root, now=now), now=now) for folder in find_runs(root).runs]
+    for each in rows:
+        each["score"] = next((score["value"] for score in each["scores"].values()), None)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def as_json(runs: Sequence[Overview], *, now: float) -> str:

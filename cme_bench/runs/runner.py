@@ -12,7 +12,7 @@ import itertools
 import math
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.engine_choice import Waiting
 from cme_bench.runs.engine_factory import open_engines
-from cme_bench.runs.engine_source import EngineSource
+from cme_bench.runs.engine_source import EngineSource, never
 from cme_bench.runs.folders import DEFAULT_ROOT, check_distinct, goes_on, run_folder
 from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
@@ -41,6 +41,7 @@ from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
+from cme_bench.util.notes import Note
 
 
 def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
@@ -116,22 +117,56 @@ class _Shared:
         self.told.update(notes)
 
 
-def _run_all(questions: Questions, engines: EngineSource, listener: Listener, root: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Who will be asked, by which planner, and where the answers will be: a folder for each responder."""
+
+    responders: Sequence[Responder]
+    planner: Planner
+    folders: Sequence[Path]
+
+
+def prepare(
+    questions: Questions,
+    engines: EngineSource,
+    note: Note,
+    root: Path = DEFAULT_ROOT,
+    stopping: Callable[[], bool] = never,
+) -> Prepared:
+    """Decide everything that is decided before the first question; no weights are loaded."""
     options, model = questions.options, engines.model
-    for note in model.notes:
-        listener.note(note)
-    stopping = threading.Event()
+    for each in model.notes:
+        note(each)
     responders = [
-        Responder(engines, adapter, bos=options.bos, stopping=stopping.is_set)
+        Responder(engines, adapter, bos=options.bos, stopping=stopping)
         for adapter in options.adapters or (None,)
     ]
     planner = Planner(options)
     _decide(questions, planner, responders, root)
     quantised = "" if model.quantisation is None else f" on {model.quantisation}"
-    listener.note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
+    note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
     folders = [run_folder(options, responder, root) for responder in responders]
     check_distinct(folders)
-    shared = _Shared(options, questions.tasks, questions.source, planner, listener, stopping)
+    return Prepared(responders, planner, folders)
+
+
+def planned(
+    options: AskOptions, tasks: Sequence[Task], planner: Planner, responder: Responder
+) -> list[TaskPlan]:
+    """Return the plans of all tasks. UsageError if they ask what may not, or cannot, be asked."""
+    plans = [planner.plan(task, responder) for task in tasks]
+    _check_truncation(plans, options.max_truncated)
+    responder.engines.check(item.request for plan in plans for item in plan.items)
+    _check_budget(plans, options.thinking_budget)
+    return plans
+
+
+def _run_all(questions: Questions, engines: EngineSource, listener: Listener, root: Path) -> list[Path]:
+    options = questions.options
+    stopping = threading.Event()
+    ready = prepare(questions, engines, listener.note, root, stopping.is_set)
+    responders, folders = ready.responders, list(ready.folders)
+    shared = _Shared(options, questions.tasks, questions.source, ready.planner, listener, stopping)
     unanswered: list[str] = []
     with _interruptible(stopping):
         for responder, folder in zip(responders, folders, strict=True):
@@ -166,10 +201,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
     encoder, listener, stopping = responder.encoder, shared.listener, shared.stopping
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, shared.options, responder)
-        plans = [shared.planner.plan(task, responder) for task in shared.tasks]
-        _check_truncation(plans, shared.options.max_truncated)
-        responder.engines.check(item.request for plan in plans for item in plan.items)
-        _check_budget(plans, shared.options.thinking_budget)
+        plans = planned(shared.options, shared.tasks, shared.planner, responder)
         manifest.note(notes := _notes(plans, encoder, responder))
         shared.tell(notes)
         manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})

@@ -132,9 +132,10 @@ class RunWriter:
                 os.fsync(stream.fileno())
             stream.close()
         self._streams.clear()
-        with contextlib.suppress(OSError):  # the lock itself ends with the file's closing
-            self._lock.truncate(0)
-        self._lock.close()
+        if not self._lock.closed:
+            with contextlib.suppress(OSError):  # the lock itself ends with the file's closing
+                self._lock.truncate(0)
+            self._lock.close()
 
 
 def samples_file(folder: Path, task: str) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import cme_bench
 from cme_bench.cli import app
 from cme_bench.reports.listing import Overview, overview
 from cme_bench.reports.listing_text import age, chosen, ordered, scores_text, tasks_text
@@ -165,6 +166,17 @@ def test_json_says_what_the_table_says(tmp_path: Path) -> None:
     assert row["scores"]["generated"]["value"] == 0.75
     code, out, _ = runs(str(tmp_path))
     assert "75.00 ± 25.00" in out and "t32" in out
+
+
+def test_python_lists_runs_as_a_frame(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", ONE, adapter=ADAPTER)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "run.json").write_text("[]")
+    frame = cme_bench.list_runs(tmp_path)
+    assert list(frame["name"]) == ["a", "b"]
+    assert frame.set_index("name").loc["a", "score"] == 0.75
+    assert frame.set_index("name").loc["b", "fault"] == "run.json: not a JSON object"
+    assert list(cme_bench.list_runs(tmp_path / "a")["state"]) == ["finished"]
 
 
 def test_what_is_no_run_is_a_line(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ class Form:
     tasks: list[dict[str, Any]]
 
     @property
+    def lead(self) -> list[Bar]:
+        """The bars of the average, which stand first; none where scores have no average."""
+        return next((group.bars for group in self.bars if group.column == AVERAGE), [])
+
+    @property
     def shows_empty(self) -> bool:
         """Whether some task extracts answers, so that there are shares without one."""
         return any(share is not None for task in self.tasks for share in task["empty"])
