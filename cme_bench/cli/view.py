@@ -15,8 +15,8 @@ from cme_bench.util.terminal import say
 
 _EXAMPLES = {
     "watch the runs of a folder in a browser": "cme-bench view",
-    "watch those of another machine: forward its port, and open the address that is printed here": (
-        "ssh -L 8765:127.0.0.1:8765 HOST cme-bench view results --port 8765 --no-browser"
+    "watch them from another machine, whose ssh -L 8765:127.0.0.1:8765 forwards the port": (
+        "cme-bench view results --port 8765 --no-browser"
     ),
 }
 
