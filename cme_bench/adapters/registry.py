@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from dataclasses import KW_ONLY, InitVar, dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias, get_origin
 
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -247,9 +247,25 @@ def _check_classes(name: str, config_class: object, model_class: object) -> None
 def _check_fields(name: str, config_class: type[PeftConfig]) -> None:
     """Without @dataclass a new field is none: it would be neither an argument nor saved."""
     known = {f.name for f in fields(config_class)}
-    if unknown := [key for key in vars(config_class).get("__annotations__", {}) if key not in known]:
-        shown = f"{unknown[0]!r} is no field of {config_class.__name__}"
+    for key, annotation in vars(config_class).get("__annotations__", {}).items():
+        marker = None if key in known else _marker(annotation)
+        if key in known or marker in ("ClassVar", "KW_ONLY"):
+            continue
+        shown = f"{key!r} is no field of {config_class.__name__}"
+        if marker == "InitVar":
+            raise AdapterError(f"register {name!r}: {shown}: an InitVar is not saved; make it a field")
         raise AdapterError(f"register {name!r}: {shown}; write @dataclass above the class")
+
+
+def _marker(annotation: Any) -> str | None:
+    """Return the name of what dataclasses read as no field; ``annotation`` may be its text."""
+    if isinstance(annotation, str):
+        return annotation.strip().partition("[")[0].rpartition(".")[2]
+    kinds = (annotation, get_origin(annotation), type(annotation))
+    return next((name for name, kind in _MARKERS.items() if kind in kinds), None)
+
+
+_MARKERS = {"ClassVar": ClassVar, "KW_ONLY": KW_ONLY, "InitVar": InitVar}
 
 
 def _check_rest(name: str, *, train: object, settings: object, measured: object, vllm: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.adapters import AdapterError, registry
+from cme_bench.adapters import AdapterConfig, AdapterError, registry
 from cme_bench.adapters.files import read_config
 from cme_bench.adapters.plugins import load_plugins, loaded_plugins
 from cme_bench.adapters.support import verdict
@@ -205,9 +206,40 @@ BROKEN = {
         + REGISTER.format(""),
         r"own.py:\d+: .*'steepness' is no field of OwnConfig; write @dataclass",
     ),
+    "init variable": (
+        METHOD.replace("    pass", "    steepness: InitVar[float] = 1.0").replace(
+            "import dataclass", "import InitVar, dataclass"
+        )
+        + REGISTER.format(""),
+        r"own.py:\d+: .*'steepness' is no field of OwnConfig: an InitVar is not saved; make it a field",
+    ),
     "prefix": (registering("other"), r"own.py:\d+: .*Inconsistent prefixes"),
     "error afterwards": (METHOD + REGISTER.format("") + "1 / 0\n", r"own.py:\d+: ZeroDivisionError"),
 }
+
+
+CONSTANTS = """\
+import dataclasses
+import typing
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+"""
+BODY = """\
+    order: ClassVar[tuple[int, ...]] = (1, 2)
+    plain: typing.ClassVar = 3
+    _: KW_ONLY
+    steepness: float = 1.0
+"""
+
+
+@pytest.mark.parametrize("future", ["", "from __future__ import annotations\n"])
+def test_what_is_no_field_by_intent_is_allowed(tmp_path: Path, future: str) -> None:
+    text = METHOD.replace("from dataclasses import dataclass\n", CONSTANTS).replace("    pass\n", BODY)
+    (tmp_path / "own.py").write_text(future + text + REGISTER.format(""))
+    load_plugins([str(tmp_path / "own.py")])
+    assert {"steepness"} == registry.method("own").fields - {
+        f.name for f in dataclasses.fields(AdapterConfig)
+    }
 
 
 @pytest.mark.parametrize("case", BROKEN)
