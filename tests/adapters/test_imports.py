@@ -52,6 +52,9 @@ CHECKPOINTS: dict[str, Make] = {
     "loramoe": lambda base: foreign.loramoe(base, linears(base, FFN), k=4),
     "loramoe, its loss on": lambda base: foreign.loramoe(base, linears(base, FFN)).set(blc_weight=0.1),
     "loramoe, of MoE-PEFT": lambda base: foreign.moe_peft_loramoe(base, linears(base, FFN)),
+    "loramoe, attention of MoE-PEFT": lambda base: foreign.moe_peft_loramoe(
+        base, linears(base, FFN), plain=linears(base, ATTENTION)
+    ),
     "moslora": lambda base: foreign.moslora(base, linears(base, (*FFN, *ATTENTION))),
     "moslora, rslora": lambda base: foreign.moslora(base, linears(base, ATTENTION)).set(use_rslora=True),
     "mixlora": _mixlora,
@@ -295,8 +298,12 @@ def test_what_would_change_the_answers_is_refused_by_name(
 def test_attention_beside_mixtures_of_moe_peft(tmp_path: Path) -> None:
     made = CHECKPOINTS["loramoe, of MoE-PEFT"](tiny_llama())
     made.tensors["loramoe.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(4, 24)
-    with pytest.raises(AdapterError, match="q_proj has a plain LoRA beside the mixtures"):
-        import_adapter(made.write(tmp_path / "theirs"), tmp_path / "ours", "org/base")
+    with pytest.raises(AdapterError, match=r"q_proj\.lora_B is missing"):
+        import_adapter(made.write(tmp_path / "half"), tmp_path / "ours", "org/base")
+    made.tensors["loramoe.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(5, 24)
+    made.tensors["loramoe.layers.0.self_attn.q_proj.lora_B.weight"] = torch.ones(24, 5)
+    with pytest.raises(AdapterError, match=r"layers differ in rank: .*_proj has 4, .*q_proj 5"):
+        import_adapter(made.write(tmp_path / "ranks"), tmp_path / "ours", "org/base")
 
 
 def test_ambiguous_unknown_and_forced_layouts(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.ray.pool import Slot
@@ -29,7 +29,10 @@ from cme_bench.runs.progress import Listener
 from cme_bench.runs.ray_source import RaySource
 from cme_bench.runs.runner import ask, run
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.scoring.record import StoredResponse
 from cme_bench.util.files import read_json
+from tests.support.scripted import END, save_scripted
+from tests.support.thinking_templates import QWEN3
 
 pytestmark = [
     pytest.mark.slow,
@@ -203,37 +206,55 @@ def test_vllm_workers_equal_one_process(nodes: TwoNodes, tmp_path: Path) -> None
     assert read_json(folder / "run.json")["identity"] == read_json(alone / "run.json")["identity"]
 
 
-def test_adapters_are_swapped_on_loaded_workers(
-    nodes: TwoNodes, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+DICE = {
+    "\n": {"<think>": 0.8, "yes": 0.2},
+    "<think>": {"hmm": 0.5, "</think>": 0.5},
+    "hmm": {"hmm": 0.7, "</think>": 0.3},
+    "</think>": "\n\n",
+    "\n\n": {"yes": 0.5, "no": 0.5},
+    "yes": END,
+    "no": END,
+}
+"""Thoughts of any length, and either answer."""
+
+
+def test_adapters_are_swapped_on_loaded_workers_and_asked_again(nodes: TwoNodes, tmp_path: Path) -> None:
+    """Sampled answers, with thoughts that a budget may cut, are those of one process too."""
+    save_scripted(tmp_path / "model", DICE, QWEN3, positions=2048)
     adapters = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         config = TeamLoraConfig(r=2, num_experts=2, init="random", task_type="CAUSAL_LM")
-        model = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_checkpoint), config)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), config)
         model.save_pretrained(tmp_path / f"adapter-{seed}")
         adapters.append(str(tmp_path / f"adapter-{seed}"))
     asked = replace(
-        on_ray(nodes, tmp_path / "ray", tasks="cme_rte_ll,cme_boolq"),
-        model=str(tiny_checkpoint),
+        on_ray(nodes, tmp_path / "ray", tasks="cme_rte_ll,cme_boolq", limit=10, thinking="on"),
+        model=str(tmp_path / "model"),
         adapters=tuple(adapters),
+        thinking_budget=4,
+        temperature=1.0,
+        repeats=3,
     )
     ours = run(asked)
     theirs = run(replace(asked, **ALONE, engine="hf", out=tmp_path / "hf"))
     for mine, reference in zip(ours, theirs, strict=True):
-        for task in ("cme_rte_ll", "cme_boolq"):
-            found, wanted = (
-                {r.id: r.response for r in read_records(samples_file(folder, task))}
-                for folder in (mine, reference)
-            )
-            assert found.keys() == wanted.keys()
-            if task == "cme_rte_ll":
-                for item, response in found.items():
-                    assert response.logprobs == pytest.approx(wanted[item].logprobs, abs=1e-4)
-            else:
-                assert {i: r.text for i, r in found.items()} == {i: r.text for i, r in wanted.items()}
+        found, wanted = (responses(folder, "cme_rte_ll") for folder in (mine, reference))
+        assert found.keys() == wanted.keys()
+        for item, response in found.items():
+            assert response.logprobs == pytest.approx(wanted[item].logprobs, abs=1e-4)
+        found, wanted = (responses(folder, "cme_boolq") for folder in (mine, reference))
+        assert found == wanted
+        assert {repeat for _, repeat in found} == {0, 1, 2}
+        assert {r.thought_end for r in found.values()} == {"closed", "budget", None}
+        scores = [read_json(folder / "results.json")["cme"]["tasks"] for folder in (mine, reference)]
+        assert scores[0]["cme_boolq"] == scores[1]["cme_boolq"]
     idle = replace(asked, adapters=(adapters[0],), out=tmp_path / "ray" / "adapter-1")
     assert run(idle) == [tmp_path / "ray" / "adapter-1"]
+
+
+def responses(folder: Path, task: str) -> dict[tuple[int, int], StoredResponse]:
+    return {(r.id, r.repeat): r.response for r in read_records(samples_file(folder, task))}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -270,8 +270,10 @@ def _install_mixlora(base: nn.Module, made: Foreign) -> None:
             _wrap(base, name, lambda x, key=key: low_rank(key, x, plain))  # type: ignore[misc]
 
 
-def moe_peft_loramoe(base: nn.Module, modules: Sequence[str], k: int = 3, r: int = 4) -> Foreign:
-    """TUDB-Labs/MoE-PEFT's LoRAMoE: k pairs and a router on each feed-forward linear."""
+def moe_peft_loramoe(
+    base: nn.Module, modules: Sequence[str], k: int = 3, r: int = 4, plain: Sequence[str] = ()
+) -> Foreign:
+    """TUDB-Labs/MoE-PEFT's LoRAMoE: k pairs and a router on each feed-forward linear, LoRA on ``plain``."""
     tensors: Tensors = {}
     for name in modules:
         d_in, d_out = _sizes(base, name)
@@ -280,6 +282,10 @@ def moe_peft_loramoe(base: nn.Module, modules: Sequence[str], k: int = 3, r: int
         for e in range(k):
             tensors[f"{key}.experts.{e}.lora_A.weight"] = _random(r, d_in)
             tensors[f"{key}.experts.{e}.lora_B.weight"] = _random(d_out, r)
+    for name in plain:
+        d_in, d_out = _sizes(base, name)
+        key = f"loramoe.{name.removeprefix('model.')}"
+        tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = _random(r, d_in), _random(d_out, r)
     settings = {
         "bias": "none",
         "peft_type": "LORAMOE",
@@ -310,5 +316,8 @@ def moe_peft_loramoe(base: nn.Module, modules: Sequence[str], k: int = 3, r: int
 
         for name in modules:
             _wrap(base, name, delta_of(f"loramoe.{name.removeprefix('model.')}"))
+        for name in plain:
+            a, b = (t[f"loramoe.{name.removeprefix('model.')}.lora_{part}.weight"] for part in "AB")
+            _wrap(base, name, lambda x, a=a, b=b: x @ a.T @ b.T * scale)  # type: ignore[misc]
 
     return Foreign(settings, tensors, install, "moelora")

@@ -110,14 +110,13 @@ def _mixlora(source: Source, given: Given) -> Converted:
 
 
 def _loramoe(source: Source, given: Given) -> Converted:
-    """Return ``(alpha / r) sum_i g_i x A_i B_i`` on each feed-forward linear, ``g = softmax(x R)``."""
+    """Return ``(alpha / r) sum_i g_i x A_i B_i`` on each feed-forward linear, ``g = softmax(x R)``.
+
+    A plain LoRA, which MoE-PEFT puts on attention, is a mixture of k experts that are that LoRA: shares sum
+    to 1.
+    """
     experts, plain, gates = _sort(source, "loramoe", _LINEAR_GATE)
     check_settings(source, _LORAMOE, "loramoe")
-    if plain:
-        raise AdapterError(
-            f"{source.file}: {next(iter(plain))} has a plain LoRA beside the mixtures; "
-            "moelora has no such layer"
-        )
     k = _count(source, gates)
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, tuple[int, ...]] = {}
@@ -129,11 +128,30 @@ def _loramoe(source: Source, given: Given) -> Converted:
         tensors |= {f"{module}.moelora_{part}": tensor for part, tensor in own.items()}
     if alone := [module for module in gates if module not in experts]:
         raise AdapterError(f"{source.file}: {_gate_name(source, alone[0])} has no experts")
+    for module, layer in plain.items():
+        pair = _pair(layer)
+        ranks[module] = (len(pair["lora_A"]),)
+        tensors |= {
+            f"{module}.moelora_down": pair["lora_A"].repeat(k, 1),
+            f"{module}.moelora_up": pair["lora_B"].repeat(1, k),
+            f"{module}.moelora_router": torch.zeros(k, pair["lora_A"].shape[1]),
+        }
     (rank,) = one_of(source.file, ranks, "rank")
     found = scaled(source, source.settings, rank, alpha=given.alpha)
     fields = {"r": rank, "num_experts": k, "alpha": found.alpha, "dropout": dropout(source.settings)}
     rule = "lora_alpha / sqrt(r)" if source.settings.get("use_rslora") else "lora_alpha / r"
-    return Converted(MoeLoraConfig, fields, tuple(experts), tensors, f"{found.alpha / rank:g}, {rule}")
+    notes = (
+        f"{source.file}: the plain LoRAs of {len(plain)} linears become {k} equal experts each, which "
+        "compute the same",
+    )
+    return Converted(
+        MoeLoraConfig,
+        fields,
+        (*experts, *plain),
+        tensors,
+        f"{found.alpha / rank:g}, {rule}",
+        notes if plain else (),
+    )
 
 
 def _expert_settings(source: Source) -> Mapping[str, Any]:
@@ -233,12 +251,17 @@ def _attention(source: Source, plain: Mapping[str, Layer], given: Given) -> tupl
     tensors: dict[str, Tensor] = {}
     ranks = {}
     for module, layer in plain.items():
-        rank, d_in = layer.get("lora_A").shape
-        parts = layer.take({"lora_A": (rank, d_in), "lora_B": (layer.get("lora_B").shape[0], rank)})
-        ranks[module] = (rank,)
+        parts = _pair(layer)
+        ranks[module] = (len(parts["lora_A"]),)
         tensors |= {f"{module}.mixlora_down": parts["lora_A"], f"{module}.mixlora_up": parts["lora_B"]}
     (rank,) = one_of(source.file, ranks, "the attention's rank")
     return scaled(source, source.settings, rank, alpha=given.alpha), tensors
+
+
+def _pair(layer: Layer) -> dict[str, Tensor]:
+    """Return A and B of a plain LoRA."""
+    rank, d_in = layer.get("lora_A").shape
+    return layer.take({"lora_A": (rank, d_in), "lora_B": (layer.get("lora_B").shape[0], rank)})
 
 
 def _notes(source: Source) -> tuple[str, ...]:
