@@ -118,7 +118,7 @@ class RepeatColumns:
 
     def passes(self) -> dict[str, Floats]:
         """Return pass@k of every item, where all answers are right or wrong; else nothing."""
-        items = [[score for _, score in votes.values()] for votes in self.votes.values()]
+        items = [[score for _, score in votes] for votes in self._items()]
         if not items or any(score not in (0.0, 1.0) for scores in items for score in scores):
             return {}
         return {
@@ -128,7 +128,11 @@ class RepeatColumns:
 
     def majorities(self) -> Floats:
         """Return the score of the majority's answer, of every item."""
-        return np.array([majority(list(votes.values())) for votes in self.votes.values()])
+        return np.array([majority(votes) for votes in self._items()])
+
+    def _items(self) -> list[list[tuple[str | None, float]]]:
+        """Return the votes of every item by repeat, items by id: sums do not hang on which came first."""
+        return [[votes[repeat] for repeat in sorted(votes)] for _, votes in sorted(self.votes.items())]
 
     def quality(self) -> dict[str, float]:
         """Return the shares of all answers, as :class:`~.aggregate.TaskResult` has them."""

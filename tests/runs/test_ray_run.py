@@ -224,7 +224,7 @@ def test_adapters_are_swapped_on_loaded_workers_and_asked_again(nodes: TwoNodes,
     adapters = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        config = TeamLoraConfig(r=2, num_experts=2, init="random", task_type="CAUSAL_LM")
+        config = TeamLoraConfig(r=2, alpha=0.2, num_experts=2, init="random", task_type="CAUSAL_LM")
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), config)
         model.save_pretrained(tmp_path / f"adapter-{seed}")
         adapters.append(str(tmp_path / f"adapter-{seed}"))

@@ -100,3 +100,19 @@ def test_answers_become_one_record() -> None:
     assert merged(three[1:2]) is three[1]
     with_filters = [*three[1:], record(4, 2, "yes", 0.0, combined={"acc": 1.0})]
     assert merged(with_filters).scores == {"acc": 1.0}
+
+
+def test_the_order_of_arrival_changes_no_digit() -> None:
+    records = [
+        record(i, r, "ab"[(i + r) % 2], ((7 * i + 3 * r) % 10) / 10) for i in range(10) for r in (0, 1, 2)
+    ]
+    right = [replace(each, scores={"acc": float(each.id % 3 >= each.repeat)}) for each in records]
+    for some in (records, right):
+        found = []
+        for order in (some, some[::-1], some[1::2] + some[::2]):
+            columns = RepeatColumns("acc", "label", "", 3)
+            for each in order:
+                columns.add(each)
+            passes = {name: values.tolist() for name, values in columns.passes().items()}
+            found.append((passes, columns.majorities().tolist(), columns.item_means("acc").tolist()))
+        assert found[0] == found[1] == found[2]
