@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from cme_bench.adapters import registry
+from cme_bench.adapters.field_types import misfit
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import Method, TrainingSettings
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
@@ -42,6 +43,8 @@ def adapter_config(options: TrainOptions, base: PretrainedConfig, *, steps: int)
     for key in options.settings:
         if key not in known:
             raise UsageError(f"--set {key}: {options.method} has no such field{did_you_mean(key, known)}")
+    if problem := misfit(options.settings, method.config_class):
+        raise UsageError(f"--set: {problem}")
     asked = TrainingSettings(
         rank=options.rank,
         alpha=2.0 * options.rank if options.alpha is None else options.alpha,

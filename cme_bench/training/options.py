@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -245,6 +246,7 @@ def check_options(options: TrainOptions) -> None:
         )
     check_choices(options)
     check_trackers(options.report_to)
+    _check_finite(options)
     if options.rank < 1:
         raise UsageError(f"--rank must be at least 1, got {options.rank}")
     for name in ("epochs", "batch_size", "accumulate", "save_every", "log_every"):
@@ -262,6 +264,15 @@ def check_options(options: TrainOptions) -> None:
         if getattr(options, name) < 0:
             raise UsageError(f"--{name.replace('_', '-')} must not be negative, got {getattr(options, name)}")
     check_temperature(options.temperature)
+
+
+def _check_finite(options: TrainOptions) -> None:
+    for option in fields(options):
+        value = getattr(options, option.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{option.name.replace('_', '-')} must be a finite number, got {value}")
+    if options.alpha == 0:
+        raise UsageError("--alpha must not be 0: an adapter with that factor changes nothing")
 
 
 def check_temperature(temperature: float) -> None:

@@ -128,7 +128,7 @@ def check_minimums(options: Any, source: type[Any] | None = None) -> None:
         if least is None or value is None:
             continue
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number or value < least:
+        if not number or not value >= least:  # NaN is at least nothing
             text = f"a {'whole ' if whole else ''}number of at least {least}"
             raise UsageError(f"{option.flag_of(name)}: {text}, not {value!r}")
 

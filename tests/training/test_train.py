@@ -343,6 +343,16 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"batch_size": 0}, "--batch-size must be at least 1"),
     ("lora", {"pack": 1}, "--pack must be at least 2, got 1"),
     ("lora", {"warmup": 1.5}, "--warmup is a share"),
+    ("lora", {"alpha": float("nan")}, "--alpha must be a finite number, got nan"),
+    ("lora", {"weight_decay": float("inf")}, "--weight-decay must be a finite number, got inf"),
+    ("lora", {"alpha": 0.0}, "--alpha must not be 0"),
+    ("lora", {"settings": {"use_rslora": "yes"}}, "--set: field 'use_rslora' cannot be 'yes'"),
+    ("mixlora", {"settings": {"attention_alpha": "x"}}, "--set: field 'attention_alpha' cannot be 'x'"),
+    (
+        "mixlora",
+        {"settings": {"router_init_range": float("nan")}},
+        "router_init_range must be a finite number",
+    ),
     ("lora", {"model": "/no/model"}, "no such folder"),
 ]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from peft.config import PeftConfig
@@ -73,6 +74,10 @@ class AdapterConfig(PeftConfig):  # type: ignore[misc]  # peft carries no types
         self.target_modules = _as_set(self.target_modules)
         self.exclude_modules = _as_set(self.exclude_modules)
         self._check_layers()
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise AdapterError(f"{part.name} must be a finite number, got {value!r}")
         if not is_int(self.r) or self.r < 1:
             raise AdapterError(f"r must be a positive integer, got {self.r!r}")
         if not 0.0 <= self.dropout < 1.0:
