@@ -20,7 +20,7 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
 from cme_bench.adapters.files import tensor_shapes, weights_file
 from cme_bench.adapters.row_task import choose_task
-from cme_bench.adapters.shared.quantised import parameter_place
+from cme_bench.adapters.shared.quantised import READS_8_BITS, parameter_place, restore_scales
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
 from cme_bench.util.devices import computing_device, is_spread
 from cme_bench.util.errors import first_line
@@ -121,6 +121,8 @@ def _put_on(inner: nn.Module, folder: Path, found: Examined, name: str, *, is_tr
             # where weights are on disk, PEFT would make the adapter's tensors there too
             settings |= {"is_trainable": is_trainable, "low_cpu_mem_usage": spread}
             model = PeftModel.from_pretrained(inner, str(folder), **settings)
+    if restore_scales(inner):
+        raise AdapterError(f"{folder}: {READS_8_BITS}")
     _follow_layers(model)
     if not found.checked and not xlora.is_xlora(found.config):
         weights = weights_file(folder)

@@ -87,7 +87,7 @@ def check_order(model: PreTrainedModel, path: Path) -> None:
             logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
     except torch.OutOfMemoryError as error:
         raise CmeError(f"{path}: out of memory on a row of {_PROBE_TOKENS} tokens") from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
         reason = first_line(error)
         raise CmeError(f"{path}: the model cannot compute a row of tokens alone ({reason})") from error
     change, spread = (logits[0] - logits[1]).abs().max(), logits.std()

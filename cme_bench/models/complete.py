@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cme_bench.models.packed_files import check_packed
 from cme_bench.models.quantisation import method_of, quantisation
 from cme_bench.models.silence import transformers_silent
 from cme_bench.models.weights import StoredTensor, stored_tensors, weight_files
@@ -81,6 +82,8 @@ def check_weights(folder: Path, config: Any) -> None:
     stored = stored_tensors(weight_files(folder))
     block = quantisation(config)
     quantised = block is not None and method_of(block) != QUANT_METHOD
+    if block is not None:
+        check_packed(folder, block, stored)
     misfits = compare(folder, config, stored, quantised=quantised)
     if misfits.mismatched and (hole := _hole(stored)):  # too few of what is merged into one tensor
         raise UsageError(f"{folder}: {hole}")

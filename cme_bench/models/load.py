@@ -122,7 +122,7 @@ def load_model(
         raise UsageError(f"{path}: what loads the weights is not installed ({first_line(error)})") from error
     except torch.OutOfMemoryError as error:
         raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(error)})") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (SafetensorError, *_LOAD_ERRORS) as error:
         raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
     model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
     settle(model, dtype)
@@ -146,6 +146,8 @@ def _placing(
     return {"device_map": given, "offload_folder": folder.name}
 
 
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, TypeError, AttributeError, LookupError, AssertionError)
+"""Errors of transformers and of packages that quantise: weights or settings that they cannot use."""
 _OFFLOADED: list[Any] = []
 """Folders of the weights that lie on disk."""
 

@@ -127,6 +127,8 @@ def check_quantisation(path: Path, config: Any, engine: str) -> None:
     if block is None:
         return
     method = method_of(block)
+    if method in ("None", ""):
+        raise UsageError(f"{path / 'config.json'}: quantization_config names no method (quant_method)")
     if engine == "vllm":
         if method != QUANT_METHOD and not _known_to_vllm(method):
             raise UsageError(

@@ -126,6 +126,8 @@ class SavedSource(EngineSource):
         if name is None:
             return None
         found = resolve_adapter(name, self.model.config, offline=self.options.offline, note=self.note)
+        if note := _other_quantisation(found, self.options.quantize):
+            found.notes.append(note)
         if self.computes == "vllm":
             self.check_vllm(found)
         return found
@@ -143,6 +145,19 @@ class SavedSource(EngineSource):
         adapted_linears(adapter.path, self.model.config)
         quantised = quantisation(self.model.config) is not None
         refuse_rounded(adapter.path, self.model.dtype_name, quantised=quantised)
+
+
+def _other_quantisation(adapter: AdapterCheckpoint, quantize: str | None) -> str | None:
+    """Return a note if an adapter's training record says that its base was quantised otherwise."""
+    if not (training := adapter.record.training):
+        return None
+    then, now = training.get("quantize"), quantize
+    if then == now:
+        return None
+    return (
+        f"{adapter.path}: trained with {f'--quantize {then}' if then else 'no --quantize'}, evaluated with "
+        f"{f'--quantize {now}' if now else 'none'}"
+    )
 
 
 def saved(adapter: Adapter | None) -> AdapterCheckpoint | None:

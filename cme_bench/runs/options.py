@@ -296,6 +296,10 @@ def _check_server(options: ModelOptions) -> None:
             raise UsageError("--engine server needs --server URL, for example http://127.0.0.1:8000")
         if options.dtype != "auto":
             raise UsageError(f"--dtype {options.dtype}: a server computes in its own type; leave it out")
+        for name in ("quantize", "device_map"):
+            if (value := getattr(options, name)) is not None:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag} {value}: a server has loaded its model; leave it out")
         return
     for name in ("server", "server_model", "server_concurrency"):
         if getattr(options, name) != getattr(ModelOptions, name):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from transformers import TrainingArguments
 from transformers.utils import logging
 
@@ -45,6 +45,7 @@ from cme_bench.training import record
 from cme_bench.training.batches import collate, pad_token, share, width_multiple
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
+from cme_bench.training.fresh import put_fresh
 from cme_bench.training.loss import target_loss
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.options import TrainOptions, check_options
@@ -317,7 +318,7 @@ def _adapted_model(
     set_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
-        adapted = get_peft_model(model, peft_config)
+        adapted = put_fresh(model, peft_config)
     name_base(peft_config, base)
     return adapted
 

@@ -318,6 +318,7 @@ def test_options_that_a_server_decides_are_refused(
     for changes, reason in (
         ({}, "serves one, two: name one with --server-model"),
         ({"server_model": "tow"}, "does not list it, and one answers"),
+        ({"server_model": "two", "quantize": "4bit"}, "--quantize 4bit: a server has loaded its model"),
         ({"server_model": "two", "dtype": "float32"}, "--dtype float32: a server computes in its own type"),
         ({"server_model": "two", "settings": {"max_length": 9000}}, "takes 8190 tokens at most"),
         ({"server_model": "two", "adapters": "teamlora-demo"}, "the adapter|trained on|shape|teamlora-demo"),

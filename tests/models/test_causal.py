@@ -158,8 +158,8 @@ def test_logits_that_are_no_numbers_are_the_engines_to_report(tiny_checkpoint: P
         ({"quant_method": "aqlm"}, "with aqlm, which is not installed"),
         ({"quant_method": "fbgemm_fp8"}, "with fbgemm_fp8, which cannot be used here"),
         ({"quant_method": "unheard-of"}, "with unheard-of, which transformers does not know"),
-        ({"bits": 4}, "quantised with None"),
-        ({}, "quantised with None"),
+        ({"bits": 4}, "quantization_config names no method"),
+        ({}, "quantization_config names no method"),
         ({"quant_method": "teamlora", "modules": []}, "exported for vLLM with an adapter"),
     ],
 )
@@ -186,8 +186,9 @@ def test_vllm_needs_a_package_for_bitsandbytes_only(
         if refused:
             with pytest.raises(UsageError, match="not installed"):
                 check_base(checkpoint, found, "vllm")
-        else:
-            check_base(checkpoint, found, "vllm")
+        else:  # its plain weights are at fault
+            with pytest.raises(UsageError, match="and none in the files is"):
+                check_base(checkpoint, found, "vllm")
 
 
 def adapter_into(folder: Path, *, weights: bool = True) -> Path:

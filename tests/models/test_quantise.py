@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedTokenizerFast
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
@@ -133,6 +136,94 @@ def test_merging_into_rounded_floats_is_refused_too(
     assert next(p for n, p in model.named_parameters() if "moslora" in n).dtype == torch.float32
     with pytest.raises(AdapterError, match="moslora cannot be merged into a quantised weight"):
         model.merge_adapter()
+
+
+@pytest.fixture(scope="module")
+def packed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints that bitsandbytes made."""
+    folder = tmp_path_factory.mktemp("packed")
+    for bits in ("4bit", "8bit"):
+        more = {"bnb_4bit_quant_type": "nf4"} if bits == "4bit" else {}
+        settings = BitsAndBytesConfig(**{f"load_in_{bits}": True}, **more)  # type: ignore[arg-type]
+        AutoModelForCausalLM.from_pretrained(base, quantization_config=settings).save_pretrained(
+            folder / bits
+        )
+    return {bits: folder / bits for bits in ("4bit", "8bit")}
+
+
+UP = "model.layers.0.mlp.up_proj."
+Tensors = dict[str, torch.Tensor]
+PLAIN = "and none in the files is; if they are plain, take quantization_config out"
+
+
+@pytest.mark.parametrize(
+    ("bits", "change", "said"),
+    [
+        ("4bit", {}, None),
+        ("8bit", {}, None),
+        ("4bit", {"weight.absmax": None}, rf"{UP}weight\.absmax is missing from the weights"),
+        ("4bit", {"weight.quant_map": None}, rf"{UP}weight\.quant_map is missing"),
+        ("4bit", {"weight.quant_state.bitsandbytes__nf4": None}, rf"{UP}weight\.quant_state is missing"),
+        ("8bit", {"SCB": None}, rf"{UP}SCB is missing"),
+        ("8bit", {"weight": None}, rf"{UP}weight is missing"),
+        ("8bit", {"SCB": torch.ones(3)}, rf"{UP}SCB has shape \[3\], but {UP}weight asks for \[128\]"),
+        ("8bit", {"weight": torch.ones(128, 64)}, rf"{UP}weight is F32 in the weights, but has the scales"),
+        ("4bit", {"bnb_4bit_quant_type": "fp4"}, r"config\.json says fp4, but \S+weight is nf4"),
+        ("4bit", {"load_in_4bit": False, "load_in_8bit": True}, f"bitsandbytes in 8 bits, {PLAIN}"),
+        ("8bit", {"load_in_8bit": False, "load_in_4bit": True}, f"bitsandbytes in 4 bits, {PLAIN}"),
+    ],
+)
+def test_files_are_what_config_json_says(
+    bits: str, change: dict[str, Any], said: str | None, packed: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(packed[bits], tmp_path / bits)
+    file = folder / "model.safetensors"
+    tensors: Tensors = load_file(file)
+    content = json.loads((folder / "config.json").read_text())
+    for key, value in change.items():
+        if isinstance(value, bool | str):
+            content["quantization_config"][key] = content["quantization_config"][f"_{key}"] = value
+        elif value is None:
+            del tensors[UP + key]
+        else:
+            tensors[UP + key] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(content))
+    if said is None:
+        saved(folder)
+        return
+    with pytest.raises(UsageError, match=said):
+        saved(folder)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"quant_method": "fp8"}, f"quantised with fp8, {PLAIN}"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, f"bitsandbytes in 4 bits, {PLAIN}"),
+        ({}, "quantization_config names no method"),
+    ],
+)
+def test_plain_weights_are_not_called_quantised(
+    block: dict[str, Any], said: str, base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "base")
+    content = json.loads((folder / "config.json").read_text()) | {"quantization_config": block}
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match=said):
+        saved(folder)
+
+
+def test_what_reads_8_bit_weights_on_a_cpu_is_refused_and_leaves_them(base: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=4, use_dora=True, **LM)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path)
+    model = saved(base, quantize="8bit").model
+    before = logits(model)
+    with pytest.raises(
+        AdapterError, match="PEFT reads the base's weights for it, and cannot read 8-bit ones"
+    ):
+        load_adapter(model, tmp_path)
+    assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])

@@ -13,6 +13,8 @@ from cme_bench.reports.runs import check_alike, open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.runs.options import RunOptions
 from cme_bench.runs.runner import run
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.train import train
 from cme_bench.util.errors import UsageError
 from tests.support.tiny_llama import random_llama, save_checkpoint
 
@@ -41,6 +43,12 @@ def test_a_quantised_base_is_another_model(tmp_path: Path, toy_tokenizer: PreTra
         with pytest.raises(UsageError, match="holds a run with quantised"):
             asked(name, **options)
     assert asked("four", quantize="4bit") == four
+    adapter = tmp_path / "adapter"
+    asked_of = {"method": "lora", "out": adapter, "data": "mini", "datasets": "rte", "max_steps": 1}
+    train(TrainOptions(base, quantize="8bit", rank=2, batch_size=2, **asked_of))
+    note = "trained with --quantize 8bit, evaluated with --quantize 4bit"
+    with_adapter = record(asked("other", quantize="4bit", adapters=(str(adapter),)))
+    assert any(note in line for line in with_adapter["notes"])
     runs = [open_run(plain), open_run(four)]
     with pytest.raises(UsageError, match="quantisations of the base differ: bitsandbytes nf4, none"):
         check_alike(runs, allow_mixed=False)

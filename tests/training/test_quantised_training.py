@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.load import load_adapter
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_model
@@ -48,3 +49,17 @@ def test_an_adapter_learns_on_a_quantised_base(method: str, quantize: str, optio
     adapted = load_adapter(model, folder)
     assert torch.isfinite(adapted(torch.tensor([[5, 6, 7]])).logits).all()
     assert not [n for n, p in model.named_parameters() if p.requires_grad and f"{method}_" not in n]
+
+
+@pytest.mark.parametrize(
+    ("settings", "quantize", "said"),
+    [
+        ({"use_dora": True}, "8bit", "cannot read 8-bit ones on a CPU"),
+        ({"init_lora_weights": "pissa"}, "4bit", r"PEFT cannot start this adapter on the base \(Please init"),
+    ],
+)
+def test_what_peft_cannot_start_on_a_quantised_base_is_one_line(
+    settings: dict[str, Any], quantize: str, said: str, options: Make
+) -> None:
+    with pytest.raises(AdapterError, match=said):
+        train(options("lora", settings=settings, quantize=quantize, dtype="float32"))

@@ -40,6 +40,28 @@ def why_no_quantised_merge(method: str) -> str:
     )
 
 
+READS_8_BITS = (
+    "PEFT reads the base's weights for it, and cannot read 8-bit ones on a CPU: take 4-bit ones or the "
+    "full-precision base, or a GPU"
+)
+
+
+def restore_scales(model: nn.Module) -> bool:
+    """Give the scales back to 8-bit layers of bitsandbytes that lost them; return whether any had.
+
+    PEFT moves such a weight to the CPU it lies on whenever it reads its numbers, as for DoRA, and the copy
+    has no scales (0.21.2 with bitsandbytes 0.50).
+    """
+    lost = False
+    for layer in model.modules():
+        weight: Any = getattr(layer, "weight", None)
+        if type(weight).__name__ != "Int8Params" or weight.CB is None or weight.SCB is not None:
+            continue
+        lost = True
+        weight.CB = None  # the layer's state has both, and is read where the weight has none
+    return lost
+
+
 def parameter_place(base: nn.Module) -> tuple[torch.device | None, torch.dtype]:
     """Return the device and type of an adapter's parameters on a linear layer: where it computes, in float32,
     or the layer's own type if that is wider."""

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import set_seed
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cme_bench.training.fresh import put_fresh
 from cme_bench.util.errors import UsageError
 
 
@@ -56,7 +57,7 @@ class Slot:
         set_seed(seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose
-            self.model: PeftModel = get_peft_model(base, config)
+            self.model: PeftModel = put_fresh(base, config)
         del base.peft_config  # else PEFT takes the next adapter for a second one of this model
         self.config = config
         self.layers: dict[str, Any] = {
