@@ -23,6 +23,7 @@ from cme_bench.util.options import (
     Option,
     Quantize,
     check_choices,
+    check_minimums,
 )
 
 DEFAULT_EXPERTS = 4
@@ -246,6 +247,7 @@ def check_options(options: TrainOptions) -> None:
         )
     check_choices(options)
     check_trackers(options.report_to)
+    check_minimums(options)
     _check_finite(options)
     if options.rank < 1:
         raise UsageError(f"--rank must be at least 1, got {options.rank}")
@@ -266,11 +268,18 @@ def check_options(options: TrainOptions) -> None:
     check_temperature(options.temperature)
 
 
+_LARGEST_SEED = (1 << 32) - 1
+
+
 def _check_finite(options: TrainOptions) -> None:
     for option in fields(options):
         value = getattr(options, option.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"--{option.name.replace('_', '-')} must be a finite number, got {value}")
+    if not 0 <= options.seed <= _LARGEST_SEED:
+        raise UsageError(
+            f"--seed: from 0 to {_LARGEST_SEED}, which numpy's generators take, not {options.seed}"
+        )
     if options.alpha == 0:
         raise UsageError("--alpha must not be 0: an adapter with that factor changes nothing")
 

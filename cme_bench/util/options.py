@@ -122,15 +122,21 @@ def check_choices(options: Any, source: type[Any] | None = None) -> None:
 
 
 def check_minimums(options: Any, source: type[Any] | None = None) -> None:
-    """Raise UsageError for the first field that is no number, or below its minimum."""
+    """Raise UsageError for the first field that is no number, below its minimum, or too large for a file."""
     for name, kind, option in described(source or type(options)):
-        value, least, whole = getattr(options, name), option.minimum, inner_type(kind) is int
-        if least is None or value is None:
+        value, least, inner = getattr(options, name), option.minimum, inner_type(kind)
+        if value is None or inner not in (int, float):
             continue
+        whole = inner is int
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number or not value >= least:  # NaN is at least nothing
-            text = f"a {'whole ' if whole else ''}number of at least {least}"
+        if not number or (least is not None and not value >= least):  # NaN is at least nothing
+            text = f"a {'whole ' if whole else ''}number{'' if least is None else f' of at least {least}'}"
             raise UsageError(f"{option.flag_of(name)}: {text}, not {value!r}")
+        if whole and abs(value) >= _TOO_LARGE:
+            raise UsageError(f"{option.flag_of(name)}: a whole number of at most 63 bits, not {value}")
+
+
+_TOO_LARGE = 1 << 63
 
 
 def check_choice(value: Any, kind: Any, noun: str) -> None:

@@ -346,6 +346,9 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"alpha": float("nan")}, "--alpha must be a finite number, got nan"),
     ("lora", {"weight_decay": float("inf")}, "--weight-decay must be a finite number, got inf"),
     ("lora", {"alpha": 0.0}, "--alpha must not be 0"),
+    ("lora", {"seed": -1}, "--seed: from 0 to 4294967295"),
+    ("lora", {"seed": 1 << 32}, "--seed: from 0 to 4294967295"),
+    ("lora", {"rank": "8"}, "--rank: a whole number, not '8'"),
     ("lora", {"settings": {"use_rslora": "yes"}}, "--set: field 'use_rslora' cannot be 'yes'"),
     ("mixlora", {"settings": {"attention_alpha": "x"}}, "--set: field 'attention_alpha' cannot be 'x'"),
     (
