@@ -69,6 +69,10 @@ class EngineStats:
             self.tokens_generated += generated
             self.tokens_rowwise += len(request.prompt) + generated - 1
 
+    def add(self, name: str, value: float) -> None:
+        """Add to one of the ``extra`` counters."""
+        self.extra[name] = self.extra.get(name, 0.0) + value
+
     @classmethod
     def total(cls, parts: Iterable[EngineStats]) -> EngineStats:
         """Add up the counters of several engines; of their memory peaks take the largest."""

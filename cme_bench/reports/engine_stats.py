@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cme_bench.runs.folder import read_run
 
@@ -28,3 +31,40 @@ def stats_lines(folder: Path) -> Iterator[str]:
         f"{total.tokens_generated:,.0f} tokens generated, "
         f"peak memory {total.peak_memory_bytes / 2**30:.2f} GiB"
     )
+    yield from _limits(total.extra, run.engine)
+
+
+def _limits(counted: Mapping[str, float], engine: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what share of the time the device waited for its host, and how near the work came to the least
+    time that its products take on the machine this is."""
+    serving, device, flops = (
+        counted.get(name, 0.0) for name in ("serving_seconds", "device_seconds", "flops")
+    )
+    if device <= 0 or serving < device:
+        return
+    waited = f"engine: the device waited {100 * (1 - device / serving):.1f} % of {serving:,.1f} s"
+    if flops <= 0:
+        yield waited
+        return
+    rate = products_per_second(str(engine.get("dtype")))
+    least = flops / rate
+    yield f"{waited}; products alone take {least:,.2g} s here, {100 * least / serving:.1f} % of it"
+
+
+def products_per_second(dtype: str) -> float:
+    """Return the floating-point operations a second of large products in ``dtype`` on this machine."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    size = 8192 if cuda else 1024
+    matrix = torch.ones(
+        size, size, dtype=getattr(torch, dtype, torch.float32), device="cuda" if cuda else "cpu"
+    )
+    best = math.inf
+    for _ in range(4):  # the first one also prepares
+        started = time.perf_counter()
+        matrix @ matrix
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return float(2 * size**3 / best)

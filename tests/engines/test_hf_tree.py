@@ -257,10 +257,10 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
     additive = tree_attention.additive
 
     def watched(self: Any, pack: Any) -> Any:
-        reads = run(self, pack)
+        pending = run(self, pack)
         kept.append(sum(t.nbytes for pair in self.kept._kept.values() for t in pair))
         packs.append(pack.n_tokens)
-        return reads
+        return pending
 
     def counted(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         masks.append(seen.numel())

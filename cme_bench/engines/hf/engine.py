@@ -26,10 +26,11 @@ from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import adapter_positions, alone_session, why_alone
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
-from cme_bench.engines.hf.pack_forward import PackForward, Reads, finished_rows, run_packs
+from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.trials import caches, pads
+from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
@@ -85,7 +86,9 @@ class HFEngine(Engine):
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
         self.budget = TokenBudget(tokens_per_batch)
         self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
-        self.limits = plan_limits(base.config, self.device, self.budget.tokens)
+        size = sum(parameter.numel() for parameter in base.parameters())
+        self.limits = plan_limits(base.config, self.device, self.budget.tokens, size)
+        self.ahead = 0 if self.device.type == "cpu" else 1
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain
         self.stats = EngineStats()
@@ -100,7 +103,11 @@ class HFEngine(Engine):
         Likelihoods come as packs finish, the longest requests first; texts as batches finish, prompts that
         share a prefix together.
         """
-        return batch_by_batch(inbox, self._answer)
+        started = time.perf_counter()
+        try:
+            yield from batch_by_batch(inbox, self._answer)
+        finally:
+            self.stats.add("serving_seconds", time.perf_counter() - started)
 
     def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer one batch, which is of one kind; numbers are indices in it."""
@@ -126,7 +133,7 @@ class HFEngine(Engine):
             return run_batches(rows, self.budget, self._score)
         compute = functools.partial(self._score_pack, PackForward(self._forward))
         packs = plan_packs([(row.context, row.continuation) for row in rows], self.limits)
-        return finished_rows(rows, run_packs(packs, self.limits, compute))
+        return finished_rows(rows, run_packs(packs, self.limits, compute, self.ahead))
 
     @functools.cached_property
     def rowwise_because(self) -> str | None:
@@ -159,11 +166,28 @@ class HFEngine(Engine):
             generation.CacheSession if trusted else generation.RecomputingSession, self._forward
         )
 
-    def _score_pack(self, run: PackForward, pack: Pack) -> Reads:
+    def _score_pack(self, run: PackForward, pack: Pack) -> Pending:
         with self._measured():
-            reads = run(pack)
-        self.stats.tokens_computed += pack.n_tokens
+            timer = DeviceTimer(self.device)
+            pending = run(pack)
+            timer.stop()
+        self._computed(pack.n_tokens, scored=len(pack.reads[0]))
+        return functools.partial(self._waited, pending, timer)
+
+    def _waited(self, pending: Pending, timer: DeviceTimer) -> Reads:
+        with self._measured():
+            reads = pending()
+            self.stats.add("device_seconds", timer.seconds())
         return reads
+
+    def _computed(self, tokens: int, scored: int) -> None:
+        """Count positions that went through the network, and those whose logits were needed."""
+        self.stats.tokens_computed += tokens
+        self.stats.add("flops", self._work.flops(tokens, scored))
+
+    @functools.cached_property
+    def _work(self) -> Work:
+        return Work.of(self.model)
 
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         with self._measured():
@@ -172,7 +196,7 @@ class HFEngine(Engine):
             else:
                 scores = scoring.score_rows(self._forward, rows, alone=self.alone_because is not None)
         computed = sum(row.n_input for row in rows)
-        self.stats.tokens_computed += computed
+        self._computed(computed, scored=sum(len(row.continuation) for row in rows))
         if not self._by_length:
             self.stats.tokens_padding += len(rows) * max(row.n_input for row in rows) - computed
         return scores
@@ -230,7 +254,7 @@ class HFEngine(Engine):
                 responses = self._decoder.decode_by_length(rows, session, positions)
             else:
                 responses = self._decoder.decode_batch(rows, session(), positions)
-        self.stats.tokens_computed += positions.computed
+        self._computed(positions.computed, scored=sum(response.n_tokens for response in responses))
         self.stats.tokens_padding += positions.padding
         return responses
 
@@ -256,7 +280,7 @@ class HFEngine(Engine):
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:
-        """Count the time and the memory of what happens within; its results are on the host when it ends."""
+        """Count the time and the memory of what happens within: starting work, or waiting for its results."""
         started = time.perf_counter()
         try:
             yield

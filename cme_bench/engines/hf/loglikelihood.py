@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
 from cme_bench.engines.hf.batching import by_length
+from cme_bench.engines.hf.copies import to_host
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.logits import LogitsError
 
@@ -113,10 +114,18 @@ def score_by_length(forward: CausalForward, rows: Sequence[ScoringRow]) -> list[
 def read_logits(
     logits: Tensor, index: Tensor, target: Tensor, scored_at: Tensor | None = None
 ) -> tuple[list[float], list[bool]]:
-    """Return the log-probability of every ``target`` [reads], and whether it is the argmax.
+    """Return what :func:`read_later` does, at once."""
+    return read_later(logits, index, target, scored_at)()
+
+
+def read_later(
+    logits: Tensor, index: Tensor, target: Tensor, scored_at: Tensor | None = None
+) -> Callable[[], tuple[list[float], list[bool]]]:
+    """Start reading the log-probability of every ``target`` [reads], and whether it is the argmax.
 
     It is read at row ``index`` [reads] of ``logits`` [n, vocab], or of ``logits[scored_at]`` if given. It is
-    NaN where a logit of the row is NaN or plus infinity. One copy back from the device.
+    NaN where a logit of the row is NaN or plus infinity. Return what waits for the one copy back from the
+    device.
     """
     index, target = index.to(logits.device), target.to(logits.device)
     n = logits.shape[0]
@@ -134,8 +143,13 @@ def read_logits(
         best[some] = scored.argmax(-1)
     total.masked_fill_(total == math.inf, math.nan)  # a logit of +inf: no probability is known
     wanted = logits[index if scored_at is None else scored_at[index], target].float()
-    logprobs, hits = torch.stack((wanted - total[index], (best[index] == target).float())).tolist()
-    return logprobs, [bool(hit) for hit in hits]
+    found = to_host(torch.stack((wanted - total[index], (best[index] == target).float())))
+
+    def wait() -> tuple[list[float], list[bool]]:
+        logprobs, hits = found().tolist()
+        return logprobs, [bool(hit) for hit in hits]
+
+    return wait
 
 
 def check_not_nan(row: ScoringRow, score: RowScore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -10,8 +11,9 @@ import torch
 
 from cme_bench.engines.hf.attention_hook import attention_of
 from cme_bench.engines.hf.batching import try_compute
+from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.forward import CausalForward
-from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_logits
+from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_later
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import PlanLimits
@@ -19,6 +21,9 @@ from cme_bench.util.errors import CmeError
 
 Reads: TypeAlias = list[tuple[int, float, bool]]
 """(row, natural log of the probability of one of its tokens, whether argmax would have chosen it)."""
+
+Pending: TypeAlias = Callable[[], Reads]
+"""A pack that is being computed: waits for its reads."""
 
 
 class PackForward:
@@ -30,36 +35,64 @@ class PackForward:
         self.windows: list[int | None] = []
 
     @torch.inference_mode()
-    def __call__(self, pack: Pack) -> Reads:
-        """Return the reads of ``pack``, with one copy back from the device."""
+    def __call__(self, pack: Pack) -> Pending:
+        """Start computing ``pack``; return what waits for its reads, with one copy back from the device."""
         device = self._forward.device
         places, index, target, row = pack.reads
         attention = PackAttention(pack, self.kept, device)
         with attention_of(self._forward.model, attention):
             [logits] = self._forward.uncached(
-                torch.from_numpy(pack.tokens).to(device)[None],
-                torch.from_numpy(pack.positions).to(device)[None],
-                torch.from_numpy(places).to(device),
+                to_device(pack.tokens, device)[None],
+                to_device(pack.positions, device)[None],
+                to_device(places, device),
             )
         self.windows = attention.windows
-        logprobs, hits = read_logits(logits, torch.from_numpy(index), torch.from_numpy(target))
-        return list(zip(row.tolist(), logprobs, hits, strict=True))
+        found = read_later(logits, to_device(index, device), to_device(target, device))
+
+        def wait() -> Reads:
+            logprobs, hits = found()
+            return list(zip(row.tolist(), logprobs, hits, strict=True))
+
+        return wait
 
 
-def run_packs(packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Reads]) -> Iterator[Reads]:
+def run_packs(
+    packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Pending], ahead: int = 0
+) -> Iterator[Reads]:
     """Yield the reads of every pack, in order.
+
+    So many packs as ``ahead`` says are started before the reads of the one before them are waited for: a
+    device computes while its host works on what was read. If one fails, those before it come out first.
 
     A pack that runs out of memory is split, and ``limits`` shrink for all that follow. Raises CmeError when
     one that cannot be split does.
     """
+    started: deque[Pending] = deque()
+    try:
+        for pending in _started(packs, limits, compute):
+            started.append(pending)
+            if len(started) > ahead:
+                yield started.popleft()()
+    except Exception:
+        while started:
+            yield started.popleft()()
+        raise
+    while started:
+        yield started.popleft()()
+
+
+def _started(
+    packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Pending]
+) -> Iterator[Pending]:
+    """Yield every pack, started; those that do not fit in memory in parts."""
     for planned in packs:
         todo = [planned]
         while todo:
             pack = todo.pop()
             if pack.n_tokens <= limits.pack_tokens or len(pack.units) == 1:
-                reads = try_compute(compute, pack)
-                if reads is not None:
-                    yield reads
+                pending = try_compute(compute, pack)
+                if pending is not None:
+                    yield pending
                     continue
             halves = pack.split()
             if halves is None:
