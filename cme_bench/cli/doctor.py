@@ -79,6 +79,10 @@ def _ray() -> tuple[bool, str]:
     return True, _installed("ray") or _optional("ray", "--engine ray", "ray")
 
 
+def _liger() -> tuple[bool, str]:
+    return True, _installed("liger-kernel") or _optional("liger-kernel", "train --liger", "liger")
+
+
 def _server() -> tuple[bool, str]:
     return True, _installed("openai") or _optional("openai", "--engine server", "server")
 
@@ -164,6 +168,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "vllm": _vllm,
     "ray": _ray,
     "server": _server,
+    "liger": _liger,
     "trackers": _trackers,
     "view": _view,
     "quantised": _quantised,

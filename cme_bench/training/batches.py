@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cme_bench.training.packing import pack
+from cme_bench.training.packs import boundaries, fill, static_places
 
 IGNORED = -100
 """The label of a token that is not learnt."""
@@ -60,6 +62,44 @@ def width_multiple(device: str) -> int:
     return 8 if device == "cuda" else 1
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the examples of a batch are laid out: one a row, or packed.
+
+    ``multiple``: rows are as wide as the longest, rounded up to a multiple of it. ``per_row``: about so many
+    examples a row (:mod:`~cme_bench.training.packing`). ``width``: rows of exactly so many tokens
+    (:mod:`~cme_bench.training.packs`).
+    """
+
+    pad_token: int
+    multiple: int = 1
+    per_row: int | None = None
+    width: int | None = None
+
+    def places(self, lengths: Sequence[int]) -> int:
+        """Return the places of a batch of examples of these lengths, padding included."""
+        if self.width is not None:
+            return self.width * len(fill(lengths, self.width))
+        if self.per_row is not None:
+            rows = pack(lengths, self.per_row)
+            return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
+        return len(lengths) * max(lengths)
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch, as :func:`collate` does.
+
+        Packs have besides: ``places`` and ``targets`` (:func:`~cme_bench.training.packs.static_places`), and
+        ``starts`` (:func:`~cme_bench.training.packs.boundaries`).
+        """
+        if self.width is None:
+            return collate(examples, self.pad_token, self.multiple, self.per_row)
+        rows = fill([len(example["ids"]) for example in examples], self.width)
+        batch = _laid(examples, rows, self.pad_token, self.width)
+        places, targets = static_places(batch["labels"], IGNORED)
+        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(rows))
+        return batch | {"places": places, "targets": targets, "starts": starts}
+
+
 def collate(
     examples: Sequence[dict[str, Any]], pad_token: int, multiple: int = 1, per_row: int | None = None
 ) -> dict[str, Tensor]:
@@ -73,22 +113,30 @@ def collate(
     lengths = [len(example["ids"]) for example in examples]
     rows = [[i] for i in range(len(examples))] if per_row is None else pack(lengths, per_row)
     width = max(sum(lengths[i] for i in row) for row in rows)
-    width = -(-width // multiple) * multiple
+    batch = _laid(examples, rows, pad_token, -(-width // multiple) * multiple)
+    if per_row is None:
+        del batch["position_ids"]
+    return batch
+
+
+def _laid(
+    examples: Sequence[dict[str, Any]], rows: Sequence[Sequence[int]], pad_token: int, width: int
+) -> dict[str, Tensor]:
+    """Return the batch in which each of ``rows`` holds its examples end to end."""
     ids = torch.full((len(rows), width), pad_token, dtype=torch.int64)
     mask, places = torch.zeros_like(ids), torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
     for number, row in enumerate(rows):
         start = 0
         for i in row:
-            here = slice(start, start + lengths[i])
+            here = slice(start, start + len(examples[i]["ids"]))
             tokens = torch.tensor(np.asarray(examples[i]["ids"]), dtype=torch.int64)
             learnt = max(1, examples[i]["source_length"])  # nothing predicts an example's first token
             ids[number, here] = tokens
             mask[number, here] = 1
-            places[number, here] = torch.arange(lengths[i])
+            places[number, here] = torch.arange(len(tokens))
             labels[number, here][learnt:] = tokens[learnt:]
             for a, b in examples[i].get("gaps", ()):
                 labels[number, here][a:b] = IGNORED
             start = here.stop
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    return batch if per_row is None else batch | {"position_ids": places}
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "position_ids": places}

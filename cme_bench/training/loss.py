@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.utils import ModelOutput
 
 from cme_bench.training.batches import IGNORED
+from cme_bench.training.varlen import VARLEN
 from cme_bench.util.errors import UsageError
 from cme_bench.util.exact_logits import exact_logits
 
@@ -69,6 +70,14 @@ def target_nlls(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int) -> tu
     rows, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
     nlls: Tensor = _ChunkedNlls.apply(rows, targets, head, chunk)  # type: ignore[no-untyped-call]
     return nlls, learnt.nonzero()[:, 0]
+
+
+def placed_nll(hidden: Tensor, places: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Tensor:
+    """Return the summed negative log-likelihood of ``targets``, each predicted at its place of the flattened
+    ``hidden``; those that are ``IGNORED`` count nothing. Shapes are known before, so a GPU waits for none."""
+    rows = hidden.flatten(0, 1)[places.to(hidden.device)]
+    nlls: Tensor = _ChunkedNlls.apply(rows, targets.to(hidden.device), head, chunk)  # type: ignore[no-untyped-call]
+    return nlls.sum()
 
 
 def _nlls(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -149,13 +158,16 @@ def target_loss(model: nn.Module) -> Iterator[None]:
 
     ``forward(input_ids, attention_mask, labels, weight, position_ids)``: ``loss`` is ``weight`` times the
     summed negative log-likelihood. ``position_ids`` are those of packed rows: the decoder then finds the
-    examples by them, and gets no mask, with which it would not look. ``model`` is the transformers model
+    examples by them, and gets no mask, with which it would not look. Packs of known shape name their
+    ``places`` and ``targets``, which say what ``labels`` do, and their ``starts``, for an attention that goes
+    by them (:mod:`cme_bench.training.varlen`). ``model`` is the transformers model
     itself, below any adapter wrapper, which then passes through (DataParallel wrappers, autocast and
     AdaLoRA's regulariser included).
     """
     head = output_head(model)
     decoder = _decoder(model)
     linear = model.get_output_embeddings()  # type: ignore[operator]
+    config: Any = model.config
     chunk = max(1, CHUNK_NUMBERS // int(linear.weight.shape[0]))
 
     def forward(
@@ -164,12 +176,21 @@ def target_loss(model: nn.Module) -> Iterator[None]:
         labels: Tensor,
         weight: Tensor | float = 1.0,
         position_ids: Tensor | None = None,
+        *,
+        places: Tensor | None = None,
+        targets: Tensor | None = None,
+        starts: Tensor | None = None,
         **_: Any,
     ) -> TargetLoss:
         seen = {"attention_mask": attention_mask} if position_ids is None else {"position_ids": position_ids}
+        if starts is not None and config._attn_implementation == VARLEN:
+            seen["starts"] = starts
         hidden = decoder(input_ids=input_ids, use_cache=False, **seen).last_hidden_state
         frozen = not any(p.requires_grad for p in linear.parameters())
-        nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
+        if places is not None and targets is not None and frozen:
+            nll = placed_nll(hidden, places, targets, head, chunk=chunk)
+        else:
+            nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
         weight = weight.to(nll.device) if isinstance(weight, Tensor) else weight
         return TargetLoss(loss=nll * weight, nll=nll.detach())
 

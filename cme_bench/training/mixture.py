@@ -109,17 +109,26 @@ class TrainingSet:
 
         Raises UsageError with the row's place if a template does not fit it.
         """
-        for part in self.parts:
-            if index < len(part.kept):
-                row = int(part.kept[index])
-                break
-            index -= len(part.kept)
+        part, row = self._found(index)
         try:
             wide = self.template.widened(part.table[row], part.columns)
             ways = self.template.eligible(wide)
             return self.template.prompted(wide, ways[turn % len(ways)], part.task)
         except (ValueError, ZeroDivisionError) as err:
             raise UsageError(f"{part.place(row)}: {self.template.path.name}: {err}") from err
+
+    def place_of(self, index: int) -> str:
+        """Return the file and line of item ``index``."""
+        part, row = self._found(index)
+        return part.place(row)
+
+    def _found(self, index: int) -> tuple[LoadedPart, int]:
+        """Return the part that item ``index`` is in, and its row there."""
+        for part in self.parts:
+            if index < len(part.kept):
+                return part, int(part.kept[index])
+            index -= len(part.kept)
+        raise IndexError(index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,9 +36,9 @@ DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learnin
 """The headings of the options."""
 _READING = ("row_form", "encoding", "delimiter", "quotes")
 """How files are read: the rows themselves, which count, are the outcome."""
-_USUAL = (("save_dtype", "float32"), ("quantize", None))
 _REPORTING = ("report_to", "report_project")
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING, *_REPORTING)
+_USUAL = (("save_dtype", "float32"), ("quantize", None), ("pack_tokens", None), ("liger", False))
 
 
 def parse_data(values: list[str]) -> str | tuple[str, ...]:
@@ -156,6 +156,16 @@ class TrainOptions:
             panel=LEARNING,
         ),
     ] = None
+    pack_tokens: Annotated[
+        int | None,
+        Option(
+            "Lay a batch's examples end to end in rows of exactly N tokens, so that every step has known "
+            "shapes. On a GPU by default, with N chosen by the rows; 0 pads each example instead.",
+            metavar="N",
+            panel=LEARNING,
+            minimum=0,
+        ),
+    ] = None
     learning_rate: Annotated[float, Option("Peak rate.", panel=LEARNING)] = 2e-4
     warmup: Annotated[float, Option("Share of warm-up steps.", panel=LEARNING)] = 0.03
     weight_decay: Annotated[float, Option("On matrices; never on M.", panel=LEARNING)] = 0.0
@@ -182,8 +192,18 @@ class TrainOptions:
     ] = None
     checkpointing: Annotated[
         bool | None,
-        Option("Gradient checkpointing (less memory, more time); default: on a GPU.", panel=RUNNING),
+        Option(
+            "Gradient checkpointing (less memory, more time); default: on a GPU whose memory a step without "
+            "it would not fit in.",
+            panel=RUNNING,
+        ),
     ] = None
+    liger: Annotated[
+        bool,
+        Option(
+            "Norms, gates and positions by Liger's kernels (package liger-kernel), on a GPU.", panel=RUNNING
+        ),
+    ] = False
     seed: Annotated[int, Option("Decides everything random.", panel=LEARNING)] = 0
     save_every: Annotated[int, Option("Steps between checkpoints.", panel=RUNNING)] = 500
     log_every: Annotated[int, Option("Steps between writes to loss.csv.", panel=RUNNING)] = 10
@@ -195,8 +215,8 @@ class TrainOptions:
         """Return the arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
-        ``save_dtype`` counts where it is no float32, ``quantize`` where it is given: adapters that are older
-        than these options have none.
+        ``save_dtype`` counts where it is no float32; ``quantize``, ``pack_tokens`` and ``liger`` where they
+        are given: adapters that are older than these options have none.
         """
         left_out = (*_NOT_IDENTITY, *(name for name, usual in _USUAL if getattr(self, name) == usual))
         return {k: v for k, v in self.plain().items() if k not in left_out}
@@ -258,6 +278,8 @@ def check_options(options: TrainOptions) -> None:
             _at_least_one(name, getattr(options, name))
     if options.pack is not None and options.pack < 2:
         raise UsageError(f"--pack must be at least 2, got {options.pack}; without it every example is padded")
+    if options.pack is not None and options.pack_tokens is not None:
+        raise UsageError("--pack and --pack-tokens are two ways to pack rows; give one of them")
     if options.learning_rate <= 0:
         raise UsageError(f"--learning-rate must be above 0, got {options.learning_rate}")
     if not 0 <= options.warmup < 1:

@@ -93,6 +93,10 @@ class OwnSet:
         """Return row ``index`` of those that are kept; there is one way to ask it."""
         return self.rows[int(self.kept[index])]
 
+    def place_of(self, index: int) -> str:
+        """Return the file and line of row ``index`` of those that are kept."""
+        return self.place(int(self.kept[index]))
+
     def fitted(self, fits: Callable[[Sequence[OwnRow]], Sequence[bool]], limit: int) -> OwnSet:
         """Return the set without the rows whose answer does not fit into ``limit`` tokens.
 

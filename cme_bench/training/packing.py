@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cme_bench.training.varlen import VARLEN
 from cme_bench.util.errors import UsageError
 
 _PIECE = 8
@@ -58,7 +59,9 @@ def check_packing(model: PreTrainedModel) -> None:
     try:
         apart = _hidden(model, ids.view(4, _PIECE))
         mixed = _hidden(model, ids).view_as(apart)
-        packed = _hidden(model, ids, position_ids=places).view_as(apart)
+        starts = torch.arange(0, ids.numel() + 1, _PIECE, dtype=torch.int32, device=model.device)
+        known = {"starts": starts} if model.config._attn_implementation == VARLEN else {}
+        packed = _hidden(model, ids, position_ids=places, **known).view_as(apart)
     finally:
         model.train(training)
     if not (packed - apart).norm() < _TOLERANCE * (mixed - apart).norm():

@@ -74,6 +74,8 @@ def make_plan(
     draws = [draw for epoch in epochs for draw in epoch]
     note(f"tokenising {total:,} examples of {len(sets)} datasets")
     examples = TokenTable(encoder.encode(_prompts(sets, draws)))
+    if options.pack_tokens:
+        _check_packs(examples, options.pack_tokens, lambda i: sets[draws[i].dataset].place_of(draws[i].index))
     batches: list[list[int]] = []
     start = 0
     for number, epoch in enumerate(epochs):
@@ -102,6 +104,18 @@ def make_plan(
         "datasets": _describe(sets, weights, draws, examples),
     }
     return TrainingPlan(examples, batches, steps, mixture)
+
+
+def _check_packs(examples: TokenTable, most: int, place: Callable[[int], str]) -> None:
+    """Raise UsageError for the first example that is longer than a pack, with the place of its row."""
+    long = np.flatnonzero(examples.lengths > most)
+    if len(long):
+        first = int(long[0])
+        raise UsageError(
+            f"{place(first)}: {examples.lengths[first]} tokens with its answer (as {len(long):,} examples in "
+            f"all), more than a pack holds (--pack-tokens {most}); give {examples.lengths.max()}, or cut "
+            f"rows with --max-length {most}"
+        )
 
 
 def load_sets(

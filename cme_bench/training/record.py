@@ -53,7 +53,9 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
             raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
         return False
     old = read_json(file)
-    usual = dict.fromkeys(("bos", "save_dtype", "quantize"))  # absent where they are as they always were
+    usual = dict.fromkeys(
+        ("bos", "save_dtype", "quantize", "pack_tokens", "liger")
+    )  # absent where they are as they always were
     for key, value in {**usual, **identity}.items():
         held = old.get("identity", {}).get(key)
         if held != value:

@@ -260,7 +260,7 @@ def _template(text: str) -> Template:
 @functools.lru_cache(maxsize=512)
 def _expression(text: str) -> Template:
     """Return a template that sets ``result`` to the value of an expression."""
-    template: Template = _environment().compile_expression(text)._template  # type: ignore[attr-defined]
+    template: Template = _environment().compile_expression(text)._template
     return template
 
 

@@ -6,24 +6,20 @@ Folder: ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT's, writt
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import set_seed
 from peft import PeftConfig, PeftModel
-from transformers import TrainingArguments
 from transformers.utils import logging
 
-from cme_bench.adapters import balance_tape
 from cme_bench.adapters.describe import describe
 from cme_bench.engines.hf.forward import max_positions
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
@@ -42,14 +38,15 @@ from cme_bench.models.quantisation import quantisation
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
-from cme_bench.training.batches import collate, pad_token, share, width_multiple
+from cme_bench.training.batches import pad_token
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.fresh import put_fresh
-from cme_bench.training.loss import target_loss
+from cme_bench.training.liger import check_liger, use_liger
+from cme_bench.training.loop import mixed_numbers, needs_trainer
+from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.options import TrainOptions, check_options
-from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import (
     ItemSet,
     TrainingPlan,
@@ -59,10 +56,10 @@ from cme_bench.training.plan import (
     own_sets,
     usual_format,
 )
+from cme_bench.training.prepared import Prepared
 from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
-from cme_bench.training.reporting import TrainingReport
+from cme_bench.training.session import Session, manner
 from cme_bench.training.tokens import training_encoder
-from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch, stop_on_signal
 from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
 from cme_bench.util.locks import try_lock
@@ -72,27 +69,6 @@ if TYPE_CHECKING:
 
 PROBE_STEPS = 100
 """Number of steps assumed when settings are checked before the data are read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A training that is about to begin.
-
-    ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
-    """
-
-    options: TrainOptions
-    base: Checkpoint
-    config: PeftConfig
-    plan: TrainingPlan
-    pad_token: int
-    content: dict[str, Any]
-    finished: bool
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return self.options.out.name
 
 
 def train(
@@ -127,6 +103,8 @@ def prepare(options: TrainOptions, listener: Listener, *, sets: Sequence[ItemSet
     check_base(base, config, quantize=options.quantize)
     check_trainable(base.path, config)
     check_covers(options.device_map, config)
+    if options.liger:
+        check_liger(choose_device(), config)
     if beside := adapter_note(base.path):
         listener.note(beside)
     check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
@@ -196,100 +174,42 @@ def only_writer(out: Path) -> Iterator[None]:
 
 def _run(prepared: Prepared, listener: Listener) -> None:
     options, base, plan = prepared.options, prepared.base, prepared.plan
-    peft_config, content = prepared.config, prepared.content
     out, checkpoints = options.out, options.out / "checkpoints"
-    resumed, step = last_checkpoint(checkpoints, processes=content["identity"]["processes"])
+    from cme_bench.training.trainer import trainer_arguments
+
+    by_trainer = needs_trainer(options)
+    resumed, step = last_checkpoint(checkpoints, processes=prepared.content["identity"]["processes"])
     if resumed:
-        listener.note(f"resuming at step {step}/{plan.steps}")
-    dtype = choose_dtype(options.dtype, load_config(base), choose_device())
-    arguments = _arguments(options, plan, checkpoints, bf16=dtype == torch.bfloat16)
-    model = _adapted_model(base, peft_config, dtype, arguments.device, options)
-    if options.pack is not None:
-        check_packing(model.get_base_model())
-    content["adapter"] = describe(model).to_dict()
-    if _is_main():
-        write_json(out / record.FILE, content)
-    listener.note(
-        f"{options.method}: {content['adapter']['trainable_parameters']:,} trainable parameters "
-        f"({content['adapter']['percent_of_base']:.2f} % of {base.name})"
+        by_trainer = by_trainer or "it began so"
+    device = choose_device()
+    dtype = choose_dtype(options.dtype, load_config(base), device)
+    bf16 = dtype == torch.bfloat16
+    arguments = trainer_arguments(options, plan, checkpoints, bf16=bf16) if by_trainer else None
+    model = _adapted_model(base, prepared.config, dtype, arguments.device if arguments else device, options)
+    if by_trainer is None and (by_trainer := mixed_numbers(model)):
+        arguments = trainer_arguments(options, plan, checkpoints, bf16=bf16)
+    if arguments is not None:
+        refuse_other_checkpoint(checkpoints, by_trainer)
+    session = Session(
+        prepared, model, listener, manner(device) if by_trainer is None else frozenset(), device, bf16
     )
-    curve = LossCurve(out / "loss.csv", last_step=step, writes=_is_main())
-    balanced = getattr(peft_config, "balance_coefficient", 0.0) > 0
-    with ExitStack() as stack:
-        report = None
-        if _is_main():
-            report = TrainingReport(options, content, last_step=step, balanced=balanced, note=listener.note)
-            stack.callback(report.close)
-        watch = Watch(curve, listener, every=options.log_every, report=report)
-        stack.enter_context(target_loss(model.get_base_model()))
-        tape = stack.enter_context(balance_tape(model)) if balanced else None
-        trainer = MixtureTrainer(
-            model,
-            arguments,
-            examples=plan.examples,
-            batches=share(plan.batches, process=arguments.process_index, processes=arguments.world_size),
-            collator=partial(
-                collate,
-                pad_token=prepared.pad_token,
-                multiple=width_multiple(arguments.device.type),
-                per_row=options.pack,
-            ),
-            tape=tape,
-            callbacks=[AllocateRanks(), watch],
-        )
-        watch.trainer = trainer
-        set_seed(options.seed, device_specific=True)
-        stack.enter_context(stop_on_signal(watch))
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    if trainer.state.global_step < plan.steps:
-        raise InterruptedRun(
-            f"stopped at step {trainer.state.global_step} of {plan.steps}; the same command goes on there"
-        )
+    prepared.content["adapter"] = describe(model).to_dict()
+    if _is_main():
+        write_json(out / record.FILE, prepared.content)
+    listener.note(
+        f"{options.method}: {prepared.content['adapter']['trainable_parameters']:,} trainable parameters "
+        f"({prepared.content['adapter']['percent_of_base']:.2f} % of {base.name})"
+    )
+    session.note(by_trainer)
+    if arguments is None:
+        done, curve = train_in_loop(session)
+    else:
+        done, curve = train_with_trainer(session, arguments, resumed=resumed, step=step, main=_is_main())
+    if done < plan.steps:
+        raise InterruptedRun(f"stopped at step {done} of {plan.steps}; the same command goes on there")
     if _is_main():
         finish(model, curve, prepared)
         shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def warmup_steps(share: float, steps: int) -> int:
-    """Return the steps of the warm-up: its share, rounded up, but never all of them.
-
-    The first step of a warm-up has a learning rate of zero, so a training of one step would change nothing.
-    """
-    return min(math.ceil(share * steps), steps - 1)
-
-
-def _arguments(
-    options: TrainOptions, plan: TrainingPlan, checkpoints: Path, *, bf16: bool
-) -> TrainingArguments:
-    cuda = choose_device().type == "cuda"
-    checkpointing = cuda if options.checkpointing is None else options.checkpointing
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=plan.steps,
-        per_device_train_batch_size=options.batch_size,
-        gradient_accumulation_steps=options.accumulate,
-        learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=warmup_steps(options.warmup, plan.steps),
-        weight_decay=options.weight_decay,
-        max_grad_norm=options.max_grad_norm,
-        bf16=bf16,
-        use_cpu=not cuda,
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        ddp_find_unused_parameters=False,
-        save_steps=options.save_every,
-        save_total_limit=2,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        seed=options.seed,
-    )
-    if arguments.world_size == 1:
-        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used through accelerate launch only
-    return arguments
 
 
 def frozen_base(
@@ -303,6 +223,8 @@ def frozen_base(
     check_on_devices(model)
     if options.quantize is not None or quantisation(load_config(base)) is not None:
         prepare_quantised(model)
+    if options.liger:
+        use_liger(model)
     return model
 
 

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -19,12 +13,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.routing.balance import BalanceTape
-from cme_bench.runs.progress import Listener
+from cme_bench.models.load import choose_device
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.checkpoints import load_trainable, rank_allocator, save_trainable
-from cme_bench.training.curve import LossCurve, Point
-from cme_bench.training.reporting import TrainingReport
-from cme_bench.util.errors import CmeError
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import TrainingPlan
+from cme_bench.training.schedule import warmup_steps
+from cme_bench.training.step_log import StepLog
 
 
 class Meter:
@@ -130,95 +125,66 @@ class AllocateRanks(TrainerCallback):  # type: ignore[misc]
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Writes the loss curve, shows progress, stops at a non-finite loss, and saves and stops on a signal."""
+    """Hands the sums of each step to the log, and saves and stops on a signal."""
 
-    def __init__(
-        self, curve: LossCurve, listener: Listener, *, every: int, report: TrainingReport | None = None
-    ) -> None:
-        self.curve, self.listener, self.every, self.report = curve, listener, every, report
+    def __init__(self, log: StepLog, *, every: int) -> None:
+        self.log, self.every = log, every
         self.trainer: MixtureTrainer
-        self.interrupted = False
-        self._shown = 0
         self._lr = 0.0
-        self._pending: list[tuple[int, float, Tensor]] = []
-        self._base_seconds = curve.last.seconds
-        self._started = self._flushed = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = self._flushed = time.monotonic()
-        self._shown = state.global_step
-        self.listener.start("training", total=state.max_steps, done=state.global_step)
+        self.log.start(state.global_step, state.max_steps)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._lr = float(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._pending.append((state.global_step, self._lr, self.trainer.meter.take()))
+        self.log.add(state.global_step, self._lr, self.trainer.meter.take())
         due = (
             control.should_save or state.global_step == state.max_steps or state.global_step % self.every == 0
         )
-        if due or (self.interrupted and args.world_size == 1):
-            self._flush()
+        if due or (self.log.interrupted and args.world_size == 1):
+            self.log.flush(lambda sums: self.trainer.accelerator.reduce(sums, reduction="sum"))
             if self._stop_agreed():
                 control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.listener.finish("training")
+        self.log.listener.finish("training")
 
     def _stop_agreed(self) -> bool:
         """Return whether any process was told to stop; all processes ask at the same steps."""
-        flag = torch.tensor(float(self.interrupted), device=self.trainer.args.device)
+        flag = torch.tensor(float(self.log.interrupted), device=self.trainer.args.device)
         return bool(self.trainer.accelerator.reduce(flag, reduction="sum").item())
 
-    def _flush(self) -> None:
-        stacked = torch.stack([sums for _, _, sums in self._pending])
-        rows = self.trainer.accelerator.reduce(stacked, reduction="sum").tolist()
-        now = time.monotonic()
-        seconds = round(self._base_seconds + now - self._started, 3)
-        last = self.curve.last
-        before = last.tokens
-        points: list[Point] = []
-        for (step, lr, _), (nll, targets, tokens, balance, batches) in zip(self._pending, rows, strict=True):
-            sums = (nll, targets, tokens, balance / max(batches, 1))
-            last = last.next(step, sums, lr=lr, seconds=seconds)
-            if not math.isfinite(last.loss):
-                self.curve.add(points)
-                raise CmeError(
-                    f"the loss is {last.loss} at step {step}; lower --learning-rate (checkpoints are intact)"
-                )
-            points.append(last)
-        self._pending.clear()
-        self.curve.add(points)
-        speed = (last.tokens - before) / max(now - self._flushed, 1e-9)
-        self._flushed = now
-        if self.report is not None:
-            self.report.points(points, speed)
-        mean = sum(p.loss for p in points) / len(points)
-        self.listener.advance(last.step - self._shown, f"loss {mean:.4f}  {speed:,.0f} tokens/s")
-        self._shown = last.step
 
-
-class Stoppable(Protocol):
-    """Something that looks at ``interrupted`` from time to time."""
-
-    interrupted: bool
-    listener: Listener
-
-
-@contextmanager
-def stop_on_signal(watch: Stoppable) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM in the block ask ``watch`` to save and stop; a second acts as ever."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        watch.interrupted = True
-        watch.listener.note("stopping after this step; the same command will go on")
-        signal.signal(number, before[signal.Signals(number)])
-
-    try:
-        for number in before:
-            signal.signal(number, ask)
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def trainer_arguments(
+    options: TrainOptions, plan: TrainingPlan, checkpoints: Path, *, bf16: bool
+) -> TrainingArguments:
+    """Return transformers' settings of a training; gradient checkpointing is decided later."""
+    cuda = choose_device().type == "cuda"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=plan.steps,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=options.accumulate,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=warmup_steps(options.warmup, plan.steps),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=bf16,
+        use_cpu=not cuda,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        ddp_find_unused_parameters=False,
+        save_steps=options.save_every,
+        save_total_limit=2,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        seed=options.seed,
+    )
+    if arguments.world_size == 1:
+        arguments._n_gpu = min(1, arguments.n_gpu)  # several GPUs are used through accelerate launch only
+    return arguments

@@ -23,7 +23,9 @@ from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
-from cme_bench.training.train import train, warmup_steps
+from cme_bench.training.schedule import warmup_steps
+from cme_bench.training.session import MANNER
+from cme_bench.training.train import train
 from cme_bench.training.trainer import MixtureTrainer
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
@@ -285,6 +287,7 @@ def test_no_decay_on_the_interaction_matrix(options: Make, monkeypatch: pytest.M
         built(self, *args, callbacks=[*callbacks, Look()], **kwargs)
 
     monkeypatch.setattr(MixtureTrainer, "__init__", build)
+    monkeypatch.setenv(MANNER, "trainer")
     train(options("teamlora", max_steps=1, weight_decay=0.1))
     decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
     spared = {names[id(p)] for group in groups if not group["weight_decay"] for p in group["params"]}

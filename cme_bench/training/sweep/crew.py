@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cme_bench.training import schedule
 from cme_bench.training.batches import IGNORED, collate, width_multiple
 from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
-from cme_bench.training.sweep.schedule import cosine_share
+from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
-from cme_bench.training.train import Prepared, warmup_steps
 
 
 class Crew:
@@ -143,9 +143,7 @@ class Crew:
 
 def rate(member: Prepared, step: int) -> float:
     """Return the learning rate of a step, from 0."""
-    options, steps = member.options, member.plan.steps
-    warmup = warmup_steps(options.warmup, steps)
-    return options.learning_rate * cosine_share(step, warmup=warmup, steps=steps)
+    return schedule.rate(member.options, member.plan.steps, step)
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import LossCurve
+from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.crew import rate
-from cme_bench.training.train import Prepared
 
 
 class Ledger:

@@ -22,11 +22,12 @@ from cme_bench.training import record
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import ItemSet, load_sets
+from cme_bench.training.prepared import Prepared
 from cme_bench.training.reporting import report_whole
+from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
-from cme_bench.training.train import Prepared, finish, frozen_base, name_base, only_writer, prepare
-from cme_bench.training.trainer import stop_on_signal
+from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import replacing, storing, write_json
 
@@ -68,8 +69,9 @@ def _prepared(
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
     found = []
     for one in options:
-        for given, flag in ((one.device_map, "--device-map"), (one.checkpointing, "--checkpointing")):
-            if given:
+        for name in ("device_map", "checkpointing", "pack_tokens", "liger"):
+            if getattr(one, name):
+                flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{one.out.name}: {flag} is for a training of its own (cme-bench train)")
         for name in ("dtype", "quantize"):
             if getattr(one, name) != getattr(options[0], name):

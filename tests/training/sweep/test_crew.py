@@ -19,8 +19,9 @@ from cme_bench.models.load import load_model
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
+from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.crew import Crew
-from cme_bench.training.train import Prepared, prepare, train
+from cme_bench.training.train import prepare, train
 
 Make = Callable[..., TrainOptions]
 STEPS = 20

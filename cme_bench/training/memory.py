@@ -1,0 +1,119 @@
+"""Whether a training step fits in a GPU's memory without gradient checkpointing: measured, not looked up.
+
+What autograd keeps for a token is counted in a forward pass over a few tokens of the very model, so it holds
+for any architecture and adapter. It grows with the tokens of a batch; the rest is known by shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.training.loss import CHUNK_NUMBERS
+
+PROBED = 64
+"""Tokens of the pass in which kept bytes are counted."""
+SHARE = 0.85
+"""Share of the free memory that a step may take; the rest is for fragments and what an estimate misses."""
+_OPTIMIZER = 3
+"""Gradient and two moments for each trained number."""
+_LOGITS = 3
+"""Logits of a chunk, their softmax and its gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether layers are computed a second time in the backward pass, and why, in words."""
+
+    checkpointing: bool
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """Say it in one line."""
+        return f"gradient checkpointing: {'on' if self.checkpointing else 'off'} ({self.reason})"
+
+
+def decide(
+    model: nn.Module, *, asked: bool | None, tokens: int, autocast: bool, free: int | None, alone: bool
+) -> Decision:
+    """Return whether to use gradient checkpointing.
+
+    Args:
+        model: With its adapter, on its device.
+        asked: What the user says; None to decide.
+        tokens: Of the largest batch, padding included.
+        autocast: Whether the forward pass runs in bfloat16.
+        free: Bytes of the device's memory that are free; None on a CPU.
+        alone: One process on one device; several must decide alike, and go without an estimate.
+    """
+    if asked is not None:
+        return Decision(asked, f"--{'' if asked else 'no-'}checkpointing")
+    if free is None:
+        return Decision(False, "on a CPU")
+    if not alone:
+        return Decision(True, "several GPUs; --no-checkpointing is faster where it fits")
+    needed = step_bytes(model, tokens=tokens, autocast=autocast)
+    said = f"a step of {tokens:,} tokens keeps about {_gib(needed)} without it, {_gib(free)} are free"
+    return Decision(needed > SHARE * free, said)
+
+
+def step_bytes(model: nn.Module, *, tokens: int, autocast: bool) -> int:
+    """Return the bytes that a step needs beside the model: activations, gradients, moments, a chunk of
+    logits."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return _OPTIMIZER * trained + tokens * kept_bytes(model, autocast=autocast) + _LOGITS * 4 * CHUNK_NUMBERS
+
+
+def kept_bytes(model: nn.Module, *, autocast: bool) -> int:
+    """Return the bytes that autograd keeps for each token of a forward pass; parameters are left out.
+
+    Random states are as before.
+    """
+    device = next(model.parameters()).device
+    decoder: Any = model.get_base_model().base_model  # type: ignore[operator]  # PEFT: the transformers model
+    parameters = {_memory(each) for each in _tensors(model)}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = _memory(tensor)
+        if memory not in parameters and tensor.device == device:
+            kept[memory] = tensor.untyped_storage().nbytes()
+            held.append(tensor)  # else its memory is given to the next, which then is not counted
+        return tensor
+
+    held: list[Tensor] = []
+    ids = torch.zeros((1, PROBED), dtype=torch.int64, device=device)
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast(device.type, torch.bfloat16, enabled=autocast),
+    ):
+        decoder(input_ids=ids, use_cache=False)
+    return -(-sum(kept.values()) // PROBED)
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the free memory of a GPU, with what torch holds of it unused; None for another device."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,86 @@
+"""Packs: rows of one fixed number of tokens, filled with whole examples, so that every step has known shapes.
+
+Position ids begin at 0 with every example, as in :mod:`cme_bench.training.packing`, and are 0 in the padding:
+nobody sees it. A GPU that gets the same shapes again can replay its work instead of being told it anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+UNIT = 128
+"""Packs are so many tokens long, or a multiple of it."""
+LONGEST = 4096
+"""Longer packs are made only where an example needs them: attention's cost grows with their square."""
+_SAMPLE = 200
+_PARTS = 8
+
+
+def fill(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Return the examples of each pack, as indices into ``lengths``: longest first, each into the first pack
+    with room.
+
+    ValueError if one is longer than ``width``.
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[index] > width:
+            raise ValueError(f"{lengths[index]} tokens do not fit into a pack of {width}")
+        place = next((i for i, left in enumerate(room) if left >= lengths[index]), None)
+        if place is None:
+            place = len(packs)
+            packs.append([])
+            room.append(width)
+        packs[place].append(index)
+        room[place] -= lengths[index]
+    return packs
+
+
+def choose_width(lengths: NDArray[np.int64], batches: Sequence[Sequence[int]]) -> int:
+    """Return the tokens of a pack that leave the least padding in these batches, of some of them.
+
+    At least the longest example's; among equals the longest, which makes the fewest packs.
+    """
+    least = -(-int(lengths.max()) // UNIT) * UNIT
+    sample = [[int(lengths[i]) for i in batch] for batch in batches[:: max(1, len(batches) // _SAMPLE)]]
+    widths = range(least, max(LONGEST, least) + 1, 2 * UNIT)
+    places = {width: width * sum(len(fill(batch, width)) for batch in sample) for width in widths}
+    return min(places, key=lambda width: (places[width], -width))
+
+
+def static_places(labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """Return the places, in the flattened batch, that predict a learnt token, and those tokens.
+
+    Both are int64 [n], n the same for batches that learn about as much; the rest is filled with place 0 and
+    the label ``ignored``.
+    """
+    rows, width = labels.shape
+    following = torch.full_like(labels, ignored)
+    following[:, :-1] = labels[:, 1:]
+    flat = following.flatten()
+    learnt = (flat != ignored).nonzero().squeeze(-1)
+    step = max(1, rows * width // _PARTS)
+    size = -(-len(learnt) // step) * step
+    places = torch.zeros(size, dtype=torch.int64)
+    targets = torch.full((size,), ignored, dtype=torch.int64)
+    places[: len(learnt)], targets[: len(learnt)] = learnt, flat[learnt]
+    return places, targets
+
+
+def boundaries(position_ids: Tensor, mask: Tensor, most: int) -> Tensor:
+    """Return where each example of the flattened packs begins, and the end of all: int32 [most + 1].
+
+    The padding of a pack counts as one example; behind the last one the end is repeated.
+    """
+    begins = (position_ids == 0) & mask.bool()
+    begins[:, 1:] |= (mask[:, 1:] == 0) & (mask[:, :-1] == 1)
+    found = torch.full((most + 1,), position_ids.numel(), dtype=torch.int32)
+    starts = begins.flatten().nonzero().squeeze(-1).to(torch.int32)
+    found[: len(starts)] = starts
+    return found

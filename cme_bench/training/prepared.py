@@ -1,0 +1,33 @@
+"""A training whose rows are drawn and tokenised, and which has loaded nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftConfig
+
+from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training that is about to begin.
+
+    ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
+    """
+
+    options: TrainOptions
+    base: Checkpoint
+    config: PeftConfig
+    plan: TrainingPlan
+    pad_token: int
+    content: dict[str, Any]
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.options.out.name

@@ -1,0 +1,156 @@
+"""How a training runs on its device, decided once the model is there: layout, attention, checkpointing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from cme_bench.adapters import balance_tape
+from cme_bench.adapters.routing.balance import BalanceTape
+from cme_bench.runs.progress import Listener
+from cme_bench.training.batches import Layout, width_multiple
+from cme_bench.training.loss import target_loss
+from cme_bench.training.memory import Decision, decide, free_bytes
+from cme_bench.training.packing import check_packing
+from cme_bench.training.packs import choose_width
+from cme_bench.training.prepared import Prepared
+from cme_bench.training.reporting import TrainingReport
+from cme_bench.training.varlen import VARLEN, available
+from cme_bench.util.errors import UsageError
+
+MANNER = "CME_BENCH_TRAIN"
+"""Environment variable for those who measure: words of MANNERS, joined by "+"; "trainer" alone is
+transformers' Trainer."""
+MANNERS = {
+    "trainer": "transformers' Trainer",
+    "padded": "rows of one example",
+    "packs": "rows of a fixed number of tokens",
+    "varlen": "attention by where examples begin",
+    "compile": "each decoder layer compiled",
+    "graph": "forward and backward pass as a CUDA graph",
+}
+ON_GPU = frozenset({"packs", "varlen"})
+"""What is done on a GPU unless the variable says otherwise; on a CPU nothing of it."""
+
+
+def manner(device: torch.device) -> frozenset[str]:
+    """Return the words of MANNERS that hold for a device. UsageError for an unknown one."""
+    said = os.environ.get(MANNER, "").strip()
+    if not said:
+        return ON_GPU if device.type == "cuda" else frozenset()
+    words = frozenset(said.split("+"))
+    if unknown := words - MANNERS.keys():
+        raise UsageError(
+            f"{MANNER}={said}: unknown {', '.join(sorted(unknown))} (known: {', '.join(MANNERS)})"
+        )
+    if "graph" in words and device.type != "cuda":
+        raise UsageError(f"{MANNER}={said}: graph is for a CUDA GPU")
+    return words
+
+
+@dataclass(slots=True)
+class Session:
+    """A prepared training, its model with the adapter, and how it runs. ``words``: of MANNERS."""
+
+    prepared: Prepared
+    model: PeftModel
+    listener: Listener
+    words: frozenset[str]
+    device: torch.device
+    bf16: bool
+    layout: Layout = field(init=False)
+    checkpointing: Decision = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layout = self._layout()
+        self.checkpointing = decide(
+            self.model,
+            asked=self.prepared.options.checkpointing,
+            tokens=self._most_tokens(),
+            autocast=self.bf16,
+            free=free_bytes(self.device),
+            alone=int(os.environ.get("WORLD_SIZE", "1")) == 1 and self.prepared.options.device_map is None,
+        )
+
+    def _layout(self) -> Layout:
+        """Return how batches are laid out. UsageError if packing is asked for and the model cannot."""
+        options, plan, base = self.prepared.options, self.prepared.plan, self.model.get_base_model()
+        fill = self.prepared.pad_token, width_multiple(self.device.type)
+        width = options.pack_tokens or None
+        default = options.pack is None and options.pack_tokens is None and "packs" in self.words
+        if not default and options.pack is None and width is None:
+            return Layout(*fill)
+        if options.pack is None and "varlen" in self.words:
+            self._use_varlen(base)
+        try:
+            check_packing(base)
+        except UsageError as error:
+            if not default:
+                raise
+            self.listener.note(f"note: batches are padded, not packed ({error})")
+            return Layout(*fill)
+        if default:
+            width = choose_width(plan.examples.lengths, plan.batches)
+        return Layout(*fill, per_row=options.pack, width=width)
+
+    def _use_varlen(self, base: Any) -> None:
+        """Let the model attend by where examples begin, if torch can on this device and it keeps to it."""
+        dtype = torch.bfloat16 if self.bf16 else next(base.parameters()).dtype
+        if self.device.type == "cuda" and not available(self.device, dtype):
+            return
+        before = base.config._attn_implementation
+        try:
+            base.set_attn_implementation(VARLEN)
+            check_packing(base)
+        except (UsageError, ValueError, RuntimeError) as error:
+            base.set_attn_implementation(before)
+            self.listener.note(f"note: attention stays {before} ({error})")
+
+    def _most_tokens(self) -> int:
+        """Return the places of the largest batch."""
+        if self.device.type != "cuda":
+            return 0
+        lengths = self.prepared.plan.examples.lengths
+        return max(self.layout.places([int(lengths[i]) for i in b]) for b in self.prepared.plan.batches)
+
+    def note(self, by_trainer: str | None) -> None:
+        """Say how the training runs."""
+        how = f"transformers' Trainer ({by_trainer})" if by_trainer else "one process, one device"
+        rows = "padded rows"
+        if self.layout.width is not None:
+            rows = f"packs of {self.layout.width:,} tokens"
+        elif self.layout.per_row is not None:
+            rows = f"about {self.layout.per_row} examples a row"
+        self.listener.note(f"steps: {how}, {rows}; {self.checkpointing.line}")
+
+    @contextmanager
+    def report(self, last_step: int) -> Iterator[TrainingReport]:
+        """Tell trackers in the block, if the options name some."""
+        report = TrainingReport(
+            self.prepared.options,
+            self.prepared.content,
+            last_step=last_step,
+            balanced=self._balanced,
+            note=self.listener.note,
+        )
+        try:
+            yield report
+        finally:
+            report.close()
+
+    @property
+    def _balanced(self) -> bool:
+        return getattr(self.prepared.config, "balance_coefficient", 0.0) > 0
+
+    @contextmanager
+    def open(self) -> Iterator[BalanceTape | None]:
+        """Make the model return its loss on targets in the block; yield the tape of its balance loss."""
+        with ExitStack() as stack:
+            stack.enter_context(target_loss(self.model.get_base_model()))
+            yield stack.enter_context(balance_tape(self.model)) if self._balanced else None

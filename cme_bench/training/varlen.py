@@ -1,0 +1,108 @@
+"""Attention over packs by where their examples begin: none is compared with another, and no mask is made.
+
+torch's variable-length attention on a GPU that has it; elsewhere each example by itself, which is the
+reference for it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+VARLEN = "cme_bench_varlen"
+"""The name under which transformers knows it."""
+
+
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether torch has variable-length attention for this device and dtype."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return False
+    return callable(varlen_attn) and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    starts: Tensor | None = None,
+    sliding_window: int | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Return causal attention within each example, [rows, length, heads, width], as transformers asks.
+
+    Args:
+        module: The model's attention layer.
+        query: [rows, heads, length, width]; keys and values may have fewer heads.
+        key: As the query.
+        value: As the query.
+        attention_mask: Not used.
+        scaling: Factor on the scores.
+        starts: Of the examples in the flattened rows, int32 [examples + 1]; without it each row is one.
+        sliding_window: Most tokens that one looks back on, itself included.
+        more: What other attentions take.
+
+    Raises ValueError for scores that are capped.
+    """
+    if more.get("softcap") is not None:
+        raise ValueError("variable-length attention caps no scores")
+    rows, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    flat = [
+        part.transpose(1, 2).reshape(rows * length, part.shape[1], part.shape[3])
+        for part in (query, *(each.repeat_interleave(groups, dim=1) for each in (key, value)))
+    ]
+    if starts is None:
+        starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
+    run = _on_gpu if query.is_cuda else _one_by_one
+    out = run(flat, starts, length, scaling, sliding_window)
+    return out.view(rows, length, heads, width), None
+
+
+def _on_gpu(
+    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    from torch.nn.attention import varlen
+
+    run: Any = varlen.varlen_attn
+    back = -1 if window is None else window - 1
+    known = inspect.signature(run).parameters
+    causal: dict[str, Any] = {"window_size": (back, 0)} if "window_size" in known else {"is_causal": True}
+    if "scale" in known:
+        causal["scale"] = scaling
+    out: Tensor = run(*flat, starts, starts, longest, longest, **causal)
+    return out
+
+
+def _one_by_one(
+    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    """Return what :func:`_on_gpu` does, from a product for each example."""
+    edges = starts.tolist()
+    parts = []
+    for start, stop in pairwise(edges):
+        if start == stop:
+            continue
+        query, key, value = (part[start:stop].transpose(0, 1)[None] for part in flat)
+        places = torch.arange(stop - start, device=query.device)
+        seen = places[:, None] >= places[None, :]
+        if window is not None:
+            seen &= places[:, None] - places[None, :] < window
+        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
+        parts.append(out[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+AttentionInterface.register(VARLEN, attention)
