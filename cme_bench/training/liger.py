@@ -20,9 +20,9 @@ def check_liger(device: torch.device, config: Any) -> None:
         raise UsageError("--liger: its kernels run on a GPU, and there is none; leave it out")
     if find_spec("liger_kernel") is None:
         raise UsageError("--liger needs the package liger-kernel: pip install 'cme-bench[liger]'")
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
 
-    if config.model_type not in known:
+    if config.model_type not in KNOWN:
         raise UsageError(f"--liger: Liger has no kernels for {config.model_type}; leave it out")
 
 

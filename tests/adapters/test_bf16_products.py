@@ -15,6 +15,7 @@ from cme_bench.adapters import record_router
 from cme_bench.adapters.methods.teamlora import TeamLoraLinear
 from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.routing.layer import RoutedLinear
+from cme_bench.adapters.routing.router import router_logits
 from tests.support.adapter_cases import CONFIGS
 
 TOKENS, D_IN, WIDTH, K = (3, 7), 200, 12, 3
@@ -51,6 +52,28 @@ def test_gradients() -> None:
     torch.testing.assert_close(grad_down.double(), wanted, atol=5e-6, rtol=1e-6)
     wanted = weight.double() @ down.double() + gates.double() @ router.double()
     torch.testing.assert_close(grad_x.double(), wanted, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("latent", (True, False))
+def test_several_adapters_at_once_are_each_by_itself(latent: bool) -> None:
+    """As a sweep asks: its adapters are stacked, and computed under vmap."""
+
+    def loss(x: Tensor, down: Tensor, router: Tensor) -> Tensor:
+        logits = router_logits(x, router)
+        if latent:
+            z, logits = bf16_products.latent_and_logits(x, down, router)
+            logits = logits + z.float().sum(-1, keepdim=True)
+        return (logits * torch.arange(K)).sum()
+
+    cases = [inputs() for _ in range(2)]
+    stacked = [torch.stack(parts) for parts in zip(*cases, strict=True)]
+    together = torch.func.vmap(loss)(*stacked)
+    wanted = [loss(*case) for case in cases]
+    torch.testing.assert_close(together, torch.stack(wanted), atol=1e-3, rtol=1e-5)
+    used = [part for case in cases for part in (case if latent else (case[0], case[2]))]
+    grads = torch.autograd.grad(together.sum(), used)
+    for grad, apart in zip(grads, torch.autograd.grad(torch.stack(wanted).sum(), used), strict=True):
+        torch.testing.assert_close(grad, apart, atol=1e-3, rtol=1e-3)
 
 
 def test_without_a_latent_and_with_frozen_weights() -> None:

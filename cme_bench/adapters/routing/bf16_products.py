@@ -41,30 +41,30 @@ def latent_and_logits(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, 
 
 
 class _Products(torch.autograd.Function):
-    """``latent_and_logits`` of (tokens, d_in). Keeps x and the stacked bfloat16 weights for the backward
-    pass.
+    """``latent_and_logits`` of (tokens, d_in), and the stacked weights, which the backward pass needs.
 
-    Under ``vmap`` all have one more dimension before these: adapters of a sweep, in batched products.
+    All may have a dimension of several adapters before these; vmap gives them one.
     """
 
     @staticmethod
     def forward(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast_off(x):
             weight = _stack(down, router, dim=-2)
-            z, logits = _unstack(_product(x, weight.mT), down.shape[-2], router.shape[-2], dim=-1)
+            out = _product(x, weight.mT)
+            z, logits = _unstack(out, down.shape[-2], router.shape[-2], dim=-1)
             return z.to(x.dtype), logits, weight
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
         x, down, router = inputs
-        weight = output[2]
-        ctx.mark_non_differentiable(weight)
-        ctx.save_for_backward(x, weight)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(x, output[2])
         ctx.down, ctx.router = (down.shape[-2], down.dtype), (router.shape[-2], router.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, grad_logits: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        grad_z, grad_logits, _ = grads
         (width, down_dtype), (k, router_dtype) = ctx.down, ctx.router
         with autocast_off(x):
             grad = _stack(grad_z, grad_logits, dim=-1)
@@ -75,14 +75,12 @@ class _Products(torch.autograd.Function):
         return grad_x, grad_down.to(down_dtype), grad_router.to(router_dtype)
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        batched = [
-            one.expand(info.batch_size, *one.shape) if dim is None else one.movedim(dim, 0)
-            for one, dim in zip(inputs, in_dims, strict=True)
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Any, tuple[int, int, int]]:
+        stacked = [
+            part.expand(info.batch_size, *part.shape) if dim is None else part.movedim(dim, 0)
+            for part, dim in zip(inputs, in_dims, strict=True)
         ]
-        return _Products.apply(*batched), (0, 0, 0)  # type: ignore[no-untyped-call]
+        return _Products.apply(*stacked), (0, 0, 0)  # type: ignore[no-untyped-call]
 
 
 def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:

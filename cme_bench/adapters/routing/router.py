@@ -70,6 +70,8 @@ def weigh(logits: Tensor, interaction: Tensor | None = None, normalize: bool = F
 class _Logits(torch.autograd.Function):
     """``x.to(S.dtype) S`` that keeps x itself for the backward pass, not its full-width float32 copy."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, router: Tensor) -> Tensor:
         return nn.functional.linear(x.to(router.dtype), router)
