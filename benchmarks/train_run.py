@@ -40,15 +40,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="few steps of a few short rows, two rounds")
+    parser.add_argument("--quick", action="store_true", help="few steps of a few short rows, one round")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--method", default="teamlora")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--steps", type=int, help="default 300; 12 with --quick")
+    parser.add_argument("--rank", type=int, help="default 32; 4 with --quick")
+    parser.add_argument("--steps", type=int, help="default 300; 10 with --quick")
     parser.add_argument("--batch-size", type=int, help="default 32; 4 with --quick")
     parser.add_argument("--max-length", type=int, help="default 256; 64 with --quick")
-    parser.add_argument("--rounds", type=int, help="default 3; 2 with --quick")
+    parser.add_argument("--rounds", type=int, help="default 3; 1 with --quick")
     parser.add_argument("--variants", default="", help="further forms of our step, comma-separated")
     parser.add_argument(
         "--peers", default="", help=f"comma-separated; default: {PEER}, and {LIGER} where it is"
@@ -57,10 +57,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer", help=argparse.SUPPRESS)  # the peer's own process: a file of its settings
     args = parser.parse_args()
     quick = args.quick
-    args.steps = args.steps or (12 if quick else 300)
+    args.rank = args.rank or (4 if quick else 32)
+    args.steps = args.steps or (10 if quick else 300)
     args.batch_size = args.batch_size or (4 if quick else 32)
     args.max_length = args.max_length or (64 if quick else 256)
-    args.rounds = args.rounds or (2 if quick else 3)
+    args.rounds = args.rounds or (1 if quick else 3)
     return args
 
 
