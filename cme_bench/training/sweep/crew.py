@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from cme_bench.training import schedule
 from cme_bench.training.batches import IGNORED, collate, width_multiple
-from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
@@ -62,10 +61,6 @@ class Crew:
         sums = self._accumulate([self._batches(member) for member in self.members])
         for group in self._together.groups:
             self._update(group)
-        for number, slot in enumerate(self.slots):
-            if rank_allocator(slot.model) is not None:
-                with self.alone(number) as model:
-                    model.base_model.update_and_allocate(self.step)
         self.forget_gradients()
         self.step += 1
         return sums
@@ -113,6 +108,8 @@ class Crew:
         rates = tensor([rate(member, self.step) for member in members])
         decays = tensor([member.options.weight_decay for member in members])
         group.numbers.adamw(self.step + 1, rates, decays)
+        if group.ranks is not None:
+            group.ranks.allocate(self.step)
 
     def detach(self, number: int) -> None:
         """Give a member's numbers memory of their own, as for saving; until now it is the crew's."""
@@ -124,21 +121,24 @@ class Crew:
         found = {}
         for group in self._together.groups:
             for row, number in enumerate(group.slots):
-                held = {name: t[row].cpu().clone() for name, t in group.numbers.state().items()}
-                model = self.slots[number].model
+                held: dict[str, Any] = {
+                    name: t[row].cpu().clone() for name, t in group.numbers.state().items()
+                }
                 found[self.members[number].name] = held | {
                     "step": self.step,
                     "generator": self._generators[number].get_state(),
-                    "allocation": allocation(model),
+                    "ranks": None if group.ranks is None else group.ranks.state(row),
                 }
         return found
 
     def _restore(self, number: int, state: Mapping[str, Any]) -> None:
         group = next(g for g in self._together.groups if number in g.slots)
+        row = number - group.slots.start
         for name, held in group.numbers.state().items():
-            held[number - group.slots.start].copy_(state[name])
+            held[row].copy_(state[name])
         self._generators[number].set_state(state["generator"])
-        restore_allocation(self.slots[number].model, state["allocation"])
+        if group.ranks is not None:
+            group.ranks.load_state(row, state["ranks"])
 
 
 def rate(member: Prepared, step: int) -> float:

@@ -29,9 +29,12 @@ class FlatParameters:
             [like.new_full((p.numel(),), float(name not in undecayed)) for name, p in first.items()]
         ).detach()
         self.stacked: dict[str, Tensor] = {}
+        self._owners = list(owners)
+        self._places: dict[str, tuple[slice, torch.Size]] = {}
         start = 0
         for (name, parameter), size in zip(first.items(), sizes, strict=True):
             here = slice(start, start + size)
+            self._places[name] = here, parameter.shape
             shape = (len(owners), *parameter.shape)
             value, grad = self.values[:, here].view(shape), self.grads[:, here].view(shape)
             for i, owner in enumerate(owners):
@@ -43,6 +46,14 @@ class FlatParameters:
                 self.stacked[name] = value.detach().requires_grad_()
                 self.stacked[name].grad = grad
             start += size
+
+    def leaf(self, name: str) -> Tensor:
+        """Return a parameter of all adapters, [adapters, ...], through which gradients reach ``grads``."""
+        return self.stacked[name] if self.stacked else self._owners[0][name][None]
+
+    def by_name(self, row: Tensor) -> dict[str, Tensor]:
+        """Return an adapter's row of an array like ``values``, as views by parameter."""
+        return {name: row[here].view(shape) for name, (here, shape) in self._places.items()}
 
     def norms(self) -> Tensor:
         """Return the norm of each adapter's gradient, [adapters]."""

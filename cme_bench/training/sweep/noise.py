@@ -31,14 +31,17 @@ class OwnDropout(TorchFunctionMode):
         return x * self._draw(x, p) if training and p else x
 
 
-def drawn(like: Tensor, width: int, p: float, generator: torch.Generator) -> Tensor:
-    """Return factors of 0 or 1 / (1 - p) in shape and dtype of ``like``, as torch's dropout draws on a CPU.
+def drawn(like: Tensor, widths: Sequence[int], p: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return factors of 0 or 1 / (1 - p), [generators, *like.shape], as torch's dropout draws on a CPU.
 
-    ``like``: [rows, length, ...]. Only the first ``width`` places of a row are drawn, so that padding which
-    other adapters need costs no numbers; the rest are 1.
+    ``like``: [rows, length, ...]. Of each generator only the first of ``widths`` places of a row are drawn,
+    so that padding which other adapters need costs no numbers; the rest are 0.
     """
-    rows, length, *rest = like.shape
-    own = torch.empty((rows, width, *rest), dtype=like.dtype, device=like.device)
-    own.bernoulli_(1 - p, generator=generator).div_(1 - p)
-    missing = (0, 0) * len(rest) + (0, length - width)
-    return nn.functional.pad(own, missing, value=1.0) if width < length else own
+    found = torch.zeros((len(generators), *like.shape), dtype=like.dtype, device=like.device)
+    for own, width, generator in zip(found, widths, generators, strict=True):
+        if width == like.shape[1]:
+            own.bernoulli_(1 - p, generator=generator)
+        else:
+            drawn = torch.empty_like(own[:, :width], memory_format=torch.contiguous_format)
+            own[:, :width] = drawn.bernoulli_(1 - p, generator=generator)
+    return found.div_(1 - p)

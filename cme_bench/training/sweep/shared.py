@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.adapters.routing.hooks import Heard
 from cme_bench.adapters.routing.router import Routing
+from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.training.sweep.noise import OwnDropout, drawn
 from cme_bench.training.sweep.slots import GivenOutput
 
@@ -47,6 +49,7 @@ class Alone:
 
     def __init__(self, slot: int, layer: Any, turn: Turn) -> None:
         self.slots = range(slot, slot + 1)
+        self.writes = _writes(layer)
         self._layer, self._turn = layer, turn
 
     def update(self, x: Tensor, output: Tensor) -> Tensor:
@@ -71,6 +74,7 @@ class Stacked:
 
     def __init__(self, slots: range, layer: Any, parameters: Mapping[str, Tensor], turn: Turn) -> None:
         self.slots = slots
+        self.writes = _writes(layer)
         self._layer, self._parameters, self._turn = layer, dict(parameters), turn
         self._drops: list[tuple[float, Tensor]] | None = None
 
@@ -101,14 +105,10 @@ class Stacked:
         """Draw the factors of every dropout in the layer, [adapters, rows, length, ...] each."""
         if self._drops is None:
             self._drops = self._find_drops(x, output)
-        turn = self._turn
+        widths = [self._turn.widths[s] for s in self.slots]
+        generators = [self._turn.generators[s] for s in self.slots]
         return [
-            torch.stack(
-                [
-                    drawn(like.expand(*x.shape[:-1], *like.shape[2:]), turn.widths[s], p, turn.generators[s])
-                    for s in self.slots
-                ]
-            )
+            drawn(like.expand(*x.shape[:-1], *like.shape[2:]), widths, p, generators)
             for p, like in self._drops
         ]
 
@@ -122,7 +122,8 @@ class Stacked:
             return torch.ones((), dtype=dropped.dtype, device=dropped.device)
 
         with OwnDropout(draw):
-            call(self._layer, {name: stacked[0] for name, stacked in self._parameters.items()}, x, output)
+            once = {name: stacked[0] for name, stacked in self._parameters.items()}
+            call(self._layer, once, x, output.clone())  # some layers add in place
         return found
 
 
@@ -145,12 +146,22 @@ class SharedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [all rows, length, d_in] to [all rows, length, d_out]."""
         output: Tensor = self.layer(x)
-        pieces, done = [], 0
+        taken: list[tuple[int, Alone | Stacked | None]] = []  # numbers of rows, and whose they are
+        done = 0
         for part in self._parts:
             rows = self._turn.rows(part.slots)
-            pieces += [output[done : rows.start], part.update(x[rows], output[rows])]
+            taken += [(rows.start - done, None), (rows.stop - rows.start, part)]
             done = rows.stop
-        return torch.cat([*pieces, output[done:]])
+        taken.append((len(x) - done, None))
+        taken = [(size, part) for size, part in taken if size]
+        sizes = [size for size, _ in taken]
+        # slices instead would each have a gradient as large as x
+        xs, pieces = torch.split(x, sizes), list(torch.split(output, sizes))
+        for place, (_, owner) in enumerate(taken):
+            if owner is not None:
+                own = pieces[place].clone() if owner.writes else pieces[place]
+                pieces[place] = owner.update(xs[place], own)
+        return torch.cat(pieces)
 
 
 def call(
@@ -167,6 +178,11 @@ def call(
         layer.routing_listeners = (lambda _, routing: heard.append(routing),)
     updated: Tensor = functional_call(layer, parameters, (x,)) if parameters else layer(x)
     return updated, heard
+
+
+def _writes(layer: Any) -> bool:
+    """Return whether a layer may add to the base layer's output in place (AdaLoRA's does)."""
+    return not isinstance(layer, AdapterLinear | LoraLinear)
 
 
 def _heard(layer: Any, routing: Routing, mask: Tensor) -> Heard:

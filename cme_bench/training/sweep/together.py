@@ -18,6 +18,7 @@ from cme_bench.adapters.decay import no_decay_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.loss import CHUNK_NUMBERS, output_head, target_nlls
+from cme_bench.training.sweep.adalora import RankBudget, is_adalora
 from cme_bench.training.sweep.flat import FlatParameters
 from cme_bench.training.sweep.shared import Alone, SharedLayer, Stacked, Turn
 from cme_bench.training.sweep.slots import Slot
@@ -25,10 +26,14 @@ from cme_bench.training.sweep.slots import Slot
 
 @dataclass(slots=True)
 class Group:
-    """Neighbouring slots that differ in nothing but numbers, and their trained numbers."""
+    """Neighbouring slots that differ in nothing but numbers, and their trained numbers.
+
+    ``ranks``: of AdaLoRAs.
+    """
 
     slots: range
     numbers: FlatParameters
+    ranks: RankBudget | None = None
 
 
 class Together:
@@ -59,8 +64,9 @@ class Together:
             left = {id(p) for name, p in model.named_parameters() if name in no_decay_names(model)}
         names = first.parameters()
         undecayed = {n for n, p in names.items() if p.ndim < 2 or n.endswith("bias") or id(p) in left}
-        owners = [self._slots[i].parameters() for i in members]
-        return Group(members, FlatParameters(owners, undecayed=frozenset(undecayed)))
+        slots = [self._slots[i] for i in members]
+        numbers = FlatParameters([s.parameters() for s in slots], undecayed=frozenset(undecayed))
+        return Group(members, numbers, RankBudget(slots, numbers) if is_adalora(first) else None)
 
     def _mount(self) -> None:
         parts: dict[str, list[Alone | Stacked]] = {}
@@ -127,17 +133,18 @@ class Together:
             [summed.new_zeros(()) if tape is None else tape.loss() for tape in self.turn.tapes]
         )
         losses = summed * weights + balances / accumulated
+        extra = [group.ranks.regulariser().sum() for group in self.groups if group.ranks is not None]
         wholes = [self._whole(number, loss) for number, loss in enumerate(losses)]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "grad and param do not obey")  # one array holds an adapter's
-            torch.autograd.backward(torch.stack(wholes).sum())
+            torch.autograd.backward(torch.stack([*wholes, *extra]).sum())
         return torch.stack([summed.detach(), balances.detach()], dim=1)
 
     def _whole(self, number: int, loss: Tensor) -> Tensor:
-        """Return the loss with what the method's model adds to it (AdaLoRA's regulariser)."""
-        tuner: Any = self._slots[number].model.base_model
-        if type(tuner).forward is BaseTuner.forward:
+        """Return the loss with what the method's model adds to it."""
+        if _is_plain(self._slots[number]):
             return loss
+        tuner: Any = self._slots[number].model.base_model
         with self.alone(number):
             forward = self._base.forward
             self._base.forward = lambda: _Loss(loss + 0.0)
@@ -176,7 +183,10 @@ def _neighbours(slots: Sequence[Slot], keys: Sequence[object]) -> list[range]:
 
 def _alike(one: Slot, other: Slot) -> bool:
     shapes = [{name: p.shape for name, p in slot.parameters().items()} for slot in (one, other)]
-    tuner: Any = one.model.base_model
-    plain = type(tuner).forward is BaseTuner.forward
-    plain = plain and not one.whole_blocks
+    plain = _is_plain(one) and not one.whole_blocks
     return plain and one.config.to_dict() == other.config.to_dict() and shapes[0] == shapes[1]
+
+
+def _is_plain(slot: Slot) -> bool:
+    """Return whether the method's model adds nothing to the loss but what is done here."""
+    return type(slot.model.base_model).forward is BaseTuner.forward or is_adalora(slot)

@@ -79,7 +79,7 @@ def advance(crew: Crew, steps: int) -> list[list[float]]:
 def test_seeds_of_one_method_are_computed_as_one(method: str, options: Make, tmp_path: Path) -> None:
     asked = pair(options, method, tmp_path)
     crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
-    assert len(crew._together.groups) == (2 if method in ("adalora", "mixlora") else 1)
+    assert len(crew._together.groups) == (2 if method == "mixlora" else 1)
     check_equal_to_alone(crew, advance(crew, STEPS))
 
 
