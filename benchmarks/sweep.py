@@ -170,7 +170,7 @@ def main() -> None:
 
 def median(rounds: Sequence[dict[str, Any]], way: str, key: str) -> float:
     """The median over rounds."""
-    return round(statistics.median(found[way][key] for found in rounds), 1)
+    return round(float(statistics.median(found[way][key] for found in rounds)), 1)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,16 @@ COLUMNS = (
     "tasks_finished",
     "n",
     "score",
+    "scores",
+    "engine",
+    "dtype",
+    "data",
+    "started",
+    "seconds",
+    "age_seconds",
+    "folder",
+    "fault",
 )
-COLUMNS += ("scores", "engine", "dtype", "data", "started", "seconds", "age_seconds", "folder", "fault")
 NOTHING = Results(forms={}, tasks={})
 
 

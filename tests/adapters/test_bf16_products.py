@@ -145,23 +145,3 @@ def test_outside_autocast_the_input_is_cast_once_and_nothing_is_split(
         layer(x)
     shapes = [event.input_shapes[0] for event in profiler.events() if event.name == "aten::_to_copy"]
     assert shapes.count([2, D_IN]) == 1
-
-
-def test_adapters_of_a_sweep_in_one_product() -> None:
-    """Batched by ``vmap``, as adapters that are trained together: what each gets one at a time."""
-    x, down, router = (
-        torch.stack(pair).detach().requires_grad_() for pair in zip(inputs(), inputs(), strict=True)
-    )
-
-    def gradients(z: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(z.float().square().sum() + logits.square().sum(), (x, down, router))
-
-    together = torch.func.vmap(bf16_products.latent_and_logits)(x, down, router)
-    alone = [bf16_products.latent_and_logits(*one) for one in zip(x, down, router, strict=True)]
-    stacked = tuple(torch.stack(part) for part in zip(*alone, strict=True))
-    for mine, theirs in zip(together, stacked, strict=True):
-        torch.testing.assert_close(mine, theirs)
-    for mine, theirs in zip(gradients(*together), gradients(*stacked), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-2)
-    _, shared = torch.func.vmap(bf16_products.latent_and_logits, (None, 0, 0))(x[0], down, router)
-    torch.testing.assert_close(shared[1], bf16_products.latent_and_logits(x[0], down[1], router[1])[1])
