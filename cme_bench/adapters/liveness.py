@@ -10,9 +10,12 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.util.errors import CmeError, first_line
 from cme_bench.util.exact_logits import exact_logits
 
 _TRAINED_TOKENS = 16
+_CODE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""Errors of a layer with settings, or on weights, that it cannot compute."""
 
 
 @torch.no_grad()
@@ -30,8 +33,9 @@ def check_liveness(
         name: The adapter's name for messages; default: the one it has in the model.
 
     Virtual tokens that an adapter puts before the input are left out. Raises AdapterError, naming the
-    adapter, if no logit differs, or if one is not finite.
+    adapter, if no logit differs, if one is not finite, or if the adapter's code fails on this base.
     """
+    names = ", ".join(map(repr, model.active_adapters)) if name is None else repr(name)
     training = model.training
     model.eval()
     try:
@@ -39,13 +43,17 @@ def check_liveness(
             with_adapter = model(input_ids=input_ids, attention_mask=attention_mask).logits
             with model.disable_adapter():
                 without = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    except (torch.OutOfMemoryError, CmeError):
+        raise
+    except _CODE_ERRORS as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise AdapterError(f"adapter {names} cannot be computed on this base ({why})") from error
     finally:
         model.train(training)
     difference = (with_adapter[:, -without.shape[1] :].float() - without.float()).abs()
     if attention_mask is not None:
         difference = difference[attention_mask.bool()]
     greatest = float(difference.max())
-    names = ", ".join(map(repr, model.active_adapters)) if name is None else repr(name)
     if not torch.isfinite(difference).all():
         raise AdapterError(f"adapter {names} gives logits that are not finite")
     if greatest == 0.0:

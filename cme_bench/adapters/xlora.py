@@ -111,11 +111,10 @@ def load_classifier(model: Any, folder: Path) -> None:
     """
     weights = weights_file(folder)
     classifier = model.base_model.internal_xlora_classifier
-    found = {
-        key.partition(CLASSIFIER)[2]: tensor
-        for key, tensor in load_file(weights).items()
-        if CLASSIFIER in key
-    }
+    tensors = load_file(weights)
+    if others := sorted(key for key in tensors if CLASSIFIER not in key):
+        raise AdapterError(f"{weights}: tensor {others[0]} is not part of this adapter")
+    found = {key.partition(CLASSIFIER)[2]: tensor for key, tensor in tensors.items()}
     for name, own in classifier.state_dict().items():
         if name not in found:
             raise AdapterError(

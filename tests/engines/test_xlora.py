@@ -116,6 +116,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
     save_file({}, folder / "adapter_model.safetensors")
     with pytest.raises(AdapterError, match=r"internal_xlora_classifier\.layers\.0\.weight is missing"):
         load_adapter(random_llama(0), folder)
+    tensors = load_file(saved(model, tmp_path / "more") / "adapter_model.safetensors")
+    save_file(tensors | {"foo": torch.ones(2)}, tmp_path / "more" / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="tensor foo is not part of this adapter"):
+        load_adapter(random_llama(0), tmp_path / "more")
     model.save_pretrained(tmp_path / "theirs")
     with pytest.raises(
         AdapterError, match=r"theirs/0/adapter_model\.safetensors: tensor .*layers\.1.* is missing"
@@ -140,3 +144,12 @@ def test_another_expert_is_another_adapter(tmp_path: Path) -> None:
     file = folder / "1" / "adapter_model.safetensors"
     save_file({key: 2 * tensor for key, tensor in load_file(file).items()}, file)
     assert resolve_adapter(str(folder), config).hash != before
+
+
+def test_what_its_code_cannot_compute_is_one_line(tmp_path: Path) -> None:
+    folder = saved(in_memory(tmp_path), tmp_path / "x")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"top_k_lora": 9}))
+    model = load_adapter(random_llama(0), folder)
+    with pytest.raises(AdapterError, match=r"^adapter 'x' cannot be computed on this base \(RuntimeError: "):
+        check_liveness(model, torch.tensor([[5, 6, 7]]), name="x")
