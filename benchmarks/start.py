@@ -1,6 +1,10 @@
 """How long the terminal waits for ``--help`` and ``tasks ls``, beside a Python that does nothing, in turn.
 
 ``processor_s`` is processor time, ``wall_s`` what a user sees; medians of the rounds.
+
+``--vllm MODEL`` measures instead how long ``cme-bench run MODEL --engine vllm`` takes to its first answer,
+from its process's start on, to a second. ``first_answer_seconds_cold``: with empty caches of compiled code;
+``_warm``: with those that the first run left. Both as the run decides; ``compiled_`` before them: compiled.
 """
 
 from __future__ import annotations
@@ -11,7 +15,10 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from datetime import datetime
+from pathlib import Path
 
 import measurements
 
@@ -30,13 +37,52 @@ def seconds(arguments: list[str]) -> dict[str, float]:
     return {"wall_s": wall, "processor_s": used}
 
 
+CACHES = ("VLLM_CACHE_ROOT", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
+
+
+def first_answer(model: str, folder: Path, out: str, settings: list[str]) -> float:
+    """The seconds from the start of a run's process to its first answer."""
+    asked = ["--tasks", "cme_arc_easy_ll", "--data", "mini", "--limit", "8", "--out", str(folder / out)]
+    command = [sys.executable, "-m", "cme_bench", "run", model, "--engine", "vllm", *asked, *settings]
+    caches = {name: str(folder / name.lower()) for name in CACHES}
+    started = time.time()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=os.environ | caches)
+    run = json.loads((folder / out / "run.json").read_text())
+    session = run["sessions"][-1]
+    return datetime.fromisoformat(session["started"]).timestamp() - started + session["first_answer"]
+
+
+def vllm_start(model: str, *, quick: bool) -> dict[str, float]:
+    """Cold and warm, without and with compilation; each pair has caches of its own."""
+    found = {}
+    for prefix, settings in (("", []), ("compiled_", ["--set", "compile=1"])):
+        if prefix and quick:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            for state in ("cold", "warm"):
+                seconds = first_answer(model, Path(folder), state, settings)
+                found[f"{prefix}first_answer_seconds_{state}"] = round(seconds, 1)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="three rounds, no file")
+    parser.add_argument("--vllm", metavar="MODEL", help="measure vLLM's start with it, and nothing else")
     args = parser.parse_args()
+    if args.vllm:
+        import torch
+
+        cuda = torch.cuda.is_available()
+        line = measurements.line("start", vllm_start(args.vllm, quick=args.quick), cuda=cuda)
+        if not args.quick:
+            file = measurements.RESULTS / f"start_vllm-{line['hardware'].lower().replace(' ', '-')}.json"
+            measurements.save(line, file=file, settings={"model": args.vllm})
+        print(json.dumps(line))
+        return
     rounds = [
         {name: seconds(arguments) for name, arguments in COMMANDS.items()}
         for _ in range(3 if args.quick else args.rounds)

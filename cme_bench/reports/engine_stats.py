@@ -31,6 +31,8 @@ def stats_lines(folder: Path) -> Iterator[str]:
         f"{total.tokens_generated:,.0f} tokens generated, "
         f"peak memory {total.peak_memory_bytes / 2**30:.2f} GiB"
     )
+    if waited := [session.first_answer for session in run.sessions if session.first_answer is not None]:
+        yield f"engine: the first answer came after {waited[-1]:,.1f} s, planning included"
     yield from _limits(total.extra, run.engine)
 
 

@@ -34,11 +34,13 @@ class EngineJob:
         max_length: Most tokens of a row that the model takes.
         longest: Most tokens of any row that it will be asked.
         probe: A prompt of the run, whose answer an adapter must change.
+        generated: Most tokens that the whole command may generate; None if that is not known.
     """
 
     max_length: int
     longest: int
     probe: TokenIds
+    generated: int | None = None
 
 
 class EngineSource(ABC):

@@ -90,6 +90,8 @@ class Manifest:
 
     def count(self, items: int, engine: Engine | None) -> None:
         """Count ``items`` more; saved now and then, so that a killed run keeps its time."""
+        if self._session.first_answer is None:
+            self._session.first_answer = round(time.monotonic() - self._started, 3)
         self._session.items += items
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save(engine)

@@ -44,7 +44,7 @@ SETTINGS = {
     "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
     "max_seqs": "vllm: most sequences at a time",
     "tensor_parallel": "vllm: devices (processes on a CPU) that share the model; ray: of each worker",
-    "compile": "vllm: 1 compiles and captures graphs (default on a GPU), 0 runs eagerly (default on a CPU)",
+    "compile": "vllm: 1 compiles and captures graphs, 0 does not; default: on a GPU, for two million tokens",
     "in_process": "vllm: 1 runs the engine in this process (default on a CPU), 0 in processes of its own",
     "window": "vllm: most requests in the engine at a time; default 1024",
     "retries": "server: how often a request is asked again; default 8, over about a minute",

@@ -85,11 +85,13 @@ class TaskRecord(Struct, frozen=True, kw_only=True):
 
 
 class SessionRecord(Struct, kw_only=True, omit_defaults=True):
-    """One start of a run: when it began, how long it took, how many items it computed."""
+    """One start of a run: when it began, how long it took, how many items it computed, and after how many
+    seconds the first of them was there."""
 
     started: str | None = None
     seconds: float = 0.0
     items: int = 0
+    first_answer: float | None = None
     engine: EngineStats | None = None
 
 

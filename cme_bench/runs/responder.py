@@ -38,6 +38,8 @@ class Responder:
         self._bos = bos
         self._stopping = stopping
         self._engine: Engine | None = None
+        self.generated: int | None = None
+        """Most tokens that the whole command may generate, all adapters together, once that is known."""
 
     @property
     def model(self) -> LoadedModel:
@@ -126,7 +128,7 @@ class Responder:
         """
         if self._engine is None:
             most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
-            job = EngineJob(most, longest or most, first.prompt)
+            job = EngineJob(most, longest or most, first.prompt, self.generated)
             self._engine = self.engines.open(self.adapter, job, self._stopping)
         return self._engine
 

@@ -107,6 +107,7 @@ class _Shared:
     planner: Planner
     listener: Listener
     stopping: threading.Event
+    rows: int
     told: set[str] = field(default_factory=set)
 
     def tell(self, notes: Sequence[str]) -> None:
@@ -166,7 +167,9 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
     stopping = threading.Event()
     ready = prepare(questions, engines, listener.note, root, stopping.is_set)
     responders, folders = ready.responders, list(ready.folders)
-    shared = _Shared(options, questions.tasks, questions.source, ready.planner, listener, stopping)
+    shared = _Shared(
+        options, questions.tasks, questions.source, ready.planner, listener, stopping, len(folders)
+    )
     unanswered: list[str] = []
     with _interruptible(stopping):
         for responder, folder in zip(responders, folders, strict=True):
@@ -205,6 +208,8 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         manifest.note(notes := _notes(plans, encoder, responder))
         shared.tell(notes)
         manifest.plan({plan.task.name: plan.describe(shared.source) for plan in plans})
+        requests = (item.request for plan in plans for item in plan.items)
+        responder.generated = Waiting.of(requests, shared.rows).generated
         longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
         session = Session(responder, Recorder(writer), manifest, listener, stopping, longest)
         results: list[TaskResult] = []

@@ -39,21 +39,21 @@ class VLLMSource(SavedSource):
 
         return self._held.enter_context(only_the_model(self.model.checkpoint.path))
 
-    def _host_of(self, folder: Path, longest: int) -> Host:
+    def _host_of(self, folder: Path, job: EngineJob) -> Host:
         """Return the running engine if it is of the model in ``folder``; else stop it and return another."""
         from cme_bench.engines.vllm.host import Host
-        from cme_bench.engines.vllm.settings import VllmSettings, require_vllm
+        from cme_bench.engines.vllm.settings import VllmSettings, require_vllm, row_length
         from cme_bench.models.quantisation import quantisation
 
         if self._host is None or self._host.model != folder:
             require_vllm()
             if self._host is not None:
                 self._host.close()
-            settings = VllmSettings.from_pairs(self.options.settings)
+            settings = VllmSettings.from_pairs(self.options.settings).for_work(job.generated)
             quantised = quantisation(self.model.config)
             self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised)
             self._held.callback(self._host.close)
-        self._host.allow(longest)
+        self._host.allow(row_length(job.longest, job.max_length, self._host.settings))
         return self._host
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
@@ -68,14 +68,14 @@ class VLLMSource(SavedSource):
         ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
         found = saved(adapter)
         if found is None:
-            return VLLMEngine(self._host_of(self._base, job.longest), tokenizer, ends)
+            return VLLMEngine(self._host_of(self._base, job), tokenizer, ends)
         if needs_merging(found.path):
             merged = self._merged(found, job.probe[-LIVENESS_TOKENS:])
-            return VLLMEngine(self._host_of(merged, job.longest), tokenizer, ends)
+            return VLLMEngine(self._host_of(merged, job), tokenizer, ends)
         gated = read_gated(found.path, self.model.config)
         file = self._files / f"{found.hash}.safetensors"
         write_adapter(file, gated.spec, gated.tensors)
-        host = self._host_of(self._base, job.longest)
+        host = self._host_of(self._base, job)
         engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=gated.spec)
         engine.check_liveness(repr(found.name), job.probe[-LIVENESS_TOKENS:])
         return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cme_bench.engines.vllm import settings
-from cme_bench.engines.vllm.settings import VllmSettings, environment
+from cme_bench.engines.vllm.settings import VllmSettings, environment, row_length
 
 
 @pytest.mark.parametrize("cpu", [True, False])
@@ -27,3 +27,24 @@ def test_float32_on_a_gpu_is_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's products of float32 are TF32 unless it is told otherwise, and vLLM's attention is Triton's."""
     monkeypatch.setattr(settings, "on_cpu", lambda: False)
     assert environment(VllmSettings(), "float32")["TRITON_F32_DEFAULT"] == "ieee"
+
+
+def test_compilation_is_for_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "on_cpu", lambda: False)
+    default = VllmSettings()
+    little, much = settings.WORTH_COMPILING - 1, settings.WORTH_COMPILING
+    assert [default.for_work(n).compiles for n in (None, 0, little, much)] == [True, False, False, True]
+    assert VllmSettings(compile=True).for_work(0).compiles
+    assert not VllmSettings(compile=False).for_work(None).compiles
+    monkeypatch.setattr(settings, "on_cpu", lambda: True)
+    assert not default.for_work(much).compiles
+
+
+def test_rows_of_a_compiled_engine_have_few_lengths() -> None:
+    eager, compiled = VllmSettings(compile=False), VllmSettings(compile=True)
+    found = {row_length(n, 8193, compiled) for n in range(1, 8194, 7)}
+    assert found == {1024, 2048, 4096, 8192}
+    assert row_length(5000, 6000, compiled) == 6000
+    assert all(row_length(n, 8193, compiled) >= n for n in range(1, 8194, 7))
+    assert row_length(700, 513, compiled) == 700, "never less than the job's"
+    assert row_length(700, 8193, eager) == 700

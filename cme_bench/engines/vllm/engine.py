@@ -118,6 +118,7 @@ class VLLMEngine(Engine):
             "dtype": self.host.dtype,
             "logits": self.host.logits,
             "device": device,
+            "compiled": "yes" if self.host.settings.compiles else "no",
             "tensor_parallel": str(self.host.settings.tensor_parallel),
             "vllm": vllm.__version__,
             "torch": torch.__version__,

@@ -95,6 +95,7 @@ class Host:
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
         arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec, self.base)
+        started = time.monotonic()
         with output_to(self.log):
             try:
                 from vllm import LLM
@@ -108,6 +109,8 @@ class Host:
                 ) from error
         self._spec, self._adapter = spec, None
         self._tell(next(filter(None, reasons), ""))
+        how = "compiled" if self.settings.compiles else "without compiling"
+        self._note(f"vLLM started in {time.monotonic() - started:.0f} s, {how}")
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
 
