@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import socket
 import sys
@@ -80,7 +79,6 @@ def server(app: App) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=1,
     )
-    logging.getLogger("uvicorn.access").disabled = True
     return uvicorn.Server(config)
 
 

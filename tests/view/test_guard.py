@@ -153,7 +153,8 @@ def test_another_site_is_refused(app: App) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "x"])
 def test_nothing_can_be_changed(app: App, method: str) -> None:
-    assert ask(app, f"/{TOKEN}/state.json", method=method).status == 405
+    found = ask(app, f"/{TOKEN}/state.json", method=method)
+    assert (found.status, found.text) == (405, "nothing can be changed here\n")
 
 
 def test_a_token_is_long_and_new() -> None:
