@@ -16,6 +16,7 @@ from cme_bench.models.checkpoint import hash_checkpoint, hash_file
 from cme_bench.models.packaged import locate_adapter
 from cme_bench.models.records import AdapterRecord, CodeRecord
 from cme_bench.util.errors import UsageError
+from cme_bench.util.files import read_json
 from cme_bench.util.notes import Note, unheard
 
 TRAINING_FILE = "cme_training.json"
@@ -58,6 +59,26 @@ class AdapterCheckpoint(Adapter):
     task: int | None = None
 
 
+def hash_adapter(path: Path, code: CodeRecord | None, task: int | None) -> str:
+    """Return the hash of an adapter's folder with what else decides what it computes, see ``Adapter``."""
+    found = hash_checkpoint(path)
+    config = read_json(path / "adapter_config.json", kind="an adapter")
+    more = _experts(path) if str(config.get("peft_type")).upper() == "XLORA" else []
+    if more:  # experts that lie in folders of their own
+        found = hashlib.sha256(":".join([found, *map(hash_file, more)]).encode()).hexdigest()
+    if code is not None:
+        found = hashlib.sha256(f"{found}:{code.hash}".encode()).hexdigest()
+    if task is not None:
+        found = hashlib.sha256(f"{found}:task={task}".encode()).hexdigest()
+    return found
+
+
+def _experts(path: Path) -> list[Path]:
+    from cme_bench.adapters.xlora import files_of
+
+    return files_of(path)
+
+
 def resolve_adapter(
     name: str, base_config: Any, *, offline: bool = False, note: Note = unheard
 ) -> AdapterCheckpoint:
@@ -71,21 +92,16 @@ def resolve_adapter(
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.meta_model import bare_model
-    from cme_bench.adapters.xlora import files_of
 
     place = locate_adapter(name, offline=offline, note=note)
     path = place.path
     training = read_training(path)
     asked = examine(bare_model(base_config), path, task=place.task)
     found = describe(path, base_config)
-    hash_, code = hash_checkpoint(path), None
-    if more := files_of(path):  # experts that lie in folders of their own
-        hash_ = hashlib.sha256(":".join([hash_, *map(hash_file, more)]).encode()).hexdigest()
+    code = None
     if (method := registry.find(found.method.upper())) is not None and method.code is not None:
         code = CodeRecord(file=method.code.file, hash=method.code.hash)
-        hash_ = hashlib.sha256(f"{hash_}:{code.hash}".encode()).hexdigest()
-    if place.task is not None:
-        hash_ = hashlib.sha256(f"{hash_}:task={place.task}".encode()).hexdigest()
+    hash_ = hash_adapter(path, code, place.task)
     record = AdapterRecord(
         name=place.label,
         path=str(path),

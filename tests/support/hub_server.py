@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,8 @@ class Hub:
     """What the stand-in serves: files by commit for every dataset; other files for the datasets and models
     that ``repos`` names (``datasets/OWNER/NAME``, or that at a commit after ``@``); which commit is the head,
     and those of other branches and tags; which repositories are gated, and which there are not; how many
-    requests it will cut off in the middle of the answer, or before it; what it was asked."""
+    requests it will cut off in the middle of the answer, or before it; what it was asked. ``token``: what an
+    upload must show, as huggingface_hub sends it; ``large``: the contents of large files by their sha256."""
 
     commits: dict[str, dict[str, bytes]] = field(
         default_factory=lambda: {FIRST: commit_of("first"), SECOND: commit_of("second")}
@@ -40,6 +43,8 @@ class Hub:
     status: int = 200
     drops: int = 0
     asked: list[str] = field(default_factory=list)
+    token: str | None = None
+    large: dict[str, bytes] = field(default_factory=dict)
 
     def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         """Status and what to send: bytes of a file, or something for JSON."""
@@ -83,9 +88,54 @@ class Hub:
         content = self.files(repo, commit).get(name)
         return (404, {"error": "Entry not found"}) if content is None else (200, content)
 
+    def upload(self, method: str, path: str, body: bytes, authorization: str, url: str) -> tuple[int, Any]:
+        """Answer what writes: a repository made, the modes of files, large files, and the commit."""
+        self.asked.append(path)
+        if self.token is None or (method == "POST" and authorization != f"Bearer {self.token}"):
+            return 401, {"error": f"Invalid credentials in Authorization header {authorization}"}
+        answer: Any = None
+        match path.strip("/").split("/"):
+            case ["api", "repos", "create"]:
+                made = json.loads(body)
+                answer = {"url": f"{url}/{made['organization']}/{made['name']}"}
+            case ["api", "validate-yaml"]:
+                answer = {"errors": [], "warnings": []}
+            case ["api", "models", _, _, "preupload", "main"]:
+                answer = {"files": [mode_of(file["path"]) for file in json.loads(body)["files"]]}
+            case [_, _, "info", "lfs", "objects", "batch"]:
+                objects = json.loads(body)["objects"]
+                there = {o["oid"]: {"upload": {"href": f"{url}/large/{o['oid']}"}} for o in objects}
+                answer = {"objects": [o | {"actions": there[o["oid"]]} for o in objects]}
+            case ["large", oid] if method == "PUT" and hashlib.sha256(body).hexdigest() == oid:
+                self.large[oid] = body
+                answer = {}
+            case ["api", "models", owner, name, "commit", "main"]:
+                self.store(f"models/{owner}/{name}", body)
+                place = f"{url}/{owner}/{name}/commit/{self.head}"
+                answer = {"success": True, "commitOid": self.head, "commitUrl": place}
+        return (404, {"error": f"no {path}"}) if answer is None else (200, answer)
+
+    def store(self, repo: str, lines: bytes) -> None:
+        """Keep the files of a commit."""
+        files = self.repos.setdefault(repo, {})
+        for line in map(json.loads, lines.splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                files[line["value"]["path"]] = self.large[line["value"]["oid"]]
+
 
 def entry(commit: str, name: str, content: bytes) -> dict[str, Any]:
     return {"type": "file", "path": name, "size": len(content), "oid": f"{commit[:8]}-{name}"}
+
+
+def mode_of(path: str) -> dict[str, Any]:
+    """How a file travels: weights as large ones, whatever their size."""
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
+
+
+WRITES = ("/api/repos/create", "/api/validate-yaml", "/preupload/", "/info/lfs/", "/commit/", "/large/")
 
 
 class Server(ThreadingHTTPServer):
@@ -99,9 +149,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self) -> None:
         path = urlparse(self.path).path
-        status, content = self.server.hub.answer(
-            path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        )
+        body = self.body()
+        if self.command in ("POST", "PUT") and any(part in path for part in WRITES):
+            url = f"http://{self.headers['Host']}"
+            shown = self.headers.get("Authorization") or ""
+            status, content = self.server.hub.upload(self.command, path, body, shown, url)
+        else:
+            status, content = self.server.hub.answer(path, body)
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         if self.server.hub.drops > 0:
             self.server.hub.drops -= 1
@@ -126,7 +180,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
 
-    do_GET = do_HEAD = do_POST = reply  # noqa: N815 - names that http.server looks for
+    def body(self) -> bytes:
+        """What was sent, whole or in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    do_GET = do_HEAD = do_POST = do_PUT = reply  # noqa: N815 - names that http.server looks for
 
     def log_message(self, format: str, *args: object) -> None:
         return
