@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import cme_bench
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.runs.engine_choice import Waiting, by_options, by_work
+from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.folders import goes_on
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.options import ModelOptions, RunOptions
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run
 from cme_bench.util.errors import UsageError
@@ -134,3 +137,45 @@ def test_a_run_of_vllm_is_not_mixed_with_transformers(
 
 def _absent() -> str:
     raise UsageError("engine vllm: vLLM is not installed")
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rule sees where a GPU and a vLLM that serves are there."""
+    monkeypatch.setattr("cme_bench.runs.auto_source.by_options", lambda device, **asked: None)
+    monkeypatch.setattr("cme_bench.runs.auto_source.vllm_is_there", lambda: True)
+    monkeypatch.setattr("cme_bench.engines.vllm.settings.require_vllm", lambda: "0.32.0")
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_one_adapter_that_vllm_cannot_compute_decides_for_all(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    configs = {
+        "lora": LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"),
+        "prompts": PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+    }
+    for name, config in configs.items():
+        model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+        get_peft_model(model, config).save_pretrained(tmp_path / name)
+    much = Waiting(generated=10**12)
+    for names, engine, told in (
+        (["lora"], "vllm", "are worth its start"),
+        (["lora", "prompts"], "hf", "peft_type PROMPT_TUNING"),
+    ):
+        notes = Notes()
+        with open_engines(ModelOptions(model=str(tiny_checkpoint)), notes.note) as engines:
+            adapters = [None, *(engines.adapter(str(tmp_path / name)) for name in names)]
+            engines.decide(adapters, lambda: much, lambda engine: False)
+            assert engines.computes == engine
+            assert told in str(engines.because)
+            engines.decide(adapters, Waiting, lambda engine: engine == "hf")
+            assert engines.computes == engine, "the first decision holds"
+        assert sum(line.startswith("engine ") for line in notes.told) == 1
+
+
+@pytest.mark.usefixtures("a_gpu")
+def test_a_run_that_was_begun_keeps_its_engine(tiny_checkpoint: Path) -> None:
+    for begun_by, engine in (({"hf"}, "hf"), ({"vllm"}, "vllm"), ({"hf", "vllm"}, "vllm"), (set(), "vllm")):
+        with open_engines(ModelOptions(model=str(tiny_checkpoint))) as engines:
+            much = Waiting(generated=10**12)
+            engines.decide([None], lambda much=much: much, lambda e, by=begun_by: e in by)
+            assert engines.computes == engine
