@@ -6,7 +6,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Table:
     ``lines[i]``: the line of row i in ``origin``, where it has lines; ``typed``: whether numbers and lists
     come as such (JSON, Parquet) or every value is a text (CSV); ``notes``: how the file was read, where a
     reader may want to know; ``label_names``: names of a column's integers, where the data set has them.
+    ``unread``: by the name of a column that no JSON holds, the first place and what stands there.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -35,6 +36,7 @@ class Table:
     typed: bool = True
     notes: tuple[str, ...] = ()
     label_names: Mapping[str, Sequence[str]] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -143,7 +145,7 @@ def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
     text = _decoded(file, content, options)
     try:
         whole = json.loads(text, object_pairs_hook=_object)
-    except ValueError:
+    except (ValueError, RecursionError):
         return _json_lines(file, text)
     notes: tuple[str, ...] = ()
     if isinstance(whole, dict):
@@ -174,7 +176,7 @@ def _json_lines(file: Path, text: str) -> Table:
             continue
         try:
             row = json.loads(line, object_pairs_hook=_object)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{file}:{number}: not a JSON object ({first_line(error)})") from error
         if not isinstance(row, dict):
             raise UsageError(f"{file}:{number}: not a JSON object but a {type(row).__name__}")
@@ -224,16 +226,20 @@ def _whole(table: Table) -> Table:
     if optional:
         notes.append(f"not in every row, and empty there: {', '.join(optional)}")
     rows: list[dict[str, Any]] = [{} for _ in table.rows]
+    unread: dict[str, str] = {}
     for name in columns:
+        index = 0
         try:
             for row, source in zip(rows, table.rows, strict=True):
                 row[name] = plain(source.get(name))
+                index += 1
         except NotJsonError as error:
             notes.append(f"column {name} holds {error}: left out")
+            unread[name] = f"{table.place(index)}: {name} holds {error}"
             for row in rows:
                 row.pop(name, None)
     if rows and not rows[0]:
         raise UsageError(f"{table.origin}: has no columns of texts or numbers")
     if dead := [name for name in rows[0] if all(is_blank(row[name]) for row in rows)] if rows else []:
         notes.append(f"empty in every row: {', '.join(dead)}")
-    return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names)
+    return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names, unread)

@@ -100,6 +100,10 @@ class Conversation:
 OwnRow: TypeAlias = Instruction | Completion | Conversation
 
 
+FIELDS = frozenset({name for needed in _NEEDED.values() for name in needed} | {"input", *_LISTS})
+"""The columns that a form may read."""
+
+
 def form_of(columns: Sequence[str], asked: str, origin: str) -> Form:
     """Return the form of rows with these columns. ``asked``: the value of ``--row-form``.
 

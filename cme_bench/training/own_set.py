@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cme_bench.authoring.new_options import FileOptions
 from cme_bench.authoring.table_files import Table, read_table, table_of
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.own_rows import Conversation, Form, OwnRow, form_of, read_rows, used_columns
+from cme_bench.training.own_rows import FIELDS, Conversation, Form, OwnRow, form_of, read_rows, used_columns
 from cme_bench.training.parts import HUB, ROWS, DataPart
 from cme_bench.training.published import PUBLISHED, differences
 from cme_bench.util.errors import UsageError
@@ -195,7 +195,10 @@ def _tables(part: DataPart, options: TrainOptions) -> tuple[list[Table], str | N
         rows, commit = hub_rows(part.place.removeprefix(HUB), offline=options.offline)
         return [table_of(rows)], commit
     told = FileOptions(options.encoding, options.delimiter, options.quotes)
-    return [read_table(file, told) for file in part.files], None
+    tables = [read_table(file, told) for file in part.files]
+    if wrong := [line for table in tables for name, line in table.unread.items() if name in FIELDS]:
+        raise UsageError(f"{wrong[0]}, not a text")
+    return tables, None
 
 
 def _places(tables: Sequence[Table]) -> Callable[[int], str]:

@@ -132,6 +132,7 @@ NOT_READ = [
     ([{"prompt": "a", "completions": "b"}], "did you mean 'completion'?"),
     ([ALPACA[0] | PAIRS[0]], "fit several forms: instruction (instruction, output), completion"),
     ([PAIRS[0] | {"label": False}], "are preferences"),
+    ([ALPACA[0], ALPACA[0] | {"input": "\ud800"}], ":2: input holds a text with half a character"),
     ([{"messages": CHAT, "conversations": CHAT}], "has the columns messages and conversations"),
 ]
 
@@ -142,6 +143,14 @@ def test_what_is_no_row_is_named(made: Make, rows: list[dict[str, Any]], message
         own(made(rows))
     assert message in str(caught.value)
     assert "mine.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_value_of_many_brackets_is_one_line(made: Make) -> None:
+    chosen = made([])
+    depth = 100_000
+    Path(str(chosen.data)).write_text(f'{{"prompt": {"[" * depth}{"]" * depth}, "completion": "x"}}\n')
+    with pytest.raises(UsageError, match=r"mine.jsonl:1: not a JSON object"):
+        own(chosen)
 
 
 def test_an_ambiguous_file_is_read_as_it_is_told(made: Make) -> None:
