@@ -78,7 +78,8 @@ def mfu(bench: TrainBench, how: Any, batch: int, seconds: float, card: str) -> f
     attention = (
         3 * 2 * bench.seq * config.hidden_size * config.num_hidden_layers
     )  # half of each product is seen
-    return batch * bench.seq * (4 * base + 6 * adapter + attention) / seconds / peak
+    share: float = batch * bench.seq * (4 * base + 6 * adapter + attention) / seconds / peak
+    return share
 
 
 def arguments() -> argparse.Namespace:

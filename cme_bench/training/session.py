@@ -49,6 +49,8 @@ def manner(device: torch.device) -> frozenset[str]:
         raise UsageError(
             f"{MANNER}={said}: unknown {', '.join(sorted(unknown))} (known: {', '.join(MANNERS)})"
         )
+    if "trainer" in words:
+        raise UsageError(f"{MANNER}={said}: trainer stands alone")
     if "graph" in words and device.type != "cuda":
         raise UsageError(f"{MANNER}={said}: graph is for a CUDA GPU")
     return words

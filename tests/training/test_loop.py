@@ -15,7 +15,7 @@ from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
 from cme_bench.training.session import MANNER
-from cme_bench.training.train import train
+from cme_bench.training.train import prepare, train
 from cme_bench.util.errors import CmeError, UsageError
 
 Make = Callable[..., TrainOptions]
@@ -116,8 +116,24 @@ def test_packs_by_default_where_they_are_the_default(
 def test_a_row_longer_than_a_pack_is_named(options: Make) -> None:
     with pytest.raises(UsageError, match=r"train\.jsonl:\d+: \d+ tokens .*--pack-tokens 33"):
         train(options("lora", pack_tokens=33))
-    with pytest.raises(UsageError, match="--pack and --pack-tokens"):
-        train(options("lora", pack_tokens=300, pack=2))
+    for given, message in (
+        ({"pack_tokens": 300, "pack": 2}, "--pack and --pack-tokens"),
+        ({"pack_tokens": -1}, "--pack-tokens: a whole number of at least 0"),
+        ({"liger": True}, "--liger: its kernels run on a GPU"),
+    ):
+        with pytest.raises(UsageError, match=message) as refused:
+            train(options("lora", **given))
+        assert "\n" not in str(refused.value) and refused.value.exit_code == 2
+
+
+def test_a_row_that_fills_its_pack_and_rows_of_one_are_packed(options: Make, tmp_path: Path) -> None:
+    """Edges of packs: an example as long as one, and a batch of one example."""
+    padded = options("teamlora", **(MIXED | {"batch_size": 1}), max_steps=3)
+    train(padded)
+    longest = int(prepare(replace(padded, out=tmp_path / "none"), Lines()).plan.examples.lengths.max())
+    packed = replace(padded, out=tmp_path / "packed", pack_tokens=longest)
+    train(packed)
+    assert furthest(packed.out, padded.out) < CLOSE
 
 
 def test_a_training_that_the_trainer_began_is_gone_on_with_by_it(
@@ -155,7 +171,11 @@ def test_its_checkpoint_is_not_lost_to_the_trainer(options: Make, monkeypatch: p
 
 
 def test_unknown_manners_are_refused(options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    for said, message in (("fast", "unknown fast"), ("graph", "graph is for a CUDA GPU")):
+    for said, message in (
+        ("fast", "unknown fast"),
+        ("graph", "graph is for a CUDA GPU"),
+        ("trainer+packs", "trainer stands alone"),
+    ):
         monkeypatch.setenv(MANNER, said)
         with pytest.raises(UsageError, match=message):
             train(options("lora", max_steps=1))
