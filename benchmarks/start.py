@@ -49,7 +49,8 @@ def first_answer(model: str, folder: Path, out: str, settings: list[str]) -> flo
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=os.environ | caches)
     run = json.loads((folder / out / "run.json").read_text())
     session = run["sessions"][-1]
-    return datetime.fromisoformat(session["started"]).timestamp() - started + session["first_answer"]
+    begun = datetime.fromisoformat(session["started"]).timestamp()
+    return begun - started + float(session["first_answer"])
 
 
 def vllm_start(model: str, *, quick: bool) -> dict[str, float]:
