@@ -70,7 +70,7 @@ def test_the_file_wins_over_the_project(
     taker: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cme-bench.toml").write_text('[defaults]\nlimit = 3\ndata = "mini"\n')
-    (tmp_path / "run.toml").write_text("limit = 4\n")
+    (tmp_path / "run.toml").write_text("limit = 4\n", encoding="utf-8-sig")
     monkeypatch.chdir(tmp_path)
     got = taken(taker, "m", "--config", "run.toml")
     assert (got.limit, got.data) == (4, "mini")

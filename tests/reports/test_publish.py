@@ -148,6 +148,8 @@ def test_other_weights_than_those_scored_are_refused(place: Path, tmp_path: Path
 def test_a_readme_of_somebodys_own_is_kept(place: Path, tmp_path: Path) -> None:
     files = hub_files(view(place, "lora"), "me/mine", place / "lora")
     (tmp_path / "README.md").write_text("# mine\n")
+    with pytest.raises(UsageError, match="it is a file"):
+        write_folder(files, tmp_path / "README.md")
     with pytest.raises(UsageError, match="it is not ours"):
         write_folder(files, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]

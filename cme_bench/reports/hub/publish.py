@@ -80,6 +80,8 @@ def check_same(run: RunView, adapter: Path) -> None:
 
 def write_folder(files: Mapping[str, bytes | Path], folder: Path) -> None:
     """Write the files below ``folder``. UsageError if that would replace a README of somebody's own."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--folder {folder}: it is a file")
     readme = folder / "README.md"
     if "README.md" in files and readme.is_file():
         text = readme.read_text(encoding="utf-8", errors="replace")
