@@ -32,8 +32,6 @@ class AutoSource(SavedSource):
         self._choice = forced or Choice("hf", "")
         self._decided = forced is not None
         self._made: SavedSource | None = None
-        if forced is not None:
-            note(self._told)
 
     @property
     def computes(self) -> str:
@@ -43,10 +41,6 @@ class AutoSource(SavedSource):
     def because(self) -> str | None:
         """Why it is this engine; None before it is decided."""
         return f"auto: {self._choice.because}" if self._decided else None
-
-    @property
-    def _told(self) -> str:
-        return f"engine {self._choice.engine} (auto: {self._choice.because})"
 
     def decide(
         self,
@@ -62,7 +56,6 @@ class AutoSource(SavedSource):
             return
         self._choice = self._chosen(adapters, waiting, begun)
         self._decided = True
-        self.note(self._told)
 
     def _chosen(
         self,
@@ -107,6 +100,7 @@ class AutoSource(SavedSource):
     @property
     def _source(self) -> SavedSource:
         if self._made is None:
+            self.note(f"engine {self._choice.engine} (auto: {self._choice.because})")
             self._made = SOURCES[self.computes](self.model, self.options, self.note)
         return self._made
 

@@ -169,7 +169,7 @@ def test_one_adapter_that_vllm_cannot_compute_decides_for_all(tiny_checkpoint: P
             assert told in str(engines.because)
             engines.decide(adapters, Waiting, lambda engine: engine == "hf")
             assert engines.computes == engine, "the first decision holds"
-        assert sum(line.startswith("engine ") for line in notes.told) == 1
+        assert not notes.told, "an error may come first, and is one line"
 
 
 @pytest.mark.usefixtures("a_gpu")
