@@ -20,7 +20,17 @@ import pytest
 import cme_bench
 
 ROOT = Path(__file__).resolve().parents[1]
-OF_A_FEATURE = {"openai", "ray", "vllm", "triton", "bitsandbytes", "trackio", "wandb", "mlflow"}
+OF_A_FEATURE = {
+    "openai",
+    "ray",
+    "vllm",
+    "triton",
+    "bitsandbytes",
+    "trackio",
+    "wandb",
+    "mlflow",
+    "liger_kernel",
+}
 """Imported where the feature is asked for; the extras name their packages."""
 
 

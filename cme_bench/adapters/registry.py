@@ -88,7 +88,13 @@ class Method:
     no_decay: tuple[str, ...]
     measured: tuple[Measured, ...]
     vllm: GatedForm | str
+    paper: str = ""
     code: Code | None = field(default=None)
+
+    @property
+    def is_pefts(self) -> bool:
+        """Whether PEFT knows the method by itself."""
+        return self.config_class.__module__.startswith("peft.")
 
     @property
     def fields(self) -> frozenset[str]:
@@ -114,6 +120,7 @@ def register(
     no_decay: Sequence[str] = (),
     measured: Sequence[Measured] = (),
     vllm: GatedForm | str = NO_GATED_FORM,
+    paper: str = "",
 ) -> Method:
     """Make an adapter method known to this tool and to PEFT. The last line of a method's file.
 
@@ -138,6 +145,7 @@ def register(
         no_decay: Parts of the names of parameters that weight decay leaves alone.
         measured: Forms for ``cme-bench efficiency``.
         vllm: How vLLM's plugin computes it, or a clause that says why it cannot.
+        paper: What a model card cites, as "TeamLoRA (arXiv 2408.09856)".
 
     Returns:
         The entry.
@@ -169,6 +177,7 @@ def register(
         no_decay=tuple(no_decay),
         measured=tuple(measured),
         vllm=vllm,
+        paper=paper,
         code=code_of(model_class, config_class),
     )
     added = _tell_peft(entry)

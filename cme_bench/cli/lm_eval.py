@@ -6,7 +6,6 @@ lm-eval 0.4.13 has no entry point for models of other packages: a model is known
 from __future__ import annotations
 
 import os
-import sys
 
 import typer
 
@@ -23,14 +22,11 @@ _EXAMPLES = {
 
 def lm_eval(context: typer.Context) -> None:
     """Run lm-eval's command line, with the model cme-hf: everything is passed on as it is."""
-    from lm_eval.__main__ import cli_evaluate
-
-    import cme_bench.harness.lm_eval_model  # noqa: F401 - it registers the model
+    from cme_bench.harness.lm_eval_command import run_lm_eval
     from cme_bench.util.errors import UsageError, first_line
 
-    sys.argv = ["lm-eval", *context.args]
     try:
-        cli_evaluate()
+        run_lm_eval(context.args)
     except ValueError as error:  # what lm-eval raises for a command that it cannot run
         if os.environ.get("LMEVAL_LOG_LEVEL", "").upper() == "DEBUG":
             raise

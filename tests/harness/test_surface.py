@@ -14,6 +14,7 @@ import cme_bench
 PACKAGE = Path(cme_bench.__file__).parent
 
 SURFACE = {
+    "lm_eval.__main__.cli_evaluate",
     "lm_eval.api.instance.Instance",
     "lm_eval.api.metrics._sacreformat",
     "lm_eval.api.model.TemplateLM",

@@ -23,7 +23,7 @@ RESULTS = Path(__file__).resolve().parent.parent.parent / "results"
 TASKS = "cme_rte,cme_rte_ll"
 RUN_KEYS = (
     "schema identity model adapter arguments seed bos notes versions commit machine engine tasks unanswered "
-    "finished sessions"
+    "finished sessions engine_because"
 )
 KEYS = {
     "identity": "model adapter dtype engine data prompt_format",
@@ -31,7 +31,7 @@ KEYS = {
     "bos": "prefix own mode reason warning",
     "tasks.cme_rte": "domain dataset primary output_type hash n rows limit shots prompt_format policy source "
     "origin revision truncated repeats combined sampling thinking thinking_budget overrides",
-    "sessions.0": "started seconds items engine",
+    "sessions.0": "started seconds items first_answer engine",
     "sessions.0.engine": "requests tokens_computed tokens_padding tokens_rowwise tokens_generated "
     "model_seconds peak_memory_bytes extra",
 }

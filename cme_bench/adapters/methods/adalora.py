@@ -61,4 +61,5 @@ register(
         tensors=_plain,
         fields=lora.GATED_FIELDS | dict.fromkeys(_ALLOCATION, any_value),
     ),
+    paper="AdaLoRA (arXiv 2303.10512)",
 )

@@ -64,4 +64,5 @@ register(
     settings=("alpha", "dropout", "balance_coefficient"),
     measured=[Measured("hydralora32", _measured, FUSED, default=True)],
     vllm=routed_form("hydralora", HydraLoraLinear, shared_latent=True),
+    paper="HydraLoRA (arXiv 2404.19245)",
 )

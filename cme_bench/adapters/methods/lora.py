@@ -110,4 +110,5 @@ register(
         tensors=_plain,
         fields=GATED_FIELDS,
     ),
+    paper="LoRA (arXiv 2106.09685)",
 )

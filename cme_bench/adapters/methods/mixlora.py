@@ -220,4 +220,5 @@ register(
     ),
     measured=[Measured("mixlora16_k8", _measured, "2 of 8 experts a token, frozen inputs shared")],
     vllm="its experts are whole feed-forward blocks, chosen token by token",
+    paper="MixLoRA (arXiv 2404.15159)",
 )

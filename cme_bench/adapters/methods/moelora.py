@@ -108,4 +108,5 @@ register(
         *(Measured(f"moelora32_fused{e}", partial(_fused, k), FUSED, k == 4) for e, k in _EXPERTS.items()),
     ],
     vllm=routed_form("moelora", MoeLoraLinear),
+    paper="MoELoRA (arXiv 2310.18339)",
 )

@@ -161,4 +161,5 @@ register(
         gate=lambda config: Gate(rank=config.r, scale=config.scale),
         tensors=_plain,
     ),
+    paper="MoSLoRA (arXiv 2406.11909)",
 )

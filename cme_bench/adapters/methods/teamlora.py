@@ -209,4 +209,5 @@ register(
         for name, (r, k) in _MEASURED.items()
     ],
     vllm=routed_form("teamlora", TeamLoraLinear),
+    paper="TeamLoRA (arXiv 2408.09856)",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
 
@@ -18,19 +18,11 @@ from cme_bench.reports.runs import RunView, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.util.files import read_json
 
+if TYPE_CHECKING:
+    from cme_bench.adapters.registry import Method
+
 MARK = "<!-- made by cme-bench card -->"
 """By which a card of ours is known again."""
-_OURS = frozenset({"TEAMLORA", "MOELORA", "HYDRALORA", "MOSLORA", "MIXLORA"})
-"""Kinds of PEFT that importing ``cme_bench.adapters`` registers; all others are PEFT's own."""
-_PAPERS = {
-    "lora": "LoRA (arXiv 2106.09685)",
-    "adalora": "AdaLoRA (arXiv 2303.10512)",
-    "teamlora": "TeamLoRA (arXiv 2408.09856)",
-    "moelora": "MoELoRA (arXiv 2310.18339)",
-    "hydralora": "HydraLoRA (arXiv 2404.19245)",
-    "moslora": "MoSLoRA (arXiv 2406.11909)",
-    "mixlora": "MixLoRA (arXiv 2404.15159)",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +51,8 @@ class AdapterFacts:
     @property
     def ours(self) -> bool:
         """Whether PEFT knows its method only through this package."""
-        return str(self.config.get("peft_type", "")).upper() in _OURS
+        method = _method(str(self.config.get("peft_type", "")).lower())
+        return method is not None and not method.is_pefts
 
 
 def adapter_card(run: RunView, facts: AdapterFacts, repository: str) -> str:
@@ -168,13 +161,20 @@ model = PeftModel.from_pretrained(base, "{repository}")
 
 
 def _cite(method: str, version: str) -> str:
-    paper = f"The method: {_PAPERS[method]}.\n" if method in _PAPERS else ""
+    known = _method(method)
+    paper = f"The method: {known.paper}.\n" if known is not None and known.paper else ""
     return f"""{paper}The evaluation:
 
 ```
 @software{{cme_bench, title = {{cme-bench: evaluation of multi-task adapters on CME}},
   version = {{{version}}}, author = {{The cme-bench maintainers}}, year = {{2026}}}}
 ```"""
+
+
+def _method(name: str) -> Method | None:
+    from cme_bench.adapters import registry  # imports torch
+
+    return next((method for method in registry.methods() if method.name == name), None)
 
 
 def _table(rows: Any, head: tuple[str, ...] = ("", "")) -> str:
