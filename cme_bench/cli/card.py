@@ -22,6 +22,7 @@ _EXAMPLES = {
     "write card, results and adapter as the hub takes them, and look": (
         "cme-bench card runs/llama-team --folder ./for-the-hub"
     ),
+    "write the run as lm-eval stores its own": "cme-bench card runs/llama-team --lm-eval ./lm-eval-results",
     "publish them": "cme-bench card runs/llama-team --push owner/team",
 }
 
@@ -38,6 +39,10 @@ def card(
         str | None,
         Option("Commit that to the hub, with your token of `hf auth login`.", metavar="OWNER/NAME"),
     ] = None,
+    lm_eval: Annotated[
+        Path | None,
+        Option("Write lm-eval's folder of results and samples below this one.", metavar="DIR"),
+    ] = None,
     private: Annotated[bool, Option("Make the repository private, where --push makes it.")] = False,
     adapter: Annotated[
         Path | None, Option("The adapter's folder, where it is not the one the run was made with.")
@@ -49,6 +54,13 @@ def card(
     .eval_results, and the adapter. A run without an adapter gives results only.
     """
     view = cme_bench.open_run(run).view
+    if lm_eval is not None:
+        if any((output, folder, push, private, adapter)):
+            raise UsageError("--lm-eval stands alone: give the other options in a call of their own")
+        from cme_bench.reports.lm_eval_folder import write_lm_eval_folder
+
+        say(f"Results and samples are in {write_lm_eval_folder(view, lm_eval)}")
+        return
     if folder is None and push is None:
         if private or adapter:
             raise UsageError("--private and --adapter go with --folder or --push")

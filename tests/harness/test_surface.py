@@ -15,6 +15,8 @@ PACKAGE = Path(cme_bench.__file__).parent
 
 SURFACE = {
     "lm_eval.__main__.cli_evaluate",
+    "lm_eval.loggers.EvaluationTracker",
+    "lm_eval.utils.hash_string",
     "lm_eval.api.instance.Instance",
     "lm_eval.api.metrics._sacreformat",
     "lm_eval.api.model.TemplateLM",
