@@ -43,7 +43,7 @@ def flips(folder: Path, whole: Path) -> str:
     return flips_csv(compare_runs(open_run(whole), open_run(folder), allow_mixed=True))
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_readers_show_a_result_or_one_line(folder: Path, tmp_path: Path) -> None:
     whole = make_run(tmp_path / "whole", TASKS).folder
     for reader in (tables, page, flips):

@@ -37,6 +37,7 @@ class Served:
 
     def page(self, width: int = 1200, **settings: Any) -> Any:
         page = self.browser.new_page(viewport={"width": width, "height": 900}, **settings)
+        page.set_default_timeout(120_000)  # the machine may be busy
         page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: self.problems.append(str(e)))
         page.on("request", lambda r: None if r.url.startswith(self.address) else self.problems.append(r.url))

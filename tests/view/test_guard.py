@@ -195,7 +195,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[App, Pat
     yield viewer(root, port=PORT, token=TOKEN), root
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_hostile_folders_are_shown_and_nothing_outside_is_read(hostile: tuple[App, Path]) -> None:
     app, root = hostile
     ids = [run_id(folder, root) for folder in sorted(root.glob("run*"))]
