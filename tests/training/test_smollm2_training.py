@@ -35,7 +35,9 @@ EVALUATED = RunOptions(
 
 @pytest.fixture(scope="module")
 def engines() -> Iterator[HFSource]:
-    with open_engines(replace(EVALUATED, offline=False)) as found:  # made if this is its first use
+    with open_engines(
+        replace(EVALUATED, engine="hf", offline=False)
+    ) as found:  # made if this is its first use
         assert isinstance(found, HFSource)
         yield found
 
