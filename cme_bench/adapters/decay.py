@@ -15,3 +15,14 @@ def no_decay_names(model: nn.Module) -> set[str]:
     """
     parts = {part for method in methods() for part in method.no_decay}
     return {name for name, _ in model.named_parameters() if any(f".{part}." in name for part in parts)}
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that weight decay applies to: the matrices, without biases and what
+    :func:`no_decay_names` returns."""
+    left = no_decay_names(model)
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and not name.endswith("bias") and name not in left
+    ]

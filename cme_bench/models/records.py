@@ -23,6 +23,11 @@ class ModelRecord(Struct, frozen=True, kw_only=True):
     hub: str | UnsetType = UNSET
     quantisation: str | UnsetType = UNSET
 
+    @property
+    def label(self) -> str:
+        """Its name, with its quantisation if it has one."""
+        return f"{self.name} ({self.quantisation})" if self.quantisation else self.name
+
 
 class CodeRecord(Struct, frozen=True, kw_only=True):
     """The file that an adapter method came from, where it is neither this package's nor PEFT's."""

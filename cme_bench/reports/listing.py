@@ -77,10 +77,7 @@ class Overview:
     @property
     def model(self) -> str:
         """The base's name, with its quantisation if it has one."""
-        if self.run is None:
-            return ""
-        kind = self.run.model.quantisation or ""
-        return f"{self.run.model.name} ({kind})" if kind else self.run.model.name
+        return "" if self.run is None else self.run.model.label
 
     @property
     def adapter(self) -> str:

@@ -36,8 +36,7 @@ class RunView:
     @property
     def label(self) -> str:
         """The model's name, with its quantisation and the adapter's name where there are such."""
-        model, adapter = self.run.model, self.run.adapter
-        base = f"{model.name} ({model.quantisation})" if model.quantisation else model.name
+        base, adapter = self.run.model.label, self.run.adapter
         return f"{base} + {adapter.name}" if adapter else base
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,16 @@ def width_multiple(device: str) -> int:
     """Return the number that a row's width is a multiple of: 8 on a GPU, for its matrix units. ``device``:
     torch's type of it."""
     return 8 if device == "cuda" else 1
+
+
+def count_targets(batch: Mapping[str, Tensor]) -> int:
+    """Return the tokens of a batch that are learnt."""
+    return int((batch["labels"] != IGNORED).sum())
+
+
+def count_tokens(batch: Mapping[str, Tensor]) -> int:
+    """Return the tokens of a batch, without padding."""
+    return int(batch["attention_mask"].sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from accelerate.utils import set_seed
 from peft import PeftModel
 from torch import Tensor, nn
 
-from cme_bench.adapters.decay import no_decay_names
-from cme_bench.training.batches import IGNORED
+from cme_bench.adapters.decay import decayed_names
+from cme_bench.training.batches import count_targets, count_tokens
 from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.schedule import rate
+from cme_bench.training.schedule import BETAS, EPSILON, rate
 from cme_bench.training.session import MANNER
 from cme_bench.training.step_log import StepLog
 from cme_bench.util.errors import CmeError
@@ -32,8 +32,6 @@ from cme_bench.util.files import replacing, storing
 
 STATE = "step.pt"
 """The file of a checkpoint."""
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""transformers' defaults of AdamW."""
 _AHEAD = 4
 """Steps whose batches are made before they are needed."""
 Batch = dict[str, Tensor]
@@ -47,10 +45,10 @@ class Numbers:
     """
 
     def __init__(self, model: PeftModel, *, weight_decay: float) -> None:
-        left = no_decay_names(model)
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [p for n, p in named if p.ndim > 1 and not n.endswith("bias") and n not in left]
-        others = [p for n, p in named if all(p is not each for each in decayed)]
+        names = set(decayed_names(model))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decayed = [p for name, p in trained if name in names]
+        others = [p for name, p in trained if name not in names]
         self._parameters = [*decayed, *others]
         like = self._parameters[0]
         sizes = [p.numel() for p in self._parameters]
@@ -192,8 +190,7 @@ class Loop:
         count = self.options.accumulate
         planned = self._batches[number * count : (number + 1) * count]
         batches = [self._collate([self._examples[i] for i in batch]) for batch in planned]
-        targets = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
-        tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        targets, tokens = sum(map(count_targets, batches)), sum(map(count_tokens, batches))
         if self._device.type == "cuda":
             batches = [{key: value.pin_memory() for key, value in batch.items()} for batch in batches]
         return Step(batches, targets, tokens)

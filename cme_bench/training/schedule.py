@@ -1,10 +1,13 @@
-"""The learning rate of every step: a linear warm-up, then half a cosine down to 0."""
+"""The learning rate of every step, a linear warm-up, then half a cosine down to 0; and AdamW's constants."""
 
 from __future__ import annotations
 
 import math
 
 from cme_bench.training.options import TrainOptions
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""transformers' defaults of AdamW."""
 
 
 def rate(options: TrainOptions, steps: int, step: int) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from cme_bench.adapters.decay import no_decay_names
+from cme_bench.adapters.decay import decayed_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.models.load import choose_device
 from cme_bench.training.batches import IGNORED
@@ -82,12 +82,7 @@ class MixtureTrainer(Trainer):  # type: ignore[misc]  # transformers carries no 
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the matrices, without biases and the interaction matrices."""
-        left = no_decay_names(model)
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.ndim > 1 and not name.endswith("bias") and name not in left
-        ]
+        return decayed_names(model)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers would walk over all parameters at every step

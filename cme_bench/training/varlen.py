@@ -6,6 +6,7 @@ reference for it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from itertools import pairwise
 from typing import Any
@@ -71,14 +72,20 @@ def attention(
     return out.view(rows, length, heads, width), None
 
 
-def _on_gpu(
-    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
-) -> Tensor:
+@functools.cache
+def _varlen_attn() -> tuple[Any, frozenset[str]]:
+    """Return torch's function and the names of its arguments, which changed with its versions."""
     from torch.nn.attention import varlen
 
     run: Any = varlen.varlen_attn
+    return run, frozenset(inspect.signature(run).parameters)
+
+
+def _on_gpu(
+    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
+) -> Tensor:
+    run, known = _varlen_attn()
     back = -1 if window is None else window - 1
-    known = inspect.signature(run).parameters
     causal: dict[str, Any] = {"window_size": (back, 0)} if "window_size" in known else {"is_causal": True}
     if "scale" in known:
         causal["scale"] = scaling

@@ -113,12 +113,8 @@ class Workbench:
         """Return the options of a training."""
         if job.kind == "grid":
             assert job.rate is not None
-            out, rate, steps, seed = (
-                self.folder.grid(job.row, job.rate),
-                job.rate,
-                self.recipe.grid_steps,
-                GRID_SEED,
-            )
+            out, rate = self.folder.grid(job.row, job.rate), job.rate
+            steps, seed = self.recipe.grid_steps, GRID_SEED
         else:
             out, rate = self.folder.adapter(job.row, job.seed), self.learning_rate(job.row)
             steps, seed = self.recipe.steps_of(job.row), job.seed

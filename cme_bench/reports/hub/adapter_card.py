@@ -51,7 +51,7 @@ class AdapterFacts:
     @property
     def ours(self) -> bool:
         """Whether PEFT knows its method only through this package."""
-        method = _method(str(self.config.get("peft_type", "")).lower())
+        method = _method(str(self.config.get("peft_type", "")))
         return method is not None and not method.is_pefts
 
 
@@ -174,7 +174,7 @@ def _cite(method: str, version: str) -> str:
 def _method(name: str) -> Method | None:
     from cme_bench.adapters import registry  # imports torch
 
-    return next((method for method in registry.methods() if method.name == name), None)
+    return registry.find(name.upper())
 
 
 def _table(rows: Any, head: tuple[str, ...] = ("", "")) -> str:

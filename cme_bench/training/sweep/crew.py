@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cme_bench.training import schedule
-from cme_bench.training.batches import IGNORED, collate, width_multiple
+from cme_bench.training.batches import collate, count_targets, count_tokens, width_multiple
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
@@ -87,7 +87,7 @@ class Crew:
     def _accumulate(self, batches: Sequence[Sequence[dict[str, Tensor]]]) -> Tensor:
         targets, tokens = (
             torch.tensor([[float(count(batch)) for batch in own] for own in batches]).sum(1)
-            for count in (_targets, _tokens)
+            for count in (count_targets, count_tokens)
         )
         weights = (1.0 / targets.clamp_min(1)).to(self._device)
         losses: list[Tensor] = []
@@ -156,11 +156,3 @@ def _generator(seed: int, device: torch.device) -> torch.Generator:
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def _targets(batch: Mapping[str, Tensor]) -> int:
-    return int((batch["labels"] != IGNORED).sum())
-
-
-def _tokens(batch: Mapping[str, Tensor]) -> int:
-    return int(batch["attention_mask"].sum())

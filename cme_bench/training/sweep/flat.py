@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""transformers' defaults of AdamW."""
+from cme_bench.training.schedule import BETAS, EPSILON
 
 
 class FlatParameters:

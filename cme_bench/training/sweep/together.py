@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cme_bench.adapters.decay import no_decay_names
+from cme_bench.adapters.decay import decayed_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.training.batches import IGNORED
 from cme_bench.training.loss import CHUNK_NUMBERS, output_head, target_nlls
@@ -61,9 +61,9 @@ class Together:
     def _group(self, members: range) -> Group:
         first = self._slots[members.start]
         with first.mounted() as model:
-            left = {id(p) for name, p in model.named_parameters() if name in no_decay_names(model)}
-        names = first.parameters()
-        undecayed = {n for n, p in names.items() if p.ndim < 2 or n.endswith("bias") or id(p) in left}
+            parameters = dict(model.named_parameters())
+            decayed = {id(parameters[name]) for name in decayed_names(model)}
+        undecayed = {name for name, p in first.parameters().items() if id(p) not in decayed}
         slots = [self._slots[i] for i in members]
         numbers = FlatParameters([s.parameters() for s in slots], undecayed=frozenset(undecayed))
         return Group(members, numbers, RankBudget(slots, numbers) if is_adalora(first) else None)
