@@ -126,7 +126,7 @@ def vllm_is_there() -> bool:
 def open_auto(options: ModelOptions, find: Callable[[str], SavedModel], note: Note = unheard) -> AutoSource:
     """Return engine auto for the model that ``find`` returns for an engine's name.
 
-    A model that transformers cannot load goes to vLLM where that can; else transformers' reason is raised.
+    A model that transformers cannot load goes to vLLM where that can; else both reasons are raised as one.
     """
     try:
         return AutoSource(find("hf"), options, None, note)
@@ -139,6 +139,6 @@ def open_auto(options: ModelOptions, find: Callable[[str], SavedModel], note: No
     try:
         model = find("vllm")
         require_vllm()
-    except UsageError:
-        raise reason from None
+    except UsageError as error:
+        raise reason if str(error) == str(reason) else UsageError(f"{reason} (vLLM: {error})") from None
     return AutoSource(model, options, Choice("vllm", "transformers cannot load the model"), note)

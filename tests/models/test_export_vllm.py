@@ -147,17 +147,30 @@ def test_a_folder_that_is_not_empty_and_an_exported_base_are_refused(
         export_vllm(adapter, str(served), tmp_path / "again", offline=True)
 
 
-def test_transformers_never_answers_as_its_base(served: Path, adapter: Path) -> None:
+def test_transformers_never_answers_as_its_base(
+    served: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for engine in ("hf", "ray"):
         with pytest.raises(UsageError, match=r"exported for vLLM with an adapter.*--engine vllm.*--adapter"):
             open_engines(ModelOptions(model=str(served), engine=engine, worker="hf"))
     with pytest.raises(UsageError, match="exported for vLLM with an adapter"):
         load_named(str(served), "float32", note=print)
     if importlib.util.find_spec("vllm") is not None:
+        serves = "cme_bench.engines.vllm.settings.require_vllm"
+        monkeypatch.setattr(serves, lambda: "as installed")
         assert open_engines(ModelOptions(model=str(served))).computes == "vllm", "the one that can"
+        monkeypatch.setattr(serves, _broken)
+        with pytest.raises(
+            UsageError, match=r"exported for vLLM with an adapter.*\(vLLM: a broken installation\)"
+        ):
+            open_engines(ModelOptions(model=str(served)))
     engines = open_engines(ModelOptions(model=str(served), engine="vllm"))
     with pytest.raises(UsageError, match="holds an adapter already"):
         engines.adapter(str(adapter))
+
+
+def _broken() -> str:
+    raise UsageError("a broken installation")
 
 
 def test_the_printed_command_is_one_that_is_there(tmp_path: Path) -> None:
