@@ -23,6 +23,15 @@ TRAINING_FILE = "cme_training.json"
 """The record that our trainer keeps beside an adapter: prompt format, mixture, arguments, time."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """Rows of CME that an adapter was trained on: how many of the file ``split`` of a task."""
+
+    task: str
+    split: str
+    rows: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """An adapter of a base model, known by identity.
@@ -37,6 +46,7 @@ class Adapter:
         vocabulary: Token ids that the base's embeddings grow to; None if they stay.
         virtual_tokens: Positions that it takes for itself.
         notes: What a user should see; more of it is known once it is loaded.
+        trained: The rows of CME that it was trained on, as ``cme_training.json`` records them.
     """
 
     name: str
@@ -47,6 +57,7 @@ class Adapter:
     virtual_tokens: int = 0
     notes: list[str] = field(default_factory=list)
     tokenization: dict[str, Any] = field(default_factory=dict)
+    trained: tuple[TrainedRows, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +145,19 @@ def resolve_adapter(
         virtual_tokens=asked.virtual_tokens,
         notes=[*asked.notes, *other_revision(path, asked.config, str(base_config.name_or_path))],
         tokenization=training.get("tokenization") or {},
+        trained=trained_rows(training),
+    )
+
+
+def trained_rows(training: Mapping[str, Any]) -> tuple[TrainedRows, ...]:
+    """Return the rows of CME that a training record names, without those of which none was kept."""
+    mixture = training.get("mixture")
+    sets = mixture.get("datasets") if isinstance(mixture, Mapping) else None
+    parts = [part for each in sets or () for part in each.get("parts") or ()]
+    return tuple(
+        TrainedRows(str(part["task"]), str(part["split"]), int(part["kept"]))
+        for part in parts
+        if part.get("task") and part.get("split") and part.get("kept")
     )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cme_bench.tasks.identity import config_hash
-from cme_bench.tasks.spec import TaskSpec
-from cme_bench.tasks.suite import Suite, load_suite
+from cme_bench.tasks.spec import ADDED, GENERATED, LIKELIHOOD, TaskSpec
+from cme_bench.tasks.suite import VERSIONS, Suite, load_suite
 
 _PREFACE = """\
 # The tasks
@@ -39,6 +39,25 @@ _FORMS = """\
 compared. `items`: the scored split as published. `random`: the score of guessing, in %. `hash`: the first 8
 digits of sha256 over the resolved task file without rows. [`tasks/lock.json`](../tasks/lock.json) says
 since when it holds.
+"""
+
+_CME2 = """\
+## Version 2 of the suite
+
+`cme2` and `cme2_ll` are CME's tasks and one more in the domain `entailment`: `cme_snli_2way`. RTE has 277
+items, so with 500 items of the other tasks it brings more than half of an average's item variance. Version 2
+halves its weight. `cme` and `cme_ll` stay as they are, and their tables with them. An average of one version
+is not compared with one of the other.
+
+* **Rows.** SNLI's validation split, which no task of `cme` scores: 9,842 pairs with a label. In a data folder
+  they are `snli/validation.jsonl`, or `snli/train_from_validation.jsonl` where that is absent.
+* **Question.** RTE's wording, yes or no. Neutral and contradiction both mean "no", as in RTE's own two-way
+  form. "No" is the right answer to about two of three items.
+* **Never train on it.** From a data folder SNLI's validation rows are part of the training mixture. `train
+  --spare cme2` leaves out every row that a task of version 2 scores. An adapter that was trained on the file
+  that a task scores is refused by `run`.
+
+The hash of a suite covers its tasks' names and hashes.
 """
 
 _LLM_ADAPTERS = """\
@@ -125,13 +144,13 @@ kinds with stock lm-eval on made-up rows and answers):
 def tasks_page(suite: Suite) -> str:
     """Return the page for all tasks of a suite, in its order."""
     specs = list(suite.tasks.values())
-    cme = [spec for spec in specs if spec.in_cme]
+    cme = suite.select(f"{GENERATED},{LIKELIHOOD}")
     counts = (
         f"{len({spec.dataset for spec in cme})} datasets in {len({spec.domain for spec in cme})} domains: "
         f"{sum(spec.output_type == 'generate_until' for spec in cme)} generated and "
         f"{sum(spec.output_type != 'generate_until' for spec in cme)} likelihood tasks; "
         f"{_tagged(specs, 'cme_extra')} more in `cme_extra`, {_tagged(specs, 'commonsense8')} in "
-        f"`commonsense8` and {_tagged(specs, 'math4')} in `math4`."
+        f"`commonsense8` and {_tagged(specs, 'math4')} in `math4`; {_tagged(specs, ADDED)} in `cme2` alone."
     )
     tasks = _table(
         ("domain", "dataset", "task", "form", "metric", "items", "random", "hash"), map(_task, specs)
@@ -141,8 +160,28 @@ def tasks_page(suite: Suite) -> str:
     columns = ("dataset", "hub id", "scored split", "exemplars", "clusters", "licence", "citation", "note")
     datasets = _table(columns, map(_dataset, folders))
     return "\n".join(
-        [_PREFACE, _FORMS, counts, "", tasks, "", _LLM_ADAPTERS, _DATASETS, datasets, "", _LM_EVAL]
+        [
+            _PREFACE,
+            _FORMS,
+            counts,
+            "",
+            tasks,
+            "",
+            _version_2(suite),
+            _LLM_ADAPTERS,
+            _DATASETS,
+            datasets,
+            "",
+            _LM_EVAL,
+        ]
     )
+
+
+def _version_2(suite: Suite) -> str:
+    """Return what is said of version 2, with the hash of each suite."""
+    names = (GENERATED, LIKELIHOOD, *VERSIONS)
+    rows = [(f"`{name}`", str(len(suite.select(name))), f"`{suite.hash_of(name)[:8]}`") for name in names]
+    return f"{_CME2}\n{_table(('suite', 'tasks', 'hash'), rows)}\n"
 
 
 def _tagged(specs: Iterable[TaskSpec], suite: str) -> int:

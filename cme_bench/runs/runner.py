@@ -34,6 +34,7 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
 from cme_bench.runs.store import RunWriter
+from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
 from cme_bench.tasks.build import Task, build_task
@@ -82,6 +83,10 @@ class Questions:
         self._specs = self._suite.select(options.tasks)
         self._source = open_source(options.data, offline=offline)
         self.source = self._source.name
+
+    def refuse_trained(self, responders: Sequence[Responder]) -> None:
+        """Raise UsageError if an adapter was trained on rows that are asked here."""
+        refuse_trained_rows(self._specs, [responder.adapter for responder in responders], self._suite)
 
     @property
     def names(self) -> list[str]:
@@ -142,6 +147,7 @@ def prepare(
         Responder(engines, adapter, bos=options.bos, stopping=stopping)
         for adapter in options.adapters or (None,)
     ]
+    questions.refuse_trained(responders)
     planner = Planner(options)
     _decide(questions, planner, responders, root)
     quantised = "" if model.quantisation is None else f" on {model.quantisation}"

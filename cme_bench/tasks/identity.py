@@ -19,6 +19,12 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(config)).hexdigest()
 
 
+def suite_hash(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the sha256 of a suite, from its tasks' resolved files by name, without any rows."""
+    hashes = {name: config_hash(config) for name, config in tasks.items()}
+    return hashlib.sha256(orjson.dumps(hashes, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
 def canonical(config: Mapping[str, Any]) -> bytes:
     """Return the hashed part of a task file as bytes: sorted keys, prose left out."""
     kept = {k: v for k, v in config.items() if k != "metadata"}

@@ -56,7 +56,8 @@ class FolderSource(DataSource):
 
     def file(self, spec: TaskSpec, split: str) -> Path:
         """Return the path of the rows of ``split``, there or not. UsageError if it is outside the folder."""
-        return inside(self.folder / spec.folder / f"{spec.file_stem(split)}.jsonl", self.folder)
+        files = [self.folder / spec.folder / f"{stem}.jsonl" for stem in spec.file_stems(split)]
+        return inside(next((file for file in files if file.is_file()), files[0]), self.folder)
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):

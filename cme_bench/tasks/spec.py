@@ -20,6 +20,8 @@ from cme_bench.util.errors import UsageError, did_you_mean
 
 GENERATED, LIKELIHOOD = "cme", "cme_ll"
 """Tags of the two forms: generated and extracted as the paper does; likelihood of the choices."""
+ADDED, ADDED_LIKELIHOOD = "cme2_adds", "cme2_adds_ll"
+"""Tags of what version 2 of the suite adds to the two forms."""
 
 TASK_KEYS = frozenset(lm_eval_table.TASK_KEYS)
 LOADER_KEYS = frozenset(lm_eval_table.LOADER_KEYS)
@@ -96,7 +98,7 @@ class TaskSpec:
     @property
     def in_cme(self) -> bool:
         """Whether it is one of CME's own tasks, over which CME's averages are taken."""
-        return not {GENERATED, LIKELIHOOD}.isdisjoint(self.tags)
+        return not {GENERATED, LIKELIHOOD, ADDED, ADDED_LIKELIHOOD}.isdisjoint(self.tags)
 
     @property
     def items(self) -> int | None:
@@ -170,12 +172,22 @@ class TaskSpec:
 
     def file_stem(self, split: str) -> str:
         """Name without suffix of the file that holds ``split`` in a data folder."""
-        return str((self.metadata.get("splits") or {}).get(split, split))
+        return self.file_stems(split)[0]
+
+    def file_stems(self, split: str) -> tuple[str, ...]:
+        """Names without suffix of the files that may hold ``split`` in a data folder: the first that is
+        there does."""
+        return _stems((self.metadata.get("splits") or {}).get(split, split))
 
     def line(self, key: str) -> str:
         """Return ``file:line`` of a key, for messages; of the mapping around it where the key has none of its
         own."""
         return place_of(self.where, key) or str(self.path)
+
+
+def _stems(named: Any) -> tuple[str, ...]:
+    """Return the file names of one entry of ``metadata.splits``, which is a name or a list of names."""
+    return tuple(map(str, named)) if isinstance(named, list) and named else (str(named),)
 
 
 class NoTaskError(UsageError):
@@ -332,6 +344,7 @@ def _check_names(values: Mapping[str, Any], metadata: Mapping[str, Any], fail: F
         fail("dataset_path", f"dataset_path {path!r}: files of rows are json, csv or parquet")
     folder = metadata.get("folder", metadata.get("dataset", name))
     splits = metadata.get("splits") or {}
-    for key, part in [("folder", folder), *(("splits", stem) for stem in splits.values())]:
+    stems = [stem for named in splits.values() for stem in (named if isinstance(named, list) else [named])]
+    for key, part in [("folder", folder), *(("splits", stem) for stem in stems)]:
         if not isinstance(part, str) or not PLAIN_NAME.fullmatch(part):
             fail(f"metadata.{key}", f"'metadata.{key}': {part!r} is no plain name and could lead elsewhere")

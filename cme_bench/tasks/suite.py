@@ -9,8 +9,17 @@ from pathlib import Path
 
 from cme_bench.harness.task_index import tasks_folder
 from cme_bench.harness.yaml_loader import load_yaml
+from cme_bench.tasks.identity import suite_hash
 from cme_bench.tasks.lm_eval_tasks import DOMAIN, PREFIX, lm_eval_specs
-from cme_bench.tasks.spec import GENERATED, LIKELIHOOD, NoTaskError, TaskSpec, load_spec
+from cme_bench.tasks.spec import (
+    ADDED,
+    ADDED_LIKELIHOOD,
+    GENERATED,
+    LIKELIHOOD,
+    NoTaskError,
+    TaskSpec,
+    load_spec,
+)
 from cme_bench.util.errors import UsageError, did_you_mean
 
 DOMAINS = (
@@ -27,6 +36,8 @@ DOMAINS = (
     "knowledge",
 )
 """CME's 11 evaluation tasks, in the order of our tables."""
+VERSIONS = {"cme2": (GENERATED, ADDED), "cme2_ll": (LIKELIHOOD, ADDED_LIKELIHOOD)}
+"""Later versions of a suite, and the tags whose tasks each holds."""
 _NOT_READ = frozenset({"__pycache__", ".ipynb_checkpoints"})
 
 
@@ -72,7 +83,13 @@ class Suite:
         for spec in self.tasks.values():
             for name in selectors_of(spec):
                 names.setdefault(name, []).append(spec)
+        for version, tags in VERSIONS.items():
+            names[version] = [spec for spec in self.tasks.values() if not set(tags).isdisjoint(spec.tags)]
         return names
+
+    def hash_of(self, suite: str) -> str:
+        """Return the hash of a suite: of its tasks' names and hashes, whatever their order."""
+        return suite_hash({spec.name: spec.config for spec in self.select(suite)})
 
     def task(self, name: str) -> TaskSpec:
         """Return the task called ``name``. UsageError if there is none, with the nearest known name."""

@@ -141,16 +141,22 @@ class Draw:
 
 
 def load_training_set(
-    template: DatasetTemplate, source: DataSource, *, cap: int | None = None, holdout: int = 0
+    template: DatasetTemplate,
+    source: DataSource,
+    *,
+    cap: int | None = None,
+    holdout: int = 0,
+    spared: Sequence[Rows] = (),
 ) -> TrainingSet:
     """Load the rows of one dataset from ``source``, at most ``cap`` of them (the first).
 
-    ``holdout`` of them, those whose items hash lowest, are held out whatever the seed. Raises UsageError if
-    the source has no rows to train on, or none are left.
+    ``holdout`` of them, those whose items hash lowest, are held out whatever the seed. ``spared``: rows that
+    are left out as those that the dataset's own tasks score. Raises UsageError if the source has no rows to
+    train on, or none are left.
     """
     parts: list[LoadedPart] = []
     seen: set[bytes] = set()
-    banned = _evaluated_keys(template, source)
+    banned = _evaluated_keys(template, source, spared)
     for part in template.parts:
         place = _find(part, source)
         if place is None:
@@ -259,14 +265,17 @@ def _load_part(
     )
 
 
-def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes] | None:
-    """Return the keys of the rows that the dataset's tasks score in this source; None if the source has none
-    of them."""
+def _evaluated_keys(
+    template: DatasetTemplate, source: DataSource, spared: Sequence[Rows]
+) -> set[bytes] | None:
+    """Return the keys of the rows that the dataset's tasks score in this source, and of those that are
+    spared; None if there are none."""
     tables = [
         evaluated_rows(task, source)
         for task in {part.task.name: part.task for part in template.parts}.values()
     ]
     found = [rows for rows in tables if rows is not None]
+    found += [rows for rows in spared if _fits(template, rows)]
     keys = set()
     for rows in found:
         for index, row in enumerate(rows.each()):
@@ -277,13 +286,20 @@ def _evaluated_keys(template: DatasetTemplate, source: DataSource) -> set[bytes]
     return keys if found else None
 
 
+def _fits(template: DatasetTemplate, rows: Rows) -> bool:
+    """Return whether a row has a key as an item of this dataset."""
+    try:
+        template.item_key(template.sifting(rows.table[0]))
+    except ValueError:
+        return False
+    return True
+
+
 def evaluated_rows(task: TaskSpec, source: DataSource) -> Rows | None:
     """Return the rows that ``task`` scores, if ``source`` has them: a folder for training alone may not."""
     split = task.eval_split
-    if isinstance(source, FolderSource):
-        file = source.folder / task.folder / f"{task.file_stem(split)}.jsonl"
-        if not file.is_file():
-            return None
+    if isinstance(source, FolderSource) and not source.file(task, split).is_file():
+        return None
     return source.rows(task, split)
 
 

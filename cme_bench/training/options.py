@@ -38,7 +38,13 @@ _READING = ("row_form", "encoding", "delimiter", "quotes")
 """How files are read: the rows themselves, which count, are the outcome."""
 _REPORTING = ("report_to", "report_project")
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING, *_REPORTING)
-_USUAL = (("save_dtype", "float32"), ("quantize", None), ("pack_tokens", None), ("liger", False))
+_USUAL = (
+    ("save_dtype", "float32"),
+    ("quantize", None),
+    ("pack_tokens", None),
+    ("liger", False),
+    ("spare", None),
+)
 
 
 def parse_data(values: list[str]) -> str | tuple[str, ...]:
@@ -104,6 +110,15 @@ class TrainOptions:
     samples: Annotated[int | None, Option("Examples an epoch; default: all items.", panel=DATA)] = None
     cap: Annotated[int | None, Option("At most N items of each dataset.", panel=DATA)] = None
     holdout: Annotated[int, Option("Items of each dataset kept for validation.", panel=DATA, minimum=0)] = 0
+    spare: Annotated[
+        str | None,
+        Option(
+            "Tasks and suites whose scored rows are never trained on, such as cme2. Rows that cme and cme_ll "
+            "score never are.",
+            metavar="TASKS",
+            panel=DATA,
+        ),
+    ] = None
     rank: Annotated[int, Option("Rank; of ONE expert.", panel=ADAPTER)] = 16
     experts: Annotated[int | None, Option("Experts of a routed method; default 4.", panel=ADAPTER)] = None
     alpha: Annotated[float | None, Option("Scaling numerator; default 2 x rank.", panel=ADAPTER)] = None

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cme_bench.tasks.open_source import open_source
+from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.suite import load_suite
 from cme_bench.training.batches import plan_batches
@@ -138,8 +139,18 @@ def load_sets(
         chosen = select_datasets(load_templates(load_suite()), options.datasets)
         note(f"reading {len(chosen)} datasets")
         opened = source or open_source(part.place, offline=options.offline)
-        sets += [load_training_set(t, opened, cap=options.cap, holdout=options.holdout) for t in chosen]
+        spared = _spared_rows(options, opened)
+        sets += [
+            load_training_set(t, opened, cap=options.cap, holdout=options.holdout, spared=spared)
+            for t in chosen
+        ]
     return [*sets, *(load_own_sets(options, note=note) if own is None else own)]
+
+
+def _spared_rows(options: TrainOptions, source: DataSource) -> list[Rows]:
+    """Return the rows that ``--spare`` names. UsageError if the source lacks some: they could not be told."""
+    specs = [] if options.spare is None else load_suite().select(options.spare)
+    return [source.rows(spec, spec.eval_split) for spec in specs]
 
 
 def load_own_sets(options: TrainOptions, *, note: Callable[[str], None]) -> list[OwnSet]:

@@ -29,6 +29,7 @@ class Spec:
     gold: str = ""  # the field to balance; empty for free-form answers
     values: tuple[Any, ...] = ()
     n_shots: int = 5
+    folder: str = ""  # where it is not the dataset's name
 
 
 ABCD = tuple("ABCD")
@@ -53,6 +54,9 @@ SPECS: dict[str, Spec] = {
         "validation_matched", "train", "premise hypothesis label idx", "hypothesis", "label", (0, 1, 2)
     ),
     "snli": Spec("test", "train", "premise hypothesis label", "premise", "label", (0, 1, 2)),
+    "snli_2way": Spec(
+        "validation", "train", "premise hypothesis label", "premise", "label", (0, 1, 2), folder="snli"
+    ),
     "qqp": Spec("validation", "train", "question1 question2 label idx", "question1", "label", (0, 1)),
     "mrpc": Spec("test", "train", "sentence1 sentence2 label idx", "sentence1", "label", (0, 1)),
     "rte": Spec("validation", "train", "sentence1 sentence2 label idx", "sentence1", "label", (0, 1)),
@@ -132,9 +136,13 @@ def read(path: Path) -> list[Row]:
         return [json.loads(line) for line in lines]
 
 
+def folder(name: str) -> str:
+    return SPECS[name].folder or name
+
+
 def mini(name: str, part: str) -> list[Row]:
     split = getattr(SPECS[name], part)
-    return read(MINI / name / f"{split}.jsonl") if split else []
+    return read(MINI / folder(name) / f"{split}.jsonl") if split else []
 
 
 def shape(row: Row) -> dict[str, str]:
@@ -163,7 +171,8 @@ def asked(name: str, row: Row) -> str:
 
 def test_the_table_and_the_folder_name_the_same_files() -> None:
     found = {str(p.relative_to(MINI)) for p in MINI.rglob("*.jsonl")}
-    assert found == {f"{n}/{s}.jsonl" for n, spec in SPECS.items() for s in (spec.evals, spec.shots) if s}
+    named = {f"{folder(n)}/{s}.jsonl" for n, spec in SPECS.items() for s in (spec.evals, spec.shots) if s}
+    assert found == named
 
 
 @each_dataset
@@ -289,7 +298,7 @@ def test_gsm8k_steps_compute_the_final_answer() -> None:
 def real_files(name: str) -> list[Path]:
     if not REAL.is_dir():
         pytest.skip(f"no real data at {REAL}")
-    files = sorted((REAL / name).glob("*.jsonl"))
+    files = sorted((REAL / folder(name)).glob("*.jsonl"))
     if not files:
         pytest.skip(f"no {name} at {REAL}")
     return files

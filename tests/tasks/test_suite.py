@@ -24,6 +24,30 @@ def test_cme_is_22_datasets_in_11_domains() -> None:
     assert {spec.dataset for spec in SUITE.select("cme_ll")} < {spec.dataset for spec in specs}
 
 
+SUITES = {
+    "cme": "c607f85295aa",
+    "cme_ll": "d046615adbd6",
+    "cme2": "2c43ea05ccac",
+    "cme2_ll": "cf5bc333cec2",
+}
+
+
+def test_version_2_adds_to_the_suite_and_leaves_it_as_it_was() -> None:
+    for later, earlier in (("cme2", "cme"), ("cme2_ll", "cme_ll")):
+        old, new = ([spec.name for spec in SUITE.select(name)] for name in (earlier, later))
+        assert [name for name in new if name not in old] == [f"cme_snli_2way{later[4:]}"]
+        assert [name for name in new if name in old] == old
+    assert not {spec.name for spec in SUITE.select("entailment,entailment_ll,nli,nli_ll")} & {
+        "cme_snli_2way",
+        "cme_snli_2way_ll",
+    }
+
+
+def test_each_version_of_the_suite_has_a_hash_of_its_own() -> None:
+    """A suite whose hash changes is another one: it gets a name of its own, as cme2 did."""
+    assert {name: SUITE.hash_of(name)[:12] for name in SUITES} == SUITES
+
+
 def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> None:
     for spec in SUITE.tasks.values():
         assert {"version", "licence", "citation", "folder"} <= spec.metadata.keys(), spec.name
@@ -35,7 +59,7 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
         assert spec.name.startswith("cme_")
         likelihood = spec.output_type == "multiple_choice"
         assert spec.name.endswith("_ll") == likelihood
-        suite = "cme" if spec.in_cme else "cme_extra"
+        suite = "cme_extra" if not spec.in_cme else "cme2_adds" if "snli_2way" in spec.name else "cme"
         assert spec.tags == ((f"{suite}_ll",) if likelihood else (suite,))
         assert spec.items and spec.fewshot_split
         assert 0 <= spec.metadata["random_baseline"] < 1
@@ -58,7 +82,7 @@ def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
         for name in "arc_challenge arc_easy boolq hellaswag openbookqa piqa siqa winogrande".split()
     ]
     assert names("math4") == [f"math4_{name}" for name in ("aqua", "gsm8k", "mawps", "svamp")]
-    assert {*names("cme,cme_ll,cme_extra,cme_extra_ll,commonsense8,math4")} == set(SUITE.tasks)
+    assert {*names("cme2,cme2_ll,cme_extra,cme_extra_ll,commonsense8,math4")} == set(SUITE.tasks)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +110,7 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
     assert set(manager.all_subtasks) == set(SUITE.tasks)
     tags = {"cme", "cme_ll", "cme_extra", "cme_extra_ll", "commonsense8", "math4"}
+    tags |= {"cme2_adds", "cme2_adds_ll"}
     assert set(manager.all_tags) == tags
 
 

@@ -19,6 +19,8 @@ from cme_bench.training.mixture import (
     load_training_set,
     mixture_weights,
 )
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import load_sets
 from cme_bench.training.templates import load_templates
 from cme_bench.util.errors import UsageError
 
@@ -170,3 +172,38 @@ def test_a_row_is_rendered_when_it_is_drawn(tmp_path: Path) -> None:
 def test_cap_takes_the_first_rows() -> None:
     loaded = load_training_set(TEMPLATES["anli"], mini_source(), cap=7)
     assert [len(part.kept) for part in loaded.parts] == [5, 2, 0]
+
+
+@pytest.fixture
+def snli_folder(tmp_path: Path) -> Path:
+    """The mini rows of SNLI, its validation rows under the name that a data folder has for them."""
+    shutil.copytree(MINI_FOLDER / "snli", tmp_path / "snli")
+    (tmp_path / "snli" / "validation.jsonl").rename(tmp_path / "snli" / "train_from_validation.jsonl")
+    return tmp_path
+
+
+def test_rows_of_spared_tasks_are_not_trained_on(snli_folder: Path) -> None:
+    source, suite = FolderSource(snli_folder), load_suite()
+    task = suite.task("cme_snli_2way")
+    rows = source.rows(task, task.eval_split)
+    assert len(rows.table) == 12, "the file that a data folder has for them"
+    kept = [len(part.kept) for part in load_training_set(TEMPLATES["snli"], source).parts]
+    assert kept == [5, 12]
+    spared = load_training_set(TEMPLATES["snli"], source, spared=[rows])
+    assert [(len(part.kept), part.evaluated) for part in spared.parts] == [(5, 0), (0, 12)]
+    other = load_training_set(TEMPLATES["rte"], mini_source(), spared=[rows])
+    assert len(other) == 5, "rows of other columns are no items of this dataset"
+
+
+def test_spared_rows_that_are_not_there_are_asked_for(snli_folder: Path) -> None:
+    options = TrainOptions(
+        model="m",
+        method="lora",
+        out=snli_folder / "out",
+        data=str(snli_folder),
+        datasets="snli",
+        spare="cme_rte",
+    )
+    with pytest.raises(UsageError, match=r"rte/validation\.jsonl: no such file \(task cme_rte"):
+        load_sets(options, note=lambda _: None)
+    assert "spare" in options.identity() and "spare" not in replace(options, spare=None).identity()
