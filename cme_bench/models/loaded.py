@@ -28,6 +28,7 @@ from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import DEQUANTISED, DEQUANTISED_NOTE, is_dequantised, label_of
 from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
+from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType, Quantize
 
@@ -147,6 +148,7 @@ class SavedModel(FolderModel):
         check_base(self.checkpoint, self.config, engine, quantize)
         check_covers(device_map, self.config)
         self._quantize, self._device_map = quantize, device_map
+        self._early: Early[PreTrainedModel] | None = None
         self.quantisation = label_of(self.config) if quantize is None else LABELS[quantize]
         self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
         self.place = str(self.checkpoint.path)
@@ -166,6 +168,16 @@ class SavedModel(FolderModel):
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
+        early, self._early = self._early, None
+        return self._load() if early is None else early.result()
+
+    def load_early(self) -> None:
+        """Begin to load the weights in another thread. What fails there is raised by ``model``."""
+        if self._early is None and "model" not in self.__dict__:
+            _ = self.parameters  # it builds a model too, and two at once would undo each other's settings
+            self._early = Early(self._load)
+
+    def _load(self) -> PreTrainedModel:
         return load_model(
             self.checkpoint,
             self.dtype,

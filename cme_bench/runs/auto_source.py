@@ -104,6 +104,9 @@ class AutoSource(SavedSource):
             self._made = SOURCES[self.computes](self.model, self.options, self.note)
         return self._made
 
+    def begin(self) -> None:
+        self._source.begin()
+
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         return self._source.open(adapter, job, stopping)
 

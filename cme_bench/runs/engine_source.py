@@ -87,6 +87,9 @@ class EngineSource(ABC):
         ``waiting`` counts what is asked; ``begun`` tells of an engine whether a run goes on that it began.
         """
 
+    def begin(self) -> None:  # noqa: B027 - most engines have nothing to begin with
+        """Begin in another thread what every engine needs, while the questions are planned."""
+
     def check(self, requests: Iterable[Request]) -> None:  # noqa: B027 - most engines answer every request
         """Raise UsageError if the engines cannot answer one of ``requests``, before the first is asked."""
 

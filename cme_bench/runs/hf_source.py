@@ -31,6 +31,10 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
 
+    def begin(self) -> None:
+        """Begin to load the weights."""
+        self.model.load_early()
+
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine
 

@@ -1,8 +1,8 @@
 """A run: tasks -> requests -> engine -> responses -> scores -> store, resumable at any moment.
 
-Everything that can be wrong with the input is found before weights are loaded: tasks, rows, labels, model
-folder, output folder. Then each task's stored responses are reused by key, the rest is computed, and every
-finished window of items is appended to the store at once.
+Everything that can be wrong with the input is found before the first answer: tasks, rows, labels, model
+folder, output folder. Weights are loaded while prompts are made. Then each task's stored responses are reused
+by key, the rest is computed, and every finished window of items is appended to the store at once.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from cme_bench.util.notes import Note
 def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     """Evaluate one checkpoint, or one base with each of several adapters; return the run folders.
 
-    Raises UsageError for bad input before weights are loaded, InterruptedRun after SIGINT or SIGTERM with
+    Raises UsageError for bad input before the first answer, InterruptedRun after SIGINT or SIGTERM with
     everything finished so far stored, CmeError at the end if no worker of engine ray survived some items.
     """
     listener = listener or Listener()
@@ -176,6 +176,8 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
     shared = _Shared(
         options, questions.tasks, questions.source, ready.planner, listener, stopping, len(folders)
     )
+    if not all((folder / "run.json").exists() for folder in folders):
+        engines.begin()  # a run that goes on may have nothing left to ask
     unanswered: list[str] = []
     with _interruptible(stopping):
         for responder, folder in zip(responders, folders, strict=True):
@@ -196,7 +198,8 @@ def _decide(questions: Questions, planner: Planner, responders: Sequence[Respond
     options = questions.options
 
     def waiting() -> Waiting:
-        items = (item for task in questions.tasks for item in planner.items(task, responders[0])[1])
+        generated = [task for task in questions.tasks if task.spec.generated]  # choices decide nothing
+        items = (item for task in generated for item in planner.items(task, responders[0])[1])
         return Waiting.of((item.request for item in items), len(responders))
 
     def begun(engine: str) -> bool:

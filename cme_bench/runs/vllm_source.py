@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cme_bench.engines.base import Engine, TokenIds
 from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
+from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -27,6 +28,13 @@ class VLLMSource(SavedSource):
         super().__init__(model, options, note)
         self._held = contextlib.ExitStack()
         self._host: Host | None = None
+        self._early: Early[str] | None = None
+
+    def begin(self) -> None:
+        """Begin to import vLLM, which takes longer than to plan a few thousand questions."""
+        from cme_bench.engines.vllm.settings import require_vllm
+
+        self._early = self._early or Early(require_vllm)
 
     @functools.cached_property
     def _files(self) -> Path:
@@ -46,7 +54,7 @@ class VLLMSource(SavedSource):
         from cme_bench.models.quantisation import quantisation
 
         if self._host is None or self._host.model != folder:
-            require_vllm()
+            require_vllm() if self._early is None else self._early.result()
             if self._host is not None:
                 self._host.close()
             settings = VllmSettings.from_pairs(self.options.settings).for_work(job.generated)

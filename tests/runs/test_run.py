@@ -273,10 +273,12 @@ def test_tasks_are_finished_in_turn_though_an_engine_answers_ahead(
     assert content(tmp_path / "r", "results.json")["cme"] == content(whole, "results.json")["cme"]
 
 
-def test_too_many_truncated_prompts_are_refused_before_weights_load(
+def test_too_many_truncated_prompts_are_refused_before_an_engine_is_made(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cme_bench.models.loaded.load_model", lambda *_, **__: pytest.fail("weights loaded"))
+    monkeypatch.setattr(
+        "cme_bench.runs.hf_source.HFSource.open", lambda *_, **__: pytest.fail("an engine was made")
+    )
     with pytest.raises(UsageError, match=r"do not fit.*cme_squad"):
         run(options(tiny_checkpoint, tmp_path / "r", settings={"max_length": 250}, max_truncated=0))
 
