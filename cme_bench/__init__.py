@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.util import quick_imports
 from cme_bench.util.deferred import defer
 from cme_bench.version import __version__
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cme_bench.run import Run
 
 defer("bitsandbytes")
+quick_imports.install()
 
 __all__ = [
     "Run",

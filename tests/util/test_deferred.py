@@ -44,10 +44,3 @@ def said(tmp_path: Path, code: str) -> list[str]:
 )
 def test_it_is_executed_when_it_is_used(code: str, lines: list[str], tmp_path: Path) -> None:
     assert said(tmp_path, code) == lines
-
-
-def test_adapters_are_imported_without_bitsandbytes() -> None:
-    """PEFT imports it; it imports torch's compiler."""
-    code = "import sys, cme_bench.adapters; print('bitsandbytes.nn' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -1,0 +1,110 @@
+"""Large libraries are imported without what they import for others; what was stood in for still works."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cme_bench.util.quick_imports import STAND_INS, _Distributions
+
+UNUSED = (
+    "bitsandbytes.nn",
+    "datasets",
+    "evaluate",
+    "lm_eval",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "sklearn",
+    "tensorboard",
+)
+"""What no training needs before its first step, and transformers or PEFT would import."""
+
+PROGRAM = f"""
+import gc, importlib.metadata, json, sys
+whole = importlib.metadata.packages_distributions
+import cme_bench.training.train
+found = [name for name in {UNUSED} if name in sys.modules]
+from transformers.utils import import_utils
+read = import_utils.create_import_structure_from_path.cache_info()
+from cme_bench.util.quick_imports import STAND_INS
+wrong = []
+for importer, wanted in STAND_INS.items():
+    for name, members in wanted.items():
+        for member in members:
+            try:
+                vars(sys.modules[importer])[member]()
+            except TypeError as error:  # the real function misses its arguments
+                if "argument" not in str(error) or not sys.modules[name].__file__:
+                    wrong.append(f"{{name}}.{{member}}: {{error}}")
+            except Exception as error:
+                wrong.append(f"{{name}}.{{member}}: {{error!r}}")
+from transformers.generation.candidate_generator import roc_curve
+curve = [list(map(float, part)) for part in roc_curve([0, 1, 1], [0.1, 0.4, 0.8])]
+print(json.dumps({{
+    "found": found, "twice": read.misses > read.currsize, "wrong": wrong, "gc": gc.isenabled(),
+    "restored": importlib.metadata.packages_distributions is whole, "curve": curve,
+}}))
+"""
+
+
+def test_a_training_is_imported_without_what_it_does_not_use() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    curve = said.pop("curve")
+    assert said == {"found": [], "twice": False, "wrong": [], "gc": True, "restored": True}
+    assert curve[0][-1] == curve[1][-1] == 1.0
+
+
+PACKAGES = {
+    "user.py": "from heavy.part import function, other\n"
+    "from heavy.part.inner import thing\nimport heavy.part\n",
+    "lean.py": "from heavy.part import function\nimport inspect, sys\n"
+    "seen = [hasattr(m, '__file__') for m in list(sys.modules.values())]\n",
+    "heavy/__init__.py": "print('heavy')\n",
+    "heavy/part/__init__.py": "def function(n): return n + 1\nother = 7\nprint('part')\n",
+    "heavy/part/inner.py": "thing = 8\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("import lean; print(lean.function(1))", ["heavy", "part", "2"]),
+        ("import lean; print('heavy' in sys.modules, 'heavy.part' in sys.modules)", ["False False"]),
+        ("import lean, heavy.part; print(heavy.part.other)", ["heavy", "part", "7"]),
+        ("import user; print(user.function(1), user.other, user.thing)", ["heavy", "part", "2 7 8"]),
+        ("import heavy.part, lean; print(lean.function is heavy.part.function)", ["heavy", "part", "True"]),
+    ],
+)
+def test_a_stand_in_gives_way_to_the_real_module(code: str, lines: list[str], tmp_path: Path) -> None:
+    for name, text in PACKAGES.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    start = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from cme_bench.util import quick_imports as q\n"
+        "wanted = {'heavy.part': ('function',)}\n"
+        "q.STAND_INS = {'user': wanted, 'lean': wanted}\nq.install(); q.install()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == lines
+
+
+def test_the_packages_are_looked_up_as_before() -> None:
+    whole = importlib.metadata.packages_distributions()
+    lazily = _Distributions(importlib.metadata.packages_distributions)
+    assert {name: lazily.get(name) for name in ("torch", "accelerate", "flash_attn", "yaml", "PIL")} == {
+        name: whole.get(name) for name in ("torch", "accelerate", "flash_attn", "yaml", "PIL")
+    }
+    assert dict(lazily) == whole
+
+
+def test_every_stand_in_is_a_part_of_transformers_or_what_it_imports() -> None:
+    assert all(importer.startswith("transformers.") for importer in STAND_INS)
