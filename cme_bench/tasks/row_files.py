@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +113,13 @@ def read_jsonl(file: Path) -> Rows:
             lines.append(number)
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    keys = dict.fromkeys(key for row in rows for key in row)
+    keys = dict.fromkeys(chain.from_iterable(rows))
     if not keys:
         raise UsageError(f"{file}:{lines[0]}: the object is empty")
     if any(len(row) < len(keys) for row in rows):
         rows = [{key: row.get(key) for key in keys} for row in rows]
     try:
-        table = datasets.Dataset.from_list(rows)
+        table = _table(rows)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as error:
         place = _first_misfit(file, rows, lines)
         raise UsageError(f"{place}: types differ between rows ({first_line(error)})") from error
@@ -126,15 +127,21 @@ def read_jsonl(file: Path) -> Rows:
 
 
 _BEYOND_64_BITS = re.compile(rb"(?<![\d.])\d{19,}(?![\d.eE])")
-_LONG = re.compile(rb"\d{19}")
-"""What the pattern above needs; looking for it first is ten times faster."""
+_DIGITS_ALONE = bytes.maketrans(
+    bytes(range(256)), bytes(48 if 48 <= code < 58 else 32 for code in range(256))
+)
+_LONG = b"0" * 19
+"""What the pattern above needs, in a line with all its digits made zeros; looking for it first is forty times
+faster."""
 
 
 def _json_value(line: bytes) -> Any:
     """Return the value of one line. Integers beyond 64 bits stay exact, as texts, and NaN is a missing
     value."""
     try:
-        if not (_LONG.search(line) and _BEYOND_64_BITS.search(line)):  # orjson would make floats of them
+        if not (
+            _LONG in line.translate(_DIGITS_ALONE) and _BEYOND_64_BITS.search(line)
+        ):  # orjson would make floats of them
             return orjson.loads(line)
     except orjson.JSONDecodeError:
         if b"NaN" not in line:
@@ -144,7 +151,6 @@ def _json_value(line: bytes) -> Any:
 
 def _read_array(file: Path) -> Rows | None:
     """Return the rows of a file that is one array of objects; None for any other file."""
-    import datasets
     import pyarrow
 
     with file.open("rb") as stream:
@@ -160,10 +166,20 @@ def _read_array(file: Path) -> Rows | None:
         return None
     keys = dict.fromkeys(key for row in rows for key in row)
     try:
-        table = datasets.Dataset.from_list([{key: row.get(key) for key in keys} for row in rows])
+        table = _table([{key: row.get(key) for key in keys} for row in rows])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
         raise UsageError(f"{file}: types differ between rows ({first_line(error)})") from error
     return Rows(table, str(file))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
+    """Return what ``datasets.Dataset.from_list`` does, without its hash of all values: it names files in
+    which derived tables are kept, and a table in memory has none."""
+    import datasets
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist(list(rows))
+    return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
 def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
@@ -264,7 +280,6 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 def read_parquet(file: Path) -> Rows:
     """Read all rows of a Parquet file. UsageError if it is none, or empty."""
-    import datasets
     import pyarrow
     import pyarrow.parquet
 
@@ -274,7 +289,7 @@ def read_parquet(file: Path) -> Rows:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    return Rows(datasets.Dataset.from_list(rows), str(file))
+    return Rows(_table(rows), str(file))
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}

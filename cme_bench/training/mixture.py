@@ -230,17 +230,18 @@ def _load_part(
     rows = source.rows(located(part.task, place.folder), place.stem)
     kept: list[int] = []
     filtered = repeated = evaluated = 0
+    sifted = template.sifter(place.columns)
     for index, row in enumerate(rows.each()):
         if room is not None and len(kept) >= room:
             break
         try:
-            wide = template.sifting(row, place.columns)
-            if not template.kept(wide):
-                filtered += 1
-                continue
-            key = _digest(template.item_key(wide))
+            counts, item = sifted(row)
         except ValueError as err:
             raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
+        if not counts:
+            filtered += 1
+            continue
+        key = _digest(item)
         if key in seen:
             repeated += 1
         elif banned is not None and key in banned:
@@ -276,11 +277,11 @@ def _evaluated_keys(
     ]
     found = [rows for rows in tables if rows is not None]
     found += [rows for rows in spared if _fits(template, rows)]
-    keys = set()
+    keys, sifted = set(), template.sifter()
     for rows in found:
         for index, row in enumerate(rows.each()):
             try:
-                keys.add(_digest(template.item_key(template.sifting(row))))
+                keys.add(_digest(sifted(row)[1]))
             except ValueError as err:
                 raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
     return keys if found else None

@@ -28,6 +28,7 @@ from cme_bench.training.parts import CME, HUB, DataPart, data_parts
 from cme_bench.training.published import PUBLISHED
 from cme_bench.training.templates import Prompted, load_templates, select_datasets
 from cme_bench.training.tokens import TokenTable, TrainingEncoder
+from cme_bench.util.collection import uncollected
 from cme_bench.util.errors import UsageError
 from cme_bench.util.options import FormatName
 
@@ -45,6 +46,7 @@ class TrainingPlan:
     mixture: dict[str, Any]
 
 
+@uncollected()
 def make_plan(
     options: TrainOptions,
     source: DataSource | None,
@@ -119,6 +121,7 @@ def _check_packs(examples: TokenTable, most: int, place: Callable[[int], str]) -
         )
 
 
+@uncollected()
 def load_sets(
     options: TrainOptions,
     source: DataSource | None = None,
@@ -153,6 +156,7 @@ def _spared_rows(options: TrainOptions, source: DataSource) -> list[Rows]:
     return [source.rows(spec, spec.eval_split) for spec in specs]
 
 
+@uncollected()
 def load_own_sets(options: TrainOptions, *, note: Callable[[str], None]) -> list[OwnSet]:
     """Load the rows of every part of ``--data`` that is not CME's."""
     sets: list[OwnSet] = []

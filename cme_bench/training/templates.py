@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError, Undefined, meta
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import SandboxedEnvironment
 
 from cme_bench.harness.yaml_loader import load_yaml
@@ -100,6 +100,10 @@ class DatasetTemplate:
             wide[name] = render(texts[name], wide)
         return wide
 
+    def sifter(self, extra: Mapping[str, str] | None = None) -> Sifter:
+        """Return what :meth:`kept` and :meth:`item_key` say of many rows, several times faster."""
+        return Sifter(self, extra or {})
+
     def kept(self, wide: Row) -> bool:
         """Return whether the row counts at all."""
         return self.keep is None or holds(self.keep, wide)
@@ -120,6 +124,49 @@ class DatasetTemplate:
         if not source.strip() or not target:
             raise ValueError("the template gives an empty question or answer")
         return Prompted(source, target)
+
+
+class Sifter:
+    """Says of one row after another whether it counts and as which item: one template for both, rendered in
+    one context. A row that the template does not fit is sifted step by step, for the error or the answer."""
+
+    def __init__(self, template: DatasetTemplate, extra: Mapping[str, str]) -> None:
+        self._by_step, self._extra = template, extra
+        texts = {**extra, **template.columns}
+        needed = _needed((template.keep or "", template.key), tuple(texts.items()))
+        columns = "".join(f"{{% set {name} %}}{texts[name]}{{% endset %}}" for name in needed)
+        condition = f"{{% if {template.keep} %}}{_COUNTS}{{% endif %}}" if template.keep else _COUNTS
+        self._template = _template(f"{columns}{condition}{template.key}")
+        self._context = _context(self._template, {})
+        read: set[str] = set()
+        self._together = True  # not where a column hides a field that it, or one before it, reads
+        for name in needed:
+            read |= _names(texts[name])
+            self._together &= name not in read
+
+    def __call__(self, row: Row) -> tuple[bool, str]:
+        """Return whether the row counts, and its item key. ValueError if the templates do not fit it."""
+        if not self._together:
+            return self._step_by_step(row)
+        context = self._context
+        context.parent = {**_environment().globals, **row}
+        context.vars.clear()
+        context.exported_vars.clear()
+        try:
+            text = "".join(self._template.root_render_func(context))
+        except Exception:  # whatever it is, the steps say it in their words
+            return self._step_by_step(row)
+        counts = text.startswith(_COUNTS)
+        return counts, text[len(_COUNTS) :] if counts else text
+
+    def _step_by_step(self, row: Row) -> tuple[bool, str]:
+        wide = self._by_step.sifting(row, self._extra)
+        counts = self._by_step.kept(wide)
+        return counts, self._by_step.item_key(wide)
+
+
+_COUNTS = "\x00+"
+"""Before the key of a row that counts."""
 
 
 def load_templates(suite: Suite, folder: Path = FOLDER) -> dict[str, DatasetTemplate]:
@@ -223,9 +270,23 @@ def _regex_replace(text: str, pattern: str, replacement: str, count: int = 0) ->
     return re.sub(pattern, replacement, text, count=count)
 
 
+class _Environment(SandboxedEnvironment):
+    """The sandbox, quicker with what needs no guard: a field of a row, and where a loop is."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute in obj and not hasattr(obj, attribute):
+            return obj[attribute]
+        if type(obj) is LoopContext and attribute in _OF_LOOPS:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
+_OF_LOOPS = frozenset({"index", "index0", "first", "last"})
+
+
 @functools.cache
 def _environment() -> SandboxedEnvironment:
-    environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["regex_replace"] = _regex_replace
     return environment
 

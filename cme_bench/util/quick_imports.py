@@ -9,7 +9,6 @@ gone afterwards, and what it does not know it takes from the real module.
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -20,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
+
+from cme_bench.util.collection import uncollected
 
 _LOSS = "transformers.loss.loss_"
 STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -72,7 +73,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         def prepared(module: ModuleType) -> None:
             with ExitStack() as stack:
                 if fullname in LARGE:
-                    stack.enter_context(_uncollected())
+                    stack.enter_context(uncollected())
                 if fullname == _LOOKS_AROUND:
                     stack.enter_context(_looking_once(module))
                 stack.enter_context(_standing_in(STAND_INS.get(fullname, {})))
@@ -80,17 +81,6 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = prepared  # type: ignore[method-assign]
         return spec
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import DataSource, FolderSource, mini_source
@@ -15,6 +17,7 @@ from cme_bench.training.mixture import load_training_set
 from cme_bench.training.templates import (
     MIN_PARAPHRASES,
     DatasetTemplate,
+    _environment,
     holds,
     load_templates,
     render,
@@ -79,6 +82,69 @@ def test_templates_are_sandboxed_and_strict() -> None:
         render("{{ missing }}", {})
     assert holds("label in [0, 1]", {"label": 1})
     assert not holds("label in [0, 1]", {"label": -1})
+
+
+def step_by_step(template: DatasetTemplate, row: dict[str, Any]) -> tuple[bool, str] | str:
+    try:
+        wide = template.sifting(row)
+        return template.kept(wide), template.item_key(wide)
+    except ValueError as error:
+        return str(error)
+
+
+def sifted(template: DatasetTemplate, row: dict[str, Any]) -> tuple[bool, str] | str:
+    try:
+        return template.sifter()(row)
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_rows_are_sifted_as_step_by_step(name: str) -> None:
+    template = TEMPLATES[name]
+    for part in load_training_set(template, mini_source()).parts:
+        sift = template.sifter(part.columns)
+        for row in part.table:
+            wide = template.sifting(row, part.columns)
+            assert sift(row) == (template.kept(wide), template.item_key(wide))
+
+
+@pytest.mark.parametrize(
+    ("columns", "keep", "key"),
+    [
+        ({"text": "{{ text | trim }}"}, None, "{{ text }}"),
+        ({"text": "{{ text if text is defined else 'none' }}"}, None, "{{ text }}"),
+        ({"first": "{{ text }}", "text": "{{ label }}"}, None, "{{ first }}/{{ text }}"),
+        ({"upper": "{{ text | upper }}\n"}, "'A' in upper", "{{ upper }}{{ label }}"),
+        ({}, "label in [1, 2]", "{{ text }}"),
+        ({}, "absent", "{{ text }}"),
+        ({}, "label / nothing", "{{ text }}"),
+        ({}, None, "{{ absent }}"),
+        ({"both": "{% for word in words %}{{ loop.index }}{{ word }}{% endfor %}"}, "both", "{{ both }}"),
+        ({}, None, "{{ label.__class__ }}"),
+        ({}, None, "{{ fields.items }} {{ fields.keys() | list }}"),
+        ({}, None, "{{ fields.items }}{{ fields.other }}"),
+    ],
+)
+def test_a_row_is_sifted_as_step_by_step_by_any_template(
+    columns: dict[str, str], keep: str | None, key: str
+) -> None:
+    row = {"text": " a b ", "label": 1, "nothing": 0, "words": ["x", "y"], "fields": {"items": 3, "own": 4}}
+    template = replace(TEMPLATES["sst2"], columns=columns, keep=keep, key=key)
+    for one in (row, row | {"label": 0}, row | {"words": []}, row | {"fields": {"other": None}}):
+        expected = step_by_step(template, one)
+        found = sifted(template, one)
+        assert str(found).partition(" at 0x")[0] == str(expected).partition(" at 0x")[0]
+
+
+def test_fields_are_found_as_in_the_sandbox() -> None:
+    plain, fields = SandboxedEnvironment(), {"text": 1, "items": 2, "_x": 3}
+    for attribute in ("text", "_x"):
+        assert _environment().getattr(fields, attribute) == plain.getattr(fields, attribute)
+    assert _environment().getattr(fields, "items")() == fields.items()
+    for attribute in ("absent", "__class__"):
+        found, expected = (e.getattr(fields, attribute) for e in (_environment(), plain))
+        assert found._undefined_message == expected._undefined_message
 
 
 def test_unlabelled_rows_are_not_kept() -> None:
