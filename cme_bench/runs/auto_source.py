@@ -32,6 +32,7 @@ class AutoSource(SavedSource):
         self._choice = forced or Choice("hf", "")
         self._decided = forced is not None
         self._made: SavedSource | None = None
+        self._told = False
 
     @property
     def computes(self) -> str:
@@ -100,7 +101,6 @@ class AutoSource(SavedSource):
     @property
     def _source(self) -> SavedSource:
         if self._made is None:
-            self.note(f"engine {self._choice.engine} (auto: {self._choice.because})")
             self._made = SOURCES[self.computes](self.model, self.options, self.note)
         return self._made
 
@@ -108,6 +108,9 @@ class AutoSource(SavedSource):
         self._source.begin()
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
+        if not self._told:
+            self.note(f"engine {self._choice.engine} (auto: {self._choice.because})")
+            self._told = True
         return self._source.open(adapter, job, stopping)
 
     def release(self) -> None:
