@@ -50,6 +50,8 @@ class HFSource(SavedSource):
             max_length=job.max_length,
             tokens_per_batch=settings.get("tokens_per_batch"),
             plain=not settings.get("shared_prefixes", 1),
+            static=bool(settings["graphs"]) if "graphs" in settings else None,
+            note=self.note,
         )
 
     def _adapted(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Any:

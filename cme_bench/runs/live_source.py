@@ -133,6 +133,8 @@ class LiveSource(EngineSource):
             max_length=job.max_length,
             tokens_per_batch=settings.get("tokens_per_batch"),
             plain=not settings.get("shared_prefixes", 1),
+            static=bool(settings.get("graphs", 0)),  # hooks of a user would not run in a graph
+            note=self.note,
         )
 
     def _switched(self, adapter: Adapter | None, job: EngineJob) -> Any:

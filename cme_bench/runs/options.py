@@ -39,6 +39,7 @@ LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
+    "graphs": "hf on a GPU: 1 replays steps of generation as CUDA graphs (default), 0 computes each anew",
     "block_size": "vllm: tokens of a cache block; default: 32 on a CPU, vLLM's own on a GPU",
     "kv_gib": "vllm on a CPU: GiB of key-value cache; default: a quarter of the free memory, 8 at most",
     "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
@@ -52,7 +53,7 @@ SETTINGS = {
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
-SWITCHES = frozenset({"shared_prefixes", "compile", "in_process"})
+SWITCHES = frozenset({"shared_prefixes", "graphs", "compile", "in_process"})
 """Those that are 0 or 1."""
 
 

@@ -116,7 +116,7 @@ class AloneSession:
             self._more = self._after(ids)
         return logits[:, -1]
 
-    def can_select(self) -> bool:
+    def can_select(self, kept: int) -> bool:
         return False
 
     def select(self, kept: Tensor) -> None:
@@ -140,5 +140,5 @@ class RecomputedSession(RecomputingSession):
         logits, _ = self._forward.alone(ids, keep=1)
         return logits[:, -1]
 
-    def can_select(self) -> bool:
+    def can_select(self, kept: int) -> bool:
         return False

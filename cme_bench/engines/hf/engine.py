@@ -28,7 +28,8 @@ from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch,
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
-from cme_bench.engines.hf.sharing import why_rowwise
+from cme_bench.engines.hf.sharing import why_rowwise, windows
+from cme_bench.engines.hf.static_decoding import StaticSession, Stepper
 from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
@@ -38,6 +39,7 @@ from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory
 from cme_bench.util.devices import computing_device, devices_of, is_spread, moved
+from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,6 +75,8 @@ class HFEngine(Engine):
         device: str | torch.device | None = None,
         plain: bool = False,
         kept_tokens: int | None = None,
+        static: bool | None = None,
+        note: Note = unheard,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
@@ -91,6 +95,8 @@ class HFEngine(Engine):
         self.ahead = 0 if self.device.type == "cpu" else 1
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain
+        self._static = self.device.type == "cuda" if static is None else static
+        self._note = note
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self._forward = CausalForward(model, self.device)
@@ -222,14 +228,31 @@ class HFEngine(Engine):
             return
         for indices, prefix in plan_groups([request.prompt for request in requests], self.limits):
             rows = generation.plan_generation(requests, indices, prefix)
-            if not prefix:
-                yield rows, self._alone
-                continue
             run = PackForward(self._forward)
+            if not prefix:
+                yield rows, self._alone if self._stepper is None else self._session(run, 0)
+                continue
             packs = chain_packs(requests[indices[0]].prompt[:prefix], self.limits)
             for _ in run_packs(packs, self.limits, functools.partial(self._score_pack, run)):
                 pass
-            yield rows, functools.partial(PrefixSession, self._forward, run.kept, prefix)
+            yield rows, self._session(run, prefix)
+
+    def _session(self, run: PackForward, prefix: int) -> Callable[[], generation.DecodingSession]:
+        """Return what decodes a batch after the first ``prefix`` tokens that ``run`` keeps."""
+        if self._stepper is None:
+            return functools.partial(PrefixSession, self._forward, run.kept, prefix)
+        return functools.partial(StaticSession, self._forward, run.kept, prefix, self._stepper)
+
+    @functools.cached_property
+    def _stepper(self) -> Stepper | None:
+        """Return what holds the steps of fixed shapes; None where they are not asked for or have none.
+
+        A window moves with every token, and what lies on several devices has no one graph.
+        """
+        config = base_model(self.model).config.get_text_config(decoder=True)
+        if not self._static or self._forward.spread or any(windows(config)):
+            return None
+        return Stepper(self._forward, self._note)
 
     def _decode(
         self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]

@@ -72,8 +72,8 @@ class DecodingSession(Protocol):
         ``mask`` [rows, seen + n] is 0 on padding.
         """
 
-    def can_select(self) -> bool:
-        """Tell whether rows can be dropped."""
+    def can_select(self, kept: int) -> bool:
+        """Tell whether rows can be dropped, so that so many are ``kept``, and are worth dropping."""
 
     def select(self, kept: Tensor) -> None:
         """Go on with the rows ``kept`` only."""
@@ -91,7 +91,7 @@ class CacheSession:
         logits, self._cache = self._forward(ids, mask, keep=1, cache=self._cache, use_cache=True)
         return logits[:, -1]
 
-    def can_select(self) -> bool:
+    def can_select(self, kept: int) -> bool:
         return _can_select(self._cache)
 
     def select(self, kept: Tensor) -> None:
@@ -115,7 +115,7 @@ class RecomputingSession:
         logits, _ = self._forward(ids, mask, keep=1)
         return logits[:, -1]
 
-    def can_select(self) -> bool:
+    def can_select(self, kept: int) -> bool:
         return True
 
     def select(self, kept: Tensor) -> None:
@@ -162,7 +162,7 @@ class Decoder:
             at_work = [i for i, row in enumerate(batch) if row.finish is None]
             if not at_work:
                 return [self._respond(row) for row in rows]
-            if len(at_work) < len(batch) and session.can_select():
+            if len(at_work) < len(batch) and session.can_select(len(at_work)):
                 kept = torch.tensor(at_work, device=token.device)
                 session.select(kept)
                 token, mask = token[kept], mask[kept.to(mask.device)]

@@ -36,7 +36,7 @@ class PrefixSession:
             logits = self._forward.uncached(ids, self._positions(ids.shape[1]), 1)
         return logits[:, -1]
 
-    def can_select(self) -> bool:
+    def can_select(self, kept: int) -> bool:
         return True
 
     def select(self, kept: Tensor) -> None:
@@ -49,24 +49,36 @@ class PrefixSession:
         return self._prefix + (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -n:]
 
     def _attend(self, call: AttentionCall) -> Tensor:
-        module, query, key, value = call.module, call.query, call.key, call.value
+        query, groups = call.query, call.groups
         rows, heads, n, _ = query.shape
-        if key.shape[2] != n:
+        if call.key.shape[2] != n:
             raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")
-        if module in self._after:
-            key, value = (torch.cat(pair, 2) for pair in zip(self._after[module], (key, value), strict=True))
-        self._after[module] = key, value
-        groups = call.groups
+        key, value = self._keep(call)
         after_mask, first, prefix_mask = self._masks_for(call.window, groups, n, query)
         after, after_lse = call.attend(fold(query, groups), key, value, mask=after_mask)
         after, after_lse = after.reshape(rows, heads, n, -1), after_lse.reshape(rows, heads, n)
+        if not self._prefix:
+            return after.transpose(1, 2)
 
-        keys, values = (states[:, :, first:] for states in self._kept.head(module, self._prefix))
+        keys, values = (states[:, :, first:] for states in self._prefix_of(call.module))
         flat = fold(query, groups).transpose(0, 1).reshape(1, heads // groups, rows * groups * n, -1)
         seen, lse = call.attend(flat, keys, values, mask=prefix_mask)
         seen = seen.reshape(heads // groups, rows, groups * n, -1).transpose(0, 1).reshape(after.shape)
         lse = lse.reshape(heads // groups, rows, groups * n).transpose(0, 1).reshape(after_lse.shape)
         return merge(seen, lse, after, after_lse).transpose(1, 2)
+
+    def _keep(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values of the tokens fed; return all that are kept after the prefix."""
+        pair = (call.key, call.value)
+        if call.module in self._after:
+            before = self._after[call.module]
+            pair = torch.cat((before[0], pair[0]), 2), torch.cat((before[1], pair[1]), 2)
+        self._after[call.module] = pair
+        return pair
+
+    def _prefix_of(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the prefix, each [1, key heads, prefix, size]."""
+        return self._kept.head(module, self._prefix)
 
     def _masks_for(
         self, window: int | None, groups: int, n: int, states: Tensor

@@ -84,14 +84,14 @@ def _shared(forward: CausalForward, rows: Sequence[ScoringRow], max_length: int)
     run = PackForward(forward)
     packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
     scores = {row.owners[0][1]: score for row, score in finished_rows(rows, (run(pack)() for pack in packs))}
-    if run.windows != _windows(base_model(forward.model).config.get_text_config(decoder=True)):
+    if run.windows != windows(base_model(forward.model).config.get_text_config(decoder=True)):
         raise UnsupportedAttentionError(
             "its attention does not go through transformers' interface in every layer"
         )
     return scores
 
 
-def _windows(config: Any) -> list[int | None]:
+def windows(config: Any) -> list[int | None]:
     """Return the window of every layer, as the config has it."""
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
