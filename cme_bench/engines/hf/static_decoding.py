@@ -29,7 +29,7 @@ COLUMNS, ROWS = 128, 8
 
 
 class Shape(NamedTuple):
-    """What decides the work of a step: rows, and tokens kept after and in the prefix."""
+    """A step of so many rows, columns of tokens kept after the prefix, and tokens of the prefix."""
 
     rows: int
     columns: int
@@ -42,8 +42,11 @@ class Shape(NamedTuple):
 
 
 class Step:
-    """What a step of one shape reads and moves on: ``ids`` and ``positions`` [rows, 1] of the tokens fed, the
-    ``column`` [1] that takes their keys, and which columns are ``seen`` [rows, columns]."""
+    """The tensors that a step of one shape reads and moves on.
+
+    ``ids`` and ``positions`` [rows, 1] are those of the tokens fed, ``column`` [1] takes their keys, and
+    ``seen`` [rows, columns] says which columns a row sees.
+    """
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         self.shape = shape
