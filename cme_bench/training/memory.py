@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cme_bench.adapters.shared.recompute import TRANSPARENT
 from cme_bench.training.loss import CHUNK_NUMBERS
 
 PROBED = 64
-"""Tokens of the pass in which kept bytes are counted."""
+"""Tokens of the larger of the two passes in which kept bytes are counted."""
 SHARE = 0.85
 """Share of the free memory that a step may take; the rest is for fragments and what an estimate misses."""
-_OPTIMIZER = 3
-"""Gradient and two moments for each trained number."""
+_OPTIMIZER = 4
+"""Gradient, two moments, and at most as much again for copies in the products' dtype, for each trained
+number."""
 _LOGITS = 3
 """Logits of a chunk, their softmax and its gradient."""
 
@@ -70,24 +72,32 @@ def step_bytes(model: nn.Module, *, tokens: int, autocast: bool) -> int:
 
 
 def kept_bytes(model: nn.Module, *, autocast: bool) -> int:
-    """Return the bytes that autograd keeps for each token of a forward pass; parameters are left out.
+    """Return the bytes that autograd keeps for each token of a forward pass, beyond what it keeps whatever
+    their number, as weights in another dtype.
 
     Random states are as before.
     """
+    few, many = (_kept(model, tokens, autocast=autocast) for tokens in (PROBED // 2, PROBED))
+    return -(-(many - few) // (PROBED - PROBED // 2))
+
+
+def _kept(model: nn.Module, tokens: int, *, autocast: bool) -> int:
     device = next(model.parameters()).device
     decoder: Any = model.get_base_model().base_model  # type: ignore[operator]  # PEFT: the transformers model
     parameters = {_memory(each) for each in _tensors(model)}
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        """Count a tensor, and hand it back."""
         memory = _memory(tensor)
         if memory not in parameters and tensor.device == device:
             kept[memory] = tensor.untyped_storage().nbytes()
             held.append(tensor)  # else its memory is given to the next, which then is not counted
         return tensor
 
+    setattr(keep, TRANSPARENT, True)
     held: list[Tensor] = []
-    ids = torch.zeros((1, PROBED), dtype=torch.int64, device=device)
+    ids = torch.zeros((1, tokens), dtype=torch.int64, device=device)
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
@@ -95,7 +105,7 @@ def kept_bytes(model: nn.Module, *, autocast: bool) -> int:
         torch.autocast(device.type, torch.bfloat16, enabled=autocast),
     ):
         decoder(input_ids=ids, use_cache=False)
-    return -(-sum(kept.values()) // PROBED)
+    return sum(kept.values())
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

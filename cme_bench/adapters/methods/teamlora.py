@@ -14,7 +14,6 @@ from cme_bench.adapters.registry import Measured, register
 from cme_bench.adapters.routing.config import RoutedConfig
 from cme_bench.adapters.routing.gated import FUSED, routed_form
 from cme_bench.adapters.routing.layer import RoutedLinear
-from cme_bench.adapters.routing.router import Routing, weigh
 from cme_bench.adapters.shared.layer import Shapes
 from cme_bench.adapters.shared.model import AdapterModel
 from cme_bench.util.errors import did_you_mean
@@ -158,13 +157,15 @@ class TeamLoraLinear(RoutedLinear[TeamLoraConfig]):
         """Return M, (k, k); None without competition."""
         return self.held("interaction", adapter_name) if self.settings[adapter_name].competition else None
 
-    def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
-        """Return phi = softmax(logits) and omega = M phi, (..., k) each."""
-        return weigh(logits, self.interaction(adapter_name), self.settings[adapter_name].normalize_omega)
+    def normalizes(self, adapter_name: str) -> bool:
+        """Return whether omega is divided by its sum."""
+        divided: bool = self.settings[adapter_name].normalize_omega
+        return divided
 
-    def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
-        """Return ``x`` after dropout, unless it falls on the latent."""
-        return super().dropped(x, adapter_name) if self.settings[adapter_name].dropout_place == "input" else x
+    def input_dropout(self, adapter_name: str) -> float:
+        """Return the probability of dropping an element of x; 0 where dropout falls on the latent."""
+        config = self.settings[adapter_name]
+        return config.dropout if config.dropout_place == "input" else 0.0
 
     def latent_dropout(self, adapter_name: str) -> float:
         """Return the probability of dropping an element of the gated latent."""

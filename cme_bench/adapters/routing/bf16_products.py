@@ -49,9 +49,9 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, down: Tensor, router: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with autocast_off(x):
-            weight = _stack(down, router, dim=-2)
-            out = _product(x, weight.mT)
-            z, logits = _unstack(out, down.shape[-2], router.shape[-2], dim=-1)
+            weight = stack(down, router, dim=-2)
+            out = product(x, weight.mT)
+            z, logits = unstack(out, down.shape[-2], router.shape[-2], dim=-1)
             return z.to(x.dtype), logits, weight
 
     @staticmethod
@@ -67,11 +67,11 @@ class _Products(torch.autograd.Function):
         grad_z, grad_logits, _ = grads
         (width, down_dtype), (k, router_dtype) = ctx.down, ctx.router
         with autocast_off(x):
-            grad = _stack(grad_z, grad_logits, dim=-1)
+            grad = stack(grad_z, grad_logits, dim=-1)
             grad_x = grad @ weight if ctx.needs_input_grad[0] else None
             if not any(ctx.needs_input_grad[1:]):
                 return grad_x, None, None
-            grad_down, grad_router = _unstack(_product(grad.mT, x), width, k, dim=-2)
+            grad_down, grad_router = unstack(product(grad.mT, x), width, k, dim=-2)
         return grad_x, grad_down.to(down_dtype), grad_router.to(router_dtype)
 
     @staticmethod
@@ -83,7 +83,7 @@ class _Products(torch.autograd.Function):
         return _Products.apply(*stacked), (0, 0, 0)  # type: ignore[no-untyped-call]
 
 
-def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
+def stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
     """Return bfloat16: ``rounded``, then the three pieces of ``exact``, then zeros up to the alignment."""
     pieces, rest = [], exact.float()
     for _ in range(PIECES):
@@ -95,16 +95,16 @@ def _stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
     return torch.cat([rounded.bfloat16(), *pieces, zeros], dim=dim)
 
 
-def _unstack(stacked: Tensor, width: int, k: int, dim: int) -> tuple[Tensor, Tensor]:
+def unstack(stacked: Tensor, width: int, k: int, dim: int) -> tuple[Tensor, Tensor]:
     """Return the first ``width`` entries along ``dim``, and the sum over the pieces of the ``k`` that
     follow."""
     first, pieces = stacked.narrow(dim, 0, width), stacked.narrow(dim, width, PIECES * k)
     return first, torch.stack(pieces.chunk(PIECES, dim)).sum(0)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a b`` of bfloat16 matrices, summed and kept in float32."""
     if a.is_cuda:
-        product = torch.mm if a.ndim == 2 else torch.bmm
-        return product(a, b, out_dtype=torch.float32)
+        multiply = torch.mm if a.ndim == 2 else torch.bmm
+        return multiply(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()

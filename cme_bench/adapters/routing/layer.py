@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.routing.config import RoutedConfig
+from cme_bench.adapters.routing.fused_linear import fused_linear
+from cme_bench.adapters.routing.gate import GateSettings
 from cme_bench.adapters.routing.router import Routing, router_logits, weigh
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
+from cme_bench.adapters.shared.linears import frozen_plain
 from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
 
 Routed = TypeVar("Routed", bound=RoutedConfig)
@@ -37,6 +40,14 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
     """A linear layer with low-rank experts behind a per-token router: parameters down, up, router, perhaps
     more."""
 
+    _as_written: ClassVar[bool]
+    """Whether the layer computes as this class says; what a method changes is computed plainly."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        names = ("routing", "weigh", "delta", "dropped", "_latent_and_routing")
+        cls._as_written = all(getattr(cls, name) is getattr(RoutedLinear, name) for name in names)
+
     def reset(self, adapter_name: str) -> None:
         """Start as every adapter does; the router starts like ``down``."""
         super().reset(adapter_name)
@@ -48,14 +59,32 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
 
     def weigh(self, logits: Tensor, adapter_name: str) -> Routing:
         """Return phi and omega of the router's logits, all (..., k)."""
-        return weigh(logits)
+        return weigh(logits, self.interaction(adapter_name), self.normalizes(adapter_name))
 
     def interaction(self, adapter_name: str) -> Tensor | None:
         """Return M of one adapter, (k, k); None where the method has no interaction of experts."""
         return None
 
+    def normalizes(self, adapter_name: str) -> bool:
+        """Return whether omega is divided by its sum."""
+        return False
+
+    def together(self, x: Tensor, adapter_name: str) -> Tensor | None:
+        """Return the base layer's output with the update, where both can be one step of autograd."""
+        linear = self.get_base_layer()
+        if not (torch.is_grad_enabled() and frozen_plain(linear) and self._fuses(x, adapter_name)):
+            return None
+        if not linear.weight.dtype == x.dtype == self._product_dtype(x, adapter_name):
+            return None
+        return self._fused(x, adapter_name, (linear.weight, linear.bias))
+
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
-        """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out)."""
+        """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out).
+
+        With gradients it is one step of autograd; what follows here is the same, written plainly.
+        """
+        if torch.is_grad_enabled() and self._fuses(x, adapter_name):
+            return self._fused(x, adapter_name, None)
         config = self.settings[adapter_name]
         z, routing = self._latent_and_routing(x, adapter_name)
         self.tell(adapter_name, routing)
@@ -80,6 +109,42 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
             return z, self.weigh(logits, adapter_name)
         routing = self.routing(x, adapter_name)
         return project(dropped, down, cast_input=cast), routing
+
+    def _fuses(self, x: Tensor, adapter_name: str) -> bool:
+        """Return whether ``fused_linear`` computes this layer."""
+        down, up = self.held("down", adapter_name), self.held("up", adapter_name)
+        return (
+            self._as_written
+            and self.cast_input_dtype_enabled
+            and down.dtype == up.dtype
+            and not (autocast_on(x) and torch.float64 in {x.dtype, down.dtype})  # which autocast leaves alone
+            and not (self.training and self.latent_dropout(adapter_name))
+        )
+
+    def _product_dtype(self, x: Tensor, adapter_name: str) -> torch.dtype:
+        if autocast_on(x):
+            return torch.get_autocast_dtype(x.device.type)
+        return self.held("down", adapter_name).dtype
+
+    def _fused(self, x: Tensor, adapter_name: str, base: tuple[Tensor, Tensor | None] | None) -> Tensor:
+        config = self.settings[adapter_name]
+        down, up, router = (self.held(part, adapter_name) for part in ("down", "up", "router"))
+        dropped = self.input_dropout(adapter_name) if self.training else 0.0
+        kept = (
+            nn.functional.dropout(torch.ones_like(fitted(x.detach(), down)), dropped) != 0
+            if dropped
+            else None
+        )
+        settings = GateSettings(
+            config.r,
+            config.scale / (1.0 - dropped),
+            self.normalizes(adapter_name),
+            self._product_dtype(x, adapter_name),
+        )
+        adapter = (down, up, router, self.interaction(adapter_name))
+        y, routing = fused_linear(x, adapter, settings, base=base, kept=kept)
+        self.tell(adapter_name, routing)
+        return y
 
     def latent_dropout(self, adapter_name: str) -> float:
         """Return the probability of dropping an element of the gated latent; 0 where dropout falls on the

@@ -96,16 +96,26 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
             self.unmerge()
         if names is not None:
             self._check_mixed(x, names)
+        off = self.disable_adapters or self.merged
+        active = [name for name in self.active_adapters if name in self.settings]
+        if len(active) == 1 and names is None and not (off or args or kwargs):
+            whole = self.together(x, active[0])
+            if whole is not None:
+                return whole
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
+        if off:
             return result
         if names is not None:
             return self._mixed(x, result, names)
         dtype = result.dtype
-        for name in self.active_adapters:
-            if name in self.settings:
-                result = result + self.delta(x, name)
+        for name in active:
+            result = result + self.delta(x, name)
         return result.to(dtype)
+
+    def together(self, x: Tensor, adapter_name: str) -> Tensor | None:
+        """Return the base layer's output with the adapter's update, where a method computes both at once;
+        else None."""
+        return None
 
     def _check_mixed(self, x: Tensor, names: Sequence[str]) -> None:
         """Raise AdapterError, in PEFT's words, if rows cannot have adapters of their own."""
@@ -132,8 +142,13 @@ class AdapterLinear(nn.Module, BaseTunerLayer, Generic[Config]):  # type: ignore
 
     def dropped(self, x: Tensor, adapter_name: str) -> Tensor:
         """Return ``x`` after the adapter's dropout; ``x`` itself outside training."""
-        probability = self.settings[adapter_name].dropout
+        probability = self.input_dropout(adapter_name)
         return nn.functional.dropout(x, probability) if self.training and probability else x
+
+    def input_dropout(self, adapter_name: str) -> float:
+        """Return the probability of dropping an element of the adapter's input in training."""
+        probability: float = self.settings[adapter_name].dropout
+        return probability
 
     def narrow(self, adapter_name: str) -> None:
         """Give an adapter's parameters the base layer's dtype, as ``autocast_adapter_dtype=False`` asks."""

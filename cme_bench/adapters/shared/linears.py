@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from transformers.pytorch_utils import Conv1D
 
 from cme_bench.adapters.shared.quantised import is_quantised_linear
 
 LINEARS = (nn.Linear, Conv1D)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
@@ -30,3 +32,16 @@ def features(linear: nn.Module) -> tuple[int, int]:
 def as_stored(linear: nn.Module, weight: Tensor) -> Tensor:
     """Return ``weight``, (d_out, d_in), the way round in which ``linear`` stores its own."""
     return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def frozen_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a layer is torch's own linear, frozen, on which nobody listens and nothing is replaced,
+    so that its product can be computed without calling it."""
+    return (
+        type(linear) is nn.Linear
+        and type(linear.weight) is nn.Parameter  # not torchao's, nor one that is spread over processes
+        and not any(p.requires_grad for p in linear.parameters())
+        and "forward" not in linear.__dict__  # accelerate's, of a model on several devices
+        and not any(getattr(linear, hooks) for hooks in _HOOKS)
+        and not any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
+    )
