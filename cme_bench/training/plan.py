@@ -26,7 +26,7 @@ from cme_bench.training.own_rows import OwnRow
 from cme_bench.training.own_set import OwnSet, load_own
 from cme_bench.training.parts import CME, HUB, DataPart, data_parts
 from cme_bench.training.published import PUBLISHED
-from cme_bench.training.templates import Prompted, load_templates, select_datasets
+from cme_bench.training.templates import DatasetTemplate, Prompted, load_templates, select_datasets
 from cme_bench.training.tokens import TokenTable, TrainingEncoder
 from cme_bench.util.collection import uncollected
 from cme_bench.util.errors import UsageError
@@ -128,18 +128,17 @@ def load_sets(
     *,
     note: Callable[[str], None],
     own: Sequence[OwnSet] | None = None,
+    chosen: Sequence[DatasetTemplate] | None = None,
 ) -> list[ItemSet]:
     """Load the rows of every dataset of CME that the options name, and one's own rows behind them, capped and
     with their held-out items apart.
 
-    ``source``: of CME's rows, where it is open; ``own``: the own rows, where they are loaded.
+    ``source``: of CME's rows, where it is open; ``own``: the own rows, where they are loaded; ``chosen``:
+    what :func:`chosen_templates` returns.
     """
-    cme = [part for part in data_parts(options.data) if part.kind == CME]
-    if not cme and options.datasets != "all":
-        raise UsageError("--datasets names datasets of CME, and --data has none (add --data cme=DIR)")
+    chosen = chosen_templates(options) if chosen is None else chosen
     sets: list[ItemSet] = []
-    for part in cme:
-        chosen = select_datasets(load_templates(load_suite()), options.datasets)
+    for part in (part for part in data_parts(options.data) if part.kind == CME):
         note(f"reading {len(chosen)} datasets")
         opened = source or open_source(part.place, offline=options.offline)
         spared = _spared_rows(options, opened)
@@ -148,6 +147,15 @@ def load_sets(
             for t in chosen
         ]
     return [*sets, *(load_own_sets(options, note=note) if own is None else own)]
+
+
+def chosen_templates(options: TrainOptions) -> list[DatasetTemplate]:
+    """Return the templates of the datasets of CME that the options name. UsageError for unknown ones."""
+    if any(part.kind == CME for part in data_parts(options.data)):
+        return select_datasets(load_templates(load_suite()), options.datasets)
+    if options.datasets != "all":
+        raise UsageError("--datasets names datasets of CME, and --data has none (add --data cme=DIR)")
+    return []
 
 
 def _spared_rows(options: TrainOptions, source: DataSource) -> list[Rows]:

@@ -1,15 +1,19 @@
-"""A training whose rows are drawn and tokenised, and which has loaded nothing else."""
+"""A training whose rows are drawn and tokenised."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig
 
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import TrainingPlan
+from cme_bench.util.early import Early
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,7 @@ class Prepared:
     """A training that is about to begin.
 
     ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
+    ``loading``: the base as adapters are put on it, where its weights are being loaded already.
     """
 
     options: TrainOptions
@@ -26,6 +31,7 @@ class Prepared:
     pad_token: int
     content: dict[str, Any]
     finished: bool
+    loading: Early[PreTrainedModel] | None = None
 
     @property
     def name(self) -> str:

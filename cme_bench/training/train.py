@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import set_seed
@@ -50,6 +50,7 @@ from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.plan import (
     ItemSet,
     TrainingPlan,
+    chosen_templates,
     load_own_sets,
     load_sets,
     make_plan,
@@ -59,13 +60,15 @@ from cme_bench.training.plan import (
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
 from cme_bench.training.session import Session, manner
+from cme_bench.training.shared import Shared
 from cme_bench.training.tokens import training_encoder
+from cme_bench.util.early import Early
 from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
 from cme_bench.util.locks import try_lock
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainingArguments
 
 PROBE_STEPS = 100
 """Number of steps assumed when settings are checked before the data are read."""
@@ -84,7 +87,7 @@ def train(
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
     listener = listener or Listener()
-    prepared = prepare(options, listener, sets=sets)
+    prepared = prepare(options, listener, sets=sets, early=True)
     if prepared.finished:
         listener.note(f"{options.out}: already trained")
         return options.out
@@ -93,20 +96,24 @@ def train(
     return options.out
 
 
-def prepare(options: TrainOptions, listener: Listener, *, sets: Sequence[ItemSet] | None = None) -> Prepared:
+def prepare(
+    options: TrainOptions,
+    listener: Listener,
+    *,
+    sets: Sequence[ItemSet] | None = None,
+    early: bool = False,
+    shared: Shared | None = None,
+) -> Prepared:
     """Check the settings, read and tokenise the rows, and compare the folder; arguments as for
-    :func:`train`."""
+    :func:`train`.
+
+    ``early``: the weights are loaded meanwhile, from when the settings are found possible; ``shared``: what
+    other trainings of the same base have made.
+    """
     check_options(options)
     check_switches(options)
-    base = resolve_model(options.model, offline=options.offline, note=listener.note)
-    config = load_config(base)
-    check_base(base, config, quantize=options.quantize)
-    check_trainable(base.path, config)
-    check_covers(options.device_map, config)
-    if options.liger:
-        check_liger(choose_device(), config)
-    if beside := adapter_note(base.path):
-        listener.note(beside)
+    shared = shared or Shared()
+    base, config, tokenizer = shared.base(options, lambda: _checked_base(options, listener))
     check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
@@ -120,14 +127,20 @@ def prepare(options: TrainOptions, listener: Listener, *, sets: Sequence[ItemSet
         listener.note(f"note: {encoder.encoder.bos.warning}")
     for note in encoder.format.notes:
         listener.note(f"note: {note}")
-    sets = load_sets(options, note=listener.note, own=own) if sets is None else sets
+    chosen = chosen_templates(options) if sets is None else []
+    loading = _load_early(options, base, config) if early else None
+    sets = load_sets(options, note=listener.note, own=own, chosen=chosen) if sets is None else sets
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.device_map is not None and processes > 1:
         raise UsageError(
             f"--device-map spreads one process over the GPUs, and there are {processes}: leave it out, or "
             "start without accelerate launch"
         )
-    plan = make_plan(options, None, encoder, processes=processes, note=listener.note, sets=sets)
+    plan = shared.plan(
+        options,
+        sets,
+        lambda: make_plan(options, None, encoder, processes=processes, note=listener.note, sets=sets),
+    )
     _note_plan(plan, listener)
     check_vocabulary(tokenizer, embeddings(config), plan.examples.highest, model=str(base.path))
     identity = record.identity(options, base, plan.mixture, processes, encoder.encoder.bos)
@@ -139,7 +152,32 @@ def prepare(options: TrainOptions, listener: Listener, *, sets: Sequence[ItemSet
         pad_token=pad_token(tokenizer, embeddings(config)),
         content=record.describe_training(options, base, encoder, plan.mixture, identity),
         finished=record.check_folder(options.out, identity),
+        loading=loading,
     )
+
+
+def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint, Any, Any]:
+    """Return the base, its config and its tokenizer. UsageError if it cannot be trained as asked."""
+    base = resolve_model(options.model, offline=options.offline, note=listener.note)
+    config = load_config(base)
+    check_base(base, config, quantize=options.quantize)
+    check_trainable(base.path, config)
+    check_covers(options.device_map, config)
+    if options.liger:
+        check_liger(choose_device(), config)
+    if beside := adapter_note(base.path):
+        listener.note(beside)
+    return base, config, load_tokenizer(base)
+
+
+def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[PreTrainedModel] | None:
+    """Begin to load the base, where it is sure to be trained, in this process, on the usual device."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and needs_trainer(options) is None
+    if not alone or (options.out / record.FILE).exists():
+        return None
+    device = choose_device()
+    dtype = choose_dtype(options.dtype, config, device)
+    return Early(lambda: frozen_base(base, dtype, device, options))
 
 
 def _note_plan(plan: TrainingPlan, listener: Listener) -> None:
@@ -175,8 +213,6 @@ def only_writer(out: Path) -> Iterator[None]:
 def _run(prepared: Prepared, listener: Listener) -> None:
     options, base, plan = prepared.options, prepared.base, prepared.plan
     out, checkpoints = options.out, options.out / "checkpoints"
-    from cme_bench.training.trainer import trainer_arguments
-
     by_trainer = needs_trainer(options)
     resumed, step = last_checkpoint(checkpoints, processes=prepared.content["identity"]["processes"])
     if resumed:
@@ -184,10 +220,10 @@ def _run(prepared: Prepared, listener: Listener) -> None:
     device = choose_device()
     dtype = choose_dtype(options.dtype, load_config(base), device)
     bf16 = dtype == torch.bfloat16
-    arguments = trainer_arguments(options, plan, checkpoints, bf16=bf16) if by_trainer else None
-    model = _adapted_model(base, prepared.config, dtype, arguments.device if arguments else device, options)
+    arguments = _trainer_arguments(prepared, bf16=bf16) if by_trainer else None
+    model = _adapted_model(prepared, dtype, arguments.device if arguments else device)
     if by_trainer is None and (by_trainer := mixed_numbers(model)):
-        arguments = trainer_arguments(options, plan, checkpoints, bf16=bf16)
+        arguments = _trainer_arguments(prepared, bf16=bf16)
     if arguments is not None:
         refuse_other_checkpoint(checkpoints, by_trainer)
     session = Session(
@@ -228,15 +264,18 @@ def frozen_base(
     return model
 
 
-def _adapted_model(
-    base: Checkpoint,
-    peft_config: PeftConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-    options: TrainOptions,
-) -> PeftModel:
+def _trainer_arguments(prepared: Prepared, *, bf16: bool) -> TrainingArguments:
+    from cme_bench.training.trainer import trainer_arguments  # transformers' Trainer takes long to import
+
+    out = prepared.options.out
+    return trainer_arguments(prepared.options, prepared.plan, out / "checkpoints", bf16=bf16)
+
+
+def _adapted_model(prepared: Prepared, dtype: torch.dtype, device: torch.device) -> PeftModel:
     """Return the base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
-    model = frozen_base(base, dtype, device, options)
+    options, base, peft_config = prepared.options, prepared.base, prepared.config
+    begun = prepared.loading
+    model = frozen_base(base, dtype, device, options) if begun is None else begun.result()
     set_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose

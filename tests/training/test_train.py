@@ -25,7 +25,7 @@ from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
 from cme_bench.training.schedule import warmup_steps
 from cme_bench.training.session import MANNER
-from cme_bench.training.train import train
+from cme_bench.training.train import prepare, train
 from cme_bench.training.trainer import MixtureTrainer
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
@@ -369,16 +369,46 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_impossible_settings_fail_early_with_one_line(
     method: str, changes: dict[str, Any], message: str, options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def not_loaded(*args: Any) -> None:
-        raise AssertionError("weights were loaded before the settings were checked")
-
-    monkeypatch.setattr("cme_bench.training.train.load_model", not_loaded)
+    loaded: list[Any] = []
+    monkeypatch.setattr("cme_bench.training.train.load_model", lambda *args, **kwargs: loaded.append(args))
     chosen = options(method, **changes)
     with pytest.raises(UsageError) as caught:
         train(chosen)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not chosen.out.exists()
+    assert not loaded, "weights were loaded before the settings were checked"
+
+
+def test_weights_are_loaded_early_only_where_the_training_begins_in_one_process(
+    options: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options("lora", max_steps=1)
+    begun = prepare(chosen, Listener(), early=True).loading
+    assert begun is not None and not begun.result().training
+    assert prepare(chosen, Listener()).loading is None
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert prepare(chosen, Listener(), early=True).loading is None
+    monkeypatch.delenv("WORLD_SIZE")
+    train(chosen)
+    again = prepare(chosen, Listener(), early=True)
+    assert again.finished and again.loading is None
+
+
+@pytest.mark.parametrize(
+    ("row", "told"), [("{}", "has no columns"), ('{"prompt": "a", "completion": "b"}', "torn")]
+)
+def test_what_is_wrong_with_rows_is_told_before_what_is_wrong_with_weights(
+    row: str, told: str, options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*args: Any, **kwargs: Any) -> None:
+        raise CmeError("the weights are torn")
+
+    monkeypatch.setattr("cme_bench.training.train.load_model", torn)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(row + "\n")
+    with pytest.raises(CmeError, match=told):
+        train(options("lora", data=str(rows), datasets="all"))
 
 
 def test_switches_reach_the_config(options: Make) -> None:

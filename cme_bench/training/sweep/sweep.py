@@ -24,6 +24,7 @@ from cme_bench.training.packing import check_packing
 from cme_bench.training.plan import ItemSet, load_sets
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.reporting import report_whole
+from cme_bench.training.shared import Shared
 from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
@@ -32,7 +33,10 @@ from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import replacing, storing, write_json
 
 STATES = ".sweep.pt"
-_DATA = ("data", "row_form", "datasets", "cap", "holdout", "prompt_format", "max_length", "offline")
+_DATA = (
+    *("data", "row_form", "encoding", "delimiter", "quotes", "datasets", "cap", "holdout", "spare"),
+    *("prompt_format", "max_length", "offline"),
+)
 """Options that decide which rows are read."""
 
 
@@ -67,7 +71,7 @@ def _prepared(
 ) -> list[Prepared]:
     """Prepare every training; rows that several of them draw from are read once, if ``sets`` are not they."""
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
-    found = []
+    found, shared = [], Shared()
     for one in options:
         for name in ("device_map", "checkpointing", "pack_tokens", "liger"):
             if getattr(one, name):
@@ -80,7 +84,7 @@ def _prepared(
         key = tuple(getattr(one, name) for name in _DATA)
         if key not in read:
             read[key] = load_sets(one, note=listener.note) if sets is None else sets
-        found.append(prepare(one, listener, sets=read[key]))
+        found.append(prepare(one, listener, sets=read[key], shared=shared))
     return found
 
 

@@ -1,0 +1,46 @@
+"""What the preparations of several trainings have in common: the base's checks, and equal plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.training.options import TrainOptions
+from cme_bench.training.plan import ItemSet, TrainingPlan
+
+_OF_THE_ADAPTER = frozenset(
+    """method out rank experts alpha dropout targets preset scaling collaboration competition balance_loss
+    settings learning_rate warmup weight_decay max_grad_norm save_dtype save_every log_every report_to
+    report_project""".split()
+)
+"""Options that decide neither the base nor which examples are made of the rows, and when. Any other does."""
+_OF_THE_BASE = ("model", "offline", "quantize", "device_map", "liger")
+
+
+class Shared:
+    """Makes once what several trainings can share; a training of its own shares nothing."""
+
+    def __init__(self) -> None:
+        self._bases: dict[str, tuple[Checkpoint, Any, Any]] = {}
+        self._plans: dict[tuple[str, int], tuple[Sequence[ItemSet], TrainingPlan]] = {}
+
+    def base(
+        self, options: TrainOptions, check: Callable[[], tuple[Checkpoint, Any, Any]]
+    ) -> tuple[Checkpoint, Any, Any]:
+        """Return the base of a training, its config and its tokenizer, checked once."""
+        key = repr([getattr(options, name) for name in _OF_THE_BASE])
+        if key not in self._bases:
+            self._bases[key] = check()
+        return self._bases[key]
+
+    def plan(
+        self, options: TrainOptions, sets: Sequence[ItemSet], make: Callable[[], TrainingPlan]
+    ) -> TrainingPlan:
+        """Return the plan of a training with these rows; those that differ in the adapter alone share one."""
+        names = [field.name for field in fields(options) if field.name not in _OF_THE_ADAPTER]
+        key = repr([getattr(options, name) for name in names]), id(sets)
+        if key not in self._plans:
+            self._plans[key] = sets, make()  # the rows are kept, so that no other has their id
+        return self._plans[key][1]
