@@ -18,8 +18,9 @@ Numbered: TypeAlias = tuple[int, Request]
 class Inbox(Protocol):
     """Hand requests of one kind to one call of ``Engine.serve``, in batches.
 
-    A batch is what one ``take`` returns. An engine that computes batch by batch answers a batch before it
-    takes the next. An engine that computes continuously takes the next one when it has room.
+    A batch is what one ``take`` returns. An engine that computes batch by batch answers a batch, or several
+    small ones together, before it takes the next. An engine that computes continuously takes the next one
+    when it has room.
     """
 
     def take(self, *, wait: bool) -> list[Numbered]:
@@ -103,14 +104,18 @@ class Mailbox:
 
 
 def batch_by_batch(
-    inbox: Inbox, answer: Callable[[Sequence[Request]], Iterable[tuple[int, Response]]]
+    inbox: Inbox,
+    answer: Callable[[Sequence[Request]], Iterable[tuple[int, Response]]],
+    enough: Callable[[Sequence[Request]], bool] = lambda requests: True,
 ) -> Iterator[tuple[int, Response]]:
     """Serve ``inbox`` with a function that answers one batch.
 
     ``answer`` takes requests and yields ``(index among them, response)``. A LogitsError that it raises gets
-    the number of its request.
+    the number of its request. Batches that are there already are put together until they are ``enough``.
     """
     while batch := inbox.take(wait=True):
+        while not enough([request for _, request in batch]) and (more := inbox.take(wait=False)):
+            batch = [*batch, *more]
         try:
             for index, response in answer([request for _, request in batch]):
                 yield batch[index][0], response

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
+from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, Request, Response, TokenIds
 from cme_bench.engines.hf.batching import PACK_PARAMETERS, plan_limits
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.work import Work
+from cme_bench.engines.inbox import Batches
 
 
 def score_all(engine: HFEngine, asked: list[LoglikelihoodRequest]) -> list[LoglikelihoodResponse]:
@@ -89,6 +90,9 @@ def test_a_pack_of_a_small_model_holds_more(tiny_model: LlamaForCausalLM) -> Non
     assert sizes == [65_536, 8192, 8192]
     assert plan_limits(config, cuda, 10_000, 135_000_000).pack_tokens == 10_000
     assert plan_limits(config, torch.device("cpu"), 1 << 20, 135_000_000).pack_tokens == 1024
+    sizes = (2 * PACK_PARAMETERS, PACK_PARAMETERS, PACK_PARAMETERS // 2, 1)
+    forwards = [plan_limits(config, cuda, 1 << 20, size).forward_tokens for size in sizes]
+    assert forwards == [1024, 1024, 2048, 8192]  # a forward costs as much as an eighth of a pack
 
 
 def test_the_floor_counts_products_alone(
@@ -104,3 +108,28 @@ def test_the_floor_counts_products_alone(
     extra = engine.stats.extra
     assert extra["flops"] >= 2 * work.body * engine.stats.tokens_computed
     assert 0 < extra["device_seconds"] <= extra["serving_seconds"]
+
+
+def test_small_batches_are_answered_together_like_each_by_itself(
+    tiny_model: LlamaForCausalLM,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    questions: list[LoglikelihoodRequest],
+) -> None:
+    batches = [questions[:2], questions[2:5], questions[5:6], questions[6:]]
+    apart = HFEngine(tiny_model, toy_tokenizer)
+    expected = dict(apart.serve(Batches(batches)))
+    together = HFEngine(tiny_model, toy_tokenizer)
+    together.together = 240  # a question has 42 tokens and 7 of choices: batches of 5, and of 7
+    answered: list[int] = []
+    answer = together._answer
+
+    def counted(requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        answered.append(len(requests))
+        return answer(requests)
+
+    together._answer = counted  # type: ignore[method-assign]
+    found = dict(together.serve(Batches(batches)))
+    assert answered == [5, 7]
+    assert found.keys() == expected.keys()
+    for number, response in expected.items():
+        assert found[number].logprobs == pytest.approx(response.logprobs, abs=1e-5)

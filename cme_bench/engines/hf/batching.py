@@ -152,13 +152,15 @@ def plan_limits(
 
     The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
     pack stay below 128 MiB there and 1 GiB on CUDA. A GPU takes as long to be told of a pack of a small model
-    as of a large one, so a pack holds as much work: more tokens, the fewer ``parameters`` there are.
+    as of a large one, so a pack holds as much work: more tokens, the fewer ``parameters`` there are. A
+    forward of its own then costs as much as more tokens, too.
     """
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     on_cuda = device.type == "cuda"
     pack, block, forward, logits = (8192, 1024, 1024, 1 << 28) if on_cuda else (1024, 256, 64, 1 << 25)
     if on_cuda:
-        pack = max(pack, min(_MOST_PACK_TOKENS, pack * PACK_PARAMETERS // max(1, parameters)))
+        larger = max(1, min(_MOST_PACK_TOKENS / pack, PACK_PARAMETERS / max(1, parameters)))
+        pack, forward = int(pack * larger), int(forward * larger)
     return PlanLimits(
         pack_tokens=min(pack, tokens_per_batch),
         pack_scored=max(1, logits // vocabulary),

@@ -93,6 +93,7 @@ class HFEngine(Engine):
         size = sum(parameter.numel() for parameter in base.parameters())
         self.limits = plan_limits(base.config, self.device, self.budget.tokens, size)
         self.ahead = 0 if self.device.type == "cpu" else 1
+        self.together = 2 * self.limits.pack_tokens * self.ahead  # tokens for which small batches are joined
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain
         self._static = self.device.type == "cuda" if static is None else static
@@ -111,9 +112,20 @@ class HFEngine(Engine):
         """
         started = time.perf_counter()
         try:
-            yield from batch_by_batch(inbox, self._answer)
+            yield from batch_by_batch(inbox, self._answer, self._is_enough)
         finally:
             self.stats.add("serving_seconds", time.perf_counter() - started)
+
+    def _is_enough(self, requests: Sequence[Request]) -> bool:
+        """Tell whether requests fill so many packs that more would not make them cheaper.
+
+        Texts are batched by their lengths, which differ more from task to task than within one.
+        """
+        if not self.together or isinstance(requests[0], GenerateRequest):
+            return True
+        waiting = cast("Sequence[LoglikelihoodRequest]", requests)
+        tokens = (len(r.prompt) + sum(len(choice) for _, choice in r.rows) for r in waiting)
+        return sum(tokens) >= self.together
 
     def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer one batch, which is of one kind; numbers are indices in it."""
