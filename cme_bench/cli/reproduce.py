@@ -22,6 +22,9 @@ _EXAMPLES = {
     "see what that costs, from a step measured here": (
         "cme-bench reproduce smollm2 --scale cpu --out results/runs/cpu --plan"
     ),
+    "fix a plan before its first score": (
+        "cme-bench reproduce experiments/smollm2.yaml --scale verdict --data ./data --out out --register"
+    ),
     "stop in time, and carry what is done to another machine": (
         "cme-bench reproduce smollm2 --scale hour --out out --minutes 10 --state parts"
     ),
@@ -34,6 +37,9 @@ def reproduce(
     call: CallOptions,
     plugin: Plugins = (),
     plan: Annotated[bool, Option("Only say what it costs, from a step measured here.")] = False,
+    register: Annotated[
+        bool, Option("Only write the registration of a scale with a protocol, which is then committed.")
+    ] = False,
 ) -> None:
     """Rerun the paper's experiments from a recipe: trainings, evaluations, tables, figures and claims.
 
@@ -55,6 +61,11 @@ def reproduce(
     from cme_bench.experiments.reproduce.reproduce import plan as plan_costs
     from cme_bench.experiments.reproduce.reproduce import reproduce as run_recipe
 
+    if register:
+        from cme_bench.experiments.reproduce.registration import register as write_registration
+
+        say(f"{write_registration(chosen)}: commit this file before the first score")
+        return
     if plan:
         say(plan_costs(chosen, call.out, offline=call.offline, note=tell), end="")
         return

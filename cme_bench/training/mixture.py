@@ -158,7 +158,7 @@ def load_training_set(
     seen: set[bytes] = set()
     banned = _evaluated_keys(template, source, spared)
     for part in template.parts:
-        place = _find(part, source)
+        place = find_part(part, source)
         if place is None:
             if not part.optional:
                 raise UsageError(_missing(template, part, source))
@@ -196,7 +196,7 @@ def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int
 _HUB = SplitFile(None, "", {})
 
 
-def _find(part: TemplatePart, source: DataSource) -> SplitFile | None:
+def find_part(part: TemplatePart, source: DataSource) -> SplitFile | None:
     """Return where the part's rows lie in this source; None if it has none."""
     if not isinstance(source, FolderSource):
         return None if part.hub is None else replace(_HUB, stem=part.hub)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.stages import with_seeds
 from cme_bench.experiments.reproduce.workbench import Workbench
 from cme_bench.reports.grids import markdown
 from cme_bench.runs.folder import read_run
@@ -24,7 +25,10 @@ PROBE_ITEMS = 2
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Measured on ``hardware`` by one process: seconds and tokens of a training step of ``row``, seconds an
-    item of an evaluation, and the ``start`` of a job (loading rows and model), in seconds."""
+    item of an evaluation, and the ``start`` of a job (loading rows and model), in seconds.
+
+    ``together``: how many trainings took that step at once, in one process; each counts its part of it.
+    """
 
     hardware: str
     row: str
@@ -33,6 +37,7 @@ class Rates:
     item_seconds: float
     items: int
     start: float
+    together: int = 1
 
 
 def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Callable[[str], None]) -> Rates:
@@ -43,18 +48,30 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
 
     here = hardware(cuda=torch.cuda.is_available())
     file = folder.path / "rates.json"
-    if file.is_file() and (held := Rates(**read_json(file))).hardware == here:
+    together = at_once(recipe)
+    if file.is_file() and _fits(held := Rates(**read_json(file)), here, together):
         return held
     row = max(recipe.main, key=lambda name: _weight(recipe, name))
-    note(f"measuring a step of {row} and {PROBE_ITEMS} items of each task")
+    rows = [row] if together == 1 else _first_rows(recipe, together)
+    note(f"measuring a step of {', '.join(rows)}, and {PROBE_ITEMS} items of each task")
     scratch = folder.path / "probe"
     shutil.rmtree(scratch, ignore_errors=True)
-    step_seconds, step_tokens, start = _probe_training(recipe, bench, row, scratch / "adapter")
+    step_seconds, step_tokens, start = _probe_training(recipe, bench, rows, scratch)
     item_seconds, items = _probe_evaluation(recipe, bench, scratch / "run")
     shutil.rmtree(scratch)
-    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start)
+    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start, together)
     write_json(file, {name: getattr(rates, name) for name in Rates.__slots__})
     return rates
+
+
+def at_once(recipe: Recipe) -> int:
+    """Return how many trainings one process of this recipe does at once, at most."""
+    return min(recipe.together, sum(job.kind == "train" for job in all_jobs(recipe)))
+
+
+def _fits(held: Rates, hardware: str, together: int) -> bool:
+    """Return whether rates were measured on this machine, and with so many trainings at once."""
+    return held.hardware == hardware and held.together == together
 
 
 def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
@@ -65,15 +82,26 @@ def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
     return training["method"] in routed_names(), int(training.get("rank", 0))
 
 
-def _probe_training(recipe: Recipe, bench: Workbench, row: str, out: Path) -> tuple[float, float, float]:
+def _first_rows(recipe: Recipe, count: int) -> list[str]:
+    """Return the rows of the trainings that a process does first, a row once for each of its seeds."""
+    return [job.row for job in all_jobs(recipe) if job.kind == "train"][:count]
+
+
+def _probe_training(
+    recipe: Recipe, bench: Workbench, rows: Sequence[str], scratch: Path
+) -> tuple[float, float, float]:
     import time
 
     _ = bench.sets
-    options = bench.training_options(row, out, rate=recipe.learning_rates[0], steps=PROBE_STEPS, seed=0)
+    rate, outs = recipe.learning_rates[0], [scratch / f"adapter{number}" for number in range(len(rows))]
+    asked = [
+        bench.training_options(row, out, rate=rate, steps=PROBE_STEPS, seed=seed)
+        for seed, (row, out) in enumerate(zip(rows, outs, strict=True))
+    ]
     started = time.monotonic()
-    bench.trained(replace(options, log_every=1))
+    bench.trained(*(replace(options, log_every=1) for options in asked))
     whole = time.monotonic() - started
-    curve = read_curve(out / "loss.csv")
+    curve = read_curve(outs[0] / "loss.csv")
     first, last = curve[PROBE_WARM - 1], curve[-1]
     steps = last.step - first.step
     seconds = (last.seconds - first.seconds) / steps
@@ -92,11 +120,12 @@ def _probe_evaluation(recipe: Recipe, bench: Workbench, out: Path) -> tuple[floa
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of the jobs of one kind, done ones included: their number, tokens trained, items, and minutes if one
-    process did them all."""
+    """Of the jobs of one kind, done ones included: their number, in how many ``bundles`` a process does them,
+    tokens trained, items, and minutes if one process did them all."""
 
     kind: str
     jobs: int
+    bundles: int
     tokens: float
     items: int
     minutes: float
@@ -110,9 +139,11 @@ def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
         own = [job for job in jobs if job.kind == kind]
         steps = sum(_steps(recipe, job) for job in own)
         items = rates.items * len(own) if kind == "evaluate" else 0
-        seconds = steps * rates.step_seconds + items * rates.item_seconds
-        seconds += sum(rates.start if job.minutes is None else 60 * job.minutes for job in own)
-        found.append(Cost(kind, len(own), steps * rates.step_tokens, items, seconds / 60))
+        count = -(-len(own) // recipe.together) if kind in TRAININGS else len(own)
+        seconds = steps * rates.step_seconds / rates.together + items * rates.item_seconds
+        timed = [60 * job.minutes for job in own if job.minutes is not None]
+        seconds += sum(timed) if timed else count * rates.start
+        found.append(Cost(kind, len(own), count, steps * rates.step_tokens, items, seconds / 60))
     return found
 
 
@@ -141,6 +172,24 @@ def cut_to_fit(recipe: Recipe, rates: Rates) -> Recipe:
     return recipe
 
 
+def _stage_lines(recipe: Recipe, rates: Rates) -> list[str]:
+    """Say which stage was counted, and what the second may cost at most."""
+    if recipe.protocol is None:
+        return []
+    if recipe.row_seeds:
+        return ["Both stages are counted: the second stage's seeds are decided."]
+    most = total_minutes(with_seeds(recipe, recipe.protocol.cap, recipe.protocol.cap), rates)
+    return [
+        f"Counted is the first stage, {recipe.protocol.first_seeds} seeds a row; with the cap of "
+        f"{recipe.protocol.cap} seeds a row it would be {most:.1f} minutes in all."
+    ]
+
+
+def _measured(rates: Rates) -> str:
+    """Return what took the measured step."""
+    return rates.row if rates.together == 1 else f"{rates.together} trainings at once"
+
+
 def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
     """Return the plan as people read it: rates, cost by kind, minutes a job, and what would be cut."""
     found = costs(recipe, rates)
@@ -149,6 +198,7 @@ def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
         [
             c.kind,
             str(c.jobs),
+            str(c.bundles),
             f"{c.tokens:,.0f}",
             f"{c.items:,}",
             f"{c.minutes / c.jobs:.1f}",
@@ -161,6 +211,7 @@ def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
         [
             "all",
             str(sum(c.jobs for c in found)),
+            str(sum(c.bundles for c in found)),
             f"{sum(c.tokens for c in found):,.0f}",
             f"{sum(c.items for c in found):,}",
             "",
@@ -170,20 +221,21 @@ def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
     cut = cut_to_fit(recipe, rates)
     lines = [
         f"{recipe.name}, scale {recipe.scale}: {done} of {sum(c.jobs for c in found)} jobs are done",
-        f"measured on {rates.hardware}: a step of {rates.row} {rates.step_seconds:.3f} s for "
-        f"{rates.step_tokens:.0f} tokens, an item {1000 * rates.item_seconds:.1f} ms, a job's start "
+        f"measured on {rates.hardware}: a step of {_measured(rates)} {rates.step_seconds:.3f} s for "
+        f"{rates.step_tokens:.0f} tokens each, an item {1000 * rates.item_seconds:.1f} ms, a job's start "
         f"{rates.start:.1f} s",
         "",
-        markdown(["jobs", "number", "tokens", "items", "minutes each", "minutes"], rows, left=1),
+        markdown(["jobs", "number", "processes", "tokens", "items", "minutes each", "minutes"], rows, left=1),
         "",
         f"Minutes are those of one process; {recipe.workers} will share the machine.",
+        *_stage_lines(recipe, rates),
     ]
     if recipe.budget_minutes is not None:
         fits = total <= recipe.budget_minutes
         lines.append(
             f"Budget: {recipe.budget_minutes:g} minutes: {'it fits' if fits else 'it does not fit'}."
         )
-        if not fits:
+        if not fits and recipe.protocol is None:
             after = total_minutes(cut, rates)
             lines.append(
                 f"Cut seeds before methods: --seeds {cut.seeds} --side-seeds {cut.side_seeds} takes "

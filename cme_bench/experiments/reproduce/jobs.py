@@ -56,7 +56,7 @@ def all_jobs(recipe: Recipe) -> list[Job]:
                 grids[row.name] = [Job("grid", row.name, rate=rate) for rate in recipe.learning_rates]
     jobs = [Job("evaluate", BASE), *(job for group in grids.values() for job in group)]
     names = sorted(recipe.rows, key=lambda name: name not in recipe.main)
-    for seed in range(max(recipe.seeds, recipe.side_seeds)):
+    for seed in range(max(map(recipe.seeds_of, names))):
         for name in names:
             if seed >= recipe.seeds_of(name):
                 continue
@@ -103,6 +103,16 @@ class Folder:
 
     def run(self, row: str, seed: int = 0) -> Path:
         return self.path / "runs" / (row if row == BASE else f"{row}-seed{seed}")
+
+    def packed(self, row: str, seed: int = 0) -> Path:
+        """Return where a run's scores are kept without texts, in recipes with ``carry_scores``."""
+        return self.path / "packed" / self.run(row, seed).name
+
+    def scores(self, row: str, seed: int = 0) -> Path:
+        """Return the folder that a run's scores are read from: the packed one, which is faster, if it is
+        there."""
+        packed = self.packed(row, seed)
+        return packed if packed.is_dir() else self.run(row, seed)
 
     def router(self, row: str, by: str) -> Path:
         return self.path / "router" / f"{row}-{by}"

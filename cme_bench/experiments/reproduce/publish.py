@@ -12,6 +12,8 @@ import orjson
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.registration import RECORD
+from cme_bench.experiments.reproduce.stages import STAGE
 from cme_bench.runs.pack import one_a_line, pack_run
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
@@ -29,6 +31,9 @@ def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for name in ("README.md", "claims.md", "claims.json", "recipe.json"):
             shutil.copy2(folder.path / name, out / name)
+        for name in (STAGE, RECORD):
+            if (folder.path / name).is_file():
+                shutil.copy2(folder.path / name, out / name)
         for name in ("tables", "figures"):
             shutil.rmtree(out / name, ignore_errors=True)
             shutil.copytree(folder.path / name, out / name)
@@ -43,8 +48,8 @@ def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
 
 def _publish_job(folder: Folder, job: Job, out: Path) -> None:
     if job.kind == "evaluate":
-        run = folder.run(job.row, job.seed)
-        pack_run(run, out / run.relative_to(folder.path))
+        to = out / folder.run(job.row, job.seed).relative_to(folder.path)
+        pack_run(folder.scores(job.row, job.seed), to)
     elif job.kind == "efficiency":
         file = folder.efficiency(job.row, job.part)
         to = out / file.relative_to(folder.path)

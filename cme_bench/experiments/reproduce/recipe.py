@@ -15,30 +15,17 @@ from typing import Any
 
 from cme_bench.experiments.efficiency.options import PARTS
 from cme_bench.experiments.reproduce.packaged import recipe_file
+from cme_bench.experiments.reproduce.protocol import USUAL, Protocol, read_protocol
+from cme_bench.experiments.reproduce.recipe_rows import TRAINING_FIELDS, RecipeRow, only_rows, read_rows
 from cme_bench.harness.yaml_loader import load_yaml
-from cme_bench.training.options import TrainOptions
 from cme_bench.util.errors import UsageError, did_you_mean
 from cme_bench.util.options import DType, Engine
 
-_TRAINING = frozenset(f.name for f in fields(TrainOptions)) - {"model", "out", "data", "seed", "max_steps"}
-_ROW = _TRAINING | {"like", "share", "title"}
 ABLATION = ("neither", "collaboration", "competition", "both")
 SHAPE_MINUTES = 4.0
 """Expected of a measurement of speed unless the recipe says otherwise."""
 BASE = "base"
 """Name of the run of the bare model."""
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeRow:
-    """One adapter to train, with every seed. ``training``: fields of TrainOptions; ``tuned_as``: the row
-    whose learning rate it takes; ``share``: of the scale's steps."""
-
-    name: str
-    title: str
-    training: Mapping[str, Any]
-    tuned_as: str
-    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +56,9 @@ class Recipe:
     share. routers: rows whose router is measured, on ``router_limit`` items a task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
     weights once everything that needs them is done. budget_minutes: what the plan compares its cost with.
+    carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
+    evaluation_dtype: of evaluations, where it is not that of trainings. protocol: what is registered before
+    the first score, where something is; row_seeds: what its second stage decided of each row.
     """
 
     name: str
@@ -90,6 +80,7 @@ class Recipe:
     tasks: str = "cme,cme_ll"
     engine: Engine = "hf"
     dtype: DType = "auto"
+    evaluation_dtype: DType | None = None
     routers: tuple[str, ...] = ()
     router_limit: int = 50
     subject_limit: int = 20
@@ -97,12 +88,22 @@ class Recipe:
     workers: int = 1
     together: int = 1
     keep_weights: bool = True
+    carry_scores: bool = False
     budget_minutes: float | None = None
     note: str = ""
     source: Path = field(default=Path())
+    protocol: Protocol | None = None
+    row_seeds: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def analysis(self) -> Protocol:
+        """What decides claims: the protocol, or the usual rules."""
+        return self.protocol or USUAL
 
     def seeds_of(self, row: str) -> int:
         """Return how many seeds of a row are trained."""
+        if self.protocol is not None:
+            return self.row_seeds.get(row, self.protocol.first_seeds)
         return self.seeds if row in self.main else self.side_seeds
 
     def steps_of(self, row: str) -> int:
@@ -125,7 +126,7 @@ class Recipe:
             "tasks": self.tasks,
             "engine": self.engine,
             "dtype": self.dtype,
-        }
+        } | ({"evaluation_dtype": self.evaluation_dtype} if self.evaluation_dtype else {})
 
 
 def read_recipe(
@@ -153,18 +154,18 @@ def read_recipe(
     only = changes.pop("only", None)
     content |= {k: v for k, v in changes.items() if k != "training"}
     content["training"] = {**content.get("training", {}), **changes.get("training", {})}
-    keys = {f.name for f in fields(Recipe)} - {"scale", "source"}
+    keys = {f.name for f in fields(Recipe)} - {"scale", "source", "row_seeds"}
     for key in content:
         if key not in keys:
             raise UsageError(
                 f"{where.get(key, f'{file}: scale {scale}')}: unknown key {key!r}{did_you_mean(key, keys)}"
             )
-    required = {f.name for f in fields(Recipe) if f.default is MISSING} - {"scale"}
+    required = {f.name for f in fields(Recipe) if f.default is f.default_factory is MISSING} - {"scale"}
     if missing := sorted(required - content.keys()):
         raise UsageError(f"{file}: {', '.join(missing)} missing (scale {scale})")
-    rows = _rows(file, where, content.pop("rows"))
+    rows = read_rows(file, where, content.pop("rows"))
     if only is not None:
-        rows = _only(content, rows, only, where.get(f"scales.{scale}", str(file)))
+        rows = only_rows(content, rows, only, where.get(f"scales.{scale}", str(file)))
     given = {
         "model": model,
         "data": data,
@@ -175,51 +176,17 @@ def read_recipe(
     content |= {k: v for k, v in given.items() if v is not None}
     for key in ("main", "routers", "learning_rates"):
         content[key] = tuple(content.get(key, ()))
+    if content.get("protocol") is not None:
+        place = where.get(f"scales.{scale}.protocol", f"{file}: scale {scale}")
+        content["protocol"] = read_protocol(content["protocol"], rows, place)
+        for key in ("seeds", "side_seeds"):
+            if key in content:
+                raise UsageError(f"{place}: a protocol decides the seeds of every row: leave {key} out")
     shapes = content.get("efficiency") or {}
     content["efficiency"] = tuple(Shape.of(name, given) for name, given in shapes.items())
     recipe = Recipe(**content, rows=rows, scale=scale, source=file)
     _check(recipe, where)
     return recipe
-
-
-def _rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, RecipeRow]:
-    rows: dict[str, RecipeRow] = {}
-    for name, values in given.items():
-        place = where.get(f"rows.{name}", str(file))
-        for key in values:
-            if key not in _ROW:
-                raise UsageError(f"{place}: row {name}: unknown key {key!r}{did_you_mean(key, _ROW)}")
-        parent = values.get("like")
-        if parent is not None and parent not in rows:
-            raise UsageError(f"{place}: row {name} is like {parent!r}, which is no row above it")
-        inherited = dict(rows[parent].training) if parent else {}
-        changes = {k: v for k, v in values.items() if k in _TRAINING}
-        rows[name] = RecipeRow(
-            name=name,
-            title=str(values.get("title", name)),
-            training=inherited | changes,
-            tuned_as=rows[parent].tuned_as if parent else name,
-            share=float(values.get("share", 1.0)),
-        )
-        if "method" not in rows[name].training:
-            raise UsageError(f"{place}: row {name} has no method")
-    return rows
-
-
-def _only(
-    content: dict[str, Any], rows: Mapping[str, RecipeRow], only: list[str], place: str
-) -> dict[str, RecipeRow]:
-    """Return the named rows; whatever the recipe says of others is left out of ``content``."""
-    for name in only:
-        if name not in rows:
-            raise UsageError(f"{place}: only names {name!r}, which is no row{did_you_mean(name, rows)}")
-        if rows[name].tuned_as not in only:
-            raise UsageError(f"{place}: {name} takes the learning rate of {rows[name].tuned_as}, left out")
-    for key in ("main", "routers"):
-        content[key] = [name for name in content.get(key, ()) if name in only]
-    for key in ("ablation", "experts", "data_scale"):
-        content[key] = {k: name for k, name in content[key].items() if name in only}
-    return {name: row for name, row in rows.items() if name in only}
 
 
 def _check(recipe: Recipe, where: Mapping[str, str]) -> None:
@@ -241,9 +208,8 @@ def _check(recipe: Recipe, where: Mapping[str, str]) -> None:
         if key not in ABLATION:
             raise UsageError(f"{where.get('ablation', recipe.source)}: {key!r}: one of {', '.join(ABLATION)}")
     for key in recipe.training:
-        if key not in _TRAINING:
-            raise UsageError(
-                f"{where.get('training', recipe.source)}: unknown key {key!r}{did_you_mean(key, _TRAINING)}"
-            )
+        if key not in TRAINING_FIELDS:
+            hint = did_you_mean(key, TRAINING_FIELDS)
+            raise UsageError(f"{where.get('training', recipe.source)}: unknown key {key!r}{hint}")
     if not recipe.learning_rates:
         raise UsageError(f"{recipe.source}: learning_rates is empty")

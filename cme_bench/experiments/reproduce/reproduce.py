@@ -8,11 +8,14 @@ from pathlib import Path
 
 from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
 from cme_bench.experiments.reproduce.costs import measured_rates, plan_text
+from cme_bench.experiments.reproduce.forest import write_forest
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs, pending
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.publish import publish
 from cme_bench.experiments.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.registration import Registration, check_registration
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
+from cme_bench.experiments.reproduce.stages import second_stage, stage_text, staged
 from cme_bench.experiments.reproduce.state import pack, unpack
 from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.experiments.reproduce.workbench import Workbench
@@ -26,6 +29,7 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
     """Return the cost of the recipe as text; rates are measured where the folder has none of this machine."""
     folder = Folder(out)
     folder.open(recipe)
+    recipe = staged(recipe, folder)
     bench = Workbench(recipe, folder, offline=offline)
     try:
         return plan_text(recipe, measured_rates(recipe, folder, bench, note), folder)
@@ -36,19 +40,26 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
 def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     """Run the jobs that are not finished; once all are, write tables, figures and claims.
 
-    Raises InterruptedRun when the time is up or on a signal: what is done is saved.
+    Of a recipe with a protocol the first stage comes first, and nothing of its scores is written. Raises
+    InterruptedRun when the time is up or on a signal: what is done is saved.
     """
     clock = Clock.of_minutes(call.minutes)
     folder = Folder(call.out)
     if call.state is not None and unpack(folder, call.state):
         note(f"went on from {call.state}")
     folder.open(recipe)
+    registration = None if call.is_helper else _registration(recipe, folder, note)
+    recipe = staged(recipe, folder)
     bench = Workbench(recipe, folder, offline=call.offline)
     try:
         with interrupted_at(clock):
             _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+            if not call.is_helper and (stage := second_stage(recipe, folder)) is not None:
+                note(stage_text(stage))
+                bench.recipe = recipe = staged(recipe, folder)
+                _compute(recipe, folder, bench, call=call, clock=clock, note=note)
             if not call.is_helper:
-                write_results(recipe, folder, note)
+                write_results(recipe, folder, registration, note)
     except InterruptedRun:
         jobs = all_jobs(recipe)
         done = len(jobs) - len(pending(jobs, folder))
@@ -62,6 +73,14 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         publish(recipe, folder, call.published)
 
 
+def _registration(recipe: Recipe, folder: Folder, note: Note) -> Registration | None:
+    scored = any(job.kind == "evaluate" and folder.is_done(job.name) for job in all_jobs(recipe))
+    found = check_registration(recipe, folder, scored=scored)
+    if found is not None:
+        note(found.sentence())
+    return found
+
+
 def _compute(
     recipe: Recipe, folder: Folder, bench: Workbench, *, call: CallOptions, clock: Clock, note: Note
 ) -> None:
@@ -72,17 +91,25 @@ def _compute(
             command = (*call.helper_command, *clock.arguments())
             stack.enter_context(helpers(command, count, folder.path))
         begun = work(recipe, folder, bench, note, alone=False, clock=clock)
-    if not call.is_helper:
+    if not call.is_helper and not _first_stage(recipe):
         work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
 
 
-def write_results(recipe: Recipe, folder: Folder, note: Note) -> None:
+def _first_stage(recipe: Recipe) -> bool:
+    """Return whether a second stage is still to be decided."""
+    return recipe.protocol is not None and not recipe.row_seeds
+
+
+def write_results(recipe: Recipe, folder: Folder, registration: Registration | None, note: Note) -> None:
     """Write tables, figures, claims and README.md of a recipe whose jobs are all done."""
-    for line in write_tables(recipe, folder, folder.path / "tables"):
+    said = "" if registration is None else registration.sentence()
+    for line in write_tables(recipe, folder, folder.path / "tables", said=said):
         note(f"tables/{line}")
     for line in write_all_figures(recipe, folder, folder.path / "figures"):
         note(line)
     claims = check_claims(recipe, folder)
-    write_json(folder.path / "claims.json", claims_json(recipe, claims))
-    write_text(folder.path / "claims.md", claims_markdown(recipe, claims))
-    write_summary(recipe, folder, folder.path)
+    for line in write_forest(recipe, claims, folder.path / "figures", said=said):
+        note(line)
+    write_json(folder.path / "claims.json", claims_json(recipe, claims, registration))
+    write_text(folder.path / "claims.md", claims_markdown(recipe, claims, said=said))
+    write_summary(recipe, folder, folder.path, said=said)

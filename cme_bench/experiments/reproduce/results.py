@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,12 +29,12 @@ _ABLATION_NOTE = (
 _EXPERTS_NOTE = "One expert is LoRA of the same rank: the router has nothing to choose."
 
 
-def write_tables(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str]:
+def write_tables(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") -> Iterator[str]:
     """Yield table1, ablation, experts and data_scale as md, tex and csv, and trainings.csv; the files'
-    names."""
+    names. ``said``: of the registration, in every one of them."""
     out.mkdir(parents=True, exist_ok=True)
     main = [row.pooled for row in open_rows(recipe, folder, recipe.main)]
-    yield from _table([open_base(folder), *main], out / "table1", paper=True)
+    yield from _table([open_base(folder), *main], out / "table1", paper=True, said=said)
     parts = {name: [k for k in ABLATION if recipe.ablation.get(k) == name] for name in recipe.rows}
     groups: dict[str, tuple[Mapping[str, str], str]] = {
         "ablation": (
@@ -51,19 +53,33 @@ def write_tables(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str]:
     for name, (titles, note) in groups.items():
         if len(titles) > 1:
             rows = [titled(row.pooled, titles[row.name]) for row in open_rows(recipe, folder, titles)]
-            yield from _table(rows, out / name, note=note)
-    write_text(out / "trainings.csv", _trainings(recipe, folder) + "\n")
+            yield from _table(rows, out / name, note=note, said=said)
+    write_text(out / "trainings.csv", with_column(_trainings(recipe, folder) + "\n", said))
     yield "trainings.csv"
 
 
-def _table(views: Sequence[RunView], stem: Path, *, paper: bool = False, note: str = "") -> Iterator[str]:
+def _table(
+    views: Sequence[RunView], stem: Path, *, paper: bool = False, note: str = "", said: str = ""
+) -> Iterator[str]:
     tables = comparison_tables(views, paper=paper)
     for fmt, ending in (("md", "md"), ("latex", "tex"), ("csv", "csv")):
         text = render(tables, fmt)
-        if note and fmt == "md":
-            text = f"{note}\n\n{text}"
+        if fmt == "md":
+            text = "\n\n".join([*(line for line in (said, note) if line), text])
+        elif fmt == "csv":
+            text = with_column(text, said)
+        elif said:
+            text = f"% {said}\n{text}"
         write_text(stem.with_suffix(f".{ending}"), text)
         yield f"{stem.name}.{ending}"
+
+
+def with_column(text: str, said: str) -> str:
+    """Return csv with a last column ``registration`` that says the same in every row."""
+    if not said:
+        return text
+    columns, *rows = csv.reader(io.StringIO(text))
+    return csv_text([*columns, "registration"], [[*row, said] for row in rows]) + "\n"
 
 
 def _trainings(recipe: Recipe, folder: Folder) -> str:
@@ -158,7 +174,18 @@ def _company(recipe: Recipe) -> list[str]:
     ]
 
 
-def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
+def _seeds(recipe: Recipe) -> str:
+    """Say how many seeds the rows have."""
+    if recipe.protocol is None:
+        s = "s" * (recipe.seeds != 1)
+        return f"{recipe.seeds} seed{s} of main rows and {recipe.side_seeds} of the others"
+    numbers: dict[int, list[str]] = {}
+    for name in recipe.rows:
+        numbers.setdefault(recipe.seeds_of(name), []).append(name)
+    return "; ".join(f"{number} seeds of {', '.join(names)}" for number, names in numbers.items())
+
+
+def write_summary(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") -> None:
     """Write README.md: what was computed, by which command, on what, and where the rest is."""
     jobs = all_jobs(recipe)
     done = {job.name: folder.outcome(job.name) for job in jobs}
@@ -184,18 +211,19 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path) -> None:
     text = [
         f"# {recipe.name}: the paper's experiments at scale `{recipe.scale}`",
         "",
+        *([said, ""] if said else []),
         *([recipe.note.strip(), ""] if recipe.note else []),
         f"```\n{command}\n```",
         "",
         f"Hardware: {hardware}. Commits: {commits}. Model: {recipe.model}. {recipe.steps} steps a training, "
-        f"{recipe.seeds} seed{'s' * (recipe.seeds != 1)} of main rows and {recipe.side_seeds} of the others; "
+        f"{_seeds(recipe)}; "
         f"{limit}; learning rates tried on held-out training items: "
         f"{', '.join(f'{rate:g}' for rate in recipe.learning_rates)}.",
         "",
         *_company(recipe),
         markdown(["jobs", "number", "tokens trained", "items", "minutes of computing"], rows, left=1),
         "",
-        "- `claims.md`, `claims.json`: the paper's claims, one by one",
+        "- `claims.md`, `claims.json`: the paper's claims, one by one; `figures/forest.png`: all at one look",
         "- `tables/`: Table 1, ablation, experts and data scale (md, tex, csv); `trainings.csv`",
         "- `figures/`: the paper's figures, each with its numbers as csv",
         "- `trainings.json`: configurations and records of all trainings, as published; weights are not kept",

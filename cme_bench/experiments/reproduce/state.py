@@ -15,6 +15,8 @@ from msgspec import structs
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import Recipe
+from cme_bench.experiments.reproduce.registration import RECORD
+from cme_bench.experiments.reproduce.stages import STAGE
 from cme_bench.runs.store import read_records, record_bytes
 from cme_bench.util.errors import CmeError, UsageError
 
@@ -73,7 +75,7 @@ def _parts(folder: Path) -> list[Path]:
 def _carried(recipe: Recipe, folder: Folder) -> Iterator[tuple[str, bytes]]:
     """Yield names from the folder, and contents."""
     root = folder.path
-    for name in ("recipe.json", "rates.json"):
+    for name in ("recipe.json", "rates.json", STAGE, RECORD):
         if (root / name).is_file():
             yield name, (root / name).read_bytes()
     for job in whole_jobs(recipe, folder):
@@ -105,6 +107,10 @@ def _files_of(folder: Folder, job: Job) -> Iterator[Path]:
     elif job.kind == "train":
         yield from _present(folder.adapter(job.row, job.seed), _TRAINING_FILES)
     elif job.kind == "evaluate":
+        packed = folder.packed(job.row, job.seed)
+        if packed.is_dir():
+            yield from sorted(packed.glob("*.json"))
+            return
         run = folder.run(job.row, job.seed)
         yield from _present(run, _RUN_FILES)
         yield from sorted((run / "samples").glob("*.jsonl"))

@@ -27,7 +27,7 @@ def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowR
     """Return the evaluated runs of some rows."""
     found = []
     for name in names:
-        views = [open_run(folder.run(name, seed)) for seed in range(recipe.seeds_of(name))]
+        views = [open_run(folder.scores(name, seed)) for seed in range(recipe.seeds_of(name))]
         title = recipe.rows[name].title
         pooled = views[0] if len(views) == 1 else pool_seeds(views)[0]
         found.append(RowRuns(name, title, tuple(views), titled(pooled, title)))
@@ -36,7 +36,7 @@ def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowR
 
 def open_base(folder: Folder) -> RunView:
     """Return the run of the bare model, asked as the adapters are."""
-    return open_run(folder.run(BASE))
+    return open_run(folder.scores(BASE))
 
 
 def titled(view: RunView, title: str) -> RunView:

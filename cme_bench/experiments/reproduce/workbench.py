@@ -22,6 +22,7 @@ from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource
 from cme_bench.runs.folder import read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
+from cme_bench.runs.pack import pack_run
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
@@ -151,7 +152,7 @@ class Workbench:
         options = ModelOptions(
             model=self.recipe.model,
             engine=self.recipe.engine,
-            dtype=self.recipe.dtype,
+            dtype=self.recipe.evaluation_dtype or self.recipe.dtype,
             offline=self.offline,
         )
         return open_engines(options, self._running.note)
@@ -171,6 +172,8 @@ class Workbench:
     def _evaluate(self, job: Job) -> dict[str, Any]:
         (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running)
         record = read_run(out)
+        if self.recipe.carry_scores:
+            pack_run(out, self.folder.packed(job.row, job.seed))
         return {"items": sum(task.n for task in record.tasks.values()), "run_seconds": record.seconds}
 
     def _router(self, job: Job) -> dict[str, Any]:

@@ -69,11 +69,17 @@ def write_figures(
         figure = spec.draw(frame)
         if notes and _shows_runs(frame):
             figure.supxlabel("\n".join(notes), fontsize=7, x=0.01, ha="left")
-        figure.savefig(out / f"{spec.name}.png", dpi=DPI)
-        figure.savefig(out / f"{spec.name}.pdf", metadata=_PDF)
-        write_text(out / f"{spec.name}.csv", frame_csv(frame))
+        save_figure(figure, frame, out / spec.name)
         yield f"{spec.name}: png, pdf, csv"
     write_text(out / "SOURCES.md", "".join(f"- {line}\n" for line in [*notes, *_sources(inputs)]))
+
+
+def save_figure(figure: Figure, frame: pd.DataFrame, stem: Path) -> None:
+    """Write a figure as ``stem``.png and .pdf, and its numbers as .csv; the same numbers give the same
+    files."""
+    figure.savefig(stem.with_suffix(".png"), dpi=DPI)
+    figure.savefig(stem.with_suffix(".pdf"), metadata=_PDF)
+    write_text(stem.with_suffix(".csv"), frame_csv(frame))
 
 
 def _sources(inputs: FigureInputs) -> Iterator[str]:

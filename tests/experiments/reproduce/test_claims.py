@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cme_bench.experiments.reproduce.claims import (
-    FAILS,
-    HOLDS,
-    UNKNOWN,
-    _as_good,
-    _better,
-    _by_layer,
-    _faster,
-)
+from cme_bench.experiments.reproduce.claims import judged
 from cme_bench.experiments.reproduce.contrasts import contrast
 from cme_bench.experiments.reproduce.costs import Rates, costs, cut_to_fit, total_minutes
+from cme_bench.experiments.reproduce.protocol import USUAL
 from cme_bench.experiments.reproduce.recipe import read_recipe
+from cme_bench.experiments.reproduce.router_claims import by_layer
+from cme_bench.experiments.reproduce.score_claims import ScoreClaim
+from cme_bench.experiments.reproduce.speed_claims import speed_claim
+from cme_bench.experiments.reproduce.verdicts import EQUIVALENT, FAILS, HOLDS, UNKNOWN
 from cme_bench.experiments.reproduce.views import RowRuns
 from cme_bench.stats.seeds import seeds_difference
 from tests.support.folders import ADAPTER, MadeTask, make_run
+
+HIGHER = ScoreClaim("b", "a", "higher", "{b} scores higher than {a}", "1 against 0")
+SAME = ScoreClaim("b", "a", "same", "{b} scores as {a}", "1 against 1")
 
 
 def row(folder: Path, title: str, seeds: Sequence[Sequence[float]]) -> RowRuns:
@@ -47,9 +47,9 @@ def test_one_seed_is_compared_item_by_item(tmp_path: Path) -> None:
     assert found.low > 0
     assert found.p < 0.01
     assert found.n == 40
-    assert _better(found, "-").verdict == HOLDS
-    assert _better(contrast(high, low, "generated"), "-").verdict == FAILS
-    assert _better(contrast(low, low, "generated"), "-").verdict == UNKNOWN
+    assert judged(HIGHER, found, USUAL).verdict == HOLDS
+    assert judged(HIGHER, contrast(high, low, "generated"), USUAL).verdict == FAILS
+    assert judged(HIGHER, contrast(low, low, "generated"), USUAL).verdict == UNKNOWN
 
 
 def test_several_seeds_are_random_too(tmp_path: Path) -> None:
@@ -71,15 +71,21 @@ def test_as_good_needs_an_interval_within_the_margin(tmp_path: Path) -> None:
     flipped = many.copy()
     flipped[:20] = 1 - flipped[:20]
     same = contrast(row(tmp_path, "m", [many]), row(tmp_path, "f", [flipped]), "generated")
-    assert _as_good(same, "-").verdict == HOLDS
+    assert judged(SAME, same, USUAL).verdict == HOLDS
+    assert judged(HIGHER, same, USUAL).verdict == EQUIVALENT
     few = contrast(row(tmp_path, "s", [many[:30]]), row(tmp_path, "t", [1 - many[:30]]), "generated")
-    assert _as_good(few, "-").verdict != HOLDS
+    assert judged(SAME, few, USUAL).verdict != HOLDS
 
 
 def test_speed_holds_only_if_every_round_agrees() -> None:
-    assert _faster("", "", [0.7, 0.8, 0.9]).verdict == HOLDS
-    assert _faster("", "", [0.7, 0.8, 1.1]).verdict == UNKNOWN
-    assert _faster("", "", [1.2, 1.1]).verdict == FAILS
+    def verdict(*ratios: float) -> str:
+        return speed_claim("", 0.7, list(ratios), 0.05).verdict
+
+    assert verdict(0.7, 0.8, 0.9) == HOLDS
+    assert verdict(0.7, 0.8, 1.1) == UNKNOWN
+    assert verdict(1.2, 1.1) == FAILS
+    assert verdict(0.96, 1.02, 1.04) == EQUIVALENT
+    assert verdict(0.94, 1.02) == UNKNOWN
 
 
 def test_balance_is_measured_over_layers() -> None:
@@ -91,7 +97,7 @@ def test_balance_is_measured_over_layers() -> None:
             for e, top in enumerate((0.75, 0.25))
         ]
     )
-    found = _by_layer(load)
+    found = by_layer(load)
     assert found["entropy"].tolist() == pytest.approx([0.5, 0.5])
     assert found["top1"].tolist() == [0.75, 0.75]
 

@@ -82,7 +82,7 @@ def test_a_folder_of_another_recipe_is_refused(recipe_file: Path, tmp_path: Path
         folder.open(read_recipe(recipe_file, "one"))
 
 
-@pytest.mark.parametrize("scale", ["full", "hour", "cpu", "quick", "smoke"])
+@pytest.mark.parametrize("scale", ["verdict", "full", "hour", "cpu", "quick", "smoke"])
 def test_our_recipe_is_sound(scale: str, tmp_path: Path) -> None:
     recipe = read_recipe(OURS, scale)
     for name, row in recipe.rows.items():
