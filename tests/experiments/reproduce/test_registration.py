@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -29,6 +30,8 @@ PROTOCOL = """\
     workers: 2
     protocol: {headline: [teamlora-32, moelora-32], margin: 0.5, first_seeds: 3, cap: 5}
 """
+
+OURS = Path(__file__).resolve().parents[3] / "experiments" / "smollm2.yaml"
 
 
 @pytest.fixture
@@ -193,3 +196,10 @@ def test_seeds_are_the_protocols(plan: Path) -> None:
     with pytest.raises(UsageError, match="leave seeds out"):
         read_recipe(plan, "plan", seeds=4)
     assert read_recipe(plan, "plan").seeds_of("teamlora-32") == 3
+
+
+def test_our_registration_is_that_of_our_recipe(shared_data: Path) -> None:
+    recipe = read_recipe(OURS, "verdict", data=str(shared_data))
+    held = read_json(registration_file(recipe))
+    assert held["registered"] == json.loads(json.dumps(registered_part(recipe)))
+    assert held["sha256"] == hash_of(registered_part(recipe))
