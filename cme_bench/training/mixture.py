@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,18 +104,33 @@ class TrainingSet:
         nobody = np.zeros(0, dtype=np.int64)
         return replace(self, parts=tuple(replace(p, kept=p.held, held=nobody) for p in self.parts))
 
-    def prompted(self, index: int, turn: int) -> Prompted:
+    def prompted(self, index: int, turn: int, row: Mapping[str, Any] | None = None) -> Prompted:
         """Return item ``index`` asked in the ``turn``-th of the ways that fit it, counted round.
 
-        Raises UsageError with the row's place if a template does not fit it.
+        ``row``: the item's row, where :meth:`rows` has read it. Raises UsageError with the row's place if a
+        template does not fit it.
         """
-        part, row = self._found(index)
+        part, number = self._found(index)
         try:
-            wide = self.template.widened(part.table[row], part.columns)
+            wide = self.template.widened(part.table[number] if row is None else row, part.columns)
             ways = self.template.eligible(wide)
             return self.template.prompted(wide, ways[turn % len(ways)], part.task)
         except (ValueError, ZeroDivisionError) as err:
-            raise UsageError(f"{part.place(row)}: {self.template.path.name}: {err}") from err
+            raise UsageError(f"{part.place(number)}: {self.template.path.name}: {err}") from err
+
+    def rows(self, indices: Iterable[int]) -> dict[int, Mapping[str, Any]]:
+        """Return the rows of items, several times faster than one by one."""
+        numbers: dict[int, dict[int, int]] = {}
+        for index in indices:
+            part, number = self._found(index)
+            numbers.setdefault(id(part), {})[index] = number
+        read: dict[int, Mapping[str, Any]] = {}
+        for part in self.parts:
+            if wanted := numbers.get(id(part)):
+                columns = part.table[list(wanted.values())]
+                values = zip(*columns.values(), strict=True)
+                read |= zip(wanted, (dict(zip(columns, row, strict=True)) for row in values), strict=True)
+        return read
 
     def place_of(self, index: int) -> str:
         """Return the file and line of item ``index``."""

@@ -237,7 +237,26 @@ def _draw(sets: Sequence[ItemSet], counts: Sequence[int], total: int, *, seed: i
 
 
 def _prompts(sets: Sequence[ItemSet], draws: Sequence[Draw]) -> Iterator[Prompted | OwnRow]:
-    return (sets[draw.dataset].prompted(draw.index, draw.turn) for draw in draws)
+    """Yield what is drawn, in order; rows are read some thousands at a time."""
+    for start in range(0, len(draws), _BLOCK):
+        block = draws[start : start + _BLOCK]
+        drawn: dict[int, set[int]] = {}
+        for draw in block:
+            drawn.setdefault(draw.dataset, set()).add(draw.index)
+        read = {
+            number: one.rows(sorted(drawn.get(number, ())))
+            for number, one in enumerate(sets)
+            if isinstance(one, TrainingSet)
+        }
+        for draw in block:
+            one = sets[draw.dataset]
+            if isinstance(one, TrainingSet):
+                yield one.prompted(draw.index, draw.turn, read[draw.dataset][draw.index])
+            else:
+                yield one.prompted(draw.index, draw.turn)
+
+
+_BLOCK = 4096
 
 
 def _describe(
