@@ -57,6 +57,12 @@ def _transformers() -> tuple[bool, str]:
     return True, f"imports ({transformers.__version__})"
 
 
+def _bytecode() -> tuple[bool, str]:
+    from cme_bench.util.bytecode import bytecode
+
+    return True, bytecode()
+
+
 def _device() -> tuple[bool, str]:
     import torch
 
@@ -164,6 +170,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "python": _python,
     "packages": _packages,
     "import": _transformers,
+    "bytecode": _bytecode,
     "device": _device,
     "vllm": _vllm,
     "ray": _ray,
