@@ -1,4 +1,4 @@
-"""What the preparations of several trainings have in common: the base's checks, and equal plans."""
+"""The base and the equal plans that several trainings share: checked, read and made once."""
 
 from __future__ import annotations
 
