@@ -11,6 +11,12 @@ this package's. ``mfu_teamlora32`` (CUDA): operations of the model in a step, ov
 units could do in its time. Counted are 4 a token for each weight of the frozen linears (forward, gradient of
 inputs), 6 for each of the adapter, and causal attention.
 
+``--base`` names what the frozen base runs on: ``eager`` is transformers as it is; ``liger`` has Liger's
+norms, gated activation and positions (``cme-bench train --liger``); ``compile`` compiles each decoder layer.
+A method's rows on another base than the first of the list end in ``@`` and its name. About a minute::
+
+    python benchmarks/train_step.py --short --base eager,liger
+
 In every round each method in turn is put on the same base, warmed up, and timed; a ratio is the median over
 rounds of the ratio of the two methods' median step times within one round.
 """
@@ -18,7 +24,12 @@ rounds of the ratio of the two methods' median step times within one round.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +46,9 @@ LLAMA_LAYERS, SEQ = 8, 1024
 SMALL_SEQ, TINY_SEQ, SMALL_BATCH = 256, 64, 2
 NAMES = [name for name in all_methods([]) if name not in ("adalora128", "moslora128")]
 """Methods that are measured unless others are named."""
+SHORT = "base_floor,lora128,lora128_lean,moelora32,moelora32_fused,teamlora32"
+"""Methods of ``--short``."""
+BASES = ("eager", "liger", "compile")
 FLOOR = "base_floor"
 PEAK = {"h100": 989e12, "h200": 989e12, "a100": 312e12}
 """bfloat16 operations a second, dense, as the vendor states them."""
@@ -66,6 +80,59 @@ class Floor(nn.Module):
         return y
 
 
+@dataclass(frozen=True)
+class OnBase:
+    """A method, and what the base runs on."""
+
+    how: Any
+    base: str
+
+
+class Bench(TrainBench):
+    """The bench with its base on Liger's kernels or compiled where a method asks for it."""
+
+    def measure(self, how: Any, ids: Tensor, *, warmup: int, steps: int) -> dict[str, Any]:
+        """Measure a method as ``TrainBench`` does."""
+        asked = how if isinstance(how, OnBase) else OnBase(how, "eager")
+        with {"eager": _eager, "liger": _liger, "compile": _compiled}[asked.base](self):
+            return super().measure(asked.how, ids, warmup=warmup, steps=steps)
+
+
+@contextmanager
+def _eager(bench: Bench) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _liger(bench: Bench) -> Iterator[None]:
+    """Put a copy of the base, of the same weights, in its place; Liger's positions are for all models, so
+    they come and go."""
+    from cme_bench.training.liger import use_liger
+
+    module: Any = sys.modules[type(bench.model).__module__]
+    plain, positions = bench.model, module.apply_rotary_pos_emb
+    shared = {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())}
+    bench.model = copy.deepcopy(plain, shared)
+    use_liger(bench.model)
+    try:
+        yield
+    finally:
+        bench.model, module.apply_rotary_pos_emb = plain, positions
+
+
+@contextmanager
+def _compiled(bench: Bench) -> Iterator[None]:
+    layers: Any = bench.model.layers
+    for layer in layers:
+        layer.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+        torch.compiler.reset()
+
+
 def mfu(bench: TrainBench, how: Any, batch: int, seconds: float, card: str) -> float | None:
     """Share of the card's peak; None for a card whose peak is not known."""
     peak = next((value for name, value in PEAK.items() if name in card.lower()), None)
@@ -90,6 +157,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny shapes on a CPU, fewer rounds on a GPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--methods", help=f"comma-separated; default: {', '.join(NAMES)}")
+    parser.add_argument("--short", action="store_true", help=f"2 rounds of {SHORT}, if none are named")
+    parser.add_argument(
+        "--base", default="eager", help=f"comma-separated, of {', '.join(BASES)}; default eager"
+    )
     parser.add_argument("--rounds", type=int, help="default 5; 2 with --quick")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a method in a round")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them, not timed")
@@ -110,11 +181,15 @@ def main() -> None:
     known = all_methods(targets(config))
     floor = Measurable(FLOOR, Floor, "frozen base, gradients of its inputs alone", known[HUNGRIEST].method)
     known[FLOOR] = floor
-    chosen = args.methods.split(",") if args.methods else [FLOOR, *NAMES]
+    bases = args.base.split(",")
+    if strange := set(bases) - set(BASES):
+        raise SystemExit(f"unknown base {', '.join(sorted(strange))}; known: {', '.join(BASES)}")
+    default = SHORT.split(",") if args.short else [FLOOR, *NAMES]
+    chosen = args.methods.split(",") if args.methods else default
     if unknown := [name for name in (*chosen, *filter(None, [args.profile])) if name not in known]:
         raise SystemExit(f"unknown method {', '.join(unknown)}; known: {', '.join(known)}")
     seq = args.seq or (SEQ if cuda else TINY_SEQ if args.quick else SMALL_SEQ)
-    bench = TrainBench(config, seq, device)
+    bench = Bench(config, seq, device)
     batch = args.batch or (bench.filling_batch(known[HUNGRIEST].how) if cuda else SMALL_BATCH)
     ids = bench.tokens(batch)
     if args.profile:
@@ -127,6 +202,7 @@ def main() -> None:
         "layers": config.num_hidden_layers,
         "seq": seq,
         "batch": batch,
+        "base": bases,
         "base_dtype": str(bench.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -134,27 +210,36 @@ def main() -> None:
         "warmup": args.warmup,
     }
     print(json.dumps(setup), flush=True)
+    rows = {
+        name if base == bases[0] else f"{name}@{base}": OnBase(known[name].how, base)
+        for base in bases
+        for name in chosen
+    }
     rounds = train_rounds(
         bench,
-        {name: known[name].how for name in chosen},
+        rows,
         ids,
-        rounds=args.rounds or (2 if args.quick else 5),
+        rounds=args.rounds or (2 if args.quick or args.short else 5),
         warmup=args.warmup,
         steps=args.steps,
         note=lambda line: print(line, flush=True),
     )
-    over_floor = {f"{name}_over_{FLOOR}": (name, FLOOR) for name in ("teamlora32", "lora128")}
-    result = measurements.line("train_step", train_metrics(rounds, ratios() | over_floor), cuda=cuda)
-    if "teamlora32" in chosen:
-        seconds = result["metrics"]["teamlora32_ms"] / 1e3
-        share = mfu(bench, known["teamlora32"].how, batch, seconds, result["hardware"])
-        result["metrics"] |= {} if share is None else {"mfu_teamlora32": round(share, 4)}
-    for name in chosen:
-        ms, gib = result["metrics"][f"{name}_ms"], result["metrics"][f"{name}_peak_gib"]
+    compared = {f"{name}_over_{FLOOR}": (name, FLOOR) for name in ("teamlora32", "lora128")}
+    for base in bases[1:]:
+        mine, theirs = f"teamlora32@{base}", f"lora128@{base}"
+        compared |= {f"{mine}_over_lora128": (mine, "lora128"), f"{mine}_over_{theirs}": (mine, theirs)}
+    metrics = train_metrics(rounds, ratios() | compared)
+    result = measurements.line("train_step", metrics, cuda=cuda)
+    for name in rows:
+        if name.split("@")[0] == "teamlora32":
+            seconds = metrics[f"{name}_ms"] / 1e3
+            share = mfu(bench, known["teamlora32"].how, batch, seconds, result["hardware"])
+            result["metrics"] |= {} if share is None else {f"mfu_{name}": round(share, 4)}
+        ms, gib = metrics[f"{name}_ms"], metrics[f"{name}_peak_gib"]
         print(f"{name:<22} {ms:>10.2f} ms {gib:>9.3f} GiB")
     quick = "-quick" if args.quick else ""
     file = args.out / f"train_step-{result['hardware']}{quick}.json"
-    forms = {name: known[name].form for name in chosen}
+    forms = {name: known[name.split("@")[0]].form for name in rows}
     measurements.save(result, file=file, settings=setup, forms=forms, rounds=rounds)
     print(json.dumps(result))
 
