@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cme_bench.adapters.routing import gate_kernels
 from cme_bench.adapters.shared.lowrank import autocast_off
 
 PIECES = 3  # bfloat16 has 8 significant bits, float32 has 24
@@ -85,6 +86,9 @@ class _Products(torch.autograd.Function):
 
 def stack(rounded: Tensor, exact: Tensor, dim: int) -> Tensor:
     """Return bfloat16: ``rounded``, then the three pieces of ``exact``, then zeros up to the alignment."""
+    if dim == -2 and gate_kernels.runs_on(exact):
+        size = rounded.shape[-2] + PIECES * exact.shape[-2]
+        return gate_kernels.stack(rounded, exact, size + -size % _ALIGNMENT, PIECES)
     pieces, rest = [], exact.float()
     for _ in range(PIECES):
         pieces.append(rest.bfloat16())

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cme_bench.adapters.routing.bf16_products import stack
+from cme_bench.adapters.routing import gate_kernels
+from cme_bench.adapters.routing.bf16_products import PIECES, stack
 from cme_bench.adapters.routing.narrow import Narrow, NarrowGrads
 from cme_bench.adapters.routing.router import NORMALIZER_FLOOR
 
@@ -26,6 +27,11 @@ class GateSettings(NamedTuple):
     scale: float
     normalize: bool
     dtype: torch.dtype
+
+    @property
+    def floor(self) -> float | None:
+        """Least divisor of omega; None where it is not divided."""
+        return NORMALIZER_FLOOR if self.normalize else None
 
 
 class Gated(NamedTuple):
@@ -50,6 +56,19 @@ class GateGrads(NamedTuple):
 def gate(found: Narrow, interaction: Tensor | None, k: int, settings: GateSettings) -> Gated:
     """Return the gated latent and the routing. ``interaction``: M, (k, k); None for the identity."""
     logits = found.logits
+    if gate_kernels.suits(found.z, logits, k, settings.rank):
+        return Gated(
+            *gate_kernels.gate(
+                found.z,
+                logits,
+                interaction,
+                k,
+                rank=settings.rank,
+                scale=settings.scale,
+                floor=settings.floor,
+                dtype=settings.dtype,
+            )
+        )
     if logits.shape[-1] != k:
         logits = _split(logits, k).sum(-2)
     phi = logits.softmax(dim=-1)
@@ -69,6 +88,22 @@ def gate_backward(  # noqa: PLR0917
 ) -> GateGrads:
     """Return the gradients of the gate's inputs. ``grad``: that of the gated latent. ``of_routing``: those of
     phi and omega, from losses on them. ``router_rows``: as in ``Narrow``."""
+    if gate_kernels.suits(z, phi, phi.shape[-1], settings.rank):
+        in_pieces = router_rows is None or router_rows.dtype == torch.bfloat16
+        to_z, to_logits, to_interaction, gated = gate_kernels.gate_backward(
+            grad,
+            z,
+            phi,
+            interaction,
+            *of_routing,
+            rank=settings.rank,
+            scale=settings.scale,
+            floor=settings.floor,
+            pieces=PIECES if in_pieces else 0,
+            stacked=router_rows is None,
+        )
+        narrow = NarrowGrads(to_z, None if router_rows is None else to_logits)
+        return GateGrads(narrow, to_interaction, gated)
     omega, divisor = _shares(phi, interaction, settings.normalize)
     weights = omega * settings.scale
     wide = _split(grad, settings.rank).to(phi.dtype)

@@ -1,0 +1,259 @@
+"""The gate, its backward pass and the stacking of A and S as one GPU kernel each.
+
+In plain operations (``gate``, ``bf16_products.stack``) they are some fifty small kernels for every linear and
+step: on a small model most of a training step, on a large one a few per cent. All tensors here are (tokens,
+...) or (adapters, tokens, ...).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cme_bench.util.errors import first_line
+
+MOST_EXPERTS, WIDEST_RANK = 16, 256
+"""Beyond these a program's tile would be too large."""
+_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
+
+
+def runs_on(tensor: Tensor) -> bool:
+    """Return whether kernels are launched on a tensor: on CUDA where they work, and not within
+    ``torch.compile``, which fuses plain operations itself."""
+    return tensor.is_cuda and not torch.compiler.is_compiling() and work(tensor.device)
+
+
+@functools.cache
+def work(device: torch.device) -> bool:
+    """Return whether the kernels can be built for a device, and compute there what they should; tried once.
+
+    Triton needs a C compiler, and knows not every card. Without it the plain operations do the same.
+    """
+    try:
+        wrong = _error(device)
+    except Exception as error:  # Triton's are of many kinds, and none is worth a training
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+    if wrong:
+        warnings.warn(f"routed layers train without their GPU kernels, slower ({wrong})", stacklevel=2)
+    return wrong is None
+
+
+def _error(device: torch.device) -> str | None:
+    """Return None if a small gate is what autograd makes of the formula."""
+    k, rank = 4, 8
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((40, k * rank), (40, k), (k, k), (40, k * rank))
+    z, logits, mixing, grad = (torch.randn(s, generator=generator).to(device) for s in shapes)
+    with torch.enable_grad():
+        inputs = [t.clone().requires_grad_() for t in (z, logits, mixing)]
+        omega = inputs[1].softmax(-1) @ inputs[2].T
+        wanted = 2.0 * omega.repeat_interleave(rank, -1) * inputs[0]
+        grads = torch.autograd.grad(wanted, inputs, grad)
+    settings = {"rank": rank, "scale": 2.0, "floor": None}
+    gated, z, phi, _ = gate(z, logits, mixing, k, dtype=torch.float32, **settings)  # type: ignore[arg-type]
+    to_z, to_logits, to_mixing, again = gate_backward(
+        grad,
+        z,
+        phi,
+        mixing,
+        None,
+        None,
+        pieces=0,
+        stacked=False,
+        **settings,  # type: ignore[arg-type]
+    )
+    router = z.flip(0)
+    rows = stack(z, router, 4 * len(z), 3).float()
+    pairs: list[tuple[Any, Any]] = [
+        (gated, wanted),
+        (again, wanted),
+        *zip((to_z, to_logits, to_mixing), grads, strict=True),
+    ]
+    pairs.append((sum(torch.split(rows, len(z))[1:]), router))
+    alike = all(got is not None and torch.allclose(got, right, 1e-4, 1e-4) for got, right in pairs)
+    alike = alike and torch.allclose(rows[: len(z)], z, 0.01)
+    return None if alike else "they compute something else"
+
+
+def suits(z: Tensor, logits: Tensor, k: int, rank: int) -> bool:
+    """Return whether the gate's kernels can be used: for some tokens and a gate of common size."""
+    return (
+        runs_on(z)
+        and z.dtype in _DTYPES
+        and logits.dtype == torch.float32
+        and k <= MOST_EXPERTS
+        and rank <= WIDEST_RANK
+        and z.numel() > 0
+    )
+
+
+def gate(
+    z: Tensor,
+    logits: Tensor,
+    interaction: Tensor | None,
+    k: int,
+    *,
+    rank: int,
+    scale: float,
+    floor: float | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gated latent (..., k rank), z in ``dtype``, phi and omega (..., k).
+
+    ``logits``: (..., pieces k), a sum over pieces. ``floor``: of omega's divisor; None where it is not
+    divided.
+    """
+    from cme_bench.adapters.routing.triton_gate import gate_kernel
+
+    z, logits = (t if t.stride(-1) == 1 else t.contiguous() for t in (z, logits))
+    lead, slots, tokens = _lead(z)
+    gated = z.new_empty(*lead, k * rank, dtype=dtype)
+    rounded = z.new_empty(z.shape, dtype=dtype) if z.dtype != dtype else z.contiguous()
+    phi, omega = (logits.new_empty(*lead, k) for _ in range(2))
+    block = _block(k)
+    gate_kernel[(-(-tokens // block), slots)](
+        z,
+        logits,
+        phi if interaction is None else interaction.contiguous(),
+        gated,
+        rounded,
+        phi,
+        omega,
+        tokens,
+        _slot_stride(z),
+        z.stride(-2),
+        _slot_stride(logits),
+        logits.stride(-2),
+        scale,
+        floor or 0.0,
+        PIECES=logits.shape[-1] // k,
+        NORMALIZE=floor is not None,
+        STORE_Z=z.dtype != dtype,
+        BLOCK=block,
+        **_sizes(z, interaction, k, rank),
+    )
+    return gated, rounded, phi, omega
+
+
+def gate_backward(  # noqa: PLR0917
+    grad: Tensor,
+    z: Tensor,
+    phi: Tensor,
+    interaction: Tensor | None,
+    grad_phi: Tensor | None,
+    grad_omega: Tensor | None,
+    *,
+    rank: int,
+    scale: float,
+    floor: float | None,
+    pieces: int,
+    stacked: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Return the gradients of z, of the logits and of M; and the gated latent once more.
+
+    With ``pieces`` the logits' are that many of bfloat16 side by side, then zeros up to a multiple of 16
+    columns; 0 leaves them in float32. ``stacked``: z's and the logits' gradients are views of one tensor, the
+    latter at the end of the former's columns; the first is returned as the whole.
+    """
+    from cme_bench.adapters.routing.triton_gate import gate_backward_kernel
+
+    grad, z, phi = grad.contiguous(), z.contiguous(), phi.contiguous()
+    lead, slots, tokens = _lead(z)
+    k, width = phi.shape[-1], z.shape[-1]
+    columns = pieces * k
+    zeros = -((width if stacked else 0) + columns) % 16 if pieces else 0
+    if stacked:
+        to_z = z.new_empty(*lead, width + columns + zeros)
+        to_logits = to_z[..., width:]
+    else:
+        to_z = torch.empty_like(z)
+        size, dtype = (columns + zeros, torch.bfloat16) if pieces else (k, phi.dtype)
+        to_logits = phi.new_empty(*lead, size, dtype=dtype)
+    gated = torch.empty_like(grad, dtype=z.dtype)
+    block, sizes = _block(k), _sizes(z, interaction, k, rank)
+    blocks = -(-tokens // block)
+    mixed = interaction is not None
+    squares = phi.new_empty(slots, blocks, sizes["PADDED"], sizes["PADDED"]) if mixed else phi
+    of_phi, of_omega = (phi if t is None else t.to(phi.dtype).contiguous() for t in (grad_phi, grad_omega))
+    gate_backward_kernel[(blocks, slots)](
+        grad,
+        z,
+        phi,
+        phi if interaction is None else interaction.contiguous(),
+        of_phi,
+        of_omega,
+        gated,
+        to_z,
+        to_logits,
+        squares,
+        tokens,
+        to_z.stride(-2),
+        to_logits.stride(-2),
+        scale,
+        floor or 0.0,
+        PIECES=max(pieces, 1),
+        ZEROS=zeros,
+        NORMALIZE=floor is not None,
+        OF_PHI=grad_phi is not None,
+        OF_OMEGA=grad_omega is not None,
+        BLOCK=block,
+        **sizes,
+    )
+    to_interaction = None
+    if mixed:
+        to_interaction = squares.sum(1)[:, :k, :k].reshape(*lead[:-1], k, k)
+    return to_z, to_logits, to_interaction, gated
+
+
+def stack(down: Tensor, router: Tensor, rows: int, pieces: int) -> Tensor:
+    """Return [A; S1; S2; ...; 0] in bfloat16, (..., rows, d_in): A rounded, the pieces of S, zeros."""
+    from cme_bench.adapters.routing.triton_gate import stack_kernel
+
+    down, router = (t if t.stride(-1) == 1 else t.contiguous() for t in (down, router))
+    d_in, slots = router.shape[-1], router.numel() // (router.shape[-1] * router.shape[-2])
+    out = router.new_empty(*router.shape[:-2], rows, d_in, dtype=torch.bfloat16)
+    block = 1024
+    stack_kernel[(-(-d_in // block), rows, slots)](
+        down,
+        router,
+        out,
+        _slot_stride(down),
+        down.stride(-2),
+        _slot_stride(router),
+        router.stride(-2),
+        down.shape[-2],
+        d_in,
+        rows,
+        K=router.shape[-2],
+        PIECES=pieces,
+        BLOCK=block,
+    )
+    return out
+
+
+def _lead(z: Tensor) -> tuple[tuple[int, ...], int, int]:
+    lead = tuple(z.shape[:-1])
+    return lead, 1 if len(lead) == 1 else lead[0], lead[-1]
+
+
+def _slot_stride(tensor: Tensor) -> int:
+    return tensor.stride(0) if tensor.ndim == 3 else 0
+
+
+def _sizes(z: Tensor, interaction: Tensor | None, k: int, rank: int) -> dict[str, Any]:
+    return {
+        "K": k,
+        "PADDED": 1 << (k - 1).bit_length(),
+        "RANK": rank,
+        "WIDE": 1 << (rank - 1).bit_length(),
+        "SHARED": z.shape[-1] != k * rank,
+        "MIXED": interaction is not None,
+    }
+
+
+def _block(k: int) -> int:
+    return 32 if k <= 8 else 16
