@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cme_bench.run import Run
 
 defer("bitsandbytes")
+defer("requests")
 quick_imports.install()
 
 __all__ = [

@@ -14,7 +14,8 @@ def defer(name: str) -> None:
     """Let ``import NAME`` cost nothing until an attribute or a submodule of the package is asked for.
 
     ``import peft`` imports bitsandbytes where it is installed, and with it torch's compiler: seconds, in
-    programs that quantise nothing. A package that is imported already, or not installed, stays as it is.
+    programs that quantise nothing. lm-eval imports requests, which most runs never use. A package that is
+    imported already, or not installed, stays as it is.
     """
     spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None or spec.loader is None:

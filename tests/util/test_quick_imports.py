@@ -61,6 +61,12 @@ def test_a_training_is_imported_without_what_it_does_not_use() -> None:
     assert curve[0][-1] == curve[1][-1] == 1.0
 
 
+def test_a_run_is_imported_without_what_fetches_pages() -> None:
+    code = "import sys, cme_bench.runs.runner; print('requests.api' in sys.modules, 'sklearn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
 PACKAGES = {
     "user.py": "from heavy.part import function, other\n"
     "from heavy.part.inner import thing\nimport heavy.part\n",
