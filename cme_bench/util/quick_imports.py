@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from cme_bench.util.collection import uncollected
+from cme_bench.util.import_structure import kept_structure
 
 _LOSS = "transformers.loss.loss_"
 STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
@@ -140,7 +141,8 @@ def _looking_once(module: ModuleType) -> Iterator[None]:
     """Let transformers read the metadata of all packages only if it must, and its model files only once.
 
     It reads that metadata to learn the versions of three packages. It reads its 1,600 model files twice,
-    since its own cache of them is too small for one round.
+    since its own cache of them is too small for one round, to learn which module has which class. That is
+    kept on disk for the next process.
     """
     metadata: Any = importlib.metadata
     whole = metadata.packages_distributions
@@ -151,7 +153,7 @@ def _looking_once(module: ModuleType) -> Iterator[None]:
         metadata.packages_distributions = whole
     names: dict[str, Any] = vars(module)
     if (read := names.get("create_import_structure_from_path")) and hasattr(read, "__wrapped__"):
-        names["create_import_structure_from_path"] = functools.cache(read.__wrapped__)
+        names["create_import_structure_from_path"] = functools.cache(kept_structure(read.__wrapped__))
 
 
 class _Distributions(Mapping[str, list[str]]):
