@@ -52,8 +52,9 @@ class Recipe:
     steps: optimizer steps of a whole training; grid_steps: of each learning rate that is tried. seeds: of the
     rows in ``main``; side_seeds: of all others. limit: items of each task, None for all. tasks: of the
     evaluation. workers: trainings and evaluations at once; together: trainings of one process at once, as in
-    ``cme-bench sweep``. training: fields of TrainOptions that all rows
-    share. routers: rows whose router is measured, on ``router_limit`` items a task and
+    ``cme-bench sweep``. training: fields of TrainOptions that all rows share. sweeps: further tables, by name:
+    the row of each value. routers: rows whose router is measured, on ``router_limit`` items a
+    task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
     weights once everything that needs them is done. budget_minutes: what the plan compares its cost with.
     carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
@@ -81,6 +82,7 @@ class Recipe:
     engine: Engine = "hf"
     dtype: DType = "auto"
     evaluation_dtype: DType | None = None
+    sweeps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     routers: tuple[str, ...] = ()
     router_limit: int = 50
     subject_limit: int = 20
@@ -152,6 +154,8 @@ def read_recipe(
         raise UsageError(f"{file}: no scale {scale!r}{did_you_mean(scale, known)} (has: {', '.join(known)})")
     changes = dict(scales[scale])
     only = changes.pop("only", None)
+    if own_rows := changes.pop("rows", None):
+        content["rows"] = {**(content.get("rows") or {}), **own_rows}
     content |= {k: v for k, v in changes.items() if k != "training"}
     content["training"] = {**content.get("training", {}), **changes.get("training", {})}
     keys = {f.name for f in fields(Recipe)} - {"scale", "source", "row_seeds"}
@@ -163,7 +167,9 @@ def read_recipe(
     required = {f.name for f in fields(Recipe) if f.default is f.default_factory is MISSING} - {"scale"}
     if missing := sorted(required - content.keys()):
         raise UsageError(f"{file}: {', '.join(missing)} missing (scale {scale})")
-    rows = read_rows(file, where, content.pop("rows"))
+    place = where.get(f"scales.{scale}.sweeps", where.get("sweeps", str(file)))
+    _check_sweeps(content.get("sweeps") or {}, place, content["rows"])
+    rows = read_rows(file, where, content.pop("rows"), scale)
     if only is not None:
         rows = only_rows(content, rows, only, where.get(f"scales.{scale}", str(file)))
     given = {
@@ -187,6 +193,19 @@ def read_recipe(
     recipe = Recipe(**content, rows=rows, scale=scale, source=file)
     _check(recipe, where)
     return recipe
+
+
+def _check_sweeps(sweeps: Any, place: str, rows: Mapping[str, Any]) -> None:
+    """Raise UsageError unless every sweep maps values to rows of the recipe."""
+    if not isinstance(sweeps, Mapping):
+        raise UsageError(f"{place}: 'sweeps' must be a mapping")
+    for name, varied in sweeps.items():
+        if not isinstance(varied, Mapping):
+            raise UsageError(f"{place}: sweep {name!r} is no mapping of values to rows")
+        for row in varied.values():
+            if row not in rows:
+                hint = did_you_mean(str(row), rows)
+                raise UsageError(f"{place}: sweeps names {row!r}, which is no row{hint}")
 
 
 def _check(recipe: Recipe, where: Mapping[str, str]) -> None:

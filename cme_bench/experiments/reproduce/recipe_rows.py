@@ -33,11 +33,14 @@ class RecipeRow:
     share: float = 1.0
 
 
-def read_rows(file: Path, where: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, RecipeRow]:
-    """Return the rows of a recipe by name. UsageError with file and line for unknown keys and parents."""
+def read_rows(
+    file: Path, where: Mapping[str, str], given: Mapping[str, Any], scale: str
+) -> dict[str, RecipeRow]:
+    """Return the rows of a recipe and of its scale by name. UsageError with file and line for unknown keys
+    and parents."""
     rows: dict[str, RecipeRow] = {}
     for name, values in given.items():
-        place = where.get(f"rows.{name}", str(file))
+        place = where.get(f"scales.{scale}.rows.{name}", where.get(f"rows.{name}", str(file)))
         for key in values:
             if key not in _ROW:
                 raise UsageError(f"{place}: row {name}: unknown key {key!r}{did_you_mean(key, _ROW)}")
@@ -71,4 +74,8 @@ def only_rows(
         content[key] = [name for name in content.get(key, ()) if name in only]
     for key in ("ablation", "experts", "data_scale"):
         content[key] = {k: name for k, name in content[key].items() if name in only}
+    content["sweeps"] = {
+        title: {k: name for k, name in own.items() if name in only}
+        for title, own in (content.get("sweeps") or {}).items()
+    }
     return {name: row for name, row in rows.items() if name in only}

@@ -50,6 +50,8 @@ def write_tables(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") -
             "The share of the steps, with a schedule of its own; each step shows new examples.",
         ),
     }
+    for name, varied in recipe.sweeps.items():
+        groups[name] = ({n: f"{value}: {recipe.rows[n].title}" for value, n in varied.items()}, "")
     for name, (titles, note) in groups.items():
         if len(titles) > 1:
             rows = [titled(row.pooled, titles[row.name]) for row in open_rows(recipe, folder, titles)]

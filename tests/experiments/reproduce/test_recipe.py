@@ -82,13 +82,28 @@ def test_a_folder_of_another_recipe_is_refused(recipe_file: Path, tmp_path: Path
         folder.open(read_recipe(recipe_file, "one"))
 
 
-@pytest.mark.parametrize("scale", ["verdict", "full", "hour", "cpu", "quick", "smoke"])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        "verdict",
+        "fidelity-experts",
+        "fidelity-rank",
+        "fidelity-settings",
+        "fidelity-epoch",
+        "full",
+        "hour",
+        "cpu",
+        "quick",
+        "smoke",
+    ],
+)
 def test_our_recipe_is_sound(scale: str, tmp_path: Path) -> None:
     recipe = read_recipe(OURS, scale)
     for name, row in recipe.rows.items():
         fields = {**recipe.training, **row.training}
         check_options(TrainOptions(model="smollm2", out=tmp_path / name, **fields))
-    assert set(recipe.ablation) == {"neither", "collaboration", "competition", "both"}
+    if not scale.startswith("fidelity"):
+        assert set(recipe.ablation) == {"neither", "collaboration", "competition", "both"}
 
 
 def test_our_recipe_trains_the_papers_methods() -> None:
@@ -96,3 +111,47 @@ def test_our_recipe_trains_the_papers_methods() -> None:
     assert [name.rpartition("-")[0] for name in main] == (
         "lora lora adalora moslora moelora hydralora teamlora teamlora".split()
     )
+
+
+SWEEP = """\
+  ranks:
+    rows:
+      teamlora-8: {title: Team-8, method: teamlora, rank: 8}
+      teamlora-8-k2: {title: "Team-8, 2", like: teamlora-8, experts: 2}
+    only: [teamlora-32, teamlora-8, teamlora-8-k2]
+    routers: []
+    sweeps: {rank: {2: teamlora-32, 8: teamlora-8}, other: {1: lora}}
+    steps: 2
+    grid_steps: 2
+    learning_rates: [1.0e-3]
+"""
+
+
+def test_a_scale_may_have_rows_and_sweeps_of_its_own(recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text() + SWEEP)
+    recipe = read_recipe(recipe_file, "ranks")
+    assert list(recipe.rows) == ["teamlora-32", "teamlora-8", "teamlora-8-k2"]
+    assert recipe.rows["teamlora-8-k2"].tuned_as == "teamlora-8"
+    assert recipe.sweeps == {"rank": {2: "teamlora-32", 8: "teamlora-8"}, "other": {}}
+    assert "teamlora-8" not in read_recipe(recipe_file, "one").rows, "other scales do not know them"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("2: teamlora-32, 8: teamlora-8}", "2: teamlora-32}, more: [1]", "sweep .more. is no mapping"),
+        (
+            "method: teamlora, rank: 8",
+            "method: teamlora, rnk: 8",
+            r"recipe\.yaml:\d+: row teamlora-8: unknown",
+        ),
+        ("2: teamlora-32, 8:", "2: teamlora-3, 8:", "sweeps names 'teamlora-3', which is no row"),
+    ],
+)
+def test_mistakes_in_rows_and_sweeps_of_a_scale_name_their_place(
+    recipe_file: Path, old: str, new: str, said: str
+) -> None:
+    assert old in SWEEP
+    recipe_file.write_text(recipe_file.read_text() + SWEEP.replace(old, new))
+    with pytest.raises(UsageError, match=said):
+        read_recipe(recipe_file, "ranks")
