@@ -21,7 +21,7 @@ from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource, FolderSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.training.options import Weighting, check_temperature
-from cme_bench.training.templates import DatasetTemplate, Prompted, SplitFile, TemplatePart
+from cme_bench.training.templates import DatasetTemplate, Prompted, Row, SplitFile, TemplatePart
 from cme_bench.util.errors import UsageError
 from cme_bench.util.options import check_choice
 
@@ -291,24 +291,28 @@ def _evaluated_keys(
         for task in {part.task.name: part.task for part in template.parts}.values()
     ]
     found = [rows for rows in tables if rows is not None]
-    found += [rows for rows in spared if _fits(template, rows)]
     keys, sifted = set(), template.sifter()
+    for rows in spared:
+        keys |= _foreign_keys(sifted, rows)
     for rows in found:
         for index, row in enumerate(rows.each()):
             try:
                 keys.add(_digest(sifted(row)[1]))
             except ValueError as err:
                 raise UsageError(f"{rows.place(index)}: {template.path.name}: {err}") from err
-    return keys if found else None
+    return keys if found or keys else None
 
 
-def _fits(template: DatasetTemplate, rows: Rows) -> bool:
-    """Return whether a row has a key as an item of this dataset."""
-    try:
-        template.item_key(template.sifting(rows.table[0]))
-    except ValueError:
-        return False
-    return True
+def _foreign_keys(sifted: Callable[[Row], tuple[bool, str]], rows: Rows) -> set[bytes]:
+    """Return the keys that rows of any dataset have as items of this one; a row that does not fit is none."""
+    keys = set()
+    for row in rows.each():
+        try:
+            keys.add(_digest(sifted(row)[1]))
+        except ValueError:
+            if not keys:  # the first row has other columns, and so have the rest
+                break
+    return keys
 
 
 def evaluated_rows(task: TaskSpec, source: DataSource) -> Rows | None:

@@ -207,3 +207,12 @@ def test_spared_rows_that_are_not_there_are_asked_for(snli_folder: Path) -> None
     with pytest.raises(UsageError, match=r"rte/validation\.jsonl: no such file \(task cme_rte"):
         load_sets(options, note=lambda _: None)
     assert "spare" in options.identity() and "spare" not in replace(options, spare=None).identity()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_suite_can_be_spared_by_every_dataset(name: str) -> None:
+    """Rows of other datasets may have some of a template's columns: a sentence, a label, a question."""
+    source, suite = mini_source(), load_suite()
+    rows = [source.rows(task, task.eval_split) for task in suite.select("cme2,cme2_ll")]
+    free, spared = (load_training_set(TEMPLATES[name], source, spared=given) for given in ((), rows))
+    assert [part.kept.tolist() for part in spared.parts] == [part.kept.tolist() for part in free.parts]

@@ -52,9 +52,9 @@ class Recipe:
     steps: optimizer steps of a whole training; grid_steps: of each learning rate that is tried. seeds: of the
     rows in ``main``; side_seeds: of all others. limit: items of each task, None for all. tasks: of the
     evaluation. workers: trainings and evaluations at once; together: trainings of one process at once, as in
-    ``cme-bench sweep``. training: fields of TrainOptions that all rows share. sweeps: further tables, by name:
-    the row of each value. routers: rows whose router is measured, on ``router_limit`` items a
-    task and
+    ``cme-bench sweep``. training: fields of TrainOptions that all rows share. sweeps: further tables by name,
+    with the row of each value that varies. routers: rows whose router is measured, on ``router_limit`` items
+    a task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
     weights once everything that needs them is done. budget_minutes: what the plan compares its cost with.
     carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
