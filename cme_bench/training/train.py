@@ -117,7 +117,6 @@ def prepare(
     check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
-    tokenizer = load_tokenizer(base)
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
     options = replace(options, prompt_format=usual_format(options, own))
     encoder = training_encoder(options, tokenizer, config)

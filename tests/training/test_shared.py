@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cme_bench.models.load import load_tokenizer
 from cme_bench.runs.progress import Listener
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import TrainingPlan, load_sets
@@ -31,6 +32,24 @@ def test_methods_and_rates_share_the_plan(options: Make) -> None:
     plans = [prepare(one, Listener(), sets=sets, shared=shared).plan for one in (first, other)]
     assert plans[0] is plans[1]
     assert same(plans[1], prepare(other, Listener()).plan)
+
+
+def test_the_tokenizer_is_read_once(options: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    real = load_tokenizer
+
+    def counted(base: Any) -> Any:
+        read.append(base)
+        return real(base)
+
+    monkeypatch.setattr("cme_bench.training.train.load_tokenizer", counted)
+    shared, first = Shared(), options("lora")
+    sets = load_sets(first, note=lambda _: None)
+    for one in (first, options("teamlora", seed=2)):
+        prepare(one, Listener(), sets=sets, shared=shared)
+    assert len(read) == 1
+    prepare(first, Listener(), sets=sets)
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize(
