@@ -32,7 +32,7 @@ def fused_linear(
     settings: GateSettings,
     *,
     base: tuple[Tensor, Tensor | None] | None = None,
-    kept: Tensor | None = None,
+    dropped: Tensor | None = None,
 ) -> tuple[Tensor, Routing]:
     """Return ``x W0 + b + scale * sum_i omega_i drop(x) A_i B_i``, (..., d_out), and the routing of x.
 
@@ -41,10 +41,10 @@ def fused_linear(
         adapter: Its weights.
         settings: Those of the gate; its scale includes dropout's.
         base: Frozen W0 stored as (d_out, d_in), and b, in the settings' dtype; None leaves both out.
-        kept: True where dropout leaves x to A, (..., d_in); None for everywhere.
+        dropped: True where dropout keeps x from A, (..., d_in); None for nowhere.
     """
     made_of = kept_factors(x) or (None, None)
-    flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, kept, *made_of)]
+    flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, dropped, *made_of)]
     y, phi, omega, *_ = _FusedLinear.apply(*flat, *(base or (None, None)), *adapter, *settings)  # type: ignore[no-untyped-call]
     lead = x.shape[:-1]
     return y.unflatten(0, lead), Routing(phi.unflatten(0, lead), omega.unflatten(0, lead))
@@ -59,7 +59,7 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes them by position
         x: Tensor,
-        kept: Tensor | None,
+        dropped: Tensor | None,
         left: Tensor | None,
         right: Tensor | None,
         weight: Tensor | None,
@@ -72,7 +72,7 @@ class _FusedLinear(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         own = GateSettings(*settings)
         with autocast_off(x):
-            found = narrow(x, kept, down, router, own.dtype)
+            found = narrow(x, dropped, down, router, own.dtype)
             gated, z, phi, omega = gate(found, interaction, router.shape[-2], own)
             columns = up.to(own.dtype)
             y = None if weight is None else torch.nn.functional.linear(x, weight, bias)
@@ -83,7 +83,7 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, kept, left, right, weight, _, down, up, router, interaction, *settings = inputs
+        x, dropped, left, right, weight, _, down, up, router, interaction, *settings = inputs
         _, phi, _, z, rows, columns, router_rows = output
         ctx.mark_non_differentiable(*(t for t in output[3:] if t is not None))
         if not torch.compiler.is_compiling():
@@ -95,12 +95,14 @@ class _FusedLinear(torch.autograd.Function):
         ctx.settings, ctx.sizes = GateSettings(*settings), (down.shape[-2], router.shape[-2])
         ctx.dtypes = x.dtype, down.dtype, up.dtype, router.dtype
         x = x if left is None else None
-        ctx.save_for_backward(x, kept, left, right, weight, rows, columns, router_rows, interaction, z, phi)
+        ctx.save_for_backward(
+            x, dropped, left, right, weight, rows, columns, router_rows, interaction, z, phi
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, kept, left, right, weight, rows, columns, router_rows, interaction, z, phi = ctx.saved_tensors
+        x, dropped, left, right, weight, rows, columns, router_rows, interaction, z, phi = ctx.saved_tensors
         x_dtype, down_dtype, up_dtype, router_dtype = ctx.dtypes
         with autocast_off(z):
             grad = z.new_zeros(*z.shape[:-1], columns.shape[-2]) if grad is None else grad.to(z.dtype)
@@ -109,12 +111,12 @@ class _FusedLinear(torch.autograd.Function):
             )
             to_up = summed(grad.mT, gated)
             x = left * right if x is None else x
-            to_down, to_router = weights_backward(grads, x, kept, *ctx.sizes)
+            to_down, to_router = weights_backward(grads, x, dropped, *ctx.sizes)
             del x  # it may be the only one, and the gradient that follows is as large
             to_x = None
             if ctx.needs_input_grad[0]:
                 to_x = None if weight is None else grad @ weight
-                to_x = input_backward(grads, kept, rows, router_rows, to_x, x_dtype)
+                to_x = input_backward(grads, dropped, rows, router_rows, to_x, x_dtype)
         if to_interaction is not None:
             to_interaction = to_interaction.to(interaction.dtype)
         adapter = to_down.to(down_dtype), to_up.to(up_dtype), to_router.to(router_dtype), to_interaction

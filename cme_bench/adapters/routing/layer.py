@@ -129,20 +129,18 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
     def _fused(self, x: Tensor, adapter_name: str, base: tuple[Tensor, Tensor | None] | None) -> Tensor:
         config = self.settings[adapter_name]
         down, up, router = (self.held(part, adapter_name) for part in ("down", "up", "router"))
-        dropped = self.input_dropout(adapter_name) if self.training else 0.0
-        kept = (
-            nn.functional.dropout(torch.ones_like(fitted(x.detach(), down)), dropped) != 0
-            if dropped
-            else None
-        )
+        probability = self.input_dropout(adapter_name) if self.training else 0.0
+        dropped = None
+        if probability:
+            dropped = nn.functional.dropout(torch.ones_like(fitted(x.detach(), down)), probability) == 0
         settings = GateSettings(
             config.r,
-            config.scale / (1.0 - dropped),
+            config.scale / (1.0 - probability),
             self.normalizes(adapter_name),
             self._product_dtype(x, adapter_name),
         )
         adapter = (down, up, router, self.interaction(adapter_name))
-        y, routing = fused_linear(x, adapter, settings, base=base, kept=kept)
+        y, routing = fused_linear(x, adapter, settings, base=base, dropped=dropped)
         self.tell(adapter_name, routing)
         return y
 
