@@ -136,3 +136,11 @@ def test_nan_logits_name_the_request(
     requests = [GenerateRequest(make_ids(5), 3), GenerateRequest((1, 299), 3)]
     with pytest.raises(CmeError, match="request 1 after 0 new tokens: the model's logits are NaN"):
         generate_all(HFEngine(model, toy_tokenizer), requests)
+
+
+def test_the_device_is_at_work_while_it_generates(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    generate_all(engine, [GenerateRequest((5, 6, 7), 8)])
+    assert 0 < engine.stats.extra["device_seconds"] <= engine.stats.model_seconds

@@ -291,6 +291,7 @@ class HFEngine(Engine):
                 responses = self._decoder.decode_batch(rows, session(), positions)
         self._computed(positions.computed, scored=sum(response.n_tokens for response in responses))
         self.stats.tokens_padding += positions.padding
+        self.stats.add("device_seconds", sum(timer.seconds() for timer in positions.timers))
         return responses
 
     def describe(self) -> dict[str, str]:

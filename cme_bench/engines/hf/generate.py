@@ -14,6 +14,7 @@ from cme_bench.engines.base import FinishReason, GenerateRequest, GenerateRespon
 from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.hf.sampling import draw
+from cme_bench.engines.hf.work import DeviceTimer
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.stopping import cut_at_stop, read_answer
 
@@ -47,10 +48,22 @@ class GenerationRow:
 
 @dataclass(slots=True)
 class Positions:
-    """Count positions that went through the network: of rows at work, and of padding and finished rows."""
+    """Count positions that went through the network: of rows at work, and of padding and finished rows.
+
+    ``timers``: the device's time of every forward.
+    """
 
     computed: int = 0
     padding: int = 0
+    timers: list[DeviceTimer] = field(default_factory=list)
+
+    def feed(self, session: DecodingSession, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return what ``session.feed`` does; time it."""
+        timer = DeviceTimer(session.device)
+        logits = session.feed(ids.to(session.device), mask)
+        timer.stop()
+        self.timers.append(timer)
+        return logits
 
 
 def plan_generation(
@@ -153,7 +166,7 @@ class Decoder:
         positions.padding += ids.numel() - computed
 
         batch = list(rows)
-        logits = session.feed(ids.to(session.device), mask[:, :n_fed])
+        logits = positions.feed(session, ids, mask[:, :n_fed])
         while True:
             token = _next_tokens(logits, batch)  # [rows]
             for row, choice in zip(batch, token.tolist(), strict=True):
@@ -170,7 +183,7 @@ class Decoder:
             positions.computed += len(at_work)
             positions.padding += len(batch) - len(at_work)
             n_fed += 1
-            logits = session.feed(token.clamp(min=0)[:, None].to(session.device), mask[:, :n_fed])
+            logits = positions.feed(session, token.clamp(min=0)[:, None], mask[:, :n_fed])
 
     def decode_by_length(
         self,
