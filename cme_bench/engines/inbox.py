@@ -58,6 +58,22 @@ class Given(Batches):
         super().__init__([requests])
 
 
+class Resumed:
+    """Hand out a batch that was taken already, then what follows it in its inbox."""
+
+    def __init__(self, batch: list[Numbered], inbox: Inbox) -> None:
+        self._batch, self._inbox = batch, inbox
+
+    def take(self, *, wait: bool) -> list[Numbered]:
+        """As ``Inbox.take``."""
+        batch, self._batch = self._batch, []
+        return batch or self._inbox.take(wait=wait)
+
+    @property
+    def closed(self) -> bool:
+        return not self._batch and self._inbox.closed
+
+
 class Mailbox:
     """Hand out what another thread puts in: a batch is whatever has arrived.
 

@@ -48,12 +48,13 @@ SETTINGS = {
     "compile": "vllm: 1 compiles and captures graphs, 0 does not; default: on a GPU, for two million tokens",
     "in_process": "vllm: 1 runs the engine in this process (default on a CPU), 0 in processes of its own",
     "window": "vllm: most requests in the engine at a time; default 1024",
+    "packs": "vllm: 1 scores choices by packs of many questions, as hf does, without the cache; default 0",
     "retries": "server: how often a request is asked again; default 8, over about a minute",
     "timeout": "server: seconds until an answer is given up; default 600",
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
-SWITCHES = frozenset({"shared_prefixes", "graphs", "compile", "in_process"})
+SWITCHES = frozenset({"shared_prefixes", "graphs", "compile", "in_process", "packs"})
 """Those that are 0 or 1."""
 
 

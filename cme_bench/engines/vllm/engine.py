@@ -6,14 +6,24 @@ import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.liveness import unchanged
-from cme_bench.engines.base import Engine, EngineStats, GenerateRequest, Response, TokenIds
-from cme_bench.engines.inbox import Inbox
+from cme_bench.engines.base import (
+    Engine,
+    EngineStats,
+    GenerateRequest,
+    LoglikelihoodRequest,
+    LoglikelihoodResponse,
+    Request,
+    Response,
+    TokenIds,
+)
+from cme_bench.engines.inbox import Given, Inbox, Numbered, Resumed, batch_by_batch
 from cme_bench.engines.vllm.flight import Call, Flight
 from cme_bench.engines.vllm.host import Host
+from cme_bench.engines.vllm.packs import TRIAL_LENGTH, agree, by_packs, trial_requests
 from cme_bench.engines.vllm.questions import Continuations, Likelihoods, ProbeCall, Questions
 from cme_bench.engines.vllm.settings import on_cpu
 from cme_bench.vllm_plugin.spec import GatedSpec
@@ -54,8 +64,17 @@ class VLLMEngine(Engine):
         batch = inbox.take(wait=True)
         if not batch:
             return
-        questions = self._questions(generated=isinstance(batch[0][1], GenerateRequest))
+        generated = isinstance(batch[0][1], GenerateRequest)
         self.host.use(self._adapter, self._spec)
+        if not generated and self._takes_packs():
+            yield from batch_by_batch(Resumed(batch, inbox), self._by_packs)
+            return
+        yield from self._served(batch, inbox, self._questions(generated=generated))
+
+    def _served(
+        self, batch: list[Numbered], inbox: Inbox, questions: Questions
+    ) -> Iterator[tuple[int, Response]]:
+        """Answer ``batch``, and what follows it in ``inbox``, by vLLM's own requests."""
         with self.host.flight() as flight:
             while batch or questions:
                 questions.add(sorted(batch, key=lambda numbered: numbered[1].prompt))
@@ -65,6 +84,31 @@ class VLLMEngine(Engine):
                         yield number, response
                 room = len(flight) < self.host.settings.window and not questions.waiting
                 batch = inbox.take(wait=not questions) if room else []
+
+    def _takes_packs(self) -> bool:
+        """Tell whether choices are scored by packs: asked for, possible, and tried on a few short rows."""
+        host = self.host
+        if host.settings.packs and host.packs is None:
+            reason = host.why_no_packs() if host.max_length >= TRIAL_LENGTH else "rows are too short"
+            if not reason and not self._tried():
+                reason = "a trial gave other scores"
+            if reason:
+                host.tell(f"choices are scored without packs: {reason}")
+            host.packs = not reason
+        return bool(host.packs)
+
+    def _tried(self) -> bool:
+        asked = trial_requests()
+        wanted = dict(self._served(list(enumerate(asked)), Given(()), self._questions(generated=False)))
+        found = dict(by_packs(self.host, asked, EngineStats()))
+        self.stats = EngineStats()
+        return all(agree(found[i], cast("LoglikelihoodResponse", wanted[i]), self.host.dtype) for i in found)
+
+    def _by_packs(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        asked = cast("Sequence[LoglikelihoodRequest]", requests)
+        for index, response in by_packs(self.host, asked, self.stats):
+            self.stats.count(asked[index], response)
+            yield index, response
 
     def _questions(self, *, generated: bool) -> Questions:
         if generated:

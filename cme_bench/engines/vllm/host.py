@@ -48,6 +48,8 @@ class Host:
         self.logits = "float32"
         """The dtype that logits are rounded to."""
         self.max_length = 0
+        self.packs: bool | None = None
+        """Whether the running engine answers packs as it does requests; None until that was tried."""
         self.settings = settings
         self.log = Path(tempfile.mkdtemp(prefix="cme-bench-vllm-")) / "engine.log"
         self._note = note
@@ -90,6 +92,23 @@ class Host:
             reason = first_line(error)
             raise UsageError(f"vLLM did not take the adapter: {reason}") from error
 
+    def why_no_packs(self) -> str:
+        """Return why the running engine cannot be asked packs; "" if it can be tried."""
+        return next(filter(None, self._llm.collective_rpc("why_no_packs")), "")
+
+    def score_pack(self, packed: bytes) -> list[tuple[int, float, bool]]:
+        """Return the reads of a pickled pack. Raises RuntimeError where memory runs out, else CmeError."""
+        try:
+            [reads] = self._llm.collective_rpc("score_pack", args=(packed,))
+        except Exception as error:  # what a worker raises arrives as whatever its transport makes of it
+            if (failure := self.failure(error, {})) is not None:
+                raise failure from error
+            reason = first_line(error)
+            if "out of memory" in reason:
+                raise RuntimeError(reason) from error
+            raise CmeError(f"vLLM did not score a pack: {reason} (log: {self.log})") from error
+        return [(row, logprob, hit) for row, logprob, hit in reads]
+
     def _start(self, spec: GatedSpec | None) -> None:
         for name, value in environment(self.settings, self.dtype).items():
             os.environ.setdefault(name, value)
@@ -108,11 +127,16 @@ class Host:
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
+        self.packs = None
         self._tell(next(filter(None, reasons), ""))
         how = "compiled" if self.settings.compiles else "without compiling"
         self._note(f"vLLM started in {time.monotonic() - started:.0f} s, {how}")
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
+
+    def tell(self, message: str) -> None:
+        """Tell who started this."""
+        self._note(message)
 
     def _tell(self, rounded: str) -> None:
         """Say once why logits are rounded, if they are."""

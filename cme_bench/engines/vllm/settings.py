@@ -24,6 +24,7 @@ An estimate, not yet measured: they take 90 s or so on an H200. A step of SmolLM
 with them and some 15 ms without, one of a 7B model 34 and some 43 ms; both come to two million tokens.
 """
 SHORTEST = 1024
+PACK_WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ class VllmSettings:
     compile: bool | None = None
     in_process: bool | None = None
     window: int = 1024
+    packs: bool = False
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, int]) -> VllmSettings:
         """From ``--set`` pairs; those of other engines are left alone."""
         known: dict[str, Any] = {f.name: pairs[f.name] for f in fields(cls) if f.name in pairs}
-        known |= {name: bool(known[name]) for name in ("compile", "in_process") if name in known}
+        known |= {name: bool(known[name]) for name in ("compile", "in_process", "packs") if name in known}
         return cls(**known)
 
     def for_work(self, generated: int | None) -> VllmSettings:
@@ -143,7 +145,7 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
         "trust_remote_code": False,
         "seed": 0,
         "disable_log_stats": True,
-        "worker_extension_cls": WORKER,
+        "worker_extension_cls": PACK_WORKER if settings.packs else WORKER,
     }
     cpu = on_cpu()
     arguments["enforce_eager"] = not settings.compiles

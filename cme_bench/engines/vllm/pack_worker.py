@@ -1,0 +1,120 @@
+"""vLLM's worker, made to compute packs: many questions in one forward, every shared prefix once.
+
+The model is vLLM's own, with its kernels and the plugin's adapters. Only its attention layers are replaced
+for the forward: they neither read nor write vLLM's cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.engines.hf.attention import AttentionCall
+from cme_bench.engines.hf.copies import to_device
+from cme_bench.engines.hf.loglikelihood import read_later
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
+from cme_bench.engines.packs import Pack
+from cme_bench.vllm_plugin.worker import ExtendedWorker
+
+Reads = list[tuple[int, float, bool]]
+"""As :data:`cme_bench.engines.hf.pack_forward.Reads`."""
+
+
+class PackWorker(ExtendedWorker):
+    """Mixed into vLLM's worker class."""
+
+    if TYPE_CHECKING:
+        vllm_config: Any
+        device: torch.device
+
+    def why_no_packs(self) -> str:
+        """Return why this model's packs cannot be computed; "" if they can be tried."""
+        from vllm.config import CompilationMode
+
+        parallel = self.vllm_config.parallel_config
+        if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+            return "several processes share the model"
+        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
+            return "the model is compiled"
+        layers = attention_layers(self.get_model())
+        if not layers:
+            return "the model has no attention layers of vLLM's kind"
+        return next(filter(None, map(_unusual, layers)), "")
+
+    @torch.inference_mode()
+    def score_pack(self, packed: bytes) -> Reads:
+        """Return the reads of a pickled ``Pack``; packs must come in their order."""
+        from vllm.forward_context import set_forward_context
+
+        pack: Pack = pickle.loads(packed)
+        if not pack.cached:
+            self._kept_prefix = KeptPrefix()
+        model, device = self.get_model(), self.device
+        attention = PackAttention(pack, self._kept_prefix, device)
+        places, index, target, row = pack.reads
+        with (
+            set_forward_context(None, self.vllm_config, num_tokens=pack.n_tokens),
+            _attending(model, attention),
+        ):
+            hidden = model(to_device(pack.tokens, device), to_device(pack.positions, device), None)
+        if not len(places):
+            return []
+        logits = model.compute_logits(hidden[to_device(places, device)])
+        logprobs, hits = read_later(logits, to_device(index, device), to_device(target, device))()
+        return list(zip(row.tolist(), logprobs, hits, strict=True))
+
+
+def attention_layers(model: nn.Module) -> list[Any]:
+    """Return the attention layers of vLLM's own kind in a model of vLLM."""
+    from vllm.model_executor.layers.attention import Attention
+
+    return [module for module in model.modules() if isinstance(module, Attention)]
+
+
+def _unusual(layer: Any) -> str:
+    """Return what of an attention layer packs do not compute; "" if nothing."""
+    impl = layer.impl
+    found = {
+        "a window": getattr(layer, "sliding_window", None) is not None,
+        "soft-capped scores": bool(getattr(impl, "logits_soft_cap", None)),
+        "ALiBi": getattr(impl, "alibi_slopes", None) is not None,
+        "sinks": getattr(impl, "sinks", None) is not None,
+        "keys of another layer": getattr(layer, "kv_sharing_target_layer_name", None) is not None,
+        "a quantised cache": getattr(layer, "query_quant", None) is not None,
+    }
+    return next((f"its attention has {what}" for what, there in found.items() if there), "")
+
+
+@contextmanager
+def _attending(model: nn.Module, attention: PackAttention) -> Iterator[None]:
+    """Have all attention layers of ``model`` compute by ``attention`` within the context."""
+    layers = attention_layers(model)
+    for layer in layers:
+        layer.forward = functools.partial(_attend, layer, attention)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _attend(layer: Any, attention: PackAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Map [n, heads * size] of each to [n, heads * size]."""
+
+    def heads(states: Tensor, count: int) -> Tensor:
+        return states.reshape(1, len(states), count, -1).transpose(1, 2)
+
+    call = AttentionCall(
+        layer,
+        heads(query, layer.num_heads),
+        heads(key, layer.num_kv_heads),
+        heads(value, layer.num_kv_heads),
+        scaling=layer.impl.scale,
+    )
+    return attention(call)[0].reshape(len(query), -1)

@@ -1,0 +1,68 @@
+"""Likelihoods on vLLM's model by packs: the plan of the transformers engine, one call of the worker a pack.
+
+A question without exemplars shares nothing that vLLM's cache of whole blocks could hold, so that each of its
+choices is a request there. A pack holds all choices of many questions.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from cme_bench.engines.base import EngineStats, LoglikelihoodRequest, LoglikelihoodResponse
+from cme_bench.engines.hf.batching import plan_limits
+from cme_bench.engines.hf.loglikelihood import collect_responses, plan_rows
+from cme_bench.engines.hf.pack_forward import Pending, finished_rows, run_packs
+from cme_bench.engines.packs import Pack
+from cme_bench.engines.plan import plan_packs
+from cme_bench.engines.vllm.host import Host
+from cme_bench.engines.vllm.settings import on_cpu
+
+TRIAL_LENGTH = 24
+MOST_TOKENS = 8192
+"""Tokens of a forward for which vLLM leaves memory beside its cache."""
+
+
+def by_packs(
+    host: Host, requests: Sequence[LoglikelihoodRequest], stats: EngineStats
+) -> Iterator[tuple[int, LoglikelihoodResponse]]:
+    """Yield ``(index, response)`` of every request, as they finish; count the tokens in ``stats``."""
+
+    def compute(pack: Pack) -> Pending:
+        started = time.perf_counter()
+        reads = host.score_pack(pickle.dumps(pack))
+        stats.model_seconds += time.perf_counter() - started
+        stats.tokens_computed += pack.n_tokens
+        return lambda: reads
+
+    limits = plan_limits(_config(host), torch.device("cpu" if on_cpu() else "cuda"), MOST_TOKENS)
+    limits.kept_tokens = host.max_length
+    rows = plan_rows(requests)
+    packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
+    yield from collect_responses(requests, finished_rows(rows, run_packs(packs, limits, compute)))
+
+
+def _config(host: Host) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(host.model, trust_remote_code=False)
+
+
+def trial_requests() -> list[LoglikelihoodRequest]:
+    """Return questions of rows of up to ``TRIAL_LENGTH`` tokens, to be answered by packs and without."""
+    ids = tuple(3 + 7 * i % 89 for i in range(40))
+    choices = (ids[20:21], ids[21:24], ids[24:29], ids[21:23] + ids[30:31])
+    return [LoglikelihoodRequest(tuple((ids[:n], choice) for choice in choices)) for n in (12, 18)] + [
+        LoglikelihoodRequest(((ids[5:9], ids[9:11]),))
+    ]
+
+
+def agree(one: LoglikelihoodResponse, other: LoglikelihoodResponse, dtype: str) -> bool:
+    """Tell whether two answers to a trial question are the same but for rounding."""
+    most = 1e-3 if dtype == "float32" else 0.5
+    pairs = zip(one.logprobs, other.logprobs, strict=True)
+    return all(abs(a - b) <= most * len(one.logprobs) for a, b in pairs)
