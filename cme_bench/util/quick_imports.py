@@ -96,11 +96,9 @@ def _standing_in(wanted: Mapping[str, Sequence[str]]) -> Iterator[None]:
 def _stand_in(name: str, members: Sequence[str]) -> ModuleType:
     """Return a module of functions that import the real one, in its place."""
     module = ModuleType(name)
-    for member in members:
-        setattr(module, member, _called_later(name, member))
 
     def real() -> ModuleType:
-        _remove(module)
+        _remove(module)  # it may still be there, for the importer itself or for another thread
         return importlib.import_module(name)
 
     def ask(attribute: str) -> Any:
@@ -109,6 +107,8 @@ def _stand_in(name: str, members: Sequence[str]) -> ModuleType:
             raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
         return getattr(real(), attribute)
 
+    for member in members:
+        setattr(module, member, _called_later(real, member))
     module.__getattr__ = ask  # type: ignore[method-assign]
     module.__path__ = _NoPath(real)
     sys.modules[name] = module
@@ -128,9 +128,9 @@ def _remove(module: ModuleType) -> None:
         del sys.modules[module.__name__]
 
 
-def _called_later(module: str, name: str) -> Callable[..., Any]:
+def _called_later(real: Callable[[], ModuleType], name: str) -> Callable[..., Any]:
     def called(*args: Any, **kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return getattr(real(), name)(*args, **kwargs)
 
     called.__name__ = called.__qualname__ = name
     return called

@@ -72,6 +72,7 @@ PACKAGES = {
     "from heavy.part.inner import thing\nimport heavy.part\n",
     "lean.py": "from heavy.part import function\nimport inspect, sys\n"
     "seen = [hasattr(m, '__file__') for m in list(sys.modules.values())]\n",
+    "at_once.py": "from heavy.part import function\nprint(function(1))\n",
     "heavy/__init__.py": "print('heavy')\n",
     "heavy/part/__init__.py": "def function(n): return n + 1\nother = 7\nprint('part')\n",
     "heavy/part/inner.py": "thing = 8\n",
@@ -84,6 +85,7 @@ PACKAGES = {
         ("import lean; print(lean.function(1))", ["heavy", "part", "2"]),
         ("import lean; print('heavy' in sys.modules, 'heavy.part' in sys.modules)", ["False False"]),
         ("import lean, heavy.part; print(heavy.part.other)", ["heavy", "part", "7"]),
+        ("import at_once, heavy.part; print(heavy.part.other)", ["heavy", "part", "2", "7"]),
         ("import user; print(user.function(1), user.other, user.thing)", ["heavy", "part", "2 7 8"]),
         ("import heavy.part, lean; print(lean.function is heavy.part.function)", ["heavy", "part", "True"]),
     ],
@@ -97,7 +99,7 @@ def test_a_stand_in_gives_way_to_the_real_module(code: str, lines: list[str], tm
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from cme_bench.util import quick_imports as q\n"
         "wanted = {'heavy.part': ('function',)}\n"
-        "q.STAND_INS = {'user': wanted, 'lean': wanted}\nq.install(); q.install()\n"
+        "q.STAND_INS = {'user': wanted, 'lean': wanted, 'at_once': wanted}\nq.install(); q.install()\n"
     )
     done = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == lines
