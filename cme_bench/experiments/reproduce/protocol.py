@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -82,6 +83,9 @@ def _check(protocol: Protocol, place: str) -> None:
         value = getattr(protocol, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 2:
             fail(f"{name} must be a whole number of 2 or more, not {value!r}")
+    for name in ("learning_rate", "stopping"):
+        if not isinstance(getattr(protocol, name), str):
+            fail(f"{name} must be a text, not {getattr(protocol, name)!r}")
     if protocol.cap < protocol.first_seeds:
         fail(f"cap ({protocol.cap}) lies below first_seeds ({protocol.first_seeds})")
     if protocol.correction not in ("bonferroni", "none"):
@@ -91,4 +95,4 @@ def _check(protocol: Protocol, place: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -22,8 +22,10 @@ from cme_bench.experiments.reproduce.jobs import Folder
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registered_rows import row_files, suite
 from cme_bench.tasks.identity import config_hash
+from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.paths import make_out
 
 FOLDER, RECORD = "registrations", "registration.json"
 _FREE = frozenset({"save_every", "log_every", "checkpointing", "report_to", "report_project"})
@@ -64,6 +66,8 @@ def registered_part(recipe: Recipe) -> dict[str, Any]:
     """
     assert recipe.protocol is not None
     tasks = suite().select(recipe.tasks)
+    if (form := recipe.protocol.others_form) not in {_form(spec) for spec in tasks if spec.in_cme}:
+        raise UsageError(f"{recipe.source}: protocol: others_form {form}: the tasks {recipe.tasks} have none")
     fixed = {key: value for key, value in recipe.identity().items() if key != "engine"}
     return fixed | {
         "training": {key: v for key, v in recipe.training.items() if key not in _FREE},
@@ -76,6 +80,10 @@ def registered_part(recipe: Recipe) -> dict[str, Any]:
         "task_hashes": {spec.name: config_hash(spec.config) for spec in tasks},
         "rows_of": row_files(recipe, tasks),
     }
+
+
+def _form(spec: TaskSpec) -> str:
+    return "generated" if spec.generated else "likelihood"
 
 
 def hash_of(part: Mapping[str, Any]) -> str:
@@ -104,7 +112,7 @@ def register(recipe: Recipe) -> Path:
             f"{file}: registered already, and {_difference(held, part)}; a changed plan is another scale, "
             "with a name of its own"
         )
-    file.parent.mkdir(exist_ok=True)
+    make_out(file.parent)
     content = {"recipe": recipe.source.name, "scale": recipe.scale, "sha256": hash_of(part)}
     write_json(file, content | {"registered": part})
     return file
@@ -127,6 +135,8 @@ def check_registration(recipe: Recipe, folder: Folder, *, scored: bool) -> Regis
         write_json(record, found.plain())
         return found
     held = read_json(record)
+    if missing := {"pre_registered", "sha256", "commit", "problem"} - held.keys():
+        raise UsageError(f"{record}: {', '.join(sorted(missing))} missing: it was edited or cut")
     if held["pre_registered"] and held["sha256"] != sha256:
         found = Registration(sha256, problem="the recipe changed after the run began")
         write_json(record, found.plain())
@@ -139,7 +149,7 @@ def _found(recipe: Recipe, part: Mapping[str, Any], sha256: str) -> Registration
     if not file.is_file():
         return Registration(sha256, problem=f"{FOLDER}/{file.name} is not there: register the scale first")
     held = read_json(file)
-    if held.get("sha256") != hash_of(held.get("registered") or {}):
+    if not isinstance(held.get("registered"), Mapping) or held.get("sha256") != hash_of(held["registered"]):
         return Registration(sha256, problem=f"{file.name} was edited: its hash is not that of what it says")
     if held["sha256"] != sha256:
         return Registration(sha256, problem=f"since the registration {_difference(held, part)}")
@@ -149,7 +159,8 @@ def _found(recipe: Recipe, part: Mapping[str, Any], sha256: str) -> Registration
 
 def _difference(held: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     """Say what differs between a registration and the recipe as it is."""
-    before: Mapping[str, Any] = held.get("registered") or {}
+    given = held.get("registered")
+    before: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
     now: Mapping[str, Any] = orjson.loads(orjson.dumps(part))
     names = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return f"{', '.join(names) or 'nothing'} changed"

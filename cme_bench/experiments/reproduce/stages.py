@@ -23,6 +23,7 @@ from cme_bench.experiments.reproduce.score_claims import (
 )
 from cme_bench.experiments.reproduce.views import RowRuns, forms, open_rows
 from cme_bench.stats.seed_planning import CentredScores, Spread, pooled_spread, seeds_for
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 
 STAGE = "stage.json"
@@ -58,7 +59,10 @@ def staged(recipe: Recipe, folder: Folder) -> Recipe:
     if recipe.protocol is None or not file.is_file():
         return recipe
     held = read_json(file)
-    return with_seeds(recipe, int(held["headline"]), int(held["others"]))
+    numbers = held.get("headline"), held.get("others")
+    if not all(isinstance(n, int) and 2 <= n <= recipe.protocol.cap for n in numbers):
+        raise UsageError(f"{file}: headline and others must be seeds from 2 to {recipe.protocol.cap}")
+    return with_seeds(recipe, *numbers)
 
 
 def with_seeds(recipe: Recipe, headline: int, others: int) -> Recipe:

@@ -18,6 +18,7 @@ from cme_bench.experiments.reproduce.registration import (
     registered_part,
     registration_file,
 )
+from cme_bench.experiments.reproduce.stages import staged
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 
@@ -183,6 +184,9 @@ def test_a_registration_is_not_replaced(plan: Path) -> None:
         ("{headline: [teamlora-32, moelora-32], first_seeds: 1}", "first_seeds must be a whole number of 2"),
         ("{headline: [teamlora-32, moelora-32], cap: 4}", r"cap \(4\) lies below first_seeds \(10\)"),
         ("{headline: [teamlora-32, moelora-32], correction: holm}", "correction 'holm' is none of"),
+        ("{headline: [teamlora-32, moelora-32], margin: .nan}", "margin must be a number above 0, not nan"),
+        ("{headline: [teamlora-32, moelora-32], mde: .inf}", "mde must be a number above 0, not inf"),
+        ("{headline: [teamlora-32, moelora-32], stopping: 3}", "stopping must be a text"),
         ("[1, 2]", "'protocol' must be a mapping"),
     ],
 )
@@ -190,6 +194,23 @@ def test_mistakes_of_a_protocol_name_their_place(plan: Path, new: str, said: str
     old = "{headline: [teamlora-32, moelora-32], margin: 0.5, first_seeds: 3, cap: 5}"
     with pytest.raises(UsageError, match=said):
         edited(plan, old, new)
+
+
+def test_records_that_were_cut_are_named(plan: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(plan, "plan")
+    (tmp_path / "out").mkdir()
+    write_json(tmp_path / "out" / "registration.json", {"sha256": "0"})
+    with pytest.raises(UsageError, match=r"registration\.json: commit, pre_registered, problem missing"):
+        checked(recipe, tmp_path / "out")
+    write_json(tmp_path / "out" / "stage.json", {"headline": 900, "others": 3})
+    with pytest.raises(UsageError, match=r"stage\.json: headline and others must be seeds from 2 to 5"):
+        staged(recipe, Folder(tmp_path / "out"))
+
+
+def test_a_rule_for_a_form_that_is_not_asked_is_refused(plan: Path) -> None:
+    recipe = edited(plan, "tasks: cme_emotion,cme_rte_ll", "tasks: cme_emotion")
+    with pytest.raises(UsageError, match="others_form likelihood: the tasks cme_emotion have none"):
+        register(recipe)
 
 
 def test_seeds_are_the_protocols(plan: Path) -> None:
