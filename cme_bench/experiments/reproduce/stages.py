@@ -59,8 +59,8 @@ def staged(recipe: Recipe, folder: Folder) -> Recipe:
     if recipe.protocol is None or not file.is_file():
         return recipe
     held = read_json(file)
-    numbers = held.get("headline"), held.get("others")
-    if not all(isinstance(n, int) and 2 <= n <= recipe.protocol.cap for n in numbers):
+    numbers = [n for n in (held.get("headline"), held.get("others")) if isinstance(n, int)]
+    if len(numbers) < 2 or not all(2 <= n <= recipe.protocol.cap for n in numbers):
         raise UsageError(f"{file}: headline and others must be seeds from 2 to {recipe.protocol.cap}")
     return with_seeds(recipe, *numbers)
 
