@@ -212,3 +212,15 @@ def test_a_folder_that_may_not_be_written(tiny_checkpoint: Path, tmp_path: Path)
     tmp_path.chmod(0o555)
     with pytest.raises(UsageError, match="cannot be written"):
         run(tiny_checkpoint, tmp_path / "r", "cme_rte")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_weights_that_are_no_numbers_are_told_with_task_and_item(
+    tiny_checkpoint: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(model: Any) -> None:
+        model.get_input_embeddings().weight.data.fill_(float("nan"))
+
+    harm(monkeypatch, fill)
+    with pytest.raises(CmeError, match=rf"^task {task}, item \d+.*NaN or infinite"):
+        run(tiny_checkpoint, tmp_path / "r", task)

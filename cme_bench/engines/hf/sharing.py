@@ -54,6 +54,13 @@ def _tried(forward: CausalForward, max_length: int) -> str | None:
     """Score a few short rows both ways; return why they tell against sharing, or None."""
     if max_length < _TRIAL_LENGTH:
         return f"rows have fewer than {_TRIAL_LENGTH} tokens"
+    try:
+        return _told_apart(forward, max_length)
+    except LogitsError:  # a row of the run that has such logits is named with its item
+        return "a trial gave logits that are no numbers"
+
+
+def _told_apart(forward: CausalForward, max_length: int) -> str | None:
     ids = trial_ids(forward)
     head, middle = ids[:6], ids[6:10]
     rows = [
@@ -67,8 +74,6 @@ def _tried(forward: CausalForward, max_length: int) -> str | None:
         shared = _shared(forward, rows, max_length)
     except UnsupportedAttentionError as err:
         return str(err)
-    except LogitsError:
-        return "a trial gave logits that are no numbers"
     except MODEL_ERRORS as err:
         fail_without_memory(err)
         return f"a trial failed ({type(err).__name__}: {first_line(err)})"

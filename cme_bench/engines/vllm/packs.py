@@ -21,6 +21,7 @@ from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import plan_packs
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import on_cpu
+from cme_bench.util import memory
 
 TRIAL_LENGTH = 24
 MOST_TOKENS = 8192
@@ -36,6 +37,7 @@ def by_packs(
         started = time.perf_counter()
         reads = host.score_pack(pickle.dumps(pack))
         stats.model_seconds += time.perf_counter() - started
+        stats.peak_memory_bytes = max(stats.peak_memory_bytes, memory.peak())
         stats.tokens_computed += pack.n_tokens
         return lambda: reads
 
