@@ -14,7 +14,7 @@ Correction = Literal["bonferroni", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What decides claims of scores, in percent points.
+    """The rules that decide claims of scores, in percent points.
 
     headline: the rows B and A of the primary outcome, the difference of their averages in every form; all
     other claims of scores are secondary. margin: of equivalence. mde: the difference that the seeds must be
