@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -131,6 +132,27 @@ def test_dtypes_that_differ(base: torch.dtype, exact: bool, plainly: Any, monkey
         check(gradients(model, x, autocast=autocast), plainly(model, x, autocast=autocast), 0.02)
         layer_of(model).narrow("default")
         check(gradients(model, x, autocast=autocast), plainly(model, x, autocast=autocast), 0.02)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (0,), (2, 0), (2, 3, 4)])
+def test_any_shape(shape: tuple[int, ...], plainly: Any) -> None:
+    model, x = adapted(dropout=0.2), torch.randn(*shape, D_IN)
+    check(gradients(model, x, balance=False), plainly(model, x, balance=False), 1e-6)
+
+
+def test_gradients_of_every_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vmap of grad, as for privacy or influence."""
+    model, x = adapted(), torch.randn(5, 3, D_IN)
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = functional_call(model, parameters, (x,))
+        return out.square().sum()
+
+    each = vmap(grad(loss), in_dims=(None, 0))
+    together = each(trained, x)
+    monkeypatch.setattr(RoutedLinear, "_fuses", lambda *_: False)
+    check(together | {"more": x}, each(trained, x) | {"more": x}, 1e-6)
 
 
 class Wide(TorchDispatchMode):

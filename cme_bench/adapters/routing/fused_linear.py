@@ -46,8 +46,8 @@ def fused_linear(
     made_of = kept_factors(x) or (None, None)
     flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, dropped, *made_of)]
     y, phi, omega, *_ = _FusedLinear.apply(*flat, *(base or (None, None)), *adapter, *settings)  # type: ignore[no-untyped-call]
-    lead = x.shape[:-1]
-    return y.unflatten(0, lead), Routing(phi.unflatten(0, lead), omega.unflatten(0, lead))
+    y, phi, omega = (part.reshape(*x.shape[:-1], part.shape[-1]) for part in (y, phi, omega))
+    return y, Routing(phi, omega)
 
 
 class _FusedLinear(torch.autograd.Function):
@@ -75,8 +75,7 @@ class _FusedLinear(torch.autograd.Function):
             found = narrow(x, dropped, down, router, own.dtype)
             gated, z, phi, omega = gate(found, interaction, router.shape[-2], own)
             columns = up.to(own.dtype)
-            y = None if weight is None else torch.nn.functional.linear(x, weight, bias)
-            y = added(y, gated, columns.mT)
+            y = added(_base(x, weight, bias), gated, columns.mT)
         made = zip((found.rows, columns, found.router_rows), (down, up, router), strict=True)
         # an input must not be an output: where nothing was cast, the parameter itself is kept
         return y, phi, omega, z, *(None if of is parameter else of for of, parameter in made)
@@ -134,3 +133,10 @@ class _FusedLinear(torch.autograd.Function):
         ]
         outputs = _FusedLinear.apply(*stacked)  # type: ignore[no-untyped-call]
         return outputs, tuple(None if part is None else 0 for part in outputs)
+
+
+def _base(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    if weight is None or weight.ndim == 2:
+        return None if weight is None else torch.nn.functional.linear(x, weight, bias)
+    y = x @ weight.mT  # of several adapters, each with the weight given to it
+    return y if bias is None else y.add_(bias.unsqueeze(-2))

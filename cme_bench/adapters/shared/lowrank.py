@@ -50,7 +50,7 @@ def gated_up(z: Tensor, up: Tensor, gate: Tensor, *, rank: int, latent_dropout: 
     Returns:
         (..., d_out), in the dtype of ``up``, or autocast's.
     """
-    experts = z.reshape(*z.shape[:-1], -1, rank)
+    experts = z.reshape(*z.shape[:-1], z.shape[-1] // rank, rank)
     gated = (experts * gate.unsqueeze(-1)).flatten(-2).to(z.dtype)
     if latent_dropout:
         gated = nn.functional.dropout(gated, latent_dropout)
