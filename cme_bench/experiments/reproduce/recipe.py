@@ -99,7 +99,7 @@ class Recipe:
 
     @property
     def analysis(self) -> Protocol:
-        """What decides claims: the protocol, or the usual rules."""
+        """The rules that decide claims: the protocol, or the usual ones."""
         return self.protocol or USUAL
 
     def seeds_of(self, row: str) -> int:
