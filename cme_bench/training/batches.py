@@ -26,19 +26,25 @@ def pad_token(tokenizer: Any, embeddings: int) -> int:
 
 
 def plan_batches(
-    lengths: NDArray[np.int64], *, batch_size: int, batches_per_step: int, seed: int
+    lengths: NDArray[np.int64], *, batch_size: int, batches_per_step: int, seed: int, similar: bool = True
 ) -> list[list[int]]:
-    """Group examples of similar length into batches of ``batch_size``, in training order.
+    """Group examples into batches of ``batch_size``, in training order.
 
-    ``batches_per_step`` consecutive batches make one optimizer step (processes x accumulated batches) and are
-    of similar length too, so that processes wait little for each other. The step with the longest example
-    comes first: what does not fit in memory fails at once. Every example occurs once; if they do not fill the
-    last step, examples from elsewhere come a second time.
+    ``similar``: the examples of a step are of similar length, else drawn at random. ``batches_per_step``
+    consecutive batches make one optimizer step (processes x accumulated batches); where they are of similar
+    length too, processes wait little for each other. The step with the longest example, or with the most
+    tokens where they are random, comes first: what does not fit in memory fails at once. Every example
+    occurs once; if they do not fill the last step, examples from elsewhere come a second time.
     """
     step = batch_size * batches_per_step
     random = np.random.default_rng([seed, len(lengths), step])
     order = random.permutation(len(lengths))
     order = np.resize(order, -(-len(order) // step) * step)
+    if not similar:
+        drawn = order.reshape(-1, step)
+        most = int(lengths[drawn].sum(1).argmax())
+        drawn[[0, most]] = drawn[[most, 0]]
+        return [list(map(int, batch)) for batch in drawn.reshape(-1, batch_size)]
     sorted_together = step * _GROUPS_SORTED_TOGETHER
     steps: list[NDArray[np.int64]] = []
     for start in range(0, len(order), sorted_together):
@@ -95,18 +101,23 @@ class Layout:
             return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
         return len(lengths) * max(lengths)
 
-    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return a batch, as :func:`collate` does.
+    def packs(self, examples: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """Return the examples of each pack, as indices."""
+        return fill([len(example["ids"]) for example in examples], self.width or 0)
+
+    def collate(self, examples: Sequence[dict[str, Any]], *, rows: int = 0) -> dict[str, Tensor]:
+        """Return a batch, as :func:`collate` does; of packs there are at least ``rows``.
 
         Packs have besides: ``places`` and ``targets`` (:func:`~cme_bench.training.packs.static_places`), and
         ``starts`` (:func:`~cme_bench.training.packs.boundaries`).
         """
         if self.width is None:
             return collate(examples, self.pad_token, self.multiple, self.per_row)
-        rows = fill([len(example["ids"]) for example in examples], self.width)
-        batch = _laid(examples, rows, self.pad_token, self.width)
+        filled = self.packs(examples)
+        filled += [[]] * (rows - len(filled))
+        batch = _laid(examples, filled, self.pad_token, self.width)
         places, targets = static_places(batch["labels"], IGNORED)
-        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(rows))
+        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(filled))
         return batch | {"places": places, "targets": targets, "starts": starts}
 
 
@@ -133,20 +144,21 @@ def _laid(
     examples: Sequence[dict[str, Any]], rows: Sequence[Sequence[int]], pad_token: int, width: int
 ) -> dict[str, Tensor]:
     """Return the batch in which each of ``rows`` holds its examples end to end."""
-    ids = torch.full((len(rows), width), pad_token, dtype=torch.int64)
-    mask, places = torch.zeros_like(ids), torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORED)
+    ids = np.full((len(rows), width), pad_token, dtype=np.int64)
+    mask, places = np.zeros_like(ids), np.zeros_like(ids)
+    labels = np.full_like(ids, IGNORED)
     for number, row in enumerate(rows):
         start = 0
         for i in row:
-            here = slice(start, start + len(examples[i]["ids"]))
-            tokens = torch.tensor(np.asarray(examples[i]["ids"]), dtype=torch.int64)
+            tokens = np.asarray(examples[i]["ids"])
+            here = slice(start, start + len(tokens))
             learnt = max(1, examples[i]["source_length"])  # nothing predicts an example's first token
             ids[number, here] = tokens
             mask[number, here] = 1
-            places[number, here] = torch.arange(len(tokens))
+            places[number, here] = np.arange(len(tokens))
             labels[number, here][learnt:] = tokens[learnt:]
             for a, b in examples[i].get("gaps", ()):
                 labels[number, here][a:b] = IGNORED
             start = here.stop
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "position_ids": places}
+    laid = {"input_ids": ids, "attention_mask": mask, "labels": labels, "position_ids": places}
+    return {name: torch.from_numpy(array) for name, array in laid.items()}

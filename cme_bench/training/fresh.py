@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.adalora import SVDLinear
+from peft.tuners.lora import Linear as LoraLinear
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.shared.quantised import READS_8_BITS, restore_scales
 from cme_bench.util.errors import CmeError, first_line
+
+
+def leave_casts(layers: Iterable[Any]) -> None:
+    """Let autocast cast what PEFT's low-rank layers multiply, which they would widen to float32 before.
+
+    A product under autocast is of the same numbers; dropout and what is kept for its gradient are halved.
+    """
+    for layer in layers:
+        if type(layer) in (LoraLinear, SVDLinear) and not getattr(layer, "lora_variant", None):
+            layer.cast_input_dtype_enabled = False
 
 
 def put_fresh(model: Any, config: PeftConfig) -> PeftModel:

@@ -7,10 +7,8 @@ operations for all of it, and batches are made in another thread. Interrupted, i
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,17 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from cme_bench.adapters.decay import decayed_names
+from cme_bench.training.ahead import made_ahead
 from cme_bench.training.batches import count_targets, count_tokens
 from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.schedule import BETAS, EPSILON, rate
-from cme_bench.training.session import MANNER
 from cme_bench.training.step_log import StepLog
 from cme_bench.util.errors import CmeError
 from cme_bench.util.files import replacing, storing
 
 STATE = "step.pt"
 """The file of a checkpoint."""
-_AHEAD = 4
-"""Steps whose batches are made before they are needed."""
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[dict[str, Any]]], Batch]
 
@@ -140,7 +136,7 @@ class Loop:
         options = self.options
         self.model.train()
         log.start(self.step, self.steps)
-        for made in self._made():
+        for made in made_ahead(self._make, range(self.step, self.steps)):
             lr = rate(options, self.steps, self.step)
             log.add(self.step + 1, lr, self._advance(made, lr))
             last = self.step == self.steps
@@ -169,22 +165,6 @@ class Loop:
         return torch.stack(
             [nll, *nll.new_tensor([made.targets, made.tokens]), balance, nll.new_tensor(len(found))]
         )
-
-    def _made(self) -> Iterator[Step]:
-        """Yield the batches of the steps that are left, made a few steps ahead in a thread."""
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            waiting: list[Future[Step]] = []
-            following = iter(range(self.step, self.steps))
-            try:
-                while True:
-                    while len(waiting) < _AHEAD and (number := next(following, None)) is not None:
-                        waiting.append(pool.submit(self._make, number))
-                    if not waiting:
-                        return
-                    yield waiting.pop(0).result()
-            finally:
-                for each in waiting:
-                    each.cancel()
 
     def _make(self, number: int) -> Step:
         count = self.options.accumulate
@@ -226,18 +206,6 @@ class Loop:
         if self._device.type == "cuda" and state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
         return True
-
-
-def needs_trainer(options: TrainOptions) -> str | None:
-    """Return why a training needs transformers' Trainer, as far as options say; None if it needs it not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return "several processes"
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
-            return f"accelerate's {name}"
-    if options.device_map is not None:
-        return "--device-map"
-    return "as asked" if os.environ.get(MANNER) == "trainer" else None
 
 
 def mixed_numbers(model: nn.Module) -> str | None:

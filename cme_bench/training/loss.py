@@ -72,12 +72,16 @@ def target_nlls(hidden: Tensor, labels: Tensor, head: Head, *, chunk: int) -> tu
     return nlls, learnt.nonzero()[:, 0]
 
 
-def placed_nll(hidden: Tensor, places: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Tensor:
-    """Return the summed negative log-likelihood of ``targets``, each predicted at its place of the flattened
-    ``hidden``; those that are ``IGNORED`` count nothing. Shapes are known before, so a GPU waits for none."""
-    rows = hidden.flatten(0, 1)[places.to(hidden.device)]
-    nlls: Tensor = _ChunkedNlls.apply(rows, targets.to(hidden.device), head, chunk)  # type: ignore[no-untyped-call]
-    return nlls.sum()
+def placed_nlls(hidden: Tensor, places: Tensor, targets: Tensor, head: Head, *, chunk: int) -> Tensor:
+    """Return the negative log-likelihood of every target, float32 in the shape of ``targets``.
+
+    Each is predicted at its place of the flattened ``hidden``; the value is 0 for those that are ``IGNORED``.
+    Shapes are known before, so a GPU waits for none. Nothing in ``head`` is trained.
+    """
+    rows = hidden.flatten(0, 1)[places.to(hidden.device).flatten()]
+    wanted = targets.to(hidden.device).flatten()
+    nlls: Tensor = _ChunkedNlls.apply(rows, wanted, head, chunk)  # type: ignore[no-untyped-call]
+    return nlls.view_as(targets)
 
 
 def _nlls(rows: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -188,7 +192,7 @@ def target_loss(model: nn.Module) -> Iterator[None]:
         hidden = decoder(input_ids=input_ids, use_cache=False, **seen).last_hidden_state
         frozen = not any(p.requires_grad for p in linear.parameters())
         if places is not None and targets is not None and frozen:
-            nll = placed_nll(hidden, places, targets, head, chunk=chunk)
+            nll = placed_nlls(hidden, places, targets, head, chunk=chunk).sum()
         else:
             nll = target_nll(hidden, labels, head, chunk=chunk, frozen_head=frozen)
         weight = weight.to(nll.device) if isinstance(weight, Tensor) else weight

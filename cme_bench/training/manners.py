@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from cme_bench.training.batches import share
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loop import STATE, Loop, Numbers
+from cme_bench.training.replay import static_shapes
 from cme_bench.training.session import Session
 from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.step_log import StepLog
@@ -29,6 +30,7 @@ def train_in_loop(session: Session) -> tuple[int, LossCurve]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if "compile" in session.words:
         compile_layers(model)
+    replayed = "graph" in session.words and static_shapes(model.modules())
     numbers = Numbers(model, weight_decay=options.weight_decay)
     with session.open() as tape:
         eager = Eager(model, tape, bf16=session.bf16, accumulate=options.accumulate)
@@ -38,7 +40,7 @@ def train_in_loop(session: Session) -> tuple[int, LossCurve]:
             examples=prepared.plan.examples,
             batches=prepared.plan.batches,
             collate=session.layout.collate,
-            backward=Replayed(eager, numbers.grads) if "graph" in session.words else eager,
+            backward=Replayed(eager, session.listener.note) if replayed else eager,
             numbers=numbers,
             folder=out / "checkpoints",
         )

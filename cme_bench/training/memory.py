@@ -60,7 +60,7 @@ def decide(
     if not alone:
         return Decision(True, "several GPUs; --no-checkpointing is faster where it fits")
     needed = step_bytes(model, tokens=tokens, autocast=autocast)
-    said = f"a step of {tokens:,} tokens keeps about {_gib(needed)} without it, {_gib(free)} are free"
+    said = f"a step of {tokens:,} tokens keeps about {gib(needed)} without it, {gib(free)} are free"
     return Decision(needed > SHARE * free, said)
 
 
@@ -92,7 +92,7 @@ def _kept(model: nn.Module, tokens: int, *, autocast: bool) -> int:
         memory = _memory(tensor)
         if memory not in parameters and tensor.device == device:
             kept[memory] = tensor.untyped_storage().nbytes()
-            held.append(tensor)  # else its memory is given to the next, which then is not counted
+            held.append(tensor.detach())  # else its memory is given to the next, which then is not counted
         return tensor
 
     setattr(keep, TRANSPARENT, True)
@@ -105,6 +105,7 @@ def _kept(model: nn.Module, tokens: int, *, autocast: bool) -> int:
         torch.autocast(device.type, torch.bfloat16, enabled=autocast),
     ):
         decoder(input_ids=ids, use_cache=False)
+    held.clear()  # the graph holds the hooks, and they hold this
     return sum(kept.values())
 
 
@@ -125,5 +126,6 @@ def free_bytes(device: torch.device) -> int | None:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
+    """Return a number of bytes in GiB, for people."""
     return f"{count / 2**30:.1f} GiB"

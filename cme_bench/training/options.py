@@ -32,6 +32,7 @@ DEFAULT_FORMAT: FormatName = "teamlora"
 SaveDType = Literal["float32", "bfloat16"]
 RowForm = Literal["auto", "instruction", "completion", "messages"]
 Weighting = Literal["proportional", "equal", "temperature"]
+BatchOrder = Literal["auto", "similar", "random"]
 DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learning", "Running"
 """The headings of the options."""
 _READING = ("row_form", "encoding", "delimiter", "quotes")
@@ -44,6 +45,8 @@ _USUAL = (
     ("pack_tokens", None),
     ("liger", False),
     ("spare", None),
+    ("batches", "auto"),
+    ("batches", "similar"),
 )
 
 
@@ -163,6 +166,14 @@ class TrainOptions:
     max_steps: Annotated[int | None, Option("Optimizer steps, instead of epochs.", panel=LEARNING)] = None
     batch_size: Annotated[int, Option("Examples a batch and process.", panel=LEARNING)] = 8
     accumulate: Annotated[int, Option("Batches a step.", panel=LEARNING)] = 1
+    batches: Annotated[
+        BatchOrder,
+        Option(
+            "Examples of a batch: of similar length, which needs little padding, or random, which makes "
+            "steps of about one size. auto: random in packs on a GPU, else similar.",
+            panel=LEARNING,
+        ),
+    ] = "auto"
     pack: Annotated[
         int | None,
         Option(
@@ -230,8 +241,9 @@ class TrainOptions:
         """Return the arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
-        ``save_dtype`` counts where it is no float32; ``quantize``, ``pack_tokens`` and ``liger`` where they
-        are given: adapters that are older than these options have none.
+        ``save_dtype`` counts where it is no float32, ``batches`` where they are random; ``quantize``,
+        ``pack_tokens`` and ``liger`` where they are given: adapters that are older than these options have
+        none.
         """
         left_out = (*_NOT_IDENTITY, *(name for name, usual in _USUAL if getattr(self, name) == usual))
         return {k: v for k, v in self.plain().items() if k not in left_out}

@@ -7,14 +7,14 @@ architecture or attention can do so: :func:`check_packing` tries it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cme_bench.training.varlen import VARLEN
+from cme_bench.training.varlen import VARLEN, available
 from cme_bench.util.errors import UsageError
 
 _PIECE = 8
@@ -43,6 +43,19 @@ def pack(lengths: Sequence[int], per_row: int) -> list[list[int]]:
         if max(filled) <= limit:
             break
     return rows
+
+
+def prefer_varlen(model: PreTrainedModel, dtype: torch.dtype, note: Callable[[str], None]) -> None:
+    """Let a model attend by where examples begin, if torch can on its device and the model keeps to it."""
+    if model.device.type == "cuda" and not available(model.device, dtype):
+        return
+    before = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(VARLEN)
+        check_packing(model)
+    except (UsageError, ValueError, RuntimeError) as error:
+        model.set_attn_implementation(before)
+        note(f"note: attention stays {before} ({error})")
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ UNIT = 128
 LONGEST = 4096
 """Longer packs are made only where an example needs them: attention's cost grows with their square."""
 _SAMPLE = 200
+USUAL_PACKS = 6
+"""Packs of a batch, at most about: each number of packs is a shape of its own."""
 _PARTS = 8
 
 
@@ -45,10 +47,12 @@ def fill(lengths: Sequence[int], width: int) -> list[list[int]]:
 def choose_width(lengths: NDArray[np.int64], batches: Sequence[Sequence[int]]) -> int:
     """Return the tokens of a pack that leave the least padding in these batches, of some of them.
 
-    At least the longest example's; among equals the longest, which makes the fewest packs.
+    At least the longest example's, and so many that a batch takes about ``USUAL_PACKS`` of them or fewer;
+    among equals the longest.
     """
-    least = -(-int(lengths.max()) // UNIT) * UNIT
     sample = [[int(lengths[i]) for i in batch] for batch in batches[:: max(1, len(batches) // _SAMPLE)]]
+    mean = sum(map(sum, sample)) / len(sample)
+    least = -(-max(int(lengths.max()), min(int(mean) // USUAL_PACKS, LONGEST)) // UNIT) * UNIT
     widths = range(least, max(LONGEST, least) + 1, 2 * UNIT)
     places = {width: width * sum(len(fill(batch, width)) for batch in sample) for width in widths}
     return min(places, key=lambda width: (places[width], -width))
@@ -76,9 +80,11 @@ def static_places(labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
 def boundaries(position_ids: Tensor, mask: Tensor, most: int) -> Tensor:
     """Return where each example of the flattened packs begins, and the end of all: int32 [most + 1].
 
-    The padding of a pack counts as one example; behind the last one the end is repeated.
+    The padding of a pack counts as one example, none is longer than a pack; behind the last one the end is
+    repeated.
     """
     begins = (position_ids == 0) & mask.bool()
+    begins[:, 0] = True
     begins[:, 1:] |= (mask[:, 1:] == 0) & (mask[:, :-1] == 1)
     found = torch.full((most + 1,), position_ids.numel(), dtype=torch.int32)
     starts = begins.flatten().nonzero().squeeze(-1).to(torch.int32)

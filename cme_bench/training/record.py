@@ -54,7 +54,7 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
         return False
     old = read_json(file)
     usual = dict.fromkeys(
-        ("bos", "save_dtype", "quantize", "pack_tokens", "liger")
+        ("bos", "save_dtype", "quantize", "pack_tokens", "liger", "batches")
     )  # absent where they are as they always were
     for key, value in {**usual, **identity}.items():
         held = old.get("identity", {}).get(key)

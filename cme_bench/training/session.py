@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -15,45 +14,14 @@ from cme_bench.adapters import balance_tape
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.runs.progress import Listener
 from cme_bench.training.batches import Layout, width_multiple
+from cme_bench.training.fresh import leave_casts
 from cme_bench.training.loss import target_loss
 from cme_bench.training.memory import Decision, decide, free_bytes
-from cme_bench.training.packing import check_packing
+from cme_bench.training.packing import check_packing, prefer_varlen
 from cme_bench.training.packs import choose_width
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.reporting import TrainingReport
-from cme_bench.training.varlen import VARLEN, available
 from cme_bench.util.errors import UsageError
-
-MANNER = "CME_BENCH_TRAIN"
-"""Environment variable for those who measure: words of MANNERS, joined by "+"; "trainer" alone is
-transformers' Trainer."""
-MANNERS = {
-    "trainer": "transformers' Trainer",
-    "padded": "rows of one example",
-    "packs": "rows of a fixed number of tokens",
-    "varlen": "attention by where examples begin",
-    "compile": "each decoder layer compiled",
-    "graph": "forward and backward pass as a CUDA graph",
-}
-ON_GPU = frozenset({"packs", "varlen"})
-"""What is done on a GPU unless the variable says otherwise; on a CPU nothing of it."""
-
-
-def manner(device: torch.device) -> frozenset[str]:
-    """Return the words of MANNERS that hold for a device. UsageError for an unknown one."""
-    said = os.environ.get(MANNER, "").strip()
-    if not said:
-        return ON_GPU if device.type == "cuda" else frozenset()
-    words = frozenset(said.split("+"))
-    if unknown := words - MANNERS.keys():
-        raise UsageError(
-            f"{MANNER}={said}: unknown {', '.join(sorted(unknown))} (known: {', '.join(MANNERS)})"
-        )
-    if "trainer" in words:
-        raise UsageError(f"{MANNER}={said}: trainer stands alone")
-    if "graph" in words and device.type != "cuda":
-        raise UsageError(f"{MANNER}={said}: graph is for a CUDA GPU")
-    return words
 
 
 @dataclass(slots=True)
@@ -70,6 +38,8 @@ class Session:
     checkpointing: Decision = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.bf16:
+            leave_casts(self.model.modules())
         self.layout = self._layout()
         self.checkpointing = decide(
             self.model,
@@ -89,7 +59,8 @@ class Session:
         if not default and options.pack is None and width is None:
             return Layout(*fill)
         if options.pack is None and "varlen" in self.words:
-            self._use_varlen(base)
+            dtype = torch.bfloat16 if self.bf16 else next(base.parameters()).dtype
+            prefer_varlen(base, dtype, self.listener.note)
         try:
             check_packing(base)
         except UsageError as error:
@@ -100,19 +71,6 @@ class Session:
         if default:
             width = choose_width(plan.examples.lengths, plan.batches)
         return Layout(*fill, per_row=options.pack, width=width)
-
-    def _use_varlen(self, base: Any) -> None:
-        """Let the model attend by where examples begin, if torch can on this device and it keeps to it."""
-        dtype = torch.bfloat16 if self.bf16 else next(base.parameters()).dtype
-        if self.device.type == "cuda" and not available(self.device, dtype):
-            return
-        before = base.config._attn_implementation
-        try:
-            base.set_attn_implementation(VARLEN)
-            check_packing(base)
-        except (UsageError, ValueError, RuntimeError) as error:
-            base.set_attn_implementation(before)
-            self.listener.note(f"note: attention stays {before} ({error})")
 
     def _most_tokens(self) -> int:
         """Return the places of the largest batch."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
+
+from peft import PeftConfig
 
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.training.options import TrainOptions
@@ -24,6 +27,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._bases: dict[str, tuple[Checkpoint, Any, Any]] = {}
+        self._fitting: set[str] = set()
         self._plans: dict[tuple[str, int], tuple[Sequence[ItemSet], TrainingPlan]] = {}
 
     def base(
@@ -34,6 +38,13 @@ class Shared:
         if key not in self._bases:
             self._bases[key] = check()
         return self._bases[key]
+
+    def fit(self, adapter: PeftConfig, check: Callable[[], None]) -> None:
+        """Check an adapter's fit on the base; those that differ in numbers' start alone are checked once."""
+        key = json.dumps(adapter.to_dict(), sort_keys=True, default=str)
+        if key not in self._fitting:
+            check()
+            self._fitting.add(key)
 
     def plan(
         self, options: TrainOptions, sets: Sequence[ItemSet], make: Callable[[], TrainingPlan]

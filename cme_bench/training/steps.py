@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from peft import PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.routing.balance import BalanceTape
+from cme_bench.training.replay import Replay
 
-_WARM_UP = 3
-"""Passes before a graph is captured, as torch asks."""
+_WEIGHT = "weight"
 
 
 class Eager:
@@ -26,6 +26,8 @@ class Eager:
     def __call__(self, batch: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Add the gradients of a batch; return its summed loss and its balance loss, [2]."""
         device = batch["input_ids"].device.type
+        if self._tape is not None:
+            self._tape.forget()  # of a pass that failed
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
             output: Any = self._model(**batch, weight=weight)
         loss = output.loss
@@ -38,46 +40,21 @@ class Eager:
 
 
 class Replayed:
-    """Captures a CUDA graph of ``eager`` for every shape of batch, and replays it.
+    """Computes batches as ``eager`` does, those of shapes that come again as a CUDA graph.
 
-    A graph reads and writes the same memory each time: batches are copied into those of the capture.
-    Gradients must have theirs, and are zero when a step begins.
+    Gradients must have memory that stays, as in one array.
     """
 
-    def __init__(self, eager: Eager, grads: Tensor) -> None:
-        self._eager, self._grads = eager, grads
-        self._captured: dict[Any, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor, Tensor]] = {}
-        self._pool: Any = None
+    def __init__(self, eager: Eager, note: Callable[[str], None]) -> None:
+        self._replay = Replay(lambda inputs: eager(*_without_weight(inputs)), note)
 
     def __call__(self, batch: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Add the gradients of a batch; return its summed loss and its balance loss, [2]."""
-        shapes = tuple((name, tuple(value.shape)) for name, value in batch.items())
-        if shapes not in self._captured:
-            self._captured[shapes] = self._capture(batch, weight)
-        graph, held, held_weight, sums = self._captured[shapes]
-        for name, value in batch.items():
-            held[name].copy_(value)
-        held_weight.copy_(weight)
-        graph.replay()
-        return sums.clone()
+        return self._replay({**batch, _WEIGHT: weight})
 
-    def _capture(self, batch: Mapping[str, Tensor], weight: Tensor) -> tuple[Any, ...]:
-        held = {name: value.clone() for name, value in batch.items()}
-        held_weight = weight.clone()
-        grads, random = self._grads.clone(), torch.cuda.get_rng_state()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._eager(held, held_weight)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            sums = self._eager(held, held_weight)
-        self._pool = graph.pool()
-        self._grads.copy_(grads)
-        torch.cuda.set_rng_state(random)
-        return graph, held, held_weight, sums
+
+def _without_weight(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    return {name: value for name, value in inputs.items() if name != _WEIGHT}, inputs[_WEIGHT]
 
 
 def compile_layers(model: PeftModel) -> None:

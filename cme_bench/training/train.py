@@ -40,12 +40,14 @@ from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.batches import pad_token
 from cme_bench.training.checkpoints import last_checkpoint
+from cme_bench.training.choose import batch_order, manner, needs_trainer
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.fresh import put_fresh
 from cme_bench.training.liger import check_liger, use_liger
-from cme_bench.training.loop import mixed_numbers, needs_trainer
+from cme_bench.training.loop import mixed_numbers
 from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
+from cme_bench.training.norms import fuse_norms
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.plan import (
     ItemSet,
@@ -59,7 +61,8 @@ from cme_bench.training.plan import (
 )
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
-from cme_bench.training.session import Session, manner
+from cme_bench.training.replay import replaying
+from cme_bench.training.session import Session
 from cme_bench.training.shared import Shared
 from cme_bench.training.tokens import training_encoder
 from cme_bench.util.early import Early
@@ -91,7 +94,7 @@ def train(
     if prepared.finished:
         listener.note(f"{options.out}: already trained")
         return options.out
-    with only_writer(options.out):
+    with only_writer(options.out), replaying(choose_device()):
         _run(prepared, listener)
     return options.out
 
@@ -114,11 +117,13 @@ def prepare(
     check_switches(options)
     shared = shared or Shared()
     base, config, tokenizer = shared.base(options, lambda: _checked_base(options, listener))
-    check_fit(adapter_config(options, config, steps=PROBE_STEPS), config)
+    probed = adapter_config(options, config, steps=PROBE_STEPS)
+    shared.fit(probed, lambda: check_fit(probed, config))
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
-    options = replace(options, prompt_format=usual_format(options, own))
+    order = batch_order(options, choose_device())
+    options = replace(options, prompt_format=usual_format(options, own), batches=order)
     encoder = training_encoder(options, tokenizer, config)
     if own:
         listener.note(f"prompt format: {encoder.format.name}")
@@ -260,6 +265,8 @@ def frozen_base(
         prepare_quantised(model)
     if options.liger:
         use_liger(model)
+    elif dtype == torch.bfloat16 and device.type == "cuda":
+        fuse_norms(model)
     return model
 
 

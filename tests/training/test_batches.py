@@ -6,7 +6,8 @@ from collections import Counter
 
 import numpy as np
 
-from cme_bench.training.batches import IGNORED, collate, plan_batches, share
+from cme_bench.training.batches import IGNORED, Layout, collate, plan_batches, share
+from cme_bench.training.sweep.join import join_packs
 
 LENGTHS = np.random.default_rng(0).integers(5, 500, 403)
 
@@ -59,3 +60,40 @@ def test_collate_learns_targets_only() -> None:
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
     x = IGNORED
     assert batch["labels"].tolist() == [[x, x, 7, 8, x, x], [x, 1, x, x, x, x]]
+
+
+def test_random_batches_hold_every_example_and_the_most_tokens_come_first() -> None:
+    batches = plan_batches(LENGTHS, batch_size=4, batches_per_step=2, seed=0, similar=False)
+    assert set(Counter(i for batch in batches for i in batch)) == set(range(403))
+    steps = [LENGTHS[first + second].sum() for first, second in zip(batches[::2], batches[1::2], strict=True)]
+    assert steps[0] == max(steps)
+    assert np.std(steps) < 0.5 * np.std(
+        [LENGTHS[a + b].sum() for a, b in zip(plan()[::2], plan()[1::2], strict=True)]
+    )
+
+
+def test_packs_that_nobody_needs_are_padding_that_sees_itself_alone() -> None:
+    examples = [
+        {"ids": np.array([5, 6, 7]), "source_length": 1},
+        {"ids": np.array([8, 9]), "source_length": 1},
+    ]
+    batch = Layout(0, width=4).collate(examples, rows=3)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert batch["starts"].tolist() == [0, 3, 4, 6, 8, 12]
+
+
+def test_the_batches_of_members_are_joined_as_if_each_were_alone() -> None:
+    examples = [{"ids": np.arange(1, n + 1), "source_length": 1} for n in (3, 2, 4, 4, 1)]
+    layout = Layout(0, width=4)
+    joined = join_packs([layout, layout], [examples[:2], examples[2:]])
+    assert joined.sizes == [3, 3] and joined.widths == [4, 4]
+    learnt = [[[2, 3, 2]], [[2, 3, 4, 2, 3, 4]]]
+    flat = joined.tensors["input_ids"].flatten()
+    for own, (places, targets) in zip(
+        learnt, zip(joined.tensors["places"], joined.tensors["targets"], strict=True), strict=True
+    ):
+        wanted = targets != IGNORED
+        assert targets[wanted].tolist() == flat[places[wanted] + 1].tolist() == own[0]
+    assert joined.counts()[0].tolist() == [3, 6] and joined.counts()[1].tolist() == [5, 9]
+    starts = joined.tensors["starts"].tolist()
+    assert starts == sorted(starts) and starts[-1] == 24 and {0, 3, 4, 6, 12, 16, 20} <= set(starts)

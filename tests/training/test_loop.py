@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from cme_bench.adapters.registry import routed_names
 from cme_bench.runs.progress import Listener
+from cme_bench.training.choose import MANNER
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
-from cme_bench.training.session import MANNER
 from cme_bench.training.train import prepare, train
 from cme_bench.util.errors import CmeError, UsageError
 

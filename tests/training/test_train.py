@@ -21,10 +21,10 @@ from cme_bench.adapters.load import load_adapter
 from cme_bench.adapters.registry import routed_names
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.progress import Listener
+from cme_bench.training.choose import MANNER
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
 from cme_bench.training.schedule import warmup_steps
-from cme_bench.training.session import MANNER
 from cme_bench.training.train import prepare, train
 from cme_bench.training.trainer import MixtureTrainer
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError

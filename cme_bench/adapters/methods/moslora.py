@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,6 +81,14 @@ class MosLoraLinear(AdapterLinear[MosLoraConfig]):
         z = project(self.dropped(x, adapter_name), down, cast_input=cast)
         z = project(z, self.held("mixer", adapter_name)) * self.settings[adapter_name].scale
         return project(z, self.held("up", adapter_name))
+
+    def low_rank(self, parameters: Mapping[str, Tensor], adapter_name: str) -> tuple[Tensor, Tensor]:
+        """Return A and ``(alpha / r) W B``, transposed, of parameters stacked by adapter: [n, r, d_in] and
+        [n, d_out, r]."""
+        down, mixer, up = (
+            parameters[f"{self.method}_{part}.{adapter_name}"] for part in ("down", "mixer", "up")
+        )
+        return down, torch.bmm(up, mixer) * self.settings[adapter_name].scale
 
     @torch.no_grad()
     def delta_weight(self, adapter_name: str) -> Tensor:

@@ -44,6 +44,10 @@ class BalanceTape:
         if torch.is_grad_enabled():
             self._heard.append(heard)
 
+    def forget(self) -> None:
+        """Leave out what was heard since the last call of ``loss``."""
+        self._heard = []
+
     def loss(self, coefficient: float | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Return the mean penalty over the heard layers, times ``coefficient``; add it to the training loss.
 

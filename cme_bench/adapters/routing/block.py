@@ -27,6 +27,9 @@ class ExpertBlock(RoutedLayer, AdapterLinear[Any]):
         <method>_<linear>_up: (d_out, k r), columns i r to (i + 1) r are expert i's B transposed.
     """
 
+    static_shapes = False
+    """An expert computes the tokens that chose it, as many as they are."""
+
     def __init__(
         self, base_layer: nn.Module, structure: FeedForward, linears: list[str], name: str, config: Any
     ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -14,16 +14,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cme_bench.training import schedule
-from cme_bench.training.batches import collate, count_targets, count_tokens, width_multiple
+from cme_bench.training.ahead import made_ahead
+from cme_bench.training.fresh import leave_casts
 from cme_bench.training.prepared import Prepared
+from cme_bench.training.replay import Replay
+from cme_bench.training.sweep.join import Joined
+from cme_bench.training.sweep.making import Made, Making, layouts
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
+
+_WEIGHTS = "weights"
 
 
 class Crew:
     """Put ``members`` on ``base`` and train them from ``step`` on; ``states``: of those that go on.
 
-    All have made the same steps, and have as many batches a step.
+    All have made the same steps, and have as many batches a step. ``packed``: batches are laid out in packs
+    unless options say otherwise. ``replay``: replay steps as a CUDA graph; told where that cannot be.
     """
 
     def __init__(
@@ -34,6 +41,8 @@ class Crew:
         step: int,
         states: Mapping[str, Mapping[str, Any]],
         bf16: bool,
+        packed: bool = False,
+        replay: Callable[[str], None] | None = None,
     ) -> None:
         self.members, self.step = list(members), step
         self._device, self._bf16 = base.device, bf16
@@ -41,15 +50,24 @@ class Crew:
         for slot in self.slots:
             for layer in slot.layers.values():
                 layer.train()
+            if bf16:
+                leave_casts(slot.layers.values())
         self._generators = [_generator(member.options.seed, base.device) for member in members]
+        laid = layouts(members, base.device, packed=packed)
         keys = [(i if m.options.pack else None, m.options.batch_size) for i, m in enumerate(members)]
         self._together = Together(base, self.slots, self._generators, keys)
         for number, member in enumerate(members):
             if member.name in states:
                 self._restore(number, states[member.name])
+        self._replay: Replay | None = None
+        if replay is not None and laid[0].width is not None and all(slot.static for slot in self.slots):
+            self._replay = Replay(self._packed_backward, replay, generators=self._generators)
+        self._making = Making(self.members, laid, pinned=base.device.type == "cuda")
+        self._made = made_ahead(self._making, range(step, min(member.plan.steps for member in members)))
 
     def close(self) -> None:
         """Take the adapters off the base."""
+        self._made.close()
         self._together.close()
 
     def alone(self, number: int) -> AbstractContextManager[PeftModel]:
@@ -58,7 +76,7 @@ class Crew:
 
     def advance(self) -> Tensor:
         """Make one step; return its sums, [members, 4]: loss, target tokens, tokens, and the balance loss."""
-        sums = self._accumulate([self._batches(member) for member in self.members])
+        sums = self._accumulate(next(self._made))
         for group in self._together.groups:
             self._update(group)
         self.forget_gradients()
@@ -70,34 +88,30 @@ class Crew:
         for group in self._together.groups:
             group.numbers.grads.zero_()
 
-    def _batches(self, member: Prepared) -> list[dict[str, Tensor]]:
-        """Return a member's batches of this step."""
-        options, plan = member.options, member.plan
-        planned = plan.batches[self.step * options.accumulate :][: options.accumulate]
-        return [
-            collate(
-                [plan.examples[i] for i in batch],
-                member.pad_token,
-                width_multiple(self._device.type),
-                options.pack,
-            )
-            for batch in planned
-        ]
-
-    def _accumulate(self, batches: Sequence[Sequence[dict[str, Tensor]]]) -> Tensor:
-        targets, tokens = (
-            torch.tensor([[float(count(batch)) for batch in own] for own in batches]).sum(1)
-            for count in (count_targets, count_tokens)
-        )
-        weights = (1.0 / targets.clamp_min(1)).to(self._device)
-        losses: list[Tensor] = []
-        for turn in zip(*batches, strict=True):
-            moved = [{key: value.to(self._device) for key, value in batch.items()} for batch in turn]
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-                losses.append(self._together.backward(moved, weights, accumulated=len(batches[0])))
+    def _accumulate(self, made: Made) -> Tensor:
+        weights = (1.0 / made.targets.clamp_min(1)).float().to(self._device, non_blocking=True)
+        losses = [self._backward(turn.to(self._device), weights) for turn in made.turns]
         summed = torch.stack(losses).double()
         nll, balance = summed[..., 0].sum(0), summed[..., 1].mean(0)
-        return torch.stack([nll, targets.to(nll), tokens.to(nll), balance], dim=1)
+        return torch.stack([nll, made.targets.to(nll), made.tokens.to(nll), balance], dim=1)
+
+    def _backward(self, joined: Joined, weights: Tensor) -> Tensor:
+        if self._replay is not None:
+            return self._replay({**joined.tensors, _WEIGHTS: weights})
+        return self._eager(joined, weights)
+
+    def _eager(self, joined: Joined, weights: Tensor) -> Tensor:
+        count = self.members[0].options.accumulate
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            return self._together.backward(joined, weights, accumulated=count)
+
+    def _packed_backward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Do as :meth:`_backward` for packs, of which all members have as many."""
+        tensors = {name: value for name, value in inputs.items() if name != _WEIGHTS}
+        rows, width = tensors["input_ids"].shape
+        count = len(self.members)
+        joined = Joined(tensors, [rows // count] * count, [width] * count)
+        return self._eager(joined, inputs[_WEIGHTS])
 
     def _update(self, group: Group) -> None:
         members = [self.members[i] for i in group.slots]

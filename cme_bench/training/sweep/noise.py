@@ -37,7 +37,9 @@ def drawn(like: Tensor, widths: Sequence[int], p: float, generators: Sequence[to
     ``like``: [rows, length, ...]. Of each generator only the first of ``widths`` places of a row are drawn,
     so that padding which other adapters need costs no numbers; the rest are 0.
     """
-    found = torch.zeros((len(generators), *like.shape), dtype=like.dtype, device=like.device)
+    shape = (len(generators), *like.shape)
+    whole = all(width == like.shape[1] for width in widths)
+    found = (torch.empty if whole else torch.zeros)(shape, dtype=like.dtype, device=like.device)
     for own, width, generator in zip(found, widths, generators, strict=True):
         if width == like.shape[1]:
             own.bernoulli_(1 - p, generator=generator)

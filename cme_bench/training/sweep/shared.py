@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.adapters.routing.hooks import Heard
 from cme_bench.adapters.routing.router import Routing
 from cme_bench.adapters.shared.layer import AdapterLinear
+from cme_bench.training.sweep.low_rank import low_rank, updated
 from cme_bench.training.sweep.noise import OwnDropout, drawn
 from cme_bench.training.sweep.slots import GivenOutput
 
@@ -74,43 +75,62 @@ class Stacked:
 
     def __init__(self, slots: range, layer: Any, parameters: Mapping[str, Tensor], turn: Turn) -> None:
         self.slots = slots
-        self.writes = _writes(layer)
+        self._factors = low_rank(layer)
+        self.writes = self._factors is None and _writes(layer)
         self._layer, self._parameters, self._turn = layer, dict(parameters), turn
         self._drops: list[tuple[float, Tensor]] | None = None
 
     def update(self, x: Tensor, output: Tensor) -> Tensor:
         """Return ``output`` of the base with the layers' updates, both for the adapters' own rows."""
-        turn, count = self._turn, len(self.slots)
+        count = len(self.slots)
         xs, outputs = (part.reshape(count, -1, *part.shape[1:]) for part in (x, output))
-        noises = self._noises(xs[0], outputs[0])
+        noises = [] if x.is_cuda else self._noises(xs[0], outputs[0])
+        if self._factors is not None:
+            dropped = self._dropped(xs, outputs, noises)
+            return updated(outputs, dropped, *self._factors(self._parameters)).flatten(0, 1)
+        return self._mapped(xs, outputs, noises)
+
+    def _dropped(self, xs: Tensor, outputs: Tensor, noises: Sequence[Tensor]) -> Tensor:
+        """Return the inputs of low-rank layers, which drop from nothing else."""
+        drops = self._found_drops(xs[0], outputs[0])
+        if not drops:
+            return xs
+        return nn.functional.dropout(xs, drops[0][0]) if xs.is_cuda else xs * noises[0]
+
+    def _mapped(self, xs: Tensor, outputs: Tensor, noises: list[Tensor]) -> Tensor:
+        """Call the layer on the rows of all its adapters at once."""
+        turn = self._turn
 
         def one(
             parameters: dict[str, Tensor], x: Tensor, output: Tensor, noises: list[Tensor]
         ) -> tuple[Tensor, list[Routing]]:
             left = iter(noises)
-            with OwnDropout(lambda *_: next(left)):
+            with nullcontext() if x.is_cuda else OwnDropout(lambda *_: next(left)):
                 return call(self._layer, parameters, x, output)
 
-        updated, heard = vmap(one)(self._parameters, xs, outputs, noises)
+        results, heard = vmap(one, randomness="different")(self._parameters, xs, outputs, noises)
         masks = turn.mask[turn.rows(self.slots)].reshape(xs.shape[:3])
         for number, slot in enumerate(self.slots):
             tape = turn.tapes[slot]
             if tape is not None:
                 for phi, omega in heard:
                     tape.hear(_heard(self._layer, Routing(phi[number], omega[number]), masks[number]))
-        whole: Tensor = updated.flatten(0, 1)
+        whole: Tensor = results.flatten(0, 1)
         return whole
 
     def _noises(self, x: Tensor, output: Tensor) -> list[Tensor]:
         """Draw the factors of every dropout in the layer, [adapters, rows, length, ...] each."""
-        if self._drops is None:
-            self._drops = self._find_drops(x, output)
+        drops = self._found_drops(x, output)
         widths = [self._turn.widths[s] for s in self.slots]
         generators = [self._turn.generators[s] for s in self.slots]
         return [
-            drawn(like.expand(*x.shape[:-1], *like.shape[2:]), widths, p, generators)
-            for p, like in self._drops
+            drawn(like.expand(*x.shape[:-1], *like.shape[2:]), widths, p, generators) for p, like in drops
         ]
+
+    def _found_drops(self, x: Tensor, output: Tensor) -> list[tuple[float, Tensor]]:
+        if self._drops is None:
+            self._drops = self._find_drops(x, output)
+        return self._drops
 
     @torch.no_grad()
     def _find_drops(self, x: Tensor, output: Tensor) -> list[tuple[float, Tensor]]:
@@ -192,12 +212,14 @@ def _heard(layer: Any, routing: Routing, mask: Tensor) -> Heard:
 
 @contextmanager
 def _random_numbers(generator: torch.Generator) -> Iterator[None]:
-    """Draw torch's random numbers from ``generator`` in the block."""
-    where: Any = torch if generator.device.type == "cpu" else torch.cuda
-    before = where.get_rng_state()
-    where.set_rng_state(generator.get_state())
+    """Draw torch's random numbers from ``generator`` in the block on a CPU; a GPU has one for all."""
+    if generator.device.type != "cpu":
+        yield
+        return
+    before = torch.get_rng_state()
+    torch.set_rng_state(generator.get_state())
     try:
         yield
     finally:
-        generator.set_state(where.get_rng_state())
-        where.set_rng_state(before)
+        generator.set_state(torch.get_rng_state())
+        torch.set_rng_state(before)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cme_bench.training.fresh import put_fresh
+from cme_bench.training.replay import static_shapes
 from cme_bench.util.errors import UsageError
 
 
@@ -69,6 +70,11 @@ class Slot:
         self._below = {name: _below(module) for name, module in self._adapted.items()}
         self.whole_blocks = not all(isinstance(below, GivenOutput) for below in self._below.values())
         self._put(self._adapted, self._below)
+
+    @property
+    def static(self) -> bool:
+        """Return whether the shapes of what its layers compute hang on the batch's shape alone."""
+        return static_shapes(self.layers.values())
 
     def _refuse_other_tensors(self) -> None:
         own = {id(p) for layer in self.layers.values() for p in layer.parameters()}

@@ -6,6 +6,7 @@ interrupted, the same call goes on where it stopped.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,15 +20,20 @@ from cme_bench.adapters.describe import describe
 from cme_bench.models.load import choose_device, choose_dtype, load_config
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
+from cme_bench.training.choose import manner
+from cme_bench.training.memory import SHARE, free_bytes, gib
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.packing import check_packing
+from cme_bench.training.packing import check_packing, prefer_varlen
 from cme_bench.training.plan import ItemSet, load_sets
 from cme_bench.training.prepared import Prepared
+from cme_bench.training.replay import replaying
 from cme_bench.training.reporting import report_whole
 from cme_bench.training.shared import Shared
 from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
+from cme_bench.training.sweep.making import layouts
+from cme_bench.training.sweep.room import Room
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import replacing, storing, write_json
@@ -61,6 +67,7 @@ def sweep(
         with ExitStack() as stack:
             for one in waiting:
                 stack.enter_context(only_writer(one.options.out))
+            stack.enter_context(replaying(choose_device()))
             file = states or options[0].out.parent / STATES
             _Sweep(waiting, listener, file=file, together=len(options)).run()
     return [one.out for one in options]
@@ -73,11 +80,11 @@ def _prepared(
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
     found, shared = [], Shared()
     for one in options:
-        for name in ("device_map", "checkpointing", "pack_tokens", "liger"):
+        for name in ("device_map", "checkpointing"):
             if getattr(one, name):
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{one.out.name}: {flag} is for a training of its own (cme-bench train)")
-        for name in ("dtype", "quantize"):
+        for name in ("dtype", "quantize", "liger"):
             if getattr(one, name) != getattr(options[0], name):
                 raise UsageError(f"{one.out.name}: --{name} is the base's, which all adapters share")
         listener.note(f"{one.out.name}: preparing")
@@ -97,11 +104,30 @@ class _Sweep:
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
-        if any(one.options.pack is not None for one in waiting):
-            check_packing(self._base)
+        self._words = manner(self._base.device)
+        self._packed = self._use_packs(waiting)
         self._states = self._stored()
+        self._room = Room(self._base, bf16=self._dtype == torch.bfloat16)
         self._ledger = Ledger(listener, [one.plan.steps for one in waiting])
         self._diverged: list[str] = []
+
+    def _use_packs(self, waiting: Sequence[Prepared]) -> bool:
+        """Return whether batches are laid out in packs by default. UsageError if a member asks for packed
+        rows and the base cannot take them."""
+        asked = any(one.options.pack is not None or one.options.pack_tokens for one in waiting)
+        by_default = "packs" in self._words
+        if not asked and not by_default:
+            return False
+        if "varlen" in self._words and all(one.options.pack is None for one in waiting):
+            prefer_varlen(self._base, self._dtype, self._listener.note)
+        try:
+            check_packing(self._base)
+        except UsageError as error:
+            if asked:
+                raise
+            self._listener.note(f"note: batches are padded, not packed ({error})")
+            return False
+        return by_default
 
     def run(self) -> None:
         """Train what waits, neighbours in time together."""
@@ -117,31 +143,61 @@ class _Sweep:
     def _step_of(self, member: Prepared) -> int:
         return int(self._states[member.name]["step"]) if member.name in self._states else 0
 
-    def _kind(self, member: Prepared) -> tuple[int, int, bool]:
+    def _kind(self, member: Prepared) -> tuple[int, int, bool, int]:
         """Members of one kind can share a forward pass."""
-        return self._step_of(member), member.options.accumulate, member.options.pack is not None
+        options = member.options
+        width = -1 if options.pack_tokens is None else options.pack_tokens
+        return self._step_of(member), options.accumulate, options.pack is not None, width
 
     def _train(self, members: Sequence[Prepared]) -> None:
         """Train members until all are finished; those that are leave the others."""
-        while members:
-            step = self._step_of(members[0])
-            crew = Crew(
-                self._base, members, step=step, states=self._states, bf16=self._dtype == torch.bfloat16
+        for part in self._fitting(members):
+            left: Sequence[Prepared] = part
+            while left:
+                left, halves = self._train_crew(left)
+                gc.collect()  # modules that know each other hold what they computed
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                for half in halves:
+                    self._train(half)
+
+    def _fitting(self, members: Sequence[Prepared]) -> list[Sequence[Prepared]]:
+        """Return the members in parts whose steps fit in memory, by estimate."""
+        free = free_bytes(self._base.device)
+        if free is None:
+            return [members]
+        share = SHARE / 2 if "graph" in self._words else SHARE  # a graph holds a step's memory once more
+        laid = layouts(members, self._base.device, packed=self._packed)
+        needed = self._room.bytes(members, laid)
+        parts = min(len(members), -(-needed // int(share * free)))
+        size = -(-len(members) // parts)
+        if parts > 1:
+            self._listener.note(
+                f"a step of {len(members)} adapters keeps about {gib(needed)}, {gib(free)} are free: "
+                f"{size} at a time"
             )
-            try:
-                if step == 0:
-                    self._describe(crew)
-                left = self._advance(crew)
-            except torch.OutOfMemoryError:
-                halves = self._halves(crew)
-                left = []
-            else:
-                halves = []
-            finally:
-                crew.close()
-            for half in halves:
-                self._train(half)
-            members = left
+        return [members[i : i + size] for i in range(0, len(members), size)]
+
+    def _train_crew(self, members: Sequence[Prepared]) -> tuple[list[Prepared], list[list[Prepared]]]:
+        """Train until a member is finished or leaves; return those that are left, or their halves where a
+        step does not fit in memory."""
+        crew = Crew(
+            self._base,
+            members,
+            step=self._step_of(members[0]),
+            states=self._states,
+            bf16=self._dtype == torch.bfloat16,
+            packed=self._packed,
+            replay=self._listener.note if "graph" in self._words else None,
+        )
+        try:
+            if crew.step == 0:
+                self._describe(crew)
+            return self._advance(crew), []
+        except torch.OutOfMemoryError:
+            return [], self._halves(crew)
+        finally:
+            crew.close()
 
     def _describe(self, crew: Crew) -> None:
         for number, member in enumerate(crew.members):
@@ -212,7 +268,6 @@ class _Sweep:
             raise CmeError(f"out of memory with {crew.members[0].name} alone; lower --batch-size")
         self._ledger.flush()
         self._keep(crew)
-        torch.cuda.empty_cache()
         middle = (len(crew.members) + 1) // 2
         self._listener.note(
             f"out of memory with {len(crew.members)} adapters at a time: going on with {middle}"

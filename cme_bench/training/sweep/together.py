@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 from cme_bench.adapters.decay import decayed_names
 from cme_bench.adapters.routing.balance import BalanceTape
-from cme_bench.training.batches import IGNORED
-from cme_bench.training.loss import CHUNK_NUMBERS, output_head, target_nlls
+from cme_bench.training.loss import CHUNK_NUMBERS, output_head, placed_nlls, target_nlls
 from cme_bench.training.sweep.adalora import RankBudget, is_adalora
 from cme_bench.training.sweep.flat import FlatParameters
+from cme_bench.training.sweep.join import Joined
 from cme_bench.training.sweep.shared import Alone, SharedLayer, Stacked, Turn
 from cme_bench.training.sweep.slots import Slot
+from cme_bench.training.varlen import VARLEN
 
 
 @dataclass(slots=True)
@@ -108,27 +109,16 @@ class Together:
         finally:
             self._put(self._shared)
 
-    def backward(self, batches: Sequence[dict[str, Tensor]], weights: Tensor, *, accumulated: int) -> Tensor:
+    def backward(self, joined: Joined, weights: Tensor, *, accumulated: int) -> Tensor:
         """Add the gradients of one batch of each slot; return summed loss and balance loss, [slots, 2].
 
         Args:
-            batches: Of each slot, as :func:`~cme_bench.training.batches.collate` makes them.
+            joined: The batches of all slots.
             weights: One over the target tokens of each slot's step, [slots].
             accumulated: Batches of the step, over which the balance loss is a mean.
         """
-        joined = join(batches)
-        mask = joined["attention_mask"]
-        self.turn.begin(
-            [len(b["input_ids"]) for b in batches], [b["input_ids"].shape[1] for b in batches], mask
-        )
-        places = joined.get("position_ids")
-        seen = {"attention_mask": mask} if places is None else {"position_ids": places}
-        decoder: Any = self._base.base_model
-        hidden = decoder(input_ids=joined["input_ids"], use_cache=False, **seen).last_hidden_state
-        nlls, rows = target_nlls(hidden, joined["labels"], self._head, chunk=self._chunk)
-        sizes = torch.tensor(self.turn.sizes, device=rows.device)
-        owner = torch.repeat_interleave(torch.arange(len(sizes), device=rows.device), sizes)[rows]
-        summed = torch.zeros(len(batches), device=nlls.device).index_add(0, owner, nlls)
+        self.turn.begin(joined.sizes, joined.widths, joined.tensors["attention_mask"])
+        summed = self._losses(joined)
         balances = torch.stack(
             [summed.new_zeros(()) if tape is None else tape.loss() for tape in self.turn.tapes]
         )
@@ -139,6 +129,24 @@ class Together:
             warnings.filterwarnings("ignore", "grad and param do not obey")  # one array holds an adapter's
             torch.autograd.backward(torch.stack([*wholes, *extra]).sum())
         return torch.stack([summed.detach(), balances.detach()], dim=1)
+
+    def _losses(self, joined: Joined) -> Tensor:
+        """Return the summed loss of each slot's target tokens, [slots]."""
+        batch = joined.tensors
+        places = batch.get("position_ids")
+        seen = {"attention_mask": batch["attention_mask"]} if places is None else {"position_ids": places}
+        if "starts" in batch and self._base.config._attn_implementation == VARLEN:
+            seen["starts"] = batch["starts"]
+        decoder: Any = self._base.base_model
+        hidden = decoder(input_ids=batch["input_ids"], use_cache=False, **seen).last_hidden_state
+        if "places" in batch:
+            return placed_nlls(hidden, batch["places"], batch["targets"], self._head, chunk=self._chunk).sum(
+                1
+            )
+        nlls, rows = target_nlls(hidden, batch["labels"], self._head, chunk=self._chunk)
+        sizes = torch.tensor(joined.sizes, device=rows.device)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=rows.device), sizes)[rows]
+        return torch.zeros(len(sizes), device=nlls.device).index_add(0, owner, nlls)
 
     def _whole(self, number: int, loss: Tensor) -> Tensor:
         """Return the loss with what the method's model adds to it."""
@@ -158,19 +166,6 @@ class Together:
 @dataclass(slots=True)
 class _Loss:
     loss: Tensor
-
-
-def join(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the batches below each other, as wide as the widest; all are packed or none is."""
-    width = max(batch["input_ids"].shape[1] for batch in batches)
-    return {
-        key: torch.cat([_widened(b[key], width, IGNORED if key == "labels" else 0) for b in batches])
-        for key in batches[0]
-    }
-
-
-def _widened(rows: Tensor, width: int, value: int) -> Tensor:
-    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=value)
 
 
 def _neighbours(slots: Sequence[Slot], keys: Sequence[object]) -> list[range]:

@@ -41,16 +41,9 @@ def pair(options: Make, method: str, tmp_path: Path, **changes: Any) -> list[Tra
     """Two seeds with two learning rates, everything on that a step can have."""
     balance = {"balance_loss": 0.01} if method in routed_names() else {}
     given = {"dropout": 0.1, "weight_decay": 0.1, "accumulate": 2, "batch_size": 3, "max_steps": STEPS}
+    given |= balance | changes
     return [
-        options(
-            method,
-            seed=s,
-            out=tmp_path / f"{method}-{s}",
-            learning_rate=2e-3 * s,
-            **balance,
-            **given,
-            **changes,
-        )
+        options(method, seed=s, out=tmp_path / f"{method}-{s}", learning_rate=2e-3 * s, **given)
         for s in (1, 2)
     ]
 
@@ -98,7 +91,17 @@ def test_methods_of_all_kinds_in_one_pass(options: Make, tmp_path: Path) -> None
 def test_packed_rows_too(options: Make, tmp_path: Path) -> None:
     asked = pair(options, "teamlora", tmp_path, pack=200)
     crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
-    assert "position_ids" in crew._batches(crew.members[0])[0]
+    check_equal_to_alone(crew, advance(crew, STEPS))
+
+
+@pytest.mark.slow
+def test_packs_of_one_width_too(options: Make, tmp_path: Path) -> None:
+    """All members get as many packs as one needs. Dropout, off here, draws for the padding too."""
+    asked = pair(options, "teamlora", tmp_path, pack_tokens=384, dropout=0.0)
+    asked += pair(options, "lora", tmp_path, pack_tokens=384, targets="all-linear", dropout=0.0)[:1]
+    crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
+    made = [crew._making(step) for step in range(3)]
+    assert all(len(set(turn.sizes)) == 1 and set(turn.widths) == {384} for m in made for turn in m.turns)
     check_equal_to_alone(crew, advance(crew, STEPS))
 
 

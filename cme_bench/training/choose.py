@@ -1,0 +1,63 @@
+"""What a training runs by, as its options, the device and the environment say: before a model is loaded."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from cme_bench.training.options import BatchOrder, TrainOptions
+from cme_bench.util.errors import UsageError
+
+MANNER = "CME_BENCH_TRAIN"
+"""Environment variable for those who measure: words of MANNERS, joined by "+"; "trainer" alone is
+transformers' Trainer."""
+MANNERS = {
+    "trainer": "transformers' Trainer",
+    "padded": "rows of one example",
+    "packs": "rows of a fixed number of tokens",
+    "varlen": "attention by where examples begin",
+    "compile": "each decoder layer compiled",
+    "graph": "forward and backward pass replayed as a CUDA graph",
+}
+ON_GPU = frozenset({"packs", "varlen", "graph"})
+"""What is done on a GPU unless the variable says otherwise; on a CPU nothing of it."""
+
+
+def manner(device: torch.device) -> frozenset[str]:
+    """Return the words of MANNERS that hold for a device. UsageError for an unknown one."""
+    said = os.environ.get(MANNER, "").strip()
+    if not said:
+        return ON_GPU if device.type == "cuda" else frozenset()
+    words = frozenset(said.split("+"))
+    if unknown := words - MANNERS.keys():
+        raise UsageError(
+            f"{MANNER}={said}: unknown {', '.join(sorted(unknown))} (known: {', '.join(MANNERS)})"
+        )
+    if "trainer" in words:
+        raise UsageError(f"{MANNER}={said}: trainer stands alone")
+    if "graph" in words and device.type != "cuda":
+        raise UsageError(f"{MANNER}={said}: graph is for a CUDA GPU")
+    return words
+
+
+def needs_trainer(options: TrainOptions) -> str | None:
+    """Return why a training needs transformers' Trainer, as far as options say; None if it needs it not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return "several processes"
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("1", "true"):
+            return f"accelerate's {name}"
+    if options.device_map is not None:
+        return "--device-map"
+    return "as asked" if os.environ.get(MANNER) == "trainer" else None
+
+
+def batch_order(options: TrainOptions, device: torch.device) -> BatchOrder:
+    """Return how examples are put into batches: as the options say; random in packs on a GPU."""
+    if options.batches != "auto":
+        return options.batches
+    if device.type != "cuda" or options.pack is not None or needs_trainer(options) is not None:
+        return "similar"
+    packs = "packs" in manner(device) if options.pack_tokens is None else options.pack_tokens > 0
+    return "random" if packs else "similar"

@@ -1,0 +1,60 @@
+"""The batches of a sweep's steps, made before they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cme_bench.training.batches import Layout, width_multiple
+from cme_bench.training.packs import choose_width
+from cme_bench.training.prepared import Prepared
+from cme_bench.training.sweep.join import Joined, join, join_packs
+
+
+def layouts(members: Sequence[Prepared], device: torch.device, *, packed: bool) -> list[Layout]:
+    """Return how the batches of each member are laid out.
+
+    ``packed``: in packs of one fixed width for all, unless the options of a member say otherwise.
+    """
+    width = members[0].options.pack_tokens or None
+    if packed and all(m.options.pack is None and m.options.pack_tokens is None for m in members):
+        width = max(choose_width(m.plan.examples.lengths, m.plan.batches) for m in members)
+    multiple = width_multiple(device.type)
+    return [Layout(m.pad_token, multiple, per_row=m.options.pack, width=width) for m in members]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The batches of a step: of each turn of accumulation those of all members.
+
+    ``targets`` and ``tokens``: of each member in the whole step, float64 [members].
+    """
+
+    turns: list[Joined]
+    targets: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """Make the batches of ``members``, laid out as ``layouts`` say; ``pinned``: for a GPU."""
+
+    members: Sequence[Prepared]
+    layouts: Sequence[Layout]
+    pinned: bool
+
+    def __call__(self, step: int) -> Made:
+        """Return the batches of a step, from 0."""
+        count = self.members[0].options.accumulate
+        turns = [self._turn(number) for number in range(step * count, (step + 1) * count)]
+        targets, tokens = torch.stack([torch.stack(joined.counts()) for joined in turns]).sum(0).double()
+        return Made([joined.pinned() for joined in turns] if self.pinned else turns, targets, tokens)
+
+    def _turn(self, number: int) -> Joined:
+        examples = [[m.plan.examples[i] for i in m.plan.batches[number]] for m in self.members]
+        if self.layouts[0].width is not None:
+            return join_packs(self.layouts, examples)
+        return join([layout.collate(own) for layout, own in zip(self.layouts, examples, strict=True)])

@@ -1,0 +1,124 @@
+"""What a GPU replays is what it computes without; only a machine with one runs these tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cme_bench.training.choose import MANNER
+from cme_bench.training.curve import read_curve
+from cme_bench.training.options import TrainOptions, method_names
+from cme_bench.training.replay import Replay, replaying
+from cme_bench.training.sweep.sweep import sweep
+from cme_bench.training.train import train
+from tests.training.test_loop import MIXED, Lines, furthest, settings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+Make = Callable[..., TrainOptions]
+CUDA = torch.device("cuda")
+ROUNDING = 2e-4
+"""float32 on a GPU: sums in another order."""
+
+
+def replay(run: Callable[[Mapping[str, Tensor]], Tensor], **more: Any) -> tuple[Replay, list[str]]:
+    notes: list[str] = []
+    return Replay(run, notes.append, **more), notes
+
+
+def test_inputs_of_every_shape_are_computed_anew() -> None:
+    held = torch.zeros(3, device=CUDA)
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        held.add_(inputs["x"].sum())
+        return inputs["x"].double().sum() * inputs["weight"]
+
+    asked, notes = replay(run)
+    total = 0.0
+    with replaying(CUDA):
+        for number, size in enumerate((4, 4, 4, 7, 4, 7, 7)):
+            x = torch.full((size,), float(number), device=CUDA)
+            total += number * size
+            weight = torch.tensor(number + 1.0, device=CUDA)
+            assert float(asked({"x": x, "weight": weight})) == number * size * (number + 1)
+            assert held.tolist() == [total] * 3
+    assert not notes
+
+
+def test_random_numbers_go_on() -> None:
+    generator = torch.Generator(CUDA)
+    generator.manual_seed(3)
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        return torch.empty(1000, device=CUDA).bernoulli_(0.5, generator=generator) * inputs["x"]
+
+    asked, notes = replay(run, generators=[generator])
+    with replaying(CUDA):
+        drawn = torch.stack([asked({"x": torch.ones((), device=CUDA)}) for _ in range(5)])
+    assert not notes
+    generator.manual_seed(3)
+    again = torch.stack(
+        [torch.empty(1000, device=CUDA).bernoulli_(0.5, generator=generator) for _ in range(5)]
+    )
+    assert torch.equal(drawn, again)
+
+
+def test_what_waits_for_the_gpu_is_computed_as_it_is() -> None:
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        return inputs["x"][inputs["x"] > 0].sum()
+
+    asked, notes = replay(run)
+    with replaying(CUDA):
+        for number in (1.0, 2.0, 3.0, 4.0):
+            assert float(asked({"x": torch.tensor([number, -1.0], device=CUDA)})) == number
+    assert len(notes) == 1 and "not replayed" in notes[0]
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_replayed_steps_are_the_eager_ones(
+    method: str, options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = options(method, **settings(method), batches="random")
+    monkeypatch.setenv(MANNER, "packs")
+    train(eager)
+    monkeypatch.setenv(MANNER, "packs+graph")
+    replayed = replace(eager, out=tmp_path / "replayed")
+    listener = Lines()
+    train(replayed, listener)
+    assert not [line for line in listener.lines if "not replayed" in line]
+    assert furthest(eager.out, replayed.out) < ROUNDING
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_a_sweep_is_the_trainings_of_its_members(
+    method: str, options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MANNER, "packs+graph")
+    alone = [options(method, seed=s, out=tmp_path / f"alone{s}", **settings(method)) for s in (1, 2)]
+    together = [replace(one, out=tmp_path / "swept" / str(one.seed)) for one in alone]
+    listener = Lines()
+    sweep(together, listener)
+    assert not [line for line in listener.lines if "not replayed" in line]
+    for one, other in zip(alone, together, strict=True):
+        train(one)
+        assert furthest(one.out, other.out) < ROUNDING
+
+
+def test_bfloat16_by_where_examples_begin(options: Make, tmp_path: Path) -> None:
+    """The default on a GPU, with dropout; a training of its own and a sweep learn alike."""
+    given = MIXED | {"dtype": "bfloat16", "dropout": 0.05, "max_steps": 40}
+    alone = options("teamlora", **given)
+    listener = Lines()
+    train(alone, listener)
+    assert any("packs of" in line for line in listener.lines)
+    together = [replace(alone, seed=s, out=tmp_path / "swept" / str(s)) for s in (0, 1, 2)]
+    sweep(together, listener)
+    assert not [line for line in listener.lines if line.startswith("note:")], listener.lines
+    last = [read_curve(one.out / "loss.csv")[-1].loss for one in (alone, *together)]
+    first = read_curve(alone.out / "loss.csv")[0].loss
+    assert max(last) < 0.8 * first
