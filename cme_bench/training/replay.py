@@ -6,7 +6,7 @@ reads and writes the same memory each time; what changes between calls is copied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cme_bench.training.memory import free_bytes, gib
+from cme_bench.util.errors import first_line
+
+_COPIES = 2
+"""A graph keeps the memory of a run, and inputs of another shape need it once more."""
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -29,27 +34,24 @@ class Replay:
 
     ``run`` must not wait for the GPU, nor keep anything of a call but in memory that stays where it is, as
     gradients that are set. Where it cannot be captured it stays as it is, and ``note`` is told once.
-
-    Args:
-        run: Maps tensors by name to a tensor.
-        note: Told why nothing is replayed.
-        generators: Of random numbers that ``run`` draws, beside torch's own.
+    Random numbers go on from call to call if they are torch's own.
     """
 
-    def __init__(
-        self, run: Run, note: Callable[[str], None], *, generators: Sequence[torch.Generator] = ()
-    ) -> None:
-        self._run, self._note, self._generators = run, note, tuple(generators)
+    def __init__(self, run: Run, note: Callable[[str], None]) -> None:
+        self._run, self._note = run, note
         self._captured: dict[Any, _Captured | None] = {}
         self._pool: Any = None
         self._gave_up = False
+        self._needed = 0
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return what ``run`` does."""
         shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
-        if self._gave_up or shapes not in self._captured:
-            self._captured[shapes] = None
+        if self._gave_up:
             return self._run(inputs)
+        if shapes not in self._captured:
+            self._captured[shapes] = None
+            return self._measured(inputs)
         held = self._captured[shapes] or self._capture(inputs)
         if held is None:
             return self._run(inputs)
@@ -59,12 +61,26 @@ class Replay:
         held.graph.replay()
         return held.output.clone()
 
+    def _measured(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Run, and see what memory that takes for a while."""
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        output = self._run(inputs)
+        self._needed = max(self._needed, torch.cuda.max_memory_allocated() - before)
+        return output
+
+    def _give_up(self, reason: str) -> None:
+        self._gave_up = True
+        self._note(f"note: steps are not replayed as a CUDA graph ({reason})")
+
     def _capture(self, inputs: Mapping[str, Tensor]) -> _Captured | None:
         """Return the graph for inputs of these shapes; None if there can be none."""
+        free = free_bytes(torch.device("cuda", torch.cuda.current_device())) or 0
+        if self._pool is None and free < _COPIES * self._needed:
+            self._give_up(f"it would keep {gib(self._needed)}, of {gib(free)} that are free")
+            return None
         held = {name: value.clone() for name, value in inputs.items()}
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
         try:
             with torch.cuda.graph(
                 graph,
@@ -73,21 +89,25 @@ class Replay:
                 capture_error_mode="thread_local",
             ):
                 output = self._run(held)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
-            self._gave_up = True
-            self._release_generators(next(iter(held.values())).device)
-            first = str(error).strip().partition("\n")[0]
-            self._note(f"note: steps are not replayed as a CUDA graph ({first})")
+            _release_generator(next(iter(held.values())).device)
+            self._give_up(first_line(_root(error)))
             return None
         self._pool = graph.pool()
         return _Captured(graph, held, output)
 
-    def _release_generators(self, device: torch.device) -> None:
-        """Let generators draw again that a capture which failed has left waiting for its end."""
-        for generator in (torch.cuda.default_generators[device.index or 0], *self._generators):
-            generator.graphsafe_set_state(generator.clone_state())
+
+def _root(error: BaseException) -> BaseException:
+    """Return the first of the errors of a capture; the last says that there was one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _release_generator(device: torch.device) -> None:
+    """Let torch draw again on a device after a capture that failed, whose end its generator waits for."""
+    generator = torch.cuda.default_generators[device.index or 0]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def static_shapes(modules: Iterable[nn.Module]) -> bool:

@@ -94,7 +94,8 @@ def train(
     if prepared.finished:
         listener.note(f"{options.out}: already trained")
         return options.out
-    with only_writer(options.out), replaying(choose_device()):
+    device = choose_device() if needs_trainer(options) is None else torch.device("cpu")
+    with only_writer(options.out), replaying(device):
         _run(prepared, listener)
     return options.out
 

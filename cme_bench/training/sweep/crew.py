@@ -24,6 +24,8 @@ from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
 
 _WEIGHTS = "weights"
+_APART = 1_000_003
+"""Between the seeds of trainings that go on at neighbouring steps; a prime above all usual seeds."""
 
 
 class Crew:
@@ -61,7 +63,9 @@ class Crew:
                 self._restore(number, states[member.name])
         self._replay: Replay | None = None
         if replay is not None and laid[0].width is not None and all(slot.static for slot in self.slots):
-            self._replay = Replay(self._packed_backward, replay, generators=self._generators)
+            self._replay = Replay(self._packed_backward, replay)
+        if base.device.type == "cuda":  # whose dropout draws for all members together
+            torch.cuda.manual_seed(members[0].options.seed + _APART * step)
         self._making = Making(self.members, laid, pinned=base.device.type == "cuda")
         self._made = made_ahead(self._making, range(step, min(member.plan.steps for member in members)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.file import read_sweep
+from cme_bench.training.sweep.making import layouts
+from cme_bench.training.sweep.room import Room
 from cme_bench.training.sweep.sweep import STATES, sweep
-from cme_bench.training.train import train
+from cme_bench.training.train import frozen_base, prepare, train
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
 SETTINGS = {"data": "mini", "datasets": "sst2", "dropout": 0.1, "max_length": 256, "max_steps": 8}
@@ -125,8 +128,12 @@ def test_out_of_memory_half_of_them_go_on(
 ) -> None:
     """Memory for two at a time."""
     advance = Crew.advance
+    seen: list[weakref.ref[Crew]] = []
 
     def limited(crew: Crew) -> torch.Tensor:
+        if all(each() is not crew for each in seen):
+            assert not [each for each in seen if each() is not None], "the crew before holds no memory"
+            seen.append(weakref.ref(crew))
         if len(crew.members) > 2:
             raise torch.OutOfMemoryError
         return advance(crew)
@@ -135,11 +142,45 @@ def test_out_of_memory_half_of_them_go_on(
     listener = StopAt(10**9)
     sweep(asked, listener)
     assert "out of memory with 4 adapters at a time: going on with 2" in listener.notes
+    assert len(seen) == 3
     monkeypatch.undo()
     whole = read_sweep(write(tmp_path, tiny_checkpoint), tmp_path / "whole", offline=True)
     for one, other in zip(asked, sweep(whole), strict=True):
         for name, value in numbers(other).items():
             torch.testing.assert_close(numbers(one.out)[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_step_keeps_decides_how_many_go_together(
+    asked: list[TrainOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an estimate, as on a GPU: all of them where it fits, else parts of equal size, said aloud."""
+    sizes: list[int] = []
+    start = Crew.__init__
+
+    def noted(crew: Crew, base: Any, members: Any, **more: Any) -> None:
+        sizes.append(len(members))
+        start(crew, base, members, **more)
+
+    monkeypatch.setattr(Crew, "__init__", noted)
+    monkeypatch.setattr(
+        "cme_bench.training.sweep.room.Room.bytes", lambda room, members, laid: 100 * len(members)
+    )
+    monkeypatch.setattr("cme_bench.training.sweep.sweep.free_bytes", lambda device: 300)
+    listener = StopAt(10**9)
+    sweep(asked, listener)
+    assert sizes == [2, 2]
+    assert any(
+        "a step of 4 adapters keeps about" in note and "2 at a time" in note for note in listener.notes
+    )
+
+
+def test_room_grows_with_the_places_of_a_batch(asked: list[TrainOptions]) -> None:
+    few, many = ([prepare(replace(one, batch_size=size), Listener()) for one in asked] for size in (2, 6))
+    base = frozen_base(few[0].base, torch.float32, torch.device("cpu"), asked[0])
+    room = Room(base, bf16=False)
+    needed = [room.bytes(each, layouts(each, torch.device("cpu"), packed=False)) for each in (few, many)]
+    assert 0 < needed[0] < needed[1]
+    assert not hasattr(base, "peft_config") and not [n for n, _ in base.named_parameters() if "lora" in n]
 
 
 @pytest.mark.parametrize(
