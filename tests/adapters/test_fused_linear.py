@@ -90,7 +90,6 @@ def test_it_is_the_plain_formula(
     "fields",
     [
         {"normalize_omega": True},
-        {"normalize_omega": True, "interaction_init": 0.9},  # some sums are below the floor
         {"omega_times_k": True, "scaling": "alpha/(k*r)", "dropout": 0.2, "dropout_place": "latent"},
         {"competition": False},
     ],
@@ -153,6 +152,13 @@ def test_gradients_of_every_example(monkeypatch: pytest.MonkeyPatch) -> None:
     together = each(trained, x)
     monkeypatch.setattr(RoutedLinear, "_fuses", lambda *_: False)
     check(together | {"more": x}, each(trained, x) | {"more": x}, 1e-6)
+
+
+def test_a_divisor_that_is_clamped_has_no_gradient(plainly: Any) -> None:
+    model, x = adapted(normalize_omega=True), torch.randn(3, 20, D_IN)
+    with torch.no_grad():
+        layer_of(model).held("interaction", "default").fill_(-0.9).fill_diagonal_(1.0)  # omega's sum: -0.8
+    check(gradients(model, x), plainly(model, x), 1e-6)
 
 
 class Wide(TorchDispatchMode):
