@@ -83,8 +83,6 @@ class Suite:
         for spec in self.tasks.values():
             for name in selectors_of(spec):
                 names.setdefault(name, []).append(spec)
-        for version, tags in VERSIONS.items():
-            names[version] = [spec for spec in self.tasks.values() if not set(tags).isdisjoint(spec.tags)]
         return names
 
     def hash_of(self, suite: str) -> str:
@@ -139,8 +137,10 @@ class Suite:
 
 
 def selectors_of(spec: TaskSpec) -> list[str]:
-    """Return the other names that select a task: its tags, and its domain in the form that it has."""
+    """Return the other names that select a task: its tags, later versions of its suite, and its domain in the
+    form that it has."""
     names = list(spec.tags)
+    names += [version for version, tags in VERSIONS.items() if not set(tags).isdisjoint(spec.tags)]
     if GENERATED in spec.tags:
         names.append(spec.domain)
     if LIKELIHOOD in spec.tags:

@@ -1,4 +1,4 @@
-"""What a training runs by, as its options, the device and the environment say: before a model is loaded."""
+"""The ways in which a training runs: chosen by options, device and environment before a model is loaded."""
 
 from __future__ import annotations
 

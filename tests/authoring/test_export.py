@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_a_copy_is_self_contained(tmp_path: Path) -> None:
     [file] = export_tasks([SUITE.task("cme_anli_r1_ll")], mini_source(), tmp_path)
     config = load_yaml(file, root=tmp_path).values
-    assert config["tag"] == ["cme_ll", "nli_ll"]
+    assert config["tag"] == ["cme_ll", "cme2_ll", "nli_ll"]
     assert "include" not in config
     assert "dataset_name" not in config
     files = config["dataset_kwargs"]["data_files"]
