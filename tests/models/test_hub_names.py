@@ -237,6 +237,7 @@ def test_offline_only_what_was_fetched_and_no_socket(hub: Hub, ask: Asker) -> No
     assert ask("model", "acme/base@v2", offline=True)[1] == half
 
 
+@pytest.mark.slow
 def test_adapters_have_revisions_and_subfolders_of_their_own(hub: Hub, ask: Asker) -> None:
     ask("fetch", "acme/base@v1")
     ones = [ask("adapter", f"acme/team@{tag}", "acme/base@v1") for tag in ("v1", "v2")]

@@ -78,6 +78,7 @@ def answer(engines: EngineSource, adapter: Path | None) -> tuple[float, ...]:
     return response.logprobs
 
 
+@pytest.mark.slow
 def test_every_adapter_leaves_the_next_one_alone(
     tiny_checkpoint: Path, adapters: dict[str, Path], plain: Path
 ) -> None:

@@ -53,6 +53,7 @@ print(json.dumps({{
 """
 
 
+@pytest.mark.slow
 def test_a_training_is_imported_without_what_it_does_not_use() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     said = json.loads(done.stdout)

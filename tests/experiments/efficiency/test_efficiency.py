@@ -31,6 +31,7 @@ SMALL = EfficiencyOptions(
 )
 
 
+@pytest.mark.slow
 def test_the_command_writes_json_csv_and_figures(tmp_path: Path) -> None:
     out = tmp_path / "speed"
     arguments = ["efficiency", "tiny", "-o", str(out), "--parts", "train,hf"]

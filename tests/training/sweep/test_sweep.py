@@ -123,6 +123,7 @@ def test_one_that_diverges_stops_alone(tmp_path: Path, tiny_checkpoint: Path) ->
     assert finished == {"team": True, "plain": True, "wild": False}
 
 
+@pytest.mark.slow
 def test_out_of_memory_half_of_them_go_on(
     asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
