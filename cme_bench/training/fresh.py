@@ -17,7 +17,8 @@ from cme_bench.util.errors import CmeError, first_line
 def leave_casts(layers: Iterable[Any]) -> None:
     """Let autocast cast what PEFT's low-rank layers multiply, which they would widen to float32 before.
 
-    A product under autocast is of the same numbers; dropout and what is kept for its gradient are halved.
+    A product under autocast is of the same numbers; dropout and what is kept for its gradient are halved. For
+    GPUs: on a CPU dropout in bfloat16 would round its factor.
     """
     for layer in layers:
         if type(layer) in (LoraLinear, SVDLinear) and not getattr(layer, "lora_variant", None):

@@ -38,7 +38,7 @@ class Session:
     checkpointing: Decision = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.bf16:
+        if self.bf16 and self.device.type == "cuda":
             leave_casts(self.model.modules())
         self.layout = self._layout()
         self.checkpointing = decide(

@@ -52,7 +52,7 @@ class Crew:
         for slot in self.slots:
             for layer in slot.layers.values():
                 layer.train()
-            if bf16:
+            if bf16 and base.device.type == "cuda":
                 leave_casts(slot.layers.values())
         self._generators = [_generator(member.options.seed, base.device) for member in members]
         laid = layouts(members, base.device, packed=packed)
