@@ -24,8 +24,6 @@ EMBEDDED = "embedded"
 """Key of that block: the adapter lies in the checkpoint's folder."""
 DIGEST = "adapter_sha256"
 """Key of that block: sha256 of the adapter's file. A folder with another adapter is another model."""
-WORKER = "cme_bench.vllm_plugin.worker.ExtendedWorker"
-"""vLLM's ``worker_extension_cls``: scores choices, swaps adapters."""
 SUBFOLDER = "adapter"
 """Where in the folder; vLLM reads every safetensors file of the folder itself as base weights."""
 

@@ -45,6 +45,10 @@ def adapters(base: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def bench(base: Path, toy_tokenizer: PreTrainedTokenizerFast) -> Iterator[Bench]:
+    """Packs, in a process that has had an engine without them."""
+    plain = Bench(base, toy_tokenizer, 160)
+    assert len(dict(plain.vllm(None).loglikelihood(questions()[:1]))) == 1
+    plain.host.close()
     bench = Bench(base, toy_tokenizer, 160, packs=True)
     yield bench
     bench.host.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.util.errors import UsageError, first_line
-from cme_bench.vllm_plugin.spec import WORKER, GatedSpec
+from cme_bench.vllm_plugin.spec import GatedSpec
 
 GIB = 1 << 30
 CPU_BLOCK, GPU_BLOCK = 32, 16
@@ -24,7 +24,9 @@ An estimate, not yet measured: they take 90 s or so on an H200. A step of SmolLM
 with them and some 15 ms without, one of a 7B model 34 and some 43 ms; both come to two million tokens.
 """
 SHORTEST = 1024
-PACK_WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
+WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
+"""vLLM's ``worker_extension_cls``: scores choices, swaps adapters, computes packs. One for every engine: in one
+process vLLM refuses a second one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
         "trust_remote_code": False,
         "seed": 0,
         "disable_log_stats": True,
-        "worker_extension_cls": PACK_WORKER if settings.packs else WORKER,
+        "worker_extension_cls": WORKER,
     }
     cpu = on_cpu()
     arguments["enforce_eager"] = not settings.compiles
