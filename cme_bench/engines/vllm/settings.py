@@ -15,8 +15,6 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 GIB = 1 << 30
 CPU_BLOCK, GPU_BLOCK = 32, 16
 """Tokens of a cache block. On a CPU vLLM's default of 128 would hide most shared prefixes from its cache."""
-
-
 WORTH_COMPILING = 2_000_000
 """Tokens to generate from which compiling and capturing graphs saves more time than it takes.
 
@@ -25,8 +23,8 @@ with them and some 15 ms without, one of a 7B model 34 and some 43 ms; both come
 """
 SHORTEST = 1024
 WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
-"""vLLM's ``worker_extension_cls``: scores choices, swaps adapters, computes packs. One for every engine: in one
-process vLLM refuses a second one."""
+"""vLLM's ``worker_extension_cls``: scores choices, swaps adapters, computes packs. One for every engine: in
+one process vLLM refuses a second one."""
 
 
 @dataclass(frozen=True, slots=True)
