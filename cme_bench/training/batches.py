@@ -105,19 +105,21 @@ class Layout:
         """Return the examples of each pack, as indices."""
         return fill([len(example["ids"]) for example in examples], self.width or 0)
 
-    def collate(self, examples: Sequence[dict[str, Any]], *, rows: int = 0) -> dict[str, Tensor]:
-        """Return a batch, as :func:`collate` does; of packs there are at least ``rows``.
-
-        Packs have besides: ``places`` and ``targets`` (:func:`~cme_bench.training.packs.static_places`), and
-        ``starts`` (:func:`~cme_bench.training.packs.boundaries`).
-        """
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Return a batch, as :func:`collate` does, or as :meth:`packed` where there is a width."""
         if self.width is None:
             return collate(examples, self.pad_token, self.multiple, self.per_row)
-        filled = self.packs(examples)
-        filled += [[]] * (rows - len(filled))
-        batch = _laid(examples, filled, self.pad_token, self.width)
+        return self.packed(examples, self.packs(examples))
+
+    def packed(self, examples: Sequence[dict[str, Any]], packs: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Return the batch with these examples in each pack, which may be none.
+
+        It has besides: ``places`` and ``targets`` (:func:`~cme_bench.training.packs.static_places`), and
+        ``starts`` (:func:`~cme_bench.training.packs.boundaries`).
+        """
+        batch = _laid(examples, packs, self.pad_token, self.width or 0)
         places, targets = static_places(batch["labels"], IGNORED)
-        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(filled))
+        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(packs))
         return batch | {"places": places, "targets": targets, "starts": starts}
 
 

@@ -53,11 +53,16 @@ def needs_trainer(options: TrainOptions) -> str | None:
     return "as asked" if os.environ.get(MANNER) == "trainer" else None
 
 
+def packs_are_free(options: TrainOptions) -> bool:
+    """Return whether options leave it to the device whether examples are packed."""
+    return options.pack is None and options.pack_tokens is None
+
+
 def batch_order(options: TrainOptions, device: torch.device) -> BatchOrder:
     """Return how examples are put into batches: as the options say; random in packs on a GPU."""
     if options.batches != "auto":
         return options.batches
     if device.type != "cuda" or options.pack is not None or needs_trainer(options) is not None:
         return "similar"
-    packs = "packs" in manner(device) if options.pack_tokens is None else options.pack_tokens > 0
+    packs = "packs" in manner(device) if packs_are_free(options) else options.pack_tokens
     return "random" if packs else "similar"

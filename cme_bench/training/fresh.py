@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.adalora import SVDLinear
 from peft.tuners.lora import Linear as LoraLinear
@@ -14,12 +15,14 @@ from cme_bench.adapters.shared.quantised import READS_8_BITS, restore_scales
 from cme_bench.util.errors import CmeError, first_line
 
 
-def leave_casts(layers: Iterable[Any]) -> None:
+def leave_casts(layers: Iterable[Any], device: torch.device) -> None:
     """Let autocast cast what PEFT's low-rank layers multiply, which they would widen to float32 before.
 
-    A product under autocast is of the same numbers; dropout and what is kept for its gradient are halved. For
-    GPUs: on a CPU dropout in bfloat16 would round its factor.
+    A product under autocast is of the same numbers; dropout and what is kept for its gradient are halved. On
+    a CPU, whose dropout in bfloat16 would round its factor, all stays as it is.
     """
+    if device.type != "cuda":
+        return
     for layer in layers:
         if type(layer) in (LoraLinear, SVDLinear) and not getattr(layer, "lora_variant", None):
             layer.cast_input_dtype_enabled = False

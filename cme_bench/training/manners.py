@@ -11,11 +11,11 @@ from accelerate.utils import set_seed
 from cme_bench.training.batches import share
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.loop import STATE, Loop, Numbers
-from cme_bench.training.replay import static_shapes
+from cme_bench.training.replay import Replay, static_shapes
 from cme_bench.training.session import Session
 from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.step_log import StepLog
-from cme_bench.training.steps import Eager, Replayed, compile_layers
+from cme_bench.training.steps import Eager, compile_layers
 from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def train_in_loop(session: Session) -> tuple[int, LossCurve]:
             examples=prepared.plan.examples,
             batches=prepared.plan.batches,
             collate=session.layout.collate,
-            backward=Replayed(eager, session.listener.note) if replayed else eager,
+            backward=Replay(eager, session.listener.note) if replayed else eager,
             numbers=numbers,
             folder=out / "checkpoints",
         )

@@ -15,26 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.training.memory import free_bytes, gib
+from cme_bench.util.cuda_graph import captured
 from cme_bench.util.errors import first_line
 
 _COPIES = 2
 """A graph keeps the memory of a run, and inputs of another shape need it once more."""
-Run = Callable[[Mapping[str, Tensor]], Tensor]
+Run = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: dict[str, Tensor]
+    weight: Tensor
     output: Tensor
 
 
 class Replay:
     """Computes ``run`` as it is when inputs come in new shapes, and as a CUDA graph from the second time on.
 
-    ``run`` must not wait for the GPU, nor keep anything of a call but in memory that stays where it is, as
-    gradients that are set. Where it cannot be captured it stays as it is, and ``note`` is told once.
-    Random numbers go on from call to call if they are torch's own.
+    ``run`` maps tensors by name, and a weight, to a tensor. It must not wait for the GPU, nor keep anything
+    of a call but in memory that stays where it is, as gradients that are set. Where it cannot be captured it
+    stays as it is, and ``note`` is told once. Random numbers go on from call to call if they are torch's own.
     """
 
     def __init__(self, run: Run, note: Callable[[str], None]) -> None:
@@ -44,28 +46,29 @@ class Replay:
         self._gave_up = False
         self._needed = 0
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Return what ``run`` does."""
         shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
         if self._gave_up:
-            return self._run(inputs)
+            return self._run(inputs, weight)
         if shapes not in self._captured:
             self._captured[shapes] = None
-            return self._measured(inputs)
-        held = self._captured[shapes] or self._capture(inputs)
+            return self._measured(inputs, weight)
+        held = self._captured[shapes] or self._capture(inputs, weight)
         if held is None:
-            return self._run(inputs)
+            return self._run(inputs, weight)
         self._captured[shapes] = held
         for name, value in inputs.items():
             held.inputs[name].copy_(value)
+        held.weight.copy_(weight)
         held.graph.replay()
         return held.output.clone()
 
-    def _measured(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _measured(self, inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         """Run, and see what memory that takes for a while."""
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        output = self._run(inputs)
+        output = self._run(inputs, weight)
         self._needed = max(self._needed, torch.cuda.max_memory_allocated() - before)
         return output
 
@@ -73,41 +76,22 @@ class Replay:
         self._gave_up = True
         self._note(f"note: steps are not replayed as a CUDA graph ({reason})")
 
-    def _capture(self, inputs: Mapping[str, Tensor]) -> _Captured | None:
+    def _capture(self, inputs: Mapping[str, Tensor], weight: Tensor) -> _Captured | None:
         """Return the graph for inputs of these shapes; None if there can be none."""
         free = free_bytes(torch.device("cuda", torch.cuda.current_device())) or 0
         if self._pool is None and free < _COPIES * self._needed:
             self._give_up(f"it would keep {gib(self._needed)}, of {gib(free)} that are free")
             return None
-        held = {name: value.clone() for name, value in inputs.items()}
-        graph = torch.cuda.CUDAGraph()
+        held, own = {name: value.clone() for name, value in inputs.items()}, weight.clone()
         try:
-            with torch.cuda.graph(
-                graph,
-                pool=self._pool,
-                stream=torch.cuda.current_stream(),
-                capture_error_mode="thread_local",
-            ):
-                output = self._run(held)
+            graph, output = captured(
+                lambda: self._run(held, own), self._pool, stream=torch.cuda.current_stream()
+            )
         except RuntimeError as error:
-            _release_generator(next(iter(held.values())).device)
-            self._give_up(first_line(_root(error)))
+            self._give_up(first_line(error))
             return None
         self._pool = graph.pool()
-        return _Captured(graph, held, output)
-
-
-def _root(error: BaseException) -> BaseException:
-    """Return the first of the errors of a capture; the last says that there was one."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
-def _release_generator(device: torch.device) -> None:
-    """Let torch draw again on a device after a capture that failed, whose end its generator waits for."""
-    generator = torch.cuda.default_generators[device.index or 0]
-    generator.graphsafe_set_state(generator.clone_state())
+        return _Captured(graph, held, own, output)
 
 
 def static_shapes(modules: Iterable[nn.Module]) -> bool:

@@ -14,6 +14,7 @@ from cme_bench.adapters import balance_tape
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.runs.progress import Listener
 from cme_bench.training.batches import Layout, width_multiple
+from cme_bench.training.choose import packs_are_free
 from cme_bench.training.fresh import leave_casts
 from cme_bench.training.loss import target_loss
 from cme_bench.training.memory import Decision, decide, free_bytes
@@ -38,8 +39,8 @@ class Session:
     checkpointing: Decision = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.bf16 and self.device.type == "cuda":
-            leave_casts(self.model.modules())
+        if self.bf16:
+            leave_casts(self.model.modules(), self.device)
         self.layout = self._layout()
         self.checkpointing = decide(
             self.model,
@@ -55,7 +56,7 @@ class Session:
         options, plan, base = self.prepared.options, self.prepared.plan, self.model.get_base_model()
         fill = self.prepared.pad_token, width_multiple(self.device.type)
         width = options.pack_tokens or None
-        default = options.pack is None and options.pack_tokens is None and "packs" in self.words
+        default = "packs" in self.words and packs_are_free(options)
         if not default and options.pack is None and width is None:
             return Layout(*fill)
         if options.pack is None and "varlen" in self.words:

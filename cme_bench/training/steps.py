@@ -1,8 +1,8 @@
-"""How the gradients of a batch are computed: eagerly, with compiled layers, or replayed as a CUDA graph."""
+"""How the gradients of a batch are computed: as it comes, or with compiled layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,6 @@ from peft import PeftModel
 from torch import Tensor
 
 from cme_bench.adapters.routing.balance import BalanceTape
-from cme_bench.training.replay import Replay
-
-_WEIGHT = "weight"
 
 
 class Eager:
@@ -37,24 +34,6 @@ class Eager:
             loss = loss + balance / self._accumulate
         loss.backward()
         return torch.stack([output.nll, balance.detach()])
-
-
-class Replayed:
-    """Computes batches as ``eager`` does, those of shapes that come again as a CUDA graph.
-
-    Gradients must have memory that stays, as in one array.
-    """
-
-    def __init__(self, eager: Eager, note: Callable[[str], None]) -> None:
-        self._replay = Replay(lambda inputs: eager(*_without_weight(inputs)), note)
-
-    def __call__(self, batch: Mapping[str, Tensor], weight: Tensor) -> Tensor:
-        """Add the gradients of a batch; return its summed loss and its balance loss, [2]."""
-        return self._replay({**batch, _WEIGHT: weight})
-
-
-def _without_weight(inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    return {name: value for name, value in inputs.items() if name != _WEIGHT}, inputs[_WEIGHT]
 
 
 def compile_layers(model: PeftModel) -> None:

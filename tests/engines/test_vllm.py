@@ -28,7 +28,7 @@ from cme_bench.engines.vllm.questions import ScoringCall
 from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import write_adapter
 from tests.support.tiny_llama import random_llama, save_checkpoint
-from tests.support.vllm_bench import BLOCK, Bench
+from tests.support.vllm_bench import BLOCK, Bench, ids
 
 pytestmark = [
     pytest.mark.slow,
@@ -90,11 +90,6 @@ def bench(base: Path, toy_tokenizer: PreTrainedTokenizerFast) -> Iterator[Bench]
     bench = Bench(base, toy_tokenizer, LENGTH)
     yield bench
     bench.host.close()
-
-
-def ids(n: int, seed: int = 0) -> TokenIds:
-    source = random.Random(seed)
-    return tuple(source.randrange(3, 260) for _ in range(n))
 
 
 def questions() -> list[LoglikelihoodRequest]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from peft import get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
-from cme_bench.engines import GenerateRequest, LoglikelihoodRequest, TokenIds
+from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.inbox import Batches
 from tests.support.tiny_llama import random_llama, save_checkpoint
-from tests.support.vllm_bench import Bench
+from tests.support.vllm_bench import Bench, ids
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,11 +51,6 @@ def bench(base: Path, toy_tokenizer: PreTrainedTokenizerFast) -> Iterator[Bench]
     bench = Bench(base, toy_tokenizer, 160, packs=True)
     yield bench
     bench.host.close()
-
-
-def ids(n: int, seed: int = 0) -> TokenIds:
-    source = random.Random(seed)
-    return tuple(source.randrange(3, 260) for _ in range(n))
 
 
 def questions() -> list[LoglikelihoodRequest]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from cme_bench.engines import TokenIds
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.vllm_plugin.file import write_adapter
 
 BLOCK = 32
 """Tokens of a block of vLLM's cache."""
+
+
+def ids(n: int, seed: int = 0) -> TokenIds:
+    """Return ``n`` token ids that the seed decides."""
+    source = random.Random(seed)
+    return tuple(source.randrange(3, 260) for _ in range(n))
 
 
 class Bench:

@@ -77,7 +77,7 @@ def test_packs_that_nobody_needs_are_padding_that_sees_itself_alone() -> None:
         {"ids": np.array([5, 6, 7]), "source_length": 1},
         {"ids": np.array([8, 9]), "source_length": 1},
     ]
-    batch = Layout(0, width=4).collate(examples, rows=3)
+    batch = Layout(0, width=4).packed(examples, [[0], [1], []])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert batch["starts"].tolist() == [0, 3, 4, 6, 8, 12]
 

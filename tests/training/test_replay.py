@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cme_bench.training.choose import MANNER
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
-from cme_bench.training.replay import Replay, replaying
+from cme_bench.training.replay import Replay, Run, replaying
 from cme_bench.training.sweep.sweep import sweep
 from cme_bench.training.train import train
 from tests.training.test_loop import MIXED, Lines, furthest, settings
@@ -25,7 +25,7 @@ ROUNDING = 2e-4
 """float32 on a GPU: sums in another order."""
 
 
-def replay(run: Callable[[Mapping[str, Tensor]], Tensor]) -> tuple[Replay, list[str]]:
+def replay(run: Run) -> tuple[Replay, list[str]]:
     notes: list[str] = []
     return Replay(run, notes.append), notes
 
@@ -33,9 +33,9 @@ def replay(run: Callable[[Mapping[str, Tensor]], Tensor]) -> tuple[Replay, list[
 def test_inputs_of_every_shape_are_computed_anew() -> None:
     held = torch.zeros(3, device=CUDA)
 
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+    def run(inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor:
         held.add_(inputs["x"].sum())
-        return inputs["x"].double().sum() * inputs["weight"]
+        return inputs["x"].double().sum() * weight
 
     asked, notes = replay(run)
     total = 0.0
@@ -44,33 +44,34 @@ def test_inputs_of_every_shape_are_computed_anew() -> None:
             x = torch.full((size,), float(number), device=CUDA)
             total += number * size
             weight = torch.tensor(number + 1.0, device=CUDA)
-            assert float(asked({"x": x, "weight": weight})) == number * size * (number + 1)
+            assert float(asked({"x": x}, weight)) == number * size * (number + 1)
             assert held.tolist() == [total] * 3
     assert not notes
 
 
 def test_random_numbers_go_on() -> None:
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        return nn.functional.dropout(inputs["x"])
+    def run(inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+        return nn.functional.dropout(inputs["x"]) * weight
 
     asked, notes = replay(run)
-    x = torch.ones(1000, device=CUDA)
+    x, one = torch.ones(1000, device=CUDA), torch.ones((), device=CUDA)
     torch.cuda.manual_seed(3)
     with replaying(CUDA):
-        drawn = torch.stack([asked({"x": x}) for _ in range(5)])
+        drawn = torch.stack([asked({"x": x}, one) for _ in range(5)])
     assert not notes
     torch.cuda.manual_seed(3)
     assert torch.equal(drawn, torch.stack([nn.functional.dropout(x) for _ in range(5)]))
 
 
 def test_what_waits_for_the_gpu_is_computed_as_it_is() -> None:
-    def run(inputs: Mapping[str, Tensor]) -> Tensor:
-        return inputs["x"][inputs["x"] > 0].sum()
+    def run(inputs: Mapping[str, Tensor], weight: Tensor) -> Tensor:
+        return inputs["x"][inputs["x"] > 0].sum() * weight
 
     asked, notes = replay(run)
+    one = torch.ones((), device=CUDA)
     with replaying(CUDA):
         for number in (1.0, 2.0, 3.0, 4.0):
-            assert float(asked({"x": torch.tensor([number, -1.0], device=CUDA)})) == number
+            assert float(asked({"x": torch.tensor([number, -1.0], device=CUDA)}, one)) == number
             assert torch.rand(3, device=CUDA).shape == (3,), "random numbers are to be had all the same"
     assert len(notes) == 1 and "not replayed" in notes[0]
 

@@ -21,6 +21,7 @@ from cme_bench.engines.hf.batching import is_out_of_memory
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.tree_attention import KeptPrefix
+from cme_bench.util.cuda_graph import captured
 from cme_bench.util.errors import first_line
 from cme_bench.util.notes import Note, unheard
 
@@ -112,18 +113,14 @@ class Stepper:
         return compute()
 
     def _capture(self, step: Step, compute: Callable[[], Tensor]) -> None:
-        graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                step.logits = compute()
+            step.graph, step.logits = captured(compute, self._pool)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             self.graphs = False
             self._note(f"decoding without CUDA graphs: {first_line(error)}")
-            return
-        step.graph = graph
 
 
 class StaticSession(PrefixSession):

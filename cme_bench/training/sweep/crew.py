@@ -23,7 +23,6 @@ from cme_bench.training.sweep.making import Made, Making, layouts
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
 
-_WEIGHTS = "weights"
 _APART = 1_000_003
 """Between the seeds of trainings that go on at neighbouring steps; a prime above all usual seeds."""
 
@@ -52,8 +51,8 @@ class Crew:
         for slot in self.slots:
             for layer in slot.layers.values():
                 layer.train()
-            if bf16 and base.device.type == "cuda":
-                leave_casts(slot.layers.values())
+            if bf16:
+                leave_casts(slot.layers.values(), base.device)
         self._generators = [_generator(member.options.seed, base.device) for member in members]
         laid = layouts(members, base.device, packed=packed)
         keys = [(i if m.options.pack else None, m.options.batch_size) for i, m in enumerate(members)]
@@ -101,7 +100,7 @@ class Crew:
 
     def _backward(self, joined: Joined, weights: Tensor) -> Tensor:
         if self._replay is not None:
-            return self._replay({**joined.tensors, _WEIGHTS: weights})
+            return self._replay(joined.tensors, weights)
         return self._eager(joined, weights)
 
     def _eager(self, joined: Joined, weights: Tensor) -> Tensor:
@@ -109,13 +108,9 @@ class Crew:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             return self._together.backward(joined, weights, accumulated=count)
 
-    def _packed_backward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def _packed_backward(self, tensors: Mapping[str, Tensor], weights: Tensor) -> Tensor:
         """Do as :meth:`_backward` for packs, of which all members have as many."""
-        tensors = {name: value for name, value in inputs.items() if name != _WEIGHTS}
-        rows, width = tensors["input_ids"].shape
-        count = len(self.members)
-        joined = Joined(tensors, [rows // count] * count, [width] * count)
-        return self._eager(joined, inputs[_WEIGHTS])
+        return self._eager(Joined.of_packs(dict(tensors), len(self.members)), weights)
 
     def _update(self, group: Group) -> None:
         members = [self.members[i] for i in group.slots]

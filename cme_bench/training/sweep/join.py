@@ -26,6 +26,12 @@ class Joined:
     sizes: list[int]
     widths: list[int]
 
+    @classmethod
+    def of_packs(cls, tensors: dict[str, Tensor], adapters: int) -> Joined:
+        """Return the packs of so many adapters, which have as many each."""
+        rows, width = tensors["input_ids"].shape
+        return cls(tensors, [rows // adapters] * adapters, [width] * adapters)
+
     def counts(self) -> tuple[Tensor, Tensor]:
         """Return the target tokens and the tokens of each adapter's batch, [adapters]."""
         labels, masks = (torch.split(self.tensors[key], self.sizes) for key in ("labels", "attention_mask"))
@@ -61,9 +67,12 @@ def join_packs(layouts: Sequence[Layout], examples: Sequence[Sequence[dict[str, 
 
     ``layouts``: of each adapter, all of one width; the rows that one does not need are padding.
     """
-    pairs = list(zip(layouts, examples, strict=True))
-    rows = max(len(layout.packs(own)) for layout, own in pairs)
-    batches = [layout.collate(own, rows=rows) for layout, own in pairs]
+    packs = [layout.packs(own) for layout, own in zip(layouts, examples, strict=True)]
+    rows = max(map(len, packs))
+    batches = [
+        layout.packed(own, [*filled, *[[]] * (rows - len(filled))])
+        for layout, own, filled in zip(layouts, examples, packs, strict=True)
+    ]
     span = batches[0]["input_ids"].numel()
     learnt = max(batch["places"].numel() for batch in batches)
     tensors = {
@@ -76,8 +85,7 @@ def join_packs(layouts: Sequence[Layout], examples: Sequence[Sequence[dict[str, 
     tensors["targets"] = torch.stack([_lengthened(b["targets"], learnt, IGNORED) for b in batches])
     starts = [batch["starts"][:-1] + i * span for i, batch in enumerate(batches)]
     tensors["starts"] = torch.cat([*starts, starts[0].new_tensor([len(batches) * span])])
-    width = tensors["input_ids"].shape[1]
-    return Joined(tensors, [rows] * len(batches), [width] * len(batches))
+    return Joined.of_packs(tensors, len(batches))
 
 
 def _lengthened(numbers: Tensor, length: int, value: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.training.batches import Layout, width_multiple
+from cme_bench.training.choose import packs_are_free
 from cme_bench.training.packs import choose_width
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.join import Joined, join, join_packs
@@ -20,7 +21,7 @@ def layouts(members: Sequence[Prepared], device: torch.device, *, packed: bool) 
     ``packed``: in packs of one fixed width for all, unless the options of a member say otherwise.
     """
     width = members[0].options.pack_tokens or None
-    if packed and all(m.options.pack is None and m.options.pack_tokens is None for m in members):
+    if packed and all(packs_are_free(m.options) for m in members):
         width = max(choose_width(m.plan.examples.lengths, m.plan.batches) for m in members)
     multiple = width_multiple(device.type)
     return [Layout(m.pad_token, multiple, per_row=m.options.pack, width=width) for m in members]

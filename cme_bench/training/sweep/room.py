@@ -41,8 +41,8 @@ class Room:
             slot = Slot(self._base, config, seed=0)
             with slot.mounted() as model:
                 model.train()
-                if self._bf16 and self._base.device.type == "cuda":
-                    leave_casts(slot.layers.values())
+                if self._bf16:
+                    leave_casts(slot.layers.values(), self._base.device)
                 trained = sum(p.numel() * p.element_size() for p in slot.parameters().values())
                 self._found[key] = kept_bytes(model, autocast=self._bf16), trained
         return self._found[key]
