@@ -39,15 +39,15 @@ _READING = ("row_form", "encoding", "delimiter", "quotes")
 """How files are read: the rows themselves, which count, are the outcome."""
 _REPORTING = ("report_to", "report_project")
 _NOT_IDENTITY = ("out", "save_every", "log_every", "offline", "bos", "device_map", *_READING, *_REPORTING)
-_USUAL = (
-    ("save_dtype", "float32"),
-    ("quantize", None),
-    ("pack_tokens", None),
-    ("liger", False),
-    ("spare", None),
-    ("batches", "auto"),
-    ("batches", "similar"),
-)
+USUAL: Mapping[str, tuple[Any, ...]] = {
+    "save_dtype": ("float32",),
+    "quantize": (None,),
+    "pack_tokens": (None,),
+    "liger": (False,),
+    "spare": (None,),
+    "batches": ("auto", "similar"),
+}
+"""Options that are younger than some adapters, and the values with which they are in no identity."""
 
 
 def parse_data(values: list[str]) -> str | tuple[str, ...]:
@@ -245,7 +245,7 @@ class TrainOptions:
         ``pack_tokens`` and ``liger`` where they are given: adapters that are older than these options have
         none.
         """
-        left_out = (*_NOT_IDENTITY, *(name for name, usual in _USUAL if getattr(self, name) == usual))
+        left_out = (*_NOT_IDENTITY, *(name for name, usual in USUAL.items() if getattr(self, name) in usual))
         return {k: v for k, v in self.plain().items() if k not in left_out}
 
     def plain(self) -> dict[str, Any]:

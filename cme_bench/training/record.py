@@ -13,7 +13,7 @@ import torch
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.prompts.bos import Bos
 from cme_bench.runs.identity import short
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.options import USUAL, TrainOptions
 from cme_bench.training.parts import data_parts
 from cme_bench.training.tokens import TrainingEncoder
 from cme_bench.util.errors import UsageError
@@ -53,9 +53,7 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
             raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
         return False
     old = read_json(file)
-    usual = dict.fromkeys(
-        ("bos", "save_dtype", "quantize", "pack_tokens", "liger", "batches")
-    )  # absent where they are as they always were
+    usual = dict.fromkeys(("bos", *USUAL))  # absent where they are as they always were
     for key, value in {**usual, **identity}.items():
         held = old.get("identity", {}).get(key)
         if held != value:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from cme_bench.training import record
 from cme_bench.training.choose import MANNER, batch_order, manner
 from cme_bench.training.norms import FusedNorm, fuse_norms
-from cme_bench.training.options import TrainOptions
+from cme_bench.training.options import USUAL, TrainOptions
+from cme_bench.util.errors import UsageError
+from cme_bench.util.files import write_json
 
 Make = Callable[..., TrainOptions]
 SMALL: dict[str, Any] = {
@@ -47,6 +51,20 @@ def test_random_batches_are_another_training_and_similar_ones_are_not(options: M
     usual = options("lora").identity()
     assert options("lora", batches="similar").identity() == usual
     assert options("lora", batches="random").identity() != usual
+
+
+@pytest.mark.parametrize("name", sorted(USUAL))
+def test_a_folder_with_another_value_of_a_younger_option_is_refused(
+    name: str, options: Make, tmp_path: Path
+) -> None:
+    """Also where the value of now is the usual one, which is in no identity."""
+    mine = options("lora").identity()
+    assert name not in mine
+    write_json(tmp_path / record.FILE, {"identity": mine | {name: "other"}, "finished": True})
+    with pytest.raises(UsageError, match=f"holds a training with other {name} \\(other there, None now\\)"):
+        record.check_folder(tmp_path, mine)
+    write_json(tmp_path / record.FILE, {"identity": mine, "finished": True})
+    assert record.check_folder(tmp_path, mine)
 
 
 def test_a_cpu_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
