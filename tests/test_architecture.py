@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cme_bench"
 FLOORS = (
     ("version",),
     ("util",),
-    ("stats", "trackers", "vllm_plugin"),
+    ("images", "stats", "trackers", "vllm_plugin"),
     ("adapters",),
     ("engines",),
     ("models", "scoring"),

@@ -18,6 +18,9 @@ from lm_eval.api.registry import register_aggregation, register_metric
 from lm_eval.api.task import ConfigurableTask
 
 from cme_bench.harness.compiled_templates import keep_compiled
+from cme_bench.harness.row_images import RowImages
+from cme_bench.images.image import MARK, Image
+from cme_bench.images.marks import with_marks
 from cme_bench.prompts.alpaca import WRAPPERS
 from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_text
 from cme_bench.scoring.macro_f1 import f1_macro
@@ -58,6 +61,9 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         keep_compiled()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
+        self.row_images: RowImages | None = config.pop("row_images", None)
+        self.shot_images: RowImages | None = config.pop("shot_images", self.row_images)
+        self.shown: Sequence[dict[str, Any]] = ()
         metadata: dict[str, Any] = config.get("metadata") or {}
         self.answer: dict[str, Any] | None = metadata.get("answer")
         if self.answer is not None:
@@ -89,6 +95,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return super().fewshot_docs()
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        self.shown = ()  # until exemplars are drawn
         if self._wrapper is not None and not kwargs.get("apply_chat_template"):
             chat = {"apply_chat_template": True, "chat_template": self._wrapper}
             kwargs |= {"fewshot_as_multiturn": True, **chat}
@@ -97,7 +104,22 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
 
     def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
-        return self._rendered("text", doc, doc_to_text, super().doc_to_text)
+        text = self._rendered("text", doc, doc_to_text, super().doc_to_text)
+        if self.row_images is None or not isinstance(text, str) or MARK in str(self.config.description):
+            return text
+        return with_marks(text, len(self.images_of(doc)))
+
+    def images_of(self, doc: dict[str, Any]) -> tuple[Image, ...]:
+        """Return the images of one row, or of one exemplar. ImageError if one cannot be read."""
+        images = self.shot_images if id(doc) in self._exemplars else self.row_images
+        if images is None:
+            return ()
+        found: tuple[Image, ...] = self._rendered("images", doc, None, lambda row, _: images.of(row))
+        return found
+
+    def prompt_images(self, doc: dict[str, Any]) -> tuple[Image, ...]:
+        """Return the images of the prompt that was rendered last, of ``doc``: its exemplars' and its own."""
+        return tuple(image for row in (*self.shown, doc) for image in self.images_of(row))
 
     def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
         target = self._rendered("target", doc, doc_to_target, super().doc_to_target)

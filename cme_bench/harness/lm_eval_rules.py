@@ -28,6 +28,7 @@ def check_rules(values: Mapping[str, Any], fail: Fail) -> list[Note]:
         reason = f": {rule.why}" if rule else did_you_mean(output_type, known)
         fail("output_type", f"output_type {output_type!r} is none of {', '.join(known)}{reason}")
     _check_repeats(values, fail)
+    _check_images(values.get("doc_to_image"), fail)
     _check_fewshot(values.get("fewshot_config") or {}, fail)
     if output_type == GENERATE_UNTIL:
         _check_generation(values.get("generation_kwargs") or {}, fail)
@@ -48,6 +49,14 @@ def _check_repeats(values: Mapping[str, Any], fail: Fail) -> None:
     repeats = values.get("repeats", 1)
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 1:
         fail("repeats", f"'repeats' must be a whole number of 1 or more, not {repeats!r}")
+
+
+def _check_images(named: Any, fail: Fail) -> None:
+    columns = named if isinstance(named, list) and named else [named]
+    texts = all(isinstance(column, str) and column.strip() for column in columns)
+    if named is not None and not texts and not isinstance(named, FunctionRef):
+        key = "doc_to_image"
+        fail(key, f"{key!r} must be a column, a list of columns or !function, not {named!r}")
 
 
 def _check_fewshot(config: Mapping[str, Any], fail: Fail) -> None:

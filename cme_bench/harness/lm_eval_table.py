@@ -32,7 +32,6 @@ def _honoured(names: str) -> dict[str, Rule]:
 
 
 _MADE_ROWS = Rule("refused", "rows that code makes are not read; write them to a file")
-_IMAGE = Rule("refused", "images are not shown to a model here, and scoring the text alone says nothing")
 _AUDIO = Rule("refused", "sound is not played to a model here, and scoring the text alone says nothing")
 
 TASK_KEYS: Mapping[str, Rule] = {
@@ -47,7 +46,7 @@ TASK_KEYS: Mapping[str, Rule] = {
     "should_decontaminate": NO_EFFECT,
     "doc_to_decontamination_query": NO_EFFECT,
     "custom_dataset": _MADE_ROWS,
-    "doc_to_image": _IMAGE,
+    "doc_to_image": Rule("honoured", "PNG, JPEG and WebP; files of rows may name them by path"),
     "doc_to_audio": _AUDIO,
     "unsafe_code": Rule("refused", "code that a model writes is never run"),
     "use_prompt": Rule(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, Thought, TokenIds
+from cme_bench.images.image import MARK, Image, ImageError
+from cme_bench.images.marks import check_marks
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
@@ -39,13 +41,15 @@ class AskableTask(Protocol):
 class RenderedItem:
     """One item of a task as text, before any tokenizer.
 
-    ``target``: the gold answer as text; ``instances``: lm-eval's own requests, one a choice, or one.
+    ``target``: the gold answer as text; ``instances``: lm-eval's own requests, one a choice, or one;
+    ``images``: those of its prompt, exemplars' included, in the order of their marks ``<image>`` in it.
     """
 
     id: int
     doc: dict[str, Any]
     target: str
     instances: tuple[Any, ...]
+    images: tuple[Image, ...] = ()
 
     @property
     def contexts(self) -> tuple[str, ...]:
@@ -66,7 +70,7 @@ class Item:
     ``prompt``: the text before the answer (of the first choice, where contexts differ); ``choices``: the
     continuations that are scored, empty for generation; ``target``: the gold answer as text;
     ``truncated``: tokens cut from the left of its longest context; ``instances``: lm-eval's own requests;
-    ``repeat``: which of several answers is asked for.
+    ``repeat``: which of several answers is asked for; ``images``: those of its prompt, in order.
     """
 
     id: int
@@ -78,6 +82,7 @@ class Item:
     instances: tuple[Any, ...]
     truncated: int
     repeat: int = 0
+    images: tuple[Image, ...] = ()
 
 
 def build_items(
@@ -101,12 +106,22 @@ def build_items(
     place for labels out of range, templates that fail on a row, answers that leave no room for a prompt, and
     generation settings that are not supported.
     """
+    refuse_images(task)
     ids = limited_ids(range(len(task.docs)), limit)
     docs = rows_at(task.docs, ids)
     rendered = [render_item(task, i, prompt_format, seed, doc) for i, doc in zip(ids, docs, strict=True)]
     if task.lm_eval.OUTPUT_TYPE == GENERATE_UNTIL:
         return _generate_items(task, rendered, encoder, prompt_format, max_length, options=generation)
     return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
+
+
+def refuse_images(task: AskableTask) -> None:
+    """Raise UsageError for a task that shows images: asked of a text model, its score would say nothing."""
+    if task.lm_eval.row_images is not None:
+        raise UsageError(
+            f"task {task.name} shows images (doc_to_image), and this model reads text alone; "
+            "name a vision-language model, or leave the task out"
+        )
 
 
 def limited_ids(ids: Collection[int], limit: int | None) -> list[int]:
@@ -170,11 +185,24 @@ def render_item(
             **chat,
         )
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
+        item = RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
+        return item if lm_task.row_images is None else _with_images(item, lm_task)
+    except ImageError as error:
+        raise ImageError(f"{task.place(index)}: task {task.name}: {error}") from error
     except (ChatTemplateError, UsageError):
         raise  # the row is not to blame; an exemplar names its own place
     except Exception as error:  # a template may raise anything on a row it does not fit
         raise UsageError(f"{task.place(index)}: task {task.name}: {template_problem(error)}") from error
-    return RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
+
+
+def _with_images(item: RenderedItem, lm_task: Any) -> RenderedItem:
+    """Return the item with the images of its prompt. ImageError if they are not those that it marks."""
+    images = lm_task.prompt_images(item.doc)
+    for context in dict.fromkeys(item.contexts):
+        check_marks(context, len(images))
+    if any(MARK in choice for choice in item.choices):
+        raise ImageError(f"a choice has a mark {MARK}: images stand in the prompt only")
+    return replace(item, images=images)
 
 
 def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
@@ -231,6 +259,7 @@ def _loglikelihood_items(
                 request=LoglikelihoodRequest(_share_contexts(rows)),
                 instances=item.instances,
                 truncated=cut,
+                images=item.images,
             )
         )
     return items
@@ -280,6 +309,7 @@ def _generate_items(
                     instances=item.instances,
                     truncated=len(ids) - len(kept),
                     repeat=repeat,
+                    images=item.images,
                 )
             )
     return items

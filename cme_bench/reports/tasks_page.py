@@ -122,12 +122,11 @@ kinds with stock lm-eval on made-up rows and answers):
 
 | files | number |
 |---|---|
-| run | 12107 |
+| run | 12152 |
 | groups, which are not read | 855 |
 | refused: a metric of the hub (`hf_evaluate`) | 757 |
 | refused: `loglikelihood_rolling` | 66 |
 | refused: rows made by code (`custom_dataset`) | 45 |
-| refused: images (`doc_to_image`) | 45 |
 | refused: `unsafe_code` | 35 |
 | refused: a Python class (`class`) | 30 |
 | refused: a filter that lm-eval does not register | 16 |

@@ -9,12 +9,15 @@ import logging
 import random
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cme_bench.harness.cme_task import CmeTask, LmEvalTask
+from cme_bench.harness.row_images import RowImages
 from cme_bench.harness.sandbox import refuse_hub_code, sandbox_templates
 from cme_bench.harness.task_index import local_function
 from cme_bench.harness.yaml_loader import FunctionRef
+from cme_bench.images.image import ImageError
 from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
 from cme_bench.tasks.row_files import Rows
@@ -93,6 +96,11 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     if shot_rows is not None and spec.fewshot_split is not None:
         splits[spec.fewshot_split] = shot_rows.table
     config["custom_dataset"] = lambda **_: splits
+    if spec.config.get("doc_to_image") is not None:
+        named = _resolve_functions(spec.config["doc_to_image"], spec, suite)
+        config["row_images"] = RowImages(named, eval_rows.folder)
+        shot_folder = _samples_folder(spec) if shot_rows is None else shot_rows.folder
+        config["shot_images"] = RowImages(named, shot_folder)
     lm_task = _make(spec, suite, config, eval_rows)
     pool = _pool(spec, lm_task, shots, shot_rows) if shots else None
     task = Task(spec, lm_task, eval_rows, shots, digest.hexdigest(), source.revision(spec), pool)
@@ -113,10 +121,24 @@ def _shot_rows(spec: TaskSpec, source: DataSource, shots: int) -> Rows | None:
     return source.rows(spec, spec.fewshot_split)
 
 
+def _samples_folder(spec: TaskSpec) -> Path:
+    """Return where the paths of exemplars begin that stand in the task file."""
+    place = spec.line("fewshot_config.samples")
+    return Path(place.rpartition(":")[0] or place).parent
+
+
 def _lm_eval_config(spec: TaskSpec, shots: int) -> dict[str, Any]:
     """Return lm-eval's configuration of the task: with the splits that are loaded, and nothing that loads
     others."""
-    left_out = {*LOADER_KEYS, "tag", "dataset_kwargs", "training_split", "validation_split", "fewshot_split"}
+    left_out = {
+        *LOADER_KEYS,
+        "doc_to_image",
+        "tag",
+        "dataset_kwargs",
+        "training_split",
+        "validation_split",
+        "fewshot_split",
+    }
     left_out |= set() if shots else {"fewshot_config"}
     config = copy.deepcopy({k: v for k, v in spec.config.items() if k not in left_out})
     # lm-eval takes an item out of its exemplars if their split is the test split, not if it is another one
@@ -139,6 +161,8 @@ def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> L
         raise UsageError(f"{spec.line('class')}: class: {make} is none on cme_bench.tasks.cme_task.CmeTask")
     try:
         return make(config=config)
+    except ImageError as error:
+        raise ImageError(f"{rows.place(0)}: task {spec.name}: {error}") from error
     except UsageError:
         raise
     except Exception as error:  # lm-eval and Jinja raise anything when a template does not fit the rows

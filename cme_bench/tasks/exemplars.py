@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cme_bench.harness.yaml_loader import FunctionRef
+from cme_bench.images.marks import check_marks
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError, template_problem
@@ -43,6 +44,7 @@ class ExemplarPool:
         def sample(*args: Any, **kwargs: Any) -> Sequence[Any]:
             rows: Sequence[Any] = draw(*args, **kwargs)
             self.drawn = [self.numbers[id(row)] for row in rows]
+            lm_task.shown = tuple(rows)
             for number, row in zip(self.drawn, rows, strict=True):
                 self._check(number, row)
             return rows
@@ -82,4 +84,6 @@ def exemplar_problem(lm_task: Any, row: Any) -> str:
             return f"label {label!r} is out of range: there are {len(choices)} choices"
     if not lm_task.multiple_input and not isinstance(question, str):
         return f"the question is no text, but {question!r}"
+    if lm_task.row_images is not None and isinstance(question, str):
+        check_marks(question, len(lm_task.images_of(row)))
     return ""

@@ -37,11 +37,13 @@ _PARSING = ("quotechar", "escapechar", "doublequote", "skipinitialspace")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one split. ``lines[i]`` is the line of row i in ``origin`` where that is a file of lines."""
+    """Rows of one split. ``lines[i]`` is the line of row i in ``origin`` where that is a file of lines;
+    ``folder``: where the paths of images in them begin, None where they may name no file."""
 
     table: datasets.Dataset
     origin: str
     lines: Sequence[int] | None = None
+    folder: Path | None = None
 
     def place(self, index: int) -> str:
         """Return ``file:line`` or ``dataset row N`` of row ``index``."""
@@ -123,7 +125,7 @@ def read_jsonl(file: Path) -> Rows:
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as error:
         place = _first_misfit(file, rows, lines)
         raise UsageError(f"{place}: types differ between rows ({first_line(error)})") from error
-    return Rows(table, str(file), lines)
+    return Rows(table, str(file), lines, file.parent)
 
 
 _BEYOND_64_BITS = re.compile(rb"(?<![\d.])\d{19,}(?![\d.eE])")
@@ -169,7 +171,7 @@ def _read_array(file: Path) -> Rows | None:
         table = _table([{key: row.get(key) for key in keys} for row in rows])
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
         raise UsageError(f"{file}: types differ between rows ({first_line(error)})") from error
-    return Rows(table, str(file))
+    return Rows(table, str(file), folder=file.parent)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
@@ -230,7 +232,8 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
     if table.empty:
         raise UsageError(f"{file}: holds no rows")
     table.columns = [str(name) for name in table.columns]
-    return Rows(datasets.Dataset.from_pandas(table, preserve_index=False), str(file), lines or None)
+    rows = datasets.Dataset.from_pandas(table, preserve_index=False)
+    return Rows(rows, str(file), lines or None, file.parent)
 
 
 def _csv_lines(file: Path, settings: Mapping[str, Any]) -> list[int]:
@@ -275,7 +278,9 @@ def joined(parts: Sequence[Rows]) -> Rows:
         table = datasets.concatenate_datasets([part.table for part in parts])
     except (ValueError, TypeError) as error:
         raise UsageError(f"{parts[-1].origin}: types differ from those of {parts[0].origin}") from error
-    return JoinedRows(table, ", ".join(part.origin for part in parts), parts=tuple(parts))
+    folders = {part.folder for part in parts}
+    folder = folders.pop() if len(folders) == 1 else None
+    return JoinedRows(table, ", ".join(part.origin for part in parts), folder=folder, parts=tuple(parts))
 
 
 def read_parquet(file: Path) -> Rows:
@@ -289,7 +294,7 @@ def read_parquet(file: Path) -> Rows:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    return Rows(_table(rows), str(file))
+    return Rows(_table(rows), str(file), folder=file.parent)
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}

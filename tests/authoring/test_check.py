@@ -114,8 +114,8 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
         "own.yaml:1: task name '../own' is no plain name",
     ),
     "a picture": (
-        swap("metadata:", "doc_to_image: [image]\nmetadata:"),
-        "own.yaml:10: doc_to_image: images are not shown to a model here",
+        swap("metadata:", "doc_to_audio: [sound]\nmetadata:"),
+        "own.yaml:10: doc_to_audio: sound is not played to a model here",
     ),
     "an unknown metric": (
         swap("metadata:", "metric_list: [{metric: accuracy}]\nmetadata:"),

@@ -69,7 +69,8 @@ def test_filters_and_their_options() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("doc_to_image: [image]", "11: doc_to_image: images are not shown"),
+        ("doc_to_image: 7", "11: 'doc_to_image' must be a column, a list of columns or !function"),
+        ("doc_to_image: []", "11: 'doc_to_image' must be a column, a list of columns or !function"),
         ("doc_to_audio: sound", "11: doc_to_audio: sound is not played"),
         ("use_prompt: promptsource:x", "11: use_prompt: prompts of promptsource"),
         ("unsafe_code: true", "11: unsafe_code: code that a model writes is never run"),
@@ -283,13 +284,13 @@ def test_one_odd_file_stops_nobody_else(tmp_path: Path, workshop: Workshop) -> N
     (folder / "group.yaml").write_text("group: g\ntask: [own_ll]\n")
     (folder / "broken.yaml").write_text("task: [\n")
     (folder / "picture.yaml").write_text(
-        workshop.yaml.read_text().replace("own_ll", "pic") + "doc_to_image: x\n"
+        workshop.yaml.read_text().replace("own_ll", "pic") + "doc_to_audio: x\n"
     )
     (folder / ".ipynb_checkpoints").mkdir()
     (folder / ".ipynb_checkpoints" / "own.yaml").write_text(workshop.yaml.read_text())
     suite = load_suite((folder,))
     assert suite.task("own_ll").name == "own_ll"
-    with pytest.raises(UsageError, match=r"picture\.yaml:11: doc_to_image"):
+    with pytest.raises(UsageError, match=r"picture\.yaml:11: doc_to_audio"):
         suite.select("pic")
     with pytest.raises(UsageError, match=r"unknown task 'nosuch'.* \(not read: .*broken\.yaml:2: "):
         suite.select("nosuch")

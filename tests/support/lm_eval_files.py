@@ -23,7 +23,6 @@ REASONS = (
     ("code of the hub is not run", "a metric of the hub (`hf_evaluate`)"),
     ("no beam search", "beam search"),
     ("whole texts are not scored", "`loglikelihood_rolling`"),
-    ("images are not shown", "images (`doc_to_image`)"),
     ("sound is not played", "sound (`doc_to_audio`)"),
     ("code that a model writes", "`unsafe_code`"),
     ("a Python class of lm-eval", "a Python class (`class`)"),

@@ -1,0 +1,57 @@
+"""The images of a task's rows: what ``doc_to_image`` gives, and where their marks stand in the prompt."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from lm_eval import utils
+
+from cme_bench.images.decode import decode_image
+from cme_bench.images.image import Image, ImageError
+
+DocToImage: TypeAlias = str | list[str] | Callable[[Mapping[str, Any]], Any]
+"""A column or a template; several of them; or a function of the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowImages:
+    """The images of rows, as ``named`` by a task's ``doc_to_image``; ``folder``: where their paths begin."""
+
+    named: DocToImage
+    folder: Path | None
+
+    def of(self, row: Mapping[str, Any]) -> tuple[Image, ...]:
+        """Return the images of a row in the order of their marks. ImageError if one cannot be read.
+
+        A missing value (None) in a list of columns is no image, as in lm-eval.
+        """
+        if callable(self.named):
+            values = _listed(self.named(row))
+        elif isinstance(self.named, str):
+            values = _listed(_value(self.named, row))
+            if not values:
+                raise ImageError(f"{self.named}: the row has no image")
+        else:
+            values = [value for name in self.named for value in _listed(_value(name, row))]
+        return tuple(decode_image(value, folder=self.folder) for value in values)
+
+
+def _value(name: str, row: Mapping[str, Any]) -> Any:
+    """Return the value of a column, or the path (or list of paths) that a template renders."""
+    if name in row:
+        return row[name]
+    if "{{" not in name:
+        raise ImageError(f"there is no column {name!r} (there are {', '.join(row)})")
+    text = utils.apply_template(name, row).strip()
+    return ast.literal_eval(text) if text.startswith("[") else text
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return a column's value as a list of images; None is none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

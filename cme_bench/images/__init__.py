@@ -1,0 +1,1 @@
+"""Images of tasks: read from files and rows, known by their pixels."""
