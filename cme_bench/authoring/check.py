@@ -13,8 +13,9 @@ from cme_bench.prompts.items import build_items, limited_ids, render_item
 from cme_bench.prompts.reader import Reader
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.open_source import source_of
 from cme_bench.tasks.references import unreadable
-from cme_bench.tasks.sources import DataSource, source_of
+from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import NoTaskError, TaskSpec, load_spec
 from cme_bench.tasks.suite import Suite, task_files
 from cme_bench.util.errors import CmeError, UsageError

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.harness.yaml_loader import FunctionRef
-from cme_bench.tasks.sources import DataSource, source_of
+from cme_bench.tasks.open_source import source_of
+from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import selectors_of
 from cme_bench.tasks.yaml_dump import dump_yaml

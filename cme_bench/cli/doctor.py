@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from collections.abc import Callable
@@ -135,10 +136,10 @@ def _quantised() -> tuple[bool, str]:
     return True, text + "".join(f"; {method} needs {needs}" for method, needs in missing.items())
 
 
-def _smollm2() -> tuple[bool, str]:
-    from cme_bench.models.smollm2 import model_folder
+def _bundled(name: str) -> tuple[bool, str]:
+    from cme_bench.models.bundled import bundled_folder
 
-    folder = model_folder()
+    folder = bundled_folder(name)
     made = (folder / "config.json").is_file()
     return True, str(folder) if made else f"not made yet (about 40 s on first use), will be in {folder}"
 
@@ -179,7 +180,8 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "trackers": _trackers,
     "view": _view,
     "quantised": _quantised,
-    "smollm2": _smollm2,
+    "smollm2": functools.partial(_bundled, "smollm2"),
+    "smollava": functools.partial(_bundled, "smollava"),
     "cache": _cache,
     "tasks": _tasks,
 }

@@ -26,7 +26,10 @@ _EXAMPLES = {
 def fetch(
     models: Annotated[
         tuple[str, ...],
-        Option("Hub names of models and adapters, OWNER/NAME[/SUB][@REVISION], or 'smollm2'.", argument=True),
+        Option(
+            "Hub names of models and adapters, OWNER/NAME[/SUB][@REVISION], or ours.",
+            argument=True,
+        ),
     ] = (),
     out: Annotated[
         Path | None,

