@@ -1,4 +1,4 @@
-"""What the rows of each ``cme_mm`` dataset are: pictures, questions and answers, by a seed.
+"""The rows of each ``cme_mm`` dataset: pictures, questions and answers, by a seed.
 
 Splits for training are drawn in Noto's style, those that are scored in Twemoji's. A row names its picture by
 a key; pictures with one key are one picture.
@@ -6,6 +6,7 @@ a key; pictures with one key are one picture.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +64,11 @@ def _names(art: Art, things: Sequence[Thing], split: str, dataset: str) -> Itera
             names = [thing.name, *(other.name for other in shuffled(rng, pool)[:3])]
             choices = shuffled(rng, names)
             values = {"choices": choices, "label": choices.index(thing.name), "others": kind}
-            yield Row(thing.file.removesuffix(".png"), lambda thing=thing: png(draw_one(art, thing)), values)
+            yield Row(thing.file.removesuffix(".png"), functools.partial(_alone, art, thing), values)
+
+
+def _alone(art: Art, thing: Thing) -> bytes:
+    return png(draw_one(art, thing))
 
 
 def emoji_count(art: Art, split: str) -> Iterator[Row]:
