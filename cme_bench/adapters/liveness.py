@@ -3,7 +3,8 @@ base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from peft import PeftConfig, PeftModel
@@ -20,7 +21,12 @@ _CODE_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError
 
 @torch.no_grad()
 def check_liveness(
-    model: PeftModel, input_ids: Tensor, attention_mask: Tensor | None = None, *, name: str | None = None
+    model: PeftModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    name: str | None = None,
+    more: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> float:
     """Return the greatest absolute difference between the logits with and without the active adapter.
 
@@ -29,8 +35,8 @@ def check_liveness(
         input_ids: (batch, length) token ids on the model's device.
         attention_mask: (batch, length), 0 for padding, which is left out of the comparison; None if there is
             none.
-
         name: The adapter's name for messages; default: the one it has in the model.
+        more: Further arguments of the model's forward, such as the pixels of images.
 
     Virtual tokens that an adapter puts before the input are left out. Raises AdapterError, naming the
     adapter, if no logit differs, if one is not finite, or if the adapter's code fails on this base.
@@ -40,9 +46,10 @@ def check_liveness(
     model.eval()
     try:
         with exact_logits(model):  # rounded logits would hide a small adapter
-            with_adapter = model(input_ids=input_ids, attention_mask=attention_mask).logits
+            fed = {"input_ids": input_ids, "attention_mask": attention_mask, **more}
+            with_adapter = model(**fed).logits
             with model.disable_adapter():
-                without = model(input_ids=input_ids, attention_mask=attention_mask).logits
+                without = model(**fed).logits
     except (torch.OutOfMemoryError, CmeError):
         raise
     except _CODE_ERRORS as error:

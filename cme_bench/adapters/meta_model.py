@@ -9,13 +9,15 @@ from peft import PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper, get_peft_model_state_dict
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
+
+from cme_bench.util.auto_model import model_class
 
 
 def bare_model(config: PretrainedConfig) -> nn.Module:
     """Return a causal language model of this configuration on the meta device."""
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model: nn.Module = model_class(config).from_config(copy.deepcopy(config))
     return model
 
 

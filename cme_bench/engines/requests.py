@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from cme_bench.images.image import Image
+
 TokenIds: TypeAlias = tuple[int, ...]
 """Token ids of one text, special tokens included where the model expects them."""
 
@@ -21,10 +23,12 @@ class LoglikelihoodRequest:
 
     ``rows[j] = (context, continuation)`` of choice j: both are token ids, the context is not empty. The
     contexts of one request are usually the same tuple. They may differ: a cloze fills the choice into the
-    context, and a token may merge over the boundary. A continuation may be empty: it scores 0.0.
+    context, and a token may merge over the boundary. A continuation may be empty: it scores 0.0. ``images``:
+    those whose virtual ids (:mod:`cme_bench.engines.virtual`) stand in the contexts.
     """
 
     rows: tuple[tuple[TokenIds, TokenIds], ...]
+    images: tuple[Image, ...] = ()
 
     @property
     def prompt(self) -> TokenIds:
@@ -99,7 +103,8 @@ class GenerateRequest:
     It has at most ``max_new_tokens`` tokens. The model's own end-of-sequence tokens always stop it.
     ``sampling``: None is greedy; ``repeat`` counts the answers that are drawn for one prompt. ``thought``:
     what may stand before the answer, in a budget of its own; stop strings hold for the answer alone.
-    ``special``: whether special tokens belong to the text in which stop strings are looked for.
+    ``special``: whether special tokens belong to the text in which stop strings are looked for. ``images``:
+    those whose virtual ids stand in the prompt.
     """
 
     prompt: TokenIds
@@ -109,6 +114,7 @@ class GenerateRequest:
     thought: Thought | None = None
     repeat: int = 0
     special: bool = False
+    images: tuple[Image, ...] = ()
 
     @property
     def n_prompt(self) -> int:

@@ -21,7 +21,7 @@ class SortedRows:
     def __init__(self, rows: Sequence[tuple[TokenIds, TokenIds]]) -> None:
         contexts = {id(context): context for context, _ in rows}
         most = max(map(max, itertools.chain(contexts.values(), (ids for _, ids in rows))))
-        code = "H" if most < 1 << 16 else "I"
+        code = "H" if most < 1 << 16 else "I" if most < 1 << 32 else "Q"  # Q: ids of images
         width = array.array(code).itemsize
         heads = {name: _big_endian(code, context) for name, context in contexts.items()}
         keys = [heads[id(context)] + _big_endian(code, continuation[:-1]) for context, continuation in rows]

@@ -61,7 +61,12 @@ class Legs:
     def _think(self, thought: Thought, most: int) -> None:
         """Go on with the thought, for so many tokens at most."""
         self.leg = GenerateRequest(
-            self.request.prompt + self._tokens, most, (thought.end,), self._sampling(), special=True
+            self.request.prompt + self._tokens,
+            most,
+            (thought.end,),
+            self._sampling(),
+            special=True,
+            images=self.request.images,
         )
 
     def _answer(self, between: TokenIds, end: ThoughtEnd) -> None:

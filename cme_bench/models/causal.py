@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.util.auto_model import sees
 from cme_bench.util.errors import CmeError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -29,21 +30,26 @@ def check_causal(path: Path, config: Any) -> None:
 def _declared(config: Any) -> str | None:
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     )
 
     kind = str(config.model_type)
     no = f"{kind} is no causal language model"
     classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in classes and sees(config):
+        classes = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        if names := [name for name in config.architectures or [] if name != classes[kind]]:
+            return f"{no} as config.json names it ({names[0]}); transformers' class is {classes[kind]}"
     if kind not in classes:
         return no + _why_unknown(config)
-    if config.is_encoder_decoder:
+    text = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or text.is_encoder_decoder:
         return f"{no} (an encoder and a decoder)"
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not (
         getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     ):
         return f"{no} (an encoder: config.json does not say is_decoder)"
-    text = config.get_text_config(decoder=True)
     both = getattr(text, "use_bidirectional_attention", None) is True
     if both or getattr(text, "is_causal", None) is False:
         return f"{no} (its attention looks in both directions)"
@@ -54,7 +60,7 @@ def _why_unknown(config: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return " (it takes images and text; models of text alone are supported)"
+        return " (it takes images and text in a way that is not supported)"
     return " that transformers computes without remote code" if getattr(config, "auto_map", None) else ""
 
 

@@ -18,6 +18,7 @@ from cme_bench.models.packed_files import check_packed
 from cme_bench.models.quantisation import method_of, quantisation
 from cme_bench.models.silence import transformers_silent
 from cme_bench.models.weights import StoredTensor, stored_tensors, weight_files
+from cme_bench.util.auto_model import model_class
 from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
@@ -110,13 +111,12 @@ def compare(
 ) -> Misfits:
     """Return how ``stored`` differs from the model of ``config``; of quantised weights only whole modules."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
     for owner in (config, config.get_text_config(decoder=True)):
         owner.__dict__.pop("quantization_config", None)
     tensors = {name: torch.empty(t.shape, dtype=_dtype(t), device="meta") for name, t in stored.items()}
-    cls = AutoModelForCausalLM._model_mapping[type(config)]
+    cls = model_class(config)._model_mapping[type(config)]
     with _quiet():
         try:
             model, info = cls.from_pretrained(

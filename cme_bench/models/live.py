@@ -15,6 +15,8 @@ from cme_bench.models.adapter_tokenizer import AdapterTokenizer, tokenizer_hash
 from cme_bench.models.causal import check_causal, check_order
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.models.records import AdapterRecord, CodeRecord, ModelRecord
+from cme_bench.models.vision import Vision
+from cme_bench.util.auto_model import sees
 from cme_bench.util.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class LiveModel(LoadedModel):
     """The base model of one that was given in memory.
 
     ``given``: a ``PreTrainedModel``, or a ``PeftModel`` around one. Raises UsageError if it is neither, is
-    no causal language model, or if no tokenizer is given.
+    no causal language model, or if no tokenizer is given. ``tokenizer`` may be the processor of a model that
+    takes images.
     """
 
     def __init__(self, given: Any, tokenizer: Any, name: str | None = None) -> None:
@@ -43,6 +46,7 @@ class LiveModel(LoadedModel):
         self.given = unwrapped(given)
         self.peft: Any = self.given if isinstance(self.given, PeftModel) else None
         self._inner: PreTrainedModel = _inner(self.given)
+        tokenizer, self._processor = _parted(tokenizer)
         if tokenizer is None:
             raise UsageError("a model in memory needs its tokenizer: give tokenizer=")
         if not callable(getattr(tokenizer, "get_vocab", None)):
@@ -76,6 +80,14 @@ class LiveModel(LoadedModel):
     @property
     def model(self) -> PreTrainedModel:
         return self._inner
+
+    @functools.cached_property
+    def vision(self) -> Vision | None:
+        if not sees(self.config):
+            return None
+        if self._processor is None:
+            raise UsageError(f"{self.place}: it takes images: give its processor as tokenizer=")
+        return Vision(self._processor, self.config, self.place)
 
     @functools.cached_property
     def parameters(self) -> int:
@@ -216,6 +228,12 @@ def _layers(model: Any) -> list[Any]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _parted(given: Any) -> tuple[Any, Any]:
+    """Return the tokenizer, and the processor of images if that was given in its place."""
+    inner = getattr(given, "tokenizer", None)
+    return (inner, given) if inner is not None and hasattr(given, "image_processor") else (given, None)
 
 
 def _own_name(model: Any) -> str:

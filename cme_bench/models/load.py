@@ -15,7 +15,9 @@ from cme_bench.models.folder import adapter_note, check_model_folder, only_the_m
 from cme_bench.models.placement import DeviceMap, check_complete
 from cme_bench.models.quantisation import check_quantisation, method_of, quantisation, stated_dtype
 from cme_bench.models.quantise import check_quantize, loading_config, quiet, settle
+from cme_bench.util.auto_model import model_class
 from cme_bench.util.errors import CmeError, UsageError, first_line
+from cme_bench.util.files import read_json
 from cme_bench.util.options import DType, Quantize, check_choice
 
 if TYPE_CHECKING:
@@ -25,7 +27,11 @@ if TYPE_CHECKING:
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the checkpoint's own tokenizer. UsageError if the folder has none."""
-    return load_named_tokenizer(str(checkpoint.path))
+    tokenizer = load_named_tokenizer(str(checkpoint.path))
+    template = checkpoint.path / "chat_template.json"  # where processors of transformers 4 kept it
+    if not tokenizer.chat_template and template.is_file():
+        tokenizer.chat_template = read_json(template).get("chat_template")
+    return tokenizer
 
 
 def load_named_tokenizer(name: str, **settings: Any) -> Any:
@@ -101,7 +107,6 @@ def load_model(
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -114,7 +119,7 @@ def load_model(
         with ExitStack() as stack:
             kept = device_map is not None
             folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
-            model = AutoModelForCausalLM.from_pretrained(
+            model = model_class(load_config(checkpoint)).from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
             )
         model = model if settings else model.to(device)
@@ -168,7 +173,7 @@ def load_named(
     and ``check_base`` do.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     folder = Path(name)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -187,7 +192,7 @@ def load_named(
             settings.setdefault("device_map", {"": device})
         if folder.is_dir():
             check_weights(folder, config)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = model_class(config).from_pretrained(
             name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source, **settings
         )
     check_loaded(folder, model, info)
@@ -293,9 +298,8 @@ def count_parameters(config: Any) -> int:
     No memory is used: the model is built on the meta device.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_class(config).from_config(config)
     model.tie_weights()
     return sum(p.numel() for p in model.parameters())

@@ -28,6 +28,8 @@ from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import DEQUANTISED, DEQUANTISED_NOTE, is_dequantised, label_of
 from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
+from cme_bench.models.vision import Vision, load_vision
+from cme_bench.util.auto_model import sees
 from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType, Quantize
@@ -68,6 +70,14 @@ class LoadedModel(ABC):
     @abstractmethod
     def tokenizer(self) -> Any:
         """Return the tokenizer of the model itself."""
+
+    @property
+    def vision(self) -> Vision | None:
+        """Return how it reads images; None for a model of text alone.
+
+        Raises UsageError for a model that takes images, and whose processor cannot be loaded.
+        """
+        return None
 
     @abstractmethod
     def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
@@ -170,6 +180,10 @@ class SavedModel(FolderModel):
     def model(self) -> PreTrainedModel:
         early, self._early = self._early, None
         return self._load() if early is None else early.result()
+
+    @functools.cached_property
+    def vision(self) -> Vision | None:
+        return load_vision(self.checkpoint.path, self.config, self.tokenizer) if sees(self.config) else None
 
     def load_early(self) -> None:
         """Begin to load the weights in another thread. What fails there is raised by ``model``."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from cme_bench.images.image import MARK
 from cme_bench.prompts.thinking import Thinker, ThinkingMode, find_thinker
 from cme_bench.util.errors import UsageError, first_line
 
@@ -37,11 +38,17 @@ class ChatTemplate:
     out, gets what stands there (a task's description) at the head of the first user turn. Raises
     ChatTemplateError for a template that fails on one question or leaves it out, for several templates of
     which none is the default, and for ``system`` where the template has no place for it. ``mode``: whether
-    the model thinks; as the template has it, unless that is set.
+    the model thinks; as the template has it, unless that is set. ``placeholder``: the text that stands for an
+    image in the model's prompts, where marks of images in a message are images; where the template has no
+    place for one, ``framed`` takes the mark's.
     """
 
-    def __init__(self, tokenizer: Any, *, system: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Any, *, system: bool = False, placeholder: str | None = None, framed: str = ""
+    ) -> None:
         self.tokenizer = tokenizer
+        self._placeholder, self._framed = placeholder, framed or placeholder or ""
+        self._parts = False
         self.mode: ThinkingMode = "template"
         self.name = str(tokenizer.name_or_path or "the model")
         self.source = self._source()
@@ -59,13 +66,54 @@ class ChatTemplate:
 
     def _try_question(self) -> None:
         try:
-            text = self._render([_USER])
+            text = self._asked_in_text_or_parts()
         except Exception as error:  # a template may raise anything
             raise ChatTemplateError(f"{self.name}: its chat template fails ({_reason(error)})") from error
         if _ASKED not in text:
             raise ChatTemplateError(
                 f"{self.name}: its chat template leaves out what the user says; use --format plain"
             )
+
+    def _asked_in_text_or_parts(self) -> str:
+        """Return one question as the template shows it; some show a message only as a list of its parts."""
+        try:
+            text, fault = self._render([_USER]), None
+        except Exception as error:  # a template may raise anything
+            text, fault = "", error
+        if _ASKED in text:
+            return text
+        self._parts = True
+        parted = self._render_or_nothing([_USER])
+        if _ASKED in parted:
+            return parted
+        self._parts = False
+        if fault is not None:
+            raise fault
+        return text
+
+    @functools.cached_property
+    def _shows_images(self) -> bool:
+        """Whether it puts the model's placeholder where a part of a message is an image."""
+        part = [{"type": "image"}, {"type": "text", "text": _ASKED}]
+        try:
+            text = self._applied([{"role": "user", "content": part}], add_generation_prompt=True)
+        except Exception:  # a template may raise anything
+            return False
+        return text.count(str(self._placeholder)) == 1 and _ASKED in text
+
+    def _shown(self, message: Message) -> dict[str, Any]:
+        """Return a message as the template takes it: its text, or a list of texts and images."""
+        text = message["content"]
+        if self._placeholder is None or MARK not in text:
+            return {**message, "content": [_text_part(text)] if self._parts else text}
+        if not self._shows_images:
+            text = text.replace(MARK, self._framed)
+            return {**message, "content": [_text_part(text)] if self._parts else text}
+        parts: list[dict[str, str]] = []
+        for number, piece in enumerate(text.split(MARK)):
+            parts += [{"type": "image"}] if number else []
+            parts += [_text_part(piece)] if piece else []
+        return {**message, "content": parts}
 
     def _try_system(self, *, given: bool) -> bool:
         """Return whether a system turn must move into the first user turn."""
@@ -118,10 +166,8 @@ class ChatTemplate:
 
     def _render_with(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
         turns = _without_system(messages) if self.moves_system else messages
-        text = self.tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True, **self._date, **variables
-        )
-        return str(text)
+        shown = [self._shown(turn) for turn in turns]
+        return self._applied(shown, add_generation_prompt=True, **self._date, **variables)
 
     def conversation(self, messages: Sequence[Message]) -> str:
         """Return a whole conversation, with what the template puts after its last turn.
@@ -162,10 +208,11 @@ class ChatTemplate:
         if self.mode != "template" and self.thinker is not None and self.thinker.switch is not None:
             messages = self.thinker.switch.told(messages, self.mode)
             told = self.thinker.switch.variables(self.mode)
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tokenize=False, **switches, **self._date, **told
-        )
-        return str(text)
+        shown = [self._shown(message) for message in messages]
+        return self._applied(shown, **switches, **self._date, **told)
+
+    def _applied(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **variables))
 
     @functools.cached_property
     def _date(self) -> dict[str, Any]:
@@ -227,6 +274,10 @@ class ChatTemplate:
             return ""
         before = whole.rpartition(_ANSWERED)[0]
         return before.removeprefix(prompt).strip() if before.startswith(prompt) else ""
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

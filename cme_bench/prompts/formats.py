@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from cme_bench.models.vision import Vision
 from cme_bench.prompts.alpaca import WRAPPERS
 from cme_bench.prompts.chat import ChatTemplate, Message
 from cme_bench.prompts.thinking import Thinking, decide_thinking
@@ -60,6 +61,7 @@ def resolve_format(
     system: str | None = None,
     described: bool = False,
     thinking: str | None = None,
+    vision: Vision | None = None,
 ) -> PromptFormat:
     """Return the format called ``name`` for this tokenizer.
 
@@ -67,7 +69,9 @@ def resolve_format(
     file names (``own``); else ``chat`` for generated tasks of a model with a chat template; else ``plain``.
     ``described``: whether the task has a description. ``thinking``: auto, on, off or template
     (:func:`~cme_bench.prompts.thinking.decide_thinking`); None leaves thoughts to the template and gives them
-    no budget. Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails
+    no budget. ``vision``: how the model reads images, for a task that shows some.
+
+    Raises UsageError for unknown names, for ``chat`` without a template, for a template that fails
     whatever the row, for a ``system`` prompt in another format or in a template that has no place for it, and
     for thinking ``on`` where there is none.
     """
@@ -88,7 +92,8 @@ def resolve_format(
         return PromptFormat(name, "separate", wrapper, takes_input=True)
     if not has_template:
         raise UsageError("prompt format 'chat': the tokenizer has no chat template; use --format plain")
-    template = ChatTemplate(tokenizer, system=bool(system))
+    placeholder, framed = (None, "") if vision is None else (vision.placeholder, vision.framed)
+    template = ChatTemplate(tokenizer, system=bool(system), placeholder=placeholder, framed=framed)
     trained = asked == "auto" and saved == "chat"
     decided = None if thinking is None else _thinking(template, thinking, generated, trained=trained)
     notes = template.notes(described=described)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from cme_bench.engines.base import GenerateRequest, Request
+from cme_bench.engines.base import GenerateRequest, Request, TokenIds
+from cme_bench.engines.virtual import VIRTUAL
 from cme_bench.util.errors import UsageError
 
 
@@ -39,7 +40,13 @@ def _last(tokenizer: Any) -> int:
 
 def _highest(request: Request) -> int:
     if isinstance(request, GenerateRequest):
-        return max(request.prompt, default=0)
+        return _most(request.prompt)
     contexts = {id(context): context for context, _ in request.rows}  # choices share their context
     parts = (*contexts.values(), *(continuation for _, continuation in request.rows))
-    return max((max(part, default=0) for part in parts), default=0)
+    return max(map(_most, parts), default=0)
+
+
+def _most(ids: TokenIds) -> int:
+    """Return the highest id that no image stands for."""
+    highest = max(ids, default=0)
+    return highest if highest < VIRTUAL else max((i for i in ids if i < VIRTUAL), default=0)

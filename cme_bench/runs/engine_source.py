@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from cme_bench.engines.base import Engine, Request, TokenIds
+from cme_bench.images.image import Image
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
 from cme_bench.util.notes import Note, unheard
 
@@ -35,12 +36,19 @@ class EngineJob:
         longest: Most tokens of any row that it will be asked.
         probe: A prompt of the run, whose answer an adapter must change.
         generated: Most tokens that the whole command may generate; None if that is not known.
+        images: Those of the probe.
     """
 
     max_length: int
     longest: int
     probe: TokenIds
     generated: int | None = None
+    images: tuple[Image, ...] = ()
+
+    @property
+    def liveness(self) -> TokenIds:
+        """Return the end of the probe; all of one with images, which are not cut."""
+        return self.probe if self.images else self.probe[-LIVENESS_TOKENS:]
 
 
 class EngineSource(ABC):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.engines.base import Engine, TokenIds
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
+from cme_bench.engines.base import Engine
+from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
+from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class HFSource(SavedSource):
             self.note(f"{self._changed}: it is loaded again")
             self._changed = None
         found = saved(adapter)
-        model = self.model.model if found is None else self._adapted(found, job.probe)
+        model = self.model.model if found is None else self._adapted(found, job)
         return HFEngine(
             model,
             self.model.tokenizer_of(adapter).tokenizer,
@@ -52,12 +53,10 @@ class HFSource(SavedSource):
             plain=not settings.get("shared_prefixes", 1),
             static=bool(settings["graphs"]) if "graphs" in settings else None,
             note=self.note,
+            reader=reader_of(self.model),
         )
 
-    def _adapted(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Any:
-        import torch
-
-        from cme_bench.adapters.liveness import check_liveness, probing
+    def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:
         from cme_bench.adapters.load import load_adapter
         from cme_bench.models.fingerprint import fingerprint
 
@@ -67,8 +66,7 @@ class HFSource(SavedSource):
             self._peft = load_adapter(
                 self.model.model, adapter.path, task=adapter.task, note=self._note_of(adapter)
             )
-            ids = probing(self._peft.active_peft_config, probe[-LIVENESS_TOKENS:])
-            check_liveness(self._peft, torch.tensor([ids], device=self.model.device), name=adapter.name)
+            check_probe(self._peft, self.model, job, adapter.name)
         except BaseException:
             self._take_off(adapter.name)
             raise

@@ -35,6 +35,8 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
                 digest.update(array("q", context).tobytes())
                 previous = context
             digest.update(array("q", continuation).tobytes())
+    for image in request.images:  # virtual ids hold but the beginning of these
+        digest.update(bytes.fromhex(image.digest))
     return digest.hexdigest()
 
 

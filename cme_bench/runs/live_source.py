@@ -11,9 +11,10 @@ from typing import Any, get_args
 from cme_bench.engines.base import Engine
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.live import LiveModel, unwrapped
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, EngineSource, never
+from cme_bench.runs.engine_source import EngineJob, EngineSource, never
 from cme_bench.runs.folders import DEFAULT_ROOT
 from cme_bench.runs.options import ModelOptions, RunOptions, check_model, model_half
+from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import Questions, ask
@@ -135,6 +136,7 @@ class LiveSource(EngineSource):
             plain=not settings.get("shared_prefixes", 1),
             static=bool(settings.get("graphs", 0)),  # hooks of a user would not run in a graph
             note=self.note,
+            reader=reader_of(self.model),
         )
 
     def _switched(self, adapter: Adapter | None, job: EngineJob) -> Any:
@@ -155,15 +157,12 @@ class LiveSource(EngineSource):
 
     def _check_alive(self, adapter: Adapter, job: EngineJob) -> None:
         """Note an adapter that changes nothing: it may be untrained yet, and is certainly on."""
-        import torch
-
         from cme_bench.adapters.errors import AdapterError
-        from cme_bench.adapters.liveness import check_liveness, probing, unchanged
+        from cme_bench.adapters.liveness import unchanged
 
-        peft, name = self.model.peft, adapter.name
-        ids = probing(peft.active_peft_config, job.probe[-LIVENESS_TOKENS:])
+        name = adapter.name
         try:
-            check_liveness(peft, torch.tensor([ids], device=self.model.device), name=name)
+            check_probe(self.model.peft, self.model, job, name)
         except AdapterError as error:
             if str(error) != unchanged(repr(name)):
                 raise

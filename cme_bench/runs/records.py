@@ -26,7 +26,8 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     format.
 
     ``quantised``: how the base was quantised while it was loaded; ``tokenizer``: hash of the one beside the
-    adapter; ``logits``: their type where the model's has 16 bits.
+    adapter; ``processor``: of the settings by which a model reads images; ``logits``: their type where the
+    model's has 16 bits.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: str
     quantised: str | None = None
     tokenizer: str | None = None
+    processor: str | None = None
     logits: str | None = None
     data: str
     prompt_format: str | None = None

@@ -9,10 +9,12 @@ from typing import Any
 from cme_bench.engines.base import Engine, Request
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.loaded import LoadedModel
+from cme_bench.models.vision import Vision
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.runs.engine_source import EngineJob, EngineSource, never
+from cme_bench.util.errors import UsageError
 
 
 class Responder:
@@ -70,6 +72,19 @@ class Responder:
         grown = None if self.adapter is None else self.adapter.vocabulary
         return embeddings(self.model.config) if grown is None else grown
 
+    @property
+    def vision(self) -> Vision | None:
+        """How it reads images; None for a model of text alone. UsageError if its processor is missing."""
+        return self.model.vision
+
+    @functools.cached_property
+    def _processor(self) -> str | None:
+        """The settings by which it reads images, as an identity has them; text is asked without."""
+        try:
+            return None if self.vision is None else self.vision.fingerprint
+        except UsageError:
+            return None
+
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder that makes token ids of its prompts. UsageError if ``--bos`` cannot be honoured."""
@@ -102,7 +117,7 @@ class Responder:
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
         types only: earlier versions rounded logits to them. ``quantised`` is there where the hash of the
-        model's files does not tell how its weights are quantised.
+        model's files does not tell how its weights are quantised, ``processor`` for a model that takes images.
         """
         own = self.model.tokenizer_of(self.adapter).identity
         quantised = self.model.quantised_as
@@ -114,6 +129,7 @@ class Responder:
             "engine": self.engines.computes,
             **({"quantised": quantised} if quantised else {}),
             **({"tokenizer": own} if own else {}),
+            **({"processor": self._processor} if self._processor else {}),
             **({"logits": "float32"} if dtype in ("bfloat16", "float16") else {}),
         }
 
@@ -128,7 +144,7 @@ class Responder:
         """
         if self._engine is None:
             most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
-            job = EngineJob(most, longest or most, first.prompt, self.generated)
+            job = EngineJob(most, longest or most, first.prompt, self.generated, first.images)
             self._engine = self.engines.open(self.adapter, job, self._stopping)
         return self._engine
 

@@ -6,6 +6,7 @@ invocation tokens where it would, and no other row beside it: some methods pool 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -107,9 +108,10 @@ class AloneSession:
     def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """As the protocol says, for one row without padding."""
         first = self._cache is None
-        logits, self._cache = self._forward.alone(
-            ids, keep=1, cache=self._cache, more=self._more, use_cache=True
-        )
+        with self._forward.seeing(ids) if first else contextlib.nullcontext():
+            logits, self._cache = self._forward.alone(
+                ids, keep=1, cache=self._cache, more=self._more, use_cache=True
+            )
         if self._cache is None:
             raise CmeError("the model has no cache that this adapter could generate with; use another base")
         if first:
@@ -137,8 +139,19 @@ class RecomputedSession(RecomputingSession):
     """Decode one row by a plain forward of all of it at every step."""
 
     def last_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits, _ = self._forward.alone(ids, keep=1)
+        with self._forward.seeing(ids):
+            logits, _ = self._forward.alone(ids, keep=1)
         return logits[:, -1]
+
+    def can_select(self, kept: int) -> bool:
+        return False
+
+
+class SeenSession(RecomputingSession):
+    """Decode one row with images by the model's own forward of all of it, from pixels, at every step."""
+
+    def last_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self._forward.own(ids, keep=1)[:, -1]
 
     def can_select(self, kept: int) -> bool:
         return False

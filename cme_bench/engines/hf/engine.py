@@ -23,11 +23,13 @@ from cme_bench.engines.base import (
 )
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
-from cme_bench.engines.hf.alone import adapter_positions, alone_session, why_alone
+from cme_bench.engines.hf.alone import SeenSession, adapter_positions, alone_session, why_alone
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
+from cme_bench.engines.hf.images import ImageReader, Images
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
+from cme_bench.engines.hf.seeing import why_seen_alone
 from cme_bench.engines.hf.sharing import why_rowwise, windows
 from cme_bench.engines.hf.static_decoding import StaticSession, Stepper
 from cme_bench.engines.hf.trials import caches, pads
@@ -39,6 +41,7 @@ from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory
 from cme_bench.util.devices import computing_device, devices_of, is_spread, moved
+from cme_bench.util.errors import CmeError
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ class HFEngine(Engine):
         plain: Compute every row alone, the slow and obvious way.
         kept_tokens: Bounds the prefix whose keys and values are kept (default: ``max_length``); a longer one
             is computed again.
+        reader: Reads the images of requests; needed where they have some.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class HFEngine(Engine):
         kept_tokens: int | None = None,
         static: bool | None = None,
         note: Note = unheard,
+        reader: ImageReader | None = None,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
@@ -100,7 +105,8 @@ class HFEngine(Engine):
         self._note = note
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
-        self._forward = CausalForward(model, self.device)
+        self.images = None if reader is None else Images(model, reader, self.device)
+        self._forward = CausalForward(model, self.device, self.images)
         eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
         self._decoder = generation.Decoder(tokenizer, end_token_ids(eos, tokenizer))
 
@@ -129,9 +135,17 @@ class HFEngine(Engine):
 
     def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer one batch, which is of one kind; numbers are indices in it."""
+        self._expect(requests)
         if isinstance(requests[0], GenerateRequest):
             return self._generate(cast("Sequence[GenerateRequest]", requests))
         return self._loglikelihood(cast("Sequence[LoglikelihoodRequest]", requests))
+
+    def _expect(self, requests: Sequence[Request]) -> None:
+        """Know the images of ``requests``. CmeError for images that nothing reads."""
+        if self.images is not None:
+            self.images.expect(requests)
+        elif any(request.images for request in requests):
+            raise CmeError("requests have images, but the engine was given nothing that reads them")
 
     def _loglikelihood(
         self, requests: Sequence[LoglikelihoodRequest]
@@ -144,6 +158,17 @@ class HFEngine(Engine):
     def _scored(
         self, rows: Sequence[scoring.ScoringRow]
     ) -> Iterator[tuple[scoring.ScoringRow, scoring.RowScore]]:
+        seen = [row for row in rows if row.has_images] if self._seen_alone else []
+        if seen:
+            batches = (run_batches([row], self.budget, self._score_seen) for row in seen)
+            others = [row for row in rows if not row.has_images]
+            return itertools.chain(itertools.chain.from_iterable(batches), self._scored_blind(others))
+        return self._scored_blind(rows)
+
+    def _scored_blind(
+        self, rows: Sequence[scoring.ScoringRow]
+    ) -> Iterator[tuple[scoring.ScoringRow, scoring.RowScore]]:
+        """Score rows whose images, if they have any, stand in the place of their virtual ids."""
         if self.alone_because:
             batches = (run_batches([row], self.budget, self._score) for row in rows)
             return itertools.chain.from_iterable(batches)
@@ -164,6 +189,26 @@ class HFEngine(Engine):
     def alone_because(self) -> str | None:
         """Return why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
         return why_alone(self.model)
+
+    @property
+    def _seen_alone(self) -> bool:
+        """Tell whether rows with images are computed by themselves, if there are any in work."""
+        return self.images is not None and self.images.first is not None and bool(self.seen_because)
+
+    @functools.cached_property
+    def seen_because(self) -> str | None:
+        """Return why rows with images go from pixels through the model's own forward, one by one; None if
+        images stand in the place of their virtual ids. Asked when images are in work."""
+        assert self.images is not None
+        if self.plain:
+            return "asked for"
+        shares = self.rowwise_because is None
+        found = why_seen_alone(self._forward, self.images, self.max_length, shares=shares)
+        if found and adapter_positions(self.model):
+            raise CmeError(
+                f"the adapter puts tokens of its own before a prompt, and {found}: that is computed by neither"
+            )
+        return found
 
     @property
     def logits(self) -> str:
@@ -207,6 +252,13 @@ class HFEngine(Engine):
     def _work(self) -> Work:
         return Work.of(self.model)
 
+    def _score_seen(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
+        [row] = rows
+        with self._measured():
+            score = scoring.score_seen(self._forward, row)
+        self._computed(row.n_input, scored=len(row.continuation))
+        return [score]
+
     def _score(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         with self._measured():
             if self._by_length:
@@ -230,21 +282,29 @@ class HFEngine(Engine):
         self, requests: Sequence[GenerateRequest]
     ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
         """Yield rows that are decoded with the same kept prefix, and what decodes a batch of them."""
+        indices = list(range(len(requests)))
+        if self._seen_alone:
+            for index in (i for i in indices if requests[i].images):
+                session = functools.partial(SeenSession, self._forward)
+                yield generation.plan_generation(requests, [index]), session
+            indices = [i for i in indices if not requests[i].images]
         if self.alone_because:
-            for index in range(len(requests)):
+            for index in indices:
                 session = functools.partial(alone_session(self.model), self._forward)
                 yield generation.plan_generation(requests, [index]), session
             return
         if self.rowwise_because:
-            yield generation.plan_generation(requests, range(len(requests))), self._alone
+            if indices:
+                yield generation.plan_generation(requests, indices), self._alone
             return
-        for indices, prefix in plan_groups([request.prompt for request in requests], self.limits):
-            rows = generation.plan_generation(requests, indices, prefix)
+        for group, prefix in plan_groups([requests[i].prompt for i in indices], self.limits):
+            together = [indices[i] for i in group]
+            rows = generation.plan_generation(requests, together, prefix)
             run = PackForward(self._forward)
             if not prefix:
                 yield rows, self._alone if self._stepper is None else self._session(run, 0)
                 continue
-            packs = chain_packs(requests[indices[0]].prompt[:prefix], self.limits)
+            packs = chain_packs(requests[together[0]].prompt[:prefix], self.limits)
             for _ in run_packs(packs, self.limits, functools.partial(self._score_pack, run)):
                 pass
             yield rows, self._session(run, prefix)
@@ -312,6 +372,19 @@ class HFEngine(Engine):
             "prefixes": f"not shared: {self.rowwise_because}" if self.rowwise_because else "shared",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            **self._describe_images(),
+        }
+
+    def _describe_images(self) -> dict[str, str]:
+        """Return how images are read and computed, where the model takes some."""
+        if self.images is None:
+            return {}
+        how = "none asked"
+        if "seen_because" in self.__dict__:
+            how = f"alone: {self.seen_because}" if self.seen_because else "each computed once"
+        return {
+            "images": how,
+            "image_processor": self.images.reader.backend,
         }
 
     @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cme_bench.engines.hf.images import Images
+from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
 from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded
 
@@ -49,12 +52,13 @@ class CausalForward:
     The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
     output layer gives float32 (:mod:`cme_bench.util.exact_logits`). ``rounded``: whether a model that treats
     its logits in some other way rounded them all the same; known after the first logits. ``spread``: whether
-    its layers lie on several devices.
+    its layers lie on several devices. ``images``: what puts images in the place of their virtual ids.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device) -> None:
+    def __init__(self, model: PreTrainedModel, device: torch.device, images: Images | None = None) -> None:
         self.model = model
         self.device = device
+        self.images = images
         self.spread = is_spread(base_model(model))
         accepted = inspect.signature(base_model(model).forward).parameters
         self.takes_positions = "position_ids" in accepted
@@ -118,6 +122,19 @@ class CausalForward:
         if self._takes_keep:
             return logits
         return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
+
+    def seeing(self, ids: Tensor | Ints) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which ``ids`` may hold the virtual ids of images."""
+        return contextlib.nullcontext() if self.images is None else self.images.placed(ids)
+
+    def own(self, ids: Tensor, *, keep: int) -> Tensor:
+        """Return logits [1, keep, vocab] of one row with images, by the model's own forward from pixels."""
+        assert self.images is not None
+        arguments: dict[str, Any] = {**self.images.arguments(ids), "use_cache": False}
+        if self._takes_keep:
+            arguments["logits_to_keep"] = keep
+        logits: Tensor = self._run(arguments).logits
+        return logits[:, -keep:]
 
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
         with exact_logits(self.model):

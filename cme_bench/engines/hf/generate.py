@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ class CacheSession:
         self.device = forward.device
 
     def feed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        logits, self._cache = self._forward(ids, mask, keep=1, cache=self._cache, use_cache=True)
+        with self._forward.seeing(ids) if self._cache is None else contextlib.nullcontext():
+            logits, self._cache = self._forward(ids, mask, keep=1, cache=self._cache, use_cache=True)
         return logits[:, -1]
 
     def can_select(self, kept: int) -> bool:
@@ -125,7 +127,8 @@ class RecomputingSession:
 
     def last_logits(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the logits after the last token of each whole row."""
-        logits, _ = self._forward(ids, mask, keep=1)
+        with self._forward.seeing(ids):
+            logits, _ = self._forward(ids, mask, keep=1)
         return logits[:, -1]
 
     def can_select(self, kept: int) -> bool:

@@ -18,6 +18,7 @@ from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.copies import to_host
 from cme_bench.engines.hf.forward import CausalForward, left_pad
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.virtual import VIRTUAL
 
 _LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Most logits held in float32 at a time: 16 MiB, which a CPU's cache can hold, or 256 MiB."""
@@ -42,6 +43,10 @@ class ScoringRow:
     @property
     def n_new(self) -> int:
         return 0
+
+    @property
+    def has_images(self) -> bool:
+        return max(self.context) >= VIRTUAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,24 @@ def score_rows(forward: CausalForward, rows: Sequence[ScoringRow], *, alone: boo
     """
     ids, mask = left_pad([row.context + row.continuation[:-1] for row in rows])
     keep = max(len(row.continuation) for row in rows)
-    if alone:
-        logits, _ = forward.alone(ids.to(forward.device), keep=keep)
-    else:
-        logits, _ = forward(ids.to(forward.device), mask.to(forward.device), keep=keep)
+    with forward.seeing(ids):
+        if alone:
+            logits, _ = forward.alone(ids.to(forward.device), keep=keep)
+        else:
+            logits, _ = forward(ids.to(forward.device), mask.to(forward.device), keep=keep)
+    return _read_rows(rows, logits, keep)
+
+
+@torch.inference_mode()
+def score_seen(forward: CausalForward, row: ScoringRow) -> RowScore:
+    """Score a row with images by the model's own forward, from pixels. Raises as ``score_rows`` does."""
+    keep = len(row.continuation)
+    logits = forward.own(torch.tensor([row.context + row.continuation[:-1]]), keep=keep)
+    return _read_rows([row], logits, keep)[0]
+
+
+def _read_rows(rows: Sequence[ScoringRow], logits: Tensor, keep: int) -> list[RowScore]:
+    """Return the scores of ``rows`` from logits [rows, keep, vocab]."""
     logits = logits.reshape(len(rows) * keep, -1)  # [rows * keep, vocab]: continuations end at the right
 
     scored_at = [

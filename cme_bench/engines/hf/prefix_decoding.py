@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TypeAlias
 
 import torch
@@ -32,7 +33,8 @@ class PrefixSession:
         """As the protocol says; ``mask`` does not cover the prefix."""
         self._mask = mask
         self._masks.clear()
-        with attention_of(self._forward.model, self._attend):
+        seeing = contextlib.nullcontext() if self._after else self._forward.seeing(ids)
+        with seeing, attention_of(self._forward.model, self._attend):
             logits = self._forward.uncached(ids, self._positions(ids.shape[1]), 1)
         return logits[:, -1]
 

@@ -71,7 +71,7 @@ def _told_apart(forward: CausalForward, max_length: int) -> str | None:
     ]
     alone = [score_rows(forward, [row])[0] for row in rows]  # what fails here is no matter of sharing
     try:
-        shared = _shared(forward, rows, max_length)
+        shared = shared_scores(forward, rows, max_length)
     except UnsupportedAttentionError as err:
         return str(err)
     except MODEL_ERRORS as err:
@@ -82,9 +82,15 @@ def _told_apart(forward: CausalForward, max_length: int) -> str | None:
     return None
 
 
-def _shared(forward: CausalForward, rows: Sequence[ScoringRow], max_length: int) -> dict[int, RowScore]:
+def shared_scores(
+    forward: CausalForward, rows: Sequence[ScoringRow], max_length: int, *, chunk: int = 12
+) -> dict[int, RowScore]:
+    """Return the scores of a few rows by packs of ``chunk`` tokens at most, by their choice's number.
+
+    Raises UnsupportedAttentionError where a layer does not attend by transformers' interface.
+    """
     limits = PlanLimits(
-        pack_tokens=12, pack_scored=12, block_tokens=4, forward_tokens=1, kept_tokens=max_length
+        pack_tokens=chunk, pack_scored=12, block_tokens=4, forward_tokens=1, kept_tokens=max_length
     )
     run = PackForward(forward)
     packs = plan_packs([(row.context, row.continuation) for row in rows], limits)

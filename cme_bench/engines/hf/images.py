@@ -1,0 +1,238 @@
+"""Images in the place of their virtual ids: the features of each are computed once for all its questions.
+
+The model's own code makes them: a short row with the image goes through it up to its language model, which
+is not run, and the embeddings that it would get are kept. In a later forward they replace the embeddings of
+the virtual ids, so packs, prefixes, caches and adapters need not know of images.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cme_bench.engines.packs import Ints
+from cme_bench.engines.requests import Request
+from cme_bench.engines.virtual import VIRTUAL, key_of, keys_in, place_of, virtual_ids
+from cme_bench.images.image import Image
+from cme_bench.util.devices import computing_device
+from cme_bench.util.errors import CmeError
+
+_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Arguments that tell a model which tokens are an image's."""
+_KEPT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
+_TOWER_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
+"""Tokens of images that are computed in one forward of a tower."""
+
+
+class ImageReader(Protocol):
+    """Read images as a model's processor does.
+
+    ``token_id``: what stands for a token of an image in the model's own rows; ``backend``: what computes.
+    """
+
+    token_id: int
+    backend: str
+
+    def key(self, image: Image) -> int:
+        """Return what an image is known by in virtual ids."""
+
+    def places(self, image: Image) -> int:
+        """Return how many tokens it takes."""
+
+    def inputs(self, images: Sequence[Image]) -> Mapping[str, Tensor]:
+        """Return what the model's forward takes beside the ids of a prompt with these images, in order."""
+
+
+class _Stop(Exception):
+    """The language model is reached."""
+
+
+class Images:
+    """Hold the images of the requests in work, and the features of some, up to a bound of memory.
+
+    Attributes:
+        computed: Images whose features were computed, those that were computed again included.
+        seconds: How long that took on the host.
+    """
+
+    def __init__(self, model: Any, reader: ImageReader, device: torch.device) -> None:
+        self._model = model
+        self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.reader = reader
+        self._device = device
+        self._known: dict[int, Image] = {}
+        self._order: list[int] = []
+        self._features: OrderedDict[int, Tensor] = OrderedDict()
+        self._inputs: tuple[tuple[int, ...], Mapping[str, Tensor]] | None = None
+        kind = "cuda" if device.type == "cuda" else "cpu"
+        self._most_bytes, self._most_tokens = _KEPT_BYTES[kind], _TOWER_TOKENS[kind]
+        self.computed = 0
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Know the images of ``requests``, which are asked next. CmeError if two share a key."""
+        self.know(image for request in requests for image in request.images)
+
+    def know(self, images: Iterable[Image]) -> None:
+        """Know ``images`` and no others. CmeError if two share a key."""
+        known: dict[int, Image] = {}
+        for image in dict.fromkeys(images):
+            key = self.reader.key(image)
+            if key in known:
+                raise CmeError(f"two images have the same key in this run: {known[key]} and {image}")
+            known[key] = image
+        self._known, self._order = known, sorted(known)
+
+    @property
+    def first(self) -> Image | None:
+        """Return one of the images in work."""
+        return next(iter(self._known.values()), None)
+
+    def ids(self, image: Image) -> tuple[int, ...]:
+        """Return the virtual ids of an image."""
+        return virtual_ids(self.reader.key(image), 0, self.reader.places(image))
+
+    @property
+    def types(self) -> list[str]:
+        """Return the arguments by which the model wants to be told which tokens are an image's."""
+        accepted = inspect.signature(self.base.forward).parameters
+        return [name for name in _TYPES if name in accepted]
+
+    def arguments(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return what the model's own forward takes for a row of ``ids`` [1, n] that holds virtual ids."""
+        virtual = ids >= VIRTUAL
+        keys = tuple(keys_in(ids[0].tolist()))
+        if self._inputs is None or self._inputs[0] != keys:
+            self._inputs = keys, self.reader.inputs([self._known[key] for key in keys]) if keys else {}
+        own = {name: tensor.to(self._device) for name, tensor in self._inputs[1].items()}
+        own["input_ids"] = ids.masked_fill(virtual, self.reader.token_id).to(self._device)
+        if keys:
+            own |= {name: virtual.long().to(self._device) for name in self.types}
+        return self._cast(own)
+
+    def _cast(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = self.base.dtype
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in arguments.items()}
+
+    @contextmanager
+    def placed(self, ids: Tensor | Ints) -> Iterator[None]:
+        """Put images in the place of the virtual ids of one forward, which is fed ``ids``."""
+        host = ids if isinstance(ids, np.ndarray) else ids.cpu().numpy()
+        virtual = host[host >= VIRTUAL]
+        if not virtual.size:
+            yield
+            return
+        features = self._rows(virtual)
+        embedding: nn.Module = self.base.get_input_embeddings()
+        hooks = (
+            embedding.register_forward_pre_hook(self._hide),
+            embedding.register_forward_hook(lambda module, fed, out: _filled(self._virtual, out, features)),
+        )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hide(self, module: nn.Module, fed: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids, *rest = fed
+        self._virtual = ids >= VIRTUAL
+        return (ids.masked_fill(self._virtual, self.reader.token_id), *rest)
+
+    def _rows(self, virtual: Ints) -> Tensor:
+        """Return the features [n, hidden] of virtual ids, one a row."""
+        images, places = key_of(virtual), place_of(virtual)
+        distinct, index = np.unique(images, return_inverse=True)
+        tables = self._tables([int(key) for key in distinct])
+        starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
+        rows = torch.from_numpy(starts[index] + places).to(tables[0].device)
+        return torch.cat(tables)[rows]
+
+    def _tables(self, keys: Sequence[int]) -> list[Tensor]:
+        """Return the features of images [tokens, hidden] each; compute those that are not held."""
+        held = {key: self._features[key] for key in keys if key in self._features}
+        missing = [key for key in keys if key not in held]
+        while missing:
+            for key, table in self._compute(self._together(missing)).items():
+                self._features[key] = table
+                held[key] = table
+            missing = [key for key in missing if key not in held]
+        for key in keys:
+            self._features[key] = held[key]
+            self._features.move_to_end(key)
+        size = sum(t.numel() * t.element_size() for t in self._features.values())
+        while size > self._most_bytes and len(self._features) > 1:
+            _, table = self._features.popitem(last=False)
+            size -= table.numel() * table.element_size()
+        return [held[key] for key in keys]
+
+    def _together(self, missing: Sequence[int]) -> list[int]:
+        """Return images to compute in one go: ``missing`` ones first, then those that come next."""
+        later = [key for key in self._order if key > max(missing) and key not in self._features]
+        chosen: list[int] = []
+        tokens = 0
+        for key in dict.fromkeys((*missing, *later)):
+            tokens += self.reader.places(self._known[key])
+            if chosen and tokens > self._most_tokens:
+                break
+            chosen.append(key)
+        return chosen
+
+    @torch.inference_mode()
+    def _compute(self, keys: Sequence[int]) -> dict[int, Tensor]:
+        """Return the features of images, those whose inputs have one shape in one forward."""
+        groups: dict[Any, list[tuple[int, Mapping[str, Tensor]]]] = {}
+        for key in keys:
+            image = self._known[key]
+            inputs = self.reader.inputs([image])
+            shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
+            groups.setdefault((self.reader.places(image), shapes), []).append((key, inputs))
+        features = {}
+        for (places, _), group in groups.items():
+            together = {name: torch.cat([inputs[name] for _, inputs in group]) for name in group[0][1]}
+            rows = self._embedded(len(group), places, together)
+            features |= {key: row.clone() for (key, _), row in zip(group, rows, strict=True)}
+        self.computed += len(keys)
+        return features
+
+    def _embedded(self, rows: int, places: int, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return [rows, places, hidden]: what the language model is fed for rows of one image each."""
+        ids = torch.full((rows, places), self.reader.token_id)
+        arguments: dict[str, Any] = {**inputs, "input_ids": ids}
+        arguments |= {name: torch.ones_like(ids) for name in self.types}
+        arguments = self._cast({name: tensor.to(self._device) for name, tensor in arguments.items()})
+        found: list[Tensor] = []
+
+        def stop(module: nn.Module, fed: tuple[Any, ...], named: dict[str, Any]) -> None:
+            found.append(named["inputs_embeds"])
+            raise _Stop
+
+        hook = language_model(self.base).register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.base(**arguments, use_cache=False)
+        except _Stop:
+            return found[0]
+        finally:
+            hook.remove()
+        raise CmeError("the model does not hand its images to its language model as embeddings")
+
+
+def language_model(base: Any) -> nn.Module:
+    """Return the part of a model that holds its input embeddings: its language model."""
+    embedding = base.get_input_embeddings()
+    for module in base.modules():
+        if any(child is embedding for child in module.children()):
+            return module
+    raise CmeError("the model has no part that holds its input embeddings")
+
+
+def _filled(virtual: Tensor, embedded: Tensor, features: Tensor) -> Tensor:
+    """Return ``embedded`` [..., hidden] with ``features`` in the places that are ``virtual``, in order."""
+    places = virtual.to(embedded.device)[..., None]
+    return embedded.masked_scatter(places, features.to(embedded.device, embedded.dtype))

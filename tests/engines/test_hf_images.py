@@ -1,0 +1,156 @@
+"""Images on the HF engine: shared or alone, as the model's own processor and forward have it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request
+from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.engines.stopping import end_token_ids
+from cme_bench.images.image import Image
+from cme_bench.util.errors import CmeError
+from tests.support.seen import Seeing, noise
+from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
+from tests.support.tiny_vlms import FAMILIES
+
+SIZES = ((40, 50), (50, 40), (64, 33))
+IMAGES = tuple(noise(seed, *size) for seed, size in enumerate(SIZES))
+PROMPTS: tuple[tuple[str, tuple[Image, ...]], ...] = (
+    ("Look: <image>\nIs it a dog? ", IMAGES[:1]),
+    ("Look: <image>\nWhat colour is it? ", IMAGES[:1]),
+    ("Look: <image>\nIs it a dog? ", IMAGES[1:2]),
+    ("<image> and <image>: which is larger? ", (IMAGES[0], IMAGES[2])),
+    ("No picture here. ", ()),
+    ("Look: <image>\nIs it a cat? ", IMAGES[2:]),
+)
+CHOICES = (("y", "es"), ("n", "o", "!"), ("x",))
+SHARED = ("llava", "llava_clip", "llava_next", "idefics3")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Make each family's model when it is first asked for."""
+
+    @functools.cache
+    def made(name: str) -> Seeing:
+        folder: Path = tmp_path_factory.mktemp(name)
+        if name in FAMILIES:
+            return Seeing.load(FAMILIES[name](folder, toy_tokenizer))
+        tower = "clip" if name == "llava_clip" else "siglip"
+        own = seeing(toy_tokenizer)
+        model = random_llava(0, own, tower=tower)
+        return Seeing.load(save_llava(folder, model, llava_processor(own, tower)))
+
+    return made
+
+
+def choices(seen: Seeing) -> list[tuple[int, ...]]:
+    return [tuple(seen.tokenizer.convert_tokens_to_ids(list("".join(part)))) for part in CHOICES]
+
+
+def likelihoods(seen: Seeing) -> list[LoglikelihoodRequest]:
+    return [
+        LoglikelihoodRequest(tuple((seen.ids(text, *images), c) for c in choices(seen)), images)
+        for text, images in PROMPTS
+    ]
+
+
+def texts(seen: Seeing, new: int = 5) -> list[GenerateRequest]:
+    return [GenerateRequest(seen.ids(text, *images), new, images=images) for text, images in PROMPTS]
+
+
+def scores(engine: HFEngine, requests: list[Any]) -> list[float]:
+    found = dict(engine.loglikelihood(requests))
+    return [logprob for i in range(len(requests)) for logprob in found[i].logprobs]
+
+
+@pytest.mark.parametrize("family", [*SHARED, "qwen2_vl", "gemma3"])
+def test_scores_and_texts_are_those_of_the_plain_forward_row_by_row(family: str, models: Any) -> None:
+    seen = models(family)
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    plain = [seen.logprob(text, images, c) for text, images in PROMPTS for c in choices(seen)]
+    assert scores(engine, likelihoods(seen)) == pytest.approx(plain, abs=1e-4)
+
+    ends = end_token_ids(seen.model.generation_config.eos_token_id, seen.tokenizer)
+    written = dict(engine.generate(texts(seen)))
+    for i, (text, images) in enumerate(PROMPTS):
+        tokens = seen.greedy(text, images, 5, list(ends))
+        assert written[i].text == seen.tokenizer.decode(tokens, skip_special_tokens=True)
+    told = engine.describe()["images"]
+    assert (
+        told == "each computed once" if family in SHARED else told.startswith("alone: the model is told by")
+    )
+
+
+def test_an_image_is_computed_once_for_all_its_questions(models: Any) -> None:
+    seen = models("llava")
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    scores(engine, likelihoods(seen))
+    list(engine.generate(texts(seen)))
+    assert engine.images is not None
+    assert engine.images.computed == len(IMAGES)
+
+
+def test_order_and_sizes_of_batches_change_nothing(models: Any) -> None:
+    seen = models("llava")
+    requests = likelihoods(seen)
+    usual = scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), requests)
+    backwards = scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), requests[::-1])
+    n = len(CHOICES)
+    again = [value for i in reversed(range(len(requests))) for value in backwards[i * n : i * n + n]]
+    assert again == pytest.approx(usual, abs=1e-4)
+    for small in ({"tokens_per_batch": 16}, {"kept_tokens": 7}, {"static": True}, {"plain": True}):
+        engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision, **small)
+        assert scores(engine, requests) == pytest.approx(usual, abs=1e-4)
+        engine.limits.forward_tokens = 8  # prompts of one image are decoded after their prefix
+        assert dict(engine.generate(texts(seen))) == dict(
+            HFEngine(seen.model, seen.tokenizer, reader=seen.vision).generate(texts(seen))
+        )
+
+
+def test_features_that_are_given_up_are_computed_again(models: Any) -> None:
+    seen = models("llava_next")
+    requests = likelihoods(seen)
+    usual = scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), requests)
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    assert engine.images is not None
+    engine.images._most_bytes = engine.images._most_tokens = 1
+    assert scores(engine, requests) == pytest.approx(usual, abs=1e-4)
+    assert scores(engine, requests[::-1])[-3:] == pytest.approx(usual[:3], abs=1e-4)
+    assert engine.images.computed > len(IMAGES)
+
+
+def test_text_alone_is_answered_as_by_the_language_model(models: Any) -> None:
+    seen = models("llava")
+    inner = LlamaForCausalLM(seen.model.config.text_config).eval()
+    inner.model.load_state_dict(seen.model.model.language_model.state_dict())
+    inner.lm_head.load_state_dict(seen.model.lm_head.state_dict())
+    asked: list[Request] = []
+    for text in ("What is this? ", "What is that? ", "Who? "):
+        ids = seen.ids(text)
+        asked.append(LoglikelihoodRequest(tuple((ids, c) for c in choices(seen))))
+    whole = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    assert scores(whole, asked) == pytest.approx(scores(HFEngine(inner, seen.tokenizer), asked), abs=1e-5)
+    assert whole.describe()["images"] == "none asked"
+
+
+def test_images_that_nothing_reads_are_refused(models: Any) -> None:
+    seen = models("llava")
+    with pytest.raises(CmeError, match="nothing that reads them"):
+        scores(HFEngine(seen.model, seen.tokenizer), likelihoods(seen))
+
+
+def test_the_model_is_left_as_it_was(models: Any) -> None:
+    seen = models("llava")
+    before = {name: tensor.clone() for name, tensor in seen.model.state_dict().items()}
+    scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), likelihoods(seen))
+    embedding = seen.model.get_input_embeddings()
+    assert not embedding._forward_hooks and not embedding._forward_pre_hooks
+    assert not seen.model.model.language_model._forward_pre_hooks
+    assert all(torch.equal(tensor, before[name]) for name, tensor in seen.model.state_dict().items())

@@ -1,0 +1,150 @@
+"""Random models of other vision-language families: those that see images otherwise than LLaVA does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import AutoConfig
+
+from tests.support.tiny_llava import PATCH, SIDE, random_llava, seeing, text_config
+
+_TOWER = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+    "initializer_range": 0.3,
+}
+_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+_NEXT = {"image_grid_pinpoints": [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]}
+
+
+def _saved(folder: Path, kind: str, settings: dict[str, Any], tokenizer: Any, reads: Any) -> Path:
+    torch.manual_seed(3)
+    config = AutoConfig.for_model(kind, **settings)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if "language_model" not in name and parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    reads.save_pretrained(folder)
+    return folder
+
+
+def qwen2_vl(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 256) -> Path:
+    """A Qwen2-VL, whose positions depend on the sizes of images."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    own = seeing(tokenizer, *marks, chat=_QWEN)
+    ids = [int(own.convert_tokens_to_ids(mark)) for mark in marks]
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "num_heads": 2,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+        "patch_size": PATCH,
+    }
+    text = text_config(positions) | {"rope_parameters": _ROPE}
+    settings = {"vision_config": vision, "text_config": text, **dict(zip(names, ids, strict=True))}
+    sizes = {"min_pixels": 4 * PATCH**2, "max_pixels": 64 * PATCH**2}
+    return _saved(folder, "qwen2_vl", settings, own, Qwen2VLImageProcessorPil(patch_size=PATCH, **sizes))
+
+
+def gemma3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 256) -> Path:
+    """A Gemma 3, the tokens of whose images see each other."""
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    marks = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
+    own = seeing(tokenizer, *marks, chat=_GEMMA)
+    own._set_model_specific_special_tokens(
+        dict(zip(("image_token", "boi_token", "eoi_token"), marks, strict=True))
+    )
+    ids = [int(own.convert_tokens_to_ids(mark)) for mark in marks]
+    text = text_config(positions) | {"head_dim": 16, "sliding_window": 512, "query_pre_attn_scalar": 16}
+    settings = {
+        "vision_config": _TOWER | {"model_type": "siglip_vision_model", "vision_use_head": False},
+        "text_config": text,
+        "mm_tokens_per_image": 4,
+        **dict(zip(("image_token_id", "boi_token_index", "eoi_token_index"), ids, strict=True)),
+    }
+    reads = Gemma3ImageProcessorPil(size={"height": SIDE, "width": SIDE}, image_seq_length=4)
+    _saved(folder, "gemma3", settings, own, reads)
+    (folder / "processor_config.json").write_text(
+        '{"processor_class": "Gemma3Processor", "image_seq_length": 4}'
+    )
+    return folder
+
+
+def idefics3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 512) -> Path:
+    """An Idefics3, which cuts an image into tiles, with tokens of text between them."""
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    tiles = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
+    marks = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+    own = seeing(tokenizer, *marks, *tiles)
+    text = text_config(positions) | {"model_type": "llama"}
+    settings = {
+        "vision_config": {**_TOWER, "max_image_size": {"longest_edge": SIDE}},
+        "text_config": text,
+        "scale_factor": 2,
+        "image_token_id": int(own.convert_tokens_to_ids("<image>")),
+    }
+    sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
+    _saved(folder, "idefics3", settings, own, Idefics3ImageProcessorPil(**sizes))
+    (folder / "processor_config.json").write_text(
+        '{"processor_class": "Idefics3Processor", "image_seq_len": 4}'
+    )
+    return folder
+
+
+def llava_next(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 512) -> Path:
+    """A LLaVA-NeXT, whose images have as many tokens as their shape asks for."""
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    own = seeing(tokenizer)
+    base = random_llava(3, own, positions=positions).config
+    settings = {
+        "vision_config": base.vision_config.to_dict(),
+        "text_config": base.text_config.to_dict(),
+        "vision_feature_select_strategy": "full",
+        "image_token_id": base.image_token_id,
+        **_NEXT,
+    }
+    size = {"height": SIDE, "width": SIDE}
+    reads = LlavaNextImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size, **_NEXT)
+    _saved(folder, "llava_next", settings, own, reads)
+    (folder / "processor_config.json").write_text(
+        f'{{"processor_class": "LlavaNextProcessor", "patch_size": {PATCH}, '
+        '"vision_feature_select_strategy": "full"}'
+    )
+    return folder
+
+
+FAMILIES: dict[str, Callable[..., Path]] = {
+    "qwen2_vl": qwen2_vl,
+    "gemma3": gemma3,
+    "idefics3": idefics3,
+    "llava_next": llava_next,
+}
+_QWEN = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_GEMMA = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
