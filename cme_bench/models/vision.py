@@ -47,7 +47,7 @@ _ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, ImportEr
 class Layout:
     """What an image's place in a prompt becomes.
 
-    ``text`` takes the place, with one image token for every run of them; ``runs``: how many there are in each.
+    ``text`` takes the place, with one image token for every run of them; ``runs``: how many each has.
     """
 
     text: str
@@ -66,7 +66,7 @@ class Vision:
         place: The model's folder, for messages.
         placeholder: The text that stands for an image in a prompt before the processor reads it.
         framed: The same with what stands around it in the model's own chats.
-        token, token_id: Text and id of the token that the model puts the features of an image in the place of.
+        token, token_id: Text and id of the token in whose place the model puts the features of an image.
         backend: The class that resizes, and what it computes with.
         fingerprint: sha256 of all settings that decide pixels and tokens.
     """
@@ -128,8 +128,8 @@ class Vision:
         layout = Layout(re.sub(f"(?:{token})+", lambda _: self.token, whole), runs)
         if not 0 < layout.places <= MOST_PLACES:
             raise UsageError(
-                f"{self.place}: an image of {image.width} x {image.height} pixels becomes {layout.places} tokens "
-                f"of its prompt; at most {MOST_PLACES} can be computed (the processor's settings bound it)"
+                f"{self.place}: an image of {image.width} x {image.height} pixels becomes {layout.places} "
+                f"tokens of its prompt; at most {MOST_PLACES} can be (the processor's settings bound it)"
             )
         return layout
 
@@ -167,8 +167,8 @@ class Vision:
         own = self._read(images, text)["input_ids"][0].tolist()
         if list(real_ids(ids, self.token_id)) != own:
             raise UsageError(
-                f"{self.place}: its processor changes more of a prompt than the places of images, so its tokens "
-                "cannot be told beforehand; this model is evaluated on text alone"
+                f"{self.place}: its processor changes more of a prompt than the places of images, so its "
+                "tokens cannot be told beforehand; this model is evaluated on text alone"
             )
 
 

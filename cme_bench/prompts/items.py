@@ -12,10 +12,12 @@ from typing import Any, Protocol
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request, Thought, TokenIds
 from cme_bench.images.image import MARK, Image, ImageError
 from cme_bench.images.marks import check_marks
+from cme_bench.models.vision import Vision
 from cme_bench.prompts.chat import ChatTemplateError
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat
 from cme_bench.prompts.generation import DEFAULT_THINKING_BUDGET, GenerationOptions, generation_of
+from cme_bench.prompts.seen import Reading
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.util.errors import UsageError, template_problem
 
@@ -94,6 +96,7 @@ def build_items(
     limit: int | None = None,
     seed: int = 0,
     generation: GenerationOptions = NOTHING_ASKED,
+    vision: Vision | None = None,
 ) -> list[Item]:
     """Build the items of ``task`` in order, or the ``limit`` of them that :func:`limited_ids` names.
 
@@ -103,16 +106,20 @@ def build_items(
     ``max_length``: most tokens the model is fed. A prompt that does not fit loses tokens from its left, never
     the BOS and never its last token; the count is kept. As in lm-eval, the last token of what is scored needs
     no place, since it is not fed, and what is generated is counted in full. Raises UsageError with the row's
-    place for labels out of range, templates that fail on a row, answers that leave no room for a prompt, and
-    generation settings that are not supported.
+    place for labels out of range, templates that fail on a row, answers that leave no room for a prompt or
+    for its images, and generation settings that are not supported. ``vision``: how the model reads images.
     """
-    refuse_images(task)
+    if vision is None:
+        refuse_images(task)
     ids = limited_ids(range(len(task.docs)), limit)
     docs = rows_at(task.docs, ids)
     rendered = [render_item(task, i, prompt_format, seed, doc) for i, doc in zip(ids, docs, strict=True)]
+    reading = Reading(vision, encoder, lambda index: f"{task.place(index)}: task {task.name}")
     if task.lm_eval.OUTPUT_TYPE == GENERATE_UNTIL:
-        return _generate_items(task, rendered, encoder, prompt_format, max_length, options=generation)
-    return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length)
+        return _generate_items(
+            task, rendered, encoder, prompt_format, max_length, options=generation, reading=reading
+        )
+    return _loglikelihood_items(task, rendered, encoder, prompt_format, max_length, reading=reading)
 
 
 def refuse_images(task: AskableTask) -> None:
@@ -231,22 +238,30 @@ def _loglikelihood_items(
     encoder: Encoder,
     prompt_format: PromptFormat,
     max_length: int,
+    *,
+    reading: Reading,
 ) -> list[Item]:
-    pairs = [pair for item in rendered for pair in zip(item.contexts, item.choices, strict=True)]
+    pairs = [
+        (reading.text(item.id, context, item.images), choice)
+        for item in rendered
+        for context, choice in zip(item.contexts, item.choices, strict=True)
+    ]
     encoded = iter(encoder.encode_pairs(pairs, prompt_format.policy, rendered=prompt_format.renders_bos))
     items = []
     for item in rendered:
         rows: list[tuple[TokenIds, TokenIds]] = []
         cut = 0
         for _ in item.instances:
-            context, continuation = next(encoded)
+            told, continuation = next(encoded)
+            context = reading.ids(item.id, told, item.images)
             room = max_length + 1 - len(continuation)
             if room <= encoder.prefix_length:
                 raise UsageError(
                     f"{task.place(item.id)}: task {task.name}: a choice of {len(continuation)} tokens leaves "
                     f"no room for its prompt within {max_length}"
                 )
-            kept = truncate(context, room, encoder.kept(context, room))
+            kept = truncate(context, room, prefix := encoder.kept(context, room))
+            reading.check_cut(item.id, context, kept, prefix, item.images)
             cut = max(cut, len(context) - len(kept))
             rows.append((kept, continuation))
         items.append(
@@ -256,7 +271,7 @@ def _loglikelihood_items(
                 prompt=item.contexts[0],
                 choices=item.choices,
                 target=item.target,
-                request=LoglikelihoodRequest(_share_contexts(rows)),
+                request=LoglikelihoodRequest(_share_contexts(rows), item.images),
                 instances=item.instances,
                 truncated=cut,
                 images=item.images,
@@ -273,6 +288,7 @@ def _generate_items(
     max_length: int,
     *,
     options: GenerationOptions,
+    reading: Reading,
 ) -> list[Item]:
     asked = generation_of(task.name, task.lm_eval, options)
     thought = _thought(task, prompt_format, encoder, options)
@@ -283,12 +299,13 @@ def _generate_items(
             f"task {task.name}: max_gen_toks {asked.max_new_tokens} leaves no room for a prompt within "
             f"{max_length}"
         )
-    contexts = [item.contexts[0] for item in rendered]
+    contexts = [reading.text(item.id, item.contexts[0], item.images) for item in rendered]
     encoded = encoder.encode(contexts, rendered=prompt_format.renders_bos)
     items = []
-    for item in rendered:
-        ids = encoded[item.contexts[0]] or (encoder.start_token,)
-        kept = truncate(ids, room, encoder.kept(ids, room))
+    for item, context in zip(rendered, contexts, strict=True):
+        ids = reading.ids(item.id, encoded[context] or (encoder.start_token,), item.images)
+        kept = truncate(ids, room, prefix := encoder.kept(ids, room))
+        reading.check_cut(item.id, ids, kept, prefix, item.images)
         for repeat in range(asked.repeats):
             request = GenerateRequest(
                 kept,
@@ -297,6 +314,7 @@ def _generate_items(
                 sampling=asked.drawn(options.seed, task.name, item.id, repeat),
                 thought=None if thought is None else _fitted(thought, room - len(kept)),
                 repeat=repeat,
+                images=item.images,
             )
             items.append(
                 Item(

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from cme_bench.engines.base import GenerateRequest, Request, Thought, TokenIds
+from cme_bench.models.vision import Vision
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.generation import (
     DEFAULT_THINKING_BUDGET,
@@ -170,6 +171,7 @@ class Planner:
             system=self._options.system,
             described=bool(task.lm_eval.config.description),
             thinking=self._options.thinking,
+            vision=_vision(task, responder),
         )
 
     def _built(self, task: Task, responder: Responder, prompt_format: PromptFormat) -> list[Item]:
@@ -181,10 +183,19 @@ class Planner:
             limit=self._options.limit,
             seed=self._options.seed,
             generation=self._asked,
+            vision=_vision(task, responder),
         )
         requests = (item.request for item in items)
         check_requests(responder.tokenizer, responder.embeddings, requests, model=responder.model.place)
         return items
+
+
+def _vision(task: Task, responder: Responder) -> Vision | None:
+    """Return how the model reads the images that a task shows; None where there are none, or it reads none.
+
+    Raises UsageError if its processor cannot be loaded.
+    """
+    return None if task.lm_eval.row_images is None else responder.vision
 
 
 def thought_overrides(

@@ -117,7 +117,7 @@ class Responder:
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
         types only: earlier versions rounded logits to them. ``quantised`` is there where the hash of the
-        model's files does not tell how its weights are quantised, ``processor`` for a model that takes images.
+        model's files does not tell how its weights are quantised, ``processor`` where a model takes images.
         """
         own = self.model.tokenizer_of(self.adapter).identity
         quantised = self.model.quantised_as

@@ -43,7 +43,7 @@ def qwen2_vl(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
-    own = seeing(tokenizer, *marks, chat=_QWEN)
+    own = seeing(tokenizer, *marks, chat=_chat("<|vision_start|><|image_pad|><|vision_end|>"))
     ids = [int(own.convert_tokens_to_ids(mark)) for mark in marks]
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     vision = {
@@ -65,7 +65,7 @@ def gemma3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int =
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
     marks = ("<image_soft_token>", "<start_of_image>", "<end_of_image>")
-    own = seeing(tokenizer, *marks, chat=_GEMMA)
+    own = seeing(tokenizer, *marks, chat=_chat("<start_of_image>"))
     own._set_model_specific_special_tokens(
         dict(zip(("image_token", "boi_token", "eoi_token"), marks, strict=True))
     )
@@ -136,15 +136,13 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "idefics3": idefics3,
     "llava_next": llava_next,
 }
-_QWEN = (
-    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-_GEMMA = (
-    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for part in m['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
+
+
+def _chat(image: str) -> str:
+    """A template that places images by their parts, as ``image``."""
+    return (
+        "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for part in m['content'] %}{% if part['type'] == 'image' %}" + image + "{% else %}"
+        "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )

@@ -206,7 +206,7 @@ class HFEngine(Engine):
         found = why_seen_alone(self._forward, self.images, self.max_length, shares=shares)
         if found and adapter_positions(self.model):
             raise CmeError(
-                f"the adapter puts tokens of its own before a prompt, and {found}: that is computed by neither"
+                f"the adapter puts tokens of its own before a prompt, and {found}: neither way computes both"
             )
         return found
 

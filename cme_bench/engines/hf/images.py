@@ -21,7 +21,6 @@ from cme_bench.engines.packs import Ints
 from cme_bench.engines.requests import Request
 from cme_bench.engines.virtual import VIRTUAL, key_of, keys_in, place_of, virtual_ids
 from cme_bench.images.image import Image
-from cme_bench.util.devices import computing_device
 from cme_bench.util.errors import CmeError
 
 _TYPES = ("token_type_ids", "mm_token_type_ids")
@@ -50,7 +49,7 @@ class ImageReader(Protocol):
         """Return what the model's forward takes beside the ids of a prompt with these images, in order."""
 
 
-class _Stop(Exception):
+class _ReachedError(Exception):
     """The language model is reached."""
 
 
@@ -211,12 +210,12 @@ class Images:
 
         def stop(module: nn.Module, fed: tuple[Any, ...], named: dict[str, Any]) -> None:
             found.append(named["inputs_embeds"])
-            raise _Stop
+            raise _ReachedError
 
         hook = language_model(self.base).register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self.base(**arguments, use_cache=False)
-        except _Stop:
+        except _ReachedError:
             return found[0]
         finally:
             hook.remove()
