@@ -308,6 +308,7 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
     generated = task.spec.generated
     described = bool(task.lm_eval.config.description)
     try:
+        vision = reader.vision_for(task.lm_eval)
         form = resolve_format(
             reader.prompt_format,
             reader.tokenizer,
@@ -315,8 +316,11 @@ def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Chec
             generated=generated,
             described=described,
             thinking="auto",
+            vision=vision,
         )
-        items = build_items(task, reader.encoder, form, max_length=reader.max_length, limit=limit)
+        items = build_items(
+            task, reader.encoder, form, max_length=reader.max_length, limit=limit, vision=vision
+        )
         reader.check(item.request for item in items)
     except UsageError as error:
         checked.add("error", [str(error)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +146,8 @@ def preview(
     reader = load_reader(model, offline, bos=bos, prompt_format=prompt_format) if model else None
     tokenizer = reader.tokenizer if reader else None
     generated, described = spec.generated, bool(spec.config.get("description"))
+    built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
+    vision = reader.vision_for(built.lm_eval) if reader else None
     form = resolve_format(
         prompt_format,
         tokenizer,
@@ -153,14 +156,20 @@ def preview(
         system=system,
         described=described,
         thinking=thinking,
+        vision=vision,
     )
-    built = build_task(spec, suite, open_source(data, offline=offline), shots=shots)
     ids = limited_ids(range(len(built.docs)), number)  # the items that `run --limit N` asks
     rendered = [render_item(built, index, form, seed) for index in ids]
     items = []
     if reader is not None:
         items = build_items(
-            built, reader.encoder, form, max_length=reader.max_length, limit=number, seed=seed
+            built,
+            reader.encoder,
+            form,
+            max_length=reader.max_length,
+            limit=number,
+            seed=seed,
+            vision=vision,
         )
         reader.check([item.request for item in items])
         items = [item for item in items if item.repeat == 0]
@@ -187,6 +196,7 @@ def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> R
     from cme_bench.engines.hf.forward import max_positions
     from cme_bench.models.checkpoint import resolve_model
     from cme_bench.models.load import load_config, load_tokenizer
+    from cme_bench.models.vision import vision_of
     from cme_bench.prompts.bos import decide_bos, model_types
     from cme_bench.prompts.encode import Encoder
     from cme_bench.prompts.reader import Reader
@@ -195,7 +205,14 @@ def load_reader(model: str, offline: bool, *, bos: str, prompt_format: str) -> R
     checkpoint = resolve_model(model, offline=offline, note=tell)
     tokenizer, config = load_tokenizer(checkpoint), load_config(checkpoint)
     encoder = Encoder(tokenizer, decide_bos(tokenizer, bos, model_types=model_types(config)))
-    return Reader(encoder, max_positions(config), embeddings(config), str(checkpoint.path), prompt_format)
+    return Reader(
+        encoder,
+        max_positions(config),
+        embeddings(config),
+        str(checkpoint.path),
+        prompt_format,
+        functools.partial(vision_of, checkpoint.path, config, tokenizer),
+    )
 
 
 @command(

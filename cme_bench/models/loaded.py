@@ -28,8 +28,7 @@ from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import DEQUANTISED, DEQUANTISED_NOTE, is_dequantised, label_of
 from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
-from cme_bench.models.vision import Vision, load_vision
-from cme_bench.util.auto_model import sees
+from cme_bench.models.vision import Vision, vision_of
 from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType, Quantize
@@ -183,7 +182,7 @@ class SavedModel(FolderModel):
 
     @functools.cached_property
     def vision(self) -> Vision | None:
-        return load_vision(self.checkpoint.path, self.config, self.tokenizer) if sees(self.config) else None
+        return vision_of(self.checkpoint.path, self.config, self.tokenizer)
 
     def load_early(self) -> None:
         """Begin to load the weights in another thread. What fails there is raised by ``model``."""

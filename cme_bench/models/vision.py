@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import orjson
 from cme_bench.engines.base import TokenIds
 from cme_bench.engines.virtual import MOST_PLACES, image_key, real_ids
 from cme_bench.images.image import Image
+from cme_bench.util.auto_model import sees
 from cme_bench.util.errors import CmeError, UsageError, first_line
 from cme_bench.util.files import read_json
 
@@ -45,7 +46,7 @@ _ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, ImportEr
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What an image's place in a prompt becomes.
+    """Hold what the place of an image in a prompt becomes.
 
     ``text`` takes the place, with one image token for every run of them; ``runs``: how many each has.
     """
@@ -192,6 +193,12 @@ def load_vision(folder: Path, config: Any, tokenizer: Any) -> Vision:
     return Vision(processor, config, str(folder))
 
 
+def vision_of(folder: Path, config: Any, tokenizer: Any) -> Vision | None:
+    """Return how the model in ``folder`` reads images; None if it takes text alone. Raises as ``load_vision``
+    does."""
+    return load_vision(folder, config, tokenizer) if sees(config) else None
+
+
 def _processor_class(folder: Path, config: Any) -> Any:
     """Return the class that the folder's files name, else that of the model type."""
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
@@ -226,8 +233,3 @@ def _pillow() -> str:
     import PIL
 
     return str(PIL.__version__)
-
-
-def vision_settings(vision: Vision | None) -> Mapping[str, str]:
-    """Return what a model's reading of images adds to the identity of its answers."""
-    return {} if vision is None else {"processor": vision.fingerprint}

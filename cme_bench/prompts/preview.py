@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, TokenIds
+from cme_bench.engines.virtual import is_virtual, key_of
 from cme_bench.prompts.items import Item, RenderedItem
 
 BOUNDARY = "||"
@@ -47,4 +49,9 @@ def preview_tokens(item: Item, tokenizer: Any) -> Iterator[str]:
 
 
 def _ids(tokens: Sequence[int]) -> str:
-    return " ".join(map(str, tokens))
+    """Return ids as a line; a run of those of an image is told by its length."""
+    shown: list[str] = []
+    for seen, run in itertools.groupby(tokens, lambda token: key_of(token) if is_virtual(token) else None):
+        ids = list(run)
+        shown += map(str, ids) if seen is None else [f"<image: {len(ids)} tokens>"]
+    return " ".join(shown)

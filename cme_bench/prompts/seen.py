@@ -49,10 +49,9 @@ def fill(vision: Vision, ids: TokenIds, images: Sequence[Image]) -> TokenIds:
     ValueError if there are other places: the text itself has the token of an image.
     """
     runs = list(_runs(vision, images))
-    if ids.count(vision.token_id) != len(runs):
+    if (found := ids.count(vision.token_id)) != len(runs):
         raise ValueError(
-            f"its text has the token {vision.token} {ids.count(vision.token_id)} times, its images {len(runs)} "
-            "times"
+            f"the prompt has the token {vision.token} {found} times, and its images ask for {len(runs)}"
         )
     filled: list[int] = []
     run = iter(runs)

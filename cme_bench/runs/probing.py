@@ -35,8 +35,8 @@ def check_probe(peft: Any, model: LoadedModel, job: EngineJob, name: str) -> Non
     vision, ids = reader_of(model), job.liveness
     if not job.images or vision is None or adapter_positions(peft):
         text = [token for token in ids if not is_virtual(token)]
-        ids = probing(peft.active_peft_config, text)
-        check_liveness(peft, torch.tensor([ids], device=model.device), name=name)
+        told = probing(peft.active_peft_config, text)
+        check_liveness(peft, torch.tensor([told], device=model.device), name=name)
         return
     images = Images(peft, vision, model.device)
     images.know(job.images)

@@ -29,4 +29,4 @@ def sees(config: Any) -> bool:
     seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
     if seeing is None or getattr(config, "vision_config", None) is None:
         return False
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, seeing) == seeing
+    return bool(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, seeing) == seeing)

@@ -24,6 +24,7 @@ from cme_bench.harness.lm_eval_model import CmeHF, EngineLM
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, _loglikelihood_items
+from cme_bench.prompts.seen import Reading
 from cme_bench.util.errors import UsageError
 
 PAIRS = [
@@ -163,6 +164,7 @@ def test_a_run_cuts_a_prompt_where_lm_eval_does(
         Encoder(toy_tokenizer),
         resolve_format("plain", toy_tokenizer, generated=False),
         max_length=64,
+        reading=Reading(None, Encoder(toy_tokenizer), str),
     )
     EngineLM(engine, toy_tokenizer).loglikelihood(list(item.instances))
     assert [item.request] == engine.asked

@@ -285,8 +285,10 @@ class HFEngine(Engine):
         indices = list(range(len(requests)))
         if self._seen_alone:
             for index in (i for i in indices if requests[i].images):
-                session = functools.partial(SeenSession, self._forward)
-                yield generation.plan_generation(requests, [index]), session
+                yield (
+                    generation.plan_generation(requests, [index]),
+                    functools.partial(SeenSession, self._forward),
+                )
             indices = [i for i in indices if not requests[i].images]
         if self.alone_because:
             for index in indices:

@@ -192,7 +192,7 @@ class Images:
             inputs = self.reader.inputs([image])
             shapes = tuple(sorted((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
             groups.setdefault((self.reader.places(image), shapes), []).append((key, inputs))
-        features = {}
+        features: dict[int, Tensor] = {}
         for (places, _), group in groups.items():
             together = {name: torch.cat([inputs[name] for _, inputs in group]) for name in group[0][1]}
             rows = self._embedded(len(group), places, together)
@@ -225,7 +225,8 @@ class Images:
 def language_model(base: Any) -> nn.Module:
     """Return the part of a model that holds its input embeddings: its language model."""
     embedding = base.get_input_embeddings()
-    for module in base.modules():
+    parts: Iterator[nn.Module] = base.modules()
+    for module in parts:
         if any(child is embedding for child in module.children()):
             return module
     raise CmeError("the model has no part that holds its input embeddings")

@@ -11,7 +11,9 @@ from typing import Any
 import orjson
 import pytest
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from cme_bench.cli import app
 from cme_bench.engines.requests import LoglikelihoodRequest
 from cme_bench.engines.virtual import is_virtual
 from cme_bench.images.image import Image, image_of
@@ -207,3 +209,12 @@ def test_a_processor_that_is_missing_is_needed_for_images_alone(
 
 def test_virtual_ids_lie_beyond_every_vocabulary() -> None:
     assert not is_virtual(2**62 - 1) and is_virtual(2**62)
+
+
+def test_preview_and_check_read_images_as_a_run_does(llava: Path, pictures: Path) -> None:
+    suite = ["--include", str(pictures / "tasks"), "--data", str(pictures / "data"), "--model", str(llava)]
+    shown = CliRunner().invoke(app, ["tasks", "preview", "see_ll", *suite], catch_exceptions=False)
+    assert "<image: 16 tokens>" in shown.stdout
+    files = [str(pictures / "tasks"), *suite[2:]]
+    checked = CliRunner().invoke(app, ["tasks", "check", *files], catch_exceptions=False)
+    assert checked.exit_code == 0, checked.output
