@@ -81,6 +81,29 @@ The eight commonsense and four mathematics sets on which the adapter papers afte
 The training files of the same repository are [named mixtures](training.md#rows-of-your-own).
 """
 
+_MULTIMODAL = """\
+## cme_mm: a stand-in for the multimodal row
+
+The paper measures its adapters on LLaVA-1.5-7B too. No set of its benchmarks can be shipped or fetched
+here, so `cme_mm` (generated) and `cme_mm_ll` (likelihood) are a **stand-in** on freely licensed
+pictures. Their scores are compared with each other, never with the paper's, and never enter CME's
+averages.
+
+* **Rows** are made on your machine from packages, by seeds: on first use into the user cache, or by
+  `cme-bench fetch --tasks cme_mm,cme_mm_ll --out DIR` into a folder. easy-VQA comes by pip, the emoji by
+  npm, which must be installed; digits are scikit-learn's. `--data mini` has a few pictures of our own.
+* **Unseen style.** Training rows show Noto's emoji, the scored ones Twemoji's: the same things, another
+  hand.
+* **emoji_pope** follows POPE: absent things are drawn at random, are the most popular, or are those that
+  most often go with what is there.
+* **Baselines.** `random` is guessing. `majority_baseline` in a task's file is the most frequent answer.
+  The third is the same model without the images: `NAME_blind` is a task, suite or domain whose questions
+  are asked as text alone (`--tasks cme_mm,cme_mm_blind`). A model that reads images must beat it. It
+  works for any task with `doc_to_image`.
+
+`smollava` is a model for it, made on your machine.
+"""
+
 _DATASETS = """\
 ## Datasets
 
@@ -149,7 +172,8 @@ def tasks_page(suite: Suite) -> str:
         f"{sum(spec.output_type == 'generate_until' for spec in cme)} generated and "
         f"{sum(spec.output_type != 'generate_until' for spec in cme)} likelihood tasks; "
         f"{_tagged(specs, 'cme_extra')} more in `cme_extra`, {_tagged(specs, 'commonsense8')} in "
-        f"`commonsense8` and {_tagged(specs, 'math4')} in `math4`; {_tagged(specs, ADDED)} in `cme2` alone."
+        f"`commonsense8`, {_tagged(specs, 'math4')} in `math4` and {_tagged(specs, 'cme_mm')} in "
+        f"`cme_mm`; {_tagged(specs, ADDED)} in `cme2` alone."
     )
     tasks = _table(
         ("domain", "dataset", "task", "form", "metric", "items", "random", "hash"), map(_task, specs)
@@ -168,6 +192,7 @@ def tasks_page(suite: Suite) -> str:
             "",
             _version_2(suite),
             _LLM_ADAPTERS,
+            _MULTIMODAL,
             _DATASETS,
             datasets,
             "",

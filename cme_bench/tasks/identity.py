@@ -10,7 +10,9 @@ import orjson
 
 from cme_bench.harness.yaml_loader import FunctionRef
 
-_NOT_HASHED = frozenset({"licence", "citation", "note", "random_baseline", "items", "cluster"})
+_NOT_HASHED = frozenset(
+    {"licence", "citation", "note", "random_baseline", "majority_baseline", "items", "cluster"}
+)
 """Metadata that no score of an item depends on."""
 
 

@@ -26,8 +26,8 @@ ADDED, ADDED_LIKELIHOOD = "cme2_adds", "cme2_adds_ll"
 TASK_KEYS = frozenset(lm_eval_table.TASK_KEYS)
 LOADER_KEYS = frozenset(lm_eval_table.LOADER_KEYS)
 METADATA_KEYS = frozenset(
-    """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline licence
-    citation note scales format""".split()
+    """version domain dataset folder splits primary answer fewshot_group cluster items random_baseline
+    majority_baseline licence citation note scales format""".split()
 )
 """The keys of ``metadata`` that we read; it may hold others, but none that looks like one of these."""
 ANSWER_KEYS = frozenset({"type", "options", "decimal"})
@@ -58,6 +58,7 @@ _SHAPES = {
     "metadata.scales": _TABLE,
     "metadata.items": _NUMBER,
     "metadata.random_baseline": _NUMBER,
+    "metadata.majority_baseline": _NUMBER,
 }
 """The form of a key's value, where it is given at all."""
 

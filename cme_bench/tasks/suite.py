@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cme_bench.harness.task_index import tasks_folder
 from cme_bench.harness.yaml_loader import load_yaml
+from cme_bench.tasks.blind import ENDING, blind
 from cme_bench.tasks.identity import suite_hash
 from cme_bench.tasks.lm_eval_tasks import DOMAIN, PREFIX, lm_eval_specs
 from cme_bench.tasks.spec import (
@@ -95,6 +96,8 @@ class Suite:
             return self.select(name)[0]
         self._check_not_odd(name)
         if name not in self.tasks:
+            if (seeing := self.tasks.get(name.removesuffix(ENDING))) is not None:
+                return blind(seeing)
             raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}{self._unread()}")
         return self.tasks[name]
 
@@ -111,7 +114,8 @@ class Suite:
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
         """Return the tasks that a comma-separated list names: tasks, suites, domains, and lm-eval's own tasks
-        as ``lm_eval:NAME``. No task comes twice; the list's order stays.
+        as ``lm_eval:NAME``. ``NAME_blind`` are the same without their images. No task comes twice; the list's
+        order stays.
 
         Raises UsageError for an unknown name, with the nearest known one.
         """
@@ -126,6 +130,9 @@ class Suite:
                 continue
             self._check_not_odd(name)
             if name not in self.selectors:
+                if name.endswith(ENDING) and (seeing := self.selectors.get(name.removesuffix(ENDING))):
+                    chosen.update((spec.name, spec) for spec in map(blind, seeing))
+                    continue
                 hint = did_you_mean(name, self.selectors)
                 raise UsageError(f"unknown task {name!r}{hint}{self._unread()}")
             for spec in self.selectors[name]:

@@ -38,6 +38,7 @@ ARC = Spec("test", "train", "id question choices.text choices.label answerKey", 
 TRIVIA = "aliases normalized_aliases matched_wiki_entity_name normalized_matched_wiki_entity_name".split()
 TRIVIA += ["normalized_value", "type", "value"]
 
+MM_NAME = Spec("test", "train", "image choices label others", "image", "label", (0, 1, 2, 3), n_shots=4)
 CALC = Spec("test", "train", "id question chain result result_float equation", "question")
 
 SPECS: dict[str, Spec] = {
@@ -122,6 +123,19 @@ SPECS: dict[str, Spec] = {
         "test", "train", "question options rationale correct", "question", "correct", tuple("ABCDE")
     ),
     "mawps": CALC,
+    "mm_easy_vqa": Spec("test", "train", "image question choices label", "image", n_shots=4),
+    "mm_emoji_name": MM_NAME,
+    "mm_flags": MM_NAME,
+    "mm_emoji_count": Spec(
+        "test", "train", "image name count", "image", "count", (1, 2, 3, 4, 5, 6), n_shots=6
+    ),
+    "mm_emoji_where": Spec(
+        "test", "train", "image one other choices label", "image", "label", (0, 1), n_shots=4
+    ),
+    "mm_emoji_pope": Spec(
+        "test", "train", "image name answer absent", "image", "answer", ("yes", "no"), n_shots=4
+    ),
+    "mm_digits": Spec("test", "train", "image label", "image", n_shots=4),
     "svamp": replace(CALC, shots="", n_shots=0),  # the hub has one split of it
 }
 SUBJECTS = {

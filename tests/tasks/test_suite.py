@@ -9,7 +9,8 @@ import pytest
 from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 
-from cme_bench.tasks.spec import TASK_KEYS
+from cme_bench.tasks.made.make import splits_of
+from cme_bench.tasks.spec import TASK_KEYS, TaskSpec
 from cme_bench.tasks.suite import DOMAINS, builtin_folder, load_suite
 from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
@@ -57,6 +58,9 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
             assert spec.prompt_format == "llm-adapters" and spec.items and spec.fewshot_split
             continue
         assert spec.name.startswith("cme_")
+        if spec.domain == "multimodal":
+            check_multimodal(spec)
+            continue
         likelihood = spec.output_type == "multiple_choice"
         assert spec.name.endswith("_ll") == likelihood
         suite = "cme_extra" if not spec.in_cme else "cme2_adds" if "snli_2way" in spec.name else "cme"
@@ -67,6 +71,15 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
             choices = spec.config.get("doc_to_choice")  # numbers have none
             expected = 1 / len(choices) if isinstance(choices, list) else None
             assert expected is None or spec.metadata["random_baseline"] == pytest.approx(expected, abs=1e-4)
+
+
+def check_multimodal(spec: TaskSpec) -> None:
+    likelihood = spec.output_type == "multiple_choice"
+    assert spec.name.startswith("cme_mm_") and spec.name.endswith("_ll") == likelihood
+    assert spec.tags == (("cme_mm_ll",) if likelihood else ("cme_mm",)) and not spec.in_cme
+    assert 0 < spec.metadata["random_baseline"] <= spec.metadata["majority_baseline"] + 1e-9 < 1
+    assert spec.items and spec.fewshot_split == "train" and spec.config["doc_to_image"] == "image"
+    assert set(spec.file_stems(spec.eval_split)) & set(splits_of(spec.dataset))
 
 
 def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
@@ -82,7 +95,8 @@ def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
         for name in "arc_challenge arc_easy boolq hellaswag openbookqa piqa siqa winogrande".split()
     ]
     assert names("math4") == [f"math4_{name}" for name in ("aqua", "gsm8k", "mawps", "svamp")]
-    assert {*names("cme2,cme2_ll,cme_extra,cme_extra_ll,commonsense8,math4")} == set(SUITE.tasks)
+    everything = "cme2,cme2_ll,cme_extra,cme_extra_ll,commonsense8,math4,cme_mm,cme_mm_ll"
+    assert {*names(everything)} == set(SUITE.tasks)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +124,7 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
     assert set(manager.all_subtasks) == set(SUITE.tasks)
     tags = {"cme", "cme_ll", "cme_extra", "cme_extra_ll", "commonsense8", "math4"}
-    tags |= {"cme2_adds", "cme2_adds_ll"}
+    tags |= {"cme2_adds", "cme2_adds_ll", "cme_mm", "cme_mm_ll"}
     assert set(manager.all_tags) == tags
 
 
