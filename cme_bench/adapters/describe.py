@@ -16,7 +16,9 @@ from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
 from cme_bench.adapters.meta_model import adapted, bare_model, base_parameters, saved_shapes
 from cme_bench.adapters.registry import method_of
+from cme_bench.adapters.shared.towers import language_parameters
 from cme_bench.adapters.vocabulary import PREFIX, base_name
+from cme_bench.util.auto_model import sees
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class AdapterDescription:
         trainable_parameters: Numbers in the adapter, router included.
         base_parameters: Numbers in the base model; None if the base model is unknown.
         percent_of_base: 100 trainable / base; None if the base model is unknown.
+        percent_of_language_model: 100 trainable / language model of a vision-language base; None for others.
         settings: The fields of the method that decide what it computes.
         config: Every public field of its PEFT config but paths, seeds and what decides nothing; it holds
             what two trainings may differ in, and no part in equality.
@@ -45,6 +48,7 @@ class AdapterDescription:
     percent_of_base: float | None
     settings: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict, compare=False)
+    percent_of_language_model: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes as plain JSON values."""
@@ -83,10 +87,11 @@ def describe(
     if base is None and config.base_model_name_or_path:
         recorded = Path(config.base_model_name_or_path)
         base = recorded if (recorded / "config.json").is_file() else None
-    total = None
-    if base is not None:
-        total = sum(p.numel() for p in bare_model(_base_config(base)).parameters())
-    return _describe(config, trainable, total)
+    if base is None:
+        return _describe(config, trainable, None)
+    whole = bare_model(_base_config(base))
+    total = sum(p.numel() for p in whole.parameters())
+    return _describe(config, trainable, total, language_parameters(whole))
 
 
 def trained_shapes(folder: Path, config: PeftConfig) -> dict[str, tuple[int, ...]]:
@@ -128,10 +133,14 @@ def describe_adapter(model: PeftModel, name: str) -> AdapterDescription:
     """Describe one adapter of a model, active or not."""
     # Counted by what is saved: an adapter that was loaded for inference is frozen, and counts the same.
     trainable = sum(map(prod, saved_shapes(model, name).values()))
-    return _describe(model.peft_config[name], trainable, base_parameters(model))
+    config = getattr(model.get_base_model(), "config", None)
+    language = language_parameters(bare_model(config)) if config is not None and sees(config) else None
+    return _describe(model.peft_config[name], trainable, base_parameters(model), language)
 
 
-def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDescription:
+def _describe(
+    config: PeftConfig, trainable: int, base: int | None, language: int | None = None
+) -> AdapterDescription:
     # The value as saved is a plain string, whereas str() of an enum member is not.
     fields = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
     method = method_of(config)
@@ -152,6 +161,7 @@ def _describe(config: PeftConfig, trainable: int, base: int | None) -> AdapterDe
             for key, value in sorted(fields.items())
             if key not in _DECIDES_NOTHING and not key.startswith("_")
         },
+        percent_of_language_model=None if language is None else 100 * trainable / language,
     )
 
 

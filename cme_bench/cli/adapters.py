@@ -64,6 +64,7 @@ def describe(
         if about.percent_of_base is None
         else f"{about.percent_of_base:.3f} %"
     )
+    language = about.percent_of_language_model
     rows = {
         "method": about.method,
         "rank": f"{about.rank} per expert" if about.experts else about.rank,
@@ -71,6 +72,7 @@ def describe(
         "targets": ", ".join(about.targets),
         "trainable": f"{about.trainable_parameters:,}",
         "of base": share,
+        **({} if language is None else {"of language model": f"{language:.3f} %"}),
         **about.settings,
     }
     for key, value in rows.items():

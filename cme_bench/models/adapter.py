@@ -132,6 +132,9 @@ def resolve_adapter(
         revision=place.revision or UNSET,
         hub=place.hub or UNSET,
         task=UNSET if place.task is None else place.task,
+        percent_language=UNSET
+        if found.percent_of_language_model is None
+        else found.percent_of_language_model,
     )
     return AdapterCheckpoint(
         name=place.label,

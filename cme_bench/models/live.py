@@ -192,6 +192,7 @@ class LiveModel(LoadedModel):
             tokens_trained=training.get("tokens_trained"),
             code=code or UNSET,
             task=UNSET if task is None else task,
+            percent_language=sum(part.percent_of_language_model or 0.0 for part in parts) or UNSET,
         )
 
 

@@ -39,7 +39,8 @@ class CodeRecord(Struct, frozen=True, kw_only=True):
 class AdapterRecord(Struct, frozen=True, kw_only=True):
     """The adapter of a run.
 
-    ``percent``: its parameters, in percent of the base's; ``settings``: the fields of its config that decide
+    ``percent``: its parameters, in percent of the base's, ``percent_language``: of the language model's in a
+    base that takes images; ``settings``: the fields of its config that decide
     what it computes, ``config``: all of them; ``training``: the arguments of its training but for the seed,
     None where they are not recorded; ``code``: that of a method from a
     plugin; ``revision`` and ``hub``: its commit on the hub, and the hub name that it was asked for by;
@@ -64,3 +65,4 @@ class AdapterRecord(Struct, frozen=True, kw_only=True):
     revision: str | UnsetType = UNSET
     hub: str | UnsetType = UNSET
     task: int | UnsetType = UNSET
+    percent_language: float | UnsetType = UNSET

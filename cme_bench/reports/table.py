@@ -142,6 +142,7 @@ def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator
         rank=adapter.rank,
         seconds=adapter.training_seconds,
         percent=adapter.percent,
+        language=adapter.percent_language or None,
     )
     factor = run.measure(form).scale.factor
     for column in columns[len(FIXED) :]:
@@ -150,12 +151,18 @@ def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator
 
 
 def _method_cells(
-    *, experts: int | None, rank: int | None, seconds: float | None, percent: float | None
+    *,
+    experts: int | None,
+    rank: int | None,
+    seconds: float | None,
+    percent: float | None,
+    language: float | None = None,
 ) -> Iterator[Cell]:
     yield Cell("yes" if (experts or 1) > 1 else "no")
     yield Cell(str(rank)) if rank else Cell()
     yield Cell(duration(seconds)) if seconds else Cell()
-    yield Cell(f"{percent:.2f}" if percent else "0")
+    inside = f" ({language:.2f} of the language model)" if language else ""
+    yield Cell(f"{percent:.2f}{inside}" if percent else "0")
 
 
 def duration(seconds: float) -> str:

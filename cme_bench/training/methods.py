@@ -15,6 +15,7 @@ from cme_bench.adapters.field_types import misfit
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import Method, TrainingSettings
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
+from cme_bench.adapters.shared.towers import language_type, outside_language
 from cme_bench.training.options import DEFAULT_EXPERTS, TrainOptions
 from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
@@ -79,9 +80,13 @@ def _from_options(
     }
     if _field_of("targets", method) is not None:
         values["targets"] = _targets(options.targets, base)
+    fields = {}
+    if "exclude_modules" in method.fields and (towers := outside_language(bare_model(base))):
+        fields["exclude_modules"] = towers
     if options.scaling is not None:
         values["scaling"] = _number_or_text(options.scaling)
-    return {field: value for name, value in values.items() if (field := _field_of(name, method)) is not None}
+    named = ((_field_of(name, method), value) for name, value in values.items())
+    return fields | {field: value for field, value in named if field is not None}
 
 
 def check_switches(options: TrainOptions) -> None:
@@ -142,13 +147,14 @@ def _targets(targets: str, base: PretrainedConfig) -> list[str] | str:
     if targets == "all-linear":
         return targets
     if targets in ("ffn", "attention", "ffn+attention"):
-        known = default_targets(base.model_type, attention=targets != "ffn")
+        architecture = language_type(base)
+        known = default_targets(architecture, attention=targets != "ffn")
         if known is None:
             names = ", ".join(candidates(bare_model(base)))
             raise UsageError(
-                f"--targets {targets}: unknown for architecture {base.model_type!r}; name layers of: {names}"
+                f"--targets {targets}: unknown for architecture {architecture!r}; name layers of: {names}"
             )
-        return list(ATTENTION[base.model_type] if targets == "attention" else known)
+        return list(ATTENTION[architecture] if targets == "attention" else known)
     names_given = [name.strip() for name in targets.split(",") if name.strip()]
     if not names_given:
         raise UsageError("--targets names no layer")

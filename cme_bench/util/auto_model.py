@@ -25,7 +25,7 @@ def sees(config: Any) -> bool:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     )
 
-    kind = str(config.model_type)
+    kind = str(getattr(config, "model_type", None))
     seeing = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
     if seeing is None or getattr(config, "vision_config", None) is None:
         return False

@@ -23,6 +23,8 @@ from cme_bench.adapters.shared.config import is_int
 from cme_bench.adapters.shared.layer import AdapterLinear, Shapes, why_no_merge
 from cme_bench.adapters.shared.lowrank import project
 from cme_bench.adapters.shared.model import AdapterModel
+from cme_bench.adapters.shared.towers import language_type
+from cme_bench.util.auto_model import sees
 from cme_bench.util.errors import did_you_mean
 
 
@@ -125,7 +127,8 @@ class MixLoraModel(AdapterModel):
         """Fill in the default targets. Raises AdapterError for an architecture whose feed-forward block is
         not known, or if no linear of one is targeted."""
         config = super()._prepare_adapter_config(peft_config, model_config)
-        architecture = model_config.get("model_type")
+        own = getattr(self.model, "config", None)
+        architecture = language_type(own) if sees(own) else model_config.get("model_type")
         if architecture not in ARCHITECTURES:
             raise AdapterError(
                 f"mixlora does not know the feed-forward block of the architecture {architecture!r} "

@@ -17,6 +17,8 @@ from cme_bench.adapters.shared.config import AdapterConfig
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
 from cme_bench.adapters.shared.linears import is_linear
 from cme_bench.adapters.shared.targets import candidates, default_targets
+from cme_bench.adapters.shared.towers import language_type, outside_language
+from cme_bench.util.auto_model import sees
 
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules of torch whose fast paths read the weights of their linear layers."""
@@ -38,7 +40,8 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
         """Fill in the default targets. Raises AdapterError, listing the candidates, if nothing matches."""
         linears = ", ".join(candidates(self.model)) or "none"
         if peft_config.target_modules is None:
-            architecture = model_config.get("model_type")
+            own = getattr(self.model, "config", None)
+            architecture = language_type(own) if sees(own) else model_config.get("model_type")
             targets = default_targets(architecture, peft_config.target_attention)
             if targets is None:
                 raise AdapterError(
@@ -46,6 +49,8 @@ class AdapterModel(BaseTuner):  # type: ignore[misc]  # peft carries no types
                     f"linear layers of this model: {linears}"
                 )
             peft_config.target_modules = set(targets)
+            if peft_config.exclude_modules is None:  # towers have layers of the same names
+                peft_config.exclude_modules = outside_language(self.model)
         named = peft_config.target_modules
         bare = copy.copy(peft_config)  # what is excluded afterwards is for PEFT to explain
         bare.exclude_modules = bare.modules_to_save = bare.layers_to_transform = None
