@@ -10,7 +10,6 @@ from torch import nn
 
 from cme_bench.util.auto_model import sees
 
-
 _ALIKE = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 """Language models that have the layers of another type, by name."""
 
