@@ -84,13 +84,14 @@ class Layout:
 
     ``multiple``: rows are as wide as the longest, rounded up to a multiple of it. ``per_row``: about so many
     examples a row (:mod:`~cme_bench.training.packing`). ``width``: rows of exactly so many tokens
-    (:mod:`~cme_bench.training.packs`).
+    (:mod:`~cme_bench.training.packs`). ``longest``: most tokens of an example in them; None for the width.
     """
 
     pad_token: int
     multiple: int = 1
     per_row: int | None = None
     width: int | None = None
+    longest: int | None = None
 
     def places(self, lengths: Sequence[int]) -> int:
         """Return the places of a batch of examples of these lengths, padding included."""
@@ -102,8 +103,11 @@ class Layout:
         return len(lengths) * max(lengths)
 
     def packs(self, examples: Sequence[dict[str, Any]]) -> list[list[int]]:
-        """Return the examples of each pack, as indices."""
-        return fill([len(example["ids"]) for example in examples], self.width or 0)
+        """Return the examples of each pack, as indices. ValueError for one that is longer than it may be."""
+        lengths = [len(example["ids"]) for example in examples]
+        if self.longest is not None and max(lengths) > self.longest:
+            raise ValueError(f"an example of {max(lengths)} tokens, where {self.longest} are the most")
+        return fill(lengths, self.width or 0)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return a batch, as :func:`collate` does, or as :meth:`packed` where there is a width."""
@@ -119,7 +123,7 @@ class Layout:
         """
         batch = _laid(examples, packs, self.pad_token, self.width or 0)
         places, targets = static_places(batch["labels"], IGNORED)
-        starts = boundaries(batch["position_ids"], batch["attention_mask"], len(examples) + len(packs))
+        starts = boundaries(batch["attention_mask"], batch["position_ids"], len(examples), self.longest)
         return batch | {"places": places, "targets": targets, "starts": starts}
 
 

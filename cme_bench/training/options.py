@@ -43,7 +43,7 @@ USUAL: Mapping[str, tuple[Any, ...]] = {
     "save_dtype": ("float32",),
     "quantize": (None,),
     "pack_tokens": (None,),
-    "liger": (False,),
+    "liger": (None, False),
     "spare": (None,),
     "batches": ("auto", "similar"),
 }
@@ -225,11 +225,13 @@ class TrainOptions:
         ),
     ] = None
     liger: Annotated[
-        bool,
+        bool | None,
         Option(
-            "Norms, gates and positions by Liger's kernels (package liger-kernel), on a GPU.", panel=RUNNING
+            "Gated activations and positions by Liger's kernels (package liger-kernel), on a GPU; default: "
+            "in bfloat16, where they are installed and know the model.",
+            panel=RUNNING,
         ),
-    ] = False
+    ] = None
     seed: Annotated[int, Option("Decides everything random.", panel=LEARNING)] = 0
     save_every: Annotated[int, Option("Steps between checkpoints.", panel=RUNNING)] = 500
     log_every: Annotated[int, Option("Steps between writes to loss.csv.", panel=RUNNING)] = 10

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cme_bench.training.varlen import VARLEN, available
+from cme_bench.training.varlen import VARLEN, available, bound_examples
 from cme_bench.util.errors import UsageError
 
 _PIECE = 8
@@ -50,6 +50,7 @@ def prefer_varlen(model: PreTrainedModel, dtype: torch.dtype, note: Callable[[st
     if model.device.type == "cuda" and not available(model.device, dtype):
         return
     before = model.config._attn_implementation
+    bound_examples(model, None)
     try:
         model.set_attn_implementation(VARLEN)
         check_packing(model)

@@ -77,16 +77,18 @@ def static_places(labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     return places, targets
 
 
-def boundaries(position_ids: Tensor, mask: Tensor, most: int) -> Tensor:
+def boundaries(mask: Tensor, position_ids: Tensor, examples: int, longest: int | None = None) -> Tensor:
     """Return where each example of the flattened packs begins, and the end of all: int32 [most + 1].
 
-    The padding of a pack counts as one example, none is longer than a pack; behind the last one the end is
-    repeated.
+    The padding of a pack counts as examples of ``longest`` tokens (by default, one); behind the last one the
+    end is repeated. ``most`` hangs on the number of ``examples``, the packs' shape and ``longest`` alone.
     """
-    begins = (position_ids == 0) & mask.bool()
-    begins[:, 0] = True
-    begins[:, 1:] |= (mask[:, 1:] == 0) & (mask[:, :-1] == 1)
-    found = torch.full((most + 1,), position_ids.numel(), dtype=torch.int32)
+    rows, width = mask.shape
+    longest = longest or width
+    behind = torch.arange(width) - mask.sum(1, keepdim=True)  # place in the padding, which ends a row
+    begins = torch.where(mask.bool(), position_ids == 0, behind % longest == 0)
+    most = examples + rows * -(-width // longest)
+    found = torch.full((most + 1,), mask.numel(), dtype=torch.int32)
     starts = begins.flatten().nonzero().squeeze(-1).to(torch.int32)
     found[: len(starts)] = starts
     return found

@@ -22,6 +22,7 @@ from cme_bench.training.packing import check_packing, prefer_varlen
 from cme_bench.training.packs import choose_width
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.reporting import TrainingReport
+from cme_bench.training.varlen import bound_examples
 from cme_bench.util.errors import UsageError
 
 
@@ -71,7 +72,9 @@ class Session:
             return Layout(*fill)
         if default:
             width = choose_width(plan.examples.lengths, plan.batches)
-        return Layout(*fill, per_row=options.pack, width=width)
+        longest = None if width is None else int(plan.examples.lengths.max())
+        bound_examples(base, longest)
+        return Layout(*fill, per_row=options.pack, width=width, longest=longest)
 
     def _most_tokens(self) -> int:
         """Return the places of the largest batch."""

@@ -43,11 +43,10 @@ from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.choose import batch_order, manner, needs_trainer
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.fresh import put_fresh
-from cme_bench.training.liger import check_liger, use_liger
+from cme_bench.training.liger import check_liger, fuse_base, models_restored
 from cme_bench.training.loop import mixed_numbers
 from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
-from cme_bench.training.norms import fuse_norms
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.plan import (
     ItemSet,
@@ -90,13 +89,14 @@ def train(
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
     listener = listener or Listener()
-    prepared = prepare(options, listener, sets=sets, early=True)
-    if prepared.finished:
-        listener.note(f"{options.out}: already trained")
-        return options.out
-    device = choose_device() if needs_trainer(options) is None else torch.device("cpu")
-    with only_writer(options.out), replaying(device):
-        _run(prepared, listener)
+    with models_restored():
+        prepared = prepare(options, listener, sets=sets, early=True)
+        if prepared.finished:
+            listener.note(f"{options.out}: already trained")
+            return options.out
+        device = choose_device() if needs_trainer(options) is None else torch.device("cpu")
+        with only_writer(options.out), replaying(device):
+            _run(prepared, listener)
     return options.out
 
 
@@ -264,10 +264,7 @@ def frozen_base(
     check_on_devices(model)
     if options.quantize is not None or quantisation(load_config(base)) is not None:
         prepare_quantised(model)
-    if options.liger:
-        use_liger(model)
-    elif dtype == torch.bfloat16 and device.type == "cuda":
-        fuse_norms(model)
+    fuse_base(model, dtype, device, liger=options.liger)
     return model
 
 

@@ -13,10 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 VARLEN = "cme_bench_varlen"
 """The name under which transformers knows it."""
+_LONGEST = "_longest_example"
+"""Where a model's config says how long the examples of its packs are at most."""
+
+
+def bound_examples(model: PreTrainedModel, longest: int | None) -> None:
+    """Tell a model's attention how many tokens an example has at most, so that it looks no further.
+
+    None: as many as a row.
+    """
+    setattr(model.config, _LONGEST, longest)
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -60,15 +70,14 @@ def attention(
     if more.get("softcap") is not None:
         raise ValueError("variable-length attention caps no scores")
     rows, heads, length, width = query.shape
-    groups = heads // key.shape[1]
-    flat = [
-        part.transpose(1, 2).reshape(rows * length, part.shape[1], part.shape[3])
-        for part in (query, *(each.repeat_interleave(groups, dim=1) for each in (key, value)))
-    ]
+    flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+    longest = length
     if starts is None:
         starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
+    else:
+        longest = getattr(getattr(module, "config", None), _LONGEST, None) or length
     run = _on_gpu if query.is_cuda else _one_by_one
-    out = run(flat, starts, length, scaling, sliding_window)
+    out = run(flat, starts, longest, scaling, sliding_window)
     return out.view(rows, length, heads, width), None
 
 
@@ -89,6 +98,10 @@ def _on_gpu(
     causal: dict[str, Any] = {"window_size": (back, 0)} if "window_size" in known else {"is_causal": True}
     if "scale" in known:
         causal["scale"] = scaling
+    if "enable_gqa" in known:
+        causal["enable_gqa"] = True
+    else:
+        flat = _repeated(flat)
     out: Tensor = run(*flat, starts, starts, longest, longest, **causal)
     return out
 
@@ -98,7 +111,7 @@ def _one_by_one(
 ) -> Tensor:
     """Return what :func:`_on_gpu` does, from a product for each example."""
     edges = starts.tolist()
-    parts = []
+    parts, flat = [], _repeated(flat)
     for start, stop in pairwise(edges):
         if start == stop:
             continue
@@ -110,6 +123,12 @@ def _one_by_one(
         out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
+
+
+def _repeated(flat: list[Tensor]) -> list[Tensor]:
+    """Return queries, keys and values, [tokens, heads, width], with as many heads of each."""
+    query, *others = flat
+    return [query, *(part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in others)]
 
 
 AttentionInterface.register(VARLEN, attention)

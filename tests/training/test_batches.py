@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from cme_bench.training.batches import IGNORED, Layout, collate, plan_batches, share
 from cme_bench.training.sweep.join import join_packs
@@ -80,6 +81,17 @@ def test_packs_that_nobody_needs_are_padding_that_sees_itself_alone() -> None:
     batch = Layout(0, width=4).packed(examples, [[0], [1], []])
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
     assert batch["starts"].tolist() == [0, 3, 4, 6, 8, 12]
+
+
+def test_padding_is_cut_where_examples_have_a_bound() -> None:
+    examples = [{"ids": np.arange(1, n + 1), "source_length": 1} for n in (3, 2)]
+    layout = Layout(0, width=8, longest=3)
+    batch = layout.packed(examples, [[0, 1], []])
+    starts = batch["starts"].tolist()
+    assert starts == [0, 3, 5, 8, 11, 14, 16, 16, 16] and batch["position_ids"][0, 3] == 0
+    assert len(starts) == len(layout.packed(examples, [[0], [1]])["starts"]), "shapes repeat"
+    with pytest.raises(ValueError, match="4 tokens"):
+        layout.packs([{"ids": np.arange(4)}])
 
 
 def test_the_batches_of_members_are_joined_as_if_each_were_alone() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cme_bench.adapters.routing.gate import GateSettings, gate, gate_backward
-from cme_bench.adapters.routing.narrow import added, input_backward, narrow, summed, weights_backward
+from cme_bench.adapters.routing.narrow import Drop, added, input_backward, narrow, summed, weights_backward
 from cme_bench.adapters.routing.router import Routing
 from cme_bench.adapters.shared.lowrank import autocast_off
 from cme_bench.adapters.shared.recompute import kept_factors
@@ -32,20 +32,23 @@ def fused_linear(
     settings: GateSettings,
     *,
     base: tuple[Tensor, Tensor | None] | None = None,
-    dropped: Tensor | None = None,
+    drop: Drop | None = None,
+    seen: Tensor | None = None,
 ) -> tuple[Tensor, Routing]:
     """Return ``x W0 + b + scale * sum_i omega_i drop(x) A_i B_i``, (..., d_out), and the routing of x.
 
     Args:
         x: (..., d_in).
         adapter: Its weights.
-        settings: Those of the gate; its scale includes dropout's.
+        settings: Those of the gate.
         base: Frozen W0 stored as (d_out, d_in), and b, in the settings' dtype; None leaves both out.
-        dropped: True where dropout keeps x from A, (..., d_in); None for nowhere.
+        drop: What dropout multiplies x by before A, (..., d_in); None for nothing.
+        seen: x after that, where it was computed already.
     """
     made_of = kept_factors(x) or (None, None)
-    flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, dropped, *made_of)]
-    y, phi, omega, *_ = _FusedLinear.apply(*flat, *(base or (None, None)), *adapter, *settings)  # type: ignore[no-untyped-call]
+    factor, times = drop or (None, 1.0)
+    flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (x, seen, factor, *made_of)]
+    y, phi, omega, *_ = _FusedLinear.apply(*flat, *(base or (None, None)), *adapter, times, *settings)  # type: ignore[no-untyped-call]
     y, phi, omega = (part.reshape(*x.shape[:-1], part.shape[-1]) for part in (y, phi, omega))
     return y, Routing(phi, omega)
 
@@ -59,7 +62,8 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 - autograd passes them by position
         x: Tensor,
-        dropped: Tensor | None,
+        seen: Tensor | None,
+        factor: Tensor | None,
         left: Tensor | None,
         right: Tensor | None,
         weight: Tensor | None,
@@ -68,11 +72,14 @@ class _FusedLinear(torch.autograd.Function):
         up: Tensor,
         router: Tensor,
         interaction: Tensor | None,
+        times: float,
         *settings: Any,
     ) -> tuple[Tensor | None, ...]:
         own = GateSettings(*settings)
         with autocast_off(x):
-            found = narrow(x, dropped, down, router, own.dtype)
+            if seen is None and factor is not None:
+                seen = Drop(factor, times).of(x)
+            found = narrow(x, seen, down, router, own.dtype)
             gated, z, phi, omega = gate(found, interaction, router.shape[-2], own)
             columns = up.to(own.dtype)
             y = added(_base(x, weight, bias), gated, columns.mT)
@@ -82,7 +89,7 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, dropped, left, right, weight, _, down, up, router, interaction, *settings = inputs
+        x, _, factor, left, right, weight, _, down, up, router, interaction, times, *settings = inputs
         _, phi, _, z, rows, columns, router_rows = output
         ctx.mark_non_differentiable(*(t for t in output[3:] if t is not None))
         if not torch.compiler.is_compiling():
@@ -91,17 +98,16 @@ class _FusedLinear(torch.autograd.Function):
         ctx.stacked = rows.shape[-2] != down.shape[-2]
         if router_rows is None and not ctx.stacked:
             router_rows = router
-        ctx.settings, ctx.sizes = GateSettings(*settings), (down.shape[-2], router.shape[-2])
+        ctx.settings, ctx.times = GateSettings(*settings), times
+        ctx.sizes = (down.shape[-2], router.shape[-2])
         ctx.dtypes = x.dtype, down.dtype, up.dtype, router.dtype
         x = x if left is None else None
-        ctx.save_for_backward(
-            x, dropped, left, right, weight, rows, columns, router_rows, interaction, z, phi
-        )
+        ctx.save_for_backward(x, factor, left, right, weight, rows, columns, router_rows, interaction, z, phi)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, dropped, left, right, weight, rows, columns, router_rows, interaction, z, phi = ctx.saved_tensors
+        x, factor, left, right, weight, rows, columns, router_rows, interaction, z, phi = ctx.saved_tensors
         x_dtype, down_dtype, up_dtype, router_dtype = ctx.dtypes
         with autocast_off(z):
             grad = z.new_zeros(*z.shape[:-1], columns.shape[-2]) if grad is None else grad.to(z.dtype)
@@ -110,16 +116,18 @@ class _FusedLinear(torch.autograd.Function):
             )
             to_up = summed(grad.mT, gated)
             x = left * right if x is None else x
-            to_down, to_router = weights_backward(grads, x, dropped, *ctx.sizes)
-            del x  # it may be the only one, and the gradient that follows is as large
+            drop = None if factor is None else Drop(factor, ctx.times)
+            seen = None if drop is None else drop.of(x)
+            to_down, to_router = weights_backward(grads, x, seen, *ctx.sizes)
+            del x, seen  # it may be the only one, and the gradient that follows is as large
             to_x = None
             if ctx.needs_input_grad[0]:
                 to_x = None if weight is None else grad @ weight
-                to_x = input_backward(grads, dropped, rows, router_rows, to_x, x_dtype)
+                to_x = input_backward(grads, drop, rows, router_rows, to_x, x_dtype)
         if to_interaction is not None:
             to_interaction = to_interaction.to(interaction.dtype)
         adapter = to_down.to(down_dtype), to_up.to(up_dtype), to_router.to(router_dtype), to_interaction
-        return to_x, None, None, None, None, None, *adapter, *(None for _ in ctx.settings)
+        return to_x, None, None, None, None, None, None, *adapter, None, *(None for _ in ctx.settings)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int | None, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.routing import bf16_products
 from cme_bench.adapters.routing.config import RoutedConfig
-from cme_bench.adapters.routing.fused_linear import fused_linear
+from cme_bench.adapters.routing.fused_linear import Weights, fused_linear
 from cme_bench.adapters.routing.gate import GateSettings
+from cme_bench.adapters.routing.narrow import Drop
 from cme_bench.adapters.routing.router import Routing, router_logits, weigh
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
 from cme_bench.adapters.shared.linears import frozen_plain
@@ -127,22 +128,41 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
         return self.held("down", adapter_name).dtype
 
     def _fused(self, x: Tensor, adapter_name: str, base: tuple[Tensor, Tensor | None] | None) -> Tensor:
-        config = self.settings[adapter_name]
         down, up, router = (self.held(part, adapter_name) for part in ("down", "up", "router"))
         probability = self.input_dropout(adapter_name) if self.training else 0.0
-        dropped = None
+        drop, seen = None, None
         if probability:
-            dropped = nn.functional.dropout(torch.ones_like(fitted(x.detach(), down)), probability) == 0
-        settings = GateSettings(
-            config.r,
-            config.scale / (1.0 - probability),
-            self.normalizes(adapter_name),
-            self._product_dtype(x, adapter_name),
-        )
+            whole = fitted(x.detach(), down)
+            if x.is_cuda:
+                seen, kept = torch.native_dropout(whole, probability, True)
+            else:
+                kept = nn.functional.dropout(torch.ones_like(whole), probability) != 0
+            drop = Drop(kept, 1.0 / (1.0 - probability))
+        settings = self._gate_settings(adapter_name, self._product_dtype(x, adapter_name))
         adapter = (down, up, router, self.interaction(adapter_name))
-        y, routing = fused_linear(x, adapter, settings, base=base, dropped=dropped)
+        y, routing = fused_linear(x, adapter, settings, base=base, drop=drop, seen=seen)
         self.tell(adapter_name, routing)
         return y
+
+    def stacked(
+        self, parameters: Mapping[str, Tensor], adapter_name: str, dtype: torch.dtype
+    ) -> tuple[Weights, GateSettings] | None:
+        """Return what ``fused_linear`` takes, for products in ``dtype``, of parameters of several adapters.
+
+        ``parameters``: by names in the layer, [adapters, ...]. None where it does not compute the layer.
+        """
+        mixed = self.interaction(adapter_name)
+        if not self._as_written or self.latent_dropout(adapter_name) or not self.cast_input_dtype_enabled:
+            return None
+        if mixed is not None and mixed is not self.held("interaction", adapter_name):
+            return None
+        parts = ("down", "up", "router", *(() if mixed is None else ("interaction",)))
+        down, up, router, *rest = (parameters[f"{self.method}_{part}.{adapter_name}"] for part in parts)
+        return (down, up, router, rest[0] if rest else None), self._gate_settings(adapter_name, dtype)
+
+    def _gate_settings(self, adapter_name: str, dtype: torch.dtype) -> GateSettings:
+        config = self.settings[adapter_name]
+        return GateSettings(config.r, config.scale, self.normalizes(adapter_name), dtype)
 
     def latent_dropout(self, adapter_name: str) -> float:
         """Return the probability of dropping an element of the gated latent; 0 where dropout falls on the

@@ -37,20 +37,32 @@ class NarrowGrads(NamedTuple):
     logits: Tensor | None
 
 
-def narrow(x: Tensor, dropped: Tensor | None, down: Tensor, router: Tensor, dtype: torch.dtype) -> Narrow:
+class Drop(NamedTuple):
+    """Dropout of what A sees of x: ``factor`` times ``scale``, the factor in the shape of x."""
+
+    factor: Tensor
+    scale: float = 1.0
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return ``x`` with its elements dropped, in its dtype."""
+        kept = (x * self.factor).to(x.dtype)
+        return kept if self.scale == 1.0 else kept * self.scale
+
+
+def narrow(x: Tensor, seen: Tensor | None, down: Tensor, router: Tensor, dtype: torch.dtype) -> Narrow:
     """Multiply x, (tokens, d_in), with A and S, stored as (w, d_in) and (k, d_in).
 
-    ``dropped``: (tokens, d_in), true where x is kept from A; None for nowhere. ``dtype``: of the product with
-    A; no bit of S is lost.
+    ``seen``: what A sees of x, after dropout; None for all. ``dtype``: of the product with A; no bit of S is
+    lost.
     """
     width, parts = down.shape[-2], PIECES * router.shape[-2]
     exact = bf16_products.suits(x) and router.dtype in {torch.float32, torch.bfloat16}
-    if exact and dropped is None and dtype == torch.bfloat16:
+    if exact and seen is None and dtype == torch.bfloat16:
         rows = stack(down, router, dim=-2)
         out = product(x, rows.mT)
         return Narrow(out[..., :width], out[..., width : width + parts], rows, None)
     rows = down.to(dtype)
-    z = _left(x.to(dtype), dropped) @ rows.mT
+    z = (x if seen is None else seen).to(dtype) @ rows.mT
     if exact:
         router_rows = stack(router[..., :0, :], router, dim=-2)
         return Narrow(z, product(x, router_rows.mT)[..., :parts], rows, router_rows)
@@ -59,12 +71,12 @@ def narrow(x: Tensor, dropped: Tensor | None, down: Tensor, router: Tensor, dtyp
 
 
 def weights_backward(
-    grads: NarrowGrads, x: Tensor, dropped: Tensor | None, width: int, k: int
+    grads: NarrowGrads, x: Tensor, seen: Tensor | None, width: int, k: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of A and S, (w, d_in) and (k, d_in), as wide as they were summed."""
     if grads.logits is None:
         return unstack(product(grads.z.mT, x), width, k, dim=-2)
-    to_down = summed(grads.z.mT, _left(x.to(grads.z.dtype), dropped))
+    to_down = summed(grads.z.mT, (x if seen is None else seen).to(grads.z.dtype))
     if grads.logits.dtype == torch.bfloat16:
         return to_down, unstack(product(grads.logits.mT, x), 0, k, dim=-2)[1]
     return to_down, grads.logits.mT @ x.to(grads.logits.dtype)
@@ -72,18 +84,18 @@ def weights_backward(
 
 def input_backward(  # noqa: PLR0917
     grads: NarrowGrads,
-    dropped: Tensor | None,
+    drop: Drop | None,
     rows: Tensor,
     router_rows: Tensor | None,
     total: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     """Return the gradient of x in ``dtype``, (tokens, d_in); ``total`` is added to it, and written over."""
-    if dropped is None:
+    if drop is None:
         total = added(total, grads.z, rows)
     else:
-        through = (grads.z @ rows).masked_fill_(dropped, 0.0)
-        total = through if total is None else total.add_(through)
+        through = grads.z @ rows
+        total = drop.of(through) if total is None else total.addcmul_(through, drop.factor, value=drop.scale)
     if grads.logits is None or router_rows is None:
         return total.to(dtype)
     if grads.logits.dtype == total.dtype:
@@ -101,7 +113,3 @@ def added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 def summed(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a b``; that of bfloat16 matrices on a GPU in float32, in which it is summed."""
     return product(a, b) if a.is_cuda and a.dtype == torch.bfloat16 else a @ b
-
-
-def _left(x: Tensor, dropped: Tensor | None) -> Tensor:
-    return x if dropped is None else x.masked_fill(dropped, 0.0)

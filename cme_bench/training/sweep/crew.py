@@ -22,6 +22,7 @@ from cme_bench.training.sweep.join import Joined
 from cme_bench.training.sweep.making import Made, Making, layouts
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
+from cme_bench.training.varlen import bound_examples
 
 _APART = 1_000_003
 """Between the seeds of trainings that go on at neighbouring steps; a prime above all usual seeds."""
@@ -55,6 +56,7 @@ class Crew:
                 leave_casts(slot.layers.values(), base.device)
         self._generators = [_generator(member.options.seed, base.device) for member in members]
         laid = layouts(members, base.device, packed=packed)
+        bound_examples(base, laid[0].longest)
         keys = [(i if m.options.pack else None, m.options.batch_size) for i, m in enumerate(members)]
         self._together = Together(base, self.slots, self._generators, keys)
         for number, member in enumerate(members):

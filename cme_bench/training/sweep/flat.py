@@ -50,6 +50,12 @@ class FlatParameters:
         """Return a parameter of all adapters, [adapters, ...], through which gradients reach ``grads``."""
         return self.stacked[name] if self.stacked else self._owners[0][name][None]
 
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return the leaves of the parameters whose names begin so, by the rest of their names."""
+        return {
+            name.removeprefix(prefix): self.leaf(name) for name in self._places if name.startswith(prefix)
+        }
+
     def by_name(self, row: Tensor) -> dict[str, Tensor]:
         """Return an adapter's row of an array like ``values``, as views by parameter."""
         return {name: row[here].view(shape) for name, (here, shape) in self._places.items()}

@@ -1,7 +1,6 @@
-"""Stacked adapters whose update is a product of two matrices: computed in three products, without vmap.
+"""Layers whose update is a product of two matrices, and which they are.
 
-Equal to their own layers up to rounding: the scaling is multiplied into the second matrix, which is far
-smaller than what it makes, and the update is added to the base's output in the product that makes it.
+The scaling is multiplied into the second matrix, which is far smaller than what it makes.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from peft.tuners.adalora import SVDLinear
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor
@@ -40,19 +38,6 @@ def low_rank(layer: Any) -> Factors | None:
         return lambda parameters: ours(parameters, name)
     find = _KNOWN.get(type(layer))
     return None if find is None else find(layer)
-
-
-def updated(output: Tensor, dropped: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Return ``output + dropped down^T up^T`` of each adapter.
-
-    Args:
-        output: Of the base layer, [adapters, rows, length, d_out].
-        dropped: Its input after dropout, [adapters, rows, length, d_in].
-        down: [adapters, r, d_in].
-        up: [adapters, d_out, r], scaling included.
-    """
-    z = torch.bmm(dropped.flatten(1, 2), down.mT)
-    return torch.baddbmm(output.flatten(1, 2), z, up.mT).view_as(output)
 
 
 def _lora(layer: LoraLinear) -> Factors | None:

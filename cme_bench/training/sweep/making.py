@@ -23,8 +23,11 @@ def layouts(members: Sequence[Prepared], device: torch.device, *, packed: bool) 
     width = members[0].options.pack_tokens or None
     if packed and all(packs_are_free(m.options) for m in members):
         width = max(choose_width(m.plan.examples.lengths, m.plan.batches) for m in members)
+    longest = None if width is None else max(int(m.plan.examples.lengths.max()) for m in members)
     multiple = width_multiple(device.type)
-    return [Layout(m.pad_token, multiple, per_row=m.options.pack, width=width) for m in members]
+    return [
+        Layout(m.pad_token, multiple, per_row=m.options.pack, width=width, longest=longest) for m in members
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.adapters.routing.hooks import Heard
 from cme_bench.adapters.routing.router import Routing
 from cme_bench.adapters.shared.layer import AdapterLinear
-from cme_bench.training.sweep.low_rank import low_rank, updated
+from cme_bench.adapters.shared.linears import frozen_plain
+from cme_bench.training.sweep.call import Drops, call
+from cme_bench.training.sweep.joint import Joint, add_joints, product_dtype
 from cme_bench.training.sweep.noise import OwnDropout, drawn
-from cme_bench.training.sweep.slots import GivenOutput
-
-
-@dataclass(slots=True)
-class Turn:
-    """The rows of one forward pass: slot i has ``sizes[i]`` of them, of ``widths[i]`` tokens at most.
-
-    ``generators``: of each slot's random numbers. ``tapes``: of each slot's balance loss, None without one.
-    ``mask``: [all rows, length], true for tokens.
-    """
-
-    generators: list[torch.Generator]
-    tapes: list[BalanceTape | None]
-    sizes: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    mask: Tensor = field(default_factory=lambda: torch.ones(0))
-
-    def begin(self, sizes: Sequence[int], widths: Sequence[int], mask: Tensor) -> None:
-        """Start a forward pass."""
-        self.sizes, self.widths, self.mask = list(sizes), list(widths), mask.bool()
-
-    def rows(self, slots: range) -> slice:
-        """Return the rows of neighbouring slots."""
-        start = sum(self.sizes[: slots.start])
-        return slice(start, start + sum(self.sizes[slots.start : slots.stop]))
+from cme_bench.training.sweep.turn import Turn
 
 
 class Alone:
@@ -62,8 +38,9 @@ class Alone:
             updated, heard = call(self._layer, {}, x[:, :width], own)
         if tape is not None:
             mask = turn.mask[turn.rows(self.slots), :width]
+            (config,) = getattr(self._layer, "settings", {None: None}).values()
             for routing in heard:
-                tape.hear(_heard(self._layer, routing, mask))
+                tape.hear(Heard("", "", config, routing, mask))
         return torch.cat([updated, output[:, width:]], dim=1) if width < output.shape[1] else updated
 
 
@@ -75,31 +52,15 @@ class Stacked:
 
     def __init__(self, slots: range, layer: Any, parameters: Mapping[str, Tensor], turn: Turn) -> None:
         self.slots = slots
-        self._factors = low_rank(layer)
-        self.writes = self._factors is None and _writes(layer)
+        self.writes = _writes(layer)
         self._layer, self._parameters, self._turn = layer, dict(parameters), turn
-        self._drops: list[tuple[float, Tensor]] | None = None
+        self._drops = Drops(layer, lambda: {name: each[0] for name, each in self._parameters.items()})
 
     def update(self, x: Tensor, output: Tensor) -> Tensor:
         """Return ``output`` of the base with the layers' updates, both for the adapters' own rows."""
-        count = len(self.slots)
+        count, turn = len(self.slots), self._turn
         xs, outputs = (part.reshape(count, -1, *part.shape[1:]) for part in (x, output))
         noises = [] if x.is_cuda else self._noises(xs[0], outputs[0])
-        if self._factors is not None:
-            dropped = self._dropped(xs, outputs, noises)
-            return updated(outputs, dropped, *self._factors(self._parameters)).flatten(0, 1)
-        return self._mapped(xs, outputs, noises)
-
-    def _dropped(self, xs: Tensor, outputs: Tensor, noises: Sequence[Tensor]) -> Tensor:
-        """Return the inputs of low-rank layers, which drop from nothing else."""
-        drops = self._found_drops(xs[0], outputs[0])
-        if not drops:
-            return xs
-        return nn.functional.dropout(xs, drops[0][0]) if xs.is_cuda else xs * noises[0]
-
-    def _mapped(self, xs: Tensor, outputs: Tensor, noises: list[Tensor]) -> Tensor:
-        """Call the layer on the rows of all its adapters at once."""
-        turn = self._turn
 
         def one(
             parameters: dict[str, Tensor], x: Tensor, output: Tensor, noises: list[Tensor]
@@ -109,53 +70,35 @@ class Stacked:
                 return call(self._layer, parameters, x, output)
 
         results, heard = vmap(one, randomness="different")(self._parameters, xs, outputs, noises)
-        masks = turn.mask[turn.rows(self.slots)].reshape(xs.shape[:3])
-        for number, slot in enumerate(self.slots):
-            tape = turn.tapes[slot]
-            if tape is not None:
-                for phi, omega in heard:
-                    tape.hear(_heard(self._layer, Routing(phi[number], omega[number]), masks[number]))
+        for routing in heard:
+            turn.tell(self.slots, self._layer, routing)
         whole: Tensor = results.flatten(0, 1)
         return whole
 
     def _noises(self, x: Tensor, output: Tensor) -> list[Tensor]:
         """Draw the factors of every dropout in the layer, [adapters, rows, length, ...] each."""
-        drops = self._found_drops(x, output)
-        widths = [self._turn.widths[s] for s in self.slots]
-        generators = [self._turn.generators[s] for s in self.slots]
+        turn = self._turn
+        widths = [turn.widths[slot] for slot in self.slots]
+        generators = [turn.generators[slot] for slot in self.slots]
         return [
-            drawn(like.expand(*x.shape[:-1], *like.shape[2:]), widths, p, generators) for p, like in drops
+            drawn(like.expand(*x.shape[:-1], *like.shape[2:]), widths, p, generators)
+            for p, like in self._drops.found(x, output)
         ]
-
-    def _found_drops(self, x: Tensor, output: Tensor) -> list[tuple[float, Tensor]]:
-        if self._drops is None:
-            self._drops = self._find_drops(x, output)
-        return self._drops
-
-    @torch.no_grad()
-    def _find_drops(self, x: Tensor, output: Tensor) -> list[tuple[float, Tensor]]:
-        """Call the layer once to see its dropouts: the probability of each, and what it drops from."""
-        found: list[tuple[float, Tensor]] = []
-
-        def draw(dropped: Tensor, p: float) -> Tensor:
-            found.append((p, dropped.new_empty((1, 1, *dropped.shape[2:]))))
-            return torch.ones((), dtype=dropped.dtype, device=dropped.device)
-
-        with OwnDropout(draw):
-            once = {name: stacked[0] for name, stacked in self._parameters.items()}
-            call(self._layer, once, x, output.clone())  # some layers add in place
-        return found
 
 
 class SharedLayer(nn.Module):
     """``layer(x)`` of the base, computed once; then each adapter's layer on the rows that are its own.
 
     ``parts``: in the order of their slots. Rows of a slot that is in none stay as the base has them.
+    ``joints``: by the number of their part, those whose update can be added to the base's product.
     """
 
-    def __init__(self, layer: nn.Module, parts: Sequence[Alone | Stacked], turn: Turn) -> None:
+    def __init__(
+        self, layer: nn.Module, parts: Sequence[Alone | Stacked], joints: Mapping[int, Joint], turn: Turn
+    ) -> None:
         super().__init__()
         self.layer, self._parts, self._turn = layer, tuple(parts), turn
+        self._joints = dict(joints)
 
     def __getattr__(self, name: str) -> Any:
         """Return what a model may ask of its own layer, as its weight."""
@@ -165,10 +108,19 @@ class SharedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [all rows, length, d_in] to [all rows, length, d_out]."""
-        output: Tensor = self.layer(x)
+        parts, linear = self._parts, self.layer
+        if not (self._joints and frozen_plain(linear) and x.dtype == linear.weight.dtype == product_dtype(x)):
+            return self._cut(x, linear(x), parts)
+        output = add_joints(x, linear, list(self._joints.values()))
+        return self._cut(x, output, [part for i, part in enumerate(parts) if i not in self._joints])
+
+    def _cut(self, x: Tensor, output: Tensor, parts: Sequence[Alone | Stacked]) -> Tensor:
+        """Return ``output`` with the updates of ``parts``, each of which gets rows of its own."""
+        if not parts:
+            return output
         taken: list[tuple[int, Alone | Stacked | None]] = []  # numbers of rows, and whose they are
         done = 0
-        for part in self._parts:
+        for part in parts:
             rows = self._turn.rows(part.slots)
             taken += [(rows.start - done, None), (rows.stop - rows.start, part)]
             done = rows.stop
@@ -184,30 +136,9 @@ class SharedLayer(nn.Module):
         return torch.cat(pieces)
 
 
-def call(
-    layer: Any, parameters: dict[str, Tensor], x: Tensor, output: Tensor
-) -> tuple[Tensor, list[Routing]]:
-    """Return what an adapter's layer makes of ``x``, and its routings.
-
-    ``parameters`` take the place of the layer's own; ``output`` is the base layer's for ``x``.
-    """
-    heard: list[Routing] = []
-    if isinstance(layer.base_layer, GivenOutput):
-        layer.base_layer.output = output
-    if hasattr(layer, "routing_listeners"):
-        layer.routing_listeners = (lambda _, routing: heard.append(routing),)
-    updated: Tensor = functional_call(layer, parameters, (x,)) if parameters else layer(x)
-    return updated, heard
-
-
 def _writes(layer: Any) -> bool:
     """Return whether a layer may add to the base layer's output in place (AdaLoRA's does)."""
     return not isinstance(layer, AdapterLinear | LoraLinear)
-
-
-def _heard(layer: Any, routing: Routing, mask: Tensor) -> Heard:
-    (config,) = layer.settings.values()
-    return Heard("", "", config, routing, mask)
 
 
 @contextmanager

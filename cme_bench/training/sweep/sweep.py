@@ -21,6 +21,7 @@ from cme_bench.models.load import choose_device, choose_dtype, load_config
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.choose import manner
+from cme_bench.training.liger import models_restored
 from cme_bench.training.memory import SHARE, free_bytes, gib
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing, prefer_varlen
@@ -67,6 +68,7 @@ def sweep(
         with ExitStack() as stack:
             for one in waiting:
                 stack.enter_context(only_writer(one.options.out))
+            stack.enter_context(models_restored())
             stack.enter_context(replaying(choose_device()))
             file = states or options[0].out.parent / STATES
             _Sweep(waiting, listener, file=file, together=len(options)).run()

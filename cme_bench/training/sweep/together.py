@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from cme_bench.training.loss import CHUNK_NUMBERS, output_head, placed_nlls, tar
 from cme_bench.training.sweep.adalora import RankBudget, is_adalora
 from cme_bench.training.sweep.flat import FlatParameters
 from cme_bench.training.sweep.join import Joined
-from cme_bench.training.sweep.shared import Alone, SharedLayer, Stacked, Turn
+from cme_bench.training.sweep.joint import Joint, joint
+from cme_bench.training.sweep.shared import Alone, SharedLayer, Stacked
 from cme_bench.training.sweep.slots import Slot
+from cme_bench.training.sweep.turn import Turn
 from cme_bench.training.varlen import VARLEN
 
 
@@ -71,22 +74,25 @@ class Together:
 
     def _mount(self) -> None:
         parts: dict[str, list[Alone | Stacked]] = {}
+        joints: dict[str, dict[int, Joint]] = {}
         for group in self.groups:
             slot = self._slots[group.slots.start]
             for name, layer in slot.layers.items():
-                part: Alone | Stacked
-                if len(group.slots) == 1:
-                    part = Alone(group.slots.start, layer, self.turn)
-                else:
-                    own = {
-                        key.removeprefix(f"{name}."): value
-                        for key, value in group.numbers.stacked.items()
-                        if key.startswith(f"{name}.")
-                    }
-                    part = Stacked(group.slots, layer, own, self.turn)
-                parts.setdefault(name, []).append(part)
+                own = partial(group.numbers.under, f"{name}.")
+                added = joint(group.slots, layer, own, self.turn)
+                if added is not None:
+                    joints.setdefault(name, {})[len(parts.get(name, ()))] = added
+                alone = len(group.slots) == 1
+                parts.setdefault(name, []).append(
+                    Alone(group.slots.start, layer, self.turn)
+                    if alone
+                    else Stacked(group.slots, layer, own(), self.turn)
+                )
         self._own: dict[str, Any] = {name: self._base.get_submodule(name) for name in parts}
-        self._shared = {name: SharedLayer(self._own[name], parts[name], self.turn) for name in parts}
+        self._shared = {
+            name: SharedLayer(self._own[name], own, joints.get(name, {}), self.turn)
+            for name, own in parts.items()
+        }
         self._put(self._shared)
 
     def _put(self, layers: Mapping[str, nn.Module]) -> None:
