@@ -71,6 +71,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=200, help="items of each choice task (default 200)")
     parser.add_argument("--limit-generated", type=int, help="of each generated task; default: half of it")
     parser.add_argument("--engines", default="hf,vllm")
+    parser.add_argument("--forms", default=",".join(FORMS), help="likelihood, generated, or both")
+    parser.add_argument("--models", default="base,teamlora", help="base, teamlora, or both")
     parser.add_argument("--parallel", type=int, help="runs side by side; default: 4 on a GPU, 1 elsewhere")
     parser.add_argument("--work", type=Path, help="folder of the runs, kept; default: a temporary one")
     parser.add_argument(
@@ -96,7 +98,8 @@ class Bench:
             "mini" if args.quick or not measurements.DATA.is_dir() else str(measurements.DATA)
         )
         self.adapter: str | None = args.adapter
-        self.models = ["base"] if args.quick and not args.adapter else ["base", "teamlora"]
+        self.models = ["base"] if args.quick and not args.adapter else args.models.split(",")
+        self.forms = args.forms.split(",")
         self.lock = threading.Lock()
         self.failed: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -104,7 +107,7 @@ class Bench:
     def lanes(self) -> list[list[Case]]:
         """What runs side by side: an engine in one type, one case after the other."""
         return [
-            [Case(model, engine, dtype, form) for form in FORMS for model in self.models]
+            [Case(model, engine, dtype, form) for form in self.forms for model in self.models]
             for dtype in DTYPES
             for engine in self.engines
         ]

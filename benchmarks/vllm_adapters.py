@@ -26,7 +26,7 @@ import torch
 from cme_bench.engines.vllm.settings import require_vllm
 from cme_bench.experiments.efficiency.hf_inference import hf_times
 from cme_bench.experiments.efficiency.methods import all_methods
-from cme_bench.experiments.efficiency.shapes import preset, targets
+from cme_bench.experiments.efficiency.shapes import preset, targets, with_layers
 from cme_bench.experiments.efficiency.vllm_inference import NATIVE, vllm_times
 from cme_bench.experiments.efficiency.workloads import Times, Workloads
 from cme_bench.models.load import choose_device
@@ -42,7 +42,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=("llama-2-7b", "llama-3-8b", "tiny"), default="llama-2-7b")
+    parser.add_argument(
+        "--shape", choices=("llama-2-7b", "llama-3-8b", "llama-2-70b", "tiny"), default="llama-2-7b"
+    )
+    parser.add_argument("--layers", type=int, help="decoder layers, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=BATCH, help="of batch and prefill")
     parser.add_argument("--with", dest="also", choices=("hf",), help="also measure our transformers engine")
@@ -56,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.shape, args.requests, args.rounds = "tiny", 8, 2
-    config, workloads = preset(args.shape), Workloads(args.requests, PROMPT, NEW)
+    config, workloads = with_layers(preset(args.shape), args.layers), Workloads(args.requests, PROMPT, NEW)
     names = {shown: name for name, shown in NAMES.items()}
     if args.profile:
         args.profile.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ def main() -> None:
 
 
 def _hf(args: argparse.Namespace, workloads: Workloads) -> Times:
-    config, device = preset(args.shape), choose_device()
+    config, device = with_layers(preset(args.shape), args.layers), choose_device()
     team = {TEAM: all_methods(targets(config))[TEAM]}
     times = hf_times(
         config,
@@ -102,7 +105,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
     }
     metrics = {
         f"{engine}_{name}_ratio": rates[engine][name] / rates["base"][name]
-        for engine in rates.keys() & {"teamlora", "lora_native"}
+        for engine in rates.keys() - {"base", "hf"}
         for name in tokens
     }
     if "hf" in rates:

@@ -294,8 +294,9 @@ def test_what_a_method_changes_is_computed_by_it() -> None:
     torch.testing.assert_close(doubled, 2 * layer.delta(x, "default"))
 
 
-def test_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = adapted(dropout=0.1), torch.randn(2, 9, D_IN)
+def test_compiled_whole() -> None:
+    """Without dropout, whose numbers are torch's choice where it compiles."""
+    model, x = adapted(dropout=0.0), torch.randn(2, 9, D_IN)
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     outs = []
     for each in (model, compiled):

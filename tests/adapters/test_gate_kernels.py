@@ -64,8 +64,10 @@ def test_forward(shape: Any, dtype: torch.dtype, pieces: int) -> None:
     for mine, theirs in zip(got, wanted, strict=True):
         assert mine.dtype == theirs.dtype and mine.is_contiguous()
         tight = theirs.dtype == torch.float32
+        # a quotient by a sum of both signs is the less exact
+        exact = 1e-5 if shape[3] else 2e-6
         torch.testing.assert_close(
-            mine, theirs, rtol=2e-6 if tight else ROUNDING, atol=2e-6 if tight else 1e-3
+            mine, theirs, rtol=exact if tight else ROUNDING, atol=2e-6 if tight else 1e-3
         )
 
 

@@ -21,7 +21,7 @@ from tests.training.test_loop import MIXED, Lines, furthest, settings
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 Make = Callable[..., TrainOptions]
 CUDA = torch.device("cuda")
-ROUNDING = 2e-4
+ROUNDING = 5e-4
 """float32 on a GPU: sums in another order."""
 
 
@@ -115,7 +115,7 @@ def test_bfloat16_by_where_examples_begin(options: Make, tmp_path: Path) -> None
     assert any("packs of" in line for line in listener.lines)
     together = [replace(alone, seed=s, out=tmp_path / "swept" / str(s)) for s in (0, 1, 2)]
     sweep(together, listener)
-    assert not [line for line in listener.lines if line.startswith("note:")], listener.lines
+    assert not [line for line in listener.lines if "not replayed" in line], listener.lines
     last = [read_curve(one.out / "loss.csv")[-1].loss for one in (alone, *together)]
     first = read_curve(alone.out / "loss.csv")[0].loss
     assert max(last) < 0.8 * first

@@ -12,7 +12,7 @@ Part = Literal["train", "hf", "vllm"]
 PARTS: tuple[Part, ...] = get_args(Part)
 """Training steps; inference by transformers; inference by vLLM."""
 _UNKNOWN_PART = "unknown part {value!r}{hint} (known: {known})"
-PRESETS = ("llama-2-7b", "llama-3-8b", "small", "tiny")
+PRESETS = ("llama-2-7b", "llama-2-70b", "llama-3-8b", "small", "tiny")
 """Shapes that need no checkpoint; weights are random."""
 
 

@@ -34,6 +34,7 @@ from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.sweep.making import layouts
+from cme_bench.training.sweep.processes import StateFiles, one_process
 from cme_bench.training.sweep.room import Room
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
@@ -57,21 +58,25 @@ def sweep(
     """Train all adapters, and return their folders, which lie in one folder.
 
     ``sets``: the rows that all draw from, as ``load_sets`` returns them, if they are loaded already;
-    ``states``: the file of what is unfinished, by default ``.sweep.pt`` beside the folders.
+    ``states``: the file of what is unfinished, by default ``.sweep.pt`` beside the folders; of several
+    processes (:mod:`.processes`) each has one, with its number in the name.
 
     Raises UsageError before weights are loaded for every setting that is impossible, InterruptedRun after a
     signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
     """
     listener = listener or Listener()
-    waiting = [one for one in _prepared(options, listener, sets) if not one.finished]
-    if waiting:
-        with ExitStack() as stack:
-            for one in waiting:
-                stack.enter_context(only_writer(one.options.out))
-            stack.enter_context(models_restored())
-            stack.enter_context(replaying(choose_device()))
-            file = states or options[0].out.parent / STATES
-            _Sweep(waiting, listener, file=file, together=len(options)).run()
+    with one_process() as process:
+        waiting = [one for one in process.share(_prepared(options, listener, sets)) if not one.finished]
+        if waiting:
+            with ExitStack() as stack:
+                for one in waiting:
+                    stack.enter_context(only_writer(one.options.out))
+                stack.enter_context(models_restored())
+                stack.enter_context(replaying(choose_device()))
+                files = process.files(states or options[0].out.parent / STATES)
+                if process.count > 1:
+                    listener.note(f"process {process.number + 1} of {process.count}: {len(waiting)} adapters")
+                _Sweep(waiting, listener, files=files, together=len(options)).run()
     return [one.out for one in options]
 
 
@@ -100,9 +105,11 @@ def _prepared(
 class _Sweep:
     """Everything between the prepared trainings and their folders."""
 
-    def __init__(self, waiting: Sequence[Prepared], listener: Listener, *, file: Path, together: int) -> None:
+    def __init__(
+        self, waiting: Sequence[Prepared], listener: Listener, *, files: StateFiles, together: int
+    ) -> None:
         self._waiting = {one.name: one for one in waiting}
-        self._listener, self._file, self._together = listener, file, together
+        self._listener, self._files, self._together = listener, files, together
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
@@ -138,7 +145,7 @@ class _Sweep:
             self._ledger.start(sum(self._step_of(m) for m in members))
             for _, together in itertools.groupby(sorted(members, key=self._kind), key=self._kind):
                 self._train(list(together))
-        self._file.unlink(missing_ok=True)
+        self._files.remove()
         if self._diverged:
             raise CmeError(f"the loss of {', '.join(self._diverged)} was not finite; lower --learning-rate")
 
@@ -231,18 +238,20 @@ class _Sweep:
     def _keep(self, crew: Crew) -> None:
         self._states |= crew.states()
         identities = {name: one.content["identity"] for name, one in self._waiting.items()}
-        with storing(self._file), replacing(self._file) as stream:
+        with storing(self._files.own), replacing(self._files.own) as stream:
             torch.save({"identities": identities, "states": self._states}, stream)
 
     def _stored(self) -> dict[str, dict[str, Any]]:
-        if not self._file.exists():
-            return {}
-        held: Mapping[str, Any] = torch.load(self._file, map_location="cpu", weights_only=True)
-        return {
-            name: state
-            for name, state in held["states"].items()
-            if name in self._waiting and held["identities"][name] == self._waiting[name].content["identity"]
-        }
+        """Return the states of those that wait, from the files of all processes that there were."""
+        found: dict[str, dict[str, Any]] = {}
+        for file in self._files.all():
+            held: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            for name, state in held["states"].items():
+                known = name in self._waiting and name in held["identities"]
+                if known and held["identities"][name] == self._waiting[name].content["identity"]:
+                    further = name not in found or state["step"] > found[name]["step"]
+                    found |= {name: state} if further else {}
+        return found
 
     def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Prepared]:
         """Write the folders of those that are finished; return those that go on."""

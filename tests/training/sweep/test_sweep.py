@@ -112,6 +112,31 @@ def test_stopped_it_goes_on_bit_for_bit(
         ]
 
 
+@pytest.mark.slow
+def test_processes_of_a_launcher_train_adapters_of_their_own(
+    asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, one after the other here, of which one is stopped; then one alone ends the work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    sweep(asked)
+    assert [(one.out / "adapter_model.safetensors").exists() for one in asked] == [True, True, False, False]
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(InterruptedRun):
+        sweep(asked, StopAt(6))
+    assert os.environ["RANK"] == "1" and (tmp_path / "out" / ".sweep.1.pt").exists()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    sweep(asked)
+    assert not list((tmp_path / "out").glob(".sweep*"))
+    whole = read_sweep(write(tmp_path, tiny_checkpoint), tmp_path / "whole", offline=True)
+    sweep(whole)
+    for one, other in zip(asked, whole, strict=True):
+        ours, theirs = numbers(one.out), numbers(other.out)
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+
+
 def test_one_that_diverges_stops_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
     adapters = ADAPTERS | {"wild": {"method": "teamlora", "rank": 2, "learning_rate": 1e20}}
     asked = read_sweep(
