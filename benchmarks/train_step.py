@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,19 +104,19 @@ def _eager(bench: Bench) -> Iterator[None]:
 
 @contextmanager
 def _liger(bench: Bench) -> Iterator[None]:
-    """Put a copy of the base, of the same weights, in its place; Liger's positions are for all models, so
-    they come and go."""
-    from cme_bench.training.liger import use_liger
+    """Put a copy of the base, of the same weights, in its place, with the kernels of ``--liger``."""
+    from cme_bench.training.liger import fuse_base, models_restored
 
-    module: Any = sys.modules[type(bench.model).__module__]
-    plain, positions = bench.model, module.apply_rotary_pos_emb
+    plain: Any = bench.model
     shared = {id(tensor): tensor for tensor in (*plain.parameters(), *plain.buffers())}
     bench.model = copy.deepcopy(plain, shared)
-    use_liger(bench.model)
-    try:
-        yield
-    finally:
-        bench.model, module.apply_rotary_pos_emb = plain, positions
+    first = next(plain.parameters())
+    with models_restored():
+        fuse_base(bench.model, first.dtype, first.device, liger=True)
+        try:
+            yield
+        finally:
+            bench.model = plain
 
 
 @contextmanager

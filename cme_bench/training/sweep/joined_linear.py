@@ -79,7 +79,7 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True)
 class Gated:
-    """What ``fused_linear`` adds, by down, up, router and M, or None, each of several adapters."""
+    """The update of ``fused_linear``, by down, up, router and M, or None, each of several adapters."""
 
     settings: GateSettings
     count: int = 4
