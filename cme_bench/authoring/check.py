@@ -166,7 +166,7 @@ Prompts = dict[int, Asked]
 def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
     """Check of every row that it renders, its label is in range, its choices differ and its answer is not
     empty."""
-    zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.hash, task.revision)
+    zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.identity, task.revision)
     prompts: Prompts = {}
     errors, empty, twins, unclear = [], [], [], []
     answers = set()

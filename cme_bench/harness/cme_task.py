@@ -117,6 +117,10 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         found: tuple[Image, ...] = self._rendered("images", doc, None, lambda row, _: images.of(row))
         return found
 
+    def recorded(self, doc: dict[str, Any]) -> dict[str, Any]:
+        """Return a row as it is stored: without the contents of its images."""
+        return doc if self.row_images is None else self.row_images.recorded(doc)
+
     def prompt_images(self, doc: dict[str, Any]) -> tuple[Image, ...]:
         """Return the images of the prompt that was rendered last, of ``doc``: its exemplars' and its own."""
         return tuple(image for row in (*self.shown, doc) for image in self.images_of(row))

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from cme_bench.images.image import Image, ImageError, image_of, rgb
+from cme_bench.images.image import Contents, Image, ImageError, image_of, rgb
 from cme_bench.util.files import leads_inside
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def _image(value: Any, folder: Path | None) -> Image:
     if isinstance(value, Image):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
-        return _from_bytes(bytes(value))
+        return image_of_contents(bytes(value))
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
         contents = value.get("bytes")
         return _image(value.get("path") if contents is None else contents, folder)
     if isinstance(value, str | Path):
         contents = embedded_text(str(value))
-        return _from_path(str(value), folder) if contents is None else _from_bytes(contents)
+        return _from_path(str(value), folder) if contents is None else image_of_contents(contents)
     if is_pillow(value):
         return _from_pillow(value)
     raise ImageError(f"an image is a path or the contents of a file, not {_kind(value)}")
@@ -91,11 +91,12 @@ def _from_pillow(image: PIL.Image.Image) -> Image:
     pixels.info.clear()
     stream = io.BytesIO()
     pixels.save(stream, "PNG", compress_level=1)
-    return _from_bytes(stream.getvalue())
+    return image_of_contents(stream.getvalue())
 
 
-def _from_bytes(contents: bytes) -> Image:
-    return _known(hashlib.sha256(contents).digest(), contents)
+def image_of_contents(contents: Contents) -> Image:
+    """Return the image in the contents of a file. ImageError if there is none."""
+    return _known(hashlib.sha256(memoryview(contents)).digest(), contents)
 
 
 def _from_path(text: str, folder: Path | None) -> Image:
@@ -112,7 +113,7 @@ _sizes: dict[Hashable, tuple[str, int, int]] = {}
 _MOST_KNOWN = 200_000
 
 
-def _known(key: Hashable, source: Path | bytes) -> Image:
+def _known(key: Hashable, source: Path | Contents) -> Image:
     """Return the image of ``source``, decoded only where ``key`` is new."""
     if (known := _sizes.get(key)) is not None:
         return Image(*known, source)

@@ -6,13 +6,14 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import open_regular
 
 if TYPE_CHECKING:
     import PIL.Image
+    import pyarrow
 
 MARK = "<image>"
 """Where an image stands in a prompt, as in lm-eval; ``prompts`` replaces it by the model's own token."""
@@ -20,6 +21,10 @@ MOST_PIXELS = 50_000_000
 """A larger image is refused: decoded, it would take 150 MB, and models see a few of its megapixels."""
 MOST_BYTES = 256 * 2**20
 FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+Contents: TypeAlias = "bytes | pyarrow.Buffer"
+"""The contents of an encoded file."""
 
 
 class ImageError(UsageError):
@@ -31,18 +36,18 @@ class Image:
     """An image, equal to every other of the same pixels.
 
     ``digest``: sha256 of ``WIDTHxHEIGHT`` and of the RGB bytes, after the rotation that its file asks for.
-    ``source``: the file, or its contents.
+    ``source``: the file, or its contents, which may be a part of an Arrow table.
     """
 
     digest: str
     width: int
     height: int
-    source: Path | bytes = field(repr=False, compare=False)
+    source: Path | Contents = field(repr=False, compare=False)
 
     @property
     def data(self) -> bytes:
         """The encoded file. ImageError if it is there no more."""
-        return self.source if isinstance(self.source, bytes) else file_bytes(self.source)
+        return file_bytes(self.source) if isinstance(self.source, Path) else bytes(memoryview(self.source))
 
     def pixels(self) -> PIL.Image.Image:
         """Return the pixels: RGB, rotated as the file asks. ImageError if the file has changed since."""
@@ -52,10 +57,10 @@ class Image:
         return pixels
 
 
-def image_of(source: Path | bytes) -> Image:
+def image_of(source: Path | Contents) -> Image:
     """Return the image in a file, or in the contents of one. ImageError if there is none."""
-    if isinstance(source, bytes):
-        pixels = decoded(source)
+    if not isinstance(source, Path):
+        pixels = decoded(bytes(memoryview(source)))
     else:
         contents = file_bytes(source)
         try:

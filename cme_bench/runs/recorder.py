@@ -15,6 +15,7 @@ from cme_bench.prompts.items import Item
 from cme_bench.runs.planner import TaskPlan
 from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.store import RunWriter, read_records, samples_file
+from cme_bench.runs.thumbnails import Thumbnails
 from cme_bench.scoring.items import combined_scores, score_record
 from cme_bench.scoring.record import Record, StoredResponse, stored_response
 
@@ -56,6 +57,7 @@ class Recorder:
 
     def __init__(self, writer: RunWriter) -> None:
         self._writer = writer
+        self._thumbnails = Thumbnails(writer.folder)
 
     def open(self, plan: TaskPlan, task: TaskRecord) -> TaskInWork:
         """Return what of ``plan`` is left to ask; stored responses are scored again where they must be."""
@@ -76,6 +78,7 @@ class Recorder:
             for i, response in answers
         ]
         self._writer.append(task.name, records)
+        self._thumbnails.keep(image for i, _ in answers for image in plan.items[i].images)
         if plan.combined:
             for record in records:
                 task.answers.setdefault(record.id, {})[record.repeat] = record
@@ -172,7 +175,8 @@ def _record(plan: TaskPlan, item: Item, key: str, hash_: str, response: StoredRe
         truncated=item.truncated,
         prompt=item.prompt,
         choices=list(item.choices),
-        doc=item.doc,
+        doc=plan.task.lm_eval.recorded(item.doc),
+        images=[image.digest for image in item.images] or None,
         repeat=item.repeat,
         filtered=scored.filtered if plan.repeats > 1 else None,
     )

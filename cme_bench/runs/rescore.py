@@ -175,7 +175,7 @@ def _rescored(task: Task, record: Record, asked: PromptFormat | None, hash_: str
     if number >= len(task.docs):
         raise UsageError(f"{task.name}: item {number} is stored, but there are {len(task.docs)} rows now")
     doc = task.docs[number]
-    if orjson.loads(record_bytes(doc)) != record.doc:
+    if orjson.loads(record_bytes(task.lm_eval.recorded(doc))) != record.doc:
         raise UsageError(
             f"{task.place(number)}: task {task.name}: item {number} is another row than the one that was "
             "answered; run it again"

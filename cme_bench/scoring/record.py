@@ -74,6 +74,7 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     that it was scored under; ``truncated``: tokens that its prompt lost; ``doc``: its row. ``repeat``: which
     of several answers it is. ``combined``: the scores that a task's own filters make of all answers; the
     last one to come has them. ``repeats``: how many answers a record stands for that means were taken of.
+    ``images``: the digests of those of its prompt, in order.
     """
 
     id: Count
@@ -87,6 +88,7 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt: str
     choices: list[str]
     doc: dict[str, Any]
+    images: list[str] | None = None
     repeat: Count = 0
     filtered: dict[str, str] | None = None
     combined: dict[str, Any] | None = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import importlib
 import logging
 import random
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.images.image import ImageError
 from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
+from cme_bench.tasks.image_rows import pixels_hash, with_images
 from cme_bench.tasks.open_source import source_of
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
@@ -34,20 +37,29 @@ _OUR_FUNCTIONS = frozenset({"cme_bench.tasks.cme_task.CmeTask", "cme_bench.tasks
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task with its rows. ``hash``: sha256 over everything that decides its scores except the model and
-    the prompt format: templates, shots, delimiters, filters, metrics and the rows themselves."""
+    """A task with its rows. ``identity`` computes its hash."""
 
     spec: TaskSpec
     lm_eval: LmEvalTask
     rows: Rows
     shots: int
-    hash: str
+    identity: Callable[[], str]
     revision: str | None
     pool: ExemplarPool | None = None
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def hash(self) -> str:
+        """sha256 over everything that decides its scores except the model and the prompt format: templates,
+        shots, delimiters, filters, metrics, the rows themselves and the pixels of their images.
+
+        It is computed when it is first asked for. ImageError, with the row's place, for an image that cannot
+        be read.
+        """
+        return self.identity()
 
     @property
     def docs(self) -> Any:
@@ -88,26 +100,39 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     shots = spec.num_fewshot if shots is None else shots
     eval_rows = source.rows(spec, spec.eval_split)
     shot_rows = _shot_rows(spec, source, shots)
-    digest = hashlib.sha256(canonical(spec.config))
-    digest.update(f"shots={shots};rows={eval_rows.fingerprint()}".encode())
-    if shot_rows is not None:
-        digest.update(shot_rows.fingerprint().encode())
     config = _resolve_functions(_lm_eval_config(spec, shots), spec, suite)
+    if (named := _resolve_functions(spec.config.get("doc_to_image"), spec, suite)) is not None:
+        eval_rows, config["row_images"] = with_images(eval_rows, named)
+        if shot_rows is None:
+            config["shot_images"] = RowImages(named, _samples_folder(spec))
+        else:
+            shot_rows, config["shot_images"] = with_images(shot_rows, named)
     splits = {spec.eval_split: eval_rows.table}
     if shot_rows is not None and spec.fewshot_split is not None:
         splits[spec.fewshot_split] = shot_rows.table
     config["custom_dataset"] = lambda **_: splits
-    if spec.config.get("doc_to_image") is not None:
-        named = _resolve_functions(spec.config["doc_to_image"], spec, suite)
-        config["row_images"] = RowImages(named, eval_rows.folder)
-        shot_folder = _samples_folder(spec) if shot_rows is None else shot_rows.folder
-        config["shot_images"] = RowImages(named, shot_folder)
     lm_task = _make(spec, suite, config, eval_rows)
     pool = _pool(spec, lm_task, shots, shot_rows) if shots else None
-    task = Task(spec, lm_task, eval_rows, shots, digest.hexdigest(), source.revision(spec), pool)
+    identity = functools.cache(lambda: _hash(task, shot_rows))
+    task = Task(spec, lm_task, eval_rows, shots, identity, source.revision(spec), pool)
     if not spec.in_cme:
         check_scoring(task)
     return task
+
+
+def _hash(task: Task, shot_rows: Rows | None) -> str:
+    lm_task = task.lm_eval
+    images, shot_images = lm_task.row_images, lm_task.shot_images
+    columns = frozenset() if images is None else images.columns
+    digest = hashlib.sha256(canonical(task.spec.config))
+    digest.update(f"shots={task.shots};rows={task.rows.fingerprint(columns)}".encode())
+    if shot_rows is not None:
+        digest.update(shot_rows.fingerprint(columns).encode())
+    if images is not None:
+        digest.update(f"images={pixels_hash(task.docs, images, task.place)}".encode())
+    if task.pool is not None and shot_images is not None:
+        digest.update(f"images={pixels_hash(task.pool.rows, shot_images, task.pool.place)}".encode())
+    return digest.hexdigest()
 
 
 def _shot_rows(spec: TaskSpec, source: DataSource, shots: int) -> Rows | None:

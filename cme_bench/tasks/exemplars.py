@@ -36,7 +36,8 @@ class ExemplarPool:
         self.lm_task = lm_task
         self.name = name
         self.place = place
-        self.numbers = {id(row): i for i, row in enumerate(lm_task.sampler.fewshot_docs())}
+        self.rows: list[Any] = lm_task.sampler.fewshot_docs()
+        self.numbers = {id(row): i for i, row in enumerate(self.rows)}
         self.drawn: list[int] = []
         self._good: set[int] = set()
         draw = lm_task.sampler.sample

@@ -12,6 +12,7 @@ from cme_bench.models.hub_lock import default_lock_file, read_lock, write_lock
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import TaskSpec
+from cme_bench.tasks.stored_rows import undecoded
 from cme_bench.util.errors import CmeError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class HubSource(DataSource):
                     "fetch it once without --offline"
                 )
             table = _load(path, name, split, commit, kwargs or {})
-        return Rows(table, f"{path}@{commit[:8]}/{split}"), commit
+        return Rows(undecoded(table), f"{path}@{commit[:8]}/{split}", folder=_cache()), commit
 
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
         kept = {key: spec.config[key] for key in ("dataset_path", "dataset_name") if key in spec.config}
@@ -100,6 +101,13 @@ def hub_rows(named: str, *, offline: bool, lock_file: Path | None = None) -> tup
         raise UsageError(f"hub:{named}: write hub:OWNER/NAME[/CONFIG][@REVISION][:SPLIT]")
     source = HubSource(lock_file=lock_file, offline=offline)
     return source.dataset_rows(path, config or None, split or "train", revision=revision or None)
+
+
+def _cache() -> Path:
+    """Return where ``datasets`` keeps what it fetched, images of a dataset among it."""
+    import datasets
+
+    return Path(datasets.config.HF_CACHE_HOME)
 
 
 def _cached(path: str, name: str | None, split: str, commit: str) -> datasets.Dataset | None:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from cme_bench.images.cells import holds_contents
+from cme_bench.images.decode import decode_image, is_pillow
 from cme_bench.tasks.values import plain
 from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow
 
 SUFFIXES = {".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 """File suffix -> the builder of ``datasets`` that reads such a file, which is what a task file names."""
@@ -56,13 +59,20 @@ class Rows:
             for values in zip(*columns.values(), strict=True):
                 yield dict(zip(columns, values, strict=True))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, without: Collection[str] = ()) -> str:
         """Return the sha256 of the rows' contents; the same rows give the same value from a folder or from
-        the hub."""
+        the hub. ``without``: columns that are hashed otherwise."""
         digest = hashlib.sha256()
         for row in self.each():
-            digest.update(orjson.dumps(row, option=orjson.OPT_SORT_KEYS, default=str))
+            kept = {key: value for key, value in row.items() if key not in without} if without else row
+            digest.update(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS, default=_hashed))
         return digest.hexdigest()
+
+
+def _hashed(value: Any) -> str:
+    """Return the text of a value that JSON cannot hold; of an image its pixels, since it prints an
+    address."""
+    return decode_image(value, folder=None).digest if is_pillow(value) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +187,14 @@ def _read_array(file: Path) -> Rows | None:
 def _table(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
     """Return what ``datasets.Dataset.from_list`` does, without its hash of all values: it names files in
     which derived tables are kept, and a table in memory has none."""
-    import datasets
     import pyarrow
 
-    table = pyarrow.Table.from_pylist(list(rows))
+    return _dataset(pyarrow.Table.from_pylist(list(rows)))
+
+
+def _dataset(table: pyarrow.Table) -> datasets.Dataset:
+    import datasets
+
     return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
@@ -289,12 +303,28 @@ def read_parquet(file: Path) -> Rows:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
+        whole = pyarrow.parquet.read_table(file)
+        large = _large(whole)
+        rows = whole.drop_columns(large).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    return Rows(_table(rows), str(file), folder=file.parent)
+    table = pyarrow.Table.from_pylist(rows)
+    for name in large:
+        table = table.append_column(name, whole.column(name))
+    return Rows(
+        _dataset(table.select(list(dict.fromkeys(whole.column_names)))), str(file), folder=file.parent
+    )
+
+
+def _large(table: pyarrow.Table) -> list[str]:
+    """Return the columns of images and other contents of files, which are not copied; none if all are."""
+    names = table.column_names
+    large = [
+        name for name in names if names.count(name) == 1 and holds_contents(table.schema.field(name).type)
+    ]
+    return large if len(large) < len(names) else []
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}

@@ -14,11 +14,14 @@ from typing import Any
 import orjson
 import pytest
 
+from cme_bench.images.decode import decode_image
 from cme_bench.reports.page.payload import CHUNK_ITEMS
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import RunView
+from cme_bench.runs.thumbnails import Thumbnails
 from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
+from tests.support.pictures import picture
 
 HOSTILE = (
     "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
@@ -332,3 +335,53 @@ def test_print_leaves_out_what_only_a_screen_can_do(opened: Opened) -> None:
     assert opened.page.locator("#summary-0 table").is_visible()
     assert opened.page.locator("#bars-0 figure").first.is_visible()
     assert len(opened.page.pdf(format="A4", landscape=True)) > 10_000
+
+
+def run_with_images(folder: Path) -> RunView:
+    """Four items: one image, two images, one whose small copy is not there, none."""
+    images = [decode_image(picture(40, 30, seed=seed), folder=None) for seed in range(3)]
+    first, second, third = (image.digest for image in images)
+    made = MadeTask([1.0] * 4, images=[[first], [second, first], [third], []])
+    run = make_run(folder, {"seen": made})
+    Thumbnails(folder).keep(images[:2])
+    return run
+
+
+def test_each_image_is_on_the_page_once(tmp_path: Path) -> None:
+    text = render_page([run_with_images(tmp_path / "a"), run_with_images(tmp_path / "b")])
+    page = Tags(text)
+    blocks = [unpack(block) for name, block in page.scripts.items() if str(name).startswith("block-")]
+    shown = [block for block in blocks if isinstance(block, str)]
+    assert len(shown) == 2
+    assert all(data.startswith("data:image/webp;base64,UklGR") for data in shown)
+    items = next(block for block in blocks if isinstance(block, list))
+    known = [[number is not None for _, number in item["questions"][0].get("images", [])] for item in items]
+    assert known == [[True], [True, True], [False], []]
+    assert "img-src data:;" in text
+    assert "img-src" not in render_page(two_runs(tmp_path / "texts"))
+
+
+def test_a_page_holds_so_much_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cme_bench.reports.page.payload.MOST_IMAGE_BYTES", 1)
+    assert unpacked_blocks(render_page([run_with_images(tmp_path / "a")])).count("data:image") == 1
+
+
+@pytest.mark.slow
+def test_images_are_shown_before_their_prompt(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(render_page([run_with_images(tmp_path / "a")]), encoding="utf-8")
+    found = Opened(browser, file)
+    found.open_task("seen")
+    found.page.wait_for_function("document.querySelector('#detail img')?.naturalWidth === 40")
+    found.page.focus("#list")
+    found.page.keyboard.press("ArrowDown")
+    found.detail("item 1")
+    found.page.wait_for_function(
+        "[...document.querySelectorAll('#detail img')].filter(i => i.naturalWidth === 40).length === 2"
+    )
+    found.page.keyboard.press("ArrowDown")
+    found.detail("item 2")
+    assert found.page.locator("#detail img").count() == 0
+    assert len(found.page.locator("#detail .pictures code").inner_text()) == 12
+    assert [url[:16] for url in found.problems if not url.startswith("data:image/webp;")] == []
+    found.page.close()

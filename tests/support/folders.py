@@ -33,8 +33,8 @@ ADAPTER = {
 
 @dataclass
 class MadeTask:
-    """One task: a score for each item; ``texts`` are its responses, ``docs`` its rows, ``value`` its score
-    where that is no mean."""
+    """One task: a score for each item; ``texts`` are its responses, ``docs`` its rows, ``images`` the digests
+    of theirs, ``value`` its score where that is no mean."""
 
     scores: Sequence[float]
     domain: str = "nli"
@@ -44,6 +44,7 @@ class MadeTask:
     texts: Sequence[str] | None = None
     targets: Sequence[str] | None = None
     docs: Sequence[dict[str, Any]] | None = None
+    images: Sequence[Sequence[str]] | None = None
     planned: dict[str, Any] = field(default_factory=dict)
     measure: Measure = USUAL
     value: float | None = None
@@ -140,4 +141,6 @@ def _record(name: str, task: MadeTask, k: int, number: int, hash_: str) -> bytes
         "choices": [],
         "doc": {"question": number} if task.docs is None else task.docs[k],
     }
+    if task.images is not None:
+        record["images"] = list(task.images[k])
     return orjson.dumps(record) + b"\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,9 @@ from cme_bench.images.decode import decode_image
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
 from cme_bench.tasks.build import Task, build_task
+from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import FolderSource
+from cme_bench.tasks.stored_rows import table_of, undecoded
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
 from tests.support.pictures import encoded, picture
@@ -23,7 +26,7 @@ from tests.support.pictures import encoded, picture
 PLAIN = resolve_format("plain", None, generated=False)
 TASK = """\
 task: seen
-dataset_path: own/data
+dataset_path: {source}
 test_split: test
 fewshot_split: train
 output_type: multiple_choice
@@ -49,6 +52,7 @@ class Album:
         text: str = "Q: {{ q }}",
         shots: int = 0,
         code: str = "",
+        source: str = "own/data",
         more: str = "",
     ) -> Task:
         data = self.folder / "own"
@@ -58,7 +62,7 @@ class Album:
         for split in ("test", "train"):
             (data / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         file = self.folder / "seen.yaml"
-        file.write_text(TASK.format(images=images, text=text) + more)
+        file.write_text(TASK.format(images=images, text=text, source=source) + more)
         if code:
             (self.folder / "own_code.py").write_text(code)
         suite = load_suite((file,), allow_code=bool(code))
@@ -149,3 +153,84 @@ def test_an_exemplar_whose_image_is_missing_is_named(album: Album) -> None:
     task = album.build([row("1.png"), row("none.png")], shots=1)
     with pytest.raises(UsageError, match=r"train\.jsonl:2: exemplar of task seen: .*none\.png: no such file"):
         render_item(task, 0, PLAIN)
+
+
+def pictured(album: Album, values: list[Any], **settings: Any) -> Task:
+    """A task over a Parquet file with these values in its column ``image``."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {"image": values, "q": ["red?"] * len(values), "label": [1] * len(values)}
+    pyarrow.parquet.write_table(pyarrow.table(columns), album.folder / "test.parquet")
+    more = "dataset_kwargs: {data_files: {test: test.parquet}}\n"
+    return album.build([row("1.png")], source="parquet", more=more, **settings)
+
+
+def embedded(seed: int, kind: str = "PNG", **settings: Any) -> dict[str, Any]:
+    return {"bytes": encoded(picture(seed=seed), kind, **settings), "path": f"{seed}.png"}
+
+
+def test_the_hash_is_that_of_the_pixels(album: Album) -> None:
+    task = pictured(album, [embedded(1), embedded(2)])
+    same = [
+        pictured(album, [embedded(1, compress_level=0), embedded(2, "WEBP", lossless=True)]),
+        pictured(album, [embedded(n)["bytes"] for n in (1, 2)]),
+        pictured(album, [f"own/{n}.png" for n in (1, 2)]),
+        pictured(album, [base64.b64encode(embedded(n)["bytes"]).decode() for n in (1, 2)]),
+    ]
+    assert {other.hash for other in same} == {task.hash}
+    assert pictured(album, [embedded(2), embedded(1)]).hash != task.hash
+    assert pictured(album, [embedded(1), embedded(3)]).hash != task.hash
+    assert pictured(album, [[embedded(1)], [embedded(2)]]).hash == task.hash
+
+
+def test_the_hash_covers_the_images_of_exemplars(album: Album) -> None:
+    def hashed(seed: int, shots: int) -> str:
+        task = album.build([row("1.png"), row("2.png")], shots=shots)
+        (album.folder / "own" / "2.png").write_bytes(encoded(picture(seed=seed)))
+        return task.hash
+
+    assert hashed(2, 0) == hashed(2, 0) != hashed(2, 1) == hashed(2, 1) != hashed(7, 1)
+
+
+def test_a_damaged_image_anywhere_is_named_when_the_task_is_hashed(album: Album) -> None:
+    task = pictured(album, [embedded(1), {"bytes": b"GIF89a", "path": "2.png"}])
+    with pytest.raises(UsageError, match=r"test\.parquet row 1: a GIF; images are PNG, JPEG or WebP"):
+        _ = task.hash
+
+
+def test_rows_do_not_hold_the_contents_of_their_images(album: Album) -> None:
+    for form in ([embedded(1)], [[embedded(1)]], [embedded(1)["bytes"]]):
+        task = pictured(album, form)
+        item = render_item(task, 0, PLAIN)
+        assert numbers(item) == [1]
+        assert len(repr(item.doc)) < 100
+        stored = task.lm_eval.recorded(item.doc)["image"]
+        digest = f"sha256:{item.images[0].digest}"
+        assert stored == ([digest] if isinstance(form[0], list) else digest)
+
+
+def test_a_function_gets_images_of_pillow(album: Album) -> None:
+    code = "def images(row):\n    return [row['image'].convert('RGB').crop((0, 0, 2, 1)), row['image']]\n"
+    task = pictured(album, [embedded(1)], images="!function own_code.images", code=code)
+    part, whole = render_item(task, 0, PLAIN).images
+    assert (part.width, part.height, whole) == (2, 1, decode_image(picture(seed=1), folder=None))
+    assert whole.data == embedded(1)["bytes"]
+
+
+def test_images_of_datasets_are_not_decoded_when_rows_are_read() -> None:
+    import datasets
+    import pyarrow
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "more": datasets.List(datasets.Image()), "sound": datasets.Audio()}
+    )
+    made = {"image": embedded(1), "more": [embedded(2)], "sound": {"bytes": b"RIFF", "path": None}}
+    table = undecoded(table_of(pyarrow.Table.from_pylist([made], features.arrow_schema), features))
+    assert table[0] == made
+    prints = [Rows(table, "hub").fingerprint() for _ in range(2)]
+    assert prints[0] == prints[1]
+    pillow = datasets.Dataset.from_list(
+        [{"image": embedded(1)}], features=datasets.Features({"image": datasets.Image()})
+    )
+    assert Rows(pillow, "hub").fingerprint() == Rows(pillow, "hub").fingerprint()

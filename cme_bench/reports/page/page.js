@@ -189,7 +189,23 @@
 
   const labelled = (name, text) => [make("div", "", make("small", "", name)), make("pre", "", text)];
 
-  const question = (asked) => [...labelled("prompt", asked.prompt), ...labelled("gold answer", asked.target)];
+  // The images of a prompt, in the order of their marks: small copies, or the first letters of their digests.
+  function pictures(asked) {
+    if (!asked.images) return [];
+    const row = make("div", "pictures");
+    asked.images.forEach(([digest, block], i) => {
+      if (block === null) return row.append(make("code", "", digest));
+      const picture = make("img", "");
+      picture.alt = `image ${i + 1} of the prompt`;
+      picture.title = digest;
+      openBlock(block).then((data) => { picture.src = data; });
+      row.append(picture);
+    });
+    return [make("div", "", make("small", "", asked.images.length > 1 ? "images" : "image")), row];
+  }
+
+  const question = (asked) =>
+    [...pictures(asked), ...labelled("prompt", asked.prompt), ...labelled("gold answer", asked.target)];
 
   function response(answer, asked) {
     const parts = [];

@@ -10,6 +10,7 @@ import base64
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,9 +20,12 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import answer_of
 from cme_bench.runs.folder import current_records, last_answers, wanted_items
 from cme_bench.runs.store import samples_file
+from cme_bench.runs.thumbnails import read_thumbnail
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.repeats import merged
 
+MOST_IMAGE_BYTES = 6 * 2**20
+"""Small copies of images on one page, before they are encoded."""
 CHUNK_ITEMS = 200
 """Items of a block: some 50 kB compressed, a few ms to open."""
 
@@ -31,12 +35,25 @@ class PageBlocks:
     """Compressed blocks, numbered from 0."""
 
     texts: list[str] = field(default_factory=list)
+    images: dict[str, int | None] = field(default_factory=dict)
+    image_bytes: int = 0
 
     def add(self, value: Any) -> int:
         """Return the number of a new block that holds ``value``."""
         packed = gzip.compress(orjson.dumps(value), compresslevel=6, mtime=0)
         self.texts.append(base64.b64encode(packed).decode("ascii"))
         return len(self.texts) - 1
+
+    def image(self, folder: Path, digest: str) -> int | None:
+        """Return the number of the block with the small copy of an image, as a data URI; None if the run
+        folder has none, or if the page holds enough of them."""
+        if digest not in self.images and self.image_bytes < MOST_IMAGE_BYTES:
+            data = read_thumbnail(folder, digest)
+            if data is None:
+                return None  # another run may have it
+            self.image_bytes += len(data)
+            self.images[digest] = self.add("data:image/webp;base64," + base64.b64encode(data).decode("ascii"))
+        return self.images.get(digest)
 
 
 def task_payload(runs: Sequence[RunView], task: str, blocks: PageBlocks) -> dict[str, Any] | None:
@@ -58,7 +75,10 @@ def task_payload(runs: Sequence[RunView], task: str, blocks: PageBlocks) -> dict
     }
     chunks = [
         blocks.add(
-            [_item(i, [of_run.get(i) for of_run in answers]) for i in ids[start : start + CHUNK_ITEMS]]
+            [
+                _item(i, [of_run.get(i) for of_run in answers], [run.folder for run in runs], blocks)
+                for i in ids[start : start + CHUNK_ITEMS]
+            ]
         )
         for start in range(0, len(ids), CHUNK_ITEMS)
     ]
@@ -85,16 +105,24 @@ def _light(record: Record | None, metric: str) -> list[Any] | None:
     return [record.scores.get(metric), int(empty), int(long), int(record.truncated > 0)]
 
 
-def _item(number: int, found: Sequence[list[Record] | None]) -> dict[str, Any]:
+def _item(
+    number: int, found: Sequence[list[Record] | None], folders: Sequence[Path], blocks: PageBlocks
+) -> dict[str, Any]:
     """Return one item for all runs; a prompt that several runs share is held once."""
     questions: list[dict[str, Any]] = []
     answers: list[dict[str, Any] | None] = []
-    for of_run in found:
+    for of_run, folder in zip(found, folders, strict=True):
         if of_run is None:
             answers.append(None)
             continue
         record = merged(of_run)
-        question = {"prompt": record.prompt, "choices": record.choices, "target": record.target}
+        question: dict[str, Any] = {
+            "prompt": record.prompt,
+            "choices": record.choices,
+            "target": record.target,
+        }
+        if record.images:
+            question["images"] = [[digest[:12], blocks.image(folder, digest)] for digest in record.images]
         if question not in questions:
             questions.append(question)
         repeats = [_answer(each) for each in of_run] if len(of_run) > 1 else None

@@ -118,17 +118,21 @@ def render_page(
         provenance=[_provenance(run) for run in runs],
         script=script,
         style=style,
-        policy=page_policy(script, style),
+        policy=page_policy(script, style, images=bool(blocks.images)),
         back=back,
         meta=orjson.dumps(meta).decode().replace("<", "\\u003c"),
         blocks=blocks.texts,
     )
 
 
-def page_policy(script: str, style: str) -> str:
-    """Return the Content-Security-Policy of a page with one script and one style: they and nothing else."""
+def page_policy(script: str, style: str, *, images: bool = False) -> str:
+    """Return the Content-Security-Policy of a page with one script and one style: they and nothing else.
+
+    ``images``: it holds images as data.
+    """
+    shown = "img-src data:; " if images else ""
     return (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; {shown}"
         "base-uri 'none'; form-action 'none'"
     )
 
