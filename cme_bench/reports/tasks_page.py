@@ -102,6 +102,22 @@ averages.
   works for any task with `doc_to_image`.
 
 `smollava` is a model for it, made on your machine.
+
+## llava15: the benchmarks of LLaVA-1.5
+
+Nine of the ten benchmarks that LLaVA-1.5 reports, for those who have its weights and the rows: `--tasks
+llava15`. Prompts and scores equal lmms-eval's; a test holds them to what its own functions gave on the
+same responses. Each image stands before its question.
+
+* **Rows** are those of the hub's `lmms-lab/*`: from the hub, or with `--data DIR` as its Parquet files
+  in `DIR/pope/data/`, `DIR/scienceqa/ScienceQA-IMG/`, ... (`SPLIT-00000-of-00003*.parquet`, all parts of
+  a split). They are read into memory. GQA's images are files, `images/ID.jpg` beside its rows.
+* **MM-Vet** is not among them: GPT-4 judges its answers, and nothing here asks it.
+* **MMBench** is read by rules, with CircularEval over the rotations that the rows hold. The authors ask
+  a language model where the rules find nothing.
+* **POPE** has `answered_yes`, the ratio of yes among responses, in place of lmms-eval's
+  `pope_yes_ratio`, which is that of the right answers.
+* **MME** sums over categories; a run with `--limit` that cuts a pair of questions has no score.
 """
 
 _DATASETS = """\
@@ -173,7 +189,7 @@ def tasks_page(suite: Suite) -> str:
         f"{sum(spec.output_type != 'generate_until' for spec in cme)} likelihood tasks; "
         f"{_tagged(specs, 'cme_extra')} more in `cme_extra`, {_tagged(specs, 'commonsense8')} in "
         f"`commonsense8`, {_tagged(specs, 'math4')} in `math4` and {_tagged(specs, 'cme_mm')} in "
-        f"`cme_mm`; {_tagged(specs, ADDED)} in `cme2` alone."
+        f"`cme_mm` and {_tagged(specs, 'llava15')} in `llava15`; {_tagged(specs, ADDED)} in `cme2` alone."
     )
     tasks = _table(
         ("domain", "dataset", "task", "form", "metric", "items", "random", "hash"), map(_task, specs)
@@ -221,9 +237,13 @@ def _task(spec: TaskSpec) -> Sequence[str]:
         "generate" if spec.generated else "likelihood",
         spec.primary,
         str(spec.items),
-        f"{100 * float(spec.metadata['random_baseline']):.1f}",
+        _percent(spec.metadata.get("random_baseline")),
         f"`{config_hash(spec.config)[:8]}`",
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def _dataset(spec: TaskSpec) -> Sequence[str]:
@@ -234,7 +254,7 @@ def _dataset(spec: TaskSpec) -> Sequence[str]:
         spec.folder,
         f"{config['dataset_path']}{f' ({name})' if name else ''}",
         spec.eval_split,
-        f"{spec.fewshot_split} ({sampler})",
+        "none" if spec.fewshot_split is None else f"{spec.fewshot_split} ({sampler})",
         str(spec.metadata.get("cluster", "")),
         str(spec.metadata["licence"]),
         str(spec.metadata["citation"]),

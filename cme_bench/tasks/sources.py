@@ -7,6 +7,7 @@ messages. Row order is the order of the file or of the hub's split; an item's id
 
 from __future__ import annotations
 
+import glob
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 
 from cme_bench.harness.lm_eval_table import LOADING_KEYS
 from cme_bench.models.hub_lock import LOCK_NAME, read_lock
-from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, read_jsonl
+from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, read_jsonl, read_parquet
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
 
@@ -50,8 +51,10 @@ class DataSource(ABC):
 
 @dataclass(frozen=True, slots=True)
 class FolderSource(DataSource):
-    """``<folder>/<dataset>/<split>.jsonl``, one JSON object a line. A folder that ``cme-bench fetch`` wrote
-    also knows the commit that its rows came from."""
+    """``<folder>/<dataset>/<split>.jsonl``, one JSON object a line, or the hub's Parquet files.
+
+    A folder that ``cme-bench fetch`` wrote also knows the commit that its rows came from.
+    """
 
     folder: Path
     name: str = "folder"
@@ -64,15 +67,49 @@ class FolderSource(DataSource):
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):
             raise UsageError(problem)
-        return read_jsonl(self.file(spec, split))
+        file = self.file(spec, split)
+        if file.is_file():
+            return read_jsonl(file)
+        return joined([read_parquet(part) for part in self._parquet(spec, split)])
 
     def missing(self, spec: TaskSpec, split: str) -> str | None:
         file = self.file(spec, split)
-        return None if file.is_file() else f"{file}: no such file (task {spec.name} needs split {split!r})"
+        if file.is_file() or self._parquet(spec, split):
+            return None
+        return f"{file}: no such file (task {spec.name} needs split {split!r})"
+
+    def _parquet(self, spec: TaskSpec, split: str) -> list[Path]:
+        """Return the Parquet files of ``split`` as the hub has them: ``SPLIT.parquet`` or all parts
+        ``SPLIT-00000-of-00003*.parquet``, in the dataset's folder, or below it in that of its configuration
+        or ``data``. UsageError if a part is not there."""
+        base = self.folder / spec.folder
+        for folder in (base, base / str(spec.config.get("dataset_name") or "data"), base / "data"):
+            for stem in spec.file_stems(split):
+                if (whole := folder / f"{stem}.parquet").is_file():
+                    return [inside(whole, self.folder)]
+                parts = sorted(folder.glob(f"{glob.escape(stem)}-[0-9]*-of-[0-9]*.parquet"))
+                if parts:
+                    count = int(parts[0].stem.removeprefix(f"{stem}-").split("-")[2])
+                    if len(parts) != count:
+                        raise UsageError(
+                            f"{folder}: {len(parts)} of the {count} parts of split {split!r} are there"
+                        )
+                    return [inside(part, self.folder) for part in parts]
+        return []
 
     def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
-        files = {split: str(self.file(spec, split).resolve()) for split in splits}
-        return {"dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+        files: dict[str, str | list[str]] = {}
+        kinds = set()
+        for split in splits:
+            file = self.file(spec, split)
+            parts = [] if file.is_file() else self._parquet(spec, split)
+            files[split] = [str(part.resolve()) for part in parts] or str(file.resolve())
+            kinds.add("parquet" if parts else "json")
+        if len(kinds) > 1:
+            raise UsageError(
+                f"{self.folder / spec.folder}: lm-eval reads JSON lines or Parquet, not both of a task"
+            )
+        return {"dataset_path": kinds.pop(), "dataset_kwargs": {"data_files": files}}
 
     def revision(self, spec: TaskSpec) -> str | None:
         return read_lock(self.folder / LOCK_NAME).get(f"datasets/{spec.config.get('dataset_path')}")

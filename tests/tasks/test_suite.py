@@ -53,6 +53,9 @@ def test_every_task_says_where_its_rows_come_from_and_what_guessing_gives() -> N
     for spec in SUITE.tasks.values():
         assert {"version", "licence", "citation", "folder"} <= spec.metadata.keys(), spec.name
         assert spec.num_fewshot == 0
+        if spec.domain == "llava15":
+            assert spec.name.startswith("llava15_") and spec.tags == ("llava15",) and spec.items
+            continue
         if spec.prompt_format is not None:
             assert spec.tags == (spec.domain,) and spec.name.startswith(f"{spec.domain}_")
             assert spec.prompt_format == "llm-adapters" and spec.items and spec.fewshot_split
@@ -95,7 +98,7 @@ def test_selection_is_by_task_domain_and_suite_without_repeats() -> None:
         for name in "arc_challenge arc_easy boolq hellaswag openbookqa piqa siqa winogrande".split()
     ]
     assert names("math4") == [f"math4_{name}" for name in ("aqua", "gsm8k", "mawps", "svamp")]
-    everything = "cme2,cme2_ll,cme_extra,cme_extra_ll,commonsense8,math4,cme_mm,cme_mm_ll"
+    everything = "cme2,cme2_ll,cme_extra,cme_extra_ll,commonsense8,math4,cme_mm,cme_mm_ll,llava15"
     assert {*names(everything)} == set(SUITE.tasks)
 
 
@@ -124,7 +127,7 @@ def test_stock_lm_eval_indexes_every_built_in_file() -> None:
     manager = TaskManager(include_path=str(builtin_folder()), include_defaults=False)
     assert set(manager.all_subtasks) == set(SUITE.tasks)
     tags = {"cme", "cme_ll", "cme_extra", "cme_extra_ll", "commonsense8", "math4"}
-    tags |= {"cme2_adds", "cme2_adds_ll", "cme_mm", "cme_mm_ll"}
+    tags |= {"cme2_adds", "cme2_adds_ll", "cme_mm", "cme_mm_ll", "llava15"}
     assert set(manager.all_tags) == tags
 
 
