@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from cme_bench.authoring.check_images import image_fact, image_warnings
+from cme_bench.images.image import Image
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
 from cme_bench.prompts.reader import Reader
@@ -103,6 +105,7 @@ def check_task(
     _check_fields(task, checked)
     prompts = _check_items(task, ids, checked)
     _check_repeats(task, prompts, checked)
+    _check_images(task, prompts, checked)
     _check_references(task, prompts, checked)
     _check_labels(task, checked)
     _check_ids(task, ids, checked)
@@ -153,14 +156,17 @@ def _check_fields(task: Task, checked: _Checked) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One item, zero-shot: its contexts, its choices, and the right answer."""
+    """One item, zero-shot: its contexts, its choices, the right answer, and its images."""
 
     contexts: tuple[str, ...]
     choices: tuple[str, ...]
     target: str
+    images: tuple[Image, ...] = ()
 
 
 Prompts = dict[int, Asked]
+Question: TypeAlias = tuple[str, tuple[Image, ...]]
+"""The text of a question with its choices, and its images."""
 
 
 def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
@@ -176,7 +182,7 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
         except UsageError as error:
             errors.append(str(error))
             continue
-        prompts[index] = Asked(item.contexts, item.choices, item.target)
+        prompts[index] = Asked(item.contexts, item.choices, item.target, item.images)
         answers.add(item.target)
         pairs = list(zip(item.contexts, item.choices, strict=False))
         if not item.target.strip():
@@ -210,7 +216,7 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
     first: dict[Any, int] = {}
     texts, differ = [], []
     for index, prompt in prompts.items():
-        before = first.setdefault((prompt.contexts, prompt.choices), index)
+        before = first.setdefault((prompt.contexts, prompt.choices, prompt.images), index)
         if before == index:
             continue
         if prompts[before].target == prompt.target:
@@ -222,6 +228,15 @@ def _check_repeats(task: Task, prompts: Prompts, checked: _Checked) -> None:
             )
     checked.add("warning", texts)
     checked.add("error" if len(differ) > SHARED_PROMPTS * len(prompts) else "warning", differ)
+
+
+def _check_images(task: Task, prompts: Prompts, checked: _Checked) -> None:
+    if task.lm_eval.row_images is None:
+        return
+    shown = {index: prompt.images for index, prompt in prompts.items()}
+    for texts in image_warnings(shown, task.place):
+        checked.add("warning", texts)
+    checked.facts.append(image_fact(shown))
 
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
@@ -277,19 +292,19 @@ def _check_exemplars(
         return  # an item is not shown to itself
     pool = build.pool
     assert pool is not None  # a shot was asked for
-    questions: dict[str | None, int] = {_question(task, task.docs[index]): index for index in prompts}
+    questions: dict[Question | None, int] = {_question(task, task.docs[index]): index for index in prompts}
     texts = []
     rows = build.lm_eval.sampler.fewshot_docs()
     for index, row in enumerate(rows):
         if problem := pool.problem(row):
             texts.append(f"{pool.place(index)}: this exemplar cannot be shown: {problem}")
-        elif (before := questions.get(_question_or_none(task, row))) is not None:
+        elif (before := questions.get(_question_or_none(build, row))) is not None:
             texts.append(f"{pool.place(index)}: this exemplar is also scored, in {task.place(before)}")
     checked.add("warning", texts)
     checked.facts.append(f"{len(rows)} exemplars")
 
 
-def _question_or_none(task: Task, row: dict[str, Any]) -> str | None:
+def _question_or_none(task: Task, row: dict[str, Any]) -> Question | None:
     """Return the question; None for an exemplar that has templates of its own and no field of the task's."""
     try:
         return _question(task, row)
@@ -297,10 +312,11 @@ def _question_or_none(task: Task, row: dict[str, Any]) -> str | None:
         return None
 
 
-def _question(task: Task, row: dict[str, Any]) -> str:
+def _question(task: Task, row: dict[str, Any]) -> Question:
     lm_task = task.lm_eval
     choices = lm_task.doc_to_choice(row) if lm_task.config.doc_to_choice is not None else ""
-    return f"{'' if lm_task.multiple_input else lm_task.doc_to_text(row)}\n{choices}"
+    text = f"{'' if lm_task.multiple_input else lm_task.doc_to_text(row)}\n{choices}"
+    return text, lm_task.images_of(row)
 
 
 def _check_lengths(task: Task, reader: Reader, limit: int | None, checked: _Checked) -> None:

@@ -139,6 +139,7 @@ def _stored(options: RouterOptions, responder: Responder) -> Iterator[tuple[str,
     for task in _selected(options, planned):
         last = last_records(read_records(samples_file(options.source, task)))
         records = [last[id_] for id_ in limited_ids(last, None if options.by else options.limit)]
+        _refuse_images(task, any(record.images for record in records))
         rendered = planned[task].prompt_format.startswith("chat")
         encoded = encoder.encode((r.prompt for r in records), rendered=rendered)
         items = []
@@ -175,5 +176,13 @@ def _anew(options: RouterOptions, responder: Responder) -> Iterator[tuple[str, s
     planner = Planner(asked)
     for spec in suite.select(asked.tasks):
         task = build_task(spec, suite, source, shots=asked.shots)
+        _refuse_images(spec.name, bool(spec.config.get("doc_to_image")))
         _, items = planner.items(task, responder)
         yield spec.name, spec.domain, [(item.request.prompt, item.doc) for item in items]
+
+
+def _refuse_images(task: str, shown: bool) -> None:
+    if shown:
+        raise UsageError(
+            f"task {task} shows images, which are not forwarded here: name tasks of text alone with --tasks"
+        )

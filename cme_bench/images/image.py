@@ -136,6 +136,16 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def hides_pixels(image: Image) -> bool:
+    """Return whether some pixels are transparent in its file, which shows what is stored below them."""
+    import PIL.Image
+
+    with PIL.Image.open(io.BytesIO(image.data), formats=FORMATS) as opened:
+        if not opened.has_transparency_data:
+            return False
+        return min(opened.convert("RGBA").getchannel("A").tobytes()) < 255
+
+
 _OTHERS = (
     (b"GIF8", "a GIF"),
     (b"BM", "a BMP"),

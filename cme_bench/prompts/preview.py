@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, TokenIds
@@ -21,6 +22,9 @@ def preview_text(item: RenderedItem) -> Iterator[str]:
     for context in contexts:
         yield "prompt:"
         yield textwrap.indent(context, "  | ", lambda line: True)
+    for number, image in enumerate(item.images, start=1):
+        where = f", {image.source}" if isinstance(image.source, Path) else ""
+        yield f"image {number}: {image.width} x {image.height} pixels, sha256 {image.digest[:12]}{where}"
     if item.choices:
         yield "scored:"
         for context, choice in zip(item.contexts, item.choices, strict=True):
