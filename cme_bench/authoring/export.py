@@ -53,6 +53,11 @@ def stock_config(spec: TaskSpec, source: DataSource) -> dict[str, Any]:
     Splits that ``source`` does not have are left out, and with the few-shot split the few-shot settings.
     """
     source = source_of(spec, source)
+    if spec.config.get("doc_to_image") is not None:
+        raise UsageError(
+            f"{spec.line('doc_to_image')}: task {spec.name} shows images, which stock lm-eval neither reads "
+            "from files beside rows nor scores choices of: it is not exported"
+        )
     for ref in _functions(spec.config):
         if ref.is_local:
             raise UsageError(f"{ref.file}:{ref.line}: {ref} lies beside the task file and is not exported")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
+from cme_bench.images.files import ending_of, store_image
 from cme_bench.models.hub_lock import LOCK_NAME
 from cme_bench.tasks.hub import HubSource
 from cme_bench.tasks.made.make import make_split
@@ -76,12 +78,26 @@ def _fetch_split(item: WantedSplit, source: HubSource) -> int:
 
 
 def write_rows(file: Path, rows: Iterable[object]) -> None:
-    """Write rows as JSON lines; the file appears whole or not at all."""
+    """Write rows as JSON lines; the file appears whole or not at all. Images inside rows become files of
+    ``images`` beside it, which the rows name."""
     with storing(file, note="what was fetched before is kept"):
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as stream:
             for row in rows:
-                stream.write(orjson.dumps(row, default=str) + b"\n")
+                stream.write(orjson.dumps(_without_contents(row, file.parent), default=str) + b"\n")
+
+
+def _without_contents(value: Any, folder: Path) -> Any:
+    """Return a row, or a value of one, with the paths of files in place of their contents."""
+    if isinstance(value, bytes) and ending_of(value) is not None:
+        return f"images/{store_image(value, folder / 'images')}"
+    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
+        contents = value["bytes"]
+        kept = isinstance(contents, bytes) and ending_of(contents) is not None
+        return _without_contents(contents, folder) if kept else value["path"]
+    if isinstance(value, Mapping):
+        return {key: _without_contents(inner, folder) for key, inner in value.items()}
+    return [_without_contents(inner, folder) for inner in value] if isinstance(value, list) else value
 
 
 def located(task: TaskSpec, folder: str | None) -> TaskSpec:

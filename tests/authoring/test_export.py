@@ -16,26 +16,26 @@ from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import FolderSource, mini_source
-from cme_bench.tasks.suite import load_suite
+from cme_bench.tasks.suite import load_suite, selectors_of
 from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
 SUITE = load_suite()
-WITH_MINI = [spec for spec in SUITE.tasks.values() if spec.domain != "llava15"]
+TEXTS = {name: spec for name, spec in SUITE.tasks.items() if not spec.config.get("doc_to_image")}
 PLAIN = resolve_format("plain", None, generated=False)
 
 
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory: pytest.TempPathFactory) -> TaskManager:
     folder = tmp_path_factory.mktemp("exported")
-    files = export_tasks(WITH_MINI, mini_source(), folder)
+    files = export_tasks(list(TEXTS.values()), mini_source(), folder)
     assert sorted(folder.iterdir()) == sorted(files)
     return TaskManager(include_path=str(folder), include_defaults=False)
 
 
 def test_every_task_and_selector_is_there(manager: TaskManager) -> None:
-    assert set(manager.all_subtasks) == {spec.name for spec in WITH_MINI}
-    assert set(manager.all_tags) == set(SUITE.selectors) - set(SUITE.tasks) - {"llava15"}
+    assert set(manager.all_subtasks) == set(TEXTS)
+    assert set(manager.all_tags) == {tag for spec in TEXTS.values() for tag in selectors_of(spec)}
     assert set(manager.load(["nli_ll"])["tasks"]) == {spec.name for spec in SUITE.select("nli_ll")}
 
 
@@ -101,7 +101,7 @@ assert "cme_bench" not in sys.modules
 
 @pytest.mark.slow
 def test_what_needs_no_import_of_ours_runs_without_it(tmp_path: Path) -> None:
-    files = export_tasks(WITH_MINI, mini_source(), tmp_path)
+    files = export_tasks(list(TEXTS.values()), mini_source(), tmp_path)
     needing = {file.stem: file.read_text().splitlines()[1] for file in files}
     needing = {name: line for name, line in needing.items() if line.startswith("# cme-bench must be")}
     alone = {file.stem for file in files} - needing.keys()
@@ -170,3 +170,10 @@ def test_a_copy_is_self_contained(tmp_path: Path) -> None:
         "dev_r1": "validation.jsonl",
     }
     assert all(Path(path).is_absolute() for path in files.values())
+
+
+def test_a_task_that_shows_images_is_not_exported(workshop: Workshop) -> None:
+    workshop.yaml.write_text(workshop.yaml.read_text() + "doc_to_image: image\n")
+    suite = load_suite((workshop.yaml,))
+    with pytest.raises(UsageError, match=r"own\.yaml:11: task own_ll shows images, which stock lm-eval"):
+        stock_config(suite.task("own_ll"), FolderSource(workshop.folder / "data"))

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.tasks.fetch import fetch_splits, wanted_splits
+from cme_bench.tasks.fetch import fetch_splits, wanted_splits, write_rows
 from cme_bench.tasks.hub import HubSource
-from cme_bench.tasks.row_files import Rows
+from cme_bench.tasks.row_files import Rows, read_jsonl
 from cme_bench.tasks.sources import FolderSource, mini_source
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import CmeError
+from tests.support.pictures import encoded, picture
 
 SUITE = load_suite()
 
@@ -54,3 +55,19 @@ def test_a_fetched_folder_knows_its_commits(tmp_path: Path) -> None:
     (tmp_path / "hub-lock.json").write_text('{"datasets/rajpurkar/squad": "abc"}')
     assert FolderSource(tmp_path).revision(SUITE.task("cme_squad")) == "abc"
     assert FolderSource(tmp_path).revision(SUITE.task("cme_rte")) is None
+
+
+def test_images_inside_rows_become_files_beside_them(tmp_path: Path) -> None:
+    first, second = encoded(picture(seed=1)), encoded(picture(seed=2), "JPEG")
+    rows = [
+        {"image": {"bytes": first, "path": "a.png"}, "more": [second, first], "q": "red?"},
+        {"image": {"bytes": first, "path": None}, "more": [], "q": "blue?"},
+        {"image": {"bytes": b"RIFF sound", "path": "b.wav"}, "more": None, "q": "none?"},
+    ]
+    write_rows(tmp_path / "own" / "test.jsonl", rows)
+    read = list(read_jsonl(tmp_path / "own" / "test.jsonl").table)
+    images = [read[0]["image"], *read[0]["more"], read[1]["image"]]
+    assert [(tmp_path / "own" / name).read_bytes() for name in images] == [first, second, first, first]
+    assert len(list((tmp_path / "own" / "images").iterdir())) == 2
+    assert [row["q"] for row in read] == ["red?", "blue?", "none?"]
+    assert read[2]["image"] == "b.wav"
