@@ -13,6 +13,9 @@ import logging
 
 def register() -> None:
     """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
+    from cme_bench.vllm_plugin import pillow
+
+    pillow.install()
     try:
         from cme_bench.vllm_plugin import guard  # importing it registers the quantisation config
 
