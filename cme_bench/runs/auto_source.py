@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from cme_bench.engines.base import Engine
+from cme_bench.engines.base import Engine, Request
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.loaded import SavedModel
 from cme_bench.runs.engine_choice import Choice, LocalChoice, Waiting, by_options, by_work
@@ -32,7 +32,7 @@ class AutoSource(SavedSource):
         self._choice = forced or Choice("hf", "")
         self._decided = forced is not None
         self._made: SavedSource | None = None
-        self._told = False
+        self._told = self._images = False
 
     @property
     def computes(self) -> str:
@@ -70,6 +70,8 @@ class AutoSource(SavedSource):
             device_map=self.options.device_map,
             settings=self.options.settings,
         )
+        if self._images:
+            return Choice("hf", "its tasks show images")
         held: list[LocalChoice] = [engine for engine in ("hf", "vllm") if begun(engine)]
         if held == ["hf"]:
             return Choice("hf", "the run was begun with it")
@@ -103,6 +105,11 @@ class AutoSource(SavedSource):
         if self._made is None:
             self._made = SOURCES[self.computes](self.model, self.options, self.note)
         return self._made
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Note whether images are asked about: they are computed by engine hf, each once."""
+        if any(request.images for request in requests):
+            self._images = True
 
     def begin(self) -> None:
         self._source.begin()

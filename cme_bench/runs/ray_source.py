@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from cme_bench.engines.base import Engine
+from cme_bench.engines.base import Engine, Request
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
 from cme_bench.runs.ray_worker import worker_environment, worker_source
 from cme_bench.util.notes import Note, unheard
@@ -49,6 +49,13 @@ class RaySource(SavedSource):
             note=self.note,
             stopping=stopping,
         )
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise UsageError for images that workers with vLLM cannot be given."""
+        if self.options.worker == "vllm":
+            from cme_bench.runs.vllm_source import VLLMSource
+
+            VLLMSource(self.model, self.options).check(requests)
 
     def release(self) -> None:
         """Do nothing: workers take their adapter off when they are told to open the next."""

@@ -93,6 +93,10 @@ class ServerSource(EngineSource):
 
         served = self.model.served
         for request in requests:
+            if request.images:
+                raise UsageError(
+                    f"{self.server.url}: images are not sent to a server; use --engine hf or vllm"
+                )
             if isinstance(request, LoglikelihoodRequest):
                 if not self._proven:
                     prove_likelihood(self.server, served, self.model.tokenizer)

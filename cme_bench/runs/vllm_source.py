@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cme_bench.engines.base import Engine, TokenIds
-from cme_bench.runs.engine_source import LIVENESS_TOKENS, EngineJob, SavedSource, never, saved
+from cme_bench.engines.base import Engine, Request, TokenIds
+from cme_bench.engines.virtual import is_virtual
+from cme_bench.engines.vllm.seen import MOST_IMAGES
+from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
+from cme_bench.runs.probing import reader_of
 from cme_bench.util.early import Early
+from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -59,10 +63,29 @@ class VLLMSource(SavedSource):
                 self._host.close()
             settings = VllmSettings.from_pairs(self.options.settings).for_work(job.generated)
             quantised = quantisation(self.model.config)
-            self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised)
+            reader = reader_of(self.model)
+            self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised, reader)
             self._held.callback(self._host.close)
         self._host.allow(row_length(job.longest, job.max_length, self._host.settings))
         return self._host
+
+    def check(self, requests: Iterable[Request]) -> None:
+        """Raise UsageError for images that vLLM cannot be given as the model's own processor reads them."""
+        vision = None
+        for request in requests:
+            if not request.images:
+                continue
+            vision = vision or self.model.vision
+            if len(request.images) > MOST_IMAGES:
+                raise UsageError(
+                    f"engine vllm: a prompt has {len(request.images)} images, more than {MOST_IMAGES}; use "
+                    "--engine hf"
+                )
+            if vision is not None and any(vision.layout(i).text != vision.token for i in request.images):
+                raise UsageError(
+                    f"engine vllm: {self.model.place} puts other tokens around or between those of an image, "
+                    "which vLLM would place by itself; use --engine hf"
+                )
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.stopping import end_token_ids
@@ -78,14 +101,15 @@ class VLLMSource(SavedSource):
         if found is None:
             return VLLMEngine(self._host_of(self._base, job), tokenizer, ends)
         if needs_merging(found.path):
-            merged = self._merged(found, job.probe[-LIVENESS_TOKENS:])
+            text = tuple(token for token in job.liveness if not is_virtual(token))
+            merged = self._merged(found, text)
             return VLLMEngine(self._host_of(merged, job), tokenizer, ends)
         gated = read_gated(found.path, self.model.config)
         file = self._files / f"{found.hash}.safetensors"
         write_adapter(file, gated.spec, gated.tensors)
         host = self._host_of(self._base, job)
         engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=gated.spec)
-        engine.check_liveness(repr(found.name), job.probe[-LIVENESS_TOKENS:])
+        engine.check_liveness(repr(found.name), job.liveness, job.images)
         return engine
 
     def _merged(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Path:

@@ -8,14 +8,16 @@ product of logits is imported.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 
 def register() -> None:
     """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
-    from cme_bench.vllm_plugin import pillow
+    from cme_bench.vllm_plugin import seeing
 
-    pillow.install()
+    with contextlib.suppress(ImportError, AttributeError):  # vLLM itself says what it lacks for images
+        seeing.install()
     try:
         from cme_bench.vllm_plugin import guard  # importing it registers the quantisation config
 

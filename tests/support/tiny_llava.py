@@ -41,14 +41,14 @@ def seeing(tokenizer: PreTrainedTokenizerFast, *tokens: str, chat: str = CHAT) -
     return tokenizer
 
 
-def text_config(positions: int, vocab: int = VOCAB_SIZE) -> dict[str, Any]:
+def text_config(positions: int, vocab: int = VOCAB_SIZE, heads: int = 2) -> dict[str, Any]:
     """The settings of two layers, as every tiny language model here has them."""
     return {
         "vocab_size": vocab,
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "num_attention_heads": heads,
         "num_key_value_heads": 1,
         "max_position_embeddings": positions,
         "initializer_range": 0.3,
@@ -56,7 +56,12 @@ def text_config(positions: int, vocab: int = VOCAB_SIZE) -> dict[str, Any]:
 
 
 def random_llava(
-    seed: int, tokenizer: PreTrainedTokenizerFast, *, tower: str = "siglip", positions: int = 128
+    seed: int,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    tower: str = "siglip",
+    positions: int = 128,
+    heads: int = 2,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA with two layers in each part, float32, 32 pixels and 16 tokens an image."""
     torch.manual_seed(seed)
@@ -74,7 +79,7 @@ def random_llava(
     config = LlavaConfig(
         vision_config=towers,
         text_config=LlamaConfig(
-            **text_config(positions), bos_token_id=270, eos_token_id=271, pad_token_id=272
+            **text_config(positions, heads=heads), bos_token_id=270, eos_token_id=271, pad_token_id=272
         ),
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_layer=-2,

@@ -17,6 +17,7 @@ from cme_bench.adapters.gated import GatedForm, Read
 from cme_bench.adapters.load import check_adapter
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import method_of
+from cme_bench.adapters.shared.towers import language_path
 from cme_bench.engines.vllm.fields import needs_merging, refuse_inexact
 from cme_bench.util.errors import first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
@@ -82,6 +83,7 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
     }
+    _check_towers(folder, bare_model(base_config), layers)
     head = model.get_base_model().get_output_embeddings()
     form = _form(config)
     for name, layer in layers.items():
@@ -96,6 +98,18 @@ def adapted_linears(folder: Path, base_config: Any) -> tuple[Any, dict[str, nn.M
     more = _MAGNITUDE if needs_merging(folder) else ()
     _check_names(weights_file(folder), [*form.stored, *more], layers)
     return config, layers
+
+
+def _check_towers(folder: Path, base: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Raise AdapterError for a layer of a vision-language model outside of its language model."""
+    if (path := language_path(base)) is None:
+        return
+    for name in layers:
+        if not name.startswith(f"{path}."):
+            raise AdapterError(
+                f"{weights_file(folder)}: it adapts {name}, outside of the language model {path}, which is "
+                "all that the vLLM plugin reaches; use --engine hf"
+            )
 
 
 def _check_names(weights: Path, stored: Sequence[str], layers: Mapping[str, nn.Module]) -> None:

@@ -26,6 +26,7 @@ from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.packs import TRIAL_LENGTH, agree, by_packs, trial_requests
 from cme_bench.engines.vllm.questions import Continuations, Likelihoods, ProbeCall, Questions
 from cme_bench.engines.vllm.settings import on_cpu
+from cme_bench.images.image import Image
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class VLLMEngine(Engine):
             return
         generated = isinstance(batch[0][1], GenerateRequest)
         self.host.use(self._adapter, self._spec)
-        if not generated and self._takes_packs():
+        if not generated and not any(request.images for _, request in batch) and self._takes_packs():
             yield from batch_by_batch(Resumed(batch, inbox), self._by_packs)
             return
         yield from self._served(batch, inbox, self._questions(generated=generated))
@@ -77,6 +78,7 @@ class VLLMEngine(Engine):
         """Answer ``batch``, and what follows it in ``inbox``, by vLLM's own requests."""
         with self.host.flight() as flight:
             while batch or questions:
+                self.host.prompts.know(request for _, request in batch)
                 questions.add(sorted(batch, key=lambda numbered: numbered[1].prompt))
                 for call, output in self._step(flight, questions):
                     for number, request, response in questions.read(call, output):
@@ -135,8 +137,10 @@ class VLLMEngine(Engine):
             self.stats.tokens_computed += computed + n_generated - 1
         return finished
 
-    def check_liveness(self, name: str, prompt: TokenIds) -> None:
-        """Raise AdapterError if the adapter called ``name`` changes no logit after ``prompt``."""
+    def check_liveness(self, name: str, prompt: TokenIds, images: tuple[Image, ...] = ()) -> None:
+        """Raise AdapterError if the adapter called ``name`` changes no logit after ``prompt``, which has
+        ``images``."""
+        self.host.prompts.know([GenerateRequest(prompt, 1, images=images)])
         self.host.use(None, self._spec)
         without = self._likeliest(prompt)
         self.host.use(self._adapter, self._spec)

@@ -15,6 +15,7 @@ class EngineOwner(Protocol):
     """Know whether an engine still runs, and what its errors mean; ``vllm.host.Host`` does."""
 
     def runs(self, engine: Any) -> bool: ...
+    def prompt(self, engine: Any, ids: TokenIds) -> Any: ...
     def failure(self, error: Exception, numbers: Mapping[str, int]) -> CmeError | None: ...
 
 
@@ -53,8 +54,8 @@ class Flight(Generic[CallT]):
         name = f"{id(self)}-{self._n_added}"
         self._n_added += 1
         self._calls[name] = call
-        prompt = {"type": "token", "prompt_token_ids": list(call.prompt)}
         with self._explained():
+            prompt = self._host.prompt(self._engine, call.prompt)
             self._engine.add_request(name, prompt, call.params)
 
     def step(self) -> list[tuple[CallT, Any]]:

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cme_bench.engines.hf.images import ImageReader
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.vllm.flight import Flight
+from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.vllm_plugin.spec import GatedSpec
@@ -31,18 +34,21 @@ class Host:
 
     An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
     model runs on any. ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a
-    model that is quantised.
+    model that is quantised; ``reader``: what reads images, for a model that takes some.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - callers name what they leave out
         self,
         model: Path,
         dtype: str,
         settings: VllmSettings,
         note: Callable[[str], None] = lambda message: None,
         base: Mapping[str, Any] | None = None,
+        reader: ImageReader | None = None,
     ) -> None:
         self.model = model
+        self.prompts = Prompts(reader)
+        self._sees = reader is not None
         self.base = base
         self.dtype = dtype
         self.logits = "float32"
@@ -114,6 +120,8 @@ class Host:
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
         arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec, self.base)
+        if self._sees:
+            arguments["limit_mm_per_prompt"] = {"image": MOST_IMAGES}
         started = time.monotonic()
         with output_to(self.log):
             try:
@@ -151,6 +159,10 @@ class Host:
     def flight(self) -> Flight[Any]:
         """Return an empty set of requests in flight in the running engine."""
         return Flight(self, self._llm.llm_engine)
+
+    def prompt(self, engine: Any, ids: TokenIds) -> Any:
+        """Return what ``engine`` is asked for a prompt of ``ids``."""
+        return self.prompts.of(engine, ids)
 
     def runs(self, engine: Any) -> bool:
         """Tell whether ``engine`` is still the running one."""
