@@ -26,7 +26,7 @@ from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import SeenSession, adapter_positions, alone_session, why_alone
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
-from cme_bench.engines.hf.images import ImageReader, Images
+from cme_bench.engines.hf.images import Images
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.seeing import why_seen_alone
@@ -37,6 +37,7 @@ from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
+from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory

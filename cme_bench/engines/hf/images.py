@@ -11,13 +11,14 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cme_bench.engines.packs import Ints
+from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import Request
 from cme_bench.engines.virtual import VIRTUAL, key_of, keys_in, place_of, virtual_ids
 from cme_bench.images.image import Image
@@ -28,25 +29,6 @@ _TYPES = ("token_type_ids", "mm_token_type_ids")
 _KEPT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 _TOWER_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 """Tokens of images that are computed in one forward of a tower."""
-
-
-class ImageReader(Protocol):
-    """Read images as a model's processor does.
-
-    ``token_id``: what stands for a token of an image in the model's own rows; ``backend``: what computes.
-    """
-
-    token_id: int
-    backend: str
-
-    def key(self, image: Image) -> int:
-        """Return what an image is known by in virtual ids."""
-
-    def places(self, image: Image) -> int:
-        """Return how many tokens it takes."""
-
-    def inputs(self, images: Sequence[Image]) -> Mapping[str, Tensor]:
-        """Return what the model's forward takes beside the ids of a prompt with these images, in order."""
 
 
 class _ReachedError(Exception):

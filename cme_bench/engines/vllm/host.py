@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cme_bench.engines.hf.images import ImageReader
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.vllm.flight import Flight
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts

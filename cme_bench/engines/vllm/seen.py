@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from cme_bench.engines.hf.images import ImageReader
+from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import Request, TokenIds
 from cme_bench.engines.virtual import VIRTUAL, key_of, place_of
 from cme_bench.images.image import Image
