@@ -1,4 +1,4 @@
-"""What an engine asks of a model's own way of reading images."""
+"""How an engine asks a model's own processor of images."""
 
 from __future__ import annotations
 
