@@ -35,8 +35,9 @@ _WAY_NAMES = {
 }
 
 
-def guess(table: Table, told: Told | None = None) -> Draft:
-    """Return what the rows seem to ask, by names and values, where ``told`` does not say it.
+def guess(table: Table, told: Told | None = None, *, seen: bool = False) -> Draft:
+    """Return what the rows seem to ask, by names and values, where ``told`` does not say it. ``seen``: they
+    have images, and need no question beside.
 
     Raises UsageError for a column or kind that is not there, and where the rows can be read in two ways: its
     line names the option that decides.
@@ -50,7 +51,7 @@ def guess(table: Table, told: Told | None = None) -> Draft:
         choices = ()
     elif not choices:
         raise UsageError(f"{table.origin}: name the column, or columns, of the options with --choices")
-    shown = told.question or guess_question(table, answer, choices)
+    shown = told.question or guess_question(table, answer, choices, seen=seen)
     told = replace(told, kind=kind, question=shown, answer=answer, choices=choices)
     return _with_unused(table, _read(table, told))
 

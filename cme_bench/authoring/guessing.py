@@ -128,8 +128,11 @@ def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
     return "number" if plain_numbers else "qa"
 
 
-def guess_question(table: Table, answer: str, choices: Sequence[str]) -> tuple[str, ...]:
-    """Return contexts, then the other texts in the file's order: both of a pair, never one alone.
+def guess_question(
+    table: Table, answer: str, choices: Sequence[str], *, seen: bool = False
+) -> tuple[str, ...]:
+    """Return contexts, then the other texts in the file's order: both of a pair, never one alone. Where an
+    image is ``seen``, there may be none.
 
     Raises UsageError where a text of unknown name may or may not be part of the question.
     """
@@ -142,7 +145,7 @@ def guess_question(table: Table, answer: str, choices: Sequence[str]) -> tuple[s
     shown = list(dict.fromkeys([*contexts, *sorted(known, key=table.columns.index)]))
     open_ = [c for c in left if c not in shown and not role(table, c) and not is_part(table, c, shown)]
     open_ = [c for c in open_ if c not in named(table, (*STRONG_ANSWERS, *WEAK_ANSWERS))]
-    if not shown and len(open_) == 1:
+    if not shown and (len(open_) == 1 or (seen and not open_)):
         return tuple(open_)
     if open_ or not shown:
         candidates = [*shown, *open_] or left

@@ -98,6 +98,15 @@ class Told:
     question: Annotated[
         tuple[str, ...], Option("Columns that are shown, comma-separated.", separated=True, panel=READING)
     ] = ()
+    images: Annotated[
+        tuple[str, ...],
+        Option(
+            "Columns of images (PNG, JPEG or WebP: paths beside the rows, bytes or base64), "
+            "comma-separated, or 'none'; default: the one that holds images.",
+            separated=True,
+            panel=READING,
+        ),
+    ] = ()
     answer: Annotated[str, Option("The column of the right answer.", panel=READING)] = ""
     choices: Annotated[
         tuple[str, ...],

@@ -27,7 +27,8 @@ class Table:
     ``lines[i]``: the line of row i in ``origin``, where it has lines; ``typed``: whether numbers and lists
     come as such (JSON, Parquet) or every value is a text (CSV); ``notes``: how the file was read, where a
     reader may want to know; ``label_names``: names of a column's integers, where the data set has them.
-    ``unread``: by the name of a column that no JSON holds, the first place and what stands there.
+    ``unread``: by the name of a column that no JSON holds, the first place and what stands there; ``raw``:
+    the values of such a column.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -37,6 +38,7 @@ class Table:
     notes: tuple[str, ...] = ()
     label_names: Mapping[str, Sequence[str]] | None = None
     unread: Mapping[str, str] = field(default_factory=dict)
+    raw: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -227,6 +229,7 @@ def _whole(table: Table) -> Table:
         notes.append(f"not in every row, and empty there: {', '.join(optional)}")
     rows: list[dict[str, Any]] = [{} for _ in table.rows]
     unread: dict[str, str] = {}
+    raw: dict[str, list[Any]] = {}
     for name in columns:
         index = 0
         try:
@@ -236,10 +239,11 @@ def _whole(table: Table) -> Table:
         except NotJsonError as error:
             notes.append(f"column {name} holds {error}: left out")
             unread[name] = f"{table.place(index)}: {name} holds {error}"
+            raw[name] = [source.get(name) for source in table.rows]
             for row in rows:
                 row.pop(name, None)
-    if rows and not rows[0]:
+    if rows and not rows[0] and not raw:
         raise UsageError(f"{table.origin}: has no columns of texts or numbers")
     if dead := [name for name in rows[0] if all(is_blank(row[name]) for row in rows)] if rows else []:
         notes.append(f"empty in every row: {', '.join(dead)}")
-    return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names, unread)
+    return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names, unread, raw)

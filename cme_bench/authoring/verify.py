@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ def verified(task: NewTask, table: Table, draft: Draft) -> list[Rendered]:
 
     form = resolve_format("plain", None, generated=False)
     with tempfile.TemporaryDirectory() as scratch:
-        write_task(Path(scratch), task, None, force=True)
+        write_task(Path(scratch), replace(task, text=task.blind, images={}), None, force=True)
         suite = load_suite((Path(scratch),))
         built = build_task(suite.task(task.name), suite, mini_source(), shots=0)
         items = [render_item(built, index, form) for index in range(len(built.docs))]

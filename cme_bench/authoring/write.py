@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cme_bench.authoring.draft import KINDS, Draft
 from cme_bench.authoring.guess import guess
+from cme_bench.authoring.images import WrittenImages
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import LETTERS
 from cme_bench.authoring.table_files import Table
 from cme_bench.harness.yaml_loader import FunctionRef
+from cme_bench.images.image import Image
 from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.tasks.values import as_text, is_blank
 from cme_bench.tasks.yaml_dump import dump_yaml
@@ -29,6 +31,13 @@ _INSTRUCTIONS = {
     "math": "Solve the problem. End with the final answer in \\boxed{}.",
     "summary": "Summarize the following text in one or two sentences.",
 }
+_SEEN = {
+    "choice": "Choose the right answer.",
+    "label": "Look at the image.",
+    "qa": "Answer with a name, a number or a few words.",
+    "summary": "Describe the image in one or two sentences.",
+}
+"""The instructions where an image is shown."""
 _ENDINGS = {
     "choice": "Answer:",
     "label": "Label:",
@@ -51,13 +60,16 @@ _JINJA_WORDS = frozenset("and or not in is if else true false none True False No
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """A task to write. ``text``: the YAML. ``files``: rows by the name of their file. ``columns``: a table
-    column's name in these files, where it is another."""
+    """A task to write. ``text``: the YAML; ``blind``: the same without its images. ``files``: rows by the
+    name of their file. ``columns``: a table column's name in these files, where it is another. ``images``:
+    those that are copied, by path."""
 
     name: str
     text: str
     files: Mapping[str, Sequence[Mapping[str, Any]]]
     columns: Mapping[str, str]
+    blind: str
+    images: Mapping[str, Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +85,7 @@ class _Plan:
     options: str
     gold: str
     references: str
+    seen: bool = False
 
 
 def new_task(
@@ -84,6 +97,8 @@ def new_task(
     form: str = "",
     instruction: str = "",
     metadata: Mapping[str, Any] | None = None,
+    images: WrittenImages | None = None,
+    shot_images: WrittenImages | None = None,
 ) -> NewTask:
     """Return the task file and rows of ``draft``.
 
@@ -93,17 +108,44 @@ def new_task(
     if form not in FORMS or (form == "likelihood" and draft.kind not in ("choice", "label")):
         raise UsageError(f"--form {form}: {draft.kind} answers are scored as 'generate'")
     _check_letters(table, draft, form)
-    columns = _safe_names(table.columns)
-    right = [_free(key, columns.values()) for key in ("options", "gold", "references")]
-    plan = _Plan(table, draft, form == "generate", instruction, columns, *right)
+    seen = list(images.rows[0]) if images else []
+    columns = _safe_names([*table.columns, *seen])
+    options, gold, references = (_free(key, columns.values()) for key in ("options", "gold", "references"))
+    plan = _Plan(
+        table, draft, form == "generate", instruction, columns, options, gold, references, seen=bool(seen)
+    )
     data = {"test": f"{name}_test.jsonl"}
-    files = {data["test"]: _rows(plan, table, draft)}
+    files = {data["test"]: _with_images(_rows(plan, table, draft), images, columns)}
     if shots is not None:
         data["train"] = f"{name}_train.jsonl"
-        files[data["train"]] = _rows(plan, shots, _shot_draft(shots, draft))
+        rows = _rows(plan, shots, _shot_draft(shots, draft))
+        files[data["train"]] = _with_images(rows, shot_images, columns)
     head = f"# Written by `cme-bench tasks new` ({KINDS[draft.kind]}); edit it as you like.\n"
-    text = head + dump_yaml(_yaml_values(name, plan, data, metadata or {}))
-    return NewTask(name, text, files, {old: new for old, new in columns.items() if old != new})
+    values = _yaml_values(name, plan, data, metadata or {})
+    blind = head + dump_yaml(values)
+    if seen:
+        values = _with_image_key(values, [columns[column] for column in seen])
+    copied = {**(images.files if images else {}), **(shot_images.files if shot_images else {})}
+    renamed = {old: new for old, new in columns.items() if old != new}
+    return NewTask(name, head + dump_yaml(values), files, renamed, blind, copied)
+
+
+def _with_images(
+    rows: list[dict[str, Any]], images: WrittenImages | None, columns: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return rows with the paths of their images."""
+    if images is None:
+        return rows
+    pairs = zip(rows, images.rows, strict=True)
+    return [row | {columns[column]: path for column, path in seen.items()} for row, seen in pairs]
+
+
+def _with_image_key(values: Mapping[str, Any], columns: list[str]) -> dict[str, Any]:
+    """Return a task file that shows these columns; as a list, in which a row may lack one."""
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        made |= ({"doc_to_image": columns} if key == "doc_to_text" else {}) | {key: value}
+    return made
 
 
 def _check_letters(table: Table, draft: Draft, form: str) -> None:
@@ -144,7 +186,7 @@ def _shot_draft(shots: Table, draft: Draft) -> Draft:
         decimal=draft.decimal,
     )
     if draft.kind != "label":
-        return guess(shots, told)
+        return guess(shots, told, seen=True)
     for name in (*draft.question, draft.answer):
         if name not in shots.columns:
             raise UsageError(f"{shots.origin}: no column {name!r}")
@@ -253,8 +295,9 @@ def _generation(plan: _Plan) -> dict[str, Any]:
     """Return the generation settings. A worked solution may have paragraphs: a number task ends where the
     model asks the next question."""
     kind = plan.draft.kind
-    next_question = f"{_shown_name(plan.columns[plan.draft.question[0]])}:"
-    until = [next_question, "\n\n\n"] if kind in ("number", "math") else ["\n\n"]
+    shown = plan.draft.question
+    next_question = [f"{_shown_name(plan.columns[shown[0]])}:"] if shown else []
+    until = [*next_question, "\n\n\n"] if kind in ("number", "math") else ["\n\n"]
     return {"until": until, "max_gen_toks": _NEW_TOKENS[kind], "do_sample": False}
 
 
@@ -269,7 +312,9 @@ def _question(plan: _Plan) -> str:
     A column that is empty in some rows has no line there.
     """
     draft, columns = plan.draft, plan.columns
-    begins = plan.instruction or _INSTRUCTIONS[draft.kind]
+    begins = plan.instruction or (_SEEN if plan.seen else _INSTRUCTIONS).get(
+        draft.kind, _INSTRUCTIONS[draft.kind]
+    )
     if draft.kind == "label" and not plan.instruction:
         begins += f" Answer with one of: {', '.join(draft.labels)}."
     text = f"{begins}\n\n"
@@ -300,6 +345,9 @@ def write_task(folder: Path, task: NewTask, source: Path | None, *, force: bool)
         for name, rows in task.files.items():
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (folder / name).write_text("".join(lines), encoding="utf-8")
+        for name, image in task.images.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(image.data)
         file.write_text(task.text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from error

@@ -41,6 +41,7 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
     values, and refuses what can be read in two ways.
     """
     from cme_bench.authoring.check import check_path
+    from cme_bench.authoring.images import part_images, written_images
     from cme_bench.authoring.verify import verified
     from cme_bench.authoring.write import new_task, write_task
     from cme_bench.cli.tasks_check import print_checked
@@ -51,7 +52,16 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
     _check_name(task.name, set(suite.tasks))
     table, note = _open(task, files, offline)
     shots = None if task.shots_from is None else _open_file(task.shots_from, files)
-    draft = _draft(table, told)
+    place = None if task.on_hub else Path(task.source).expanduser().parent
+    table, images = part_images(table, told.images, place)
+    seen = written_images(table, images, task.out, task.name) if images.columns else None
+    shown = None
+    if shots is not None and task.shots_from is not None:
+        shots, others = part_images(shots, images.columns or ("none",), task.shots_from.expanduser().parent)
+        shown = written_images(shots, others, task.out, task.name) if seen else None
+    draft = _draft(table, told, seen=seen is not None)
+    if seen is not None:
+        draft = replace(draft, notes=(images.note(), *draft.notes))
     instruction = task.instruction
     if instruction is None and sys.stdin.isatty():
         instruction = typer.prompt("Instruction (empty for a plain one)", "", show_default=False)
@@ -64,6 +74,8 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
         form=task.form,
         instruction=instruction or "",
         metadata=metadata,
+        images=seen,
+        shot_images=shown,
     )
     items = verified(made, table, draft)
     file = write_task(
@@ -93,15 +105,15 @@ def _print(
         if item.choices:
             say(f"  choices: {', '.join(repr(choice) for choice in item.choices)}")
         say(f"  right: {item.gold}")
-    say(f"{file}: {draft.kind}, question {', '.join(draft.question)}, answer {draft.answer}")
+    say(f"{file}: {draft.kind}, question {', '.join(draft.question) or '(none)'}, answer {draft.answer}")
 
 
-def _draft(table: Table, told: Told) -> Draft:
+def _draft(table: Table, told: Told, *, seen: bool) -> Draft:
     """Return what the rows ask; on a terminal each guess is a question."""
     from cme_bench.authoring.guess import guess, suggest
 
     if not sys.stdin.isatty():
-        return guess(table, told)
+        return guess(table, told, seen=seen)
     first = suggest(table, told)
     answers = told
     if not told.kind:
@@ -116,27 +128,25 @@ def _draft(table: Table, told: Told) -> Draft:
     if answers.kind == "choice" and not told.choices:
         options = typer.prompt("Column or columns of the options", ",".join(first.choices))
         answers = replace(answers, choices=_names(options))
-    return _decided(table, answers)
+    return _decided(table, answers, seen=seen)
 
 
-def _decided(table: Table, told: Told) -> Draft:
+def _decided(table: Table, told: Told, *, seen: bool) -> Draft:
     """Return the draft; where rows can still be read in two ways, the terminal decides."""
     from cme_bench.authoring.guess import guess
     from cme_bench.util.errors import UsageError
 
     try:
-        return guess(table, told)
+        return guess(table, told, seen=seen)
     except UsageError as error:
         if "--answer-is" in str(error) and not told.way:
             say(error)
-            return guess(
-                table, replace(told, way=typer.prompt("Answers are (text, key, letter, index0, index1)"))
-            )
+            told = replace(told, way=typer.prompt("Answers are (text, key, letter, index0, index1)"))
+            return guess(table, told, seen=seen)
         if "--labels" in str(error) and not told.labels:
             say(error)
-            return guess(
-                table, replace(told, labels=_names(typer.prompt("Names of the labels, in this order")))
-            )
+            told = replace(told, labels=_names(typer.prompt("Names of the labels, in this order")))
+            return guess(table, told, seen=seen)
         raise
 
 
