@@ -1,4 +1,4 @@
-"""What there is to know of the images of a task: how many, how large, and what may be shown unawares."""
+"""Checks of a task's images: how many there are, how large, and what may be shown unawares."""
 
 from __future__ import annotations
 
