@@ -29,6 +29,8 @@ def check_rules(values: Mapping[str, Any], fail: Fail) -> list[Note]:
         fail("output_type", f"output_type {output_type!r} is none of {', '.join(known)}{reason}")
     _check_repeats(values, fail)
     _check_images(values.get("doc_to_image"), fail)
+    if str(values.get("process_results")).endswith("llm_judged"):  # lm-eval's pisa_*_llm_judged
+        fail("process_results", "a model of a server judges the answers, and nothing here asks it")
     _check_fewshot(values.get("fewshot_config") or {}, fail)
     if output_type == GENERATE_UNTIL:
         _check_generation(values.get("generation_kwargs") or {}, fail)

@@ -161,7 +161,7 @@ kinds with stock lm-eval on made-up rows and answers):
 
 | files | number |
 |---|---|
-| run | 12152 |
+| run | 12146 |
 | groups, which are not read | 855 |
 | refused: a metric of the hub (`hf_evaluate`) | 757 |
 | refused: `loglikelihood_rolling` | 66 |
@@ -172,6 +172,7 @@ kinds with stock lm-eval on made-up rows and answers):
 | refused: rows of another commit or with other types (`dataset_kwargs`) | 12 |
 | refused: no task: only there to be included | 7 |
 | refused: beam search | 6 |
+| refused: answers that a model of a server judges | 6 |
 | refused: sound (`doc_to_audio`) | 1 |
 | refused: a metric without an aggregation | 1 |
 | refused: an unknown option of a metric | 1 |

@@ -23,6 +23,7 @@ REASONS = (
     ("code of the hub is not run", "a metric of the hub (`hf_evaluate`)"),
     ("no beam search", "beam search"),
     ("whole texts are not scored", "`loglikelihood_rolling`"),
+    ("a model of a server judges", "answers that a model of a server judges"),
     ("sound is not played", "sound (`doc_to_audio`)"),
     ("code that a model writes", "`unsafe_code`"),
     ("a Python class of lm-eval", "a Python class (`class`)"),

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from datasets import Dataset, Features, Image
 
 from cme_bench.images.decode import decode_image
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.row_files import Rows
-from cme_bench.tasks.sources import FolderSource
+from cme_bench.tasks.sources import DataSource, FolderSource
+from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.stored_rows import table_of, undecoded
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
@@ -234,3 +237,51 @@ def test_images_of_datasets_are_not_decoded_when_rows_are_read() -> None:
         [{"image": embedded(1)}], features=datasets.Features({"image": datasets.Image()})
     )
     assert Rows(pillow, "hub").fingerprint() == Rows(pillow, "hub").fingerprint()
+
+
+class Hubs(DataSource):
+    """Rows as ``datasets`` gives them, with images that it would decode."""
+
+    name = "made"
+
+    def __init__(self, rows: list[dict[str, Any]], images: list[str]) -> None:
+        kinds = {key: Image() for key in images}
+        table = pyarrow.Table.from_pylist(rows)
+        features = Features.from_arrow_schema(table.schema)
+        self._rows = Rows(Dataset.from_list(rows, features=Features({**features, **kinds})), "hub")
+
+    def rows(self, spec: TaskSpec, split: str) -> Rows:
+        return self._rows
+
+    def dataset_keys(self, spec: TaskSpec, splits: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+
+def lm_eval_item(name: str, source: Hubs) -> RenderedItem:
+    suite = load_suite()
+    [spec] = suite.select(name)
+    return render_item(build_task(spec, suite, source), 0, PLAIN)
+
+
+def test_chartqa_of_lm_eval_shows_its_column() -> None:
+    item = lm_eval_item(
+        "lm_eval:chartqa", Hubs([{"image": embedded(3), "query": "How many?", "label": ["3"]}], ["image"])
+    )
+    assert item.contexts[0].startswith("<image>How many?\n")
+    assert numbers(item) == [3]
+
+
+def test_mmmu_of_lm_eval_shows_an_image_as_often_as_it_is_named() -> None:
+    columns = [f"image_{n}" for n in range(1, 8)]
+    made: dict[str, Any] = {name: embedded(n) for n, name in enumerate(columns, start=1)} | {"image_7": None}
+    made |= {"question": "Is <image 2> or <image 1> in <image 2>?", "options": "['<image 3>', 'both']"}
+    item = lm_eval_item(
+        "lm_eval:mmmu_val_art", Hubs([made | {"answer": "A", "question_type": "multiple-choice"}], columns)
+    )
+    assert item.contexts[0].startswith("Is <image> or <image> in <image>?\n\n(A) <image>\n(B) both")
+    assert numbers(item) == [2, 1, 2, 3]
+
+
+def test_answers_that_a_server_would_judge_are_refused() -> None:
+    with pytest.raises(UsageError, match="a model of a server judges the answers"):
+        load_suite().select("lm_eval:pisa_en_llm_judged")
