@@ -25,6 +25,7 @@ from cme_bench.training.checkpoints import allocation, rank_allocator, restore_a
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.schedule import BETAS, EPSILON, rate
 from cme_bench.training.step_log import StepLog
+from cme_bench.util.devices import sent
 from cme_bench.util.errors import CmeError
 from cme_bench.util.files import replacing, storing
 
@@ -152,7 +153,7 @@ class Loop:
     def _advance(self, made: Step, lr: float) -> Tensor:
         """Make one step; return its sums, as the log takes them."""
         self.numbers.grads.zero_()
-        weight = torch.tensor(1.0 / max(made.targets, 1), device=self._device)
+        weight = sent(1.0 / max(made.targets, 1), self._device)
         found = [
             self._backward({k: v.to(self._device, non_blocking=True) for k, v in batch.items()}, weight)
             for batch in made.batches
@@ -162,9 +163,8 @@ class Loop:
             self.model.base_model.update_and_allocate(self.step)
         self.step += 1
         nll, balance = torch.stack(found).double().sum(0)
-        return torch.stack(
-            [nll, *nll.new_tensor([made.targets, made.tokens]), balance, nll.new_tensor(len(found))]
-        )
+        targets, tokens, count = sent([made.targets, made.tokens, len(found)], self._device).double()
+        return torch.stack([nll, targets, tokens, balance, count])
 
     def _make(self, number: int) -> Step:
         count = self.options.accumulate

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -40,3 +40,9 @@ def moved(model: Any, device: torch.device) -> Any:
     if is_spread(base) or getattr(base, "hf_quantizer", None) is not None:
         return model
     return model.to(device)
+
+
+def sent(numbers: Any, device: torch.device) -> Tensor:
+    """Return numbers on a device, float32. A GPU's copy from ordinary memory would wait for all its work."""
+    tensor = torch.tensor(numbers, dtype=torch.float32)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -144,3 +144,16 @@ def test_stacking(adapters: int, width: int, k: int, d_in: int, dtype: torch.dty
         assert torch.equal(unstack(got.float(), width, k, dim=-2)[1], router.float())
     else:
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_comes_through_a_dropout_is_added(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    total, through = (torch.randn(3, 700, device=DEVICE).to(dtype) for _ in range(2))
+    kept = torch.rand(3, 700, device=DEVICE) > 0.3
+    wanted = total.double() + 1.5 * through.double() * kept
+    assert gate_kernels.add_kept(total, through, kept, 1.5) is total
+    tight = dtype == torch.float32
+    torch.testing.assert_close(
+        total.double(), wanted, rtol=1e-6 if tight else ROUNDING, atol=1e-6 if tight else 1e-2
+    )

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cme_bench.adapters.routing import bf16_products
+from cme_bench.adapters.routing import bf16_products, gate_kernels
 from cme_bench.adapters.routing.bf16_products import PIECES, product, stack, unstack
 
 
@@ -47,6 +47,14 @@ class Drop(NamedTuple):
         """Return ``x`` with its elements dropped, in its dtype."""
         kept = (x * self.factor).to(x.dtype)
         return kept if self.scale == 1.0 else kept * self.scale
+
+    def add(self, total: Tensor, through: Tensor) -> Tensor:
+        """Return ``total`` and what comes through the dropout; written over ``total``."""
+        parts = (total, through, self.factor)
+        ordered = self.factor.dtype == torch.bool and all(map(Tensor.is_contiguous, parts))
+        if ordered and gate_kernels.runs_on(total):
+            return gate_kernels.add_kept(*parts, self.scale)
+        return total.addcmul_(through, self.factor, value=self.scale)
 
 
 def narrow(x: Tensor, seen: Tensor | None, down: Tensor, router: Tensor, dtype: torch.dtype) -> Narrow:
@@ -95,7 +103,7 @@ def input_backward(  # noqa: PLR0917
         total = added(total, grads.z, rows)
     else:
         through = grads.z @ rows
-        total = drop.of(through) if total is None else total.addcmul_(through, drop.factor, value=drop.scale)
+        total = drop.of(through) if total is None else drop.add(total, through)
     if grads.logits is None or router_rows is None:
         return total.to(dtype)
     if grads.logits.dtype == total.dtype:

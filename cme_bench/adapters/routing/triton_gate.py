@@ -207,3 +207,13 @@ def stack_kernel(
             rest = value - value.to(out.dtype.element_ty).to(tl.float32)
             value = tl.where(piece > before, rest, value)
     tl.store(out + (slot * rows + row) * d_in + columns, value.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_kept_kernel(total, through, kept, scale, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < size
+    added = tl.load(through + at, mask=live, other=0.0).to(tl.float32) * scale
+    added = tl.where(tl.load(kept + at, mask=live, other=0) != 0, added, 0.0)
+    whole = tl.load(total + at, mask=live, other=0.0).to(tl.float32) + added
+    tl.store(total + at, whole.to(total.dtype.element_ty), mask=live)

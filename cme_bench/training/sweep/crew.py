@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from cme_bench.training.sweep.making import Made, Making, layouts
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
 from cme_bench.training.varlen import bound_examples
+from cme_bench.util.devices import sent
 
 _APART = 1_000_003
 """Between the seeds of trainings that go on at neighbouring steps; a prime above all usual seeds."""
@@ -94,11 +94,12 @@ class Crew:
             group.numbers.grads.zero_()
 
     def _accumulate(self, made: Made) -> Tensor:
-        weights = (1.0 / made.targets.clamp_min(1)).float().to(self._device, non_blocking=True)
+        targets, tokens = made.counts.to(self._device, non_blocking=True)
+        weights = (1.0 / targets.clamp_min(1)).float()
         losses = [self._backward(turn.to(self._device), weights) for turn in made.turns]
         summed = torch.stack(losses).double()
         nll, balance = summed[..., 0].sum(0), summed[..., 1].mean(0)
-        return torch.stack([nll, made.targets.to(nll), made.tokens.to(nll), balance], dim=1)
+        return torch.stack([nll, targets, tokens, balance], dim=1)
 
     def _backward(self, joined: Joined, weights: Tensor) -> Tensor:
         if self._replay is not None:
@@ -116,12 +117,14 @@ class Crew:
 
     def _update(self, group: Group) -> None:
         members = [self.members[i] for i in group.slots]
-        tensor = partial(torch.tensor, dtype=torch.float32, device=self._device)
-        most = tensor([m.options.max_grad_norm or float("inf") for m in members])
+        given = [
+            [m.options.max_grad_norm or float("inf") for m in members],
+            [rate(member, self.step) for member in members],
+            [member.options.weight_decay for member in members],
+        ]
+        most, rates, decays = sent(given, self._device)
         norms = group.numbers.norms()
         group.numbers.scale_grads((most / (norms + 1e-6)).clamp(max=1.0))
-        rates = tensor([rate(member, self.step) for member in members])
-        decays = tensor([member.options.weight_decay for member in members])
         group.numbers.adamw(self.step + 1, rates, decays)
         if group.ranks is not None:
             group.ranks.allocate(self.step)

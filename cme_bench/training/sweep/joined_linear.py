@@ -73,7 +73,7 @@ class LowRank:
         if to_x is not None and given.drop is None:
             to_x.baddbmm_(to_z, rows)
         elif to_x is not None and given.drop is not None:
-            to_x.addcmul_(torch.bmm(to_z, rows), given.drop.factor, value=given.drop.scale)
+            given.drop.add(to_x, torch.bmm(to_z, rows))
         return [summed(to_z.mT, given.seen), summed(grad.mT, z)]
 
 

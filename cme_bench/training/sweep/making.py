@@ -34,12 +34,11 @@ def layouts(members: Sequence[Prepared], device: torch.device, *, packed: bool) 
 class Made:
     """The batches of a step: of each turn of accumulation those of all members.
 
-    ``targets`` and ``tokens``: of each member in the whole step, float64 [members].
+    ``counts``: target tokens and tokens of each member in the whole step, float64 [2, members].
     """
 
     turns: list[Joined]
-    targets: Tensor
-    tokens: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +53,10 @@ class Making:
         """Return the batches of a step, from 0."""
         count = self.members[0].options.accumulate
         turns = [self._turn(number) for number in range(step * count, (step + 1) * count)]
-        targets, tokens = torch.stack([torch.stack(joined.counts()) for joined in turns]).sum(0).double()
-        return Made([joined.pinned() for joined in turns] if self.pinned else turns, targets, tokens)
+        counts = torch.stack([torch.stack(joined.counts()) for joined in turns]).sum(0).double()
+        if self.pinned:
+            return Made([joined.pinned() for joined in turns], counts.pin_memory())
+        return Made(turns, counts)
 
     def _turn(self, number: int) -> Joined:
         examples = [[m.plan.examples[i] for i in m.plan.batches[number]] for m in self.members]
