@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+from peft import LoraConfig
 from torch import Tensor, nn
 
 from cme_bench.adapters.registry import Measured, Wrap, register
@@ -56,6 +58,38 @@ class MoeLoraModel(AdapterModel):
 
     prefix: str = "moelora_"
     tuner_layer_cls = MoeLoraLinear
+
+
+def one_expert(
+    config: MoeLoraConfig, tensors: Mapping[str, Tensor], chosen: Mapping[str, int]
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Return the plain LoRA that is left of an adapter if every layer keeps one expert, its gate 1.
+
+    A softmax over one expert is 1, so that expert's update is ``(alpha / r) x A_i B_i`` for every token.
+
+    Args:
+        config: Of the adapter.
+        tensors: As they are saved.
+        chosen: The expert that each layer keeps, by the layer's name in the base model.
+    """
+    kept, parts = {}, {"moelora_down": "lora_A", "moelora_up": "lora_B"}
+    for name, tensor in tensors.items():
+        place, _, part = name.rpartition(".")
+        if part in parts:
+            first = config.r * chosen[place.removeprefix("base_model.model.")]
+            rows = tensor if part == "moelora_down" else tensor.T
+            own = rows[first : first + config.r]
+            kept[f"{place}.{parts[part]}.weight"] = (own if part == "moelora_down" else own.T).contiguous()
+    plain = LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        target_modules=config.target_modules,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        task_type=config.task_type,
+        inference_mode=True,
+    )
+    return plain, kept
 
 
 class PublishedMoeLora(nn.Module):

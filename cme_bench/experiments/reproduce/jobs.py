@@ -47,7 +47,8 @@ class Job:
 def all_jobs(recipe: Recipe) -> list[Job]:
     """Return the jobs of a recipe, each after those it needs; main rows and first seeds first.
 
-    A row that takes another's learning rate needs that row's grid. With one learning rate there is no grid.
+    A row that takes another's learning rate needs that row's grid. With one learning rate there is no grid. A
+    row of busiest experts needs what it is made of.
     """
     grids: dict[str, list[Job]] = {}
     if len(recipe.learning_rates) > 1:
@@ -59,6 +60,9 @@ def all_jobs(recipe: Recipe) -> list[Job]:
     for seed in range(max(map(recipe.seeds_of, names))):
         for name in names:
             if seed >= recipe.seeds_of(name):
+                continue
+            if whole := recipe.rows[name].busiest_of:
+                jobs.append(Job("evaluate", name, seed, needs=(Job("train", whole, seed).name,)))
                 continue
             tried = tuple(job.name for job in grids.get(recipe.rows[name].tuned_as, ()))
             train = Job("train", name, seed, needs=tried)

@@ -103,7 +103,8 @@ class Recipe:
         return self.protocol or USUAL
 
     def seeds_of(self, row: str) -> int:
-        """Return how many seeds of a row are trained."""
+        """Return how many seeds of a row are evaluated."""
+        row = self.rows[row].busiest_of or row
         if self.protocol is not None:
             return self.row_seeds.get(row, self.protocol.first_seeds)
         return self.seeds if row in self.main else self.side_seeds
@@ -119,7 +120,10 @@ class Recipe:
             "name": self.name,
             "scale": self.scale,
             "model": self.model,
-            "rows": {r.name: [dict(r.training), r.tuned_as, r.share] for r in self.rows.values()},
+            "rows": {
+                r.name: [dict(r.training), r.tuned_as, r.share, *([r.busiest_of] if r.busiest_of else [])]
+                for r in self.rows.values()
+            },
             "steps": self.steps,
             "grid_steps": self.grid_steps,
             "learning_rates": list(self.learning_rates),

@@ -32,7 +32,12 @@ class ScoreClaim:
 
 def score_claims(recipe: Recipe, paper: Mapping[str, Any]) -> list[ScoreClaim]:
     """Return the claims that the recipe's rows can check, in the order of the page."""
-    return [*_averages(recipe, paper), *_ablation(recipe, paper), *_experts(recipe, paper)]
+    return [
+        *_averages(recipe, paper),
+        *_ablation(recipe, paper),
+        *_experts(recipe, paper),
+        *_busiest(recipe, paper),
+    ]
 
 
 def _averages(recipe: Recipe, paper: Mapping[str, Any]) -> Iterator[ScoreClaim]:
@@ -62,6 +67,17 @@ def _experts(recipe: Recipe, paper: Mapping[str, Any]) -> Iterator[ScoreClaim]:
         more, less = (few, many) if many == EIGHT else (many, few)
         words = f"{more} experts score higher than {less}"
         yield ScoreClaim(recipe.experts[more], recipe.experts[less], "higher", words, str(paper["experts"]))
+
+
+def _busiest(recipe: Recipe, paper: Mapping[str, Any]) -> Iterator[ScoreClaim]:
+    """Yield a claim for each row of which one keeps the busiest experts alone."""
+    kept = paper["busiest_expert_keeps"]
+    for row in recipe.rows.values():
+        if row.busiest_of:
+            says = f"the best expert alone keeps {100 * kept:.1f} % of the score"
+            average = paper["averages"].get(row.busiest_of)
+            lost = None if average is None else (1 - kept) * average
+            yield ScoreClaim(row.busiest_of, row.name, "higher", "{b} scores higher than {a}", says, lost)
 
 
 def family(claim: ScoreClaim, protocol: Protocol) -> str:

@@ -90,7 +90,8 @@ def whole_jobs(recipe: Recipe, folder: Folder) -> list[Job]:
     """Return the finished jobs that stand without weights: those of rows and seeds of which everything is
     done."""
     jobs = all_jobs(recipe)
-    open_rows = {(j.row, j.seed) for j in jobs if j.kind in _OF_ROW and not folder.is_done(j.name)}
+    left = [job for job in jobs if job.kind in _OF_ROW and not folder.is_done(job.name)]
+    open_rows = {(row, job.seed) for job in left for row in (job.row, made_of(recipe, job.row))}
     return [
         job
         for job in jobs
@@ -99,6 +100,12 @@ def whole_jobs(recipe: Recipe, folder: Folder) -> list[Job]:
 
 
 _OF_ROW = ("train", "evaluate", "router")
+
+
+def made_of(recipe: Recipe, row: str) -> str:
+    """Return the row whose adapters a row needs: its own, unless it keeps experts of another."""
+    found = recipe.rows.get(row)
+    return row if found is None else found.busiest_of or row
 
 
 def _files_of(folder: Folder, job: Job) -> Iterator[Path]:

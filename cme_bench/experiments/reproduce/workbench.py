@@ -11,8 +11,10 @@ from typing import Any
 
 from cme_bench.experiments.efficiency.options import EfficiencyOptions
 from cme_bench.experiments.options import RouterOptions
+from cme_bench.experiments.reproduce.busiest import keep_busiest
 from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.state import made_of
 from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
 from cme_bench.experiments.router_load import measure_router
 from cme_bench.models.checkpoint import hash_checkpoint
@@ -170,11 +172,27 @@ class Workbench:
         )
 
     def _evaluate(self, job: Job) -> dict[str, Any]:
+        if job.row != BASE and (whole := self.recipe.rows[job.row].busiest_of):
+            self._keep_busiest(whole, job)
         (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running)
         record = read_run(out)
         if self.recipe.carry_scores:
             pack_run(out, self.folder.packed(job.row, job.seed))
         return {"items": sum(task.n for task in record.tasks.values()), "run_seconds": record.seconds}
+
+    def _keep_busiest(self, whole: str, job: Job) -> None:
+        """Make the adapter of a row of busiest experts, by the router's load on the recipe's tasks."""
+        asked = RouterOptions(
+            self.folder.adapter(whole, job.seed),
+            model=self.recipe.model,
+            tasks=self.recipe.tasks,
+            data=self.recipe.data,
+            limit=self.recipe.router_limit,
+            prompt_format=self.recipe.training.get("prompt_format", "teamlora"),
+            dtype=self.recipe.evaluation_dtype or self.recipe.dtype,
+            offline=self.offline,
+        )
+        keep_busiest(asked, self.folder.adapter(job.row, job.seed), self._running)
 
     def _router(self, job: Job) -> dict[str, Any]:
         """Measure the router on the prompts of the row's run: by domain, and by subject where MMLU was
@@ -223,11 +241,14 @@ class Workbench:
             (self.folder.grid(job.row, job.rate) / _WEIGHTS).unlink(missing_ok=True)
         if self.recipe.keep_weights:
             return
-        for job in (job for job in jobs if job.kind == "train"):
+        made = {row.name for row in self.recipe.rows.values() if row.busiest_of}
+        for job in jobs:
+            if job.kind != "train" and not (job.kind == "evaluate" and job.row in made):
+                continue
             users = [
                 other.name
                 for other in jobs
-                if other.row == job.row
+                if job.row in (other.row, made_of(self.recipe, other.row))
                 and (other.kind, other.seed) in (("evaluate", job.seed), ("router", job.seed))
             ]
             if all(map(self.folder.is_done, users)):
