@@ -16,7 +16,10 @@ from typing import Any
 from lm_eval import utils
 from lm_eval.api.registry import register_aggregation, register_metric
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.utils import maybe_delimit, messages_to_text
 
+from cme_bench.harness.choice_scores import METRICS as QUICK_METRICS
+from cme_bench.harness.choice_scores import choice_scores
 from cme_bench.harness.compiled_templates import keep_compiled
 from cme_bench.harness.row_images import RowImages
 from cme_bench.images.image import MARK, Image
@@ -26,6 +29,10 @@ from cme_bench.scoring.generation import METRICS, GoldAnswer, ScoredText, score_
 from cme_bench.scoring.macro_f1 import f1_macro
 from cme_bench.scoring.scales import ITEM_SCALES
 
+MOST_ROWS = 2048
+"""Rows of a task whose choices and answers are remembered."""
+_SCORED_BY = ("choice", "target")
+_TURN = ("turn", None)
 _EXPRESSION = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)
 """A template that is one expression and nothing else."""
 
@@ -77,7 +84,9 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
                 }
                 for name in (*METRICS[self.answer["type"]], "answered")
             ]
+        self._rows: dict[int, tuple[Any, dict[tuple[str, str | None], Any]]] = {}
         super().__init__(config=config, **kwargs)
+        self._quick = self._scored_here()
         if hasattr(self, "sampler"):
             self._exemplars = {id(row): {} for row in self.sampler.fewshot_docs()}
         self._wrapper = WRAPPERS.get(str(metadata.get("format")))
@@ -101,7 +110,40 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
             kwargs |= {"fewshot_as_multiturn": True, **chat}
         if self._group_field and num_fewshot:
             self.sampler.replace_df(self._groups[doc[self._group_field]])
-        return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+        if args or kwargs.get("apply_chat_template") or not (num_fewshot and self._exemplars):
+            return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+        return self._joined(doc, num_fewshot, **kwargs)
+
+    def _joined(self, doc: dict[str, Any], num_fewshot: int, **kwargs: Any) -> Any:
+        """Return what lm-eval's ``fewshot_context`` does of a plain text: each exemplar's is made once."""
+        bare = super().fewshot_context(doc, 0, **kwargs)
+        description = self.resolve_field(doc, self.config.description) or ""
+        given = kwargs.get("system_instruction")
+        head = maybe_delimit(given, description, self.config.fewshot_delimiter)
+        own = doc if self.fewshot_cfg.split == self.config.test_split else None
+        before = head + "".join(map(self._turn, self.sampler.sample(n=num_fewshot, eval_doc=own)))
+        if isinstance(bare, list):
+            return [before + text[len(head) :] for text in bare]
+        return before + bare[len(head) :]
+
+    def _turn(self, row: Any) -> str:
+        """Return an exemplar with its answer, as it stands in a plain prompt."""
+        known = self._exemplars.get(id(row), {})
+        if _TURN not in known:
+            config = self.fewshot_cfg
+            question = self.doc_to_text(row, config.doc_to_text)
+            choices: Any = self.doc_to_choice(row, config.doc_to_choice) if config.doc_to_choice else None
+            known[_TURN] = messages_to_text(
+                self.build_qa_turn(
+                    q=choices[question] if self.multiple_input else question,
+                    c=None if self.multiple_input else choices,
+                    a=self.doc_to_target(row, config.doc_to_target),
+                    gen_prefix=self.resolve_field(row, config.gen_prefix),
+                    tgt_delim=config.target_delimiter,
+                    few_delim=config.fewshot_delimiter,
+                )
+            )
+        return str(known[_TURN])
 
     def doc_to_text(self, doc: Any, doc_to_text: Any = None) -> Any:
         text = self._rendered("text", doc, doc_to_text, super().doc_to_text)
@@ -137,19 +179,33 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         """Return ``render(doc, template)``; an exemplar is rendered once and remembered.
 
         So is the row that was asked for last: its question, choices and answer are needed several times.
+        Choices and answers are remembered longer: items are scored after all were rendered.
         """
         if not (template is None or isinstance(template, str)):
             return render(doc, template)
         known = self._exemplars.get(id(doc))
         if known is None:
-            row, known = last = self._last
-            if row is not doc:
-                self._last = last = (doc, {})
-                known = last[1]
+            known = self._scored(doc) if field in _SCORED_BY else self._asked(doc)
         key = field, template
         if key not in known:
             known[key] = render(doc, template)
         return known[key]
+
+    def _asked(self, doc: Any) -> dict[tuple[str, str | None], Any]:
+        """Return what is known of the row that was asked for last."""
+        if self._last[0] is not doc:
+            self._last = doc, {}
+        return self._last[1]
+
+    def _scored(self, doc: Any) -> dict[tuple[str, str | None], Any]:
+        """Return what is known of a row, which is kept with it, so that its ``id`` stays its own."""
+        row, known = self._rows.get(id(doc), (None, {}))
+        if row is not doc:
+            known = {}
+            self._rows[id(doc)] = doc, known
+            if len(self._rows) > MOST_ROWS:
+                del self._rows[next(iter(self._rows))]
+        return known
 
     def _as_written(self, doc: dict[str, Any], template: Any, target: list[Any]) -> Any:
         """Return a text that only looks like a list ("[1, 2]", as of code) as the text it is.
@@ -182,9 +238,23 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def process_results(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         if self.answer is None:
-            scores = dict(super().process_results(doc, results))
+            scores = self._choice_scores(doc, results) if self._quick else None
+            if scores is None:
+                scores = dict(super().process_results(doc, results))
             if "f1_macro" in self._metric_fn_list:
                 logprobs = [logprob for logprob, _ in results]
                 scores["f1_macro"] = [self.doc_to_target(doc), logprobs.index(max(logprobs))]
             return scores
         return self.score_text(doc, results[0]).scores
+
+    def _scored_here(self) -> bool:
+        """Return whether lm-eval's own metrics of its choices are all that scores an item."""
+        named = self._metric_fn_list.keys() - {"f1_macro"}
+        own = callable(self.config.process_results) or self.multiple_target
+        return self.OUTPUT_TYPE == "multiple_choice" and not own and named <= QUICK_METRICS
+
+    def _choice_scores(self, doc: dict[str, Any], results: Sequence[Any]) -> dict[str, Any] | None:
+        """Return what lm-eval's ``process_results`` does, as far as ``choice_scores`` has it."""
+        gold = self.doc_to_text(doc) if self.multiple_input else self.doc_to_target(doc)
+        logprobs = [logprob for logprob, _ in results]
+        return choice_scores(self._metric_fn_list, logprobs, self.doc_to_choice(doc), gold)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 
+from jinja2 import Template
 from lm_eval.utils import env
 
 MOST_TEMPLATES = 4096
@@ -16,4 +17,12 @@ MOST_TEMPLATES = 4096
 def keep_compiled() -> None:
     """Make lm-eval keep the templates that it compiles in this process; asked again, nothing changes."""
     if not hasattr(env.from_string, "cache_info"):
-        env.from_string = functools.lru_cache(maxsize=MOST_TEMPLATES)(env.from_string)
+        compile_template = env.from_string
+
+        @functools.lru_cache(maxsize=MOST_TEMPLATES)
+        def compiled(source: str) -> Template:
+            template: Template = compile_template(source)
+            template.globals = dict(template.globals)  # a chain of mappings is copied slowly at every render
+            return template
+
+        env.from_string = compiled

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cme_bench.util.errors import UsageError, first_line
+from cme_bench.util.unchanged import note_read
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -91,6 +92,7 @@ def _places_of_others(where: Mapping[str, str], values: Mapping[str, Any]) -> di
 
 
 def _parse(path: Path, strict: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    note_read(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

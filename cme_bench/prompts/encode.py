@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cme_bench.engines.base import TokenIds
 from cme_bench.prompts.bos import Bos, own_bos
 from cme_bench.prompts.formats import Policy
-from cme_bench.prompts.pieces import Pieces, may_cut
+from cme_bench.prompts.pieces import Pieces, pieces_of
 
 PartT = TypeVar("PartT")
 
@@ -18,15 +18,15 @@ class Encoder:
 
     ``bos`` says what begins every context; by default what the tokenizer adds by itself. A text that already
     begins with it, after any blanks, gets no second; nor does a chat whose template renders it elsewhere
-    (``rendered``). What a tokenizer appends at the end (EOS) is never added to a context.
+    (``rendered``). What a tokenizer appends at the end (EOS) is never added to a context. ``pieces``: those
+    of this tokenizer, where another encoder knows some already.
     """
 
-    def __init__(self, tokenizer: Any, bos: Bos | None = None) -> None:
+    def __init__(self, tokenizer: Any, bos: Bos | None = None, pieces: Pieces | None = None) -> None:
         self.tokenizer = tokenizer
         self.bos = bos or own_bos(tokenizer)
         self._bos = self.bos.prefix
-        self._pieces = Pieces(tokenizer) if may_cut(tokenizer) else None
-        self._tried = False
+        self._pieces = pieces_of(tokenizer) if pieces is None else pieces
         self._bos_text = "".join(tokenizer.convert_ids_to_tokens(list(self._bos))) if self._bos else None
 
     @property
@@ -83,12 +83,11 @@ class Encoder:
 
     def _cuts(self, pairs: Iterable[tuple[str, str]]) -> bool:
         """Return whether texts are tokenised piece by piece: the first ones are tokenised both ways."""
-        if self._pieces is not None and not self._tried:
-            self._tried = True
+        pieces = self._pieces
+        if pieces is not None and pieces.right is None:
             some = list(pairs)
-            if self._pieces.pairs(some) != self._whole_pairs(some):
-                self._pieces = None
-        return self._pieces is not None
+            pieces.right = pieces.pairs(some) == self._whole_pairs(some)
+        return pieces is not None and bool(pieces.right)
 
     def _whole_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[TokenIds, TokenIds]]:
         """Return what ``Pieces.pairs`` does, without cutting a text: its slow and obvious reference."""

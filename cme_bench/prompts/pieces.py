@@ -75,10 +75,19 @@ def _is_harmless(state: dict[str, Any]) -> bool:
     return kind == "Digits"
 
 
+def pieces_of(tokenizer: Any) -> Pieces | None:
+    """Return the pieces of a tokenizer, none known yet; None if it is not of that kind."""
+    return Pieces(tokenizer) if may_cut(tokenizer) else None
+
+
 class Pieces:
-    """Token ids of texts by a tokenizer that ``may_cut``."""
+    """Token ids of texts by a tokenizer that ``may_cut``.
+
+    ``right``: whether texts had the ids that they have in the whole; None until that was tried.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
+        self.right: bool | None = None
         self._backend = tokenizer.backend_tokenizer
         self._words: dict[str, Sequence[int]] = {}
         self._lines: dict[str, TokenIds] = {}

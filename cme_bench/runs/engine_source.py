@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cme_bench.engines.base import Engine, Request, TokenIds
 from cme_bench.images.image import Image
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
+from cme_bench.prompts.pieces import Pieces, pieces_of
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -73,6 +75,18 @@ class EngineSource(ABC):
 
         Raises UsageError, or AdapterError, if there is none or if it cannot be computed exactly.
         """
+
+    def pieces_of(self, tokenizer: Any) -> Pieces | None:
+        """Return the pieces of one of the model's tokenizers: what one run learned serves the next."""
+        known, pieces = self._pieces.get(id(tokenizer), (None, None))
+        if known is not tokenizer:
+            pieces = pieces_of(tokenizer)
+            self._pieces[id(tokenizer)] = tokenizer, pieces
+        return pieces
+
+    @functools.cached_property
+    def _pieces(self) -> dict[int, tuple[Any, Pieces | None]]:
+        return {}
 
     @property
     def computes(self) -> str:

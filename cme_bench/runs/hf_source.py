@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class HFSource(SavedSource):
         self._name = ""
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
+        self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
+        """What trials found, by the adapter's hash: engines of one base with one adapter need no second."""
 
     def begin(self) -> None:
         """Begin to load the weights."""
@@ -54,6 +57,7 @@ class HFSource(SavedSource):
             static=bool(settings["graphs"]) if "graphs" in settings else None,
             note=self.note,
             reader=reader_of(self.model),
+            verdicts=self._verdicts["" if found is None else found.hash],
         )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:

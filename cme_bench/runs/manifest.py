@@ -82,7 +82,7 @@ class Manifest:
     def plan(self, tasks: Mapping[str, TaskRecord]) -> None:
         """Record the tasks of this run."""
         self.run.tasks = dict(tasks)
-        self.save(None)
+        self.save(None, more=True)
 
     def note(self, notes: Sequence[str]) -> None:
         """Record what a user must know of how the prompts are made."""
@@ -94,7 +94,7 @@ class Manifest:
             self._session.first_answer = round(time.monotonic() - self._started, 3)
         self._session.items += items
         if time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save(engine)
+            self.save(engine, more=True)
 
     def finish(self) -> None:
         """Mark the run as finished unless items have no answer."""
@@ -105,8 +105,8 @@ class Manifest:
         for task, items in self.unanswered.items():
             yield from (f"{task}, item {id_} ({reason})" for id_, reason in items.items())
 
-    def save(self, engine: Engine | None) -> None:
-        """Write ``run.json``."""
+    def save(self, engine: Engine | None, *, more: bool = False) -> None:
+        """Write ``run.json``; ``more``: it will be written again."""
         self._session.seconds = round(time.monotonic() - self._started, 3)
         if engine is not None:
             self.run.engine = engine.describe()
@@ -115,7 +115,7 @@ class Manifest:
             task: {str(id_): reason for id_, reason in items.items()}
             for task, items in self.unanswered.items()
         }
-        write_json(self.file, self.run)
+        write_json(self.file, self.run, to_disk=not more)
         self._saved = time.monotonic()
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec.structs import replace
 
@@ -19,6 +20,9 @@ from cme_bench.runs.thumbnails import Thumbnails
 from cme_bench.scoring.items import combined_scores, score_record
 from cme_bench.scoring.record import Record, StoredResponse, stored_response
 
+MOST_KEPT = 20_000
+"""Records of a task that are kept until its results are made, instead of being read again."""
+
 
 @dataclass(eq=False)
 class TaskInWork:
@@ -26,7 +30,7 @@ class TaskInWork:
 
     ``pending``: places of the items that are asked; ``stored``: records that were there when it began;
     ``done``: records that are there now; ``answers``: by item and repeat, those of items whose filters wait
-    for more.
+    for more; ``written``: all its records, where it began with none and they are few, else None.
     """
 
     plan: TaskPlan
@@ -35,6 +39,14 @@ class TaskInWork:
     stored: int
     done: int
     answers: dict[int, dict[int, Record]] = field(default_factory=dict)
+    written: list[Record] | None = None
+
+    def keep(self, records: Sequence[Record]) -> None:
+        """Keep records that were written, unless reading them again would give others."""
+        if self.written is not None and all(map(_reads_back, records)):
+            self.written += records
+        else:
+            self.written = None
 
     @functools.cached_property
     def items(self) -> Mapping[int, Item]:
@@ -58,12 +70,16 @@ class Recorder:
     def __init__(self, writer: RunWriter) -> None:
         self._writer = writer
         self._thumbnails = Thumbnails(writer.folder)
+        self._works: dict[str, TaskInWork] = {}
 
     def open(self, plan: TaskPlan, task: TaskRecord) -> TaskInWork:
         """Return what of ``plan`` is left to ask; stored responses are scored again where they must be."""
         stored = _stored(plan, self._writer, task.hash)
         pending = [i for i, item in enumerate(plan.items) if (item.id, item.repeat) not in stored]
         work = TaskInWork(plan, task.hash, pending, stored=len(stored), done=len(stored))
+        if plan.repeats == 1 and not (plan.combined or stored) and len(plan.items) <= MOST_KEPT:
+            work.written = []
+        self._works[plan.task.name] = work
         if plan.combined:
             for record in self._current(plan, task.hash):
                 work.answers.setdefault(record.id, {})[record.repeat] = record
@@ -79,6 +95,7 @@ class Recorder:
         ]
         self._writer.append(task.name, records)
         self._thumbnails.keep(image for i, _ in answers for image in plan.items[i].images)
+        task.keep(records)
         if plan.combined:
             for record in records:
                 task.answers.setdefault(record.id, {})[record.repeat] = record
@@ -87,7 +104,10 @@ class Recorder:
 
     def records(self, plan: TaskPlan, task: TaskRecord) -> Iterator[Record]:
         """Yield the records of a task as it is now, one at a time."""
-        return self._current(plan, task.hash)
+        work = self._works.pop(plan.task.name, None)
+        if work is None or work.written is None or work.hash != task.hash:
+            return self._current(plan, task.hash)
+        return iter(work.written)
 
     def _current(self, plan: TaskPlan, hash_: str) -> Iterator[Record]:
         keys = _keys(plan)
@@ -109,6 +129,18 @@ class Recorder:
                 responses = [answers[repeat].response for repeat in range(plan.repeats)]
                 scores = combined_scores(plan.task.lm_eval, item.doc, item.instances, responses)
                 self._writer.append(work.name, [replace(last, combined=scores)])
+
+
+def _reads_back(record: Record) -> bool:
+    """Return whether a record is in the file as it is in memory: JSON has no infinities, and no tuples."""
+    numbers = all(map(math.isfinite, record.response.logprobs or ()))
+    return numbers and all(map(_is_plain, record.scores.values()))
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (int, bool, str) or (type(value) is float and math.isfinite(value))
 
 
 ItemKey: TypeAlias = tuple[int, int]

@@ -93,7 +93,7 @@ class Responder:
             trained = trained_prefix(self.adapter.tokenization, self.tokenizer)
         kinds = model_types(self.model.config)
         bos = decide_bos(self.tokenizer, self._bos, model_types=kinds, trained=trained)
-        return Encoder(self.tokenizer, bos)
+        return Encoder(self.tokenizer, bos, self.engines.pieces_of(self.tokenizer))
 
     @property
     def saved_format(self) -> str | None:

@@ -28,11 +28,11 @@ AVERAGE = "macro: a dataset over its tasks, a domain over its datasets, the aver
 _TO_LM_EVAL = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 
 
-def write_results(folder: Path, run: RunRecord, results: Sequence[TaskResult]) -> None:
-    """Write both files for the tasks finished so far."""
+def write_results(folder: Path, run: RunRecord, results: Sequence[TaskResult], *, more: bool = False) -> None:
+    """Write both files for the tasks finished so far. ``more``: they will be written again for others."""
     summaries = summarize(results)
-    write_json(folder / "results.json", results_json(run, results, summaries))
-    write_text(folder / "summary.csv", summary_csv(results, summaries))
+    write_json(folder / "results.json", results_json(run, results, summaries), to_disk=not more)
+    write_text(folder / "summary.csv", summary_csv(results, summaries), to_disk=not more)
 
 
 def results_json(

@@ -41,6 +41,7 @@ from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
 from cme_bench.tasks.suite import load_suite
+from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.notes import Note
 
@@ -53,9 +54,10 @@ def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     """
     listener = listener or Listener()
     check_model(options)
-    questions = Questions(options, offline=options.offline)
-    with open_engines(options, listener.note) as engines:
-        return _run_all(questions, engines, listener, DEFAULT_ROOT)
+    with rarely_collected():
+        questions = Questions(options, offline=options.offline)
+        with open_engines(options, listener.note) as engines:
+            return _run_all(questions, engines, listener, DEFAULT_ROOT)
 
 
 def ask(
@@ -69,8 +71,9 @@ def ask(
 
     ``root``: where folders are made that ``options`` do not name.
     """
-    questions = Questions(options, offline=options.offline or engines.options.offline)
-    return _run_all(questions, engines, listener or Listener(), root)
+    with rarely_collected():
+        questions = Questions(options, offline=options.offline or engines.options.offline)
+        return _run_all(questions, engines, listener or Listener(), root)
 
 
 class Questions:
@@ -230,7 +233,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
                         continue  # no item has an answer
                     dtype = responder.identity["dtype"]
                     results.append(_result(plan, session.records(plan), stored, dtype))
-                    write_results(folder, manifest.run, results)
+                    write_results(folder, manifest.run, results, more=len(results) < len(plans))
                     report.task(results[-1])
                     listener.finish(plan.task.name, _outcome(results[-1]))
                 if stopping.is_set():

@@ -22,6 +22,7 @@ from cme_bench.tasks.spec import (
     load_spec,
 )
 from cme_bench.util.errors import UsageError, did_you_mean
+from cme_bench.util.unchanged import Unchanged
 
 DOMAINS = (
     "summarization",
@@ -162,28 +163,51 @@ def load_suite(include: Sequence[Path] = (), *, allow_code: bool = False) -> Sui
     Raises UsageError for one that is named by itself, and for a broken built-in file.
     """
     builtin = builtin_folder()
-    tasks: dict[str, TaskSpec] = {}
-    odd: list[OddFile] = []
+    found = _Found({}, [])
     for root in (builtin, *include):
         if not root.exists():
             raise UsageError(f"{root}: no such folder of task files")
-        for file in task_files(root):
-            try:
-                spec = load_spec(file, root=root.parent if root.is_file() else root)
-                if spec.name in tasks:
-                    first = tasks[spec.name].path
-                    raise UsageError(f"{spec.line('task')}: task {spec.name!r} is already defined in {first}")
-                tasks[spec.name] = spec
-            except UsageError as error:
-                if root.is_file() or (root == builtin and not isinstance(error, NoTaskError)):
-                    raise
-                odd.append(odd_file(file, root, error))
+        files = task_files(root)
+        if root == builtin and not found.tasks:
+            kept = _BUILTIN.get(files, functools.partial(_add, _Found({}, []), builtin, files, strict=True))
+            found = _Found(dict(kept.tasks), list(kept.odd))
+        else:
+            _add(found, root, files, strict=root.is_file() or root == builtin)
+    tasks, odd = found.tasks, found.odd
     trusted = (builtin, *include) if allow_code else (builtin,)
     order = {domain: i for i, domain in enumerate(DOMAINS)}
     ordered = sorted(
         tasks.values(), key=lambda s: (order.get(s.domain, len(order)), s.domain, s.path, s.name)
     )
     return Suite({s.name: s for s in ordered}, tuple(p.resolve() for p in trusted), tuple(odd))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The task files of some folders."""
+
+    tasks: dict[str, TaskSpec]
+    odd: list[OddFile]
+
+
+_BUILTIN: Unchanged[_Found] = Unchanged()
+"""The built-in task files: each call of ``evaluate`` asks for them, and they seldom change meanwhile."""
+
+
+def _add(found: _Found, root: Path, files: Sequence[Path], *, strict: bool) -> _Found:
+    """Add the task files of ``root`` to what was found, and return it. ``strict``: none may be broken."""
+    for file in files:
+        try:
+            spec = load_spec(file, root=root.parent if root.is_file() else root)
+            if spec.name in found.tasks:
+                first = found.tasks[spec.name].path
+                raise UsageError(f"{spec.line('task')}: task {spec.name!r} is already defined in {first}")
+            found.tasks[spec.name] = spec
+        except UsageError as error:
+            if strict and (root.is_file() or not isinstance(error, NoTaskError)):
+                raise
+            found.odd.append(odd_file(file, root, error))
+    return found
 
 
 def task_files(root: Path) -> list[Path]:

@@ -6,6 +6,25 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MOST_NEW = 50_000
+"""Objects that are made between two searches, 700 otherwise."""
+
+
+@contextmanager
+def rarely_collected() -> Iterator[None]:
+    """Search for garbage seldom meanwhile, and not among what is there already, which is much and stays."""
+    most, *others = gc.get_threshold()
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
+        gc.freeze()
+    gc.set_threshold(most and max(most, MOST_NEW), *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(most, *others)
+        if freezes:
+            gc.unfreeze()
+
 
 @contextmanager
 def uncollected() -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Whole files: written in one step, read as a JSON object, with one line of what went wrong.
 
-A reader sees the old contents or the new ones, never a mixture: the new file is written beside the old one,
-handed to the disk and renamed over it. A process that dies in between leaves a file ``.NAME.tmp`` behind.
+A reader sees the old contents or the new ones, never a mixture: the new file is written beside the old one
+and renamed over it, once the disk has it where it is to stay. A process that dies in between leaves a file
+``.NAME.tmp`` behind.
 """
 
 from __future__ import annotations
@@ -35,31 +36,35 @@ def storing(file: Path, note: str = INTACT) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[IO[bytes]]:
-    """Yield a stream whose contents replace ``file`` in one step, unless the block raises."""
+def replacing(file: Path, *, to_disk: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a stream whose contents replace ``file`` in one step, unless the block raises.
+
+    ``to_disk``: wait until the disk has them. Without it they survive this process, but not a loss of power.
+    """
     scratch = file.with_name(f".{file.name}.tmp")
     with scratch.open("wb") as stream:
         yield stream
         stream.flush()
-        os.fsync(stream.fileno())
+        if to_disk:
+            os.fsync(stream.fileno())
     scratch.replace(file)
 
 
-def write_bytes(file: Path, content: bytes) -> None:
-    """Replace ``file`` by ``content`` in one step. CmeError if it cannot be written."""
-    with storing(file), replacing(file) as stream:
+def write_bytes(file: Path, content: bytes, *, to_disk: bool = True) -> None:
+    """Replace ``file`` by ``content`` in one step, as ``replacing``. CmeError if it cannot be written."""
+    with storing(file), replacing(file, to_disk=to_disk) as stream:
         stream.write(content)
 
 
-def write_json(file: Path, value: Mapping[str, Any] | Struct) -> None:
-    """Replace ``file`` by ``value`` in one step. CmeError if it cannot be written."""
+def write_json(file: Path, value: Mapping[str, Any] | Struct, *, to_disk: bool = True) -> None:
+    """Replace ``file`` by ``value`` in one step, as ``replacing``. CmeError if it cannot be written."""
     option = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
-    write_bytes(file, orjson.dumps(value, option=option, default=without_absent))
+    write_bytes(file, orjson.dumps(value, option=option, default=without_absent), to_disk=to_disk)
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace ``file`` by ``text`` in one step. CmeError if it cannot be written."""
-    write_bytes(file, text.encode())
+def write_text(file: Path, text: str, *, to_disk: bool = True) -> None:
+    """Replace ``file`` by ``text`` in one step, as ``replacing``. CmeError if it cannot be written."""
+    write_bytes(file, text.encode(), to_disk=to_disk)
 
 
 def read_json(

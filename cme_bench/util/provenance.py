@@ -104,6 +104,11 @@ def versions() -> dict[str, str]:
 
     Our own is that of the code that runs: a checkout may be newer than what its environment was told of it.
     """
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"cme-bench": __version__}
     for package in PACKAGES[1:]:
         try:

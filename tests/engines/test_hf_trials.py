@@ -92,3 +92,22 @@ def test_memory_that_runs_out_in_a_trial_is_an_error(
     monkeypatch.setattr(type(tiny_model.model.layers[0].self_attn), "forward", fail)
     with pytest.raises(CmeError, match="out of memory"):
         trial(forward)
+
+
+@pytest.mark.parametrize("kind", ["falcon", "mamba", "rwkv"])
+def test_what_a_trial_found_serves_the_next_engine(
+    kind: str, toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, verdicts = model_of(kind), dict[str, Any]()
+    asked = [LoglikelihoodRequest((row,)) for row in ROWS]
+    texts = [GenerateRequest(row[0], 3, ()) for row in ROWS]
+
+    def answers() -> list[Any]:
+        engine = HFEngine(model, toy_tokenizer, verdicts=verdicts)
+        return [*sorted(engine.loglikelihood(asked)), *sorted(engine.generate(texts))]
+
+    first = answers()
+    assert "rowwise" in verdicts
+    for trial in ("why_rowwise", "pads", "caches"):
+        monkeypatch.setattr(f"cme_bench.engines.hf.engine.{trial}", lambda *_: pytest.fail("tried again"))
+    assert answers() == first

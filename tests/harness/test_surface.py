@@ -26,6 +26,8 @@ SURFACE = {
     "lm_eval.api.registry.register_metric",
     "lm_eval.api.registry.register_model",
     "lm_eval.api.task.ConfigurableTask",
+    "lm_eval.api.utils.maybe_delimit",
+    "lm_eval.api.utils.messages_to_text",
     "lm_eval.models.utils.handle_stop_sequences",
     "lm_eval.models.utils.normalize_gen_kwargs",
     "lm_eval.models.utils.postprocess_generated_text",

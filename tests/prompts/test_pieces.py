@@ -66,7 +66,7 @@ def test_every_text_and_pair_as_in_one_go(kind: str) -> None:
     pairs = [(a, b) for a, b in zip(asked, texts(400, seed=3), strict=True) if a]
     assert Pieces(tokenizer).pairs(pairs) == encoder._whole_pairs(pairs)
     assert encoder.encode_pairs(pairs, "joint") == encoder.encode_pairs(list(pairs), "joint")
-    assert encoder._pieces is not None, "the trial found no difference"
+    assert encoder._pieces is not None and encoder._pieces.right, "the trial found no difference"
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_other_kinds_are_not_cut(splits: Any, changes: dict[str, Any]) -> None:
 
 def test_a_difference_in_the_first_texts_ends_the_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = trained(BARE)  # its tokens reach over spaces
-    monkeypatch.setattr("cme_bench.prompts.encode.may_cut", lambda tokenizer: True)
+    monkeypatch.setattr("cme_bench.prompts.pieces.may_cut", lambda tokenizer: True)
     encoder = Encoder(tokenizer)
     asked = texts(64, seed=4)
     found = encoder.encode(asked, special=False)
-    assert encoder._pieces is None
+    assert encoder._pieces is not None and not encoder._pieces.right
     assert list(found.values()) == encoder._tokenised(list(dict.fromkeys(asked)))
 
 

@@ -354,3 +354,33 @@ def test_ties_are_counted_and_warned_of(
     assert any(line.startswith("TIES: in 1 tasks") for line in tie_notes([open_run(folder)], "likelihood"))
     tied_record = next(r for r in read_records(samples_file(folder, "cme_rte_ll")) if r.id == 0)
     assert tied_record.response.margin == 0.0
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_results_are_those_of_the_records_read_again(
+    kept: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = "cme_rte_ll,cme_hellaswag_ll,cme_emotion_ll,cme_squad"
+    whole = run(options(tiny_checkpoint, tmp_path / "a", tasks=tasks))
+    run(options(tiny_checkpoint, tmp_path / "b", tasks=tasks, limit=3))
+    monkeypatch.setattr("cme_bench.runs.recorder.MOST_KEPT", kept)
+    again = run(options(tiny_checkpoint, tmp_path / "c", tasks=tasks))
+    resumed = run(options(tiny_checkpoint, tmp_path / "b", tasks=tasks))
+    for folder in (again, resumed):
+        assert content(folder, "results.json") == content(whole, "results.json")
+
+
+def test_records_that_json_changes_are_read_again(tmp_path: Path) -> None:
+    from cme_bench.runs.recorder import _reads_back
+    from cme_bench.scoring.record import Record, StoredResponse
+
+    def record(score: Any, logprob: float = -1.0) -> Record:
+        response = StoredResponse(logprobs=[logprob], greedy=[True])
+        return Record(
+            id=0, key="", task="", scores={"acc": score}, response=response, target="", truncated=0,
+            prompt="", choices=["a"], doc={},
+        )  # fmt: skip
+
+    assert all(_reads_back(record(score)) for score in (1.0, 1, True, None, [1, 2], "a"))
+    assert not any(_reads_back(record(score)) for score in (float("nan"), (1, 2), [float("inf")], {1: 2}))
+    assert not _reads_back(record(1.0, float("-inf")))

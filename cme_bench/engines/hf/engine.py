@@ -7,7 +7,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -48,6 +48,8 @@ from cme_bench.util.notes import Note, unheard
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ResultT = TypeVar("ResultT")
+
 GPU_TARGET = 512
 """A step of generation takes a GPU about as long for a few sequences as for many."""
 
@@ -68,6 +70,8 @@ class HFEngine(Engine):
         kept_tokens: Bounds the prefix whose keys and values are kept (default: ``max_length``); a longer one
             is computed again.
         reader: Reads the images of requests; needed where they have some.
+        verdicts: What trials of this model with this adapter found, by name; filled here. Other engines of
+            both can be given them, and try nothing again.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class HFEngine(Engine):
         static: bool | None = None,
         note: Note = unheard,
         reader: ImageReader | None = None,
+        verdicts: dict[str, Any] | None = None,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
@@ -104,6 +109,7 @@ class HFEngine(Engine):
         self.plain = plain
         self._static = self.device.type == "cuda" if static is None else static
         self._note = note
+        self._verdicts = {} if verdicts is None else verdicts
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self.images = None if reader is None else Images(model, reader, self.device)
@@ -184,7 +190,9 @@ class HFEngine(Engine):
         """Return why no prefixes are shared; None if they are."""
         if self.alone_because:
             return self.alone_because
-        return "asked for" if self.plain else why_rowwise(self._forward, self.max_length)
+        if self.plain:
+            return "asked for"
+        return self._verdict("rowwise", lambda: why_rowwise(self._forward, self.max_length))
 
     @functools.cached_property
     def alone_because(self) -> str | None:
@@ -220,15 +228,21 @@ class HFEngine(Engine):
     @functools.cached_property
     def _by_length(self) -> bool:
         """Tell whether all rows of a batch must be equally long."""
-        return self.alone_because is None and not pads(self._forward)
+        return self.alone_because is None and not self._verdict("pads", lambda: pads(self._forward))
 
     @functools.cached_property
     def _alone(self) -> Callable[[], generation.DecodingSession]:
         """Make what decodes a batch of rows that share nothing."""
-        trusted = caches(self._forward)
+        trusted = self._verdict("caches", lambda: caches(self._forward))
         return functools.partial(
             generation.CacheSession if trusted else generation.RecomputingSession, self._forward
         )
+
+    def _verdict(self, name: str, trial: Callable[[], ResultT]) -> ResultT:
+        """Return what a trial found; it is made once."""
+        if name not in self._verdicts:
+            self._verdicts[name] = trial()
+        return cast("ResultT", self._verdicts[name])
 
     def _score_pack(self, run: PackForward, pack: Pack) -> Pending:
         with self._measured():
