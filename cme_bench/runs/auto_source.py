@@ -53,10 +53,10 @@ class AutoSource(SavedSource):
 
         A run that is begun goes on with its engine, if that can compute here.
         """
-        if self._decided:
-            return
-        self._choice = self._chosen(adapters, waiting, begun)
-        self._decided = True
+        if not self._decided:
+            self._choice = self._chosen(adapters, waiting, begun)
+            self._decided = True
+        self._source.decide(adapters, waiting, begun)
 
     def _chosen(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from cme_bench.engines.vllm.host import Host
     from cme_bench.models.adapter import Adapter, AdapterCheckpoint
     from cme_bench.models.loaded import SavedModel
+    from cme_bench.runs.engine_choice import Waiting
     from cme_bench.runs.options import ModelOptions
+    from cme_bench.vllm_plugin.spec import GatedSpec
 
 
 class VLLMSource(SavedSource):
@@ -33,6 +35,17 @@ class VLLMSource(SavedSource):
         self._held = contextlib.ExitStack()
         self._host: Host | None = None
         self._early: Early[str] | None = None
+        self._adapters: Sequence[AdapterCheckpoint | None] = ()
+        self._gated: dict[str, tuple[GatedSpec, Path]] = {}
+
+    def decide(
+        self,
+        adapters: Sequence[Adapter | None],
+        waiting: Callable[[], Waiting],
+        begun: Callable[[str], bool],
+    ) -> None:
+        """Remember the adapters: one engine is started for all of them, where that can be."""
+        self._adapters = [saved(adapter) for adapter in adapters]
 
     def begin(self) -> None:
         """Begin to import vLLM, which takes longer than to plan a few thousand questions."""
@@ -66,6 +79,8 @@ class VLLMSource(SavedSource):
             reader = reader_of(self.model)
             self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised, reader)
             self._held.callback(self._host.close)
+            if folder == self._base and len(self._adapters) > 1 and not settings.compiles:
+                self._host.expect(self._expected())
         self._host.allow(row_length(job.longest, job.max_length, self._host.settings))
         return self._host
 
@@ -89,11 +104,9 @@ class VLLMSource(SavedSource):
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.stopping import end_token_ids
-        from cme_bench.engines.vllm.adapter import read_gated
         from cme_bench.engines.vllm.engine import VLLMEngine
         from cme_bench.engines.vllm.fields import needs_merging
         from cme_bench.models.load import eos_token_id
-        from cme_bench.vllm_plugin.file import write_adapter
 
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
         ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
@@ -104,13 +117,36 @@ class VLLMSource(SavedSource):
             text = tuple(token for token in job.liveness if not is_virtual(token))
             merged = self._merged(found, text)
             return VLLMEngine(self._host_of(merged, job), tokenizer, ends)
-        gated = read_gated(found.path, self.model.config)
-        file = self._files / f"{found.hash}.safetensors"
-        write_adapter(file, gated.spec, gated.tensors)
+        spec, file = self._written(found)
         host = self._host_of(self._base, job)
-        engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=gated.spec)
+        engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=spec)
         engine.check_liveness(repr(found.name), job.liveness, job.images)
         return engine
+
+    def _written(self, adapter: AdapterCheckpoint) -> tuple[GatedSpec, Path]:
+        """Return an adapter's spec, and the plugin's file of it; made once."""
+        from cme_bench.engines.vllm.adapter import read_gated
+        from cme_bench.vllm_plugin.file import write_adapter
+
+        if adapter.hash not in self._gated:
+            gated = read_gated(adapter.path, self.model.config)
+            file = self._files / f"{adapter.hash}.safetensors"
+            write_adapter(file, gated.spec, gated.tensors)
+            self._gated[adapter.hash] = gated.spec, file
+        return self._gated[adapter.hash]
+
+    def _expected(self) -> list[GatedSpec]:
+        """Return the specs of all adapters that the plugin computes; what is wrong with one is told in its
+        turn."""
+        from cme_bench.adapters.errors import AdapterError
+        from cme_bench.engines.vllm.fields import needs_merging
+
+        specs: list[GatedSpec] = []
+        for adapter in self._adapters:
+            with contextlib.suppress(AdapterError):
+                if adapter is not None and not needs_merging(adapter.path):
+                    specs.append(self._written(adapter)[0])
+        return specs
 
     def _merged(self, adapter: AdapterCheckpoint, probe: TokenIds) -> Path:
         """Return a folder with the adapter merged into the base; made once."""

@@ -59,9 +59,12 @@ Place = Callable[[Mapping[str, Tensor]], None]
 local_in), ``interaction`` (parts, k, k), and ``up`` (local_out, k r), zero where no part writes."""
 
 
-def load_adapter(path: Path, spec: GatedSpec, layers: Iterable[tuple[Layout, Place]]) -> int:
+def load_adapter(
+    path: Path, spec: GatedSpec, layers: Iterable[tuple[Layout, Place]], *, all_modules: bool = True
+) -> int:
     """Put the tensors of ``path`` into the layers of a model; the number of modules loaded.
 
+    ``all_modules``: every module of the layers must have tensors; else the adapter is zero on the others.
     Everything is checked before the first tensor is placed. Raises AdapterFileError if the file is for
     another spec, if tensors are missing, extra or of the wrong shape, or if the model lacks a module.
     """
@@ -81,10 +84,10 @@ def load_adapter(path: Path, spec: GatedSpec, layers: Iterable[tuple[Layout, Pla
         )
     with safe_open(path, framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check(path, shapes, spec, layers)
+        _check(path, shapes, spec, layers, all_modules=all_modules)
         for layout, place in layers:
             place(_local(file, layout, spec))
-    return len(held)
+    return len(held) if all_modules else len(spec.modules)
 
 
 def _check(
@@ -92,11 +95,14 @@ def _check(
     found: Mapping[str, tuple[int, ...]],
     spec: GatedSpec,
     layers: Iterable[tuple[Layout, Place]],
+    *,
+    all_modules: bool,
 ) -> None:
     expected = {
         f"{part.module}.{name}": shape
         for layout, _ in layers
         for part in layout.parts
+        if all_modules or part.module in spec.modules
         for name, shape in spec.shapes(part.d_in, part.d_out).items()
     }
     for name, shape in expected.items():
@@ -113,17 +119,24 @@ def _check(
 
 def _local(file: Any, layout: Layout, spec: GatedSpec) -> dict[str, Tensor]:
     low, high = layout.inputs
+    held = set(file.keys())
     local: dict[str, Tensor] = {}
     for name in ("down", "router"):
         if name == "down" or spec.routed:
-            rows = [file.get_slice(f"{part.module}.{name}")[:, low:high] for part in layout.parts]
+            empty = torch.zeros(spec.latent if name == "down" else spec.experts, high - low)
+            rows = [
+                file.get_slice(tensor)[:, low:high] if (tensor := f"{part.module}.{name}") in held else empty
+                for part in layout.parts
+            ]
             local[name] = torch.cat(rows)
     if spec.interaction:
-        local["interaction"] = torch.stack(
-            [file.get_tensor(f"{part.module}.interaction") for part in layout.parts]
-        )
+        empty = torch.zeros(spec.experts, spec.experts)
+        names = [f"{part.module}.interaction" for part in layout.parts]
+        local["interaction"] = torch.stack([file.get_tensor(n) if n in held else empty for n in names])
     local["up"] = torch.zeros(layout.d_out, spec.gated)
     for part in layout.parts:
+        if f"{part.module}.up" not in held:
+            continue
         up = file.get_slice(f"{part.module}.up")
         for piece in part.slices:
             local["up"][piece.start : piece.stop] = up[piece.source : piece.source + piece.stop - piece.start]

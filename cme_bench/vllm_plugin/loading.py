@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from cme_bench.vllm_plugin.file import load_adapter
+from cme_bench.vllm_plugin.file import load_adapter, read_spec
 from cme_bench.vllm_plugin.method import GatedMethod
+from cme_bench.vllm_plugin.spec import GatedSpec
 
 
 def gated_layers(model: nn.Module) -> list[Any]:
@@ -32,6 +33,22 @@ def load_layers(layers: Sequence[Any], path: Path) -> int:
     """Check the file against the layers, then copy it in; the number of modules. See ``load_adapter``."""
     places = [(layer.quant_method.layout, partial(layer.quant_method.place, layer)) for layer in layers]
     return load_adapter(path, layers[0].quant_method.spec, places)
+
+
+def fit_layers(layers: Sequence[Any], path: Path) -> int:
+    """Do as ``load_layers``, also with an adapter of another shape or on fewer modules.
+
+    The model must run without compiled code and without graphs.
+    """
+    spec = read_spec(path)
+    places = [(layer.quant_method.layout, partial(_fit, layer, spec)) for layer in layers]
+    return load_adapter(path, spec, places, all_modules=False)
+
+
+def _fit(layer: Any, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:
+    if layer.quant_method.spec != spec:
+        layer.quant_method.fit(layer, spec)
+    layer.quant_method.place(layer, tensors)
 
 
 def clear_layers(layers: Sequence[Any]) -> None:

@@ -66,7 +66,13 @@ class GatedMethod:
             rank=layer.tp_rank,
             world=layer.tp_size,
         )
+        self._sizes = local_in, dtype
+        self._register(layer, None)
+
+    def _register(self, layer: Any, device: torch.device | None) -> None:
+        """Give the layer buffers for an adapter of the spec, all zero."""
         spec, parts = self.spec, len(self.layout.parts)
+        local_in, dtype = self._sizes
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "down": ((parts * spec.latent, local_in), dtype),
             "up": ((self.layout.d_out, spec.gated), dtype),
@@ -76,7 +82,20 @@ class GatedMethod:
         if spec.interaction:
             shapes["interaction"] = ((parts, spec.experts, spec.experts), torch.float32)
         for name, (shape, kind) in shapes.items():
-            layer.register_buffer(f"gated_{name}", torch.zeros(shape, dtype=kind), persistent=False)
+            room = torch.zeros(shape, dtype=kind, device=device)
+            layer.register_buffer(f"gated_{name}", room, persistent=False)
+
+    def fit(self, layer: Any, spec: GatedSpec) -> None:
+        """Make room for adapters of another shape, on modules that have room; it is the identity then.
+
+        Neither captured graphs nor compiled code would see it.
+        """
+        buffers = [name for name, _ in layer.named_buffers(recurse=False) if name.startswith("gated_")]
+        device = getattr(layer, buffers[0]).device
+        for name in buffers:
+            delattr(layer, name)
+        self.spec = spec
+        self._register(layer, device)
 
     def create_weights(  # noqa: PLR0917 - vLLM's signature
         self,
@@ -186,6 +205,15 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         for name in [name for name, _ in layer.named_buffers(recurse=False) if name.startswith("gated_")]:
             delattr(layer, name)
         layer.register_buffer("gated_matrix", self.store.matrix, persistent=False)
+
+    def fit(self, layer: Any, spec: GatedSpec) -> None:
+        """Make room for adapters of another shape: the matrix is another, too."""
+        if self.store is not None:
+            layer.weight.data = self.store.weight.contiguous()
+            self.store = None
+        super().fit(layer, spec)
+        if self._fuses(layer):
+            self._fuse(layer)
 
     def place(self, layer: Any, tensors: Mapping[str, Tensor]) -> None:
         """Copy an adapter into the layer's buffers, or into its matrix."""

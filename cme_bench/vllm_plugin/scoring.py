@@ -108,3 +108,19 @@ def _fill(parts: list[tuple[Any, slice]], found: list[torch.Tensor]) -> None:
         for kept, new in zip(tensors[:3], found, strict=True):
             kept[part] = new[begin:end]
         begin = end
+
+
+def count_ranks_plainly() -> None:
+    """Make vLLM count the ranks of tokens without a compiled kernel, which takes seconds to make.
+
+    It comes with every answer that has log-probabilities, and nothing of ours reads it.
+    """
+    from vllm.v1.sample import sampler
+
+    compiled = getattr(sampler, _RANKS, None)
+    plain = getattr(compiled, "_torchdynamo_orig_callable", None)
+    if plain is not None:
+        setattr(sampler, _RANKS, plain)
+
+
+_RANKS = "batched_count_greater_than"

@@ -10,8 +10,8 @@ with omega = 1 and no router.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 QUANT_METHOD = "teamlora"
@@ -60,6 +60,14 @@ class GatedSpec:
     @property
     def routed(self) -> bool:
         return self.experts > 1
+
+    @classmethod
+    def room_for(cls, specs: Sequence[GatedSpec]) -> GatedSpec:
+        """Return a spec with which an engine that is not compiled takes any of ``specs``, one after the
+        other: the shape that needs most memory, on all modules of any."""
+        largest = max(specs, key=lambda spec: spec.latent + spec.gated + spec.routed * spec.experts)
+        modules = {module for spec in specs for module in spec.modules}
+        return replace(largest, modules=tuple(sorted(modules)))
 
     def shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor of one module, by name: ``down`` (A transposed), ``up`` (B transposed),

@@ -26,6 +26,7 @@ class ExtendedWorker:
     def score_together(self) -> bool:
         """Score prompts by ``scoring`` from now on; return False where this vLLM's runner has no place for
         it."""
+        scoring.count_ranks_plainly()
         own = getattr(self.model_runner, scoring.METHOD, None)
         if own is None:
             return False
@@ -52,11 +53,13 @@ class ExtendedWorker:
     def load_gated_adapter(self, path: str) -> int:
         """Put an adapter file into the running model; the number of modules loaded.
 
-        Raises AdapterFileError, and leaves the model as it was, if the file does not fit.
+        A model that is not compiled takes one of another shape, too. Raises AdapterFileError, and leaves the
+        model as it was, if the file does not fit.
         """
-        from cme_bench.vllm_plugin.loading import gated_layers, load_layers
+        from cme_bench.vllm_plugin.loading import fit_layers, gated_layers, load_layers
 
-        return load_layers(gated_layers(self.get_model()), Path(path))
+        load = fit_layers if self.model_runner.model_config.enforce_eager else load_layers
+        return load(gated_layers(self.get_model()), Path(path))
 
     @torch.inference_mode()
     def clear_gated_adapter(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cme_bench.engines.vllm import settings
@@ -48,3 +50,31 @@ def test_rows_of_a_compiled_engine_have_few_lengths() -> None:
     assert all(row_length(n, 8193, compiled) >= n for n in range(1, 8194, 7))
     assert row_length(700, 513, compiled) == 700, "never less than the job's"
     assert row_length(700, 8193, eager) == 700
+
+
+def test_rows_of_adapters_that_follow_have_a_little_room_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = VllmSettings(compile=False)
+    monkeypatch.setattr(settings, "on_cpu", lambda: False)
+    assert [row_length(n, 2000, eager) for n in (1, 256, 257, 1900, 2000, 2100)] == [
+        256, 256, 512, 2000, 2000, 2100,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cpu", "given", "alone"),
+    [
+        (True, {}, True),
+        (True, {"tensor_parallel": 2}, False),
+        (True, {"compile": True}, True),
+        (False, {}, False),
+        (False, {"compile": False}, True),
+        (False, {"compile": False, "in_process": False}, False),
+        (False, {"compile": False, "tensor_parallel": 2}, False),
+        (False, {"in_process": True}, True),
+    ],
+)
+def test_a_short_job_needs_no_second_process(
+    cpu: bool, given: dict[str, Any], alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "on_cpu", lambda: cpu)
+    assert VllmSettings(**given).alone == alone

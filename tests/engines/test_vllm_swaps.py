@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, LoraConfig
 from torch import nn
 from transformers import AutoConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cme_bench.adapters import MosLoraConfig
+from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest
 from cme_bench.engines.vllm.adapter import GatedAdapter, read_gated
 from cme_bench.engines.vllm.engine import VLLMEngine
@@ -98,3 +98,36 @@ def test_every_accepted_setting_equals_peft_after_any_other(
     after = dict(bench.vllm().loglikelihood(asked))
     for index, response in plain.items():
         assert after[index].logprobs == pytest.approx(response.logprobs, abs=1e-4)
+
+
+def other_shapes() -> dict[str, Any]:
+    """Configs of methods with experts, and of a LoRA of another rank on fewer modules."""
+    return {
+        "teamlora": TeamLoraConfig(r=4, num_experts=3, init="random", target_attention=True),
+        "lora": LoraConfig(r=6, target_modules=["v_proj", "gate_proj"], init_lora_weights=False),
+        "hydralora": HydraLoraConfig(r=4, num_experts=2, init="random", target_modules=["up_proj"]),
+        "moelora": MoeLoraConfig(r=4, num_experts=4, init="random"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_of_other_shapes_are_taken_by_the_running_engine(
+    base: Path, bench: Bench, tmp_path: Path
+) -> None:
+    model: Any = LlamaForCausalLM.from_pretrained(base)
+    room = widened(GatedAdapter(GatedSpec("lora", 1, 1, 1.0, False, False, None, ()), {}), model)
+    bench.host.use(None, room.spec)
+    running = bench.host._llm
+    asked = [LoglikelihoodRequest((((5, 6, 7, 9), (5,)), ((5, 6, 7, 9, 11), (6, 7, 8))))]
+    plain = dict(bench.transformers().loglikelihood(asked))[0].logprobs
+    folders = {
+        name: save_adapter(model, tmp_path / name, config, seed=seed)
+        for seed, (name, config) in enumerate(other_shapes().items())
+    }
+    for name in (*folders, *reversed(folders)):
+        found = dict(bench.vllm(folders[name]).loglikelihood(asked))[0].logprobs
+        wanted = dict(bench.transformers(folders[name]).loglikelihood(asked))[0].logprobs
+        assert found == pytest.approx(wanted, abs=1e-4), name
+        assert found != pytest.approx(plain, abs=1e-2), name
+        assert dict(bench.vllm().loglikelihood(asked))[0].logprobs == pytest.approx(plain, abs=1e-4)
+    assert bench.host._llm is running

@@ -15,6 +15,7 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.experiments.parity import measure_parity
 from cme_bench.runs.options import RunOptions
+from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
@@ -49,6 +50,21 @@ def dora(base: Path) -> str:
     return str(save_adapter(LlamaForCausalLM.from_pretrained(base), base.parent / "dora", config))
 
 
+def lora(base: Path) -> str:
+    """A LoRA of another shape than the others, on other layers."""
+    config = LoraConfig(r=6, task_type="CAUSAL_LM", target_modules=["q_proj", "o_proj"])
+    return str(save_adapter(LlamaForCausalLM.from_pretrained(base), base.parent / "lora", config))
+
+
+class Notes(Listener):
+    """Counts how often vLLM was started."""
+
+    starts = 0
+
+    def note(self, message: str) -> None:
+        self.starts += message.startswith("vLLM started")
+
+
 @pytest.fixture
 def options(base: Path) -> RunOptions:
     return RunOptions(
@@ -70,9 +86,11 @@ def by_id(folder: Path, task: str) -> dict[int, Record]:
 def test_adapters_on_one_engine_and_a_merged_one_equal_transformers(
     base: Path, options: RunOptions, tmp_path: Path
 ) -> None:
-    both = replace(options, adapters=(adapter(base, "one", 1), dora(base), adapter(base, "two", 2)))
+    adapters = (adapter(base, "one", 1), lora(base), dora(base), adapter(base, "two", 2))
+    both, heard = replace(options, adapters=adapters), Notes()
     theirs = run(replace(both, out=tmp_path / "hf"))
-    ours = run(replace(both, out=tmp_path / "vllm", engine="vllm"))
+    ours = run(replace(both, out=tmp_path / "vllm", engine="vllm"), heard)
+    assert heard.starts == 3, "one for two adapters of different shapes, one merged, one for what follows"
     for mine, other in zip(ours, theirs, strict=True):
         for task in TASKS:
             found, wanted = by_id(mine, task), by_id(other, task)

@@ -200,3 +200,26 @@ def test_a_model_without_the_module_is_refused(file: Path) -> None:
     layout = replace(column_layout(0, 1), parts=column_layout(0, 1).parts[:1])
     with pytest.raises(AdapterFileError, match=r"no linear layer m\.up"):
         load(file, layout)
+
+
+def test_modules_without_tensors_are_zero_where_that_is_allowed(
+    tmp_path: Path, file: Path, tensors: dict[str, Tensor]
+) -> None:
+    layout, whole = column_layout(0, 1), load(file, column_layout(0, 1))
+    one = replace(TEAM, modules=("m.up",))
+    write_adapter(tmp_path / "one.safetensors", one, {k: v for k, v in tensors.items() if "m.up." in k})
+    placed: dict[str, Tensor] = {}
+    assert load_adapter(tmp_path / "one.safetensors", one, [(layout, placed.update)], all_modules=False) == 1
+    for name, tensor in placed.items():
+        half = len(tensor) // 2
+        assert not tensor[:half].any(), name
+        torch.testing.assert_close(tensor[half:], whole[name][half:])
+    with pytest.raises(AdapterFileError, match=r"m\.gate\.down is missing"):
+        load_adapter(tmp_path / "one.safetensors", one, [(layout, placed.update)])
+
+
+def test_one_spec_has_room_for_all() -> None:
+    lora = replace(TEAM, method="lora", experts=1, rank=2, interaction=False, modules=("m.down", "m.up"))
+    for specs in ([TEAM, lora], [lora, TEAM]):
+        assert GatedSpec.room_for(specs) == replace(TEAM, modules=("m.down", "m.gate", "m.up"))
+    assert GatedSpec.room_for([lora]) == lora

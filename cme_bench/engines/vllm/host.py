@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ _NAN = "NaNs detected in logits"
 class Host:
     """Hold at most one vLLM, and start it when it is first needed.
 
-    An adapter of the running engine's spec is swapped in place; another spec needs another engine. The base
-    model runs on any. ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a
-    model that is quantised; ``reader``: what reads images, for a model that takes some.
+    An adapter of the running engine's spec is swapped in place. An engine that is not compiled takes one of
+    another shape, too, if its layers were given room for one; else another spec needs another engine. The
+    base model runs on any. ``note`` is told where logits are rounded; ``base``: the ``quantization_config``
+    of a model that is quantised; ``reader``: what reads images, for a model that takes some.
     """
 
     def __init__(  # noqa: PLR0917 - callers name what they leave out
@@ -61,6 +62,7 @@ class Host:
         self._note = note
         self._llm: Any = None
         self._spec: GatedSpec | None = None
+        self._expected: Sequence[GatedSpec] = ()
         self._adapter: Path | None = None
 
     def allow(self, max_length: int) -> None:
@@ -68,6 +70,10 @@ class Host:
         if max_length > self.max_length:
             self.close()
             self.max_length = max_length
+
+    def expect(self, specs: Sequence[GatedSpec]) -> None:
+        """Start engines with room for adapters of these specs, where one engine can serve all."""
+        self._expected = specs
 
     def adopt(self, llm: Any, max_length: int) -> None:
         """Use a ``vllm.LLM`` that somebody else started, as a base model."""
@@ -78,9 +84,9 @@ class Host:
 
         Raises UsageError if the file does not fit the model, CmeError if vLLM does not start.
         """
-        if self._llm is None or (spec is not None and spec != self._spec):
+        if self._llm is None or not self._takes(spec):
             self.close()
-            self._start(spec)
+            self._start_with_room(spec)
         if adapter == self._adapter:
             return
         self._adapter = _UNSURE  # should the next line fail half-way
@@ -90,6 +96,23 @@ class Host:
             self._rpc("load_gated_adapter", str(adapter))
         self._adapter = adapter
         self._llm.reset_prefix_cache()  # cached keys and values are those of the adapter before
+
+    def _takes(self, spec: GatedSpec | None) -> bool:
+        """Tell whether the running engine can serve adapters of ``spec``."""
+        if spec is None or spec == self._spec:
+            return True
+        return not (self._spec is None or self.settings.compiles) and {*spec.modules} <= {*self._spec.modules}
+
+    def _start_with_room(self, spec: GatedSpec | None) -> None:
+        """Start an engine for ``spec`` and those that are expected, or, should that fail, for it alone."""
+        specs = [*self._expected, *([] if spec is None else [spec])]
+        room = spec if self.settings.compiles or not specs else GatedSpec.room_for(specs)
+        try:
+            self._start(room)
+        except CmeError:
+            if room == spec:
+                raise
+            self._start(spec)
 
     def _rpc(self, method: str, *args: str) -> None:
         try:

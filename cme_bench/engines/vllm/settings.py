@@ -22,6 +22,7 @@ An estimate, not yet measured: they take 90 s or so on an H200. A step of SmolLM
 with them and some 15 ms without, one of a 7B model 34 and some 43 ms; both come to two million tokens.
 """
 SHORTEST = 1024
+ROOM = 256
 WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
 """vLLM's ``worker_extension_cls``: scores choices, swaps adapters, computes packs. One for every engine: in
 one process vLLM refuses a second one."""
@@ -69,10 +70,11 @@ class VllmSettings:
     def alone(self) -> bool:
         """Tell whether the engine runs in this process.
 
-        Then no second and third process load everything, but none can fail apart either. By default it does
-        on a CPU, unless several processes share the model.
+        Then no second and third process import and load everything, but none can fail apart either. By
+        default it does on a CPU, and where a job is too short to compile for, unless several processes share
+        the model.
         """
-        chosen = on_cpu() if self.in_process is None else self.in_process
+        chosen = on_cpu() or not self.compiles if self.in_process is None else self.in_process
         return chosen and self.tensor_parallel == 1
 
 
@@ -164,10 +166,11 @@ def row_length(longest: int, most: int, settings: VllmSettings) -> int:
     """Return the length of rows that an engine is started for, to which ``longest`` and ``most`` are the
     job's and the model's.
 
-    vLLM's cache of compiled code has the length in its key: few lengths make few misses.
+    vLLM's cache of compiled code has the length in its key: few lengths make few misses. On a GPU without
+    compiled code a little room spares the next adapter, with a longer prompt around its questions, a start.
     """
-    if not settings.compiles or longest >= most:
-        return longest
+    if longest >= most or not settings.compiles:
+        return longest if on_cpu() else max(longest, min(-(-longest // ROOM) * ROOM, most))
     length = SHORTEST
     while length < longest:
         length *= 2
