@@ -25,7 +25,7 @@ def test_a_task_compiles_each_template_once(monkeypatch: pytest.MonkeyPatch) -> 
         return compile_(self, source, *args, **kwargs)
 
     monkeypatch.setattr(Environment, "compile", counted)
-    monkeypatch.delattr(utils.env, "from_string", raising=False)
+    monkeypatch.delitem(vars(utils.env), "from_string", raising=False)
     suite = load_suite()
     task = build_task(suite.tasks["cme_hellaswag_ll"], suite, mini_source(), shots=3)
     plain = resolve_format("plain", None, generated=False)
@@ -36,7 +36,7 @@ def test_a_task_compiles_each_template_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_rendered_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(utils.env, "from_string", raising=False)
+    monkeypatch.delitem(vars(utils.env), "from_string", raising=False)
     template, docs = (
         "{{ a | regex_replace('x', 'y') }}\n{% for b in c %}{{ b }}{% endfor %}\n",
         (
