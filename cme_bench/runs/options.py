@@ -46,7 +46,7 @@ SETTINGS = {
     "max_seqs": "vllm: most sequences at a time",
     "tensor_parallel": "vllm: devices (processes on a CPU) that share the model; ray: of each worker",
     "compile": "vllm: 1 compiles and captures graphs, 0 does not; default: on a GPU, for two million tokens",
-    "in_process": "vllm: 1 runs the engine in this process (default: on a CPU, or if compile is 0), 0 does not",
+    "in_process": "vllm: 1: the engine is in this process (default on a CPU, or if compile is 0); 0: not",
     "window": "vllm: most requests in the engine at a time; default 1024",
     "packs": "vllm: 1 scores choices by packs of many questions, as hf does, without the cache; default 0",
     "retries": "server: how often a request is asked again; default 8, over about a minute",
