@@ -1,4 +1,4 @@
-"""What was read from files, kept as long as they are as they were."""
+"""Values that were read from files, kept as long as those are as they were."""
 
 from __future__ import annotations
 
