@@ -49,6 +49,7 @@ def fetch(
     """
     from cme_bench.models.fetch import fetch_model
     from cme_bench.tasks.fetch import fetch_splits, wanted_splits
+    from cme_bench.tasks.made.training_rows import FILE, write_training_rows
     from cme_bench.tasks.suite import load_suite
     from cme_bench.util.errors import CmeError, UsageError
 
@@ -67,6 +68,8 @@ def fetch(
             failed += item.error is not None
             done = "there already" if item.rows is None else f"{item.rows} rows"
             say(f"{item.wanted.file}: {item.error or done}")
+        if train and (count := write_training_rows(suite, specs, out)):
+            say(f"{out / FILE}: {count} rows with images, for train --data")
     for name in models:
         try:
             say(f"{fetch_model(name, out, tell)}: {name}")

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from cme_bench.engines.base import TokenIds
+from cme_bench.images.image import MARK
 from cme_bench.prompts.chat import ChatTemplate
 from cme_bench.prompts.encode import Encoder
 from cme_bench.training.own_rows import Conversation, Turn
@@ -103,7 +104,8 @@ def _start(text: str, turns: Sequence[Turn], place: int, template: ChatTemplate)
 
 
 def _squashed(text: str) -> str:
-    return "".join(text.split())
+    """Return a text without blanks, and without marks of images, which templates move."""
+    return "".join(text.replace(MARK, "").split())
 
 
 def tokenise(

@@ -97,7 +97,7 @@ class Conversation:
         return answers[-1] if answers and all(answer.strip() for answer in answers) else ""
 
 
-OwnRow: TypeAlias = Instruction | Completion | Conversation
+TextRow: TypeAlias = Instruction | Completion | Conversation
 
 
 FIELDS = frozenset({name for needed in _NEEDED.values() for name in needed} | {"input", *_LISTS})
@@ -140,7 +140,7 @@ def _missing(form: Form, columns: Sequence[str]) -> str:
     return "column " + " and no column ".join(name for name in _NEEDED[form] if name not in columns)
 
 
-def read_rows(table: Table, form: Form) -> list[OwnRow]:
+def read_rows(table: Table, form: Form) -> list[TextRow]:
     """Return every row of a table in its form.
 
     UsageError, with file and line, for the first field that is none of what its form has.
@@ -213,11 +213,11 @@ def _kind(value: Any) -> str:
             return "a mapping"
 
 
-def _instruction(fields: _Fields) -> OwnRow:
+def _instruction(fields: _Fields) -> TextRow:
     return Instruction(fields.text("instruction"), fields.text("input", optional=True), fields.text("output"))
 
 
-def _completion(fields: _Fields) -> OwnRow:
+def _completion(fields: _Fields) -> TextRow:
     prompt, completion = fields.row.get("prompt"), fields.row.get("completion")
     if not isinstance(prompt, list) and not isinstance(completion, list):
         return Completion(fields.text("prompt"), fields.text("completion"))
@@ -230,7 +230,7 @@ def _completion(fields: _Fields) -> OwnRow:
     return _conversation([*before, *_turns(completion, "completion", _ROLES, fields)], fields)
 
 
-def _messages(fields: _Fields) -> OwnRow:
+def _messages(fields: _Fields) -> TextRow:
     name = next(name for name in _LISTS if name in fields.row)
     roles = _ROLES if name == "messages" else _SHAREGPT
     value = fields.row[name]

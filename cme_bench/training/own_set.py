@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from cme_bench.authoring.new_options import FileOptions
 from cme_bench.authoring.table_files import Table, read_table, table_of
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.own_rows import FIELDS, Conversation, Form, OwnRow, form_of, read_rows, used_columns
+from cme_bench.training.own_rows import FIELDS, Conversation, Form, TextRow, form_of, read_rows, used_columns
 from cme_bench.training.parts import HUB, ROWS, DataPart
+from cme_bench.training.pictured import COLUMNS, Pictured, with_pictures
 from cme_bench.training.published import PUBLISHED, differences
 from cme_bench.util.errors import UsageError
 
 NAMED = 3
 """So many of the rows that are left out are named."""
 Indices = NDArray[np.int64]
+OwnRow: TypeAlias = TextRow | Pictured
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class OwnSet:
     @property
     def note(self) -> str:
         return self.part.kind if self.part.kind in PUBLISHED else ""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether some of its rows have images."""
+        return any(isinstance(row, Pictured) for row in self.rows)
 
     @property
     def paraphrases(self) -> int:
@@ -156,7 +163,7 @@ def load_own(part: DataPart, options: TrainOptions, *, name: str) -> OwnSet:
             raise UsageError(
                 f"{table.origin}: its rows have the form {other}, those of {tables[0].origin} {form}"
             )
-    rows = [row for table in tables for row in read_rows(table, form)]
+    rows = [row for table in tables for row in _rows(table, form)]
     place = _places(tables)
     empty, promptless, good = _sorted_by_fault(rows)
     first: dict[OwnRow, int] = {}
@@ -178,6 +185,8 @@ def load_own(part: DataPart, options: TrainOptions, *, name: str) -> OwnSet:
         repeated=len(good) - len(first),
     )
     faults = ("left out, with an empty answer", empty), ("left out, without a prompt", promptless)
+    if made.pictured:
+        made = replace(made, columns=(*made.columns, *(c for c in COLUMNS if c in tables[0].columns)))
     made = replace(
         made,
         left_out=tuple(made._left_out(reason, found) for reason, found in faults if found),
@@ -185,6 +194,15 @@ def load_own(part: DataPart, options: TrainOptions, *, name: str) -> OwnSet:
     )
     made.check()
     return made
+
+
+def _rows(table: Table, form: Form) -> list[OwnRow]:
+    for name in COLUMNS:
+        if name in table.unread:
+            raise UsageError(
+                f"{table.unread[name]}: images of training rows are files beside them, named by path"
+            )
+    return with_pictures(read_rows(table, form), table.rows, table.origin, table.place)
 
 
 def _tables(part: DataPart, options: TrainOptions) -> tuple[list[Table], str | None]:
@@ -221,6 +239,8 @@ def _sorted_by_fault(rows: Sequence[OwnRow]) -> tuple[list[int], list[int], list
 
 
 def _bare(row: OwnRow) -> OwnRow:
+    if isinstance(row, Pictured):
+        return row.bare
     return replace(row, place="") if isinstance(row, Conversation) else row
 
 
@@ -239,6 +259,8 @@ def _hold_out(rows: Sequence[OwnRow], good: Sequence[int], count: int) -> tuple[
 
 
 def _content(row: OwnRow) -> bytes:
+    if isinstance(row, Pictured):
+        return orjson.dumps(row.bare.row) + row.digest()
     return orjson.dumps(_bare(row))
 
 

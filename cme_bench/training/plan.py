@@ -22,8 +22,7 @@ from cme_bench.training.mixture import (
     mixture_weights,
 )
 from cme_bench.training.options import DEFAULT_FORMAT, TrainOptions
-from cme_bench.training.own_rows import OwnRow
-from cme_bench.training.own_set import OwnSet, load_own
+from cme_bench.training.own_set import OwnRow, OwnSet, load_own
 from cme_bench.training.parts import CME, HUB, DataPart, data_parts
 from cme_bench.training.published import PUBLISHED
 from cme_bench.training.templates import DatasetTemplate, Prompted, load_templates, select_datasets

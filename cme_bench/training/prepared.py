@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftConfig
 
 from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.training.book import Book
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import TrainingPlan
 from cme_bench.util.early import Early
@@ -21,7 +22,8 @@ class Prepared:
     """A training that is about to begin.
 
     ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
-    ``loading``: the base as adapters are put on it, where its weights are being loaded already.
+    ``loading``: the base as adapters are put on it, where its weights are being loaded already; ``book``: the
+    images of its rows.
     """
 
     options: TrainOptions
@@ -32,6 +34,7 @@ class Prepared:
     content: dict[str, Any]
     finished: bool
     loading: Early[PreTrainedModel] | None = None
+    book: Book | None = None
 
     @property
     def name(self) -> str:

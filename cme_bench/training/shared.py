@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftConfig
 
 from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.training.book import Book
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, TrainingPlan
 
@@ -28,6 +29,7 @@ class Shared:
     def __init__(self) -> None:
         self._bases: dict[str, tuple[Checkpoint, Any, Any]] = {}
         self._fitting: set[str] = set()
+        self._book: Book | None = None
         self._plans: dict[tuple[str, int], tuple[Sequence[ItemSet], TrainingPlan]] = {}
 
     def base(
@@ -45,6 +47,12 @@ class Shared:
         if key not in self._fitting:
             check()
             self._fitting.add(key)
+
+    def book(self, make: Callable[[], Book | None]) -> Book | None:
+        """Return what numbers the images of all trainings, made for the first that shows some."""
+        if self._book is None:
+            self._book = make()
+        return self._book
 
     def plan(
         self, options: TrainOptions, sets: Sequence[ItemSet], make: Callable[[], TrainingPlan]

@@ -16,9 +16,11 @@ from cme_bench.prompts.bos import Bos, decide_bos, model_types
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import truncate
+from cme_bench.training.book import Book
 from cme_bench.training.conversations import render, tokenise
 from cme_bench.training.options import DEFAULT_FORMAT, TrainOptions
-from cme_bench.training.own_rows import Completion, Conversation, Instruction, OwnRow
+from cme_bench.training.own_rows import Completion, Conversation, Instruction, TextRow
+from cme_bench.training.pictured import Pictured
 from cme_bench.training.templates import Prompted
 from cme_bench.util.errors import UsageError
 
@@ -56,14 +58,23 @@ class TrainingEncoder:
     ``max_length`` below ``MIN_LENGTH``.
     """
 
-    def __init__(self, tokenizer: Any, prompt_format: str, max_length: int, bos: Bos | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        prompt_format: str,
+        max_length: int,
+        bos: Bos | None = None,
+        book: Book | None = None,
+    ) -> None:
         if max_length < MIN_LENGTH:
             raise UsageError(
                 f"--max-length {max_length} is too small to train on; give at least {MIN_LENGTH}"
             )
         if tokenizer.eos_token_id is None:
             raise UsageError("the tokenizer has no end-of-sequence token, so no answer could ever end")
-        self.format: PromptFormat = resolve_format(prompt_format, tokenizer, generated=True)
+        self.book = book
+        vision = None if book is None else book.vision
+        self.format: PromptFormat = resolve_format(prompt_format, tokenizer, generated=True, vision=vision)
         self.max_length = max_length
         self.encoder = Encoder(tokenizer, bos)
         self.end = self._end_of_answer(tokenizer)
@@ -86,39 +97,90 @@ class TrainingEncoder:
             message |= {"content": asked.instruction, "input": asked.input}
         return self.format.render([message]), asked.target
 
-    def encode(self, prompts: Iterable[Prompted | OwnRow]) -> Iterator[Example]:
+    def encode(self, prompts: Iterable[Prompted | TextRow | Pictured]) -> Iterator[Example]:
         """Yield the examples, in order; texts are tokenised a few thousand at a time.
 
-        Raises UsageError for a conversation that the chat template does not show as it is.
+        Raises UsageError for a conversation that the chat template does not show as it is, and for images
+        that do not fit.
         """
         stream = iter(prompts)
         while batch := list(islice(stream, _BATCH)):
-            chats = self._conversations([each for each in batch if isinstance(each, Conversation)])
-            pairs = self._pairs([each for each in batch if not isinstance(each, Conversation)])
-            for each in batch:
-                yield next(chats if isinstance(each, Conversation) else pairs)
+            rows = [each.row if isinstance(each, Pictured) else each for each in batch]
+            pictured = [each if isinstance(each, Pictured) else None for each in batch]
+            chats = self._conversations(
+                [
+                    (row, seen)
+                    for row, seen in zip(rows, pictured, strict=True)
+                    if isinstance(row, Conversation)
+                ]
+            )
+            pairs = self._pairs(
+                [
+                    (row, seen)
+                    for row, seen in zip(rows, pictured, strict=True)
+                    if not isinstance(row, Conversation)
+                ]
+            )
+            for row in rows:
+                yield next(chats if isinstance(row, Conversation) else pairs)
 
-    def _pairs(self, asked: Sequence[Prompted | Instruction | Completion]) -> Iterator[Example]:
-        batch = [self.texts(each) for each in asked]
+    def _pairs(
+        self, asked: Sequence[tuple[Prompted | Instruction | Completion, Pictured | None]]
+    ) -> Iterator[Example]:
+        batch = [self.texts(each) for each, _ in asked]
         sources = self.encoder.encode((source for source, _ in batch), rendered=self.format.renders_bos)
         targets = self.encoder.encode((target for _, target in batch), special=False)
-        for source, target in batch:
-            yield self._fit(sources[source], self._ended(targets[target]))
+        for (source, target), (_, seen) in zip(batch, asked, strict=True):
+            ids = sources[source] if seen is None else self._numbered(source, sources[source], seen)
+            yield self._whole(self._fit(ids, self._ended(targets[target])), seen)
+
+    def _numbered(self, text: str, ids: TokenIds, seen: Pictured) -> TokenIds:
+        """Return the ids of a prompt with those of its images. UsageError, with the row's place, if that
+        cannot be."""
+        if self.book is None:
+            raise UsageError(f"{seen.place}: the row has images, which this training does not show")
+        try:
+            return self.book.numbered(text, ids, seen.images)
+        except ValueError as error:
+            raise UsageError(f"{seen.place}: {error}") from error
+
+    def _grown(self, ids: TokenIds, seen: Pictured) -> list[tuple[int, int]]:
+        """Return the places of images among ``ids``, and how many tokens each becomes."""
+        assert self.book is not None
+        vision = self.book.vision
+        places = [place for place, token in enumerate(ids) if token == vision.token_id]
+        return list(zip(places, map(vision.places, seen.images), strict=True))
+
+    def _whole(self, example: Example, seen: Pictured | None) -> Example:
+        """Return an example. UsageError if its images were cut."""
+        if seen is not None and example.cut_source:
+            wanted = len(example.ids) + example.cut_source + example.cut_target
+            raise UsageError(
+                f"{seen.place}: {wanted} tokens with its images, and --max-length is {self.max_length}: "
+                f"images are never cut; give --max-length {wanted}"
+            )
+        return example
 
     def _ended(self, target: Sequence[int]) -> tuple[int, ...]:
         """Return an answer with its end, once: rows may have it written out."""
         ended = tuple(target[-len(self.end) :]) == self.end
         return tuple(target) if ended else (*target, *self.end)
 
-    def _conversations(self, chats: Sequence[Conversation]) -> Iterator[Example]:
+    def _conversations(self, chats: Sequence[tuple[Conversation, Pictured | None]]) -> Iterator[Example]:
         if not chats:
             return
         template = self.format.template
         assert template is not None  # resolved_format sees to it
         end = template.end_of_answer()
-        rendered = [render(chat, template, end) for chat in chats]
-        for ids, spans in tokenise(rendered, self.encoder, self.end[-1], renders_bos=self.format.renders_bos):
-            yield self._fit_conversation(ids, spans)
+        rendered = [render(chat, template, end) for chat, _ in chats]
+        tokenised = tokenise(rendered, self.encoder, self.end[-1], renders_bos=self.format.renders_bos)
+        for (ids, spans), shown, (_, seen) in zip(tokenised, rendered, chats, strict=True):
+            if seen is None:
+                yield self._fit_conversation(ids, spans)
+                continue
+            numbered = self._numbered(shown.text, ids, seen)
+            moved = _moved(spans, self._grown(ids, seen))
+            yield self._whole(self._fit_conversation(numbered, moved), seen)
 
     def _fit_conversation(self, ids: TokenIds, spans: Sequence[tuple[int, int]]) -> Example:
         """Cut a conversation from its left, where it is too long: the last answer stays whole."""
@@ -131,7 +193,7 @@ class TrainingEncoder:
         gaps = tuple((a, b) for (_, a), (b, _) in pairwise(moved))
         return Example(kept, moved[0][0], cut - lost, lost, gaps)
 
-    def fits(self, rows: Sequence[OwnRow]) -> list[bool]:
+    def fits(self, rows: Sequence[TextRow | Pictured]) -> list[bool]:
         """Return of each row whether its (last) answer fits with a token of its prompt.
 
         A token stands for one byte at least, so few answers need to be tokenised for it.
@@ -167,14 +229,28 @@ class TrainingEncoder:
         }
 
 
-def training_encoder(options: TrainOptions, tokenizer: Any, config: Any) -> TrainingEncoder:
-    """Return what makes the examples of a training of the model with this config.
+def _moved(spans: Sequence[tuple[int, int]], grown: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return spans of tokens where some tokens before them have become several.
+
+    ``grown``: the place of each such token, and how many it became.
+    """
+
+    def moved(place: int) -> int:
+        return place + sum(count - 1 for at, count in grown if at < place)
+
+    return [(moved(start), moved(stop)) for start, stop in spans]
+
+
+def training_encoder(
+    options: TrainOptions, tokenizer: Any, config: Any, book: Book | None = None
+) -> TrainingEncoder:
+    """Return what makes the examples of a training of the model with this config; ``book``: of its images.
 
     Raises UsageError as :class:`TrainingEncoder` does, and where ``--bos`` cannot be honoured.
     """
     bos = decide_bos(tokenizer, options.bos, model_types=model_types(config))
     name = DEFAULT_FORMAT if options.prompt_format == "auto" else options.prompt_format
-    return TrainingEncoder(tokenizer, name, options.max_length, bos)
+    return TrainingEncoder(tokenizer, name, options.max_length, bos, book)
 
 
 class TokenTable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,10 +35,12 @@ from cme_bench.models.load import (
 )
 from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import quantisation
+from cme_bench.models.vision import vision_of
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.batches import pad_token
+from cme_bench.training.book import Book, show
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.choose import batch_order, manner, needs_trainer
 from cme_bench.training.curve import LossCurve
@@ -48,6 +50,7 @@ from cme_bench.training.loop import mixed_numbers
 from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.options import TrainOptions, check_options
+from cme_bench.training.own_set import OwnSet
 from cme_bench.training.plan import (
     ItemSet,
     TrainingPlan,
@@ -125,7 +128,8 @@ def prepare(
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
     order = batch_order(options, choose_device())
     options = replace(options, prompt_format=usual_format(options, own), batches=order)
-    encoder = training_encoder(options, tokenizer, config)
+    book = shared.book(lambda: _book(base, config, tokenizer, own))
+    encoder = training_encoder(options, tokenizer, config, book)
     if own:
         listener.note(f"prompt format: {encoder.format.name}")
     if encoder.encoder.bos.warning is not None:
@@ -158,6 +162,7 @@ def prepare(
         content=record.describe_training(options, base, encoder, plan.mixture, identity),
         finished=record.check_folder(options.out, identity),
         loading=loading,
+        book=book,
     )
 
 
@@ -173,6 +178,20 @@ def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint
     if beside := adapter_note(base.path):
         listener.note(beside)
     return base, config, load_tokenizer(base)
+
+
+def _book(base: Checkpoint, config: Any, tokenizer: Any, own: Sequence[OwnSet]) -> Book | None:
+    """Return what numbers the images of the rows, where there are some. UsageError for a model of text."""
+    seen = next((each for each in own if each.pictured), None)
+    if seen is None:
+        return None
+    vision = vision_of(base.path, config, tokenizer)
+    if vision is None:
+        raise UsageError(
+            f"{seen.origin}: its rows have images, and {base.name} takes text alone; take the column of "
+            "images out, or name a vision-language model"
+        )
+    return Book(vision)
 
 
 def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[PreTrainedModel] | None:
@@ -226,7 +245,7 @@ def _run(prepared: Prepared, listener: Listener) -> None:
     dtype = choose_dtype(options.dtype, load_config(base), device)
     bf16 = dtype == torch.bfloat16
     arguments = _trainer_arguments(prepared, bf16=bf16) if by_trainer else None
-    model = _adapted_model(prepared, dtype, arguments.device if arguments else device)
+    model = _adapted_model(prepared, dtype, arguments.device if arguments else device, listener.note)
     if by_trainer is None and (by_trainer := mixed_numbers(model)):
         arguments = _trainer_arguments(prepared, bf16=bf16)
     if arguments is not None:
@@ -275,11 +294,15 @@ def _trainer_arguments(prepared: Prepared, *, bf16: bool) -> TrainingArguments:
     return trainer_arguments(prepared.options, prepared.plan, out / "checkpoints", bf16=bf16)
 
 
-def _adapted_model(prepared: Prepared, dtype: torch.dtype, device: torch.device) -> PeftModel:
+def _adapted_model(
+    prepared: Prepared, dtype: torch.dtype, device: torch.device, note: Callable[[str], None]
+) -> PeftModel:
     """Return the base with a fresh adapter that depends on the seed alone; adapter parameters in float32."""
     options, base, peft_config = prepared.options, prepared.base, prepared.config
     begun = prepared.loading
     model = frozen_base(base, dtype, device, options) if begun is None else begun.result()
+    if prepared.book is not None:
+        show(model, prepared.book, note)
     set_seed(options.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's advice on settings that are ours to choose

@@ -22,6 +22,7 @@ from cme_bench.tasks.made.make import make_split, splits_of
 from cme_bench.tasks.made.packages import NpmPackage
 from cme_bench.tasks.made.rows import POPE_SPLITS, emoji_count, emoji_name, emoji_pope, emoji_where
 from cme_bench.tasks.made.scenes import draw, place, png
+from cme_bench.tasks.made.training_rows import write_training_rows
 from cme_bench.tasks.open_source import source_of
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import CmeError, UsageError
@@ -196,3 +197,15 @@ def test_facts_of_easy_vqa_follow_from_questions_and_answers() -> None:
     ]
     assert labels(asked) == {1: {"blue", "circle"}, 2: set(), 3: {"triangle", "teal"}}
     assert asked[2].choices == ("circle", "rectangle", "triangle") and asked[0].choices == ("yes", "no")
+
+
+def test_training_rows_ask_what_the_tasks_ask(tmp_path: Path) -> None:
+    suite = load_suite()
+    assert write_training_rows(suite, suite.select("cme_mm_digits,cme_mm_digits_ll"), tmp_path) == 1000
+    rows = [orjson.loads(line) for line in (tmp_path / "cme_mm.train.jsonl").read_bytes().splitlines()]
+    assert all((tmp_path / row["image"]).is_file() for row in rows[:20])
+    assert {row["instruction"] for row in rows} == {
+        "<image>\nRead the handwritten digit in the image. Answer with a number.\n\nAnswer:"
+    }
+    assert {row["output"] for row in rows} == set("0123456789")
+    assert write_training_rows(suite, suite.select("cme_rte"), tmp_path / "none") == 0

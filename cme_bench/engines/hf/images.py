@@ -135,6 +135,10 @@ class Images:
         rows = torch.from_numpy(starts[index] + places).to(tables[0].device)
         return torch.cat(tables)[rows]
 
+    def features(self, images: Sequence[Image]) -> list[Tensor]:
+        """Return what the language model is fed for each of ``images``, which are known, [tokens, hidden]."""
+        return self._tables([self.reader.key(image) for image in images])
+
     def _tables(self, keys: Sequence[int]) -> list[Tensor]:
         """Return the features of images [tokens, hidden] each; compute those that are not held."""
         held = {key: self._features[key] for key in keys if key in self._features}

@@ -18,10 +18,15 @@ _SPARE_TOKEN = "<empty_output>"
 """A special token of SmolLM2 that it has for notebooks. It becomes the image token, so that the vocabulary,
 and with it every answer to a text, stays SmolLM2's."""
 _STRING = "{{ message['content'] }}"
+_BREAK = (
+    "{% if not loop.first and loop.previtem['type'] == 'image' and not part['text'].startswith('\n') %}"
+    "{{ '\n' }}{% endif %}"
+)
+"""An image stands in a line of its own."""
 _PARTS = (
     "{% if message['content'] is string %}" + _STRING + "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ '" + IMAGE_TOKEN + "\n' }}{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}"
+    "{% if part['type'] == 'image' %}{{ '" + IMAGE_TOKEN + "' }}"
+    "{% else %}" + _BREAK + "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
 )
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -20,6 +20,7 @@ from cme_bench.adapters.describe import describe
 from cme_bench.models.load import choose_device, choose_dtype, load_config
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
+from cme_bench.training.book import show
 from cme_bench.training.choose import manner
 from cme_bench.training.liger import models_restored
 from cme_bench.training.memory import SHARE, free_bytes, gib
@@ -113,6 +114,8 @@ class _Sweep:
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
+        if (book := next((one.book for one in waiting if one.book is not None), None)) is not None:
+            show(self._base, book, listener.note)
         self._words = manner(self._base.device)
         self._packed = self._use_packs(waiting)
         self._states = self._stored()
