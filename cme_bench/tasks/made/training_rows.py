@@ -1,4 +1,4 @@
-"""Training rows of ``cme_mm``: its training pictures with its own questions, as ``train --data`` takes them."""
+"""Training rows of ``cme_mm``: its training pictures with its own questions, as ``train --data`` reads them."""
 
 from __future__ import annotations
 
