@@ -1,4 +1,4 @@
-"""Training rows of ``cme_mm``: its training pictures with its own questions, as ``train --data`` reads them."""
+"""Training rows of ``cme_mm``: its training pictures with its own questions, for ``train --data``."""
 
 from __future__ import annotations
 
