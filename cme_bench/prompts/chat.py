@@ -102,7 +102,11 @@ class ChatTemplate:
         return text.count(str(self._placeholder)) == 1 and _ASKED in text
 
     def _shown(self, message: Message) -> dict[str, Any]:
-        """Return a message as the template takes it: its text, or a list of texts and images."""
+        """Return a message as the template takes it: its text, or a list of texts and images.
+
+        The line break after a mark only parts it from the text: templates write their own, or none. So do
+        the blanks between two marks.
+        """
         text = message["content"]
         if self._placeholder is None or MARK not in text:
             return {**message, "content": [_text_part(text)] if self._parts else text}
@@ -112,7 +116,8 @@ class ChatTemplate:
         parts: list[dict[str, str]] = []
         for number, piece in enumerate(text.split(MARK)):
             parts += [{"type": "image"}] if number else []
-            parts += [_text_part(piece)] if piece else []
+            part = piece.removeprefix("\n") if number else piece
+            parts += [_text_part(part)] if part.strip() else []
         return {**message, "content": parts}
 
     def _try_system(self, *, given: bool) -> bool:

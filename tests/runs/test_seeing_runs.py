@@ -157,7 +157,7 @@ def test_chats_place_images_as_the_model_does(llava: Path, pictures: Path) -> No
     seen = Seeing.load(llava)
     choices = [tuple(seen.tokenizer(word)["input_ids"]) for word in ("no", "yes")]
     for record, (text, image) in zip(records(folder, "see_ll"), rows_of(pictures), strict=True):
-        question = text.removeprefix("<image>")
+        question = text.removeprefix("<image>\n")
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         prompt = seen.vision.processor.apply_chat_template(chat, add_generation_prompt=True)
         plain = [seen.logprob(prompt, [image], choice) for choice in choices]
