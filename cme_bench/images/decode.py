@@ -6,12 +6,15 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Hashable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from cme_bench.images.image import Contents, Image, ImageError, image_of, rgb
+from cme_bench.util.errors import first_line
 from cme_bench.util.files import leads_inside
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def _from_pillow(image: PIL.Image.Image) -> Image:
     except ImageError:
         raise
     except Exception as error:  # Pillow raises anything on damaged files, which it reads late
-        raise ImageError(f"the image is damaged ({error})") from error
+        raise ImageError(f"the image is damaged ({first_line(error)})") from error
     pixels.info.clear()
     stream = io.BytesIO()
     pixels.save(stream, "PNG", compress_level=1)
@@ -100,7 +103,7 @@ def image_of_contents(contents: Contents) -> Image:
 
 
 def _from_path(text: str, folder: Path | None) -> Image:
-    file = _file(text, folder).resolve()
+    file = Path(os.path.realpath(_file(text, folder)))
     try:
         status = file.stat()
     except OSError:
@@ -136,11 +139,17 @@ def _file(text: str, folder: Path | None) -> Path:
         raise ImageError(f"{text!r} is a path, but these rows lie in no folder of images")
     if PureWindowsPath(text).drive:
         raise ImageError(f"{text!r} leads out of {folder}, so it is not read")
-    file = folder / text
-    if "\\" in text and not file.exists():
-        file = folder / PureWindowsPath(text).as_posix()
+    file = _there(folder, text)
     if not leads_inside(file, folder):
         raise ImageError(
             f"{text!r} leads out of {folder}, so it is not read; put the images below that folder"
         )
     return file
+
+
+def _there(folder: Path, text: str) -> Path:
+    """Return the file of a path as it is written, else with Windows' separators or in the other form of
+    Unicode, which macOS writes."""
+    ways = [text, PureWindowsPath(text).as_posix() if "\\" in text else text]
+    ways += [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    return next((folder / way for way in ways if os.path.lexists(folder / way)), folder / text)

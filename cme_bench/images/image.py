@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cme_bench.util.errors import UsageError
+from cme_bench.util.errors import UsageError, first_line
 from cme_bench.util.files import open_regular
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Image:
         """Return the pixels: RGB, rotated as the file asks. ImageError if the file has changed since."""
         pixels = decoded(self.data)
         if isinstance(self.source, Path) and digest_of(pixels) != self.digest:
-            raise ImageError(f"{self.source}: the image has changed since the task was read")
+            raise ImageError(f"{shown(self.source)}: the image has changed since the task was read")
         return pixels
 
 
@@ -66,7 +66,7 @@ def image_of(source: Path | Contents) -> Image:
         try:
             pixels = decoded(contents)
         except ImageError as error:
-            raise ImageError(f"{source}: {error}") from error
+            raise ImageError(f"{shown(source)}: {error}") from error
     return Image(digest_of(pixels), pixels.width, pixels.height, source)
 
 
@@ -79,19 +79,23 @@ def digest_of(pixels: PIL.Image.Image) -> str:
 
 def file_bytes(file: Path) -> bytes:
     """Return the contents of a file that is no larger than images may be. ImageError if it cannot be read."""
-    if file.is_dir():
-        raise ImageError(f"{file} is a folder, not an image")
     try:
-        with open_regular(file) as stream:
+        if file.is_dir():
+            raise ImageError(f"{shown(file)} is a folder, not an image")
+        with open_regular(file, error_class=ImageError) as stream:
             data = stream.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(
-            f"{file}: {'no such file' if isinstance(error, FileNotFoundError) else reason}"
-        ) from error
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise ImageError(f"{shown(file)}: {reason}") from error
     if len(data) > MOST_BYTES:
-        raise ImageError(f"{file}: larger than {MOST_BYTES // 2**20} MiB")
+        raise ImageError(f"{shown(file)}: larger than {MOST_BYTES // 2**20} MiB")
     return data
+
+
+def shown(file: Path) -> str:
+    """Return a path for a message of one line, which a name may not break."""
+    text = str(file)
+    return text if text.isprintable() and not text.endswith(" ") else repr(text)
 
 
 def decoded(data: bytes) -> PIL.Image.Image:
@@ -108,8 +112,10 @@ def decoded(data: bytes) -> PIL.Image.Image:
         raise ImageError(f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
     except ImageError:
         raise
+    except PIL.UnidentifiedImageError:  # whose text is an address
+        raise ImageError("the image is damaged (its beginning is)") from None
     except Exception as error:  # Pillow raises anything on damaged files
-        raise ImageError(f"the image is damaged ({error})") from error
+        raise ImageError(f"the image is damaged ({first_line(error)})") from error
 
 
 def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -122,6 +128,8 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     import PIL.Image
     import PIL.ImageOps
 
+    if not image.width * image.height:
+        raise ImageError("an image without pixels")
     if image.width * image.height > MOST_PIXELS:
         size = f"{image.width} x {image.height}"
         raise ImageError(f"{size} pixels are more than {MOST_PIXELS // 1_000_000} megapixels")

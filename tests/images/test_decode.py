@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import pickle
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,12 @@ def test_grey_values_of_16_bits_keep_their_upper_byte() -> None:
         ("x" * 5000, "is no path"),
         ("data:image/png,abc", "a data URI without ';base64,' is not read"),
         ("data:image/png;base64,%%%", "broken base64 ("),
+        (encoded(PIL.Image.new("RGB", (64, 1)))[:8], "the image is damaged (its beginning is)"),
         ("nosuch.png", "nosuch.png: no such file"),
+        ("nosuch.png\n", "nosuch.png\\n': no such file"),
+        ("x" * 300, ": File name too long"),
+        ("pipe.png", "pipe.png: not a regular file"),
+        ("loop.png", "loop.png: Too many levels of symbolic links"),
         ("folder", "folder is a folder, not an image"),
         ("../out.png", "'../out.png' leads out of "),
         ("C:\\pictures\\a.png", "'C:\\\\pictures\\\\a.png' leads out of "),
@@ -113,6 +120,7 @@ def test_grey_values_of_16_bits_keep_their_upper_byte() -> None:
         (7, "not a value of type int"),
         (np.zeros((2, 2, 3), np.uint8), "not a value of type ndarray"),
         ({"bytes": None, "path": None}, "not nothing (None)"),
+        (PIL.Image.new("RGB", (0, 0)), "an image without pixels"),
         (PIL.Image.new("F", (2, 2)), "mode F have no fixed range"),
     ],
 )
@@ -121,6 +129,8 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path: Path, value: Any, mes
     (folder / "folder").mkdir(parents=True)
     (tmp_path / "out.png").write_bytes(encoded(picture()))
     (folder / "link.png").symlink_to(tmp_path / "out.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    os.mkfifo(folder / "pipe.png")
     with pytest.raises(ImageError) as caught:
         decode_image(value, folder=folder, place="rows.jsonl:7")
     assert str(caught.value).startswith("rows.jsonl:7: ")
@@ -132,6 +142,12 @@ def test_links_inside_the_folder_are_followed(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(picture()))
     (tmp_path / "b.png").symlink_to("a.png")
     assert decode_image("b.png", folder=tmp_path) == decode_image("a.png", folder=tmp_path)
+
+
+def test_names_in_the_other_form_of_unicode_are_found(tmp_path: Path) -> None:
+    (tmp_path / unicodedata.normalize("NFC", "\u00fc.png")).write_bytes(encoded(picture()))
+    found = decode_image(unicodedata.normalize("NFD", "\u00fc.png"), folder=tmp_path)
+    assert found == decode_image("\u00fc.png", folder=tmp_path)
 
 
 def test_paths_need_a_folder() -> None:
