@@ -237,6 +237,8 @@ def _check_images(task: Task, prompts: Prompts, checked: _Checked) -> None:
     for texts in image_warnings(shown, task.place):
         checked.add("warning", texts)
     checked.facts.append(image_fact(shown))
+    if prompts and not any(shown.values()):
+        checked.add("error", [f"{task.spec.line('doc_to_image')}: no row has an image"])
 
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:

@@ -12,7 +12,10 @@ Shown = Mapping[int, tuple[Image, ...]]
 
 def image_warnings(shown: Shown, place: Callable[[int], str]) -> Iterator[list[str]]:
     """Yield, kind by kind, warnings of items without an image, and of images with transparent parts."""
-    yield [f"{place(i)}: no image: it is asked as text alone" for i, images in shown.items() if not images]
+    blind = [i for i, images in shown.items() if not images]
+    if len(blind) == len(shown):
+        return
+    yield [f"{place(i)}: no image: it is asked as text alone" for i in blind]
     note = "an image with transparent parts: what is stored below them is shown"
     yield [f"{place(i)}: {note}" for image, i in _first(shown).items() if hides_pixels(image)]
 

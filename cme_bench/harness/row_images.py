@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -77,11 +77,16 @@ def _value(name: str, row: Mapping[str, Any]) -> Any:
     if "{{" not in name:
         raise ImageError(f"there is no column {name!r} (there are {', '.join(row)})")
     text = utils.apply_template(name, row).strip()
-    return ast.literal_eval(text) if text.startswith("[") else text
+    if not text.startswith("["):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ImageError(f"{name!r} renders {text[:80]!r}, which is no list of paths") from error
 
 
 def _listed(value: Any) -> list[Any]:
     """Return a column's value as a list of images; None is none."""
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+    return list(value) if isinstance(value, list | tuple | Iterator) else [value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -28,6 +28,7 @@ from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.responder import Responder
 from cme_bench.scoring.marks import Marks
 from cme_bench.tasks.build import Task
+from cme_bench.util.errors import UsageError
 
 ItemsKey: TypeAlias = tuple[str, str, int, int, TokenIds]
 """Task, prompt format with thinking, tokenizer, length, and what begins a prompt: alike for adapters of one
@@ -137,6 +138,7 @@ class Planner:
             requests = [item.request for item in items]
             overrides = asked.overrides | thought_overrides(thinking, requests, asked)
             notes += (*generation.notes, *_thought_notes(task.name, _thoughts(requests), overrides))
+        notes += tuple(_image_notes(task, items))
         return TaskPlan(
             task=task,
             items=items,
@@ -196,6 +198,21 @@ def _vision(task: Task, responder: Responder) -> Vision | None:
     Raises UsageError if its processor cannot be loaded.
     """
     return None if task.lm_eval.row_images is None else responder.vision
+
+
+def _image_notes(task: Task, items: Sequence[Item]) -> Iterator[str]:
+    """Say how many items of a task that shows images have none. UsageError if no row has one."""
+    if task.lm_eval.row_images is None:
+        return
+    first = [item for item in items if item.repeat == 0]
+    blind = sum(not item.images for item in first)
+    if blind == len(task.docs):
+        raise UsageError(
+            f"{task.spec.line('doc_to_image')}: task {task.name}: no row has an image, so all would be asked "
+            "as text alone; leave doc_to_image out if that is meant"
+        )
+    if blind:
+        yield f"task {task.name}: {blind} of {len(first)} items have no image and are asked as text alone"
 
 
 def thought_overrides(

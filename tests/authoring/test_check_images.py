@@ -138,3 +138,12 @@ def test_a_text_model_is_refused_in_one_line(
         code, text = told(monkeypatch, capsys, *command, "--model", tiny_checkpoint)
         assert code == 2
         assert "task seen shows images (doc_to_image), and this model reads text alone" in text
+
+
+def test_a_task_whose_rows_have_no_images_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked(tmp_path, [(None, "red?", 0), (None, "blue?", 1)], [("1.png", "green?", 0)])
+    code, text = told(monkeypatch, capsys, "check", tmp_path)
+    assert code == 2
+    assert f"error: {tmp_path / 'seen.yaml'}:7: no row has an image" in text

@@ -12,11 +12,18 @@ from transformers import PreTrainedTokenizerFast
 from cme_bench.images.decode import decode_image
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.runs import open_run
-from cme_bench.runs.options import RunOptions
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.options import AskOptions, ModelOptions, RunOptions
+from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.rescore import rescore
+from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import run as run_all
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.runs.thumbnails import read_thumbnail
+from cme_bench.tasks.build import build_task
+from cme_bench.tasks.sources import mini_source
+from cme_bench.tasks.suite import load_suite
+from cme_bench.util.errors import UsageError
 from tests.support.pictures import encoded, picture
 from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
 
@@ -68,3 +75,27 @@ def test_a_run_of_embedded_images(tmp_path: Path, toy_tokenizer: PreTrainedToken
     last = {record.id: record for record in read_records(file)}
     assert last[3].images == [decode_image(picture(40, 30, 7), folder=None).digest]
     assert last[2].key == records[2].key, "the other items' answers are used again"
+
+
+@pytest.mark.slow
+def test_items_without_an_image_are_told(tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    own = seeing(toy_tokenizer)
+    model = save_llava(tmp_path / "llava", random_llava(0, own, positions=128), llava_processor(own))
+    responder = Responder(open_engines(ModelOptions(model=str(model))), None)
+    (tmp_path / "seen.yaml").write_text(TASK.replace("doc_to_image: picture", "doc_to_image: [picture]"))
+    suite = load_suite((tmp_path,))
+
+    def planned(*pictures: bytes | None) -> TaskPlan:
+        n = len(pictures)
+        cells = pyarrow.array(pictures, pyarrow.binary())
+        rows = pyarrow.table({"picture": cells, "question": ["a?"] * n, "label": [0] * n})
+        pyarrow.parquet.write_table(rows, tmp_path / "rows.parquet")
+        planner = Planner(AskOptions(tasks="seen", prompt_format="plain"))
+        return planner.plan(build_task(suite.task("seen"), suite, mini_source()), responder)
+
+    shown = encoded(picture())
+    assert planned(shown).notes == ()
+    note = "task seen: 1 of 2 items have no image and are asked as text alone"
+    assert note in planned(shown, None).notes
+    with pytest.raises(UsageError, match=r"seen\.yaml:6: task seen: no row has an image"):
+        planned(None, None)

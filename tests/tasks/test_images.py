@@ -103,6 +103,7 @@ def test_an_image_stands_before_a_question_that_does_not_place_it(album: Album) 
         ("image", row(["3.png", "1.png"]), "{{ q }}", "<image> <image>\nred?", [3, 1]),
         ("'{{ q[0] | length + 3 }}.png'", row("x"), "{{ q }}", "<image>\nred?", [4]),
         ("\"['1.png', '{{ image }}']\"", row("2.png"), "{{ q }}", "<image>\nred?", None),
+        ("!function own_code.lazy", row("2"), "{{ q }}", "<image>\nred?", [2]),
         ("!function own_code.images", row("2"), "{{ q }}", "<image>\nred?", [2]),
     ],
 )
@@ -110,6 +111,7 @@ def test_images_come_in_the_order_of_their_marks(
     album: Album, images: str, made: dict[str, Any], text: str, prompt: str, expected: list[int] | None
 ) -> None:
     code = "def images(row):\n    return [row['image'] + '.png']\n"
+    code += "def lazy(row):\n    yield row['image'] + '.png'\n"
     if expected is None:
         prompt, expected = "<image> <image>\nred?", [1, 2]
     item = render_item(album.build([made], images=images, text=text, code=code), 0, PLAIN)
@@ -138,6 +140,7 @@ def test_exemplars_show_theirs_first(album: Album) -> None:
         (row(["1.png", None]), {}, "an image is a path or the contents of a file, not nothing (None)"),
         (row("https://example.org/1.png"), {}, "is a URL"),
         (row("../seen.yaml"), {}, "leads out of"),
+        (row("x"), {"images": "'[{{ image }}'"}, "renders '[1.png', which is no list of paths"),
     ],
 )
 def test_a_row_whose_images_do_not_fit_is_named(

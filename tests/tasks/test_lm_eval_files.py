@@ -155,7 +155,7 @@ def compare(spec: TaskSpec, task: Task, theirs: ConfigurableTask) -> str:
     items = [render_item(task, index, PLAIN) for index in range(ITEMS)]
     expected = list(stock_items(theirs, spec))
     for mine, other in zip(items, expected, strict=True):
-        if [i.args for i in mine.instances] != [i.args for i in other]:
+        if [i.args for i in mine.instances] != [i.args[:2] for i in other]:  # images come third there
             return f"asks {mine.instances[0].args}, not {other[0].args}"
     made = [answers(item, index) for index, item in enumerate(items)]
     records = [
