@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -229,6 +230,7 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
     given.setdefault("sep", "\t" if file.suffix == ".tsv" else ",")
     given.setdefault("encoding", "utf-8-sig")
     lines: list[int] = []
+    longest = csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the usual limit
     try:
         counted = _UNCOUNTED.isdisjoint(given) and len(str(given["sep"])) == 1
         lines = _csv_lines(file, given) if counted else []
@@ -243,6 +245,8 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
         raise UsageError(f"{file}: not {named} text ({reason})") from error
     except (csv.Error, pandas.errors.ParserError, TypeError, ValueError) as error:
         raise UsageError(f"{file}:{max(lines, default=0) + 1}: broken CSV ({first_line(error)})") from error
+    finally:
+        csv.field_size_limit(longest)
     if table.empty:
         raise UsageError(f"{file}: holds no rows")
     table.columns = [str(name) for name in table.columns]

@@ -31,8 +31,7 @@ TASK = """\
 task: seen
 dataset_path: {source}
 test_split: test
-fewshot_split: train
-output_type: multiple_choice
+{fewshot}output_type: multiple_choice
 doc_to_image: {images}
 doc_to_text: "{text}"
 doc_to_choice: ["no", "yes"]
@@ -56,6 +55,7 @@ class Album:
         shots: int = 0,
         code: str = "",
         source: str = "own/data",
+        fewshot: str = "fewshot_split: train\n",
         more: str = "",
     ) -> Task:
         data = self.folder / "own"
@@ -65,7 +65,7 @@ class Album:
         for split in ("test", "train"):
             (data / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         file = self.folder / "seen.yaml"
-        file.write_text(TASK.format(images=images, text=text, source=source) + more)
+        file.write_text(TASK.format(images=images, text=text, source=source, fewshot=fewshot) + more)
         if code:
             (self.folder / "own_code.py").write_text(code)
         suite = load_suite((file,), allow_code=bool(code))
@@ -153,6 +153,21 @@ def test_a_row_whose_images_do_not_fit_is_named(
         [render_item(task, index, PLAIN) for index in range(2)]
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{album.folder / 'own' / 'test.jsonl'}:")
+
+
+def test_exemplars_of_the_task_file_name_images_beside_it(album: Album) -> None:
+    more = "fewshot_config:\n  split: null\n  samples:\n    - {image: own/3.png, q: blue?, label: 0}\n"
+    task = album.build([row("1.png")], shots=1, more=more, fewshot="")
+    item = render_item(task, 0, PLAIN)
+    assert item.contexts[0] == "<image>\nQ: blue? no\n\n<image>\nQ: red?"
+    assert numbers(item) == [3, 1]
+
+
+def test_exemplars_inside_rows_are_shown(album: Album) -> None:
+    task = pictured(album, [embedded(1), embedded(2), embedded(3)], shots=2, fewshot="fewshot_split: test\n")
+    item = render_item(task, 1, PLAIN)
+    assert numbers(item) == [n + 1 for n in (*task.exemplars(0, 1), 1)]
+    assert len(set(numbers(item))) == 3
 
 
 def test_an_exemplar_whose_image_is_missing_is_named(album: Album) -> None:

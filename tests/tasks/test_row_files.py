@@ -33,6 +33,11 @@ def test_csv_rows_are_pandas_rows_with_their_lines(tmp_path: Path) -> None:
     assert list(read_file(tabs).table) == [{"a": 1, "b": "x,y"}]
 
 
+def test_a_field_of_csv_may_hold_an_image(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"a,b\n1,{'x' * 200_000}\n")
+    assert len(read_csv(tmp_path / "rows.csv").table[0]["b"]) == 200_000
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
