@@ -21,11 +21,12 @@ DocToImage: TypeAlias = str | list[str] | Callable[[Mapping[str, Any]], Any]
 @dataclass(frozen=True, slots=True)
 class RowImages:
     """The images of rows, as ``named`` by a task's ``doc_to_image``; ``folder``: where their paths begin;
-    ``cells``: those that lie inside the rows."""
+    ``cells``: those that lie inside the rows; ``root``: the folder that paths may not leave."""
 
     named: DocToImage
     folder: Path | None
     cells: ImageCells = field(default_factory=ImageCells)
+    root: Path | None = None
 
     @property
     def columns(self) -> frozenset[str]:
@@ -62,7 +63,7 @@ class RowImages:
 
     def _image(self, value: Any) -> Image:
         found = self.cells.image(value) if isinstance(value, str) else None
-        return decode_image(value, folder=self.folder) if found is None else found
+        return decode_image(value, folder=self.folder, root=self.root) if found is None else found
 
     def recorded(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return a row as it is stored: of an image inside it the digest."""

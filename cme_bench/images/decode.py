@@ -27,33 +27,33 @@ _BASE64_STARTS = ("iVBORw0KGgo", "/9j/", "UklGR")
 _LONGEST_NAME = 1024
 
 
-def decode_image(value: Any, *, folder: Path | None, place: str = "") -> Image:
+def decode_image(value: Any, *, folder: Path | None, root: Path | None = None, place: str = "") -> Image:
     """Return the image that a value of a row stands for.
 
     ``value``: a path below ``folder``, the contents of a PNG, JPEG or WebP, such contents in base64 (with or
     without ``data:image/...;base64,``), ``{bytes, path}`` as ``datasets`` and Parquet files have it, or an
     image of Pillow. ImageError, with ``place`` before it, for anything else: for a path that leads out of
-    ``folder``, a URL, a damaged file.
+    ``root`` (by default ``folder``), a URL, a damaged file.
     """
     try:
-        return _image(value, folder)
+        return _image(value, folder, root or folder)
     except ImageError as error:
         if not place:
             raise
         raise ImageError(f"{place}: {error}") from error
 
 
-def _image(value: Any, folder: Path | None) -> Image:
+def _image(value: Any, folder: Path | None, root: Path | None) -> Image:
     if isinstance(value, Image):
         return value
     if isinstance(value, bytes | bytearray | memoryview):
         return image_of_contents(bytes(value))
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
         contents = value.get("bytes")
-        return _image(value.get("path") if contents is None else contents, folder)
+        return _image(value.get("path") if contents is None else contents, folder, root)
     if isinstance(value, str | Path):
         contents = embedded_text(str(value))
-        return _from_path(str(value), folder) if contents is None else image_of_contents(contents)
+        return _from_path(str(value), folder, root) if contents is None else image_of_contents(contents)
     if is_pillow(value):
         return _from_pillow(value)
     raise ImageError(f"an image is a path or the contents of a file, not {_kind(value)}")
@@ -102,8 +102,8 @@ def image_of_contents(contents: Contents) -> Image:
     return _known(hashlib.sha256(memoryview(contents)).digest(), contents)
 
 
-def _from_path(text: str, folder: Path | None) -> Image:
-    file = Path(os.path.realpath(_file(text, folder)))
+def _from_path(text: str, folder: Path | None, root: Path | None) -> Image:
+    file = Path(os.path.realpath(_file(text, folder, root)))
     try:
         status = file.stat()
     except OSError:
@@ -127,23 +127,21 @@ def _known(key: Hashable, source: Path | Contents) -> Image:
     return image
 
 
-def _file(text: str, folder: Path | None) -> Path:
-    """Return the file that a row names. ImageError for a URL, and for what lies elsewhere than its folder."""
+def _file(text: str, folder: Path | None, root: Path | None) -> Path:
+    """Return the file that a row names. ImageError for a URL, and for what lies out of ``root``."""
     if _URL.match(text):
         raise ImageError(f"{text[:80]!r} is a URL: images are not fetched; save the file beside the rows")
     if not text.strip():
         raise ImageError("the path is empty")
     if "\x00" in text or len(text) > _LONGEST_NAME:
         raise ImageError(f"{text[:40]!r}... is no path, and no image in base64")
-    if folder is None:
+    if folder is None or root is None:
         raise ImageError(f"{text!r} is a path, but these rows lie in no folder of images")
     if PureWindowsPath(text).drive:
-        raise ImageError(f"{text!r} leads out of {folder}, so it is not read")
+        raise ImageError(f"{text!r} leads out of {root}, so it is not read")
     file = _there(folder, text)
-    if not leads_inside(file, folder):
-        raise ImageError(
-            f"{text!r} leads out of {folder}, so it is not read; put the images below that folder"
-        )
+    if not leads_inside(file, root):
+        raise ImageError(f"{text!r} leads out of {root}, so it is not read; put the images below that folder")
     return file
 
 

@@ -23,7 +23,7 @@ def with_images(rows: Rows, named: DocToImage) -> tuple[Rows, RowImages]:
     """Return rows with names in place of the images that lie inside them, and the images by row."""
     import datasets
 
-    images = RowImages(named, rows.folder)
+    images = RowImages(named, rows.folder, root=rows.root)
     before = arrow_of(undecoded(rows.table))
     after, cells = set_aside(before, images.columns)
     if not cells.columns:

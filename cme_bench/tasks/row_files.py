@@ -42,12 +42,14 @@ _PARSING = ("quotechar", "escapechar", "doublequote", "skipinitialspace")
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Rows of one split. ``lines[i]`` is the line of row i in ``origin`` where that is a file of lines;
-    ``folder``: where the paths of images in them begin, None where they may name no file."""
+    ``folder``: where the paths of images in them begin, None where they may name no file; ``root``: the
+    folder that these may not leave, if it is another."""
 
     table: datasets.Dataset
     origin: str
     lines: Sequence[int] | None = None
     folder: Path | None = None
+    root: Path | None = None
 
     def place(self, index: int) -> str:
         """Return ``file:line`` or ``dataset row N`` of row ``index``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,9 @@ class FolderSource(DataSource):
             raise UsageError(problem)
         file = self.file(spec, split)
         if file.is_file():
-            return read_jsonl(file)
-        return joined([read_parquet(part) for part in self._parquet(spec, split)])
+            return replace(read_jsonl(file), root=self.folder)
+        rows = joined([read_parquet(part) for part in self._parquet(spec, split)])
+        return replace(rows, root=self.folder)
 
     def missing(self, spec: TaskSpec, split: str) -> str | None:
         file = self.file(spec, split)
@@ -138,13 +139,16 @@ class BesideSource(DataSource):
         if split not in splits:
             known = ", ".join(map(str, splits))
             raise UsageError(f"{place}: no data file for split {split!r} (there are {known})")
-        folder = Path(place.rpartition(":")[0] or place).parent
+        folder = self._folder(spec)
         names = splits[split] if isinstance(splits[split], list) else [splits[split]]
         return [_below(folder, str(name), place) for name in names]
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):
             raise UsageError(problem)
+        return replace(self._read(spec, split), root=self._folder(spec))
+
+    def _read(self, spec: TaskSpec, split: str) -> Rows:
         files, settings = self.files(spec, split), self._settings(spec)
         kind = str(spec.config["dataset_path"])
         if kind == "csv":
@@ -153,6 +157,11 @@ class BesideSource(DataSource):
             place = spec.line(f"dataset_kwargs.{next(iter(settings))}")
             raise UsageError(f"{place}: {kind} files are read without the setting {next(iter(settings))!r}")
         return joined([READERS[kind](file) for file in files])
+
+    def _folder(self, spec: TaskSpec) -> Path:
+        """Return the folder of the file that names the data files."""
+        place = spec.line("dataset_kwargs.data_files")
+        return Path(place.rpartition(":")[0] or place).parent
 
     def _settings(self, spec: TaskSpec) -> dict[str, Any]:
         """Return the reader's settings, without the keys that ``datasets.load_dataset`` itself knows."""

@@ -139,7 +139,7 @@ def test_exemplars_show_theirs_first(album: Album) -> None:
         (row("1.png"), {"images": "picture"}, "there is no column 'picture' (there are image, q, label)"),
         (row(["1.png", None]), {}, "an image is a path or the contents of a file, not nothing (None)"),
         (row("https://example.org/1.png"), {}, "is a URL"),
-        (row("../seen.yaml"), {}, "leads out of"),
+        (row("../../seen.yaml"), {}, "leads out of"),
         (row("x"), {"images": "'[{{ image }}'"}, "renders '[1.png', which is no list of paths"),
     ],
 )
@@ -168,6 +168,16 @@ def test_exemplars_inside_rows_are_shown(album: Album) -> None:
     item = render_item(task, 1, PLAIN)
     assert numbers(item) == [n + 1 for n in (*task.exemplars(0, 1), 1)]
     assert len(set(numbers(item))) == 3
+
+
+def test_images_may_lie_anywhere_below_the_folder_of_data(album: Album) -> None:
+    (album.folder / "shared").mkdir()
+    (album.folder / "shared" / "a.png").write_bytes(encoded(picture(seed=6)))
+    assert numbers(render_item(album.build([row("../shared/a.png")]), 0, PLAIN)) == [6]
+    (album.folder / "rows").mkdir()
+    (album.folder / "rows" / "test.jsonl").write_text(json.dumps(row("../shared/a.png")) + "\n")
+    more = "dataset_kwargs: {data_files: {test: rows/test.jsonl}}\n"
+    assert numbers(render_item(album.build([row("1.png")], source="json", more=more), 0, PLAIN)) == [6]
 
 
 def test_an_exemplar_whose_image_is_missing_is_named(album: Album) -> None:
