@@ -87,22 +87,48 @@ def examine(
         for expert in experts_of(folder, config):
             _check_expert(model, expert)
         return Examined(config, None, 0, (), checked=False, notes=tuple(notes))
-    base = bare_model(_grown(model.config, vocabulary))
-    shapes = {
-        name: tuple(parameter.shape) for name, parameter in base.named_parameters(remove_duplicate=False)
-    }
-    on_meta = _meta_model(folder, base, config)
-    base_tensors: list[str] = []
-    if on_meta is not None:
-        base_tensors = compare(weights, _converted(weights, found, on_meta), on_meta, shapes)
+    base_tensors = _compared(folder, config, found, _grown(model.config, vocabulary))
     return Examined(
         config=config,
         vocabulary=vocabulary,
         virtual_tokens=virtual_tokens(config),
-        base_tensors=tuple(base_tensors),
-        checked=on_meta is not None,
+        base_tensors=base_tensors or (),
+        checked=base_tensors is not None,
         notes=tuple(notes),
     )
+
+
+_COMPARED: dict[tuple[Any, ...], tuple[str, ...]] = {}
+"""What was found before, by all that it hangs on: an adapter is examined when it is named, and when it is
+loaded, and to build it on a base takes half a second."""
+_MOST_COMPARED = 64
+
+
+def _compared(
+    folder: Path, config: PeftConfig, found: Mapping[str, tuple[int, ...]], base_config: Any
+) -> tuple[str, ...] | None:
+    """Return the names of base tensors among ``found``, the shapes in the file; None if they cannot be
+    compared."""
+    of_base = repr(_untyped(base_config.to_dict()))
+    key = type(config), repr(config.to_dict()), tuple(found.items()), type(base_config), of_base
+    if key not in _COMPARED:
+        weights, base = weights_file(folder), bare_model(base_config)
+        shapes = {
+            name: tuple(parameter.shape) for name, parameter in base.named_parameters(remove_duplicate=False)
+        }
+        on_meta = _meta_model(folder, base, config)
+        if on_meta is None:
+            return None
+        names = tuple(compare(weights, _converted(weights, found, on_meta), on_meta, shapes))
+        if len(_COMPARED) >= _MOST_COMPARED:
+            _COMPARED.clear()
+        _COMPARED[key] = names
+    return _COMPARED[key]
+
+
+def _untyped(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without dtypes, on which no shape depends: a loaded model has another than its file."""
+    return {k: _untyped(v) if isinstance(v, dict) else v for k, v in settings.items() if k != "dtype"}
 
 
 def _check_expert(model: Any, folder: Path) -> None:

@@ -23,7 +23,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from cme_bench.adapters import TeamLoraConfig
+from cme_bench.adapters import TeamLoraConfig, examine
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.shared.config import rank_per_expert
 from cme_bench.util.errors import UsageError
@@ -432,3 +432,25 @@ def test_a_shape_that_only_loading_finds(fresh: LlamaForCausalLM, tmp_path: Path
     get_peft_model(tiny_llama(), config).save_pretrained(tmp_path)
     edit_config(tmp_path, r=3)
     assert "size mismatch for base_model" in refusal(fresh, tmp_path)
+
+
+def test_what_was_compared_once_is_known_until_adapter_or_base_change(
+    folder: Path, fresh: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh.config.dtype = torch.bfloat16
+    first = examine.examine(fresh, folder)
+    built = examine.adapted
+    counted: list[Any] = []
+    monkeypatch.setattr(examine, "adapted", lambda base, config: counted.append(base) or built(base, config))
+    fresh.config.dtype = torch.float32
+    again = examine.examine(fresh, folder)
+    assert not counted
+    assert (again.base_tensors, again.checked) == (first.base_tensors, first.checked)
+    with pytest.raises(UsageError, match="has shape"):
+        examine.examine(LlamaForCausalLM(LlamaConfig(**TINY.to_dict() | {"hidden_size": 48})), folder)
+    edit_config(folder, r=64)
+    assert "has shape" in refusal(fresh, folder)
+    edit_config(folder, r=json.loads((folder / "adapter_config.json").read_text())["r"] // 2)
+    edit_tensors(folder, lambda tensors: tensors.pop(next(iter(tensors))))
+    assert refusal(fresh, folder)
+    assert len(counted) >= 3
