@@ -13,6 +13,7 @@ import orjson
 from cme_bench.experiments.contamination import N, find_overlaps, row_texts
 from cme_bench.runs.folder import last_records, read_results
 from cme_bench.runs.store import read_records, samples_file
+from cme_bench.scoring.record import Record
 from cme_bench.stats.estimates import Estimate, mean
 from cme_bench.util.csv_text import csv_text
 from cme_bench.util.errors import UsageError
@@ -36,13 +37,13 @@ class TaskContamination:
 def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) -> list[TaskContamination]:
     """Compare every item of a run with ``texts`` and write both files into the run's folder.
 
-    ``training`` says in the files what the texts are. UsageError if the folder holds no run with records.
+    ``training`` says in the files what the texts are. Items with images are not checked. UsageError if the folder holds no run with records.
     """
     tasks = read_results(folder).tasks
     records = {task: last_records(read_records(samples_file(folder, task))) for task in tasks}
     if not any(records.values()):
         raise UsageError(f"{folder}: holds no records (samples/*.jsonl) whose items could be compared")
-    rows = {task: {i: record.doc for i, record in items.items()} for task, items in records.items()}
+    rows = {task: {i: _compared(record) for i, record in items.items()} for task, items in records.items()}
     outcome = []
     for overlap in find_overlaps(rows, texts, n=n):
         metric = tasks[overlap.task].primary
@@ -63,6 +64,12 @@ def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) 
     write_json(folder / "contamination.json", content)
     write_text(folder / "contamination.csv", contamination_csv(outcome))
     return outcome
+
+
+def _compared(record: Record) -> dict[str, Any]:
+    """Return the row whose texts are compared; nothing of an item with images, whose question may stand
+    beside other images in training."""
+    return {} if record.images else record.doc
 
 
 def _mean(values: list[Any]) -> Estimate | None:

@@ -174,6 +174,18 @@ def test_the_mixture_is_what_train_would_read(tmp_path: Path, monkeypatch: pytes
         assert detail["tasks"]["own"]["overlapping"] == overlapping
 
 
+def test_items_with_images_are_not_compared_by_their_text(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run")
+    question = text(random.Random(0), 20)
+    file = run / "samples" / "own.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    [before] = check_run(run, [question], training="corpus")
+    assert (before.checked, before.overlapping) == (4, (0,))
+    file.write_text("".join(json.dumps(line | {"images": ["0" * 64]}) + "\n" for line in lines))
+    [seen] = check_run(run, [question], training="corpus")
+    assert (seen.checked, seen.overlapping) == (0, ())
+
+
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run")
     corpus = tmp_path / "corpus.jsonl"
