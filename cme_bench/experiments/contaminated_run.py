@@ -37,7 +37,8 @@ class TaskContamination:
 def check_run(folder: Path, texts: Iterable[str], *, training: str, n: int = N) -> list[TaskContamination]:
     """Compare every item of a run with ``texts`` and write both files into the run's folder.
 
-    ``training`` says in the files what the texts are. Items with images are not checked. UsageError if the folder holds no run with records.
+    ``training`` says in the files what the texts are. Items with images are not checked. UsageError
+    if the folder holds no run with records.
     """
     tasks = read_results(folder).tasks
     records = {task: last_records(read_records(samples_file(folder, task))) for task in tasks}
