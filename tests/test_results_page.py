@@ -52,7 +52,7 @@ def test_the_eight_adapters() -> None:
 
 
 def test_the_speed_against_lm_eval_on_a_gpu() -> None:
-    metrics = bench("vs_lm_eval-nvidia-h100-80gb-hbm3")["metrics"]
+    metrics = bench("vs_lm_eval-nvidia-h200")["metrics"]
     names = "mmlu_5 arc_challenge_25 hellaswag_0 hellaswag_10 winogrande_5 boolq_0 rte_5".split()
     speedups = [*(metrics[f"speedup_{name}shot"] for name in names), metrics["geomean"]]
     assert rows("| MMLU 5-shot | ARC-c 25")[2] == [f"{value:.1f}x" for value in speedups]
