@@ -1,10 +1,14 @@
 """Train smollava's projector on captions: LLaVA's first stage, with tower and language model frozen.
 
-    python experiments/smollava/train_projector.py --minutes 3 --out projector.safetensors      # on a GPU
-    python experiments/smollava/train_projector.py --steps 60 --batch 8 --pool 99 --out ...  # on a CPU: rough
+On a GPU, and on a CPU, where it is rough::
+
+    cd experiments/smollava
+    python train_projector.py --minutes 6 --batch 192 --workers 16 --out projector.safetensors
+    python train_projector.py --steps 60 --batch 8 --pool 200 --loose 1 --out projector.safetensors
 
 Pictures: easy-VQA's training pictures, Noto's emoji alone and in scenes, Noto's flags. Twemoji is never seen.
-The last lines of the output name the picture among four by likelihood: in Noto's style and in Twemoji's.
+Their features are computed once. The last lines of the output name the picture among four by likelihood: in
+Noto's style and in Twemoji's.
 """
 
 from __future__ import annotations
@@ -37,14 +41,16 @@ IMAGE_TOKENS = (SIZE // 14) ** 2
 
 @dataclass(frozen=True)
 class Pool:
-    """Pictures of one size as uint8 (N, 3, side, side), and what each shows. ``loose``: it may be moved,
-    scaled and mirrored."""
+    """Pictures of one size as uint8 (N, 3, side, side), and what each shows.
+
+    ``loose``: each picture is taken so many times, moved, scaled and mirrored by chance; 0: once, as it is.
+    """
 
     name: str
     share: float
     pictures: torch.Tensor
     labels: Sequence[Any]
-    loose: bool
+    loose: int = 0
 
 
 def pixels(picture: Any) -> np.ndarray:
@@ -73,20 +79,20 @@ def scene(seed: int) -> tuple[np.ndarray, list[Any]]:
     return pixels(draw(rng, art, placed)), placed
 
 
-def pools(art: Art, data: Path, scenes: int, workers: int) -> list[Pool]:
+def pools(art: Art, data: Path, scenes: int, workers: int, loose: int) -> list[Pool]:
     """Return the training pictures."""
     import PIL.Image
 
     known = easy_vqa.labels(easy_vqa.read_questions(data, "train"))
-    shapes = [(number, facts) for number, facts in known.items() if facts]
+    shapes = [(number, facts) for number, facts in known.items() if facts][: max(scenes, 100)]
     drawn = [pixels(PIL.Image.open(easy_vqa.image_file(data, "train", number))) for number, _ in shapes]
     with ProcessPoolExecutor(workers, initializer=_keep, initargs=(art,)) as several:
         made = list(several.map(scene, range(scenes), chunksize=64))
     return [
-        Pool("shapes", 0.25, _stacked(drawn), [facts for _, facts in shapes], False),
-        Pool("things", 0.3, _stacked([pixels(draw_one(art, t)) for t in art.things]), art.things, True),
-        Pool("flags", 0.1, _stacked([pixels(draw_one(art, t)) for t in art.flags]), art.flags, False),
-        Pool("scenes", 0.35, _stacked([picture for picture, _ in made]), [p for _, p in made], False),
+        Pool("shapes", 0.25, _stacked(drawn), [facts for _, facts in shapes]),
+        Pool("things", 0.3, _stacked([pixels(draw_one(art, t)) for t in art.things]), art.things, loose),
+        Pool("flags", 0.1, _stacked([pixels(draw_one(art, t)) for t in art.flags]), art.flags),
+        Pool("scenes", 0.35, _stacked([picture for picture, _ in made]), [p for _, p in made]),
     ]
 
 
@@ -171,38 +177,47 @@ def prompt(rng: random.Random, style: float) -> tuple[str, str, str]:
     return "", f"\n{ask}\n", "<|im_end|>"
 
 
+Text = tuple[str, str, str, str]
+"""What stands before the image, between image and caption; the caption; what ends it."""
+
+
 def loss_of(
-    frozen: Frozen, projector: Projector, features: torch.Tensor, texts: Sequence[tuple[str, str, str, str]]
+    frozen: Frozen, projector: Projector, features: torch.Tensor, texts: Sequence[Text]
 ) -> torch.Tensor:
-    """Return the mean loss of each caption, (N,). A text is before, between, caption, after."""
-    encode = lambda text: frozen.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    rows = [(encode(a), encode(b), encode(c + d)) for a, b, c, d in texts]
+    """Return the mean loss of each caption, (N,)."""
+    encoded = [
+        frozen.tokenizer(list(part), add_special_tokens=False)["input_ids"]
+        for part in zip(*((a, b, c + d) for a, b, c, d in texts), strict=True)
+    ]
+    rows = list(zip(*encoded, strict=True))
     longest = max(len(a) + len(b) + len(c) for a, b, c in rows)
-    ids = torch.zeros(len(rows), longest + IMAGE_TOKENS, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    is_image = torch.zeros_like(ids, dtype=torch.bool)
+    ids = np.zeros((len(rows), longest + IMAGE_TOKENS), dtype=np.int64)
+    labels = np.full_like(ids, -100)
+    is_image = np.zeros(ids.shape, dtype=bool)
     for i, (a, b, c) in enumerate(rows):
         start = len(a) + IMAGE_TOKENS
         end = start + len(b) + len(c)
-        ids[i, : len(a)], ids[i, start:end] = torch.tensor(a), torch.tensor(b + c)
-        labels[i, start + len(b) : end] = torch.tensor(c)
+        ids[i, : len(a)], ids[i, start:end] = a, b + c
+        labels[i, start + len(b) : end] = c
         is_image[i, len(a) : start] = True
-    ids, labels, is_image = (t.to(frozen.device) for t in (ids, labels, is_image))
+    fed = (torch.from_numpy(array).to(frozen.device, non_blocking=True) for array in (ids, labels, is_image))
+    return _losses(frozen, projector(features.float()), *fed)
+
+
+def _losses(
+    frozen: Frozen, images: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, is_image: torch.Tensor
+) -> torch.Tensor:
     embedded = frozen.lm.get_input_embeddings()(ids)
-    images = projector(features.float()).to(embedded.dtype)
-    embedded = embedded.masked_scatter(is_image[..., None], images)
+    embedded = embedded.masked_scatter(is_image[..., None], images.to(embedded.dtype))
     hidden = frozen.lm.model(inputs_embeds=embedded).last_hidden_state
     wanted = labels[:, 1:] != -100
     logits = frozen.lm.lm_head(hidden[:, :-1][wanted]).float()
     losses = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
-    rows_of = wanted.nonzero()[:, 0]
-    total = torch.zeros(len(rows), device=frozen.device).index_add(0, rows_of, losses)
+    total = torch.zeros(len(ids), device=frozen.device).index_add(0, wanted.nonzero()[:, 0], losses)
     return total / wanted.sum(1)
 
 
-def batch(
-    rng: random.Random, sources: Sequence[Pool], count: int
-) -> tuple[list[Any], list[tuple[str, str, str, str]]]:
+def batch(rng: random.Random, sources: Sequence[Pool], count: int) -> tuple[list[Drawn], list[Text]]:
     """Draw pictures by the pools' shares, with captions."""
     chosen = rng.choices(sources, [pool.share for pool in sources], k=count)
     drawn = [(pool, int(rng.random() * len(pool.labels))) for pool in chosen]
@@ -213,29 +228,52 @@ def batch(
     return drawn, texts
 
 
-def features_of(frozen: Frozen, drawn: Sequence[tuple[Pool, int]]) -> torch.Tensor:
-    """Return the features of a batch in its order: one forward for each size of pictures."""
-    out: torch.Tensor | None = None
-    for side in {pool.pictures.shape[-1] for pool, _ in drawn}:
-        rows = [i for i, (pool, _) in enumerate(drawn) if pool.pictures.shape[-1] == side]
-        pictures = torch.stack([drawn[i][0].pictures[drawn[i][1]] for i in rows])
-        loose = torch.tensor([drawn[i][0].loose for i in rows], device=frozen.device)
-        found = frozen.features(pictures, loose)
-        out = found.new_empty(len(drawn), *found.shape[1:]) if out is None else out
-        out[torch.tensor(rows, device=out.device)] = found
-    assert out is not None
-    return out
+Drawn = tuple[Pool, int]
+
+
+class Features:
+    """The features of all pictures, on the device, computed before the first step: the tower is frozen."""
+
+    def __init__(self, frozen: Frozen, sources: Sequence[Pool], together: int) -> None:
+        self.tables = {pool.name: self._table(frozen, pool, together) for pool in sources}
+
+    @staticmethod
+    def _table(frozen: Frozen, pool: Pool, together: int) -> torch.Tensor:
+        """Return (max(1, loose), N, 256, width)."""
+        count, kinds = len(pool.pictures), max(1, pool.loose)
+        table = torch.empty(kinds, count, IMAGE_TOKENS, WIDTH, dtype=frozen.dtype, device=frozen.device)
+        for kind in range(kinds):
+            for start in range(0, count, together):
+                some = pool.pictures[start : start + together]
+                loose = torch.full((len(some),), pool.loose > 0, device=frozen.device)
+                table[kind, start : start + len(some)] = frozen.features(some, loose)
+        return table
+
+    def of(self, rng: random.Random, drawn: Sequence[Drawn]) -> torch.Tensor:
+        """Return the features of a batch in its order, (N, 256, width)."""
+        parts: list[torch.Tensor] = []
+        order: list[int] = []
+        for name, table in self.tables.items():
+            rows = [i for i, (pool, _) in enumerate(drawn) if pool.name == name]
+            kinds = [int(rng.random() * len(table)) for _ in rows]
+            order += rows
+            parts.append(table[kinds, [drawn[i][1] for i in rows]])
+        places = torch.tensor(np.argsort(order), device=parts[0].device)
+        return torch.cat(parts)[places]
 
 
 def train(
     frozen: Frozen, sources: Sequence[Pool], options: argparse.Namespace
-) -> tuple[Projector, list[float]]:
+) -> tuple[Projector, list[torch.Tensor]]:
     """Train for ``steps`` steps or ``minutes`` minutes: AdamW, warm-up, cosine, as LLaVA's first stage."""
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     projector = Projector(frozen.lm.config.hidden_size).to(frozen.device)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=options.lr, weight_decay=0.0)
     start, losses, step = time.perf_counter(), [], 0
+    kept = Features(frozen, sources, options.batch)
+    print(f"features: {time.perf_counter() - start:.0f} s", flush=True)
+    start = time.perf_counter()
     while True:
         spent = (
             (time.perf_counter() - start) / (60 * options.minutes)
@@ -248,19 +286,24 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate
         drawn, texts = batch(rng, sources, options.batch)
-        loss = loss_of(frozen, projector, features_of(frozen, drawn), texts).mean()
+        loss = loss_of(frozen, projector, kept.of(rng, drawn), texts).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         optimizer.step()
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach())
         step += 1
         if step in (1, 5) or step % 20 == 0:
             print(
-                f"step {step}  {time.perf_counter() - start:.0f} s  loss {np.mean(losses[-20:]):.3f}",
+                f"step {step}  {time.perf_counter() - start:.0f} s  loss {mean(losses[-20:]):.3f}",
                 flush=True,
             )
     return projector, losses
+
+
+def mean(losses: Sequence[torch.Tensor]) -> float:
+    """Return the mean of losses, for which a device is waited for."""
+    return float(torch.stack(list(losses)).mean())
 
 
 @torch.no_grad()
@@ -299,6 +342,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pool", type=int, default=20000, help="scenes")
+    parser.add_argument("--loose", type=int, default=16, help="variants of each picture of a thing")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
@@ -311,7 +355,7 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     art = read_art(options.noto or NOTO.ensure(), "google")
     start = time.perf_counter()
-    sources = pools(art, options.easy_vqa or EASY_VQA.ensure(), options.pool, options.workers)
+    sources = pools(art, options.easy_vqa or EASY_VQA.ensure(), options.pool, options.workers, options.loose)
     print(
         f"pictures: {[(p.name, len(p.labels)) for p in sources]} {time.perf_counter() - start:.0f} s",
         flush=True,
@@ -331,7 +375,7 @@ def main() -> None:
         "lr": options.lr,
         "pool": options.pool,
     }
-    record["last_loss"] = round(float(np.mean(losses[-20:])), 4)
+    record["last_loss"] = round(mean(losses[-20:]), 4)
     save_file(state, options.out, metadata={"training": json.dumps(record)})
     print(json.dumps(record))
     for style, found in (
