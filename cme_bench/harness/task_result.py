@@ -10,7 +10,7 @@ import numpy as np
 
 from cme_bench.harness.aggregations import aggregation_name
 from cme_bench.harness.bootstrap import bootstrap_stderr
-from cme_bench.scoring.aggregate import FORMS, OUTSIDE, TaskResult
+from cme_bench.scoring.aggregate import BLIND, FORMS, OUTSIDE, TaskResult
 from cme_bench.scoring.columns import ScoreColumns
 from cme_bench.scoring.items import origin
 from cme_bench.scoring.macro_f1 import f1_macro, f1_macro_stderr
@@ -58,7 +58,8 @@ def _result(spec: Any, lm_task: Any, scores: ScoreColumns, thoughts: ThoughtCoun
             values=(metrics[name].value, *numbers),
         )
     primary = spec.primary if spec.primary in metrics else next(iter(metrics))
-    form = ("" if spec.in_cme else OUTSIDE) + FORMS.get(spec.output_type, "likelihood")
+    blind = BLIND if getattr(spec, "metadata", {}).get("blind") else ""
+    form = ("" if spec.in_cme else OUTSIDE + blind) + FORMS.get(spec.output_type, "likelihood")
     kind = measures[primary].kind
     return TaskResult(
         task=spec.name,

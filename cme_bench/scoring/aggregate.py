@@ -14,6 +14,8 @@ FORMS = {GENERATE_UNTIL: "generated"}
 """Form of a task by its output type; every other output type is a likelihood."""
 OUTSIDE = "other "
 """Begins the form of a task that is not one of CME's: CME's averages are over CME's tasks alone."""
+BLIND = "blind "
+"""Then follows, for a task that is asked without its images: no mean is over both."""
 
 
 @dataclass(frozen=True, slots=True)

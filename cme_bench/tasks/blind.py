@@ -37,5 +37,6 @@ def blind(spec: TaskSpec) -> TaskSpec:
         "domain": f"{spec.domain}{ENDING}",
         "dataset": spec.dataset,
         "folder": spec.folder,
+        "blind": True,
     }
     return replace(spec, name=config["task"], config=config)

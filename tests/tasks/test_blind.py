@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from cme_bench.harness.task_result import task_result
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
+from cme_bench.scoring.aggregate import summarize
+from cme_bench.scoring.record import Scored, StoredResponse, scored_item
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
@@ -25,6 +30,15 @@ def test_the_questions_are_the_same_without_the_image() -> None:
         assert len(one.images) == 2 and not other.images
         assert other.contexts == tuple(text.replace("<image>\n", "") for text in one.contexts)
         assert (other.choices, other.target) == (one.choices, one.target)
+
+
+def test_no_average_is_over_both(tmp_path: Path) -> None:
+    results = []
+    for name in ("cme_mm_digits", "cme_mm_digits_blind"):
+        task = build_task(SUITE.task(name), SUITE, mini_source())
+        scored = scored_item(0, Scored(scores={"acc": 1.0}), StoredResponse(text="5", finish="stop"))
+        results.append(task_result(task.spec, task.lm_eval, [scored]))
+    assert list(summarize(results)) == ["other generated", "other blind generated"]
 
 
 def test_suites_and_domains_have_a_blind_form() -> None:

@@ -11,7 +11,7 @@ from cme_bench.reports.figures.run_rows import runs_of
 from cme_bench.reports.figures.style import OKABE_ITO
 from cme_bench.reports.runs import labels
 from cme_bench.reports.scores import AVERAGE
-from cme_bench.scoring.aggregate import OUTSIDE
+from cme_bench.scoring.aggregate import BLIND, OUTSIDE
 
 
 def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def domains_frame(inputs: FigureInputs) -> pd.DataFrame:
 
 def _unit(form: str) -> str:
     """Return the unit: shares are in percent; the form names another scale itself."""
-    return " (%)" if form.removeprefix(OUTSIDE) in ("generated", "likelihood") else ""
+    return " (%)" if form.removeprefix(OUTSIDE).removeprefix(BLIND) in ("generated", "likelihood") else ""
 
 
 def draw_domains(frame: pd.DataFrame) -> Figure:
