@@ -108,7 +108,7 @@ def test_an_adapter_is_exact_with_images_and_touches_no_tower(seen: Seeing, tmp_
 
 
 class _Model:
-    """What ``check_probe`` asks of a loaded model."""
+    """As much of a loaded model as ``check_probe`` asks."""
 
     device = torch.device("cpu")
 
