@@ -24,7 +24,7 @@ _EXAMPLE_IMPORT = {
         "cme-bench adapters import ./checkpoint -o ./hydra --base owner/model"
     )
 }
-LAYOUTS = "auto (by the tensors' names), teamlora-2024-08, hydralora, loramoe, mixlora, moslora or peft"
+LAYOUTS = "auto (by tensors' names), teamlora-2024-08, hydralora, loramoe, mixlora, moslora, llava or peft"
 """As ``cme_bench.adapters.imports.run`` has them, which is heavy to import."""
 _EXAMPLE_EXPORT = {
     "serve an adapter with vLLM: this prints the command": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from cme_bench.adapters import registry
 from cme_bench.adapters.describe import describe
 from cme_bench.adapters.errors import AdapterError
+from cme_bench.adapters.imports.run import import_adapter
 from cme_bench.adapters.load import load_adapter, take_off
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.methods.teamlora import TeamLoraConfig
@@ -155,3 +157,53 @@ def test_its_share_is_told_of_the_language_model_too(folder: Path, tmp_path: Pat
     language = sum(p.numel() for name, p in seen.model.named_parameters() if not name.startswith(TOWER))
     assert about.percent_of_base == pytest.approx(100 * about.trainable_parameters / whole)
     assert about.percent_of_language_model == pytest.approx(100 * about.trainable_parameters / language)
+
+
+def llavas_own(seen: Seeing, folder: Path) -> Any:
+    """A LoRA as LLaVA's repository names it, with its projector; and the model that it is of."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    config.exclude_modules = r"(?!model\.language_model\.).*"
+    place = saved(seen, config, folder / "made")
+    model = load_adapter(Seeing.load(seen.folder).model, place)
+    projector = model.get_base_model().model.multi_modal_projector
+    with torch.no_grad():
+        projector.linear_1.weight.mul_(1.5)
+    tensors = load_file(place / "adapter_model.safetensors")
+    theirs = folder / "theirs"
+    theirs.mkdir()
+    named = {name.replace("model.language_model.layers", "model.layers"): t for name, t in tensors.items()}
+    save_file(named, theirs / "adapter_model.safetensors", metadata={"format": "pt"})
+    own = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": config.lora_alpha,
+        "target_modules": ["q_proj", "down_proj"],
+    }
+    (theirs / "adapter_config.json").write_text(json.dumps(own))
+    beside = {
+        f"base_model.model.model.mm_projector.{place}.{kind}": getattr(layer, kind).detach().clone()
+        for place, layer in ((0, projector.linear_1), (2, projector.linear_2))
+        for kind in ("weight", "bias")
+    }
+    save_file(beside, theirs / "non_lora_trainables.safetensors")
+    return theirs, model
+
+
+def test_a_lora_of_llavas_repository_is_imported_exactly(seen: Seeing, tmp_path: Path) -> None:
+    theirs, model = llavas_own(seen, tmp_path)
+    done = import_adapter(theirs, tmp_path / "ours", str(seen.folder))
+    assert done.layout == "llava" and done.notes == ()
+    _, plain = scored(seen, model)
+    found, own = scored(seen, load_adapter(seen.model, tmp_path / "ours"))
+    assert found == pytest.approx(plain, abs=1e-4)
+    assert found == pytest.approx(own, abs=1e-4)
+
+
+def test_llavas_projector_is_not_read_from_a_pickle(seen: Seeing, tmp_path: Path) -> None:
+    theirs, _ = llavas_own(seen, tmp_path)
+    (theirs / "non_lora_trainables.safetensors").rename(theirs / "non_lora_trainables.bin")
+    with pytest.raises(AdapterError, match=r"non_lora_trainables\.bin is a pickle.*safetensors"):
+        import_adapter(theirs, tmp_path / "ours", str(seen.folder))
+    (theirs / "non_lora_trainables.bin").unlink()
+    done = import_adapter(theirs, tmp_path / "ours", str(seen.folder))
+    assert "the base's own projector is used" in done.notes[0]

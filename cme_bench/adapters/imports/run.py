@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import examine
 from cme_bench.adapters.files import CONFIG_FILE, WEIGHTS_FILE, read_config
-from cme_bench.adapters.imports import dense_routing, moe_peft, moslora, plain, teamlora
+from cme_bench.adapters.imports import dense_routing, llava, moe_peft, moslora, plain, teamlora
 from cme_bench.adapters.imports.layers import PREFIX
 from cme_bench.adapters.imports.layout import Converted, Given, Layout
 from cme_bench.adapters.imports.source import Source, read_source
@@ -34,7 +34,7 @@ LAYOUTS: tuple[Layout, ...] = (
     moslora.LAYOUT,
 )
 """Every layout; two repositories write a LoRAMoE."""
-NAMES = tuple(dict.fromkeys([*(layout.name for layout in LAYOUTS), plain.NAME]))
+NAMES = tuple(dict.fromkeys([*(layout.name for layout in LAYOUTS), llava.NAME, plain.NAME]))
 """What ``--layout`` takes beside "auto"."""
 
 
@@ -92,7 +92,11 @@ def import_adapter(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as made:
         folder = Path(made)
-        if chosen is None:
+        if chosen is None and layout in (AUTO, llava.NAME) and llava.is_llava(found, base):
+            assert base is not None
+            notes = llava.convert(found, base, folder, base_model)
+            done = Imported(llava.NAME, "LLaVA", read_config(folder), "as PEFT computes it", notes)
+        elif chosen is None:
             plain.copy_plain(found, folder)
             done = Imported(plain.NAME, "PEFT", read_config(folder), "as PEFT computes it", ())
         else:
@@ -139,7 +143,7 @@ def choose_layout(source: Source, name: str) -> Layout | None:
 
 
 def _forced(name: str, signed: Sequence[Layout]) -> Layout | None:
-    if name == plain.NAME:
+    if name in (plain.NAME, llava.NAME):
         return None
     named = [layout for layout in LAYOUTS if layout.name == name]
     if not named:

@@ -54,7 +54,7 @@ def _tried(forward: CausalForward, images: Images, max_length: int, *, shares: b
     try:
         ways = [dict(enumerate(score_rows(forward, [row])[0] for row in rows))]
         if shares:
-            ways.append(shared_scores(forward, rows, max_length, chunk=12 + len(seen) // 2))
+            ways.append(shared_scores(forward, rows, max_length, chunk=12 + len(seen)))
     except LogitsError:
         return "a trial gave logits that are no numbers"
     except (CmeError, UnsupportedAttentionError, *MODEL_ERRORS) as err:
