@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
+from cme_bench.authoring.columns import STRONG_ANSWERS, WEAK_ANSWERS, named
 from cme_bench.authoring.table_files import Table
 from cme_bench.images.decode import decode_image, embedded_text
 from cme_bench.images.files import ending_of
@@ -41,9 +42,11 @@ class TaskImages:
         return f"shown as images, before the question: {', '.join(self.columns)} (--images says otherwise)"
 
 
-def part_images(table: Table, told: Sequence[str], folder: Path | None) -> tuple[Table, TaskImages]:
+def part_images(
+    table: Table, told: Sequence[str], folder: Path | None, *, taken: Sequence[str] = ()
+) -> tuple[Table, TaskImages]:
     """Return the table without its columns of images, and those: the columns that ``told`` names, or the one
-    that holds images.
+    that holds images. Those ``taken`` for something else, or named after answers, are not guessed.
 
     Raises UsageError where several columns hold images, or where one is named after images and holds none
     that can be read: the line names ``--images``.
@@ -57,7 +60,8 @@ def part_images(table: Table, told: Sequence[str], folder: Path | None) -> tuple
             if name not in every:
                 raise UsageError(f"{table.origin}: no column {name!r}{did_you_mean(name, list(every))}")
     else:
-        chosen = _guessed(table, every)
+        taken = (*taken, *named(table, (*STRONG_ANSWERS, *WEAK_ANSWERS)))
+        chosen = _guessed(table, {name: values for name, values in every.items() if name not in taken})
     rows = [{key: value for key, value in row.items() if key not in chosen} for row in table.rows]
     left_out = tuple(note for note in table.notes if not any(note.startswith(f"column {c} ") for c in chosen))
     parted = replace(table, rows=rows, notes=left_out)
@@ -74,12 +78,12 @@ def _guessed(table: Table, every: Mapping[str, Sequence[Any]]) -> list[str]:
     if found:
         return found
     for name, values in every.items():
-        if (
-            _NAMES.fullmatch(name)
-            and (shown := next((v for v in values if not is_blank(v)), None)) is not None
-        ):
+        value = (
+            next((value for value in values if not is_blank(value)), None) if _NAMES.fullmatch(name) else None
+        )
+        if value is not None and not (isinstance(value, str) and " " in value.strip()):  # no prose about it
             raise UsageError(
-                f"{table.origin}: column {name} may name images, but {_short(shown)} is no PNG, JPEG or "
+                f"{table.origin}: column {name} may name images, but {_short(value)} is no PNG, JPEG or "
                 f"WebP; say --images {name} if it is, or --images none to ask without"
             )
     return []

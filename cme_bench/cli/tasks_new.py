@@ -52,8 +52,9 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
     _check_name(task.name, set(suite.tasks))
     table, note = _open(task, files, offline)
     shots = None if task.shots_from is None else _open_file(task.shots_from, files)
+    taken = (*told.question, *told.choices, told.answer)
     place = None if task.on_hub else Path(task.source).expanduser().parent
-    table, images = part_images(table, told.images, place)
+    table, images = part_images(table, told.images, place, taken=taken)
     seen = written_images(table, images, task.out, task.name) if images.columns else None
     shown = None
     if shots is not None and task.shots_from is not None:
@@ -83,8 +84,9 @@ def new(task: NewOptions, told: Told, files: FileOptions, offline: Offline = Fal
     )
     _print(file, table, draft, made.columns, items)
     fine = print_checked(check_path(file, suite, open_source("hub", offline=offline)))
-    say(f"preview: cme-bench tasks preview {task.name} --include {task.out} --model smollm2")
-    say(f"run:     cme-bench run smollm2 --tasks {task.name} --include {task.out}")
+    model = "smollm2" if seen is None else "smollava"
+    say(f"preview: cme-bench tasks preview {task.name} --include {task.out} --model {model}")
+    say(f"run:     cme-bench run {model} --tasks {task.name} --include {task.out}")
     if not fine:
         raise typer.Exit(2)
 

@@ -167,3 +167,34 @@ def test_images_can_be_left_out(
     code, text = new(monkeypatch, capsys, "seen", "--from", file, "-o", raw, "--images", "none")
     assert code == 0, text
     assert [item.images for item in asked(raw, "seen")] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shown"),
+    [
+        ([{"question": f"Which file {n}?", "answer": f"{n}.png"} for n in range(2)], []),
+        ([{"photo": "A man on a bike", "question": f"{n}?", "answer": "uv"[n]} for n in range(2)], []),
+        ([{"image": None, "question": f"{n}?", "answer": "uv"[n]} for n in range(2)], []),
+        (
+            [
+                {"image": f"{n}.png", "file": f"{n}.txt", "question": f"{n}?", "answer": "uv"[n]}
+                for n in range(2)
+            ],
+            [0],
+        ),
+    ],
+)
+def test_what_only_looks_like_an_image_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raw: Path,
+    rows: list[dict[str, Any]],
+    shown: list[int],
+) -> None:
+    file = jsonl(raw / "rows.jsonl", rows)
+    code, text = new(
+        monkeypatch, capsys, "seen", "--from", file, "-o", raw, "--type", "qa", "--question", "question"
+    )
+    assert code == 0, text
+    assert shows(asked(raw, "seen")[0]) == shown
+    assert f"cme-bench run {'smollava' if shown else 'smollm2'} --tasks seen" in text
