@@ -63,8 +63,8 @@ def first_images(task: Task, count: int, folder: Path) -> None:
 def theirs(args: argparse.Namespace, folder: Path, task: Task, new: int) -> tuple[float, dict[int, str], int]:
     """Seconds, answers by row, and pictures of lmms-eval's ``llava_hf``."""
     sys.path.insert(0, str(args.lmms))
-    from lmms_eval.api.instance import Instance  # type: ignore[import-not-found]
-    from lmms_eval.models.simple.llava_hf import LlavaHf  # type: ignore[import-not-found]
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models.simple.llava_hf import LlavaHf
 
     device = str(evaluation_device())
     model = LlavaHf(str(folder), device=device, dtype=args.dtype, device_map=device, batch_size=1)

@@ -136,7 +136,9 @@ def _file(text: str, folder: Path | None, root: Path | None) -> Path:
     if "\x00" in text or len(text) > _LONGEST_NAME:
         raise ImageError(f"{text[:40]!r}... is no path, and no image in base64")
     if folder is None or root is None:
-        raise ImageError(f"{text!r} is a path, but these rows lie in no folder of images")
+        raise ImageError(
+            f"{text!r} is a path, but these rows lie in no folder, or in several: put them into one"
+        )
     if PureWindowsPath(text).drive:
         raise ImageError(f"{text!r} leads out of {root}, so it is not read")
     file = _there(folder, text)
