@@ -91,6 +91,12 @@ class ChatTemplate:
             raise fault
         return text
 
+    @property
+    def places_images(self) -> bool:
+        """Whether it puts the model's placeholders in the place of marks, which is so for a task with
+        images."""
+        return self._placeholder is not None
+
     @functools.cached_property
     def _shows_images(self) -> bool:
         """Whether it puts the model's placeholder where a part of a message is an image."""

@@ -50,6 +50,11 @@ class PromptFormat:
         """Whether the BOS may stand in the text that it renders, and not only at its beginning."""
         return self.template is not None and self.template.renders_bos
 
+    @property
+    def places_images(self) -> bool:
+        """Whether it puts the model's own placeholders in the place of marks of images."""
+        return self.template is not None and self.template.places_images
+
 
 def resolve_format(
     name: str,

@@ -193,7 +193,9 @@ def render_item(
         )
         built = lm_task.construct_requests(doc=doc, ctx=context, metadata=(task.name, index, 1), **chat)
         item = RenderedItem(index, doc, target, tuple(built) if isinstance(built, list) else (built,))
-        return item if lm_task.row_images is None else _with_images(item, lm_task)
+        if lm_task.row_images is None:
+            return item
+        return _with_images(item, lm_task, placed=prompt_format.places_images)
     except ImageError as error:
         raise ImageError(f"{task.place(index)}: task {task.name}: {error}") from error
     except (ChatTemplateError, UsageError):
@@ -202,10 +204,13 @@ def render_item(
         raise UsageError(f"{task.place(index)}: task {task.name}: {template_problem(error)}") from error
 
 
-def _with_images(item: RenderedItem, lm_task: Any) -> RenderedItem:
-    """Return the item with the images of its prompt. ImageError if they are not those that it marks."""
+def _with_images(item: RenderedItem, lm_task: Any, *, placed: bool) -> RenderedItem:
+    """Return the item with the images of its prompt. ImageError if they are not those that it marks.
+
+    ``placed``: whether the model's own placeholders stand there; they are counted where they are read.
+    """
     images = lm_task.prompt_images(item.doc)
-    for context in dict.fromkeys(item.contexts):
+    for context in () if placed else dict.fromkeys(item.contexts):
         check_marks(context, len(images))
     if any(MARK in choice for choice in item.choices):
         raise ImageError(f"a choice has a mark {MARK}: images stand in the prompt only")

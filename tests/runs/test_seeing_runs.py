@@ -25,6 +25,7 @@ from cme_bench.util.errors import UsageError
 from tests.support.pictures import encoded, picture
 from tests.support.seen import Seeing
 from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
+from tests.support.tiny_vlms import qwen2_vl
 
 TASK = """\
 task: {name}
@@ -152,14 +153,18 @@ def test_a_key_holds_the_whole_digest() -> None:
     assert len({response_key({}, request) for request in requests}) == 2
 
 
-def test_chats_place_images_as_the_model_does(llava: Path, pictures: Path) -> None:
-    [folder] = run_all(asked(llava, pictures, prompt_format="chat", tasks="see_ll"))
-    seen = Seeing.load(llava)
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_chats_place_images_as_the_model_does(
+    family: str, llava: Path, pictures: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = llava if family == "llava" else qwen2_vl(tmp_path / "qwen", toy_tokenizer)
+    [folder] = run_all(asked(model, pictures, prompt_format="chat", tasks="see_ll"))
+    seen = Seeing.load(model)
     choices = [tuple(seen.tokenizer(word)["input_ids"]) for word in ("no", "yes")]
     for record, (text, image) in zip(records(folder, "see_ll"), rows_of(pictures), strict=True):
         question = text.removeprefix("<image>\n")
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        prompt = seen.vision.processor.apply_chat_template(chat, add_generation_prompt=True)
+        prompt = seen.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         plain = [seen.logprob(prompt, [image], choice) for choice in choices]
         assert record.response.logprobs == pytest.approx(plain, abs=1e-4)
 
