@@ -140,6 +140,24 @@ def test_text_alone_is_answered_as_by_the_language_model(models: Any) -> None:
     assert whole.describe()["images"] == "none asked"
 
 
+def test_images_go_through_their_tower_alone_where_rows_are_alone(
+    models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = models("llava")
+    usual = scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), likelihoods(seen))
+    layer = seen.model.model.language_model.layers[0]
+    monkeypatch.setattr(layer, "pools_over_sequence", True, raising=False)
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    rows: list[int] = []
+    tower = seen.model.model.vision_tower.register_forward_pre_hook(
+        lambda module, fed: rows.append(len(fed[0]))
+    )
+    assert scores(engine, likelihoods(seen)) == pytest.approx(usual, abs=1e-4)
+    tower.remove()
+    assert engine.rowwise_because == "an adapter pools over the sequence"
+    assert rows and set(rows) == {1}
+
+
 def test_images_that_nothing_reads_are_refused(models: Any) -> None:
     seen = models("llava")
     with pytest.raises(CmeError, match="nothing that reads them"):

@@ -151,6 +151,7 @@ class HFEngine(Engine):
         """Know the images of ``requests``. CmeError for images that nothing reads."""
         if self.images is not None:
             self.images.expect(requests)
+            self.images.apart = self.alone_because is not None
         elif any(request.images for request in requests):
             raise CmeError("requests have images, but the engine was given nothing that reads them")
 

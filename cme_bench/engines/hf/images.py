@@ -39,12 +39,11 @@ class Images:
     """Hold the images of the requests in work, and the features of some, up to a bound of memory.
 
     Attributes:
+        apart: Whether each image goes through its tower by itself: a layer may see more than a token.
         computed: Images whose features were computed, those that were computed again included.
-        seconds: How long that took on the host.
     """
 
     def __init__(self, model: Any, reader: ImageReader, device: torch.device) -> None:
-        self._model = model
         self.base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.reader = reader
         self._device = device
@@ -55,6 +54,7 @@ class Images:
         kind = "cuda" if device.type == "cuda" else "cpu"
         self._most_bytes, self._most_tokens = _KEPT_BYTES[kind], _TOWER_TOKENS[kind]
         self.computed = 0
+        self.apart = False
 
     def expect(self, requests: Iterable[Request]) -> None:
         """Know the images of ``requests``, which are asked next. CmeError if two share a key."""
@@ -159,6 +159,8 @@ class Images:
 
     def _together(self, missing: Sequence[int]) -> list[int]:
         """Return images to compute in one go: ``missing`` ones first, then those that come next."""
+        if self.apart:
+            return [missing[0]]
         later = [key for key in self._order if key > max(missing) and key not in self._features]
         chosen: list[int] = []
         tokens = 0
