@@ -122,8 +122,13 @@ class Vision:
 
     def _laid_out(self, image: Image) -> Layout:
         output = self._read([image], return_text_replacement_offsets=True)
-        [[found]] = output["text_replacement_offsets"]
-        whole = str(found["replacement"])
+        [found] = output.get("text_replacement_offsets") or [[]]
+        if len(found) != 1:
+            raise UsageError(
+                f"{self.place}: its processor does not say what it puts in the place of an image, as those "
+                "of transformers 5.19 do; this model is evaluated on text alone"
+            )
+        whole = str(found[0]["replacement"])
         token = re.escape(self.token)
         runs = tuple(len(run.group()) // len(self.token) for run in re.finditer(f"(?:{token})+", whole))
         layout = Layout(re.sub(f"(?:{token})+", lambda _: self.token, whole), runs)

@@ -223,3 +223,18 @@ def test_preview_and_check_read_images_as_a_run_does(llava: Path, pictures: Path
     files = [str(pictures / "tasks"), *suite[2:]]
     checked = CliRunner().invoke(app, ["tasks", "check", *files], catch_exceptions=False)
     assert "prompts of 25 to 27 tokens" in checked.stdout, checked.stdout
+
+
+def test_a_processor_that_does_not_tell_of_places_is_refused(llava: Path) -> None:
+    """As those of transformers before 5.19 are."""
+    vision = Seeing.load(llava).vision
+
+    class Silent(type(vision.processor)):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().__call__(*args, **kwargs)
+            output.pop("text_replacement_offsets", None)
+            return output
+
+    vision.processor.__class__ = Silent
+    with pytest.raises(UsageError, match="does not say what it puts in the place of an image"):
+        vision.layout(image_of(encoded(picture(40, 30, 0))))
