@@ -216,12 +216,15 @@ def test_the_hash_is_that_of_the_pixels(album: Album) -> None:
 
 
 def test_the_hash_covers_the_images_of_exemplars(album: Album) -> None:
+    more = "fewshot_config:\n  split: null\n  samples:\n    - {image: own/3.png, q: blue?, label: 0}\n"
+
     def hashed(seed: int, shots: int) -> str:
-        task = album.build([row("1.png"), row("2.png")], shots=shots)
-        (album.folder / "own" / "2.png").write_bytes(encoded(picture(seed=seed)))
+        task = album.build([row("1.png")], shots=shots, more=more, fewshot="")
+        (album.folder / "own" / "3.png").write_bytes(encoded(picture(seed=seed)))
         return task.hash
 
-    assert hashed(2, 0) == hashed(2, 0) != hashed(2, 1) == hashed(2, 1) != hashed(7, 1)
+    assert hashed(3, 0) == hashed(7, 0)
+    assert hashed(3, 1) == hashed(3, 1) != hashed(7, 1)
 
 
 def test_a_damaged_image_anywhere_is_named_when_the_task_is_hashed(album: Album) -> None:
