@@ -55,8 +55,14 @@ def listening(port: int) -> Iterator[socket.socket]:
 
 
 def run_server(app: App, sock: socket.socket) -> None:
-    """Answer on a socket until SIGINT or SIGTERM, which then goes its usual way."""
-    server(app).run(sockets=[sock])
+    """Answer on a socket until SIGINT or SIGTERM, which then goes its usual way.
+
+    asyncio may take the SIGINT that uvicorn sends again for the end of a task that is over already.
+    """
+    running = server(app)
+    running.run(sockets=[sock])
+    if running.should_exit:
+        raise KeyboardInterrupt
 
 
 def server(app: App) -> uvicorn.Server:
