@@ -69,8 +69,13 @@ def scored(seen: Seeing, model: Any) -> tuple[list[float], list[float]]:
     return [value for i in range(len(texts)) for value in found[i].logprobs], own
 
 
-@pytest.mark.parametrize("targets", ["ffn", "ffn+attention", "all-linear", "q_proj,fc1,down_proj"])
-@pytest.mark.parametrize("method", sorted(registry.names()))
+@pytest.mark.parametrize(
+    ("method", "targets"),
+    [
+        *((name, "all-linear") for name in sorted(registry.names())),
+        *(("teamlora", targets) for targets in ("ffn", "ffn+attention", "q_proj,fc1,down_proj")),
+    ],
+)
 def test_trainings_adapt_the_language_model_alone(method: str, targets: str, folder: Path) -> None:
     base = bare_model(Seeing.load(folder).model.config)
     options = TrainOptions(method=method, model=str(folder), targets=targets, out=folder / "out")

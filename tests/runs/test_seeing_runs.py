@@ -114,13 +114,13 @@ def test_a_run_has_the_answers_of_the_plain_forward(llava: Path, pictures: Path)
 
 
 def test_a_run_goes_on_where_it_was_killed(llava: Path, pictures: Path) -> None:
-    [folder] = run_all(asked(llava, pictures))
+    [folder] = run_all(asked(llava, pictures, tasks="see_ll"))
     whole = records(folder, "see_ll")
     file = samples_file(folder, "see_ll")
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:3]) + lines[3][:20])  # as a killed process leaves it
     (folder / "results.json").unlink()
-    [again] = run_all(asked(llava, pictures))
+    [again] = run_all(asked(llava, pictures, tasks="see_ll"))
     assert again == folder
     for after, before in zip(records(folder, "see_ll"), whole, strict=True):
         assert after.key == before.key
@@ -128,14 +128,14 @@ def test_a_run_goes_on_where_it_was_killed(llava: Path, pictures: Path) -> None:
 
 
 def test_pixels_and_settings_are_in_the_key(llava: Path, pictures: Path, tmp_path: Path) -> None:
-    [folder] = run_all(asked(llava, pictures))
+    [folder] = run_all(asked(llava, pictures, tasks="see_ll"))
     before = [record.key for record in records(folder, "see_ll")]
     file = pictures / "data" / "own" / "0.png"
     file.write_bytes(encoded(picture(40, 30, 0), "PNG", compress_level=0))  # the same pixels
-    [folder] = run_all(asked(llava, pictures, "same"))
+    [folder] = run_all(asked(llava, pictures, "same", tasks="see_ll"))
     assert [record.key for record in records(folder, "see_ll")] == before
     file.write_bytes(encoded(picture(40, 30, 7)))
-    [folder] = run_all(asked(llava, pictures, "other"))
+    [folder] = run_all(asked(llava, pictures, "other", tasks="see_ll"))
     after = [record.key for record in records(folder, "see_ll")]
     assert [a != b for a, b in zip(after, before, strict=True)] == [True] * 4 + [False] * 4
 
