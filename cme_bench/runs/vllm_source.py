@@ -79,8 +79,8 @@ class VLLMSource(SavedSource):
             reader = reader_of(self.model)
             self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised, reader)
             self._held.callback(self._host.close)
-            if folder == self._base and len(self._adapters) > 1 and not settings.compiles:
-                self._host.expect(self._expected())
+        if folder == self._base and len(self._adapters) > 1 and not self._host.settings.compiles:
+            self._host.expect(self._expected())
         self._host.allow(row_length(job.longest, job.max_length, self._host.settings))
         return self._host
 
