@@ -177,3 +177,21 @@ def test_other_pixels_are_another_training(options: Make, folder: Path, tmp_path
     picture(32, 32, 9).save(tmp_path / "a.png")
     with pytest.raises(UsageError, match="holds a training with other data"):
         train(chosen)
+
+
+@pytest.mark.slow
+def test_smollava_trains_on_images(tmp_path: Path) -> None:
+    """A base of 16-bit weights whose tower computes in float32 on a CPU."""
+    file = write(tmp_path, ROWS[:1])
+    options = TrainOptions(
+        method="lora",
+        model="smollava",
+        out=tmp_path / "out",
+        data=str(file),
+        max_steps=1,
+        batch_size=1,
+        max_length=400,
+        dtype="float32",
+    )
+    record = json.loads((train(options) / "cme_training.json").read_text())
+    assert record["finished"] and record["final_loss"] > 0
