@@ -12,11 +12,12 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from cme_bench.util.auto_model import model_class
+from cme_bench.util.building import BUILDING
 
 
 def bare_model(config: PretrainedConfig) -> nn.Module:
     """Return a causal language model of this configuration on the meta device."""
-    with torch.device("meta"):
+    with BUILDING, torch.device("meta"):
         model: nn.Module = model_class(config).from_config(copy.deepcopy(config))
     return model
 

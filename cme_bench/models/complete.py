@@ -19,6 +19,7 @@ from cme_bench.models.quantisation import method_of, quantisation
 from cme_bench.models.silence import transformers_silent
 from cme_bench.models.weights import StoredTensor, stored_tensors, weight_files
 from cme_bench.util.auto_model import model_class
+from cme_bench.util.building import BUILDING
 from cme_bench.util.errors import UsageError, first_line
 from cme_bench.vllm_plugin.spec import QUANT_METHOD
 
@@ -117,7 +118,7 @@ def compare(
         owner.__dict__.pop("quantization_config", None)
     tensors = {name: torch.empty(t.shape, dtype=_dtype(t), device="meta") for name, t in stored.items()}
     cls = model_class(config)._model_mapping[type(config)]
-    with _quiet():
+    with BUILDING, _quiet():
         try:
             model, info = cls.from_pretrained(
                 None,

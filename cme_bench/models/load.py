@@ -16,6 +16,7 @@ from cme_bench.models.placement import DeviceMap, check_complete
 from cme_bench.models.quantisation import check_quantisation, method_of, quantisation, stated_dtype
 from cme_bench.models.quantise import check_quantize, loading_config, quiet, settle
 from cme_bench.util.auto_model import model_class
+from cme_bench.util.building import BUILDING
 from cme_bench.util.errors import CmeError, UsageError, first_line
 from cme_bench.util.files import read_json
 from cme_bench.util.options import DType, Quantize, check_choice
@@ -119,6 +120,7 @@ def load_model(
         with ExitStack() as stack:
             kept = device_map is not None
             folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
+            stack.enter_context(BUILDING)
             model = model_class(load_config(checkpoint)).from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
             )
@@ -130,9 +132,18 @@ def load_model(
     except (SafetensorError, *_LOAD_ERRORS) as error:
         raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
     model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
+    if "quantization_config" not in settings and quantisation(model.config) is None:
+        _check_dtype(model, dtype, path)
     settle(model, dtype)
     check_order(model.eval(), path)
     return model
+
+
+def _check_dtype(model: PreTrainedModel, dtype: torch.dtype, path: Path) -> None:
+    """Raise CmeError for a weight that is narrower than asked for."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize < dtype.itemsize:
+            raise CmeError(f"{path}: {name} was loaded as {parameter.dtype}, and not as {dtype}")
 
 
 def _placing(
@@ -192,6 +203,7 @@ def load_named(
             settings.setdefault("device_map", {"": device})
         if folder.is_dir():
             check_weights(folder, config)
+        stack.enter_context(BUILDING)
         model, info = model_class(config).from_pretrained(
             name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source, **settings
         )
@@ -299,7 +311,7 @@ def count_parameters(config: Any) -> int:
     """
     import torch
 
-    with torch.device("meta"):
+    with BUILDING, torch.device("meta"):
         model = model_class(config).from_config(config)
     model.tie_weights()
     return sum(p.numel() for p in model.parameters())

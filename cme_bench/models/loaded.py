@@ -187,7 +187,6 @@ class SavedModel(FolderModel):
     def load_early(self) -> None:
         """Begin to load the weights in another thread. What fails there is raised by ``model``."""
         if self._early is None and "model" not in self.__dict__:
-            _ = self.parameters  # it builds a model too, and two at once would undo each other's settings
             self._early = Early(self._load)
 
     def _load(self) -> PreTrainedModel:
