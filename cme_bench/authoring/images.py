@@ -78,9 +78,8 @@ def _guessed(table: Table, every: Mapping[str, Sequence[Any]]) -> list[str]:
     if found:
         return found
     for name, values in every.items():
-        value = (
-            next((value for value in values if not is_blank(value)), None) if _NAMES.fullmatch(name) else None
-        )
+        others = (value for value in _there(values) if not _is_image(value))
+        value = next(others, None) if _NAMES.fullmatch(name) else None
         if value is not None and not (isinstance(value, str) and " " in value.strip()):  # no prose about it
             raise UsageError(
                 f"{table.origin}: column {name} may name images, but {_short(value)} is no PNG, JPEG or "
@@ -91,13 +90,14 @@ def _guessed(table: Table, every: Mapping[str, Sequence[Any]]) -> list[str]:
 
 def _holds_images(values: Sequence[Any]) -> bool:
     """Return whether all values that are there are images, or paths of such."""
-    there = [
-        one
-        for value in values
-        if not is_blank(value)
-        for one in (value if isinstance(value, list) else [value])
-    ]
+    there = _there(values)
     return bool(there) and all(map(_is_image, there))
+
+
+def _there(values: Sequence[Any]) -> list[Any]:
+    """Return the values that are not blank; of lists what they hold."""
+    filled = [value for value in values if not is_blank(value)]
+    return [one for value in filled for one in (value if isinstance(value, list) else [value])]
 
 
 def _is_image(value: Any) -> bool:

@@ -138,6 +138,7 @@ def test_rows_may_lack_an_image_and_several_are_shown_in_the_order_that_is_told(
             "column image may name images, but 'cat' is no PNG, JPEG or WebP; say --images image",
         ),
         (["https://example.org/a.png"] * 2, (), "but 'https://example.org/a.png' is no PNG, JPEG or WebP"),
+        (["0.png", "https://example.org/a.png"], (), "but 'https://example.org/a.png' is no PNG"),
         (["0.png", "1.png"], ("--images", "picture"), "no column 'picture'"),
         (["0.png", "1.png"], ("--images", "image", "--question", "image"), "no column 'image'"),
         (["data:image/png;base64,%%", "0.png"], (), "rows.jsonl:1: broken base64"),
