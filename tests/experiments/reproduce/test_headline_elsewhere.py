@@ -54,6 +54,7 @@ def published(folder: Path, name: str, bits: Floats) -> RowRuns:
     return RowRuns(name, name, tuple(views), views[0])
 
 
+@pytest.mark.slow
 def test_a_mixed_model_gives_the_same_interval(tmp_path: Path) -> None:
     """Score ~ method, with seeds, items and items by method random: all of it in one model of statsmodels.
 
