@@ -58,9 +58,9 @@ def arguments() -> argparse.Namespace:
 
 def run(command: Sequence[str], log: Path, *, gpus: int, processes: int = 1) -> None:
     """Run a command of cme-bench that sees so many GPUs; several ``processes`` by a launcher."""
-    cuda = torch.cuda.is_available()
-    launcher = ["accelerate.commands.launch", "--num_processes", str(processes)]
-    launcher += ["--multi_gpu"] if cuda and processes > 1 else [] if cuda else ["--cpu"]
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    if not torch.cuda.is_available():  # accelerate launches several CPU processes by MPI alone
+        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
     start = [*launcher, "-m", "cme_bench"] if processes > 1 else ["cme_bench"]
     with log.open("ab") as stream:
         done = subprocess.run(
