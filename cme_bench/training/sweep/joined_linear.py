@@ -26,10 +26,15 @@ Kept = tuple[Tensor | None, ...]
 
 
 class Update(Protocol):
-    """An update by ``count`` weights, each [adapters, ...]; x, y and gradients are [adapters, tokens, d]."""
+    """An update by ``count`` weights, each [adapters, ...]; x, y and gradients are [adapters, tokens, d].
+
+    ``reads_all``: whether it reads x itself too, beside x after dropout.
+    """
 
     @property
     def count(self) -> int: ...
+    @property
+    def reads_all(self) -> bool: ...
 
     def add(self, x: Tensor, seen: Tensor, y: Tensor, weights: Sequence[Tensor | None]) -> Kept:
         """Add the update to ``y``; ``seen`` is x after dropout. Of what is returned the first two are phi and
@@ -56,7 +61,7 @@ class Given(NamedTuple):
 class LowRank:
     """``seen down^T up^T``, of down [adapters, r, d_in] and up [adapters, d_out, r]."""
 
-    count = 2
+    count, reads_all = 2, False
 
     def add(self, x: Tensor, seen: Tensor, y: Tensor, weights: Sequence[Tensor | None]) -> Kept:
         rows, columns = (w.to(y.dtype) for w in weights if w is not None)
@@ -83,6 +88,7 @@ class Gated:
 
     settings: GateSettings
     count: int = 4
+    reads_all: bool = True
 
     def add(self, x: Tensor, seen: Tensor, y: Tensor, weights: Sequence[Tensor | None]) -> Kept:
         down, up, router, interaction = weights
@@ -161,7 +167,7 @@ class _JoinedLinear(torch.autograd.Function):
                 routed += kept[:2] if part.heard else ()
                 saved.append(kept)
                 seens.append(seen if part.drop is not None else None)
-        reads = any(part.drop is None or part.update.count > LowRank.count for part in parts)
+        reads = any(part.drop is None or part.update.reads_all for part in parts)
         ctx.parts = [part._replace(weights=(), drop=None, seen=None) for part in parts]
         ctx.scales = [None if part.drop is None else part.drop.scale for part in parts]
         ctx.kept = [len(kept) for kept in saved]
