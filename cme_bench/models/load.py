@@ -305,13 +305,9 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 
 def count_parameters(config: Any) -> int:
-    """Return the parameters of the model that ``config`` describes, tied ones once.
+    """Return the parameters of the model that ``config`` describes, tied ones once. No memory is used."""
+    from cme_bench.adapters.meta_model import bare_model
 
-    No memory is used: the model is built on the meta device.
-    """
-    import torch
-
-    with BUILDING, torch.device("meta"):
-        model = model_class(config).from_config(config)
+    model: Any = bare_model(config)
     model.tie_weights()
     return sum(p.numel() for p in model.parameters())

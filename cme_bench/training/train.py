@@ -67,7 +67,6 @@ from cme_bench.training.replay import replaying
 from cme_bench.training.session import Session
 from cme_bench.training.shared import Shared
 from cme_bench.training.tokens import training_encoder
-from cme_bench.util.auto_model import sees
 from cme_bench.util.early import Early
 from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
@@ -196,13 +195,9 @@ def _book(base: Checkpoint, config: Any, tokenizer: Any, own: Sequence[OwnSet]) 
 
 
 def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[PreTrainedModel] | None:
-    """Begin to load the base, where it is sure to be trained, in this process, on the usual device.
-
-    A vision-language model is loaded when it is wanted: beside other work transformers left some weights of a
-    tower in the type of their file.
-    """
+    """Begin to load the base, where it is sure to be trained, in this process, on the usual device."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and needs_trainer(options) is None
-    if not alone or sees(config) or (options.out / record.FILE).exists():
+    if not alone or (options.out / record.FILE).exists():
         return None
     device = choose_device()
     dtype = choose_dtype(options.dtype, config, device)

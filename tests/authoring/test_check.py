@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from cme_bench.cli import main
+from tests.support.command import called
 
 GOOD = {
     "own.yaml": """\
@@ -40,14 +39,8 @@ def check(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, list[str]]:
     """Exit code and lines of ``cme-bench tasks check ARGUMENTS``."""
-    monkeypatch.setattr(sys, "argv", ["cme-bench", "tasks", "check", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, [*captured.out.splitlines(), *captured.err.splitlines()]
+    code, out, err = called(monkeypatch, capsys, "tasks", "check", *arguments)
+    return code, [*out.splitlines(), *err.splitlines()]
 
 
 def test_a_good_task_passes(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from cme_bench.cli import main
 from cme_bench.images import image as images
 from cme_bench.images.decode import decode_image
+from tests.support.command import called
 from tests.support.pictures import encoded, picture
 
 TASK = """\
@@ -44,14 +43,8 @@ def asked(folder: Path, rows: Sequence[tuple[Any, str, int]], shots: Sequence[tu
 def told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["cme-bench", "tasks", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = called(monkeypatch, capsys, "tasks", *arguments)
+    return code, out + err
 
 
 def test_check_counts_images_and_names_bad_ones_by_row(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pandas
 import pytest
 
-from cme_bench.cli import main
 from cme_bench.images.decode import decode_image
 from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import RenderedItem, render_item
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import mini_source
 from cme_bench.tasks.suite import load_suite
+from tests.support.command import called
 from tests.support.pictures import encoded, picture
 
 PLAIN = resolve_format("plain", None, generated=False)
@@ -37,14 +36,8 @@ def raw(tmp_path: Path) -> Path:
 def new(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
 ) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["cme-bench", "tasks", "new", *map(str, arguments)])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = called(monkeypatch, capsys, "tasks", "new", *arguments)
+    return code, out + err
 
 
 def jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from cme_bench.cli import main
 from cme_bench.util.errors import UsageError
 from cme_bench.util.project import find_project, read_project
+from tests.support.command import called
 
 TASK = "task: own\ntest_split: test\ndataset_path: x/y\ndoc_to_text: x\ndoc_to_target: y\n"
 
@@ -18,14 +17,8 @@ def call(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str
 ) -> tuple[int, str]:
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["cme-bench", *arguments])
-    code = 0
-    try:
-        main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out + captured.err
+    code, out, err = called(monkeypatch, capsys, *arguments)
+    return code, out + err
 
 
 @pytest.fixture

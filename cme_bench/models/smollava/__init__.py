@@ -7,14 +7,13 @@ between them, which was trained for this project and lies in ``cme_bench/data/sm
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cme_bench.models.made import appearing, made_once
 from cme_bench.models.registry_file import RegistryFile
-from cme_bench.util.errors import CmeError, UsageError
-from cme_bench.util.locks import locked
+from cme_bench.util.errors import CmeError
 from cme_bench.util.notes import Note, noted, unheard
 from cme_bench.util.paths import cache_folder
 
@@ -44,15 +43,7 @@ def ensure(*, offline: bool = False, note: Note = unheard) -> Path:
     looks finished. Raises UsageError if the model is absent and ``offline``, CmeError if it cannot be made.
     """
     folder = model_folder()
-    if (folder / "config.json").is_file():
-        return folder
-    if offline:
-        raise UsageError(f"{NAME} is not in {folder}; make it once without --offline")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.parent / f"{folder.name}.flock"):
-        if not (folder / "config.json").is_file():
-            make(folder, note=note)
-    return folder
+    return made_once(folder, NAME, lambda: make(folder, note=note), offline=offline)
 
 
 def make(folder: Path, *, projector: Path = PROJECTOR, note: Note = unheard) -> None:
@@ -66,14 +57,10 @@ def make(folder: Path, *, projector: Path = PROJECTOR, note: Note = unheard) -> 
     tower = tower_state(note=note)
     with (
         noted(note, f"{NAME}: put tower, projector and SmolLM2 together"),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{NAME}-") as scratch,
+        appearing(folder, NAME) as done,
     ):
-        done = Path(scratch) / "model"
-        done.mkdir()
         card = CARD.read_text(encoding="utf-8")
         assemble(done, language_model=language_model, tower=tower, projector=load_file(projector), card=card)
-        shutil.rmtree(folder, ignore_errors=True)
-        done.replace(folder)
     note(f"{NAME}: made in {folder}")
 
 
