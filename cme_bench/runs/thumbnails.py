@@ -12,7 +12,7 @@ from pathlib import Path
 from cme_bench.images.image import Image, ImageError
 from cme_bench.images.thumbnail import MOST_BYTES, is_thumbnail, thumbnail
 from cme_bench.util.errors import CmeError
-from cme_bench.util.files import open_regular, storing
+from cme_bench.util.files import open_regular, storing, write_bytes
 
 MOST = 2000
 """So many are kept of a run, some 5 MB; of further images the digests stand in the records."""
@@ -46,9 +46,7 @@ class Thumbnails:
             file = thumbnail_file(self._folder, image.digest)
             with storing(file):
                 file.parent.mkdir(exist_ok=True)
-                scratch = file.with_suffix(".tmp")
-                scratch.write_bytes(small)
-                scratch.replace(file)
+            write_bytes(file, small, to_disk=False)
 
 
 def read_thumbnail(folder: Path, digest: str) -> bytes | None:
