@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from cme_bench.util.files import replacing
+
 _ENDINGS = ((b"\x89PNG\r\n\x1a\n", ".png"), (b"\xff\xd8\xff", ".jpg"))
 
 
@@ -21,7 +23,6 @@ def store_image(contents: bytes, folder: Path) -> str:
     file = folder / name
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / f".{name}.tmp"
-        scratch.write_bytes(contents)
-        scratch.replace(file)
+        with replacing(file, to_disk=False) as stream:
+            stream.write(contents)
     return name
