@@ -1,7 +1,8 @@
 """TeamLoRA on vLLM against the base model and vLLM's own LoRA of the same size, on one GPU.
 
 LLaMA-2-7B's shapes with random weights, bfloat16; TeamLoRA with four experts of rank 32 on the feed-forward
-linears, vLLM's LoRA of rank 128 on the same. Prompts of 256 random tokens, 128 tokens out, no prefix cache:
+linears, vLLM's LoRA of rank 128 on the same; MoELoRA with four experts where it is asked for
+(``--methods``). Prompts of 256 random tokens, 128 tokens out, no prefix cache:
 ``batch`` (256 requests at once), ``single`` (one request), ``prefill`` (256 prompts, one token out). Engines
 run in processes of their own (``efficiency.vllm_inference``), one after the other where they do not
 fit on the card together; a warm-up of every measurement is left out. Ratios are tokens per second over the
@@ -32,7 +33,7 @@ from cme_bench.experiments.efficiency.workloads import Times, Workloads
 from cme_bench.models.load import choose_device
 
 TEAM = "teamlora32"
-NAMES = {"base": "base", TEAM: "teamlora", NATIVE: "lora_native", "hf": "hf"}
+NAMES = {"base": "base", TEAM: "teamlora", "moelora32_fused": "moelora", NATIVE: "lora_native", "hf": "hf"}
 """Methods, and what the result calls them."""
 RANK, EXPERTS = 32, 4
 PROMPT, NEW, BATCH = 256, 128, 256
@@ -50,7 +51,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=BATCH, help="of batch and prefill")
     parser.add_argument("--with", dest="also", choices=("hf",), help="also measure our transformers engine")
     parser.add_argument(
-        "--methods", default="base,teamlora,lora_native", help="which of vLLM's; base is needed"
+        "--methods",
+        default="base,teamlora,lora_native",
+        help="which of vLLM's (moelora too, all its experts in one product); base is needed",
     )
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of an engine")
     parser.add_argument("--profile", type=Path, help="folder for kernel times")
