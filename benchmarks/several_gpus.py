@@ -189,6 +189,7 @@ def measure_tensor_parallel(args: argparse.Namespace, folder: Path) -> dict[str,
     """A TeamLoRA of random numbers, on one rank of vLLM and on all."""
     random_base(args, folder, layers=args.ranked_layers, adapter=True)
     given = ["--adapter", str(folder / "team"), "--engine", "vllm", "--dtype", "float32"]
+    given += ["--set", "kv_gib=4"]
     one = answers(args, folder, "rank", *given, gpus=1)
     ranks = answers(args, folder, "ranks", *given, "--set", f"tensor_parallel={args.gpus}", gpus=args.gpus)
     pairs = [

@@ -41,7 +41,7 @@ SETTINGS = {
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
     "graphs": "hf on a GPU: 1 replays steps of generation as CUDA graphs (default), 0 computes each anew",
     "block_size": "vllm: tokens of a cache block; default: 32 on a CPU, vLLM's own on a GPU",
-    "kv_gib": "vllm on a CPU: GiB of key-value cache; default: a quarter of the free memory, 8 at most",
+    "kv_gib": "vllm: GiB of key-value cache; default: all (GPU); a quarter of what is free, 8 at most (CPU)",
     "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
     "max_seqs": "vllm: most sequences at a time",
     "tensor_parallel": "vllm: devices (processes on a CPU) that share the model; ray: of each worker",

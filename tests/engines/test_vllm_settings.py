@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,3 +79,11 @@ def test_a_short_job_needs_no_second_process(
 ) -> None:
     monkeypatch.setattr(settings, "on_cpu", lambda: cpu)
     assert VllmSettings(**given).alone == alone
+
+
+def test_the_size_of_the_cache_is_taken_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """vLLM then measures no memory, so that engines can start beside each other."""
+    monkeypatch.setattr(settings, "on_cpu", lambda: False)
+    given = settings.engine_arguments(tmp_path, "bfloat16", 64, settings.VllmSettings(kv_gib=3), None)
+    assert given["kv_cache_memory_bytes"] == 3 << 30
+    assert given["gpu_memory_utilization"] == settings.UNREAD

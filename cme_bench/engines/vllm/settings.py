@@ -21,6 +21,9 @@ WORTH_COMPILING = 2_000_000
 An estimate, not yet measured: they take 90 s or so on an H200. A step of SmolLM2 of 256 sequences takes 3 ms
 with them and some 15 ms without, one of a 7B model 34 and some 43 ms; both come to two million tokens.
 """
+UNREAD = 0.05
+"""The share of the GPU that must be free for vLLM to start, where the cache's size is given and nothing else
+is taken from the share. Engines that start at the same time do not measure each other's memory then."""
 SHORTEST = 1024
 ROOM = 256
 WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
@@ -153,6 +156,8 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
     arguments["enforce_eager"] = not settings.compiles
     if cpu:
         arguments["distributed_executor_backend"] = "uni" if settings.alone else "mp"
+    elif settings.kv_gib:
+        arguments |= {"kv_cache_memory_bytes": settings.kv_gib * GIB, "gpu_memory_utilization": UNREAD}
     else:
         arguments["gpu_memory_utilization"] = memory_fraction(settings)
     if settings.max_seqs:

@@ -7,12 +7,13 @@ to itself. MoELoRA as published has no form in vLLM.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -64,6 +65,7 @@ class Setup:
     vocabulary: int
     workloads: Workloads
     memory_percent: int
+    kv_gib: int | None
     tensor_parallel: int
     spec: GatedSpec | None
     native: bool
@@ -92,8 +94,8 @@ def vllm_times(
         files = Path(scratch)
         _write_model(files / "model", config, workloads)
         sizes = linear_sizes(config)
-        together = len(methods) > 1 and _fit_together(config, len(methods), workloads, tensor_parallel)
-        percent = int(100 * FILL / (len(methods) if together else 1))
+        cache = _cache_bytes(config, workloads) / tensor_parallel
+        together = len(methods) > 1 and _fit_together(config, len(methods), cache, tensor_parallel)
         setups = []
         for name in methods:
             spec = None if name in ("base", NATIVE) else plugin_spec(name, list(sizes))
@@ -110,7 +112,8 @@ def vllm_times(
                     dtype=dtype,
                     vocabulary=config.vocab_size,
                     workloads=workloads,
-                    memory_percent=percent,
+                    memory_percent=int(100 * FILL),
+                    kv_gib=KV_GIB if on_cpu() else math.ceil(1.1 * cache / 2**30) if together else None,
                     tensor_parallel=tensor_parallel,
                     spec=spec,
                     native=name == NATIVE,
@@ -131,7 +134,8 @@ def _group_times(
     """Start all engines of the group at once and ask them in turn; the first round of each warms it up."""
     times: dict[str, Times] = {setup.name: {w: [] for w in workloads.asked} for setup in group}
     with ExitStack() as stack:
-        asks = {setup.name: stack.enter_context(_engine(setup)) for setup in group}
+        engines = {setup.name: stack.enter_context(_Engine(setup)) for setup in group}
+        asks = {name: engine.ready() for name, engine in engines.items()}
         for number in range(-1, rounds):
             for name in in_turn(asks, number):
                 seconds = timed_round(asks[name], workloads, 1000 + number)
@@ -141,40 +145,49 @@ def _group_times(
     return times
 
 
-@contextmanager
-def _engine(setup: Setup) -> Iterator[Ask]:
-    """Run an engine process for the block; CmeError if it does not start or dies."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, setup))
-    process.start()
-    theirs.close()
+class _Engine:
+    """The process of one engine, which starts with the block and ends with it."""
 
-    def answer(wait: float | None) -> Any:
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, setup))
+        self.process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Engine:
+        return self
+
+    def ready(self) -> Ask:
+        """Wait for the start; CmeError if it fails or takes too long."""
+        if not self.pipe.poll(START_SECONDS):
+            raise CmeError(f"vLLM ({self.setup.name}) did not start in {START_SECONDS} s")
+        self._answer()
+        return self._ask
+
+    def _ask(self, n: int, new: int, seed: int) -> float:
+        self.pipe.send((n, new, seed))
+        return self._answer()
+
+    def _answer(self) -> float:
+        """Return what the process says: seconds. CmeError if it failed or died."""
         try:
-            if wait is not None and not mine.poll(wait):
-                raise CmeError(f"vLLM ({setup.name}) did not start in {wait:.0f} s")
-            found = mine.recv()
+            found = self.pipe.recv()
         except EOFError:
-            raise CmeError(f"vLLM ({setup.name}) ended; the log is {setup.log}") from None
+            raise CmeError(f"vLLM ({self.setup.name}) ended; the log is {self.setup.log}") from None
         if isinstance(found, str):
-            raise CmeError(f"vLLM ({setup.name}): {found}")
-        return found
+            raise CmeError(f"vLLM ({self.setup.name}): {found}")
+        return float(found)
 
-    def ask(n: int, new: int, seed: int) -> float:
-        mine.send((n, new, seed))
-        return float(answer(None))
-
-    try:
-        answer(START_SECONDS)
-        yield ask
-        mine.send(None)
-        process.join(60)
-    finally:
-        if process.is_alive():
-            process.terminate()
-            process.join()
-        mine.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.pipe.send(None)
+            self.process.join(60)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join()
+        self.pipe.close()
 
 
 # ---- the process of one engine
@@ -200,7 +213,7 @@ def _start(setup: Setup) -> tuple[Any, Any]:
     settings = VllmSettings(
         memory_percent=setup.memory_percent,
         max_seqs=setup.workloads.requests,
-        kv_gib=KV_GIB,
+        kv_gib=setup.kv_gib,
         tensor_parallel=setup.tensor_parallel,
     )
     for name, value in environment(settings, setup.dtype).items():
@@ -307,14 +320,18 @@ def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Seque
     config.save_pretrained(folder)
 
 
-def _fit_together(config: PretrainedConfig, engines: int, workloads: Workloads, cards: int) -> bool:
-    """Return whether all engines, with all requests in their caches and 16 bits, fit on the cards that each
-    is spread over. On a CPU they always do: there the models are small."""
-    if on_cpu():
-        return True
+def _cache_bytes(config: PretrainedConfig, workloads: Workloads) -> float:
+    """Return the bytes of keys and values of all requests, in 16 bits."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 4 * config.num_hidden_layers * config.num_key_value_heads * head
-    cache = token * workloads.requests * (workloads.prompt + workloads.new)
+    return float(token * workloads.requests * (workloads.prompt + workloads.new))
+
+
+def _fit_together(config: PretrainedConfig, engines: int, cache: float, cards: int) -> bool:
+    """Return whether all engines, with all requests in their caches and 16 bits, fit on the cards that each
+    is spread over. On a CPU they always do: there the models are small. ``cache``: its bytes on each card."""
+    if on_cpu():
+        return True
     total = int(torch.cuda.get_device_properties(0).total_memory)
-    each = (1.3 * 2 * count_parameters(config) + cache) / cards + 2 * 2**30  # adapter, workspace, graphs
+    each = 1.3 * 2 * count_parameters(config) / cards + cache + 3 * 2**30  # adapter, workspace, graphs
     return bool(engines * each < FILL * total)
