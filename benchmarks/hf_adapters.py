@@ -55,12 +55,11 @@ def with_teamlora(model: Any, rank: int) -> Any:
 
     from cme_bench.adapters import TeamLoraConfig
 
-    config = TeamLoraConfig(r=rank, num_experts=EXPERTS, task_type="CAUSAL_LM")
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, TeamLoraConfig(r=rank, num_experts=EXPERTS, task_type="CAUSAL_LM"))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.02)
-    return adapted.eval()
+    return adapted.requires_grad_(False).eval()  # as an adapter that was loaded
 
 
 def rows(count: int, length: int, vocabulary: int) -> list[Any]:

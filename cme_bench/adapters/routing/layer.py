@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.routing import bf16_products
+from cme_bench.adapters.routing import bf16_products, inference
 from cme_bench.adapters.routing.config import RoutedConfig
 from cme_bench.adapters.routing.fused_linear import Weights, fused_linear
 from cme_bench.adapters.routing.gate import GateSettings
 from cme_bench.adapters.routing.narrow import Drop
 from cme_bench.adapters.routing.router import Routing, router_logits, weigh
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
-from cme_bench.adapters.shared.linears import frozen_plain
+from cme_bench.adapters.shared.linears import frozen_plain, plain
 from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
 
 Routed = TypeVar("Routed", bound=RoutedConfig)
@@ -41,8 +41,13 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
     """A linear layer with low-rank experts behind a per-token router: parameters down, up, router, perhaps
     more."""
 
+    other_param_names = ("settings", "_matrices")
     _as_written: ClassVar[bool]
     """Whether the layer computes as this class says; what a method changes is computed plainly."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Routed) -> None:
+        self._matrices: dict[str, inference.Matrices] = {}
+        super().__init__(base_layer, adapter_name, config)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -71,13 +76,37 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
         return False
 
     def together(self, x: Tensor, adapter_name: str) -> Tensor | None:
-        """Return the base layer's output with the update, where both can be one step of autograd."""
+        """Return the base layer's output with the update, where both can be one step: of autograd, or without
+        gradients of few operations."""
+        if not torch.is_grad_enabled():
+            return self._inferred(x, adapter_name)
         linear = self.get_base_layer()
-        if not (torch.is_grad_enabled() and frozen_plain(linear) and self._fuses(x, adapter_name)):
+        if not (frozen_plain(linear) and self._fuses(x, adapter_name)):
             return None
         if not linear.weight.dtype == x.dtype == self._product_dtype(x, adapter_name):
             return None
         return self._fused(x, adapter_name, (linear.weight, linear.bias))
+
+    def _inferred(self, x: Tensor, adapter_name: str) -> Tensor | None:
+        """Return what ``together`` does, without gradients."""
+        down, up, router = (self.held(part, adapter_name) for part in ("down", "up", "router"))
+        dtype = inference.product_dtype(x, down, up, router)
+        dropping = self.training and (self.input_dropout(adapter_name) or self.latent_dropout(adapter_name))
+        if dtype is None or dropping or not (self._as_written and self.cast_input_dtype_enabled):
+            return None
+        found = self._matrices.get(adapter_name)
+        if found is None or not found.still(down, up, router, dtype):
+            found = self._matrices[adapter_name] = inference.Matrices.of(down, up, router, dtype)
+        linear: Any = self.base_layer
+        own = plain(linear) and linear.weight.dtype == x.dtype
+        y: Tensor = nn.functional.linear(x, linear.weight, linear.bias) if own else linear(x)
+        settings = self._gate_settings(adapter_name, dtype)
+        tokens = x.reshape(-1, x.shape[-1])
+        latent, routing = inference.gated(tokens, found, self.interaction(adapter_name), settings)
+        if self.routing_listeners:
+            shape = (*x.shape[:-1], routing.phi.shape[-1])
+            self.tell(adapter_name, Routing(routing.phi.reshape(shape), routing.omega.reshape(shape)))
+        return inference.added(y.reshape(-1, y.shape[-1]), latent, found, own=own).reshape(y.shape)
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out).

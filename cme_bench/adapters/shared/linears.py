@@ -35,12 +35,16 @@ def as_stored(linear: nn.Module, weight: Tensor) -> Tensor:
 
 
 def frozen_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether a layer is torch's own linear, frozen, on which nobody listens and nothing is replaced,
-    so that its product can be computed without calling it."""
+    """Return whether a layer is ``plain`` and frozen, so that a gradient of its weight is not asked for."""
+    return plain(linear) and not any(p.requires_grad for p in linear.parameters())
+
+
+def plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a layer is torch's own linear, on which nobody listens and nothing is replaced, so that
+    its product can be computed without calling it."""
     return (
         type(linear) is nn.Linear
         and type(linear.weight) is nn.Parameter  # not torchao's, nor one that is spread over processes
-        and not any(p.requires_grad for p in linear.parameters())
         and "forward" not in linear.__dict__  # accelerate's, of a model on several devices
         and not any(getattr(linear, hooks) for hooks in _HOOKS)
         and not any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)

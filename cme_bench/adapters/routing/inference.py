@@ -1,0 +1,110 @@
+"""A routed layer without gradients: one product for z and the logits, one kernel for the gate, and B added
+where the base's output lies.
+
+The plain form is some fifteen operations, three of them over the wide output, and in float32 whatever the
+model's type. Here A and S lie in one matrix, in the type that products take, and B in the same type. The
+matrices of a frozen adapter are kept with the layer: in float32 a copy of A and S, in bfloat16 one of B too,
+which is half of the adapter's size. Nothing of the base model is copied or changed.
+
+In bfloat16 on CUDA, A, B and the gated latent are rounded as under autocast; the logits stay exact
+(``bf16_products``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.adapters.routing import bf16_products
+from cme_bench.adapters.routing.gate import GateSettings, gate
+from cme_bench.adapters.routing.narrow import Narrow
+from cme_bench.adapters.routing.router import Routing
+from cme_bench.adapters.shared.lowrank import autocast_off, autocast_on
+
+_ALIGNMENT = 4  # columns of the narrow product: 16 bytes in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Matrices:
+    """An adapter's matrices on one layer, as they are multiplied.
+
+    Attributes:
+        rows: A and S, (width + pieces k, d_in), then rows of zeros.
+        columns: The B_i side by side, (d_out, k r).
+        width: Columns of z.
+        pieces: S is the sum of so many blocks of rows.
+        made_of: The parameters and their state when these were made; None if a change would not be noticed.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    width: int
+    pieces: int
+    made_of: tuple[object, ...] | None
+
+    @classmethod
+    def of(cls, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> Matrices:
+        """Return the matrices for products in ``dtype``. Shapes as in ``fused_linear.Weights``."""
+        made_of = _state(down, up, router)
+        if dtype == torch.bfloat16:
+            rows, pieces = bf16_products.stack(down, router, dim=-2), bf16_products.PIECES
+        else:
+            zeros = down.new_zeros(-(len(down) + len(router)) % _ALIGNMENT, down.shape[1])
+            rows, pieces = torch.cat([down, router, zeros]), 1
+        return cls(rows, up.detach().to(dtype), len(down), pieces, made_of)
+
+    def still(self, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether these are what would be made now."""
+        now = _state(down, up, router)
+        if self.made_of is None or now is None or self.columns.dtype != dtype:
+            return False
+        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.made_of, now, strict=True))
+
+
+def _state(*parts: Tensor) -> tuple[object, ...] | None:
+    """Return frozen parameters, their versions and addresses; None for others, as an optimizer may write
+    without a trace."""
+    if any(part.requires_grad or part.is_inference() for part in parts):
+        return None
+    return tuple(fact for part in parts for fact in (part, part._version, part.data_ptr()))
+
+
+def product_dtype(x: Tensor, down: Tensor, up: Tensor, router: Tensor) -> torch.dtype | None:
+    """Return the type in which a layer's products are computed; None where only the plain form is right."""
+    parts = (down, up, router)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return None
+    if not all(type(part) is nn.Parameter and part.device == x.device for part in parts):
+        return None
+    types = {part.dtype for part in parts}
+    if autocast_on(x) and torch.get_autocast_dtype(x.device.type) != x.dtype:
+        return None
+    if bf16_products.suits(x):
+        return x.dtype if types <= {torch.float32, torch.bfloat16} else None
+    return x.dtype if types == {x.dtype} and x.dtype in {torch.float32, torch.float64} else None
+
+
+def gated(
+    x: Tensor, found: Matrices, interaction: Tensor | None, settings: GateSettings
+) -> tuple[Tensor, Routing]:
+    """Return the gated latent, (tokens, k r), and the routing of x, (tokens, d_in). ``interaction``: M."""
+    k = found.columns.shape[1] // settings.rank
+    with autocast_off(x):
+        many = bf16_products.product if found.pieces > 1 else torch.mm
+        out = many(x, found.rows.mT)
+        logits = out[:, found.width : found.width + found.pieces * k]
+        latent, _, phi, omega = gate(
+            Narrow(out[:, : found.width], logits, found.rows, None), interaction, k, settings
+        )
+    return latent, Routing(phi, omega)
+
+
+def added(y: Tensor, latent: Tensor, found: Matrices, *, own: bool) -> Tensor:
+    """Return ``y``, (tokens, d_out), with the update; written over ``y`` if that is the caller's ``own``."""
+    with autocast_off(y):
+        if y.dtype != latent.dtype:  # an output that keeps more digits than the products' type
+            many = bf16_products.product if latent.dtype == torch.bfloat16 else torch.mm
+            return (y + many(latent, found.columns.mT)).to(y.dtype)
+        return y.addmm_(latent, found.columns.mT) if own else torch.addmm(y, latent, found.columns.mT)
