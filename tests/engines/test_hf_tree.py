@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -23,7 +24,7 @@ from transformers import (
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
-from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.hf import HFEngine, unit_attention
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
 from tests.support.tiny_llama import random_llama
@@ -34,6 +35,10 @@ SMALL = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+divided = st.sampled_from([0, 1 << 30])
+"""What a batch of units more costs, or seems to: nothing, so that there are many, or much."""
 
 
 def score_all(engine: HFEngine, asked: list[LoglikelihoodRequest]) -> list[LoglikelihoodResponse]:
@@ -56,26 +61,30 @@ def assert_equal_to_plain(
 
 
 @SMALL
-@given(asked=requests(), plan=limits)
+@given(asked=requests(), plan=limits, launch=divided)
 def test_any_trie_on_every_family(
     family_model: Any,
     toy_tokenizer: PreTrainedTokenizerFast,
     asked: list[LoglikelihoodRequest],
     plan: PlanLimits,
+    launch: int,
 ) -> None:
-    assert_equal_to_plain(family_model, toy_tokenizer, asked, plan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unit_attention, "_LAUNCH", {"cpu": launch + 1})
+        assert_equal_to_plain(family_model, toy_tokenizer, asked, plan)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @SMALL
-@given(asked=requests(), plan=limits)
+@given(asked=requests(), plan=limits, launch=divided)
 def test_any_trie_on_cuda(
     family_model: Any,
     toy_tokenizer: PreTrainedTokenizerFast,
     dtype: torch.dtype,
     asked: list[LoglikelihoodRequest],
     plan: PlanLimits,
+    launch: int,
 ) -> None:
     model = copy.deepcopy(family_model).to("cuda", dtype)
     engine = HFEngine(model, toy_tokenizer)
@@ -83,7 +92,10 @@ def test_any_trie_on_cuda(
     engine.limits = dataclasses.replace(plan)
     expected = score_all(HFEngine(family_model, toy_tokenizer, plain=True), asked)
     close = {"abs": 1e-3} if dtype == torch.float32 else {"rel": 0.1, "abs": 1.0}
-    for one, other in zip(score_all(engine, asked), expected, strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unit_attention, "_LAUNCH", {"cuda": launch + 1})
+        found = score_all(engine, asked)
+    for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, **close)
 
 
@@ -267,7 +279,8 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
         return additive(seen, dtype)
 
     monkeypatch.setattr(pack_forward.PackForward, "__call__", watched)
-    monkeypatch.setattr(tree_attention, "additive", counted)
+    for module in (tree_attention, unit_attention):
+        monkeypatch.setattr(module, "additive", counted)
     header = make_ids(2000)
     asked = []
     for _ in range(1000):
