@@ -19,9 +19,10 @@ def register() -> None:
     with contextlib.suppress(ImportError, AttributeError):  # vLLM itself says what it lacks for images
         seeing.install()
     try:
-        from cme_bench.vllm_plugin import guard  # importing it registers the quantisation config
+        from cme_bench.vllm_plugin import guard, slot_manager  # importing guard registers the config
 
         guard.install()
+        slot_manager.install()
     except (ImportError, AttributeError) as error:
         logging.getLogger("vllm.cme_bench").warning(
             "cme_bench: this vLLM does not offer what the TeamLoRA plugin needs (%s); it is off", error

@@ -13,7 +13,9 @@ from cme_bench.vllm_plugin import output_layer  # noqa: F401 - importing it regi
 from cme_bench.vllm_plugin.layout import checkpoint_modules
 from cme_bench.vllm_plugin.method import GatedLinearMethod
 from cme_bench.vllm_plugin.quantised import base_config, over
-from cme_bench.vllm_plugin.spec import BASE, DIGEST, EMBEDDED, QUANT_METHOD, GatedSpec
+from cme_bench.vllm_plugin.slot_index import SlotIndex
+from cme_bench.vllm_plugin.slot_method import index_of_engine, slotted
+from cme_bench.vllm_plugin.spec import BASE, DIGEST, EMBEDDED, QUANT_METHOD, SLOTS, GatedSpec
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -23,7 +25,8 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
     ``embedded``: the adapter lies in the checkpoint's own folder, and ``guard`` loads it once the model is
     there. Otherwise ``worker.ExtendedWorker`` loads adapters into the running engine. ``digest``: of the
     embedded adapter's file; None in folders that were exported before it was recorded. ``base``: vLLM's own
-    config of a base that is quantised.
+    config of a base that is quantised. ``slotted``: layers hold several adapters of the form ``spec``, of
+    which each request names its own.
     """
 
     guarded: ClassVar[bool] = False
@@ -35,9 +38,13 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
         embedded: bool,
         digest: str | None = None,
         base: QuantizationConfig | None = None,
+        *,
+        slotted: bool = False,
     ) -> None:
         self.base = base
         super().__init__()
+        self.slotted = slotted
+        self._index: SlotIndex | None = None
         self.spec = spec
         self.embedded = embedded
         self.digest = digest
@@ -87,7 +94,13 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
             raise ValueError("cme_bench cannot check in this vLLM that the folder's adapter is applied")
         block = config.get(BASE)
         base = None if block is None else base_config(block)
-        return cls(GatedSpec.from_block(config), bool(config.get(EMBEDDED, False)), config.get(DIGEST), base)
+        return cls(
+            GatedSpec.from_block(config),
+            bool(config.get(EMBEDDED, False)),
+            config.get(DIGEST),
+            base,
+            slotted=bool(config.get(SLOTS, False)),
+        )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Follow the names that a model class of vLLM gives to the checkpoint's modules."""
@@ -107,6 +120,9 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
         if not self._modules.keys() & set(names):
             return own or UnquantizedLinearMethod()
         members = [self._modules.get(name, f"{name} (no adapter)") for name in names]
+        if self.slotted:
+            self._index = self._index or index_of_engine()
+            return slotted(own or UnquantizedLinearMethod(), self.spec, members, self._index)
         if own is None or type(own) is UnquantizedLinearMethod:
             return GatedLinearMethod(self.spec, members, must_be_placed=self.embedded)
         return over(own, self.spec, members, must_be_placed=self.embedded)

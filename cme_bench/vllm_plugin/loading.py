@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cme_bench.vllm_plugin.file import load_adapter, read_spec
+from cme_bench.vllm_plugin.file import AdapterFileError, load_adapter, read_spec
 from cme_bench.vllm_plugin.method import GatedMethod
+from cme_bench.vllm_plugin.slot_form import why_no_room
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 
@@ -49,6 +50,18 @@ def _fit(layer: Any, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:
     if layer.quant_method.spec != spec:
         layer.quant_method.fit(layer, spec)
     layer.quant_method.place(layer, tensors)
+
+
+def load_slot(layers: Sequence[Any], path: Path, slot: int) -> int:
+    """Put an adapter file into a slot of layers that have slots; the number of modules."""
+    spec, room = read_spec(path), layers[0].quant_method.spec
+    if reason := why_no_room(spec, room):
+        raise AdapterFileError(f"{path} fits no slot of this engine: {reason}")
+    places = [
+        (layer.quant_method.layout, partial(layer.quant_method.place_slot, layer, slot, spec))
+        for layer in layers
+    ]
+    return load_adapter(path, spec, places, all_modules=False)
 
 
 def clear_layers(layers: Sequence[Any]) -> None:

@@ -157,7 +157,7 @@ class GatedMethod:
             logits = linear(x, layer.gated_router.to(x.dtype)).float()
         else:
             logits = linear(x.float(), layer.gated_router)
-        if _is_partial(layer):
+        if is_partial(layer):
             logits = tensor_model_parallel_all_reduce(logits.contiguous())
         logits = logits.reshape(len(x), -1, self.spec.experts)
         interaction = layer.gated_interaction if self.spec.interaction else None
@@ -234,7 +234,7 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         """Map (..., local_in) to (..., local_out)."""
         if self.store is None:
             return super().apply(layer, x, bias)
-        y = self.store.apply(self.tokens_of(x), partial=_is_partial(layer))
+        y = self.store.apply(self.tokens_of(x), partial=is_partial(layer))
         y = y if bias is None else y + bias
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result
@@ -258,7 +258,7 @@ def _refuse_unreachable(layer: Any, members: list[str], partitions: int) -> None
         )
 
 
-def _is_partial(layer: Any) -> bool:
+def is_partial(layer: Any) -> bool:
     """Return whether every rank has a slice of the layer's input only."""
     return isinstance(layer, RowParallelLinear) and layer.tp_size > 1
 

@@ -24,6 +24,8 @@ EMBEDDED = "embedded"
 """Key of that block: the adapter lies in the checkpoint's folder."""
 DIGEST = "adapter_sha256"
 """Key of that block: sha256 of the adapter's file. A folder with another adapter is another model."""
+SLOTS = "slots"
+"""Key of that block: the engine holds several adapters in the form of this spec; a request names its own."""
 SUBFOLDER = "adapter"
 """Where in the folder; vLLM reads every safetensors file of the folder itself as base weights."""
 

@@ -16,7 +16,7 @@ from cme_bench.util.errors import EngineDiedError
 class ClosedSocket(SimpleNamespace):
     """vLLM's side of an engine whose process has just ended."""
 
-    def add_request(self, *arguments: Any) -> None:
+    def add_request(self, *arguments: Any, **named: Any) -> None:
         raise OSError("Socket operation on non-socket")
 
     def abort_request(self, names: list[str]) -> None: ...

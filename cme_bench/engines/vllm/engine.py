@@ -56,6 +56,8 @@ class VLLMEngine(Engine):
         self.target_in_flight = 1 if on_cpu() else host.settings.window // 2
         self.stats = EngineStats()
         self._adapter, self._spec = adapter, spec
+        self._named: Any = None
+        """What names the adapter in a flight, where the engine holds several."""
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, continuously: the next batch joins what is computed as soon as there is room.
@@ -66,7 +68,7 @@ class VLLMEngine(Engine):
         if not batch:
             return
         generated = isinstance(batch[0][1], GenerateRequest)
-        self.host.use(self._adapter, self._spec)
+        self._named = self.host.use(self._adapter, self._spec)
         if not generated and not any(request.images for _, request in batch) and self._takes_packs():
             yield from batch_by_batch(Resumed(batch, inbox), self._by_packs)
             return
@@ -76,7 +78,7 @@ class VLLMEngine(Engine):
         self, batch: list[Numbered], inbox: Inbox, questions: Questions
     ) -> Iterator[tuple[int, Response]]:
         """Answer ``batch``, and what follows it in ``inbox``, by vLLM's own requests."""
-        with self.host.flight() as flight:
+        with self.host.flight(self._named) as flight:
             while batch or questions:
                 self.host.prompts.know(request for _, request in batch)
                 questions.add(sorted(batch, key=lambda numbered: numbered[1].prompt))
@@ -141,15 +143,13 @@ class VLLMEngine(Engine):
         """Raise AdapterError if the adapter called ``name`` changes no logit after ``prompt``, which has
         ``images``."""
         self.host.prompts.know([GenerateRequest(prompt, 1, images=images)])
-        self.host.use(None, self._spec)
-        without = self._likeliest(prompt)
-        self.host.use(self._adapter, self._spec)
-        if self._likeliest(prompt) == without:
+        without = self._likeliest(prompt, self.host.use(None, self._spec))
+        if self._likeliest(prompt, self.host.use(self._adapter, self._spec)) == without:
             raise AdapterError(unchanged(name))
 
-    def _likeliest(self, prompt: TokenIds) -> dict[int, float]:
-        """Return log-probabilities of the likeliest tokens after ``prompt``, as the host is set."""
-        with self.host.flight() as flight:
+    def _likeliest(self, prompt: TokenIds, named: Any) -> dict[int, float]:
+        """Return log-probabilities of the likeliest tokens after ``prompt``, by what ``use`` gave."""
+        with self.host.flight(named) as flight:
             flight.add(ProbeCall(0, prompt))
             [(_, output)] = flight.finish()
         return {token: likely.logprob for token, likely in output.outputs[0].logprobs[0].items()}

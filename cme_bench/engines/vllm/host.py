@@ -16,10 +16,11 @@ from typing import Any
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
-from cme_bench.engines.vllm.flight import Flight
+from cme_bench.engines.vllm.flight import Flight, Pump
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
+from cme_bench.vllm_plugin.slot_form import common_room
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 WATCH_SECONDS = 1.0
@@ -34,7 +35,7 @@ class Host:
 
     An adapter of the running engine's spec is swapped in place. An engine that is not compiled takes one of
     another shape, too, if its layers were given room for one; else another spec needs another engine. The
-    base model runs on any. ``note`` is told where logits are rounded; ``base``: the ``quantization_config``
+    base model runs on any. One with ``slots`` holds several at a time, and a flight names its own. ``note`` is told where logits are rounded; ``base``: the ``quantization_config``
     of a model that is quantised; ``reader``: what reads images, for a model that takes some.
     """
 
@@ -64,6 +65,10 @@ class Host:
         self._spec: GatedSpec | None = None
         self._expected: Sequence[GatedSpec] = ()
         self._adapter: Path | None = None
+        self._slots = 0
+        self._requests: dict[Path, Any] = {}
+        self._pump: Pump
+        self._lock = threading.RLock()
 
     def allow(self, max_length: int) -> None:
         """Expect rows of up to ``max_length`` tokens; an engine that runs with less is stopped."""
@@ -75,15 +80,43 @@ class Host:
         """Start engines with room for adapters of these specs, where one engine can serve all."""
         self._expected = specs
 
+    def hold(self, slots: int) -> None:
+        """Have the next engine hold so many adapters at a time, of the specs that are expected."""
+        self._slots = slots
+
     def adopt(self, llm: Any, max_length: int) -> None:
         """Use a ``vllm.LLM`` that somebody else started, as a base model."""
         self._llm, self.max_length = llm, max_length
+        self._pump = Pump(llm.llm_engine)
 
-    def use(self, adapter: Path | None, spec: GatedSpec | None) -> None:
+    def use(self, adapter: Path | None, spec: GatedSpec | None) -> Any:
         """Make the engine answer with this adapter file, or as the base model.
 
-        Raises UsageError if the file does not fit the model, CmeError if vLLM does not start.
+        Return what names the adapter in a flight; None where the whole engine answers so. Raises UsageError
+        if the file does not fit the model, CmeError if vLLM does not start.
         """
+        with self._lock:
+            if self._slots:
+                return self._slotted(adapter)
+            self._swap(adapter, spec)
+            return None
+
+    def _slotted(self, adapter: Path | None) -> Any:
+        """Return the LoRARequest of an adapter, once it is in a slot."""
+        if self._llm is None:
+            self._start(common_room(self._expected))
+        if adapter is None:
+            return None
+        if adapter not in self._requests:
+            from vllm.lora.request import LoRARequest
+
+            request = LoRARequest(adapter.stem, len(self._requests) + 1, str(adapter))
+            with self._pump.lock, _as_usage_error():
+                self._llm.llm_engine.add_lora(request)
+            self._requests[adapter] = request
+        return self._requests[adapter]
+
+    def _swap(self, adapter: Path | None, spec: GatedSpec | None) -> None:
         if self._llm is None or not self._takes(spec):
             self.close()
             self._start_with_room(spec)
@@ -115,14 +148,13 @@ class Host:
             self._start(spec)
 
     def _rpc(self, method: str, *args: str) -> None:
-        try:
+        with _as_usage_error():
             self._llm.collective_rpc(method, args=args)
-        except Exception as error:  # what a worker raises arrives as whatever its transport makes of it
-            reason = first_line(error)
-            raise UsageError(f"vLLM did not take the adapter: {reason}") from error
 
     def why_no_packs(self) -> str:
         """Return why the running engine cannot be asked packs; "" if it can be tried."""
+        if self._slots:
+            return "the engine holds several adapters"
         return next(filter(None, self._llm.collective_rpc("why_no_packs")), "")
 
     def score_pack(self, packed: bytes) -> list[tuple[int, float, bool]]:
@@ -142,7 +174,9 @@ class Host:
         for name, value in environment(self.settings, self.dtype).items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
-        arguments = engine_arguments(self.model, self.dtype, self.max_length, self.settings, spec, self.base)
+        arguments = engine_arguments(
+            self.model, self.dtype, self.max_length, self.settings, spec, self.base, self._slots
+        )
         if self._sees:
             arguments["limit_mm_per_prompt"] = {"image": MOST_IMAGES}
         started = time.monotonic()
@@ -158,6 +192,7 @@ class Host:
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
+        self._pump, self._requests = Pump(self._llm.llm_engine), {}
         self.packs = None
         self._tell(next(filter(None, reasons), ""))
         how = "compiled" if self.settings.compiles else "without compiling"
@@ -179,9 +214,9 @@ class Host:
             )
         self.logits = logits
 
-    def flight(self) -> Flight[Any]:
-        """Return an empty set of requests in flight in the running engine."""
-        return Flight(self, self._llm.llm_engine)
+    def flight(self, adapter: Any = None) -> Flight[Any]:
+        """Return an empty set of requests in flight in the running engine; ``adapter``: what ``use`` gave."""
+        return Flight(self, self._pump, adapter)
 
     def prompt(self, engine: Any, ids: TokenIds) -> Any:
         """Return what ``engine`` is asked for a prompt of ``ids``."""
@@ -196,6 +231,8 @@ class Host:
 
         ``numbers``: of the requests in flight, by the name that vLLM knows them by.
         """
+        if self._llm is None:  # another flight in the engine has met the error first
+            return EngineDiedError(f"vLLM's engine was stopped (log: {self.log})")
         dead = type(error).__name__ == "EngineDeadError" or self._noted_dead()
         reason = (self._last_error() or "its process ended") if dead else first_line(error)
         if not dead and _NAN not in reason:
@@ -244,6 +281,15 @@ class Host:
                 del engine
                 cleanup_dist_env_and_memory()
         self._spec = self._adapter = None
+
+
+@contextlib.contextmanager
+def _as_usage_error() -> Iterator[None]:
+    """Say that an adapter was not taken; what a worker raises arrives as whatever its transport makes of it."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"vLLM did not take the adapter: {first_line(error)}") from error
 
 
 def _broken(numbers: Mapping[str, int], reason: str) -> int | None:

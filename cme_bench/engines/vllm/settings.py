@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.util.errors import UsageError, first_line
-from cme_bench.vllm_plugin.spec import GatedSpec
+from cme_bench.vllm_plugin.spec import SLOTS, GatedSpec
 
 GIB = 1 << 30
 CPU_BLOCK, GPU_BLOCK = 32, 16
@@ -44,6 +44,7 @@ class VllmSettings:
     in_process: bool | None = None
     window: int = 1024
     packs: bool = False
+    slots: int = 1
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, int]) -> VllmSettings:
@@ -133,12 +134,14 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
     settings: VllmSettings,
     spec: GatedSpec | None,
     base: Mapping[str, Any] | None = None,
+    slots: int = 0,
 ) -> dict[str, Any]:
     """Return the arguments of ``vllm.LLM``.
 
     ``max_length``: most tokens of the job's rows, which bounds the cache that a sequence may take. With a
     ``spec``, every layer it names gets room for an adapter of that shape. ``base``: the
-    ``quantization_config`` of a base that is quantised.
+    ``quantization_config`` of a base that is quantised. ``slots``: how many adapters are held at a time, each
+    in the form of ``spec``; 0 for one, which is swapped.
     """
     arguments: dict[str, Any] = {
         "model": str(model),
@@ -163,7 +166,12 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
     if settings.max_seqs:
         arguments["max_num_seqs"] = settings.max_seqs
     if spec is not None:
-        arguments["hf_overrides"] = {"quantization_config": spec.to_block(base)}
+        block = spec.to_block(base)
+        if slots:
+            block |= {SLOTS: True}
+            arguments |= {"enable_lora": True, "max_loras": slots}
+            arguments["compilation_config"] = {"cudagraph_specialize_lora": False}
+        arguments["hf_overrides"] = {"quantization_config": block}
     return arguments
 
 

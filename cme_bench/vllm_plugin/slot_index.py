@@ -1,0 +1,62 @@
+"""Which slot each token of a step belongs to, in tensors that stay where they are: graphs read them there.
+
+The tokens of adapters are put in order of their slots and cut into tiles of one slot each, for kernels that
+multiply a tile by one adapter's matrices. Made once a step, on the CPU, and copied at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+TILES = (16, 32, 64, 128)
+"""Most tokens of a tile; every size has a table of its own."""
+TILE = 3
+"""Numbers of a tile: its slot, counted from 0 and -1 if there is none, and its first and last + 1 place."""
+SPARE = 1024
+"""Tokens beyond the most that a step has, to which a graph may pad it."""
+
+
+class SlotIndex:
+    """Hold ``slots`` (tokens,), 0 for the base model; ``order``, places of tokens by slot; ``tiles``."""
+
+    def __init__(self, max_tokens: int, slots: int, device: torch.device | None = None) -> None:
+        self.n_slots = slots
+        self.max_tokens = max_tokens + SPARE
+        sizes = [self.max_tokens, self.max_tokens, *(TILE * self.most_tiles(self.max_tokens, t) for t in TILES)]
+        self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        self.slots, self.order, *tables = self._all.split(sizes)
+        self.tiles: dict[int, torch.Tensor] = dict(zip(TILES, tables, strict=True))
+        self._edges = np.cumsum([0, *sizes])
+        self.set(np.zeros(0, np.int32))
+
+    def most_tiles(self, tokens: int, size: int) -> int:
+        """Return how many tiles of ``size`` hold so many tokens, whatever slots they belong to."""
+        return -(-tokens // size) + self.n_slots
+
+    def set(self, slots: npt.NDArray[np.int32]) -> None:
+        """Begin a step whose tokens belong to ``slots``; what a graph adds to them is the base model's."""
+        if len(slots) > self.max_tokens:
+            raise ValueError(f"a step of {len(slots)} tokens, where {self.max_tokens} were expected")
+        # A new one each time: the device may not have copied the last one yet.
+        staged = torch.zeros(len(self._all), dtype=torch.int32, pin_memory=self._all.is_cuda)
+        views = np.split(staged.numpy(), self._edges[1:-1])
+        views[0][: len(slots)] = slots
+        order = np.argsort(slots, kind="stable")[np.count_nonzero(slots == 0) :]
+        views[1][: len(order)] = order
+        counts = np.bincount(slots, minlength=self.n_slots + 1)[1:]
+        for size, table in zip(TILES, views[2:], strict=True):
+            _fill(table.reshape(-1, TILE), counts, size)
+        self._all.copy_(staged, non_blocking=True)
+
+
+def _fill(table: npt.NDArray[np.int32], counts: npt.NDArray[np.int64], size: int) -> None:
+    """Write the tiles of slots that have ``counts`` tokens each, one slot after the other."""
+    tiles = -(-counts // size)
+    total, stops = int(tiles.sum()), np.cumsum(counts)
+    slot = np.repeat(np.arange(len(counts)), tiles)
+    within = np.arange(total) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+    first = (stops - counts)[slot] + within * size
+    table[:total] = np.stack([slot, first, np.minimum(first + size, stops[slot])], axis=1)
+    table[total:] = -1

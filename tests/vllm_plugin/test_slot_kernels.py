@@ -1,0 +1,43 @@
+"""The kernels of slots against the loop over tokens and experts, on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cme_bench.vllm_plugin.slot_index import SlotIndex
+from tests.vllm_plugin.test_slots import ROOMS, Case, batch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a CUDA GPU")
+
+TOLERANCE = 1e-2
+"""Relative error by norm, in bfloat16."""
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 70, 600, 2100])
+@pytest.mark.parametrize("name", ROOMS)
+@pytest.mark.parametrize("programs", [1, 264])
+def test_every_token_has_the_update_of_its_own_adapter(
+    name: str, tokens: int, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``programs``: 264 splits the sums of few tokens, 1 never does."""
+    from cme_bench.vllm_plugin import slot_kernels
+
+    monkeypatch.setattr(slot_kernels, "PROGRAMS", programs)
+    monkeypatch.setattr(slot_kernels, "BLOCK_K", 32)
+    monkeypatch.setattr(slot_kernels, "SPLIT_FROM", 32)
+    case = Case(ROOMS[name], torch.bfloat16, "cuda")
+    y, x, slots = batch(tokens, len(case.specs))
+    index = SlotIndex(tokens, len(case.specs), torch.device("cuda"))
+    index.set(slots.numpy().astype("int32"))
+    assert slot_kernels.why_not(case.stack) is None
+    fused = slot_kernels.Slotted(case.stack, index, partial=False)
+    found = fused.updated(y.cuda().bfloat16(), x.cuda().bfloat16()).float().cpu()
+    wanted = case.exact(y[:200], x.bfloat16().float()[:200], slots[:200])
+    assert (found[:200] - wanted).norm() / wanted.norm() < TOLERANCE
+    base = slots == 0
+    assert torch.equal(found[base], y[base].bfloat16().float())
+    weight = torch.zeros(y.shape[1], x.shape[1], device="cuda", dtype=torch.bfloat16)
+    alone = fused.linear(x.cuda().bfloat16(), weight).float().cpu()
+    wanted = case.exact(torch.zeros_like(y[:200]), x.bfloat16().float()[:200], slots[:200])
+    assert (alone[:200] - wanted).norm() / wanted.norm() < TOLERANCE
