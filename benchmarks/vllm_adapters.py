@@ -10,7 +10,8 @@ base model's (medians of the rounds); above 1 is faster. ``--with hf`` adds our 
 same TeamLoRA.
 
 ``--profile`` writes the kernels of a decode step and of a prefill, by total time, into a folder.
-``--tensor-parallel N`` spreads every engine over N GPUs.
+``--tensor-parallel N`` spreads every engine over N GPUs. ``--slots N`` puts N adapters into every batch, each
+request by one in turn, for the plugin and for vLLM's own LoRA.
 Needs a CUDA GPU and the extra ``vllm``; vLLM's own LoRA needs Triton.
 """
 
@@ -44,7 +45,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--shape", choices=("llama-2-7b", "llama-3-8b", "llama-2-70b", "tiny"), default="llama-2-7b"
+        "--shape",
+        choices=("llama-2-7b", "llama-3-8b", "llama-2-70b", "smollm2-135m", "tiny"),
+        default="llama-2-7b",
     )
     parser.add_argument("--layers", type=int, help="decoder layers, instead of the shape's")
     parser.add_argument("--rounds", type=int, default=5)
@@ -56,6 +59,7 @@ def main() -> None:
         help="which of vLLM's (moelora too, all its experts in one product); base is needed",
     )
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of an engine")
+    parser.add_argument("--slots", type=int, default=0, help="adapters mixed in every batch; 0: one")
     parser.add_argument("--profile", type=Path, help="folder for kernel times")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, 8 requests, two rounds")
     parser.add_argument("--out", type=Path, help="file to write")
@@ -75,6 +79,7 @@ def main() -> None:
         note=lambda line: print(line, flush=True),
         profile=args.profile,
         tensor_parallel=args.tensor_parallel,
+        slots=args.slots,
     )
     if args.also:
         found |= {"hf": _hf(args, workloads)}
@@ -111,10 +116,16 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
         for engine in rates.keys() - {"base", "hf"}
         for name in tokens
     }
+    if "lora_native" in rates and "teamlora" in rates:
+        metrics |= {
+            f"teamlora_{name}_over_lora_native": rates["teamlora"][name] / rates["lora_native"][name]
+            for name in tokens
+        }
     if "hf" in rates:
         metrics["teamlora_vllm_over_hf"] = rates["teamlora"]["batch"] / rates["hf"]["batch"]
     rounded = {key: round(value, 4) for key, value in metrics.items()}
-    line = measurements.line("vllm_adapters", rounded, cuda=torch.cuda.is_available())
+    name = f"vllm_adapters_{args.slots}_slots" if args.slots else "vllm_adapters"
+    line = measurements.line(name, rounded, cuda=torch.cuda.is_available())
     if args.out or not args.quick:
         settings = {
             "shape": args.shape,
@@ -124,6 +135,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
             "rank": RANK,
             "experts": EXPERTS,
             "tensor_parallel": args.tensor_parallel,
+            "slots": args.slots,
             "paired": paired,
             "vllm": require_vllm(),
             "torch": torch.__version__,

@@ -4,7 +4,9 @@ LLaMA-2-7B's two feed-forward layers as vLLM holds them (gate and up projection 
 experts of rank 32. Variants: ``base`` (no adapter), ``separate`` (torch operations: product, softmax, gate,
 products), the three ways of ``cme_bench.vllm_plugin.kernels`` and ``auto``, which is what the plugin does.
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
-float64 on the same bfloat16 weights first. Needs a CUDA GPU.
+float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
+random, in runs of 256 tokens from 2048 tokens on, as in a prefill. ``--shape smollm2`` takes SmolLM2-135M's
+layers. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from torch import Tensor
 from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
 from cme_bench.vllm_plugin.spec import GatedSpec
 
-LAYERS = {"gate_up": (4096, (11008, 11008)), "down": (11008, (4096,))}
+SHAPES = {
+    "llama-2-7b": {"gate_up": (4096, (11008, 11008)), "down": (11008, (4096,))},
+    "smollm2": {"gate_up": (576, (1536, 1536)), "down": (1536, (576,))},
+}
+LAYERS = dict(SHAPES["llama-2-7b"])
 TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048, 8192)
 TOLERANCE = 1e-2
 """Relative error of a bfloat16 variant, by norm: rounding of z and y."""
@@ -88,6 +94,36 @@ def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
     return y
 
 
+def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) -> Callable[[Tensor], Tensor]:
+    """Many adapters in a batch; the first slot has the store's own, and so has the first token."""
+    import numpy as np
+
+    from cme_bench.vllm_plugin.slot_form import common_room, fitted
+    from cme_bench.vllm_plugin.slot_index import SlotIndex
+    from cme_bench.vllm_plugin.slot_kernels import Slotted
+    from cme_bench.vllm_plugin.slot_reference import Stack
+
+    d_out, d_in = store.weight.shape
+    room, device = common_room([spec]), torch.device("cuda")
+    kind = torch.bfloat16
+    stack = Stack.empty(slots, d_in, d_out, store.spans, room, kind, kind, device)
+    for name in ("down", "up", "router", "interaction", "settings"):
+        torch.nn.init.normal_(getattr(stack, name), std=0.02)
+    stack.settings.copy_(torch.tensor([spec.scale, 0.0, float(spec.experts)], device="cuda").expand(slots, 3))
+    own = {"down": store.down, "up": up, "router": store.router, "interaction": store.interaction}
+    for name, tensor in fitted({k: v.cpu() for k, v in own.items()}, spec, room).items():
+        place = getattr(stack, name)[0]
+        place.copy_(tensor.reshape(place.shape))
+    index = SlotIndex(tokens, slots, device)
+    source = np.random.default_rng(0)
+    runs = 256 if tokens >= 2048 else 1
+    of_token = np.repeat(source.integers(1, slots + 1, -(-tokens // runs)), runs)[:tokens].astype(np.int32)
+    of_token[:64] = 1  # those that are checked
+    index.set(of_token)
+    layer, weight = Slotted(stack, index, partial=False), store.weight.contiguous()
+    return lambda x: layer.linear(x, weight)
+
+
 def graph_of(run: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
@@ -101,7 +137,7 @@ def graph_of(run: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> torch.cu
     return graph
 
 
-def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
+def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, Any]:
     d_in, outs = LAYERS[name]
     spec = team_spec()
     torch.manual_seed(0)
@@ -119,6 +155,8 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
         "split": lambda x: store.apply(x, "split"),
         "auto": store.apply,
     }
+    if slots:
+        variants["slots"] = slotted(store, spec, up, slots, tokens)
     x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
     wanted = exact(store, spec, up, x[:64])
     errors = {}
@@ -211,12 +249,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--slots", type=int, default=0, help="adapters mixed in a batch; 0: leave that out")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--quick", action="store_true", help="three sizes, three rounds")
     parser.add_argument("--tune", action="store_true", help="only print the time of pieces and tiles")
     parser.add_argument("--out", type=Path, help="file to write")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "vllm_kernels: needs a CUDA GPU\n")
+    LAYERS.update(SHAPES[args.shape])
     if args.tune:
         for name in LAYERS:
             for tokens in TOKENS:
@@ -226,16 +267,16 @@ def main() -> None:
     results = []
     for name in LAYERS:
         for tokens in sizes:
-            found = measure(name, tokens, rounds)
+            found = measure(name, tokens, rounds, args.slots)
             results.append(found)
             us = found["microseconds"]
             shown = "  ".join(f"{kind} {us[kind]:8.1f} us ({us[kind] / us['base']:.3f})" for kind in us)
             worst = max(found["errors"].values())
             print(f"{name:8s} {tokens:5d} tokens   {shown}   error {worst:.1e}", flush=True)
-    report(results, args.out, save=not args.quick)
+    report(results, args.out, {"shape": args.shape, "slots": args.slots}, save=not args.quick)
 
 
-def report(results: list[dict[str, Any]], out: Path | None, *, save: bool) -> None:
+def report(results: list[dict[str, Any]], out: Path | None, settings: dict[str, Any], *, save: bool) -> None:
     metrics = {
         f"{found['layer']}_{found['tokens']}_{kind}_over_base": round(us / found["microseconds"]["base"], 4)
         for found in results
@@ -244,7 +285,12 @@ def report(results: list[dict[str, Any]], out: Path | None, *, save: bool) -> No
     }
     line = measurements.line("vllm_kernels", metrics, cuda=True)
     if out or save:
-        measurements.save(line, file=out, settings={"torch": torch.__version__}, results=results)
+        measurements.save(
+            line,
+            file=out,
+            settings={"torch": torch.__version__, "shape": args.shape, "slots": args.slots},
+            results=results,
+        )
     wrong = [r for r in results if max(r["errors"].values()) > TOLERANCE]
     for found in wrong:
         print(f"{found['layer']} {found['tokens']}: errors {found['errors']}", file=sys.stderr)

@@ -28,9 +28,7 @@ def common_room(specs: Sequence[GatedSpec]) -> GatedSpec:
     ranks = [spec.rank if spec.routed else -(-spec.rank // experts) for spec in specs]
     rank = max(MIN_RANK, 1 << (max(ranks) - 1).bit_length())
     modules = {module for spec in specs for module in spec.modules}
-    return GatedSpec(
-        "slots", rank, experts, 1.0, shared, experts > 1, None, tuple(sorted(modules))
-    )
+    return GatedSpec("slots", rank, experts, 1.0, shared, experts > 1, None, tuple(sorted(modules)))
 
 
 def why_no_room(spec: GatedSpec, room: GatedSpec) -> str:
@@ -83,5 +81,3 @@ def fitted(tensors: Mapping[str, Tensor], spec: GatedSpec, room: GatedSpec) -> d
     if room.routed:
         found |= {"router": router.reshape(-1, d_in), "interaction": interaction}
     return found
-
-

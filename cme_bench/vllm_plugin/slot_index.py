@@ -24,7 +24,11 @@ class SlotIndex:
     def __init__(self, max_tokens: int, slots: int, device: torch.device | None = None) -> None:
         self.n_slots = slots
         self.max_tokens = max_tokens + SPARE
-        sizes = [self.max_tokens, self.max_tokens, *(TILE * self.most_tiles(self.max_tokens, t) for t in TILES)]
+        sizes = [
+            self.max_tokens,
+            self.max_tokens,
+            *(TILE * self.most_tiles(self.max_tokens, t) for t in TILES),
+        ]
         self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self.slots, self.order, *tables = self._all.split(sizes)
         self.tiles: dict[int, torch.Tensor] = dict(zip(TILES, tables, strict=True))

@@ -193,15 +193,13 @@ def _slotted_update(y: Tensor, x: Tensor, *arguments: Any) -> Tensor:
 
 
 _ARGUMENTS = (
-    "Tensor order, Tensor[] tiles, Tensor down, Tensor up, Tensor router, Tensor interaction, Tensor settings, "
-    "Tensor part_of_grain, int parts, int rank, int experts, bool shared, bool partial"
+    "Tensor order, Tensor[] tiles, Tensor down, Tensor up, Tensor router, Tensor interaction, "
+    "Tensor settings, Tensor part_of_grain, int parts, int rank, int experts, bool shared, bool partial"
 )
 _LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(f"slotted_linear(Tensor x, Tensor weight, {_ARGUMENTS}) -> Tensor")
 _LIBRARY.define(f"slotted_update(Tensor y, Tensor x, {_ARGUMENTS}) -> Tensor")
 _LIBRARY.impl("slotted_linear", _slotted_linear, "CUDA")
 _LIBRARY.impl("slotted_update", _slotted_update, "CUDA")
-_LIBRARY._register_fake(
-    "slotted_linear", lambda x, weight, *rest: x.new_empty(x.shape[0], weight.shape[0])
-)
+_LIBRARY._register_fake("slotted_linear", lambda x, weight, *rest: x.new_empty(x.shape[0], weight.shape[0]))
 _LIBRARY._register_fake("slotted_update", lambda y, *rest: torch.empty_like(y))

@@ -1,9 +1,9 @@
 """vLLM's management of LoRAs, with gated adapters in their place: requests name one, slots hold some.
 
-A request names its adapter by a ``LoRARequest``. vLLM's server gives it one by the model's name, its scheduler
-lets no more adapters into a step than there are slots, its prefix cache keeps their blocks apart, and its
-runner says before every step which token belongs to which. ``install`` puts this where vLLM's own manager
-would be made, for models with slots only.
+A request names its adapter by a ``LoRARequest``. vLLM's server gives it one by the model's name, its
+scheduler lets no more adapters into a step than there are slots, its prefix cache keeps their blocks apart,
+and its runner says before every step which token belongs to which. ``install`` puts this where vLLM's own
+manager would be made, for models with slots only.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch import nn
 
 from cme_bench.vllm_plugin.file import ADAPTER_FILE, AdapterFileError, file_digest
 from cme_bench.vllm_plugin.loading import gated_layers, load_slot
-from cme_bench.vllm_plugin.slot_index import SlotIndex
 
 _METHOD = "load_lora_model"
 _MARK = "_cme_bench_slots"
@@ -162,7 +161,7 @@ class _File:
 
 
 def install() -> None:
-    """Have models with slots managed by ``SlotManager``. ImportError or AttributeError where vLLM lacks it."""
+    """Have ``SlotManager`` manage models with slots. ImportError or AttributeError where vLLM lacks that."""
     from vllm.v1.worker.lora_model_runner_mixin import LoRAModelRunnerMixin
 
     own = getattr(LoRAModelRunnerMixin, _METHOD)

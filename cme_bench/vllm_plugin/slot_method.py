@@ -114,9 +114,7 @@ def _summed(layer: Any) -> Callable[[Tensor], Tensor]:
     return lambda logits: tensor_model_parallel_all_reduce(logits.contiguous())
 
 
-def slotted(
-    inner: LinearMethodBase, spec: GatedSpec, members: list[str], index: SlotIndex
-) -> SlottedMethod:
+def slotted(inner: LinearMethodBase, spec: GatedSpec, members: list[str], index: SlotIndex) -> SlottedMethod:
     """Return the method of a layer with slots that ``inner`` would compute alone."""
     second = type(inner).__name__ in WEIGHT_LOADER_V2_SUPPORTED
     kind = SlottedMethodV2 if second else SlottedMethod

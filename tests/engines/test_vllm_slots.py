@@ -13,7 +13,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest
-from cme_bench.util.errors import UsageError
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_bench import Bench, ids
 from tests.support.vllm_fields import save_adapter

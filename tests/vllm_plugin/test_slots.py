@@ -34,7 +34,9 @@ ROOMS = {
 class Case:
     """A layer of three parts, the middle one without an adapter, and adapters of several specs in slots."""
 
-    def __init__(self, specs: list[GatedSpec], dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    def __init__(
+        self, specs: list[GatedSpec], dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
         edges = [0, *np.cumsum(OUTS).tolist()]
         spans = list(pairwise(edges))
         self.spans = [(0, *spans[0]), (1, *spans[2])]

@@ -35,8 +35,9 @@ class Host:
 
     An adapter of the running engine's spec is swapped in place. An engine that is not compiled takes one of
     another shape, too, if its layers were given room for one; else another spec needs another engine. The
-    base model runs on any. One with ``slots`` holds several at a time, and a flight names its own. ``note`` is told where logits are rounded; ``base``: the ``quantization_config``
-    of a model that is quantised; ``reader``: what reads images, for a model that takes some.
+    base model runs on any. One that was told to ``hold`` several has them in slots, and a flight names its own.
+    ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a model that is
+    quantised; ``reader``: what reads images, for a model that takes some.
     """
 
     def __init__(  # noqa: PLR0917 - callers name what they leave out
@@ -285,7 +286,7 @@ class Host:
 
 @contextlib.contextmanager
 def _as_usage_error() -> Iterator[None]:
-    """Say that an adapter was not taken; what a worker raises arrives as whatever its transport makes of it."""
+    """Say that an adapter was not taken; a worker's error arrives as whatever its transport makes of it."""
     try:
         yield
     except Exception as error:

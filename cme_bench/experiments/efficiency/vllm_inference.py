@@ -32,6 +32,7 @@ from cme_bench.experiments.efficiency.workloads import Ask, Times, Workloads, in
 from cme_bench.models.load import count_parameters
 from cme_bench.util.errors import CmeError
 from cme_bench.vllm_plugin.file import write_adapter
+from cme_bench.vllm_plugin.slot_form import common_room
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 NATIVE = "lora_native"
@@ -56,7 +57,8 @@ def plugin_spec(name: str, modules: Sequence[str]) -> GatedSpec | None:
 @dataclass(frozen=True, slots=True)
 class Setup:
     """The settings of one engine process. ``spec``: of the plugin. ``native``: with vLLM's own LoRA. ``log``:
-    a file outside the scratch folder, read when something has failed."""
+    a file outside the scratch folder, read when something has failed. ``slots``: adapters that an engine
+    holds at a time, which answer in turn; 0 for one."""
 
     name: str
     model: Path
@@ -71,6 +73,15 @@ class Setup:
     native: bool
     log: Path
     profile: Path | None = None
+    slots: int = 0
+
+    @property
+    def adapters(self) -> list[Path]:
+        """The files, or folders, of the adapters that answer in turn."""
+        if self.name == "base":
+            return []
+        ending = "" if self.native else ".safetensors"
+        return [self.files / f"{self.name}-{i}{ending}" for i in range(max(1, self.slots))]
 
 
 def vllm_times(
@@ -83,12 +94,13 @@ def vllm_times(
     note: Callable[[str], None],
     profile: Path | None = None,
     tensor_parallel: int = 1,
+    slots: int = 0,
 ) -> tuple[dict[str, Times], bool]:
     """Return seconds by method and workload, and whether the rounds were paired.
 
     ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
-    kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. CmeError if an
-    engine does not start.
+    kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. ``slots``: adapters
+    that are mixed in every batch, a request each in turn; 0 for one. CmeError if an engine does not start.
     """
     with tempfile.TemporaryDirectory(prefix="cme-bench-efficiency-") as scratch:
         files = Path(scratch)
@@ -100,12 +112,8 @@ def vllm_times(
         for name in methods:
             spec = None if name in ("base", NATIVE) else plugin_spec(name, list(sizes))
             assert spec is not None or name in ("base", NATIVE), name
-            if spec is not None:
-                _write_plugin_adapter(files / f"{name}.safetensors", spec, sizes)
-            if name == NATIVE:
-                _write_lora(files / NATIVE, sizes, targets(config))
             setups.append(
-                Setup(
+                setup := Setup(
                     name=name,
                     model=files / "model",
                     files=files,
@@ -119,8 +127,14 @@ def vllm_times(
                     native=name == NATIVE,
                     log=Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getpid()}-{name}.log",
                     profile=profile,
+                    slots=slots,
                 )
             )
+            for seed, place in enumerate(setup.adapters):
+                if spec is not None:
+                    _write_plugin_adapter(place, spec, sizes, seed)
+                else:
+                    _write_lora(place, sizes, targets(config), seed)
         groups = [setups] if together else [[setup] for setup in setups]
         times: dict[str, Times] = {}
         for group in groups:
@@ -197,19 +211,19 @@ def _serve(connection: Connection, setup: Setup) -> None:
     """Start vLLM, and answer ``(n, new, seed)`` with seconds until None comes; a string says what failed."""
     try:
         with output_to(setup.log):
-            llm, request = _start(setup)
+            llm, requests = _start(setup)
     except Exception as error:  # vLLM and what it builds on raise any type here
         connection.send(f"did not start: {type(error).__name__}: {error} (log: {setup.log})")
         return
     connection.send(0.0)
     while (asked := connection.recv()) is not None:
-        connection.send(_generate(llm, request, setup, asked))
+        connection.send(_generate(llm, requests, setup, asked))
     if setup.profile:
-        _profile(llm, request, setup, setup.profile)
+        _profile(llm, requests, setup, setup.profile)
 
 
-def _start(setup: Setup) -> tuple[Any, Any]:
-    """Return ``(LLM, LoRA request or None)``."""
+def _start(setup: Setup) -> tuple[Any, list[Any]]:
+    """Return ``(LLM, the LoRARequests that answer in turn, none for an engine that answers alike)``."""
     settings = VllmSettings(
         memory_percent=setup.memory_percent,
         max_seqs=setup.workloads.requests,
@@ -221,40 +235,47 @@ def _start(setup: Setup) -> tuple[Any, Any]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the profiler's functions travel by pickle
     most = 2 * (setup.workloads.prompt + setup.workloads.new)
-    arguments = engine_arguments(setup.model, setup.dtype, most, settings, setup.spec)
+    several = setup.slots if setup.spec is not None else 0
+    room = setup.spec if setup.spec is None or not several else common_room([setup.spec])
+    arguments = engine_arguments(setup.model, setup.dtype, most, settings, room, slots=several)
     arguments |= {"load_format": "dummy", "skip_tokenizer_init": True, "enable_prefix_caching": False}
     if setup.native:
-        arguments |= {"enable_lora": True, "max_lora_rank": NATIVE_RANK, "max_loras": 1}
+        arguments |= {"enable_lora": True, "max_lora_rank": NATIVE_RANK, "max_loras": max(1, setup.slots)}
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
     llm = LLM(**arguments)
     llm.collective_rpc("exact_logits")  # the base model pays for it as adapters do
-    if setup.spec is not None:
-        llm.collective_rpc("load_gated_adapter", args=(str(setup.files / f"{setup.name}.safetensors"),))
-    return llm, LoRARequest("lora", 1, str(setup.files / NATIVE)) if setup.native else None
+    if setup.spec is not None and not several:
+        llm.collective_rpc("load_gated_adapter", args=(str(setup.adapters[0]),))
+        return llm, []
+    requests = [LoRARequest(place.stem, i + 1, str(place)) for i, place in enumerate(setup.adapters)]
+    for request in requests:
+        llm.llm_engine.add_lora(request)
+    return llm, requests
 
 
-def _generate(llm: Any, request: Any, setup: Setup, asked: tuple[int, int, int]) -> float:
+def _generate(llm: Any, requests: Sequence[Any], setup: Setup, asked: tuple[int, int, int]) -> float:
     n, new, seed = asked
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True, detokenize=False)
     prompts = [{"prompt_token_ids": ids} for ids in setup.workloads.prompts(n, seed, setup.vocabulary)]
+    named = [requests[i % len(requests)] for i in range(n)] if requests else None
     started = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=request)
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=named)
     seconds = time.perf_counter() - started
     assert all(len(output.outputs[0].token_ids) == new for output in outputs)
     return seconds
 
 
-def _profile(llm: Any, request: Any, setup: Setup, folder: Path) -> None:
+def _profile(llm: Any, requests: Sequence[Any], setup: Setup, folder: Path) -> None:
     """Write kernels by total time: one request's decoding, and a prefill."""
     import json
 
     for name, (n, new) in {"single": (1, 32), "prefill": (setup.workloads.requests, 1)}.items():
         llm.collective_rpc(_profiled_start)
-        _generate(llm, request, setup, (n, new, 7))
+        _generate(llm, requests, setup, (n, new, 7))
         rows, *_ = llm.collective_rpc(_profiled_stop)  # of the first rank
         (folder / f"profile-{setup.name}-{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -290,8 +311,10 @@ def _write_model(folder: Path, config: PretrainedConfig, workloads: Workloads) -
     written.save_pretrained(folder)
 
 
-def _write_plugin_adapter(file: Path, spec: GatedSpec, sizes: Mapping[str, tuple[int, int]]) -> None:
-    torch.manual_seed(0)
+def _write_plugin_adapter(
+    file: Path, spec: GatedSpec, sizes: Mapping[str, tuple[int, int]], seed: int
+) -> None:
+    torch.manual_seed(seed)
     tensors = {
         f"{module}.{part}": torch.randn(size) * _STD
         for module, (d_in, d_out) in sizes.items()
@@ -300,12 +323,12 @@ def _write_plugin_adapter(file: Path, spec: GatedSpec, sizes: Mapping[str, tuple
     write_adapter(file, spec, tensors)
 
 
-def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Sequence[str]) -> None:
+def _write_lora(folder: Path, sizes: Mapping[str, tuple[int, int]], names: Sequence[str], seed: int) -> None:
     """Write a LoRA of ``NATIVE_RANK``, as PEFT saves it."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     folder.mkdir()
     tensors = {}
     for module, (d_in, d_out) in sizes.items():
