@@ -288,7 +288,7 @@ def report(results: list[dict[str, Any]], out: Path | None, settings: dict[str, 
         measurements.save(
             line,
             file=out,
-            settings={"torch": torch.__version__, "shape": args.shape, "slots": args.slots},
+            settings={"torch": torch.__version__, **settings},
             results=results,
         )
     wrong = [r for r in results if max(r["errors"].values()) > TOLERANCE]

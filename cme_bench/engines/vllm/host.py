@@ -35,8 +35,8 @@ class Host:
 
     An adapter of the running engine's spec is swapped in place. An engine that is not compiled takes one of
     another shape, too, if its layers were given room for one; else another spec needs another engine. The
-    base model runs on any. One that was told to ``hold`` several has them in slots, and a flight names its own.
-    ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a model that is
+    base model runs on any. One that was told to ``hold`` several has them in slots, and a flight names its
+    own. ``note`` is told where logits are rounded; ``base``: the ``quantization_config`` of a model that is
     quantised; ``reader``: what reads images, for a model that takes some.
     """
 
