@@ -30,7 +30,7 @@ class SlotIndex:
             *(TILE * self.most_tiles(self.max_tokens, t) for t in TILES),
         ]
         self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        self.slots, self.order, *tables = self._all.split(sizes)
+        self.slots, self.order, *tables = torch.split(self._all, sizes)
         self.tiles: dict[int, torch.Tensor] = dict(zip(TILES, tables, strict=True))
         self._edges = np.cumsum([0, *sizes])
         self.set(np.zeros(0, np.int32))

@@ -22,7 +22,7 @@ import triton
 from torch import Tensor
 
 from cme_bench.vllm_plugin.kernels import grain_of, summed_over_ranks
-from cme_bench.vllm_plugin.slot_index import SlotIndex
+from cme_bench.vllm_plugin.slot_index import TILES, SlotIndex
 from cme_bench.vllm_plugin.slot_reference import Stack
 from cme_bench.vllm_plugin.triton_slots import expand_add_slots_kernel, gate_kernel, shrink_kernel
 
@@ -169,17 +169,18 @@ class Slotted:
     @property
     def _arguments(self) -> tuple[Any, ...]:
         s, i = self._stack, self._index
-        tables = [i.tiles[16], i.tiles[32], i.tiles[64], i.tiles[128]]
+        tables = [i.tiles[size] for size in TILES]
         held = (s.down, s.up, s.router, s.interaction, s.settings, self._of_grain)
         return i.order, tables, *held, *self._shape
 
 
 def _update_in_place(y: Tensor, x: Tensor, order: Tensor, tables: list[Tensor], *rest: Any) -> Tensor:
-    *held, parts, rank, experts, shared, partial = rest
+    down, up, router, interaction, settings, of_grain, *shape = rest
     size = tile_of(len(x))
-    shape = Shape(parts, rank, experts, shared, partial)
+    tiles = tables[TILES.index(size)]
     if len(x):
-        add_update(y, x, order, tables[(16, 32, 64, 128).index(size)], *held, shape, size)
+        held = (down, up, router, interaction, settings, of_grain)
+        add_update(y, x, order, tiles, *held, Shape(*shape), size)
     return y
 
 

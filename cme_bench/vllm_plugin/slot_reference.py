@@ -96,7 +96,7 @@ def by_rows(y: Tensor, x: Tensor, slots: Tensor, stack: Stack, summed: Summed = 
     ``slots``: (tokens,), 0 for the base model. ``summed``: adds up a row-parallel layer's logits over ranks.
     """
     y = y.clone()
-    for slot in slots.unique().tolist():
+    for slot in sorted(set(slots.tolist())):
         if slot:
             rows = (slots == slot).nonzero().squeeze(-1)
             y[rows] = stack.updated(y[rows], x[rows], slot, summed)
