@@ -111,6 +111,9 @@ class AutoSource(SavedSource):
         if any(request.images for request in requests):
             self._images = True
 
+    def groups(self, adapters: Sequence[Adapter | None]) -> list[list[int]]:
+        return self._source.groups(adapters)
+
     def begin(self) -> None:
         self._source.begin()
 

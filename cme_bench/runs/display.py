@@ -32,15 +32,20 @@ def show_progress(*, shown: bool = True) -> Iterator[Listener]:
 class LiveBar(Listener):
     """One bar for the current task; finished tasks leave a line above it."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, name: str = "") -> None:
         self.progress = progress
+        self.name = name
         self.bar: TaskID | None = None
         self.task = ""
+
+    def beside(self, name: str) -> Listener:
+        return LiveBar(self.progress, f"{name}: ")
 
     def note(self, message: str) -> None:
         self.progress.console.print(visible(message), highlight=False, markup=False, soft_wrap=True)
 
     def start(self, task: str, *, total: int, done: int) -> None:
+        task = f"{self.name}{task}"
         if done:
             self.note(f"{task}: resumed {done}/{total}")
         self.task = task
@@ -55,19 +60,24 @@ class LiveBar(Listener):
         if self.bar is not None:
             self.progress.remove_task(self.bar)
         if outcome:
-            self.note(f"{task}: {outcome}")
+            self.note(f"{self.name}{task}: {outcome}")
 
 
 class PlainLines(Listener):
     """Lines for logs: one when a task starts or ends, and one every few seconds between."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "") -> None:
+        self.name = name
         self.task, self.total, self.done, self.shown = "", 0, 0, 0.0
+
+    def beside(self, name: str) -> Listener:
+        return PlainLines(f"{name}: ")
 
     def note(self, message: str) -> None:
         say(message, file=sys.stderr)
 
     def start(self, task: str, *, total: int, done: int) -> None:
+        task = f"{self.name}{task}"
         self.task, self.total, self.done, self.shown = task, total, done, time.monotonic()
         self.note(f"{task}: resumed {done}/{total}" if done else f"{task}: {total} items")
 
@@ -79,4 +89,4 @@ class PlainLines(Listener):
 
     def finish(self, task: str, outcome: str = "") -> None:
         if outcome:
-            self.note(f"{task}: {outcome}")
+            self.note(f"{self.name}{task}: {outcome}")

@@ -109,6 +109,10 @@ class EngineSource(ABC):
         ``waiting`` counts what is asked; ``begun`` tells of an engine whether a run goes on that it began.
         """
 
+    def groups(self, adapters: Sequence[Adapter | None]) -> list[list[int]]:
+        """Return which of ``adapters`` answer at the same time, by place; each alone but for some engines."""
+        return [[place] for place in range(len(adapters))]
+
     def begin(self) -> None:  # noqa: B027 - most engines have nothing to begin with
         """Begin in another thread what every engine needs, while the questions are planned."""
 

@@ -49,6 +49,7 @@ SETTINGS = {
     "in_process": "vllm: 1: the engine is in this process (default on a CPU, or if compile is 0); 0: not",
     "window": "vllm: most requests in the engine at a time; default 1024",
     "packs": "vllm: 1 scores choices by packs of many questions, as hf does, without the cache; default 0",
+    "slots": "vllm: adapters that answer at the same time in one engine; default 1: one after the other",
     "retries": "server: how often a request is asked again; default 8, over about a minute",
     "timeout": "server: seconds until an answer is given up; default 600",
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
@@ -288,6 +289,7 @@ def check_model(options: ModelOptions) -> None:
                 raise UsageError(f"--{name} is for --engine ray, not for {options.computes}")
     _check_server(options)
     _check_device_map(options)
+    _check_slots(options)
     check_minimums(options, ModelOptions)
 
 
@@ -320,6 +322,16 @@ def _check_device_map(options: ModelOptions) -> None:
         raise UsageError(
             "--device-map is for --engine hf on one machine: a ray worker has one GPU; --worker vllm --set "
             "tensor_parallel=N gives each N"
+        )
+
+
+def _check_slots(options: ModelOptions) -> None:
+    slots = options.settings.get("slots", 1)
+    if slots < 1:
+        raise UsageError(f"--set slots={slots}: at least 1, which is one adapter after the other")
+    if slots > 1 and options.engine == "ray":
+        raise UsageError(
+            "--set slots: a ray worker has one adapter at a time; use --engine vllm, or leave it out"
         )
 
 

@@ -15,5 +15,9 @@ class Listener:
     def advance(self, items: int, detail: str = "") -> None:
         """Hear that ``items`` more of the current task are done; ``detail`` is worth showing beside them."""
 
+    def beside(self, name: str) -> Listener:
+        """Return a listener to the work called ``name``, which is done at the same time as others."""
+        return self
+
     def finish(self, task: str, outcome: str = "") -> None:
         """Hear that the current task is over, with its outcome if it has one."""

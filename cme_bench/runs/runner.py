@@ -34,6 +34,7 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
 from cme_bench.runs.store import RunWriter
+from cme_bench.runs.together import Company, run_together
 from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
@@ -183,14 +184,10 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
         engines.begin()  # a run that goes on may have nothing left to ask
     unanswered: list[str] = []
     with _interruptible(stopping):
-        for responder, folder in zip(responders, folders, strict=True):
-            if len(folders) > 1:
-                listener.note(f"{responder.name} -> {folder}")
-            try:
-                manifest = _run_one(shared, responder, folder)
-            finally:
-                responder.close()
-            unanswered += [f"{folder}: {line}" for line in manifest.unanswered_lines()]
+        for group in engines.groups([responder.adapter for responder in responders]):
+            works = [_work(shared, responders[i], folders[i], alone=len(group) == 1) for i in group]
+            for i, manifest in zip(group, run_together(works, stopping), strict=True):
+                unanswered += [f"{folders[i]}: {line}" for line in manifest.unanswered_lines()]
     if unanswered:
         raise CmeError(f"no worker survived {'; '.join(unanswered)}; all other items are scored")
     return folders
@@ -212,8 +209,27 @@ def _decide(questions: Questions, planner: Planner, responders: Sequence[Respond
     responders[0].engines.decide([responder.adapter for responder in responders], waiting, begun)
 
 
-def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
-    encoder, listener, stopping = responder.encoder, shared.listener, shared.stopping
+def _work(
+    shared: _Shared, responder: Responder, folder: Path, *, alone: bool
+) -> Callable[[Company], Manifest]:
+    """Return what runs one adapter, in the company of others or alone."""
+
+    def work(company: Company) -> Manifest:
+        if shared.rows > 1:
+            shared.listener.note(f"{responder.name} -> {folder}")
+        listener = shared.listener if alone else shared.listener.beside(responder.name)
+        try:
+            return _run_one(shared, responder, folder, listener, company)
+        finally:
+            responder.close()
+
+    return work
+
+
+def _run_one(
+    shared: _Shared, responder: Responder, folder: Path, listener: Listener, company: Company
+) -> Manifest:
+    encoder, stopping = responder.encoder, shared.stopping
     with RunWriter(folder) as writer:
         manifest = Manifest.open(folder, shared.options, responder)
         plans = planned(shared.options, shared.tasks, shared.planner, responder)
@@ -223,6 +239,7 @@ def _run_one(shared: _Shared, responder: Responder, folder: Path) -> Manifest:
         requests = (item.request for plan in plans for item in plan.items)
         responder.generated = Waiting.of(requests, shared.rows).generated
         longest = max((item.request.n_tokens for plan in plans for item in plan.items), default=1)
+        longest = company.agree(longest)
         session = Session(responder, Recorder(writer), manifest, listener, stopping, longest)
         results: list[TaskResult] = []
         report = RunReport(folder, shared.options, manifest.run, listener.note)

@@ -36,6 +36,8 @@ class VLLMSource(SavedSource):
         self._host: Host | None = None
         self._early: Early[str] | None = None
         self._adapters: Sequence[AdapterCheckpoint | None] = ()
+        self._slots = 0
+        """How many adapters the engine holds at a time; 0: one, which is swapped."""
         self._gated: dict[str, tuple[GatedSpec, Path]] = {}
 
     def decide(
@@ -46,6 +48,21 @@ class VLLMSource(SavedSource):
     ) -> None:
         """Remember the adapters: one engine is started for all of them, where that can be."""
         self._adapters = [saved(adapter) for adapter in adapters]
+
+    def groups(self, adapters: Sequence[Adapter | None]) -> list[list[int]]:
+        """Return groups of as many adapters as there are slots, then those that are merged, each alone."""
+        from cme_bench.engines.vllm.fields import needs_merging
+
+        most = self.options.settings.get("slots", 1)
+        found = [saved(adapter) for adapter in adapters]
+        alone = [i for i, each in enumerate(found) if each is not None and needs_merging(each.path)]
+        rest = [i for i in range(len(found)) if i not in alone]
+        self._slots = min(most, sum(found[i] is not None for i in rest))
+        if self._slots < 2:
+            self._slots = 0
+            return super().groups(adapters)
+        full = [rest[start : start + most] for start in range(0, len(rest), most)]
+        return [*full, *([place] for place in alone)]
 
     def begin(self) -> None:
         """Begin to import vLLM, which takes longer than to plan a few thousand questions."""
@@ -79,8 +96,10 @@ class VLLMSource(SavedSource):
             reader = reader_of(self.model)
             self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised, reader)
             self._held.callback(self._host.close)
-        if folder == self._base and len(self._adapters) > 1 and not self._host.settings.compiles:
+        slots = self._slots if folder == self._base else 0
+        if folder == self._base and len(self._adapters) > 1 and (slots or not self._host.settings.compiles):
             self._host.expect(self._expected())
+        self._host.hold(slots)
         self._host.allow(row_length(job.longest, job.max_length, self._host.settings))
         return self._host
 

@@ -19,6 +19,7 @@ from cme_bench.runs.progress import Listener
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
+from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_fields import save_adapter
@@ -76,6 +77,41 @@ def options(base: Path) -> RunOptions:
         offline=True,
         settings={"kv_gib": 1},
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_at_the_same_time_make_the_runs_that_one_after_the_other_makes(
+    base: Path, options: RunOptions, tmp_path: Path
+) -> None:
+    """Two slots for three adapters of two shapes; then a merged one, alone."""
+    adapters = (adapter(base, "one", 1), lora(base), adapter(base, "two", 2), dora(base))
+    both, heard = replace(options, adapters=adapters, engine="vllm"), Notes()
+    turned = run(replace(both, out=tmp_path / "turned"))
+    slots = {**options.settings, "slots": 2}
+    ours = run(replace(both, out=tmp_path / "slots", settings=slots), heard)
+    assert heard.starts == 2, "one for all with slots, one for the merged one"
+    for mine, other in zip(ours, turned, strict=True):
+        assert mine.name == other.name
+        found, wanted = read_json(mine / "run.json"), read_json(other / "run.json")
+        assert found["identity"] == wanted["identity"]
+        assert [task["hash"] for task in found["tasks"].values()] == [
+            task["hash"] for task in wanted["tasks"].values()
+        ]
+        for task in TASKS:
+            one, two = by_id(mine, task), by_id(other, task)
+            assert one.keys() == two.keys()
+            for item, record in one.items():
+                assert record.key == two[item].key
+                assert record.scores == two[item].scores
+                assert record.response.text == two[item].response.text
+                assert record.response.logprobs == pytest.approx(two[item].response.logprobs, abs=1e-4)
+
+
+def test_slots_are_refused_where_there_are_none(options: RunOptions) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        run(replace(options, engine="vllm", settings={"slots": 0}))
+    with pytest.raises(UsageError, match="a ray worker has one adapter at a time"):
+        run(replace(options, engine="ray", worker="vllm", settings={"slots": 2}))
 
 
 def by_id(folder: Path, task: str) -> dict[int, Record]:

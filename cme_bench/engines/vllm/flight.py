@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cme_bench.engines.base import TokenIds
 from cme_bench.util.errors import CmeError
+from cme_bench.util.turns import let_go
 
 
 class EngineOwner(Protocol):
@@ -37,7 +38,10 @@ SEPARATOR = "-"
 
 
 class Pump:
-    """Step an engine for all flights in it: what one thread's step finishes of another's waits for it."""
+    """Step an engine for all flights in it: what one thread's step finishes of another's waits for it.
+
+    A thread lets go of its turn while it steps, or waits for another thread's step.
+    """
 
     def __init__(self, engine: Any) -> None:
         self.engine = engine
@@ -60,7 +64,7 @@ class Pump:
 
     def step(self, flight: str) -> list[Any]:
         """Return the finished outputs of ``flight``, after a step if there are none yet."""
-        with self.lock:
+        with let_go(), self.lock:
             if not self._finished[flight]:
                 for output in self.engine.step():
                     owner = output.request_id.partition(SEPARATOR)[0]

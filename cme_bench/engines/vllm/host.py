@@ -105,7 +105,7 @@ class Host:
     def _slotted(self, adapter: Path | None) -> Any:
         """Return the LoRARequest of an adapter, once it is in a slot."""
         if self._llm is None:
-            self._start(common_room(self._expected))
+            self._start(common_room(self._expected) if self._expected else None)
         if adapter is None:
             return None
         if adapter not in self._requests:
