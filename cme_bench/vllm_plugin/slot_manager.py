@@ -113,7 +113,7 @@ class SlotManager:
                 f"{file.path} is not the file that adapter {name} had before, of which answers may be kept; "
                 "give it another name"
             )
-        self._files[file.digest] = file
+        self._files.setdefault(file.digest, file)
         self._of_id[number] = name, file.digest
         return file.digest
 

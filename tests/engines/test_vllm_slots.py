@@ -149,8 +149,8 @@ def test_an_adapter_that_is_taken_out_comes_back_for_those_who_ask_it(slots: Slo
         temperature=0, max_tokens=NEW, stop_token_ids=[slots.bench.tokenizer.eos_token_id]
     )
     given = {}
-    for number, name in enumerate(("teamlora", "another", "base")):
-        given[f"{name}"] = name
+    for name in enumerate(("teamlora", "another", "base")):
+        given[name] = name
         engine.add_request(
             name, {"prompt_token_ids": list(GENERATED[0].prompt)}, params, lora_request=slots.named(name)
         )
@@ -172,8 +172,9 @@ def test_a_name_keeps_its_file(slots: Slots, tmp_path: Path) -> None:
     """The cache would go on giving out what the file before computed."""
     from vllm.lora.request import LoRARequest
 
-    files = {name: engine._adapter for name, engine in slots.engines.items()}
-    first, second = (shutil.copy(files[n], tmp_path / f"{n}.safetensors") for n in ("teamlora", "another"))
+    model: Any = LlamaForCausalLM.from_pretrained(slots.bench.base)
+    first = slots.bench.vllm(save_adapter(model, tmp_path / "first", CONFIGS["teamlora"], seed=11))._adapter
+    second = slots.engines["another"]._adapter
     engine = slots.llm.llm_engine
     engine.add_lora(LoRARequest("mine", 101, str(first)))
     for request in (
