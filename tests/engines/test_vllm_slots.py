@@ -149,7 +149,7 @@ def test_an_adapter_that_is_taken_out_comes_back_for_those_who_ask_it(slots: Slo
         temperature=0, max_tokens=NEW, stop_token_ids=[slots.bench.tokenizer.eos_token_id]
     )
     given = {}
-    for name in enumerate(("teamlora", "another", "base")):
+    for name in ("teamlora", "another", "base"):
         given[name] = name
         engine.add_request(
             name, {"prompt_token_ids": list(GENERATED[0].prompt)}, params, lora_request=slots.named(name)
