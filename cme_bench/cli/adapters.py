@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -125,6 +126,12 @@ def export_vllm(
     ],
     base: Annotated[str, Option("The base model: a folder, a hub id or 'smollm2'.")],
     out: Annotated[Path, Option("Checkpoint folder to write.", short="-o")],
+    beside: Annotated[
+        tuple[str, ...],
+        Option(
+            "One more adapter, under its own name; several times for several. Requests name whom they ask."
+        ),
+    ] = (),
     link: Annotated[bool, Option("Link the base model's files; both folders then change together.")] = False,
     offline: Offline = False,
     plugin: Plugins = (),
@@ -132,13 +139,14 @@ def export_vllm(
     """Write a checkpoint folder that vLLM serves with the adapter, and print the command that serves it.
 
     cme-bench must be installed beside vLLM, whose plugin it is. A LoRA with DoRA is merged into the base
-    weights instead, in float32, and needs no plugin.
+    weights instead, in float32, and needs no plugin. With --beside one server answers by several adapters,
+    and by the base model, in the same batches: a request names its adapter as it would name a LoRA.
     """
     from cme_bench.engines.vllm.adapter import adapted_linears, read_gated
     from cme_bench.engines.vllm.fields import needs_merging, refuse_rounded
-    from cme_bench.models.adapter_tokenizer import beside
+    from cme_bench.models import adapter_tokenizer
     from cme_bench.models.checkpoint import resolve_model
-    from cme_bench.models.export_vllm import export_checkpoint, serve_command
+    from cme_bench.models.export_vllm import export_checkpoint, export_several, serve_command
     from cme_bench.models.folder import adapter_note
     from cme_bench.models.load import check_base, load_config, load_tokenizer
     from cme_bench.models.merged import write_merged
@@ -150,7 +158,15 @@ def export_vllm(
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)
-    tokens = beside(folder, load_tokenizer(checkpoint))
+    if beside:
+        folders = _by_name([adapter, *beside], offline=offline)
+        for name, path in folders.items():
+            _check_shared(name, path, load_tokenizer(checkpoint))
+        gated = {name: read_gated(path, config) for name, path in folders.items()}
+        export_several(checkpoint.path, gated, out, link=link)
+        typer.echo(serve_command(out, list(gated)))
+        return
+    tokens = adapter_tokenizer.beside(folder, load_tokenizer(checkpoint))
     for note in (adapter_note(checkpoint.path), tokens.note):
         if note is not None:
             typer.echo(note, err=True)
@@ -163,6 +179,33 @@ def export_vllm(
         return
     export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
     typer.echo(serve_command(out))
+
+
+def _by_name(given: Sequence[str], *, offline: bool) -> dict[str, Path]:
+    """Return the adapters' folders by the names that requests will use. UsageError if two have one name."""
+    from cme_bench.models.packaged import locate_adapter
+    from cme_bench.util.errors import UsageError
+
+    found: dict[str, Path] = {}
+    for each in given:
+        place = locate_adapter(each, offline=offline, note=tell)
+        if place.task is not None or place.label in found:
+            why = "a task cannot be chosen here" if place.task is not None else "another one has its name"
+            raise UsageError(f"adapter {each}: {why}; requests name an adapter by its folder's name")
+        found[place.label] = place.path
+    return found
+
+
+def _check_shared(name: str, folder: Path, tokenizer: Any) -> None:
+    """Raise UsageError for an adapter that cannot share a server with others."""
+    from cme_bench.engines.vllm.fields import needs_merging
+    from cme_bench.models.adapter_tokenizer import beside
+    from cme_bench.util.errors import UsageError
+
+    if needs_merging(folder):
+        raise UsageError(f"adapter {name}: use_dora is True, which is merged into the base; export it alone")
+    if beside(folder, tokenizer).note is not None:
+        raise UsageError(f"adapter {name}: it ships a tokenizer of its own; export it alone")
 
 
 @command(adapters, _EXAMPLE_METHODS)

@@ -111,7 +111,7 @@ def fetched_origin(path: Path) -> dict[str, str]:
 
 def hash_model(folder: Path) -> str:
     """Return the sha256 that identifies a model: over names and contents of its config files and of the
-    weight files that are read. An exported folder (``adapters export-vllm``) counts its adapter too.
+    weight files that are read. An exported folder (``adapters export-vllm``) counts its adapters.
 
     Config files are those of model, generation (end tokens) and tokenizer. A tokenizer's vocabulary and a
     chat template decide token ids, which stand in the keys of responses. An adapter that lies beside the
@@ -121,7 +121,7 @@ def hash_model(folder: Path) -> str:
     files = [*configs, *weight_files(folder)]
     block = orjson.loads((folder / _CONFIG).read_bytes()).get("quantization_config")
     if isinstance(block, dict) and block.get("quant_method") == QUANT_METHOD:
-        files += (folder / SUBFOLDER).glob("*.safetensors")
+        files += (folder / SUBFOLDER).rglob("*.safetensors")
     return _hash_files(folder, files)
 
 

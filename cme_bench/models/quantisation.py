@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cme_bench.models.silence import transformers_silent
 from cme_bench.util.errors import UsageError, first_line
-from cme_bench.vllm_plugin.spec import BASES, QUANT_METHOD
+from cme_bench.vllm_plugin.spec import BASES, QUANT_METHOD, SLOTS
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +129,11 @@ def check_quantisation(path: Path, config: Any, engine: str) -> None:
     method = method_of(block)
     if method in ("None", ""):
         raise UsageError(f"{path / 'config.json'}: quantization_config names no method (quant_method)")
+    if method == QUANT_METHOD and block.get(SLOTS):
+        raise UsageError(
+            f"{path}: exported for vLLM's server with several adapters; to evaluate them give the base model "
+            "and --adapter, or ask the server by --engine server"
+        )
     if engine == "vllm":
         if method != QUANT_METHOD and not _known_to_vllm(method):
             raise UsageError(

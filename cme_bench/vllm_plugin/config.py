@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +27,7 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
     there. Otherwise ``worker.ExtendedWorker`` loads adapters into the running engine. ``digest``: of the
     embedded adapter's file; None in folders that were exported before it was recorded. ``base``: vLLM's own
     config of a base that is quantised. ``slotted``: layers hold several adapters of the form ``spec``, of
-    which each request names its own.
+    which each request names its own; ``digests``: of those in the checkpoint's own folder, by name.
     """
 
     guarded: ClassVar[bool] = False
@@ -40,10 +41,11 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
         base: QuantizationConfig | None = None,
         *,
         slotted: bool = False,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         self.base = base
         super().__init__()
-        self.slotted = slotted
+        self.slotted, self.digests = slotted, dict(digests or {})
         self._index: SlotIndex | None = None
         self.spec = spec
         self.embedded = embedded
@@ -100,6 +102,7 @@ class GatedConfig(QuantizationConfig):  # type: ignore[misc]  # vllm carries no 
             config.get(DIGEST),
             base,
             slotted=bool(config.get(SLOTS, False)),
+            digests=found if isinstance(found := config.get(SLOTS), dict) else None,
         )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ class SlotManager:
 
     An adapter is known by the digest of its file. Two names of one file share a slot. A name cannot change
     its file, nor an id its name: the prefix cache would go on giving out what the file before computed.
+    ``digests``: those that names must have, where that is known.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, digests: Mapping[str, str]) -> None:
         self._layers = gated_layers(model)
         [self._index] = {layer.quant_method.index for layer in self._layers}
         self._slots: OrderedDict[str, int] = OrderedDict()
@@ -43,7 +44,7 @@ class SlotManager:
         self._files: dict[str, _File] = {}
         self._of_id: dict[int, tuple[str, str]] = {}
         """Id -> name and digest."""
-        self._of_name: dict[str, str] = {}
+        self._of_name = dict(digests)
 
     # What vLLM's runners call.
 
@@ -110,8 +111,8 @@ class SlotManager:
         file = _File.of(request.lora_path)
         if self._of_name.setdefault(name, file.digest) != file.digest:
             raise AdapterFileError(
-                f"{file.path} is not the file that adapter {name} had before, of which answers may be kept; "
-                "give it another name"
+                f"{file.path} is not the file that adapter {name} had before, or was exported with, of which "
+                "answers may be kept; give it another name"
             )
         self._files.setdefault(file.digest, file)
         self._of_id[number] = name, file.digest
@@ -172,7 +173,7 @@ def install() -> None:
     def load_lora_model(self: Any, model: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(vllm_config.quant_config, "slotted", False):
             return own(self, model, vllm_config, *args, **kwargs)
-        self.lora_manager = SlotManager(model)
+        self.lora_manager = SlotManager(model, vllm_config.quant_config.digests)
         return model
 
     setattr(load_lora_model, _MARK, True)

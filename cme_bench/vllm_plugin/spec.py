@@ -25,7 +25,8 @@ EMBEDDED = "embedded"
 DIGEST = "adapter_sha256"
 """Key of that block: sha256 of the adapter's file. A folder with another adapter is another model."""
 SLOTS = "slots"
-"""Key of that block: the engine holds several adapters in the form of this spec; a request names its own."""
+"""Key of that block: the engine holds several adapters in the form of this spec, and a request names its own.
+The sha256 of each file by name, or true for adapters that come later."""
 SUBFOLDER = "adapter"
 """Where in the folder; vLLM reads every safetensors file of the folder itself as base weights."""
 
