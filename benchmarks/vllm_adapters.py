@@ -60,6 +60,7 @@ def main() -> None:
     )
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of an engine")
     parser.add_argument("--slots", type=int, default=0, help="adapters mixed in every batch; 0: one")
+    parser.add_argument("--graph-tokens", type=int, help="most tokens of a step with CUDA graphs")
     parser.add_argument("--profile", type=Path, help="folder for kernel times")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, 8 requests, two rounds")
     parser.add_argument("--out", type=Path, help="file to write")
@@ -80,6 +81,7 @@ def main() -> None:
         profile=args.profile,
         tensor_parallel=args.tensor_parallel,
         slots=args.slots,
+        graph_tokens=args.graph_tokens,
     )
     if args.also:
         found |= {"hf": _hf(args, workloads)}
@@ -136,6 +138,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
             "experts": EXPERTS,
             "tensor_parallel": args.tensor_parallel,
             "slots": args.slots,
+            "graph_tokens": args.graph_tokens,
             "paired": paired,
             "vllm": require_vllm(),
             "torch": torch.__version__,

@@ -50,6 +50,7 @@ SETTINGS = {
     "window": "vllm: most requests in the engine at a time; default 1024",
     "packs": "vllm: 1 scores choices by packs of many questions, as hf does, without the cache; default 0",
     "slots": "vllm: adapters that answer at the same time in one engine; default 1: one after the other",
+    "graph_tokens": "vllm, compiled, on a GPU: most tokens of a step captured as a graph; default 512",
     "retries": "server: how often a request is asked again; default 8, over about a minute",
     "timeout": "server: seconds until an answer is given up; default 600",
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",

@@ -45,8 +45,12 @@ ROW_ALIGNMENT = 64  # with unaligned rows cuBLAS took 1.2 to 3 times as long
 GRAINS = (128, 64)
 """Parts of a layer must begin and end at multiples of one of these many output columns."""
 MIN_RANK = 16  # the least inner size of a product on the matrix units
-COLUMNS_FROM, SPLIT_FROM = 256, 1024
-"""Tokens from which ``columns`` and ``split`` are faster than ``rows`` (H100, LLaMA-2-7B's layers)."""
+COLUMNS_FROM, SPLIT_FROM = 256 * 22016 * 4096, 1024 * 4096 * 11008
+"""Multiply-adds of the base's product from which ``columns`` and ``split`` are faster than ``rows``.
+
+At LLaMA-2-7B's layers that is from 256 and from 1,024 tokens (H100). A small layer never gets there in a
+step: its products take less than more launches do, and ``rows`` has fewest.
+"""
 PRODUCT_PER_PART_FROM = 4096
 
 
@@ -306,7 +310,7 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     name = WAYS[way]
     if name == "auto":
         many, first = ("columns", COLUMNS_FROM) if d_out > d_in else ("split", SPLIT_FROM)
-        name = many if len(x) >= first else "rows"
+        name = many if len(x) * d_in * d_out >= first else "rows"
     if name == "rows":
         ext = linear(x, matrix[:, :d_in])
         logits, blocks = settings.logits(ext[:, d_out:]), expand_blocks(len(x), d_out)

@@ -28,6 +28,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cme_bench.adapters import TeamLoraConfig
 from cme_bench.cli.adapters import export_vllm
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.server.client import Server
@@ -35,11 +36,13 @@ from cme_bench.engines.server.engine import ServerEngine
 from cme_bench.engines.server.likelihood import prove_likelihood
 from cme_bench.engines.server.probe import probe
 from cme_bench.engines.vllm.adapter import read_gated
+from cme_bench.engines.vllm.settings import WORKER
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.export_vllm import export_checkpoint, serve_command
 from cme_bench.models.load import load_config, load_named
 from cme_bench.runs.engine_factory import open_engines
-from cme_bench.runs.options import ModelOptions
+from cme_bench.runs.options import ModelOptions, RunOptions
+from cme_bench.runs.runner import run
 from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.vllm_plugin.file import (
     ADAPTER_FILE,
@@ -230,6 +233,90 @@ def serving(base: Path, adapter: Path) -> Iterator[tuple[str, Path]]:
             pytest.fail("".join(heard[-30:]))
         wait_for(port)  # the line comes just before the port is opened
         yield f"http://127.0.0.1:{port}", folder
+
+
+def several(base: Path, out: Path) -> dict[str, Path]:
+    """Export two adapters of different methods into one folder; their own folders by name."""
+    model = LlamaForCausalLM.from_pretrained(base)
+    folders = {
+        "plain": save_adapter(model, base.parent / "plain", LoraConfig(**LORA), seed=4),
+        "team": save_adapter(model, base.parent / "team", TeamLoraConfig(r=4, init="random"), seed=5),
+    }
+    first, second = (str(folder) for folder in folders.values())
+    export_vllm(first, str(base), out, beside=(second,), offline=True)
+    return folders
+
+
+def test_several_adapters_in_one_folder_are_named_in_the_command(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "two words"
+    folders = several(base, out)
+    command = shlex.split(capsys.readouterr().out)
+    named = [f"{name}={out / 'adapter' / name}" for name in folders]
+    assert command[-5:] == ["--max-loras", "2", "--lora-modules", *named]
+    assert "--enable-lora" in command
+    assert block(out)["slots"].keys() == folders.keys()
+    before = resolve_model(str(out)).hash
+    file = out / "adapter" / "team" / "gated_adapter.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x07")
+    assert resolve_model(str(out)).hash != before
+    with pytest.raises(UsageError, match="with several adapters; to evaluate them give the base"):
+        run(RunOptions(str(out), tasks="cme_rte_ll", data="mini", engine="vllm", offline=True))
+
+
+def test_adapters_that_cannot_share_a_server_are_refused(
+    base: Path, adapter: Path, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(base)
+    dora = save_adapter(model, tmp_path / "dora", LoraConfig(**LORA, use_dora=True))
+    own = shutil.copytree(adapter, tmp_path / "own")
+    other = copy.deepcopy(toy_tokenizer)
+    other.chat_template = "{{ messages[0]['content'] }}!"
+    other.save_pretrained(own)
+    twin = shutil.copytree(adapter, tmp_path / "elsewhere" / adapter.name)
+    for beside, reason in ((dora, "use_dora"), (own, "a tokenizer of its own"), (twin, "has its name")):
+        with pytest.raises(UsageError, match=reason):
+            export_vllm(str(adapter), str(base), tmp_path / "out", beside=(str(beside),), offline=True)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_folder_with_several_adapters_is_asked_by_their_names(base: Path, tmp_path: Path) -> None:
+    """As vLLM's server does: by a LoRARequest for each. A damaged file, and no LoRAs at all, stop it."""
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.lora.request import LoRARequest
+
+    out = tmp_path / "served"
+    folders = several(base, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+        settings: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
+        settings |= {"distributed_executor_backend": "uni", "worker_extension_cls": WORKER}
+        with pytest.raises(Exception, match="give --enable-lora"):
+            LLM(str(out), **settings)
+        llm = LLM(str(out), **settings, enable_lora=True, max_loras=2)
+        named = [None] + [
+            LoRARequest(name, i + 1, str(out / "adapter" / name)) for i, name in enumerate(folders)
+        ]
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        outputs = llm.generate([{"prompt_token_ids": IDS}] * 3, params, use_tqdm=False, lora_request=named)
+        model = LlamaForCausalLM.from_pretrained(base)
+        ids = torch.tensor([IDS])
+        tables = [logits(model, ids), *(peft_logits(model, folder, ids) for folder in folders.values())]
+        for output, table in zip(outputs, tables, strict=True):
+            found = [next(iter(each.values())).logprob for each in output.prompt_logprobs[1:]]
+            scores = table[0].log_softmax(-1)
+            wanted = [float(scores[i, token]) for i, token in enumerate(IDS[1:])]
+            assert found == pytest.approx(wanted, abs=1e-4)
+        with pytest.raises(Exception, match="was exported with"):
+            llm.llm_engine.add_lora(LoRARequest("plain", 9, str(out / "adapter" / "team")))
+        llm.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
 
 
 @needs_vllm

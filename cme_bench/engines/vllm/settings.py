@@ -25,6 +25,8 @@ UNREAD = 0.05
 """The share of the GPU that must be free for vLLM to start, where the cache's size is given and nothing else
 is taken from the share. Engines that start at the same time do not measure each other's memory then."""
 SHORTEST = 1024
+LEAST_STEP = 1024
+"""Tokens that a step has room for, however few graphs are captured for."""
 ROOM = 256
 WORKER = "cme_bench.engines.vllm.pack_worker.PackWorker"
 """vLLM's ``worker_extension_cls``: scores choices, swaps adapters, computes packs. One for every engine: in
@@ -45,6 +47,7 @@ class VllmSettings:
     window: int = 1024
     packs: bool = False
     slots: int = 1
+    graph_tokens: int | None = None
 
     @classmethod
     def from_pairs(cls, pairs: Mapping[str, int]) -> VllmSettings:
@@ -163,6 +166,10 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
         arguments |= {"kv_cache_memory_bytes": settings.kv_gib * GIB, "gpu_memory_utilization": UNREAD}
     else:
         arguments["gpu_memory_utilization"] = memory_fraction(settings)
+    compilation: dict[str, Any] = {}
+    if settings.graph_tokens and settings.compiles and not cpu:
+        compilation["cudagraph_capture_sizes"] = graph_sizes(settings.graph_tokens)
+        arguments["max_num_batched_tokens"] = max(settings.graph_tokens, LEAST_STEP)
     if settings.max_seqs:
         arguments["max_num_seqs"] = settings.max_seqs
     if spec is not None:
@@ -170,9 +177,20 @@ def engine_arguments(  # noqa: PLR0917 - callers name what they leave out
         if slots:
             block |= {SLOTS: True}
             arguments |= {"enable_lora": True, "max_loras": slots}
-            arguments["compilation_config"] = {"cudagraph_specialize_lora": False}
+            compilation["cudagraph_specialize_lora"] = False
         arguments["hf_overrides"] = {"quantization_config": block}
+    if compilation:
+        arguments["compilation_config"] = compilation
     return arguments
+
+
+def graph_sizes(most: int) -> list[int]:
+    """Return sizes of steps that are captured as graphs: vLLM's own sizes, then every 1,024 to ``most``.
+
+    A small model's step of a prefill takes longer to launch, kernel by kernel, than to compute.
+    """
+    own = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
+    return [size for size in (*own, *range(1024, most, 1024)) if size < most] + [most]
 
 
 def row_length(longest: int, most: int, settings: VllmSettings) -> int:

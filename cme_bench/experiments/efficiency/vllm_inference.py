@@ -74,6 +74,7 @@ class Setup:
     log: Path
     profile: Path | None = None
     slots: int = 0
+    graph_tokens: int | None = None
 
     @property
     def adapters(self) -> list[Path]:
@@ -95,12 +96,14 @@ def vllm_times(
     profile: Path | None = None,
     tensor_parallel: int = 1,
     slots: int = 0,
+    graph_tokens: int | None = None,
 ) -> tuple[dict[str, Times], bool]:
     """Return seconds by method and workload, and whether the rounds were paired.
 
     ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
     kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. ``slots``: adapters
-    that are mixed in every batch, a request each in turn; 0 for one. CmeError if an engine does not start.
+    that are mixed in every batch, a request each in turn; 0 for one. ``graph_tokens``: as the setting of that
+    name. CmeError if an engine does not start.
     """
     with tempfile.TemporaryDirectory(prefix="cme-bench-efficiency-") as scratch:
         files = Path(scratch)
@@ -128,6 +131,7 @@ def vllm_times(
                     log=Path(tempfile.gettempdir()) / f"cme-bench-efficiency-{os.getpid()}-{name}.log",
                     profile=profile,
                     slots=slots,
+                    graph_tokens=graph_tokens,
                 )
             )
             for seed, place in enumerate(setup.adapters):
@@ -229,6 +233,7 @@ def _start(setup: Setup) -> tuple[Any, list[Any]]:
         max_seqs=setup.workloads.requests,
         kv_gib=setup.kv_gib,
         tensor_parallel=setup.tensor_parallel,
+        graph_tokens=setup.graph_tokens,
     )
     for name, value in environment(settings, setup.dtype).items():
         os.environ[name] = value
