@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from cme_bench.adapters.registry import routed_names
 from cme_bench.runs.progress import Listener
+from cme_bench.training import session
 from cme_bench.training.choose import MANNER
 from cme_bench.training.curve import read_curve
+from cme_bench.training.fresh import leave_casts
 from cme_bench.training.options import TrainOptions, method_names
 from cme_bench.training.train import prepare, train
 from cme_bench.util.errors import CmeError, UsageError
@@ -111,6 +114,19 @@ def test_packs_by_default_where_they_are_the_default(
     listener = Lines()
     train(replace(padded, out=tmp_path / "off", pack_tokens=0), listener)
     assert any("padded rows" in line for line in listener.lines)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_peft_layers_in_bfloat16_are_tried_without_autocast(
+    method: str, options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where casts are left to autocast: the model's forwards before the first step have none."""
+    mine = options(method, **settings(method), dtype="bfloat16", max_steps=2)
+    train(mine)
+    left = replace(mine, out=tmp_path / "left")
+    monkeypatch.setattr(session, "leave_casts", lambda layers, _: leave_casts(layers, torch.device("cuda")))
+    train(left)
+    assert furthest(left.out, mine.out) < 0.02
 
 
 def test_a_row_longer_than_a_pack_is_named(options: Make) -> None:
