@@ -14,6 +14,8 @@ TILES = (16, 32, 64, 128)
 """Most tokens of a tile; every size has a table of its own."""
 TILE = 3
 """Numbers of a tile: its slot, counted from 0 and -1 if there is none, and its first and last + 1 place."""
+ALIGNMENT = 96
+"""Each tensor begins at a multiple of so many numbers: of whole tiles, and of 128 bytes."""
 SPARE = 1024
 """Tokens beyond the most that a step has, to which a graph may pad it."""
 
@@ -24,11 +26,8 @@ class SlotIndex:
     def __init__(self, max_tokens: int, slots: int, device: torch.device | None = None) -> None:
         self.n_slots = slots
         self.max_tokens = max_tokens + SPARE
-        sizes = [
-            self.max_tokens,
-            self.max_tokens,
-            *(TILE * self.most_tiles(self.max_tokens, t) for t in TILES),
-        ]
+        numbers = [TILE * self.most_tiles(self.max_tokens, size) for size in TILES]
+        sizes = [-(-n // ALIGNMENT) * ALIGNMENT for n in (self.max_tokens, self.max_tokens, *numbers)]
         self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self.slots, self.order, *tables = torch.split(self._all, sizes)
         self.tiles: dict[int, torch.Tensor] = dict(zip(TILES, tables, strict=True))
@@ -44,7 +43,7 @@ class SlotIndex:
         if len(slots) > self.max_tokens:
             raise ValueError(f"a step of {len(slots)} tokens, where {self.max_tokens} were expected")
         # A new one each time: the device may not have copied the last one yet.
-        staged = torch.zeros(len(self._all), dtype=torch.int32, pin_memory=self._all.is_cuda)
+        staged = torch.zeros(len(self._all), dtype=torch.int32, device="cpu", pin_memory=self._all.is_cuda)
         views = np.split(staged.numpy(), self._edges[1:-1])
         views[0][: len(slots)] = slots
         order = np.argsort(slots, kind="stable")[np.count_nonzero(slots == 0) :]

@@ -1,6 +1,7 @@
 """The Triton kernels behind ``slot_kernels.py``, which launches them and says what their arguments are.
 
 A program works on one tile: up to BLOCK_T tokens of one slot. Tiles that a step does not have end at once.
+Numbers that go with a step's tokens are no reason to compile a kernel anew.
 """
 # mypy: ignore-errors
 # ruff: noqa: PLR0917
@@ -63,7 +64,7 @@ def _store_gated(
             tl.store(at + c[None, :], (z * gates).to(gated.dtype.element_ty), mask=live[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["places", "per_split"])
 def shrink_kernel(
     x,
     order,
@@ -138,7 +139,7 @@ def shrink_kernel(
             tl.store(at, logits, mask=live[:, None] & (e < EXPERTS)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["places", "splits", "logit_splits"])
 def gate_kernel(
     tiles,
     z_terms,
