@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,23 @@ def test_the_size_of_the_cache_is_taken_on_a_gpu_too(monkeypatch: pytest.MonkeyP
     given = settings.engine_arguments(tmp_path, "bfloat16", 64, settings.VllmSettings(kv_gib=3), None)
     assert given["kv_cache_memory_bytes"] == 3 << 30
     assert given["gpu_memory_utilization"] == settings.UNREAD
+
+
+def test_steps_up_to_the_number_that_is_asked_for_are_graphs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of vLLM's own sizes stay; a step is never longer than the longest graph."""
+    monkeypatch.setattr(settings, "on_cpu", lambda: False)
+    assert settings.graph_sizes(512)[-3:] == [480, 496, 512]
+    assert settings.graph_sizes(100)[-3:] == [88, 96, 100]
+    for most in (1024, 3000, 8192):
+        sizes = settings.graph_sizes(most)
+        assert sizes == sorted({*sizes})
+        assert sizes[-1] == most
+        assert max(b - a for a, b in pairwise(sizes)) <= 1024
+    asked = VllmSettings(graph_tokens=2048, kv_gib=1)
+    given = settings.engine_arguments(tmp_path, "bfloat16", 64, asked, None)
+    assert given["max_num_batched_tokens"] == 2048
+    assert given["compilation_config"]["cudagraph_capture_sizes"][-1] == 2048
+    eager = VllmSettings(graph_tokens=2048, kv_gib=1, compile=False)
+    assert "compilation_config" not in settings.engine_arguments(tmp_path, "bfloat16", 64, eager, None)
