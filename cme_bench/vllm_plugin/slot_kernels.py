@@ -54,9 +54,11 @@ def tile_of(tokens: int) -> int:
 
 
 def splits_of(programs: int, d_in: int) -> int:
-    """Return into how many pieces d_in is cut, so that there are enough programs."""
-    most = max(1, min(MOST_SPLITS, d_in // SPLIT_FROM))
-    return 1 if programs >= PROGRAMS // 2 else min(most, triton.cdiv(PROGRAMS, programs))
+    """Return into how many pieces d_in is cut, a power of two, so that there are enough programs."""
+    splits = 1
+    while splits < MOST_SPLITS and 2 * splits * SPLIT_FROM <= d_in and splits * programs < PROGRAMS // 2:
+        splits *= 2
+    return splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ def add_update(  # noqa: PLR0917
     d_out, n_tiles = y.shape[1], triton.cdiv(tokens, size) + len(settings)
     constants = shape.constants()
     pieces = shape.parts * (shape.latent // constants["CHUNK"])
-    splits = splits_of(n_tiles * pieces, d_in)
+    filled = triton.cdiv(tokens, size) + min(len(settings), tokens) // 2  # those that a step has, about
+    splits = splits_of(filled * pieces, d_in)
     whole = splits == 1 and not shape.partial
     per_split = triton.cdiv(triton.cdiv(d_in, splits), BLOCK_K) * BLOCK_K
     gated = x.new_empty(tokens, shape.parts * shape.width)
@@ -130,8 +133,8 @@ def add_update(  # noqa: PLR0917
         if shape.partial and shape.experts > 1:
             logits = summed_over_ranks(logits.sum(0, keepdim=True))
         gate_kernel[(n_tiles, pieces)](
-            tiles, z, logits, interaction, settings, gated, tokens, splits, len(logits), gated.stride(0),
-            **constants, BLOCK_T=size, num_warps=4,
+            tiles, z, logits, interaction, settings, gated, tokens, gated.stride(0), SPLITS=splits,
+            LOGIT_SPLITS=len(logits), **constants, BLOCK_T=size, num_warps=4,
         )  # fmt: skip
     grain = d_out // len(part_of_grain)
     columns = min(grain, 128 if d_out > 8192 else 64)

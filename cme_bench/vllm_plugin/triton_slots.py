@@ -139,7 +139,7 @@ def shrink_kernel(
             tl.store(at, logits, mask=live[:, None] & (e < EXPERTS)[None, :])
 
 
-@triton.jit(do_not_specialize=["places", "splits", "logit_splits"])
+@triton.jit(do_not_specialize=["places"])
 def gate_kernel(
     tiles,
     z_terms,
@@ -148,9 +148,9 @@ def gate_kernel(
     settings,
     gated,
     places,
-    splits,
-    logit_splits,
     gated_stride,
+    SPLITS: tl.constexpr,
+    LOGIT_SPLITS: tl.constexpr,
     PARTS: tl.constexpr,
     RANK: tl.constexpr,
     EXPERTS: tl.constexpr,
@@ -174,11 +174,11 @@ def gate_kernel(
     e = tl.arange(0, PADDED)
     z = tl.zeros([BLOCK_T, CHUNK], tl.float32)
     logits = tl.zeros([BLOCK_T, PADDED], tl.float32)
-    for split in range(splits):
+    for split in tl.static_range(SPLITS):
         row = (split * places + rows).to(tl.int64)[:, None]
         z += tl.load(z_terms + row * (PARTS * latent) + c[None, :], mask=live[:, None], other=0.0)
     if EXPERTS > 1:
-        for split in range(logit_splits):
+        for split in tl.static_range(LOGIT_SPLITS):
             row = (split * places + rows).to(tl.int64)[:, None]
             at = logit_terms + row * (PARTS * EXPERTS) + part * EXPERTS + e[None, :]
             logits += tl.load(at, mask=live[:, None] & (e < EXPERTS)[None, :], other=0.0)
