@@ -135,8 +135,8 @@ def shrink_kernel(
         row = (tl.program_id(2) * places + rows).to(tl.int64)[:, None]
         tl.store(z_terms + row * (PARTS * latent) + c[None, :], z, mask=live[:, None])
         if EXPERTS > 1 and chunk == 0:
-            at = logit_terms + row * (PARTS * EXPERTS) + part * EXPERTS + e[None, :]
-            tl.store(at, logits, mask=live[:, None] & (e < EXPERTS)[None, :])
+            logits_at = logit_terms + row * (PARTS * EXPERTS) + part * EXPERTS + e[None, :]
+            tl.store(logits_at, logits, mask=live[:, None] & (e < EXPERTS)[None, :])
 
 
 @triton.jit(do_not_specialize=["places"])
