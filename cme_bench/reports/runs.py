@@ -105,8 +105,8 @@ def labels(runs: Sequence[RunView]) -> list[str]:
 
 
 def differences(runs: Sequence[RunView]) -> list[str]:
-    """Return why the runs are not alike, one sentence each: engines, dtypes, quantisations, logits, data,
-    tasks, item sets, formats."""
+    """Return why the runs are not alike, one sentence each: engines, dtypes, quantisations, logits, hidden
+    states, data, tasks, item sets, formats."""
     return list(_differences(runs))
 
 
@@ -126,9 +126,7 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
     kinds = sorted({kind or "none" for kind in _quantisations(runs)})
     if len(kinds) > 1:
         yield f"quantisations of the base differ: {', '.join(kinds)}"
-    types = sorted({run.logits for run in runs})
-    if len(types) > 1:
-        yield f"types of the logits differ: {', '.join(types)}"
+    yield from _roundings(runs)
     shared = set.intersection(*(set(r.results.tasks) for r in runs))
     every = set.union(*(set(r.results.tasks) for r in runs))
     if shared != every:
@@ -158,6 +156,15 @@ def _differences(runs: Sequence[RunView]) -> Iterator[str]:
     seeds = sorted({str(run.run.seed) for run in runs})
     if len(seeds) > 1 and any(run.shots != [0] for run in runs):
         yield f"seeds of few-shot sampling differ: {', '.join(seeds)}"
+
+
+def _roundings(runs: Sequence[RunView]) -> Iterator[str]:
+    types = sorted({run.logits for run in runs})
+    if len(types) > 1:
+        yield f"types of the logits differ: {', '.join(types)}"
+    types = sorted({run.run.states for run in runs})
+    if len(types) > 1 and len({run.run.identity.dtype for run in runs}) == 1:
+        yield f"types of the hidden states differ: {', '.join(types)}"
 
 
 def _quantisations(runs: Sequence[RunView]) -> Iterator[str | None]:
@@ -211,7 +218,7 @@ def provenance_notes(runs: Sequence[RunView], names: Sequence[str]) -> Iterator[
             f"model {identity.model[:8]}",
             *([] if adapters == ["none"] else [f"adapter {' '.join(adapters)}"]),
             f"{identity.engine} {described_dtype(run.run)}"
-            + ("" if identity.dtype == "float32" else f" (logits {run.logits})"),
+            + ("" if identity.dtype == "float32" else f" (logits {run.logits}, states {run.run.states})"),
             *_answering(run),
             f"tasks {tasks_hash(run)}",
             *(f"{p} {versions[p]}" for p in _PRINTED_VERSIONS if p in versions),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
+from cme_bench.runs.options import WIDE
 from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.util.notes import Note, unheard
 
@@ -57,6 +58,7 @@ class HFSource(SavedSource):
             static=bool(settings["graphs"]) if "graphs" in settings else None,
             note=self.note,
             reader=reader_of(self.model),
+            wide=bool(settings.get(WIDE, 1)),
             verdicts=self._verdicts["" if found is None else found.hash],
         )
 

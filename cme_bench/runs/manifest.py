@@ -125,8 +125,9 @@ def _earlier_sessions(file: Path, identity: Identity) -> list[SessionRecord]:
         return []
     old = decoded(read_json(file), _Resumed, str(file))
     before = {"logits": old.identity.get("dtype")} | old.identity  # as earlier versions had them: rounded
-    absent = {"quantised": None, "tokenizer": None}  # as they are where there is nothing to say
-    for part, value in (absent | without_absent(identity)).items():
+    wanted = without_absent(identity)
+    absent = {name: wanted.get(name) for name in ("quantised", "tokenizer", "states")}
+    for part, value in (wanted | absent).items():
         if (held := before.get(part)) != value:
             raise UsageError(
                 f"{file.parent} holds a run with {part} {short(held)}, not {short(value)}; "

@@ -27,7 +27,7 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``quantised``: how the base was quantised while it was loaded; ``tokenizer``: hash of the one beside the
     adapter; ``processor``: of the settings by which a model reads images; ``logits``: their type where the
-    model's has 16 bits.
+    model's has 16 bits; ``states``: that of hidden states, where it is another than the model's.
     """
 
     model: str
@@ -38,6 +38,7 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokenizer: str | None = None
     processor: str | None = None
     logits: str | None = None
+    states: str | None = None
     data: str
     prompt_format: str | None = None
 
@@ -146,6 +147,12 @@ class RunRecord(Struct, kw_only=True):
     def logits(self) -> str:
         """The type to which its logits are exact: float32, or where they were rounded the model's."""
         return str(self.engine.get("logits") or self.identity.logits or self.identity.dtype)
+
+    @property
+    def states(self) -> str:
+        """The type of its hidden states."""
+        told = str(self.engine.get("states") or self.identity.states or self.identity.dtype)
+        return told.partition(":")[0]
 
     @property
     def stats(self) -> EngineStats:

@@ -9,11 +9,13 @@ from typing import Any
 from cme_bench.engines.base import Engine, Request
 from cme_bench.models.adapter import Adapter
 from cme_bench.models.loaded import LoadedModel
+from cme_bench.models.quantisation import DEQUANTISED
 from cme_bench.models.vision import Vision
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.runs.engine_source import EngineJob, EngineSource, never
+from cme_bench.runs.options import WIDE
 from cme_bench.util.errors import UsageError
 
 
@@ -116,12 +118,14 @@ class Responder:
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
-        types only: earlier versions rounded logits to them. ``quantised`` is there where the hash of the
+        types only: earlier versions rounded logits to them. So is ``states``, where the engine keeps hidden
+        states in float32, which earlier versions rounded too. ``quantised`` is there where the hash of the
         model's files does not tell how its weights are quantised, ``processor`` where a model takes images.
         """
         own = self.model.tokenizer_of(self.adapter).identity
         quantised = self.model.quantised_as
         dtype = self.model.dtype_name
+        narrow = dtype in ("bfloat16", "float16")
         return {
             "model": self.model.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
@@ -130,8 +134,15 @@ class Responder:
             **({"quantised": quantised} if quantised else {}),
             **({"tokenizer": own} if own else {}),
             **({"processor": self._processor} if self._processor else {}),
-            **({"logits": "float32"} if dtype in ("bfloat16", "float16") else {}),
+            **({"logits": "float32"} if narrow else {}),
+            **({"states": "float32"} if narrow and self._wide else {}),
         }
+
+    @property
+    def _wide(self) -> bool:
+        """Whether its engine keeps hidden states of a 16-bit model in float32."""
+        plain = self.model.quantisation is None or self.model.quantised_as == DEQUANTISED
+        return plain and self.engines.computes == "hf" and bool(self.engines.options.settings.get(WIDE, 1))
 
     def engine(self, first: Request, longest: int | None = None) -> Engine:
         """Return the engine, made when it is first asked for.

@@ -19,6 +19,8 @@ NARROW = (torch.bfloat16, torch.float16)
 """Types in which a logit has too few digits."""
 _UPCAST_NUMBERS = 1 << 21
 """Weights upcast at a time, 8 MiB in float32: they are multiplied while a CPU's cache holds them."""
+_FEW_ROWS = 128
+"""Rows up to which a GPU multiplies twice as many in about the same time."""
 _QUANTISED = frozenset({"Params4bit", "Int8Params"})
 """Weight classes of bitsandbytes, whose layers round what they return; HQQ's have no weight but ``W_q``."""
 
@@ -36,8 +38,8 @@ def exact_logits(model: nn.Module) -> Iterator[None]:
         if head is not None:
             for layer in head.modules():
                 if hasattr(layer, "W_q") or type(getattr(layer, "weight", None)).__name__ in _QUANTISED:
-                    stack.enter_context(_replaced(layer, _dequantised(layer)))
-            stack.enter_context(_replaced(head, _in_float32(head)))
+                    stack.enter_context(replaced(layer, _dequantised(layer)))
+            stack.enter_context(replaced(head, _in_float32(head)))
         yield
 
 
@@ -58,9 +60,14 @@ def is_rounded(logits: Tensor, dtype: torch.dtype) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return ``x weight^T + bias`` summed and kept in float32; ``x`` is [..., d], ``weight`` [n, d].
 
-    Under autocast both are first cast as it would cast them. Gradients have the inputs' types.
+    Under autocast both are first cast as it would cast them. Gradients have the inputs' types. Without
+    gradients an ``x`` of float32 may meet a weight of 16 bits, of which no copy is made.
     """
-    x, weight = _alike(x, _plain(weight))
+    weight = _plain(weight)
+    if _is_mixed(x, weight):
+        mixed = wide_product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], len(weight))
+        return mixed if bias is None else mixed + bias
+    x, weight = _alike(x, weight)
     with _autocast_off(x):
         if x.dtype not in NARROW:
             return nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -105,16 +112,41 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-class _Float32Products(TorchFunctionMode):
+def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x weight^T`` as float32, of float32 [rows, d] and [n, d] in a 16-bit type.
+
+    On CUDA ``x`` is the sum of two 16-bit matrices, which hold 16 of its 24 bits in bfloat16; their products
+    with the weights are exact in float32. Of few rows both are one product, as its time is that of reading
+    the weights.
+    """
+    if not x.is_cuda or torch.version.hip is not None:
+        return product(x, weight)
+    first = x.to(weight.dtype)
+    second = (x - first).to(weight.dtype)
+    if len(x) <= _FEW_ROWS:
+        both = product(torch.cat([first, second]), weight)
+        return both[: len(x)] + both[len(x) :]
+    return product(first, weight).add_(product(second, weight))
+
+
+def _is_mixed(x: Tensor, weight: Tensor) -> bool:
+    """Return whether ``wide_product`` multiplies these."""
+    wanted = x.dtype == torch.float32 and weight.dtype in NARROW
+    return wanted and not _autocast_on(x) and not torch.is_grad_enabled()
+
+
+class Float32Products(TorchFunctionMode):
     """Within, products of 16-bit matrices are float32, by whatever name a layer calls for them."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        ours, names = _PRODUCTS.get(func, (None, ()))
+        if func not in _PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        ours, names = _PRODUCTS[func]
         others = dict(kwargs or {})
         given = [*args, *(others.pop(name) for name in names[len(args) :] if name in others)]
-        if ours is None or others:  # an output to write to, a factor: nobody's output layer has them
+        if others:  # an output to write to, a factor: nobody's output layer has them
             return func(*args, **(kwargs or {}))
         return ours(*given)
 
@@ -144,7 +176,7 @@ def _in_float32(head: nn.Module) -> Callable[..., Any]:
     forward = head.forward
 
     def wrapped(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with _Float32Products():
+        with Float32Products():
             logits = forward(x, *args, **kwargs)
             if logits.dtype in NARROW and hasattr(head, "base_layer"):
                 logits = forward(x.float(), *args, **kwargs)  # an adapter that returns what it was given
@@ -163,7 +195,7 @@ def _dequantised(layer: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let ``module`` compute by ``forward`` for the block; a forward that was set on it (by accelerate, say)
     comes back."""
     before = module.__dict__.get("forward")

@@ -329,6 +329,23 @@ def test_logits_of_16_bits_are_another_identity_than_rounded_ones(
         check_alike([old, new], allow_mixed=False)
 
 
+def test_wide_states_are_another_identity_than_rounded_ones(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    asked = options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2, dtype="bfloat16")
+    rounded = replace(asked, out=tmp_path / "old", settings={"wide_states": 0})
+    new, old = run(asked), run(rounded)
+    identity, before = (content(folder, "run.json")["identity"] for folder in (new, old))
+    assert identity == before | {"states": "float32"}, (
+        "answers of earlier versions are those of rounded states"
+    )
+    told = [content(folder, "run.json")["engine"]["states"] for folder in (new, old)]
+    assert told == ["float32", "bfloat16: asked for"]
+    for options_, folder in ((rounded, new), (asked, old)):
+        with pytest.raises(UsageError, match="holds a run with states"):
+            run(replace(options_, out=folder))
+    with pytest.raises(UsageError, match="types of the hidden states differ: bfloat16, float32"):
+        check_alike([open_run(new), open_run(old)], allow_mixed=False)
+
+
 def test_float32_responses_keep_their_identity(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = run(options(tiny_checkpoint, tmp_path / "r", tasks="cme_rte_ll", limit=2))
     identity = content(folder, "run.json")["identity"]

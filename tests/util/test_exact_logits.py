@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import peft
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.hf.wide_states import WideStates
 from cme_bench.harness.lm_eval_model import EngineLM
 from cme_bench.util import exact_logits as module
 from cme_bench.util.exact_logits import exact_logits, full_float32, is_rounded, linear
@@ -74,23 +76,24 @@ def build(family: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.to(dtype)
 
 
-def hidden_states(model: Any, ids: tuple[int, ...]) -> Tensor:
-    """What enters the output layer, [tokens, width]."""
+def hidden_states(model: Any, ids: tuple[int, ...], *, wide: bool = False) -> Tensor:
+    """What enters the output layer, [tokens, width]; ``wide``: as the engine computes it."""
     seen: list[Tensor] = []
     head = getattr(model, "get_base_model", lambda: model)().get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    with torch.no_grad():
+    with torch.no_grad(), exact_logits(model), WideStates(model)() if wide else nullcontext():
         model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64))
     hook.remove()
     return seen[-1][0]
 
 
 def reference(model: Any, family: str, ids: tuple[int, ...]) -> Tensor:
-    """Logits [tokens, vocabulary]: the body's own hidden states, all that follows in float32."""
+    """Logits [tokens, vocabulary]: the engine's hidden states, all that follows in float32."""
     head = model.get_output_embeddings()
     bias = None if head.bias is None else head.bias.float()
     with torch.no_grad():
-        logits = nn.functional.linear(hidden_states(model, ids).float(), head.weight.float(), bias)
+        states = hidden_states(model, ids, wide=True).float()
+        logits = nn.functional.linear(states, head.weight.float(), bias)
     return AFTER.get(family, lambda same: same)(logits)
 
 
@@ -179,7 +182,7 @@ def test_adapters_on_the_output_layer_count(
     torch.manual_seed(5)
     model = adapt(build("llama"))
     head = model.get_base_model().get_output_embeddings()
-    x = hidden_states(model, PROMPT)[-1].float()
+    x = hidden_states(model, PROMPT, wide=True)[-1].float()
     if adapt is lora_on_the_head:
         down, up = head.lora_A["default"].weight.float(), head.lora_B["default"].weight.float()
         logits = head.base_layer.weight.float() @ x + head.scaling["default"] * (up @ (down @ x))
@@ -201,7 +204,7 @@ def test_an_adapter_that_returns_its_inputs_type(toy_tokenizer: PreTrainedTokeni
     assert engine.describe()["logits"] == "float32"
     wide = copy.deepcopy(model).float()
     head = wide.get_base_model().lm_head
-    wanted = head(hidden_states(model, PROMPT)[-1:].float()).log_softmax(-1)[0, ONE]
+    wanted = head(hidden_states(model, PROMPT, wide=True)[-1:].float()).log_softmax(-1)[0, ONE]
     assert found.logprobs[0] == pytest.approx(float(wanted.detach()), abs=1e-2)
 
 

@@ -135,6 +135,8 @@ def _by_scores(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Hold all scores in float32: slower, and right for any sizes and soft-capping."""
+    if query.dtype == torch.float16:  # whose range they may leave
+        query, key = query.float(), key.float()
     scores = (query @ key.transpose(-1, -2)).float() * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)

@@ -15,6 +15,7 @@ from transformers import AttentionInterface
 
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.forward import base_model
+from cme_bench.engines.hf.wide_states import for_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,8 +59,9 @@ def _tree_attention(
         raise UnsupportedAttentionError(
             f"attention with {', '.join(unknown) or 'a mask or dropout'} of its own"
         )
-    call = AttentionCall(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
-    return _active.get()(call).contiguous(), None
+    states = (for_attention(state) for state in (query, key, value))
+    call = AttentionCall(module, *states, scaling=scaling, window=sliding_window, softcap=softcap)
+    return _active.get()(call).contiguous().to(value.dtype), None
 
 
 AttentionInterface.register(NAME, _tree_attention)

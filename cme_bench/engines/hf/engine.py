@@ -43,6 +43,7 @@ from cme_bench.engines.thoughts import Legs
 from cme_bench.util import memory as resident_memory
 from cme_bench.util.devices import computing_device, devices_of, is_spread, moved
 from cme_bench.util.errors import CmeError
+from cme_bench.util.exact_logits import NARROW
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class HFEngine(Engine):
         kept_tokens: Bounds the prefix whose keys and values are kept (default: ``max_length``); a longer one
             is computed again.
         reader: Reads the images of requests; needed where they have some.
+        wide: Whether hidden states of a 16-bit model are float32, where its code allows it.
         verdicts: What trials of this model with this adapter found, by name; filled here. Other engines of
             both can be given them, and try nothing again.
     """
@@ -88,6 +90,7 @@ class HFEngine(Engine):
         note: Note = unheard,
         reader: ImageReader | None = None,
         verdicts: dict[str, Any] | None = None,
+        wide: bool = True,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
@@ -98,7 +101,8 @@ class HFEngine(Engine):
             max_length = max_positions(base.config) - adapter_positions(model) + 1
         self.max_length = max_length
         if tokens_per_batch is None:
-            tokens_per_batch = default_tokens_per_batch(base.config, self.device, self.dtype.itemsize)
+            size = 4 if wide else self.dtype.itemsize
+            tokens_per_batch = default_tokens_per_batch(base.config, self.device, size)
         self.budget = TokenBudget(tokens_per_batch)
         self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
         size = sum(parameter.numel() for parameter in base.parameters())
@@ -113,7 +117,7 @@ class HFEngine(Engine):
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         self.images = None if reader is None else Images(model, reader, self.device)
-        self._forward = CausalForward(model, self.device, self.images)
+        self._forward = CausalForward(model, self.device, self.images, wide=wide)
         eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
         self._decoder = generation.Decoder(tokenizer, end_token_ids(eos, tokenizer))
 
@@ -387,11 +391,20 @@ class HFEngine(Engine):
             "device": device,
             "attention": self._attention,
             "logits": self.logits,
+            **self._describe_states(),
             "prefixes": f"not shared: {self.rowwise_because}" if self.rowwise_because else "shared",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             **self._describe_images(),
         }
+
+    def _describe_states(self) -> dict[str, str]:
+        """Return the type of a 16-bit model's hidden states, and why it is not float32."""
+        if self.dtype not in NARROW:
+            return {}
+        because = self._forward.narrow_because
+        states = str(self._forward.states).removeprefix("torch.")
+        return {"states": f"{states}: {because}" if because else states}
 
     def _describe_images(self) -> dict[str, str]:
         """Return how images are read and computed, where the model takes some."""

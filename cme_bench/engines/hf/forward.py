@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cme_bench.engines.hf.images import Images
+from cme_bench.engines.hf.images import Images, language_model
+from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
+from cme_bench.util.errors import first_line
 from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded
 
 if TYPE_CHECKING:
@@ -50,12 +53,17 @@ class CausalForward:
     """Call ``model`` with the arguments that its own forward takes.
 
     The model's forward computes the logits, so scaling and soft-capping stay as the model defines them; its
-    output layer gives float32 (:mod:`cme_bench.util.exact_logits`). ``rounded``: whether a model that treats
-    its logits in some other way rounded them all the same; known after the first logits. ``spread``: whether
-    its layers lie on several devices. ``images``: what puts images in the place of their virtual ids.
+    output layer gives float32 (:mod:`cme_bench.util.exact_logits`), and so do its layers where they can
+    (:mod:`cme_bench.engines.hf.wide_states`). ``rounded``: whether a model that treats its logits in some
+    other way rounded them all the same; known after the first logits. ``spread``: whether its layers lie on
+    several devices. ``images``: what puts images in the place of their virtual ids. ``wide``: whether hidden
+    states of a 16-bit model are float32.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device, images: Images | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, device: torch.device, images: Images | None = None, *, wide: bool = True
+    ) -> None:
+        self._asked_wide = wide
         self.model = model
         self.device = device
         self.images = images
@@ -136,8 +144,51 @@ class CausalForward:
         logits: Tensor = self._run(arguments).logits
         return logits[:, -keep:]
 
+    @property
+    def states(self) -> torch.dtype:
+        """Return the type of hidden states: float32 or wider, or that of the weights."""
+        return self._dtype if self.narrow_because else torch.promote_types(self._dtype, torch.float32)
+
+    @functools.cached_property
+    def narrow_because(self) -> str | None:
+        """Return why hidden states have 16 bits; None if they are float32 or wider."""
+        if self._dtype not in NARROW:
+            return None
+        if not self._asked_wide:
+            return "asked for"
+        return why_narrow(self.model) or self._why_not_wide()
+
+    def _why_not_wide(self) -> str | None:
+        """Return why the model's code does not take wide hidden states. Whatever else fails is no matter of
+        theirs."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        try:
+            with torch.inference_mode(), self._wide():
+                self.model(input_ids=ids)
+        except Exception as error:  # a model's code raises anything
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                return None
+            try:
+                with torch.inference_mode(), exact_logits(self.model):
+                    self.model(input_ids=ids)
+            except Exception:
+                return None
+            return f"the model's code refuses others ({type(error).__name__}: {first_line(error)})"
+        return None
+
+    @contextlib.contextmanager
+    def _wide(self) -> Iterator[None]:
+        with exact_logits(self.model), self._layers():
+            yield
+
+    @functools.cached_property
+    def _layers(self) -> WideStates:
+        seen = self.model if self.images is None else language_model(base_model(self.model))
+        return WideStates(self.model, seen)
+
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
-        with exact_logits(self.model):
+        wide = self._dtype in NARROW and self.narrow_because is None
+        with self._wide() if wide else exact_logits(self.model):
             output = (self.model if model is None else model)(**arguments)
         if self.rounded is None and output.logits.numel():  # a forward may only fill the keys
             self.rounded = is_rounded(output.logits, self._dtype)

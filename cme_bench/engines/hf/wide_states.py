@@ -1,0 +1,166 @@
+"""Hidden states in float32 of a model whose weights have 16 bits.
+
+A hidden state of 8 digits is rounded some fifteen times a layer, and most of what bfloat16 adds to a score
+comes from there. In here what lies between products is float32, from the embeddings on: sums, norms, gates,
+positions. A product still multiplies with the 16-bit weights, is summed in float32 and not rounded. The
+model's own code computes all of it; its layers are lent other products for the time of a forward.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.adapters.shared.quantised import is_quantised
+from cme_bench.util.exact_logits import NARROW, Float32Products, linear, output_layer, replaced
+
+_wide: ContextVar[bool] = ContextVar("cme_wide_states", default=False)
+_MOST = torch.finfo(torch.float16).max
+
+
+class WideStates:
+    """The layers of a model, and what they compute by while its hidden states are float32.
+
+    ``model`` is a causal language model in 16 bits, or an adapter's wrapper around one; ``part`` is what of
+    it computes so, by default all. Its output layer is that of
+    :func:`~cme_bench.util.exact_logits.exact_logits`. Adapters compute with hidden states that are not
+    rounded, in the type of their own weights.
+    """
+
+    def __init__(self, model: nn.Module, part: nn.Module | None = None) -> None:
+        head = output_layer(model)
+        others = set() if head is None else set(head.modules())
+        layers = (module for module in (model if part is None else part).modules() if module not in others)
+        found = ((module, _forward(module)) for module in layers)
+        self._layers = [(module, forward) for module, forward in found if forward is not None]
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Keep hidden states in float32 within the context; the model is as it was afterwards."""
+        token = _wide.set(True)
+        try:
+            with ExitStack() as stack:
+                for module, forward in self._layers:
+                    stack.enter_context(replaced(module, forward))
+                yield
+        finally:
+            _wide.reset(token)
+
+
+def for_attention(state: Tensor) -> Tensor:
+    """Return queries, keys or values as attention of ours takes them: wide ones in float16.
+
+    GPUs have fast kernels for 16 bits only, and keys are kept for long. float16 has eight times the digits of
+    bfloat16; what is beyond its range, which no model was seen to need, becomes its largest number.
+    """
+    return state.clamp(-_MOST, _MOST).half() if _wide.get() and state.dtype == torch.float32 else state
+
+
+def why_narrow(model: nn.Module) -> str | None:
+    """Return why hidden states keep the type of the weights; None if they may be float32."""
+    if any(_is_quantised_layer(module) for module in model.modules()):
+        return "a quantised base"
+    return None
+
+
+def _is_quantised_layer(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    odd = isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.dtype.itemsize > 1)
+    return odd or (isinstance(module, nn.Linear) and is_quantised(module)) or hasattr(module, "W_q")
+
+
+def _forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Return by what ``module`` computes from wide hidden states; None where its own forward serves."""
+    narrow = any(_is_narrow(own) for own in (*module._parameters.values(), *module._buffers.values()))
+    if isinstance(module, nn.Embedding) and narrow:
+        return _widened(module.forward)
+    if type(module) is nn.Linear and narrow and "forward" not in module.__dict__:
+        return functools.partial(_linear, module)
+    if narrow or hasattr(module, "base_layer"):  # PEFT's layers multiply with the base's weight themselves
+        return _by_wide_products(module.forward)
+    return None
+
+
+def _is_narrow(own: Tensor | None) -> bool:
+    return own is not None and own.dtype in NARROW
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return linear(x, layer.weight, layer.bias)
+
+
+def _widened(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        found = forward(*args, **kwargs)
+        return found.float() if found.dtype in NARROW else found
+
+    return wrapped
+
+
+def _by_wide_products(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with _WideProducts():
+            return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class _WideProducts(Float32Products):
+    """Within, what torch computes of one type only takes wide hidden states and narrow weights."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _OF_ONE_TYPE:
+            args, kwargs = _promoted(args, kwargs or {})
+        elif func in _OF_NARROW:
+            args, kwargs = _narrowed(args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _floats(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> set[torch.dtype]:
+    given = (*args, *kwargs.values())
+    return {value.dtype for value in given if isinstance(value, Tensor) and value.is_floating_point()}
+
+
+def _promoted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments in the widest type among them."""
+    types = _floats(args, kwargs)
+    return _cast(args, kwargs, functools.reduce(torch.promote_types, types) if len(types) > 1 else None)
+
+
+def _narrowed(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments in the weights' type, which such a kernel asks for."""
+    types = _floats(args, kwargs)
+    return _cast(args, kwargs, next(iter(types & set(NARROW)), None) if len(types) > 1 else None)
+
+
+def _cast(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype | None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def cast(value: Any) -> Any:
+        known = dtype is not None and isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if known else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+
+_OF_ONE_TYPE = frozenset(
+    {
+        nn.functional.layer_norm,
+        nn.functional.rms_norm,
+        nn.functional.group_norm,
+        torch.conv1d,
+        torch.bmm,
+        Tensor.bmm,
+        torch.baddbmm,
+        Tensor.baddbmm,
+    }
+)
+_OF_NARROW = frozenset({nn.functional.grouped_mm, torch._grouped_mm})

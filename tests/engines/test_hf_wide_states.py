@@ -1,0 +1,191 @@
+"""Hidden states in float32 of 16-bit models of many families, against the same models wholly in float32."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.hf import HFEngine
+from cme_bench.util.exact_logits import linear, wide_product
+from tests.support.tiny_llama import random_llama
+from tests.util.test_exact_logits import FAMILIES, build
+
+HEAD = tuple(range(20, 40))
+REQUESTS = [
+    LoglikelihoodRequest(tuple(((*HEAD, 100 + q), (c, c + 1)) for c in range(5, 290, 40))) for q in range(4)
+]
+"""Questions with one header, so that it is kept and their choices are computed over it."""
+ROUNDS_ITSELF = {"mixtral", "mamba"}
+"""Families with parts that only take 16 bits: fused experts, and a state-space layer's own casts."""
+
+
+def scores(model: Any, tokenizer: PreTrainedTokenizerFast, **how: Any) -> list[float]:
+    return answers(HFEngine(model, tokenizer, max_length=64, **how))
+
+
+def answers(engine: HFEngine) -> list[float]:
+    found = dict(engine.loglikelihood(REQUESTS))
+    return [logprob for i in range(len(REQUESTS)) for logprob in found[i].logprobs]
+
+
+def gap(one: list[float], other: list[float]) -> float:
+    return statistics.fmean(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_left_of_the_rounding_is_that_of_attention(
+    family: str, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build(family)
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer, plain=True)
+    alone = gap(exact, scores(model, toy_tokenizer, plain=True))
+    shared = gap(exact, scores(model, toy_tokenizer))
+    narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
+    if family in ROUNDS_ITSELF:
+        assert shared < narrow
+        return
+    assert alone < 1e-5
+    assert shared < narrow / 5
+    assert not any("forward" in part.__dict__ for part in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_both_narrow_types(dtype: torch.dtype, toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build("llama", dtype)
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    assert gap(exact, scores(model, toy_tokenizer, plain=True)) < 1e-5
+    engine = HFEngine(model, toy_tokenizer)
+    assert engine.describe()["states"] == "float32"
+    off = HFEngine(model, toy_tokenizer, wide=False)
+    assert off.describe()["states"] == f"{str(dtype).removeprefix('torch.')}: asked for"
+
+
+ADAPTERS: dict[str, Any] = {
+    "teamlora": TeamLoraConfig(r=4, num_experts=3, init="random", target_modules=["up_proj", "down_proj"]),
+    "lora": peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"]),
+    "dora": peft.LoraConfig(r=4, init_lora_weights=False, use_dora=True, target_modules=["up_proj"]),
+    "embedding": peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["embed_tokens", "v_proj"]),
+    "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "lokr": peft.LoKrConfig(r=4, init_weights=False, target_modules=["q_proj", "up_proj"]),
+    "prompt": peft.PromptTuningConfig(num_virtual_tokens=3),
+    "prefix": peft.PrefixTuningConfig(num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_adapters_see_states_that_are_not_rounded(
+    method: str, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = copy.deepcopy(ADAPTERS[method])
+    config.task_type = "CAUSAL_LM"
+    torch.manual_seed(2)
+    model = peft.get_peft_model(build("llama"), config).eval()
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    engine = HFEngine(model, toy_tokenizer, max_length=64)
+    narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
+    assert gap(exact, answers(engine)) < narrow / (2 if method == "prefix" else 5)  # PEFT rounds prefixes
+    assert engine.describe()["states"] == "float32"
+    with model.disable_adapter():
+        base = scores(build("llama"), toy_tokenizer)
+        assert scores(model, toy_tokenizer) == pytest.approx(base, abs=2e-3)  # prompts' rows are alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "gptj"])
+def test_texts_are_those_of_float32_however_they_are_decoded(
+    family: str, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build(family)
+    asked = [GenerateRequest((*HEAD, 100 + i), 12) for i in range(4)]
+    asked += [GenerateRequest((30 + i, 31, 32), 12) for i in range(4)]
+    wanted = texts(HFEngine(copy.deepcopy(model).float(), toy_tokenizer, plain=True), asked)
+    for how in ({"plain": True}, {"static": False}, {"static": True}):
+        assert texts(HFEngine(model, toy_tokenizer, max_length=64, **how), asked) == wanted
+
+
+def texts(engine: HFEngine, asked: list[GenerateRequest]) -> list[str]:
+    engine.limits.forward_tokens = 8  # so that short headers are kept
+    found = dict(engine.generate(asked))
+    return [found[i].text for i in range(len(asked))]
+
+
+def test_float32_models_compute_as_ever(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    asked = scores(tiny_model, toy_tokenizer)
+    assert asked == scores(tiny_model, toy_tokenizer, wide=False)
+    assert "states" not in engine.describe()
+
+
+def test_a_quantised_base_computes_as_before(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = build("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    quantised = bitsandbytes.nn.Linear4bit(64, 96, bias=False, compute_dtype=torch.bfloat16)
+    quantised.load_state_dict(layer.state_dict())
+    model.model.layers[0].mlp.up_proj = quantised.to("cpu")
+    engine = HFEngine(model, toy_tokenizer, max_length=64)
+    assert answers(engine) == scores(model, toy_tokenizer, wide=False)
+    assert engine.describe()["states"] == "bfloat16: a quantised base"
+
+
+class Refuses(LlamaForCausalLM):
+    """A model whose own code asks for the type of its weights."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        if self.model.embed_tokens(torch.tensor([[1]])).dtype != self.dtype:
+            raise TypeError("hidden states must be bfloat16")
+        return output
+
+
+def test_a_model_whose_code_refuses_wide_states_keeps_its_own(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = Refuses(random_llama(0).config).eval().bfloat16()
+    engine = HFEngine(model, toy_tokenizer)
+    assert answers(engine) == scores(model, toy_tokenizer, wide=False)
+    assert "TypeError: hidden states must be bfloat16" in engine.describe()["states"]
+
+
+def test_states_beyond_float16_are_no_error(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:  # values beyond 65,504, brought back by what follows
+            layer.self_attn.v_proj.weight.mul_(1e6)
+            layer.self_attn.o_proj.weight.mul_(1e-6)
+    assert torch.tensor(scores(model, toy_tokenizer)).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rows", [1, 37, 500])
+def test_products_on_cuda_hold_both_pieces(rows: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 4096), torch.randn(1000, 4096).bfloat16()
+    wanted = x.double() @ weight.double().T
+    with torch.no_grad():
+        found = linear(x.cuda(), weight.cuda()).cpu()
+    assert (
+        (found.double() - wanted).abs().max()
+        < 1e-3
+        < (x.bfloat16().double() @ weight.double().T - wanted).abs().max()
+    )
+    assert torch.equal(wide_product(x.cuda(), weight.cuda()).cpu(), found)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox", "qwen3", "mixtral"])
+def test_on_cuda_too(family: str, toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = build(family).cuda()
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
+    assert gap(exact, scores(model, toy_tokenizer)) < narrow / (1 if family in ROUNDS_ITSELF else 5)
+    asked = [GenerateRequest((*HEAD, 100 + i), 12) for i in range(4)]
+    captured = texts(HFEngine(model, toy_tokenizer, max_length=64), asked)
+    assert captured == texts(HFEngine(model, toy_tokenizer, max_length=64, static=False), asked)
