@@ -59,9 +59,10 @@ def _tree_attention(
         raise UnsupportedAttentionError(
             f"attention with {', '.join(unknown) or 'a mask or dropout'} of its own"
         )
-    states = (for_attention(state) for state in (query, key, value))
-    call = AttentionCall(module, *states, scaling=scaling, window=sliding_window, softcap=softcap)
-    return _active.get()(call).contiguous().to(value.dtype), None
+    dtype = value.dtype
+    query, key, value = (for_attention(states) for states in (query, key, value))
+    call = AttentionCall(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
+    return _active.get()(call).contiguous().to(dtype), None
 
 
 AttentionInterface.register(NAME, _tree_attention)

@@ -53,13 +53,15 @@ class WideStates:
             _wide.reset(token)
 
 
-def for_attention(state: Tensor) -> Tensor:
+def for_attention(states: Tensor) -> Tensor:
     """Return queries, keys or values as attention of ours takes them: wide ones in float16.
 
     GPUs have fast kernels for 16 bits only, and keys are kept for long. float16 has eight times the digits of
     bfloat16; what is beyond its range, which no model was seen to need, becomes its largest number.
     """
-    return state.clamp(-_MOST, _MOST).half() if _wide.get() and state.dtype == torch.float32 else state
+    if _wide.get() and states.dtype == torch.float32:
+        return states.clamp(-_MOST, _MOST).half()
+    return states
 
 
 def why_narrow(model: nn.Module) -> str | None:
@@ -151,7 +153,7 @@ def _cast(
     return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
-_OF_ONE_TYPE = frozenset(
+_OF_ONE_TYPE: frozenset[Any] = frozenset(
     {
         nn.functional.layer_norm,
         nn.functional.rms_norm,
@@ -163,4 +165,9 @@ _OF_ONE_TYPE = frozenset(
         Tensor.baddbmm,
     }
 )
-_OF_NARROW = frozenset({nn.functional.grouped_mm, torch._grouped_mm})
+_OF_NARROW: frozenset[Any] = frozenset(
+    getattr(place, name)
+    for place, name in ((nn.functional, "grouped_mm"), (torch, "_grouped_mm"))
+    if hasattr(place, name)
+)
+"""Products of several experts at once, which round their results too."""
