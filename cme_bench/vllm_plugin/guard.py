@@ -14,6 +14,7 @@ from typing import Any
 
 from vllm.model_executor.model_loader import BaseModelLoader
 
+from cme_bench.vllm_plugin.activation import fuse_activations
 from cme_bench.vllm_plugin.config import GatedConfig
 from cme_bench.vllm_plugin.file import ADAPTER_FILE, AdapterFileError, file_digest
 from cme_bench.vllm_plugin.loading import gated_layers, load_layers
@@ -53,7 +54,7 @@ def _checked(own: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_model(model: Any, vllm_config: Any) -> None:
-    """Load the adapter that lies in the model's folder, if one does.
+    """Load the adapter that lies in the model's folder, if one does, and fuse what can be fused.
 
     Raises AdapterFileError, so that vLLM does not start, if the file is missing or not the one that
     config.json names, if vLLM was told to serve the folder without it, or if not every module of the adapter
@@ -61,6 +62,8 @@ def check_model(model: Any, vllm_config: Any) -> None:
     """
     file = Path(vllm_config.model_config.model) / SUBFOLDER / ADAPTER_FILE
     config = vllm_config.quant_config
+    if isinstance(config, GatedConfig):
+        fuse_activations(model, vllm_config)
     if not (isinstance(config, GatedConfig) and config.embedded):
         if file.is_file():
             raise AdapterFileError(

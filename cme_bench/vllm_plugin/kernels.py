@@ -37,9 +37,13 @@ import triton
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cme_bench.vllm_plugin.reference import Span
+from cme_bench.vllm_plugin.reference import Span, silu_and_mul
 from cme_bench.vllm_plugin.spec import GatedSpec
-from cme_bench.vllm_plugin.triton_kernels import expand_add_kernel, widen_kernel
+from cme_bench.vllm_plugin.triton_kernels import (
+    expand_add_kernel,
+    expand_add_silu_kernel,
+    widen_kernel,
+)
 
 ROW_ALIGNMENT = 64  # with unaligned rows cuBLAS took 1.2 to 3 times as long
 GRAINS = (128, 64)
@@ -129,11 +133,18 @@ class Store:
         if interaction is not None:
             self.interaction.copy_(interaction)
 
-    def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False) -> Tensor:
+    @property
+    def has_halves(self) -> bool:
+        """Tell whether the layer is two parts of one size, of which each writes its half."""
+        half = self.weight.shape[0] // 2
+        return self.spans == ((0, 0, half), (1, half, 2 * half))
+
+    def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False, silu: bool = False) -> Tensor:
         """Map (tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.
 
         ``partial``: x and the matrix are this rank's slice of the inputs, so that the result is a term of a
-        sum over the tensor-parallel ranks.
+        sum over the tensor-parallel ranks. ``silu``: of a layer that ``has_halves`` return silu of the first
+        times the second, (tokens, d_out / 2).
         """
         result: Tensor = torch.ops.cme_bench.gated_linear(
             x,
@@ -149,6 +160,7 @@ class Store:
             self.spec.normalizer_floor or 0.0,
             WAYS.index(way),
             partial,
+            silu,
         )
         return result
 
@@ -210,6 +222,46 @@ def expand_add(  # noqa: PLR0917
         CHUNK=settings.chunk,
         BLOCK_T=blocks.tokens,
         BLOCK_N=blocks.columns,
+        num_warps=blocks.warps,
+    )
+    return out
+
+
+def expand_add_silu(  # noqa: PLR0917
+    ext: Tensor,
+    logits: Tensor,
+    matrix: Tensor,
+    interaction: Tensor,
+    d_in: int,
+    half: int,
+    settings: Settings,
+) -> Tensor:
+    """Return silu(g) * u, (tokens, half), where ``expand_add`` would return [g | u]."""
+    tokens = len(ext)
+    blocks = expand_blocks(tokens, half)
+    columns = min(blocks.columns, 64)  # two products and two sums a program
+    out = ext.new_empty(tokens, half)
+    expand_add_silu_kernel[(triton.cdiv(half, columns), triton.cdiv(tokens, blocks.tokens))](
+        ext,
+        logits,
+        matrix,
+        interaction,
+        out,
+        tokens,
+        d_in,
+        half,
+        ext.stride(0),
+        logits.stride(0),
+        matrix.stride(0),
+        settings.scale,
+        settings.floor,
+        RANK=settings.rank,
+        EXPERTS=settings.experts,
+        PADDED=triton.next_power_of_2(settings.experts),
+        SHARED=settings.shared,
+        CHUNK=settings.chunk,
+        BLOCK_T=blocks.tokens,
+        BLOCK_N=columns,
         num_warps=blocks.warps,
     )
     return out
@@ -303,6 +355,7 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     floor: float,
     way: int,
     partial: bool,
+    silu: bool,
 ) -> Tensor:
     x = x.contiguous()
     d_in = x.shape[1]
@@ -314,13 +367,16 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     if name == "rows":
         ext = linear(x, matrix[:, :d_in])
         logits, blocks = settings.logits(ext[:, d_out:]), expand_blocks(len(x), d_out)
+        if silu:
+            return expand_add_silu(ext, logits, matrix, interaction, d_in, d_out // 2, settings)
         return expand_add(ext, logits, matrix, interaction, part_of_grain, d_in, d_out, settings, blocks)
     ext = linear(x, matrix[d_out:, :d_in])
     logits = settings.logits(ext)
     triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
     if name == "columns":
         wide = gated_beside(x, ext, logits, interaction, settings)
-        return _columns(wide, matrix, d_in, d_out, settings, triples)
+        y = _columns(wide, matrix, d_in, d_out, settings, triples)
+        return _activated(y) if silu else y
     y = linear(x, matrix[:d_out, :d_in])
     gated = gated_beside(None, ext, logits, interaction, settings)
     width = rank * experts
@@ -329,7 +385,17 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
         up = matrix[start:stop, d_in + first : d_in + first + width]
         piece = y[:, start:stop]
         torch.addmm(piece, gated[:, first : first + width], up.T, out=piece)
-    return y
+    return _activated(y) if silu else y
+
+
+def _activated(y: Tensor) -> Tensor:
+    """Return silu of the first half times the second, by vLLM's kernel where there is one."""
+    fused = getattr(torch.ops._C, "silu_and_mul", None)
+    if fused is None or not y.is_cuda:
+        return silu_and_mul(y)
+    out = y.new_empty(len(y), y.shape[1] // 2)
+    fused(out, y)
+    return out
 
 
 def _columns(  # noqa: PLR0917
@@ -356,15 +422,16 @@ def _gated_linear_shape(  # noqa: PLR0917
     part_of_grain: Tensor,
     spans: list[int],
     d_out: int,
-    *_: object,
+    *rest: object,
 ) -> Tensor:
-    return x.new_empty(x.shape[0], d_out)
+    return x.new_empty(x.shape[0], d_out // 2 if rest[-1] else d_out)
 
 
 _LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "gated_linear(Tensor x, Tensor matrix, Tensor interaction, Tensor part_of_grain, int[] spans, int d_out, "
-    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial) -> Tensor"
+    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial, bool silu) "
+    "-> Tensor"
 )
 _LIBRARY.impl("gated_linear", _gated_linear, "CUDA")
 _LIBRARY._register_fake("gated_linear", _gated_linear_shape)

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.linear import (
 )
 
 from cme_bench.vllm_plugin.layout import Layout, plan_layout
-from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares
+from cme_bench.vllm_plugin.reference import add_up, gated_latent, shares, silu_and_mul
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 FUSION_SWITCH = "CME_BENCH_VLLM_FUSION"
@@ -173,6 +173,8 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
     def __init__(self, spec: GatedSpec, members: list[str], *, must_be_placed: bool = False) -> None:
         super().__init__(spec, members, must_be_placed=must_be_placed)
         self.store: Any = None  # kernels.Store, on CUDA
+        self.silu = False
+        """Whether the layer gives silu(gate) * up, since what does so after it was taken out of the model."""
 
     def create_base(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
         """Make the base's weight as vLLM makes one that is not quantised."""
@@ -233,8 +235,9 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Map (..., local_in) to (..., local_out)."""
         if self.store is None:
-            return super().apply(layer, x, bias)
-        y = self.store.apply(self.tokens_of(x), partial=is_partial(layer))
+            y = super().apply(layer, x, bias)
+            return silu_and_mul(y) if self.silu else y
+        y = self.store.apply(self.tokens_of(x), partial=is_partial(layer), silu=self.silu)
         y = y if bias is None else y + bias
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 from cme_bench.vllm_plugin.spec import GatedSpec
 
@@ -40,6 +40,12 @@ def gated_latent(z: Tensor, gate: Tensor | None, spec: GatedSpec) -> Tensor:
     latent = z.reshape(len(z), -1, experts, spec.rank)
     gated = latent * (spec.scale if gate is None else gate.unsqueeze(-1))
     return gated.to(z.dtype).flatten(-2)
+
+
+def silu_and_mul(y: Tensor) -> Tensor:
+    """Return silu of the first half of the columns times the second."""
+    gate, up = y.chunk(2, dim=-1)
+    return silu(gate) * up
 
 
 def add_up(y: Tensor, gated: Tensor, up: Tensor, spans: Sequence[Span]) -> Tensor:

@@ -97,6 +97,65 @@ def expand_add_kernel(
 
 
 @triton.jit
+def expand_add_silu_kernel(
+    ext,
+    logits,
+    matrix,
+    interaction,
+    out,
+    tokens,
+    d_in,
+    half,
+    ext_stride,
+    logits_stride,
+    matrix_stride,
+    scale,
+    floor,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Compute out = silu(g) * u, where [g | u] is what ``expand_add_kernel`` gives for a layer of two parts.
+
+    g and u are rounded to the model's dtype before, as that kernel would store them.
+    """
+    width: tl.constexpr = RANK * EXPERTS
+    latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    live = t < tokens
+    row = t.to(tl.int64) * ext_stride
+    tile = live[:, None] & (n < half)[None, :]
+    g = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
+    u = tl.load(ext + row[:, None] + half + n[None, :], mask=tile, other=0.0).to(tl.float32)
+    for part in tl.static_range(2):
+        logits_at = logits + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
+        m = interaction + part * EXPERTS * EXPERTS
+        for chunk in tl.static_range(width // CHUNK):
+            c = chunk * CHUNK + tl.arange(0, CHUNK)
+            b_row = (part * half + n).to(tl.int64) * matrix_stride
+            b_at = matrix + b_row[None, :] + d_in + part * width + c[:, None]
+            b = tl.load(b_at, mask=(n < half)[None, :], other=0.0)
+            zc = c % RANK if SHARED else c
+            z_at = ext + 2 * half + part * latent + row[:, None] + zc[None, :]
+            z = tl.load(z_at, mask=live[:, None], other=0.0)
+            gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
+            if part == 0:
+                g = tl.dot((z * gates).to(z.dtype), b, g)
+            else:
+                u = tl.dot((z * gates).to(z.dtype), b, u)
+    kind = out.dtype.element_ty
+    g = g.to(kind).to(tl.float32)
+    u = u.to(kind).to(tl.float32)
+    at = out + t.to(tl.int64)[:, None] * half + n[None, :]
+    tl.store(at, (g * tl.sigmoid(g) * u).to(kind), mask=tile)
+
+
+@triton.jit
 def widen_kernel(
     x,
     ext,

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kerne
 RANK = 16
 TOLERANCE = 1e-2
 """Relative error by norm, in bfloat16."""
-SHAPES = {"wide": (256, (128, 192)), "narrow": (512, (256,))}
+SHAPES = {"wide": (256, (128, 192)), "narrow": (512, (256,)), "halves": (256, (192, 192))}
 
 
 class Layer:
@@ -94,3 +94,20 @@ def test_two_ranks_with_a_slice_of_the_inputs_each(
     monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: total)
     found = [s.apply(x[:, p].cuda(), way, partial=True) for p, s in zip(slices, stores, strict=True)]
     assert_close(found[0].float() + found[1].float(), layer.exact(x.float()))
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 70])
+@pytest.mark.parametrize("way", ["rows", "columns", "split"])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_activation_after_a_layer_is_computed_with_it(name: str, way: str, tokens: int) -> None:
+    torch.manual_seed(0)
+    layer = Layer(SPECS[name], "halves")
+    x = torch.randn(tokens, layer.d_in).bfloat16()
+    store = layer.store()
+    assert store.has_halves
+    assert not Layer(SPECS[name], "wide").store().has_halves
+    assert not Layer(SPECS[name], "narrow").store().has_halves
+    gate, up = layer.exact(x.float()).chunk(2, dim=-1)
+    found = store.apply(x.cuda(), way, silu=True)
+    assert found.shape == gate.shape
+    assert_close(found, torch.nn.functional.silu(gate) * up)
