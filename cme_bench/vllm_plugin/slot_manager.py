@@ -150,6 +150,10 @@ class _File:
     def of(cls, given: str) -> _File:
         """Return the file that ``given`` is, or that lies in the folder that it is."""
         path = Path(given)
+        if path.is_dir() and not (path / ADAPTER_FILE).is_file():
+            raise AdapterFileError(
+                f"{path} holds no {ADAPTER_FILE}; cme-bench adapters export-vllm --beside writes one"
+            )
         path = path / ADAPTER_FILE if path.is_dir() else path
         return cls(path, file_digest(path))
 
