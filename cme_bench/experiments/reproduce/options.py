@@ -35,10 +35,14 @@ class CallOptions:
         None
     )
     state: Annotated[
-        Path | None, Option("Folder of parts of at most 16 MiB: read at the start, written at the end.")
+        Path | None,
+        Option("Folder of parts of at most 16 MiB: read at the start, written each minute and at the end."),
     ] = None
     published: Annotated[
-        Path | None, Option("Copy results here: no weights, no texts of items.", flag="--publish")
+        Path | None,
+        Option(
+            "Copy results here: no texts of items, no weights but those the recipe keeps.", flag="--publish"
+        ),
     ] = None
     helper_command: tuple[str, ...] = ()
     is_helper: Annotated[bool, Option("", flag="--helper", hidden=True)] = False

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.kept import FILES, is_kept
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import RECORD
 from cme_bench.experiments.reproduce.stages import STAGE
@@ -24,7 +25,8 @@ TRAININGS = "trainings.json"
 def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
     """Copy results into ``out``: tables, figures, claims, the trainings' records, packed runs.
 
-    No weights, no texts of items, no raw rows of routers and losses, which the figures hold as csv.
+    No texts of items, no raw rows of routers and losses, which the figures hold as csv, and weights of the
+    recipe's ``kept`` rows alone.
     UsageError if ``out`` cannot be written.
     """
     try:
@@ -41,15 +43,21 @@ def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
         trained = [trained_folder(folder, job) for job in jobs if job.kind in ("grid", "train")]
         (out / TRAININGS).write_bytes(training_records(folder.path, trained))
         for job in jobs:
-            _publish_job(folder, job, out)
+            _publish_job(recipe, folder, job, out)
     except OSError as error:
         raise UsageError(f"--publish {out}: {error}") from error
 
 
-def _publish_job(folder: Folder, job: Job, out: Path) -> None:
+def _publish_job(recipe: Recipe, folder: Folder, job: Job, out: Path) -> None:
     if job.kind == "evaluate":
         to = out / folder.run(job.row, job.seed).relative_to(folder.path)
         pack_run(folder.scores(job.row, job.seed), to)
+    elif job.kind == "train" and is_kept(recipe, job.row, job.seed):
+        adapter = folder.adapter(job.row, job.seed)
+        to = out / adapter.relative_to(folder.path)
+        to.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copy2(adapter / name, to / name)
     elif job.kind == "efficiency":
         file = folder.efficiency(job.row, job.part)
         to = out / file.relative_to(folder.path)

@@ -56,7 +56,8 @@ class Recipe:
     with the row of each value that varies. routers: rows whose router is measured, on ``router_limit`` items
     a task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
-    weights once everything that needs them is done. budget_minutes: what the plan compares its cost with.
+    weights once everything that needs them is done. kept: rows whose adapter of seed 0 is published with its
+    weights, rounded to bfloat16 before it is evaluated. budget_minutes: what the plan compares its cost with.
     carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
     evaluation_dtype: of evaluations, where it is not that of trainings. protocol: what is registered before
     the first score, where something is; row_seeds: what its second stage decided of each row.
@@ -90,6 +91,7 @@ class Recipe:
     workers: int = 1
     together: int = 1
     keep_weights: bool = True
+    kept: tuple[str, ...] = ()
     carry_scores: bool = False
     budget_minutes: float | None = None
     note: str = ""
@@ -132,7 +134,11 @@ class Recipe:
             "tasks": self.tasks,
             "engine": self.engine,
             "dtype": self.dtype,
-        } | ({"evaluation_dtype": self.evaluation_dtype} if self.evaluation_dtype else {})
+        } | {
+            name: value
+            for name, value in (("evaluation_dtype", self.evaluation_dtype), ("kept", list(self.kept)))
+            if value
+        }
 
 
 def read_recipe(
@@ -184,7 +190,7 @@ def read_recipe(
         "workers": workers,
     }
     content |= {k: v for k, v in given.items() if v is not None}
-    for key in ("main", "routers", "learning_rates"):
+    for key in ("main", "routers", "learning_rates", "kept"):
         content[key] = tuple(content.get(key, ()))
     if content.get("protocol") is not None:
         place = where.get(f"scales.{scale}.protocol", f"{file}: scale {scale}")
@@ -216,6 +222,7 @@ def _check(recipe: Recipe, where: Mapping[str, str]) -> None:
     places = {
         "main": recipe.main,
         "routers": recipe.routers,
+        "kept": recipe.kept,
         "ablation": recipe.ablation.values(),
         "experts": recipe.experts.values(),
         "data_scale": recipe.data_scale.values(),

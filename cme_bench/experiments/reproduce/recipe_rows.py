@@ -80,7 +80,7 @@ def only_rows(
             raise UsageError(f"{place}: {name} is made of {rows[name].busiest_of}, left out")
         if rows[name].tuned_as not in only:
             raise UsageError(f"{place}: {name} takes the learning rate of {rows[name].tuned_as}, left out")
-    for key in ("main", "routers"):
+    for key in ("main", "routers", "kept"):
         content[key] = [name for name in content.get(key, ()) if name in only]
     for key in ("ablation", "experts", "data_scale"):
         content[key] = {k: name for k, name in content[key].items() if name in only}

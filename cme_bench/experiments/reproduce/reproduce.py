@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,8 +67,7 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
     finally:
         bench.close()
-        if call.state is not None and not call.is_helper:
-            files = pack(recipe, folder, call.state)
+        if files := _save(recipe, folder, call):
             note(f"{call.state}: {len(files)} parts, {sum(f.stat().st_size for f in files):,} bytes")
     if call.published is not None:
         publish(recipe, folder, call.published)
@@ -90,9 +90,15 @@ def _compute(
             count = min(recipe.workers, len(shared)) - 1
             command = (*call.helper_command, *clock.arguments())
             stack.enter_context(helpers(command, count, folder.path))
-        begun = work(recipe, folder, bench, note, alone=False, clock=clock)
+        saved = functools.partial(_save, recipe, folder, call)
+        begun = work(recipe, folder, bench, note, alone=False, clock=clock, saved=saved)
     if not call.is_helper and not _first_stage(recipe):
-        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
+        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun, saved=saved)
+
+
+def _save(recipe: Recipe, folder: Folder, call: CallOptions) -> list[Path]:
+    """Write the state that travels, if one is asked for."""
+    return [] if call.state is None or call.is_helper else pack(recipe, folder, call.state)
 
 
 def _first_stage(recipe: Recipe) -> bool:

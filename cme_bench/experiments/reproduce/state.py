@@ -1,7 +1,7 @@
 """Carrying what is done from one machine to the next in files of bounded size.
 
-Weights do not travel, nor do prompts and items: only rows whose every job is done are carried, as scores,
-answers and records of training. What was half done is done again.
+Prompts and items do not travel, nor do weights, but those that are published. Only rows whose every job is
+done are carried, as scores, answers and records of training. What was half done is done again.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from pathlib import Path
 from msgspec import structs
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.kept import FILES, is_kept
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import RECORD
 from cme_bench.experiments.reproduce.stages import STAGE
 from cme_bench.runs.store import read_records, record_bytes
 from cme_bench.util.errors import CmeError, UsageError
+from cme_bench.util.files import write_bytes
 
 PART_BYTES = 16 * 2**20
 MOST_PARTS = 8
@@ -43,11 +45,11 @@ def pack(recipe: Recipe, folder: Folder, parts: Path, *, part_bytes: int = PART_
             f"{folder.path} is intact: lower the limit of items, or the seeds"
         )
     parts.mkdir(parents=True, exist_ok=True)
-    for old in _parts(parts):
-        old.unlink()
     files = [parts / f"state-{number:02d}.tar.xz.part" for number in range(count)]
     for number, file in enumerate(files):
-        file.write_bytes(content[number * part_bytes : (number + 1) * part_bytes])
+        write_bytes(file, content[number * part_bytes : (number + 1) * part_bytes])
+    for old in set(_parts(parts)) - set(files):
+        old.unlink()
     return files
 
 
@@ -81,7 +83,7 @@ def _carried(recipe: Recipe, folder: Folder) -> Iterator[tuple[str, bytes]]:
     for job in whole_jobs(recipe, folder):
         marker = folder.marker(job.name)
         yield str(marker.relative_to(root)), marker.read_bytes()
-        for file in _files_of(folder, job):
+        for file in _files_of(recipe, folder, job):
             relative = str(file.relative_to(root))
             yield relative, _slim(file) if file.suffix == ".jsonl" else file.read_bytes()
 
@@ -108,11 +110,12 @@ def made_of(recipe: Recipe, row: str) -> str:
     return row if found is None else found.busiest_of or row
 
 
-def _files_of(folder: Folder, job: Job) -> Iterator[Path]:
+def _files_of(recipe: Recipe, folder: Folder, job: Job) -> Iterator[Path]:
     if job.kind == "grid" and job.rate is not None:
         yield from _present(folder.grid(job.row, job.rate), _TRAINING_FILES)
     elif job.kind == "train":
-        yield from _present(folder.adapter(job.row, job.seed), _TRAINING_FILES)
+        kept = is_kept(recipe, job.row, job.seed)
+        yield from _present(folder.adapter(job.row, job.seed), FILES if kept else _TRAINING_FILES)
     elif job.kind == "evaluate":
         packed = folder.packed(job.row, job.seed)
         if packed.is_dir():

@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cme_bench.adapters.files import WEIGHTS_FILE
 from cme_bench.experiments.efficiency.options import EfficiencyOptions
 from cme_bench.experiments.options import RouterOptions
 from cme_bench.experiments.reproduce.busiest import keep_busiest
 from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.kept import halve, is_kept
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.experiments.reproduce.state import made_of
 from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
@@ -40,7 +42,6 @@ from cme_bench.util.provenance import commit, hardware
 GRID_SEED = 1_000
 """Seed of the trainings that try learning rates: no seed of a row."""
 SUBJECT_TASK = "cme_mmlu_ll"
-_WEIGHTS = "adapter_model.safetensors"
 
 
 class Workbench:
@@ -127,6 +128,8 @@ class Workbench:
         """Return what is recorded of a finished training beside its own record: what choices rest on."""
         rate = {"learning_rate": options.learning_rate}
         if job.kind == "train":
+            if is_kept(self.recipe, job.row, job.seed):
+                halve(options.out)
             return rate | {"sha256": hash_checkpoint(options.out)}
         held = validate(options.out, options, self.sets)
         return rate | {
@@ -238,7 +241,7 @@ class Workbench:
         jobs = all_jobs(self.recipe)
         for job in (job for job in jobs if job.kind == "grid" and self.folder.is_done(job.name)):
             assert job.rate is not None
-            (self.folder.grid(job.row, job.rate) / _WEIGHTS).unlink(missing_ok=True)
+            (self.folder.grid(job.row, job.rate) / WEIGHTS_FILE).unlink(missing_ok=True)
         if self.recipe.keep_weights:
             return
         made = {row.name for row in self.recipe.rows.values() if row.busiest_of}
@@ -251,8 +254,8 @@ class Workbench:
                 if job.row in (other.row, made_of(self.recipe, other.row))
                 and (other.kind, other.seed) in (("evaluate", job.seed), ("router", job.seed))
             ]
-            if all(map(self.folder.is_done, users)):
-                (self.folder.adapter(job.row, job.seed) / _WEIGHTS).unlink(missing_ok=True)
+            if all(map(self.folder.is_done, users)) and not is_kept(self.recipe, job.row, job.seed):
+                (self.folder.adapter(job.row, job.seed) / WEIGHTS_FILE).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Free what computes, and the room of weights that nothing needs any more."""

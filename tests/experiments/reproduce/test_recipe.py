@@ -90,6 +90,7 @@ def test_a_folder_of_another_recipe_is_refused(recipe_file: Path, tmp_path: Path
         "fidelity-rank",
         "fidelity-settings",
         "fidelity-epoch",
+        "headline",
         "full",
         "hour",
         "cpu",
@@ -102,7 +103,7 @@ def test_our_recipe_is_sound(scale: str, tmp_path: Path) -> None:
     for name, row in recipe.rows.items():
         fields = {**recipe.training, **row.training}
         check_options(TrainOptions(model="smollm2", out=tmp_path / name, **fields))
-    if not scale.startswith("fidelity"):
+    if not scale.startswith(("fidelity", "headline")):
         assert set(recipe.ablation) == {"neither", "collaboration", "competition", "both"}
 
 
