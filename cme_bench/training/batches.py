@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cme_bench.training.options import BatchOrder
 from cme_bench.training.packing import pack
 from cme_bench.training.packs import boundaries, fill, static_places
 
@@ -26,35 +27,69 @@ def pad_token(tokenizer: Any, embeddings: int) -> int:
 
 
 def plan_batches(
-    lengths: NDArray[np.int64], *, batch_size: int, batches_per_step: int, seed: int, similar: bool = True
+    lengths: NDArray[np.int64],
+    *,
+    batch_size: int,
+    batches_per_step: int,
+    seed: int,
+    order: BatchOrder = "auto",
 ) -> list[list[int]]:
     """Group examples into batches of ``batch_size``, in training order.
 
-    ``similar``: the examples of a step are of similar length, else drawn at random. ``batches_per_step``
-    consecutive batches make one optimizer step (processes x accumulated batches); where they are of similar
-    length too, processes wait little for each other. The step with the longest example, or with the most
-    tokens where they are random, comes first: what does not fit in memory fails at once. Every example
-    occurs once; if they do not fill the last step, examples from elsewhere come a second time.
+    Every example occurs once; if they do not fill the last step, examples from elsewhere come a second time.
+    ``batches_per_step`` consecutive batches make one optimizer step (processes x accumulated batches).
+
+    ``order``: the examples of a step are of ``similar`` length, so processes wait little for each other; at
+    ``random``; or dealt out, so that batches are ``even``: each has its share of long and short ones, and
+    about as many tokens as any other. The step with the longest example, or with the most tokens where
+    lengths are mixed, comes first: what does not fit in memory fails at once.
     """
     step = batch_size * batches_per_step
     random = np.random.default_rng([seed, len(lengths), step])
-    order = random.permutation(len(lengths))
-    order = np.resize(order, -(-len(order) // step) * step)
-    if not similar:
-        drawn = order.reshape(-1, step)
-        most = int(lengths[drawn].sum(1).argmax())
-        drawn[[0, most]] = drawn[[most, 0]]
-        return [list(map(int, batch)) for batch in drawn.reshape(-1, batch_size)]
+    drawn = random.permutation(len(lengths))
+    drawn = np.resize(drawn, -(-len(drawn) // step) * step)
+    if order in ("auto", "similar"):
+        return _similar(drawn, lengths, step, batch_size, random)
+    if order == "even":
+        drawn = _dealt(drawn, lengths, batch_size, random)
+    steps = drawn.reshape(-1, step)
+    most = int(lengths[steps].sum(1).argmax())
+    steps[[0, most]] = steps[[most, 0]]
+    return [list(map(int, batch)) for batch in steps.reshape(-1, batch_size)]
+
+
+def _dealt(
+    drawn: NDArray[np.int64], lengths: NDArray[np.int64], batch_size: int, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Return the examples batch by batch, of about as many tokens each, in a random order.
+
+    The longest are dealt out first, one to each batch; then the next, the longest of them to the batch with
+    the fewest tokens; and so on.
+    """
+    hands = drawn[np.argsort(-lengths[drawn], kind="stable")].reshape(batch_size, -1)
+    tokens = np.zeros(hands.shape[1], dtype=np.int64)
+    dealt = np.empty((hands.shape[1], batch_size), dtype=np.int64)
+    for number, hand in enumerate(hands):
+        fewest_first = np.argsort(tokens, kind="stable")
+        dealt[fewest_first, number] = hand
+        tokens[fewest_first] += lengths[hand]
+    return random.permutation(dealt).ravel()
+
+
+def _similar(
+    drawn: NDArray[np.int64], lengths: NDArray[np.int64], step: int, batch: int, random: np.random.Generator
+) -> list[list[int]]:
+    """Return batches of examples, those of each step of similar length."""
     sorted_together = step * _GROUPS_SORTED_TOGETHER
     steps: list[NDArray[np.int64]] = []
-    for start in range(0, len(order), sorted_together):
-        part = order[start : start + sorted_together]
+    for start in range(0, len(drawn), sorted_together):
+        part = drawn[start : start + sorted_together]
         part = part[np.argsort(-lengths[part], kind="stable")]
         steps += [part[i : i + step] for i in range(0, len(part), step)]
     shuffled = [steps[i] for i in random.permutation(len(steps))]
     longest = max(range(len(shuffled)), key=lambda i: int(lengths[shuffled[i]].max()))
     shuffled[0], shuffled[longest] = shuffled[longest], shuffled[0]
-    return [list(map(int, s[i : i + batch_size])) for s in shuffled for i in range(0, step, batch_size)]
+    return [list(map(int, s[i : i + batch])) for s in shuffled for i in range(0, step, batch)]
 
 
 def share(batches: Sequence[list[int]], *, process: int, processes: int) -> list[list[int]]:
@@ -85,6 +120,7 @@ class Layout:
     ``multiple``: rows are as wide as the longest, rounded up to a multiple of it. ``per_row``: about so many
     examples a row (:mod:`~cme_bench.training.packing`). ``width``: rows of exactly so many tokens
     (:mod:`~cme_bench.training.packs`). ``longest``: most tokens of an example in them; None for the width.
+    ``learnt``: most tokens that a batch learns, where that is known.
     """
 
     pad_token: int
@@ -92,6 +128,7 @@ class Layout:
     per_row: int | None = None
     width: int | None = None
     longest: int | None = None
+    learnt: int | None = None
 
     def places(self, lengths: Sequence[int]) -> int:
         """Return the places of a batch of examples of these lengths, padding included."""
@@ -122,7 +159,7 @@ class Layout:
         ``starts`` (:func:`~cme_bench.training.packs.boundaries`).
         """
         batch = _laid(examples, packs, self.pad_token, self.width or 0)
-        places, targets = static_places(batch["labels"], IGNORED)
+        places, targets = static_places(batch["labels"], IGNORED, self.learnt)
         starts = boundaries(batch["attention_mask"], batch["position_ids"], len(examples), self.longest)
         return batch | {"places": places, "targets": targets, "starts": starts}
 

@@ -58,11 +58,15 @@ def packs_are_free(options: TrainOptions) -> bool:
     return options.pack is None and options.pack_tokens is None
 
 
-def batch_order(options: TrainOptions, device: torch.device) -> BatchOrder:
-    """Return how examples are put into batches: as the options say; random in packs on a GPU."""
+def batch_order(options: TrainOptions, device: torch.device, begun: str | None = None) -> BatchOrder:
+    """Return how examples are put into batches: as the options say; even in packs on a GPU.
+
+    ``begun``: of a training in the same folder. One that began at random, as all did once, goes on so.
+    """
     if options.batches != "auto":
         return options.batches
     if device.type != "cuda" or options.pack is not None or needs_trainer(options) is not None:
         return "similar"
     packs = "packs" in manner(device) if packs_are_free(options) else options.pack_tokens
-    return "random" if packs else "similar"
+    mixed: BatchOrder = "random" if begun == "random" else "even"
+    return mixed if packs else "similar"

@@ -32,7 +32,7 @@ DEFAULT_FORMAT: FormatName = "teamlora"
 SaveDType = Literal["float32", "bfloat16"]
 RowForm = Literal["auto", "instruction", "completion", "messages"]
 Weighting = Literal["proportional", "equal", "temperature"]
-BatchOrder = Literal["auto", "similar", "random"]
+BatchOrder = Literal["auto", "similar", "random", "even"]
 DATA, ADAPTER, TEAM, LEARNING, RUNNING = "Data", "Adapter", "TeamLoRA", "Learning", "Running"
 """The headings of the options."""
 _READING = ("row_form", "encoding", "delimiter", "quotes")
@@ -169,8 +169,8 @@ class TrainOptions:
     batches: Annotated[
         BatchOrder,
         Option(
-            "Examples of a batch: of similar length, which needs little padding, or random, which makes "
-            "steps of about one size. auto: random in packs on a GPU, else similar.",
+            "Examples of a batch: of similar length, which needs little padding; at random; or even, dealt "
+            "out so that every batch has about as many tokens. auto: even in packs on a GPU, else similar.",
             panel=LEARNING,
         ),
     ] = "auto"
@@ -243,7 +243,7 @@ class TrainOptions:
         """Return the arguments that decide what is trained; ``out`` and how often to save do not.
 
         ``bos`` counts by what it makes of the prompts, see :func:`cme_bench.training.record.identity`.
-        ``save_dtype`` counts where it is no float32, ``batches`` where they are random; ``quantize``,
+        ``save_dtype`` counts where it is no float32, ``batches`` where they are not similar; ``quantize``,
         ``pack_tokens`` and ``liger`` where they are given: adapters that are older than these options have
         none.
         """

@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-UNIT = 128
+UNIT = 64
 """Packs are so many tokens long, or a multiple of it."""
 LONGEST = 4096
-"""Longer packs are made only where an example needs them: attention's cost grows with their square."""
+"""Longer packs are made only where an example needs them, or where attention looks at each example alone:
+elsewhere its cost grows with their square."""
 _SAMPLE = 200
 USUAL_PACKS = 6
 """Packs of a batch, at most about: each number of packs is a shape of its own."""
@@ -44,25 +45,38 @@ def fill(lengths: Sequence[int], width: int) -> list[list[int]]:
     return packs
 
 
-def choose_width(lengths: NDArray[np.int64], batches: Sequence[Sequence[int]]) -> int:
+def choose_width(lengths: NDArray[np.int64], batches: Sequence[Sequence[int]], *, apart: bool) -> int:
     """Return the tokens of a pack that leave the least padding in these batches, of some of them.
 
     At least the longest example's, and so many that a batch takes about ``USUAL_PACKS`` of them or fewer;
-    among equals the longest.
+    among equals the longest. ``apart``: attention looks at each example alone, so that one pack may hold any
+    batch whole.
     """
     sample = [[int(lengths[i]) for i in batch] for batch in batches[:: max(1, len(batches) // _SAMPLE)]]
     mean = sum(map(sum, sample)) / len(sample)
-    least = -(-max(int(lengths.max()), min(int(mean) // USUAL_PACKS, LONGEST)) // UNIT) * UNIT
-    widths = range(least, max(LONGEST, least) + 1, 2 * UNIT)
+    least = _whole(max(int(lengths.max()), min(int(mean) // USUAL_PACKS, LONGEST)))
+    widths = list(range(least, max(LONGEST, least) + 1, 4 * UNIT))
+    if apart:
+        widths.append(_whole(max(int(lengths[batch].sum()) for batch in batches)))
     places = {width: width * sum(len(fill(batch, width)) for batch in sample) for width in widths}
     return min(places, key=lambda width: (places[width], -width))
 
 
-def static_places(labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+def most_learnt(learnt: NDArray[np.int64], batches: Sequence[Sequence[int]]) -> int:
+    """Return a number of tokens that no batch learns more of, from those that each example teaches."""
+    return _whole(max(int(learnt[batch].sum()) for batch in batches))
+
+
+def _whole(tokens: int) -> int:
+    """Return the tokens, rounded up to a multiple of ``UNIT``."""
+    return -(-tokens // UNIT) * UNIT
+
+
+def static_places(labels: Tensor, ignored: int, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Return the places, in the flattened batch, that predict a learnt token, and those tokens.
 
-    Both are int64 [n], n the same for batches that learn about as much; the rest is filled with place 0 and
-    the label ``ignored``.
+    Both are int64 [n], n the same for batches that learn about as much, or ``most`` where it is known; the
+    rest is filled with place 0 and the label ``ignored``.
     """
     rows, width = labels.shape
     following = torch.full_like(labels, ignored)
@@ -70,7 +84,7 @@ def static_places(labels: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     flat = following.flatten()
     learnt = (flat != ignored).nonzero().squeeze(-1)
     step = max(1, rows * width // _PARTS)
-    size = -(-len(learnt) // step) * step
+    size = most if most is not None and len(learnt) <= most else -(-len(learnt) // step) * step
     places = torch.zeros(size, dtype=torch.int64)
     targets = torch.full((size,), ignored, dtype=torch.int64)
     places[: len(learnt)], targets[: len(learnt)] = learnt, flat[learnt]

@@ -87,7 +87,7 @@ def make_plan(
             batch_size=options.batch_size,
             batches_per_step=options.accumulate * processes,
             seed=options.seed + number,
-            similar=options.batches != "random",
+            order=options.batches,
         )
         batches += [[start + i for i in batch] for batch in planned]
         start += len(epoch)

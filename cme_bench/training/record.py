@@ -45,6 +45,12 @@ def identity(
     }
 
 
+def begun_order(out: Path) -> str | None:
+    """Return the order of examples of the training that ``out`` holds; None if it holds none."""
+    file = out / FILE
+    return str(read_json(file).get("identity", {}).get("batches")) if file.exists() else None
+
+
 def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
     """Return whether ``out`` holds this very training, finished. UsageError if it holds anything else."""
     file = out / FILE

@@ -19,10 +19,10 @@ from cme_bench.training.fresh import leave_casts
 from cme_bench.training.loss import target_loss
 from cme_bench.training.memory import Decision, decide, free_bytes
 from cme_bench.training.packing import check_packing, prefer_varlen
-from cme_bench.training.packs import choose_width
+from cme_bench.training.packs import choose_width, most_learnt
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.reporting import TrainingReport
-from cme_bench.training.varlen import bound_examples
+from cme_bench.training.varlen import bound_examples, looks_apart
 from cme_bench.util.errors import UsageError
 
 
@@ -71,10 +71,14 @@ class Session:
             self.listener.note(f"note: batches are padded, not packed ({error})")
             return Layout(*fill)
         if default:
-            width = choose_width(plan.examples.lengths, plan.batches)
-        longest = None if width is None else int(plan.examples.lengths.max())
+            width = choose_width(plan.examples.lengths, plan.batches, apart=looks_apart(base))
+        if width is None:
+            bound_examples(base, None)
+            return Layout(*fill, per_row=options.pack)
+        longest = int(plan.examples.lengths.max())
         bound_examples(base, longest)
-        return Layout(*fill, per_row=options.pack, width=width, longest=longest)
+        learnt = most_learnt(plan.examples.target_lengths, plan.batches)
+        return Layout(*fill, width=width, longest=longest, learnt=learnt)
 
     def _most_tokens(self) -> int:
         """Return the places of the largest batch."""

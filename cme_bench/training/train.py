@@ -126,7 +126,7 @@ def prepare(
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
-    order = batch_order(options, choose_device())
+    order = batch_order(options, choose_device(), record.begun_order(options.out))
     options = replace(options, prompt_format=usual_format(options, own), batches=order)
     book = shared.book(lambda: _book(base, config, tokenizer, own))
     encoder = training_encoder(options, tokenizer, config, book)

@@ -29,6 +29,11 @@ def bound_examples(model: PreTrainedModel, longest: int | None) -> None:
     setattr(model.config, _LONGEST, longest)
 
 
+def looks_apart(model: PreTrainedModel) -> bool:
+    """Return whether attention looks at each example of a pack alone, however long the pack."""
+    return bool(model.config._attn_implementation == VARLEN)
+
+
 def available(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether torch has variable-length attention for this device and dtype."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cme_bench.training.batches import IGNORED, Layout, collate, plan_batches, share
+from cme_bench.training.packs import choose_width, fill, most_learnt
 from cme_bench.training.sweep.join import join_packs
 
 LENGTHS = np.random.default_rng(0).integers(5, 500, 403)
@@ -64,13 +65,60 @@ def test_collate_learns_targets_only() -> None:
 
 
 def test_random_batches_hold_every_example_and_the_most_tokens_come_first() -> None:
-    batches = plan_batches(LENGTHS, batch_size=4, batches_per_step=2, seed=0, similar=False)
+    batches = plan_batches(LENGTHS, batch_size=4, batches_per_step=2, seed=0, order="random")
     assert set(Counter(i for batch in batches for i in batch)) == set(range(403))
     steps = [LENGTHS[first + second].sum() for first, second in zip(batches[::2], batches[1::2], strict=True)]
     assert steps[0] == max(steps)
     assert np.std(steps) < 0.5 * np.std(
         [LENGTHS[a + b].sum() for a, b in zip(plan()[::2], plan()[1::2], strict=True)]
     )
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(4800, 48), (403, 4), (5, 4), (64, 64)])
+def test_even_batches_have_about_as_many_tokens_each(examples: int, batch: int) -> None:
+    lengths = np.clip(np.random.default_rng(1).lognormal(4.3, 0.7, examples), 8, 256).astype(np.int64)
+    planned = plan_batches(lengths, batch_size=batch, batches_per_step=2, seed=0, order="even")
+    assert all(len(each) == batch for each in planned) and len(planned) % 2 == 0
+    counts = Counter(i for each in planned for i in each)
+    assert set(counts) == set(range(examples))
+    assert sum(counts.values()) - examples < 2 * batch
+    tokens = [int(lengths[each].sum()) for each in planned]
+    if batch >= 48 and examples > batch:
+        assert max(tokens) < 1.01 * min(tokens)
+        rows = [
+            len(fill(lengths[each].tolist(), choose_width(lengths, planned, apart=True))) for each in planned
+        ]
+        assert set(rows) == {1}, "a batch is one pack"
+    assert planned != plan_batches(lengths, batch_size=batch, batches_per_step=2, seed=1, order="even")
+
+
+def test_long_and_short_examples_come_in_every_order() -> None:
+    """What a batch holds, and when it comes, tells nothing of each other."""
+    lengths = np.sort(np.random.default_rng(1).integers(8, 256, 960))
+    planned = np.array(plan_batches(lengths, batch_size=32, batches_per_step=1, seed=3, order="even"))
+    longest = lengths[planned].max(1)
+    assert abs(np.corrcoef(longest, np.arange(30))[0, 1]) < 0.5
+    assert len(set(longest)) > 15
+
+
+def test_batches_of_known_size_have_one_shape() -> None:
+    rows = [
+        [{"ids": np.arange(1, n + 1), "source_length": s} for n, s in pairs]
+        for pairs in (((3, 1), (5, 4)), ((4, 1), (4, 1)), ((1, 1), (7, 7)))
+    ]
+    lengths, learnt = np.array([3, 5, 4, 4, 1, 7]), np.array([2, 1, 3, 3, 0, 0])
+    batches = [[0, 1], [2, 3], [4, 5]]
+    layout = Layout(
+        0,
+        width=choose_width(lengths, batches, apart=True),
+        longest=7,
+        learnt=most_learnt(learnt, batches),
+    )
+    made = [layout.collate(each) for each in rows]
+    assert len({tuple((name, t.shape) for name, t in batch.items()) for batch in made}) == 1
+    assert [int((batch["targets"] != IGNORED).sum()) for batch in made] == [3, 6, 0]
+    small = Layout(0, width=64, longest=7, learnt=2).collate(rows[1])
+    assert int((small["targets"] != IGNORED).sum()) == 6, "a bound that was wrong loses no token"
 
 
 def test_packs_that_nobody_needs_are_padding_that_sees_itself_alone() -> None:

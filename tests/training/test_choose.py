@@ -27,9 +27,9 @@ SMALL: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("given", "device", "said", "order"),
     [
-        ({}, "cuda", "", "random"),
+        ({}, "cuda", "", "even"),
         ({}, "cpu", "", "similar"),
-        ({"pack_tokens": 512}, "cuda", "", "random"),
+        ({"pack_tokens": 512}, "cuda", "", "even"),
         ({"pack_tokens": 512}, "cpu", "", "similar"),
         ({"pack_tokens": 0}, "cuda", "", "similar"),
         ({"pack": 2}, "cuda", "", "similar"),
@@ -45,6 +45,17 @@ def test_the_order_of_examples(
 ) -> None:
     monkeypatch.setenv(MANNER, said)
     assert batch_order(options("lora", **given), torch.device(device)) == order
+
+
+def test_a_training_goes_on_in_the_order_in_which_it_began(options: Make, tmp_path: Path) -> None:
+    asked, cuda = options("lora"), torch.device("cuda")
+    assert record.begun_order(tmp_path) is None
+    for held, order in (("random", "random"), ("even", "even"), (None, "even")):
+        identity = asked.identity() | ({"batches": held} if held else {})
+        write_json(tmp_path / record.FILE, {"identity": identity})
+        assert batch_order(asked, cuda, record.begun_order(tmp_path)) == order
+    assert batch_order(asked, torch.device("cpu"), "random") == "similar"
+    assert batch_order(options("lora", batches="even"), cuda, "random") == "even"
 
 
 def test_random_batches_are_another_training_and_similar_ones_are_not(options: Make) -> None:

@@ -55,7 +55,7 @@ class Crew:
             if bf16:
                 leave_casts(slot.layers.values(), base.device)
         self._generators = [_generator(member.options.seed, base.device) for member in members]
-        laid = layouts(members, base.device, packed=packed)
+        laid = layouts(members, base, packed=packed)
         bound_examples(base, laid[0].longest)
         keys = [(i if m.options.pack else None, m.options.batch_size) for i, m in enumerate(members)]
         self._together = Together(base, self.slots, self._generators, keys)

@@ -7,27 +7,31 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cme_bench.training.batches import Layout, width_multiple
 from cme_bench.training.choose import packs_are_free
-from cme_bench.training.packs import choose_width
+from cme_bench.training.packs import choose_width, most_learnt
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.sweep.join import Joined, join, join_packs
+from cme_bench.training.varlen import looks_apart
 
 
-def layouts(members: Sequence[Prepared], device: torch.device, *, packed: bool) -> list[Layout]:
-    """Return how the batches of each member are laid out.
+def layouts(members: Sequence[Prepared], base: PreTrainedModel, *, packed: bool) -> list[Layout]:
+    """Return how the batches of each member are laid out for ``base``.
 
     ``packed``: in packs of one fixed width for all, unless the options of a member say otherwise.
     """
     width = members[0].options.pack_tokens or None
     if packed and all(packs_are_free(m.options) for m in members):
-        width = max(choose_width(m.plan.examples.lengths, m.plan.batches) for m in members)
-    longest = None if width is None else max(int(m.plan.examples.lengths.max()) for m in members)
-    multiple = width_multiple(device.type)
-    return [
-        Layout(m.pad_token, multiple, per_row=m.options.pack, width=width, longest=longest) for m in members
-    ]
+        apart = looks_apart(base)
+        width = max(choose_width(m.plan.examples.lengths, m.plan.batches, apart=apart) for m in members)
+    multiple = width_multiple(base.device.type)
+    if width is None:
+        return [Layout(m.pad_token, multiple, per_row=m.options.pack) for m in members]
+    longest = max(int(m.plan.examples.lengths.max()) for m in members)
+    learnt = max(most_learnt(m.plan.examples.target_lengths, m.plan.batches) for m in members)
+    return [Layout(m.pad_token, multiple, width=width, longest=longest, learnt=learnt) for m in members]
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class _Sweep:
         if free is None:
             return [members]
         share = SHARE / 2 if "graph" in self._words else SHARE  # a graph holds a step's memory once more
-        laid = layouts(members, self._base.device, packed=self._packed)
+        laid = layouts(members, self._base, packed=self._packed)
         needed = self._room.bytes(members, laid)
         parts = min(len(members), -(-needed // int(share * free)))
         size = -(-len(members) // parts)
