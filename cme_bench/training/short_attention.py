@@ -7,26 +7,65 @@ in float32: their results are the same bits each time.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cme_bench.util.errors import first_line
+
 LONGEST = 512
 """Examples may have so many tokens; beyond, other kernels are as fast."""
 _BLOCK = 64
 _WIDTHS = (16, 32, 64, 128)
+_TOLERANCE = 0.02
+"""bfloat16 has steps of 0.8 %."""
 
 
 def suits(query: Tensor, longest: int) -> bool:
-    """Return whether the kernels are made for queries, [tokens, heads, width], of such examples."""
-    return (
-        query.dtype in {torch.bfloat16, torch.float16} and query.shape[-1] in _WIDTHS and longest <= LONGEST
-    )
+    """Return whether the kernels are made for queries, [tokens, heads, width], of such examples, and work."""
+    made = query.dtype in {torch.bfloat16, torch.float16} and query.shape[-1] in _WIDTHS
+    return made and longest <= LONGEST and query.is_cuda and work(query.device)
 
 
-def short_attention(
+@functools.cache
+def work(device: torch.device) -> bool:
+    """Return whether the kernels can be built for a device, and compute there what they should; tried once.
+
+    Triton needs a C compiler, and knows not every card. Without it torch's own attention does the same.
+    """
+    try:
+        wrong = None if _furthest(device) < _TOLERANCE else "they compute something else"
+    except Exception as error:  # Triton's are of many kinds, and none is worth a training
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+    if wrong:
+        warnings.warn(f"short examples are attended by torch's kernels, slower ({wrong})", stacklevel=2)
+    return wrong is None
+
+
+def _furthest(device: torch.device) -> float:
+    """Return the largest relative difference from the plain formula, of results and gradients."""
+    from cme_bench.training.varlen import one_by_one
+
+    lengths, heads, kept, width = (5, 70, 0, 130), 4, 2, 32
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(sum(lengths), n, width) for n in (heads, kept, kept, heads)]
+    drawn = [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
+    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+    found = []
+    with torch.enable_grad():
+        for attend, dtype in ((short_attention, torch.bfloat16), (one_by_one, torch.float32)):
+            inputs = [part.to(dtype, copy=True).requires_grad_() for part in drawn[:3]]
+            out = attend(*inputs, starts, max(lengths), None)
+            found.append([out, *torch.autograd.grad(out, inputs, drawn[3].to(dtype))])
+    pairs = [(ours.float(), wanted.float()) for ours, wanted in zip(*found, strict=True)]
+    return max(float((ours - wanted).norm() / wanted.norm()) for ours, wanted in pairs)
+
+
+def short_attention(  # noqa: PLR0917
     query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float | None = None
 ) -> Tensor:
     """Return causal attention within each example, [tokens, heads, width].
@@ -46,7 +85,7 @@ def short_attention(
 
 class _ShortAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float
     ) -> Tensor:
         from cme_bench.training.triton_attention import forward_kernel
@@ -80,7 +119,7 @@ class _ShortAttention(torch.autograd.Function):
         return to_query, to_key, to_value, None, None, None
 
 
-def _launch(
+def _launch(  # noqa: PLR0917
     query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int, scale: float
 ) -> tuple[int, dict[str, Any]]:
     """Return the programs of all examples' blocks, and the kernels' common arguments."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from cme_bench.training.short_attention import short_attention, suits
+
 VARLEN = "cme_bench_varlen"
 """The name under which transformers knows it."""
 _LONGEST = "_longest_example"
@@ -81,8 +83,11 @@ def attention(
         starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
     else:
         longest = getattr(getattr(module, "config", None), _LONGEST, None) or length
-    run = _on_gpu if query.is_cuda else _one_by_one
-    out = run(flat, starts, longest, scaling, sliding_window)
+    if sliding_window is None and suits(flat[0], longest):
+        out = short_attention(*flat, starts, longest, scaling)
+    else:
+        run = _on_gpu if query.is_cuda else one_by_one
+        out = run(*flat, starts, longest, scaling, sliding_window)
     return out.view(rows, length, heads, width), None
 
 
@@ -95,9 +100,16 @@ def _varlen_attn() -> tuple[Any, frozenset[str]]:
     return run, frozenset(inspect.signature(run).parameters)
 
 
-def _on_gpu(
-    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
+def _on_gpu(  # noqa: PLR0917
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
+    flat = [query, key, value]
     run, known = _varlen_attn()
     back = -1 if window is None else window - 1
     causal: dict[str, Any] = {"window_size": (back, 0)} if "window_size" in known else {"is_causal": True}
@@ -111,21 +123,37 @@ def _on_gpu(
     return out
 
 
-def _one_by_one(
-    flat: list[Tensor], starts: Tensor, longest: int, scaling: float | None, window: int | None
+def one_by_one(  # noqa: PLR0917
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None = None,
 ) -> Tensor:
-    """Return what :func:`_on_gpu` does, from a product for each example."""
+    """Return what :func:`_on_gpu` does, from a product for each example.
+
+    Args:
+        query: [tokens, heads, width]; keys and values may have fewer heads.
+        key: As the query.
+        value: As the query.
+        starts: Of the examples, int32 [examples + 1].
+        longest: Most tokens of an example; not needed here.
+        scaling: Factor on the scores.
+        window: Most tokens that one looks back on, itself included.
+    """
     edges = starts.tolist()
-    parts, flat = [], _repeated(flat)
+    parts, flat = [], _repeated([query, key, value])
     for start, stop in pairwise(edges):
         if start == stop:
             continue
-        query, key, value = (part[start:stop].transpose(0, 1)[None] for part in flat)
+        own = [part[start:stop].transpose(0, 1)[None] for part in flat]
         places = torch.arange(stop - start, device=query.device)
         seen = places[:, None] >= places[None, :]
         if window is not None:
             seen &= places[:, None] - places[None, :] < window
-        out = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling)
+        out = nn.functional.scaled_dot_product_attention(*own, attn_mask=seen, scale=scaling)
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
 

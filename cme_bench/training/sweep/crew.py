@@ -117,15 +117,11 @@ class Crew:
 
     def _update(self, group: Group) -> None:
         members = [self.members[i] for i in group.slots]
-        given = [
-            [m.options.max_grad_norm or float("inf") for m in members],
-            [rate(member, self.step) for member in members],
-            [member.options.weight_decay for member in members],
-        ]
-        most, rates, decays = sent(given, self._device)
-        norms = group.numbers.norms()
-        group.numbers.scale_grads((most / (norms + 1e-6)).clamp(max=1.0))
-        group.numbers.adamw(self.step + 1, rates, decays)
+        rates = [rate(member, self.step) for member in members]
+        decays = [member.options.weight_decay for member in members]
+        most = sent([m.options.max_grad_norm or float("inf") for m in members], self._device)
+        scales = ((group.numbers.norms() + 1e-6) / most).clamp(min=1.0)
+        group.numbers.adamw(self.step + 1, rates, decays, scales)
         if group.ranks is not None:
             group.ranks.allocate(self.step)
 

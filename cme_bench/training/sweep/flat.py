@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from cme_bench.training.schedule import BETAS, EPSILON
 
@@ -24,9 +26,6 @@ class FlatParameters:
         self.values = torch.empty(len(owners), sum(sizes), dtype=like.dtype, device=like.device)
         self.grads = torch.zeros_like(self.values)
         self.means, self.squares = torch.zeros_like(self.values), torch.zeros_like(self.values)
-        self.decayed = torch.cat(
-            [like.new_full((p.numel(),), float(name not in undecayed)) for name, p in first.items()]
-        ).detach()
         self.stacked: dict[str, Tensor] = {}
         self._owners = list(owners)
         self._places: dict[str, tuple[slice, torch.Size]] = {}
@@ -45,6 +44,9 @@ class FlatParameters:
                 self.stacked[name] = value.detach().requires_grad_()
                 self.stacked[name].grad = grad
             start += size
+        kinds = groupby(self._places.items(), lambda item: item[0] not in undecayed)
+        runs = [(decayed, [here for _, (here, _) in items]) for decayed, items in kinds]
+        self._runs = [(slice(parts[0].start, parts[-1].stop), decayed) for decayed, parts in runs]
 
     def leaf(self, name: str) -> Tensor:
         """Return a parameter of all adapters, [adapters, ...], through which gradients reach ``grads``."""
@@ -65,26 +67,39 @@ class FlatParameters:
         norms: Tensor = torch.linalg.vector_norm(self.grads, dim=1)
         return norms
 
-    def scale_grads(self, factors: Tensor) -> None:
-        """Multiply each adapter's gradient by its factor, [adapters]."""
-        self.grads.mul_(factors[:, None])
-
     @torch.no_grad()
-    def adamw(self, step: int, rates: Tensor, decays: Tensor) -> None:
+    def adamw(self, step: int, rates: Sequence[float], decays: Sequence[float], scales: Tensor) -> None:
         """Take one step of AdamW (arXiv 1711.05101), as ``torch.optim.AdamW`` does.
 
         Args:
             step: Number of the step, from 1.
-            rates: Learning rate of each adapter, [adapters].
-            decays: Weight decay of each adapter, [adapters].
+            rates: Learning rate of each adapter.
+            decays: Weight decay of each adapter.
+            scales: What each adapter's gradient is divided by, in place, [adapters].
         """
-        first, second = BETAS
-        rate = rates[:, None]
-        self.values.mul_(1 - rate * decays[:, None] * self.decayed)
-        self.means.lerp_(self.grads, 1 - first)
-        self.squares.mul_(second).addcmul_(self.grads, self.grads, value=1 - second)
-        denominator = (self.squares.sqrt() / (1 - second**step) ** 0.5).add_(EPSILON)
-        self.values.sub_(rate / (1 - first**step) * self.means / denominator)
+        whole = [(slice(None), True)]
+        for row, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
+            for kind in (True, False):
+                runs = [here for here, decayed in (self._runs if decay else whole) if decayed == kind]
+                arrays = (self.values, self.grads, self.means, self.squares)
+                values, grads, means, squares = ([each[row, here] for here in runs] for each in arrays)
+                adamw(
+                    values,
+                    grads,
+                    means,
+                    squares,
+                    [],
+                    list(torch.full((len(runs),), step - 1.0, device=scales.device).unbind()),
+                    fused=True,
+                    grad_scale=scales[row],
+                    amsgrad=False,
+                    beta1=BETAS[0],
+                    beta2=BETAS[1],
+                    lr=rate,
+                    weight_decay=decay if kind else 0.0,
+                    eps=EPSILON,
+                    maximize=False,
+                )
 
     def state(self) -> dict[str, Tensor]:
         """Return what a training needs to go on: numbers and moments."""
