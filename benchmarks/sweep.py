@@ -117,10 +117,14 @@ def tokens(out: Path, names: Sequence[str]) -> int:
 
 
 def steady(out: Path, names: Sequence[str]) -> float:
-    """Tokens a second of all adapters of a sweep after their first logged step."""
+    """Tokens a second of all adapters of a sweep after their first logged step.
+
+    Adapters that went together have the same seconds; those that went after them have others.
+    """
     curves = [read_curve(out / name / "loss.csv") for name in names]
     made = sum(curve[-1].tokens - curve[0].tokens for curve in curves)
-    return made / (max(c[-1].seconds for c in curves) - min(c[0].seconds for c in curves))
+    crews = {tuple(point.seconds for point in curve) for curve in curves}
+    return made / sum(seconds[-1] - seconds[0] for seconds in crews)
 
 
 def measure(

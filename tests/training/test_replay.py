@@ -107,7 +107,10 @@ def test_a_sweep_is_the_trainings_of_its_members(
 
 
 def test_bfloat16_by_where_examples_begin(options: Make, tmp_path: Path) -> None:
-    """The default on a GPU: a training of its own and a sweep follow padded rows in float32, step by step."""
+    """The default on a GPU: a training of its own and a sweep follow padded rows in float32, step by step.
+
+    What a step rounds moves a loss by some hundredths; the mean of ten moves by less.
+    """
     given = MIXED | {"dtype": "bfloat16", "max_steps": 40, "learning_rate": 0.01, "batches": "even"}
     alone = options("teamlora", **given)
     listener = Lines()
@@ -119,5 +122,7 @@ def test_bfloat16_by_where_examples_begin(options: Make, tmp_path: Path) -> None
     for one in (alone, *together):
         padded = replace(one, dtype="float32", pack_tokens=0, out=tmp_path / "padded" / str(one.seed))
         train(padded)
-        curves = [[p.loss for p in read_curve(each.out / "loss.csv")] for each in (one, padded)]
-        assert curves[0] == pytest.approx(curves[1], abs=0.1)
+        curves = [torch.tensor([p.loss for p in read_curve(f.out / "loss.csv")]) for f in (one, padded)]
+        assert float(curves[1][:10].mean() - curves[1][-10:].mean()) > 0.5, "something is learnt"
+        apart = (curves[0] - curves[1]).view(4, 10)
+        assert float(apart.abs().max()) < 0.25 and float(apart.mean(1).abs().max()) < 0.05

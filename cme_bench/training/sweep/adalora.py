@@ -1,15 +1,15 @@
 """AdaLoRA in a sweep: its regulariser and its importance scores, of all layers and adapters at once.
 
-PEFT computes both by a loop over parameters, thousands of small operations a step. Here the scores are
-arrays beside the trained numbers, and matrices of one shape are multiplied together; what becomes of the
-scores is PEFT's own (``RankAllocator``).
+PEFT computes both by a loop over parameters, thousands of small operations a step, and waits for the device
+at each of its layers. Here the scores are arrays beside the trained numbers, matrices of one shape are
+multiplied together, and which ranks are kept is decided on the device; how many is PEFT's own schedule
+(``RankAllocator``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -32,14 +32,18 @@ class RankBudget:
     def __init__(self, slots: Sequence[Slot], numbers: FlatParameters) -> None:
         self._numbers = numbers
         self._allocators = [rank_allocator(slot.model) for slot in slots]
-        self._named = [SimpleNamespace(named_parameters=slot.parameters().items) for slot in slots]
-        self._names = list(slots[0].parameters())
+        names = list(slots[0].parameters())
+        self._factors = [name for name in names if "lora_E" not in name]
+        self._layers = [name for name in names if "lora_E" in name]
+        self._places = numbers.places(self._layers)
+        self._kept = torch.ones(len(slots), len(self._places), dtype=torch.bool, device=numbers.values.device)
+        self._cut = False
         self._config: Any = self._allocators[0].peft_config
         self._averages, self._doubts = torch.zeros_like(numbers.values), torch.zeros_like(numbers.values)
 
     def regulariser(self) -> Tensor:
         """Return what each adapter's loss gets on top, [adapters]: how far A and B are from orthogonal."""
-        factors = {name: self._numbers.leaf(name) for name in self._names if "lora_E" not in name}
+        factors = {name: self._numbers.leaf(name) for name in self._factors}
         wide = [matrix if "lora_A" in name else matrix.mT for name, matrix in factors.items()]
         wide.sort(key=lambda matrix: matrix.shape)
         total = wide[0].new_zeros(len(self._allocators))
@@ -58,14 +62,35 @@ class RankBudget:
             self._score()
         budget, due = self._allocators[0].budget_schedule(step)
         if (step < last and due) or step == last:
-            for row, (allocator, named) in enumerate(zip(self._allocators, self._named, strict=True)):
-                allocator.exp_avg_ipt = self._numbers.by_name(self._averages[row])
-                allocator.exp_avg_unc = self._numbers.by_name(self._doubts[row])
-                allocator.peft_config.rank_pattern = allocator.mask_to_budget(named, budget)
-                allocator.reset_ipt()
-        elif step > last:
-            for allocator, named in zip(self._allocators, self._named, strict=True):
-                allocator.mask_using_rank_pattern(named, allocator.peft_config.rank_pattern)
+            scores = self._importance()
+            least = scores.kthvalue(self._allocators[0].init_bgt - budget, dim=1, keepdim=True).values
+            self._kept, self._cut = ~(scores <= least), True
+        elif step <= last:
+            return
+        values = self._numbers.values
+        values[:, self._places] = values[:, self._places].where(self._kept, 0.0)
+
+    def _importance(self) -> Tensor:
+        """Return how much each rank matters, [adapters, ranks of all layers]: the score of its singular value
+        and the mean scores of what it is multiplied with."""
+        entries = self._averages * self._doubts
+        found = []
+        for name in self._layers:
+            own, down, up = (self._numbers.of(entries, name.replace("lora_E", f"lora_{m}")) for m in "EAB")
+            found.append(own.flatten(1) + (down.mean(2) + up.mean(1)))
+        return torch.cat(found, dim=1)
+
+    def pattern(self, row: int) -> dict[str, list[bool]] | None:
+        """Return the ranks that an adapter keeps, by layer; None before some were cut."""
+        if not self._cut:
+            return None
+        sizes = [len(self._numbers.places([name])) for name in self._layers]
+        kept = torch.split(self._kept[row].cpu(), sizes)
+        return {name: each.tolist() for name, each in zip(self._layers, kept, strict=True)}
+
+    def tell(self, row: int) -> None:
+        """Write into an adapter's configuration which ranks it keeps, as for saving."""
+        self._allocators[row].peft_config.rank_pattern = self.pattern(row)
 
     def _score(self) -> None:
         numbers, config = self._numbers, self._config
@@ -77,11 +102,13 @@ class RankBudget:
     def state(self, row: int) -> dict[str, Any]:
         """Return what the allocation of one adapter needs to go on, on the CPU."""
         held = {"averages": self._averages, "doubts": self._doubts}
-        pattern = self._allocators[row].peft_config.rank_pattern
-        return {name: part[row].cpu().clone() for name, part in held.items()} | {"rank_pattern": pattern}
+        found: dict[str, Any] = {name: part[row].cpu().clone() for name, part in held.items()}
+        return found | {"rank_pattern": self.pattern(row)}
 
     def load_state(self, row: int, state: Mapping[str, Any]) -> None:
         """Put what :meth:`state` returned back."""
         self._averages[row].copy_(state["averages"])
         self._doubts[row].copy_(state["doubts"])
-        self._allocators[row].peft_config.rank_pattern = state["rank_pattern"]
+        if (pattern := state["rank_pattern"]) is not None:
+            kept = [rank for name in self._layers for rank in pattern[name]]
+            self._kept[row], self._cut = self._kept.new_tensor(kept), True

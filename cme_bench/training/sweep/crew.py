@@ -77,6 +77,9 @@ class Crew:
 
     def alone(self, number: int) -> AbstractContextManager[PeftModel]:
         """Return a context in which the base carries one member's adapter and no other."""
+        group, row = self._place(number)
+        if group.ranks is not None:
+            group.ranks.tell(row)
         return self._together.alone(number)
 
     def advance(self) -> Tensor:
@@ -145,9 +148,13 @@ class Crew:
                 }
         return found
 
-    def _restore(self, number: int, state: Mapping[str, Any]) -> None:
+    def _place(self, number: int) -> tuple[Group, int]:
+        """Return the group of a member, and its row there."""
         group = next(g for g in self._together.groups if number in g.slots)
-        row = number - group.slots.start
+        return group, number - group.slots.start
+
+    def _restore(self, number: int, state: Mapping[str, Any]) -> None:
+        group, row = self._place(number)
         for name, held in group.numbers.state().items():
             held[row].copy_(state[name])
         self._generators[number].set_state(state["generator"])

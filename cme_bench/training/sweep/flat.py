@@ -58,9 +58,15 @@ class FlatParameters:
             name.removeprefix(prefix): self.leaf(name) for name in self._places if name.startswith(prefix)
         }
 
-    def by_name(self, row: Tensor) -> dict[str, Tensor]:
-        """Return an adapter's row of an array like ``values``, as views by parameter."""
-        return {name: row[here].view(shape) for name, (here, shape) in self._places.items()}
+    def of(self, array: Tensor, name: str) -> Tensor:
+        """Return what an array like ``values`` has for a parameter, a view, [adapters, ...]."""
+        here, shape = self._places[name]
+        return array[:, here].view(len(array), *shape)
+
+    def places(self, names: Sequence[str]) -> Tensor:
+        """Return where parameters stand in a row, one behind the other, int64 [numbers]."""
+        parts = [torch.arange(here.start, here.stop) for here, _ in (self._places[name] for name in names)]
+        return torch.cat(parts).to(self.values.device)
 
     def norms(self) -> Tensor:
         """Return the norm of each adapter's gradient, [adapters]."""

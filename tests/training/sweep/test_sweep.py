@@ -204,7 +204,7 @@ def test_room_grows_with_the_places_of_a_batch(asked: list[TrainOptions]) -> Non
     few, many = ([prepare(replace(one, batch_size=size), Listener()) for one in asked] for size in (2, 6))
     base = frozen_base(few[0].base, torch.float32, torch.device("cpu"), asked[0])
     room = Room(base, bf16=False)
-    needed = [room.bytes(each, layouts(each, torch.device("cpu"), packed=False)) for each in (few, many)]
+    needed = [room.bytes(each, layouts(each, base, packed=False)) for each in (few, many)]
     assert 0 < needed[0] < needed[1]
     assert not hasattr(base, "peft_config") and not [n for n, _ in base.named_parameters() if "lora" in n]
 
