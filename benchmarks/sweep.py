@@ -117,12 +117,13 @@ def tokens(out: Path, names: Sequence[str]) -> int:
 
 
 def steady(out: Path, names: Sequence[str]) -> float:
-    """Tokens a second of all adapters of a sweep after their first logged step.
+    """Tokens a second of all adapters of a sweep behind the first steps that were logged.
 
     Adapters that went together have the same seconds; those that went after them have others.
     """
     curves = [read_curve(out / name / "loss.csv") for name in names]
-    made = sum(curve[-1].tokens - curve[0].tokens for curve in curves)
+    firsts = [[point for point in curve if point.seconds == curve[0].seconds][-1] for curve in curves]
+    made = sum(curve[-1].tokens - first.tokens for curve, first in zip(curves, firsts, strict=True))
     crews = {tuple(point.seconds for point in curve) for curve in curves}
     return made / sum(seconds[-1] - seconds[0] for seconds in crews)
 

@@ -21,6 +21,7 @@ from peft import PeftConfig, PeftModel
 from transformers.utils import logging
 
 from cme_bench.adapters.describe import describe
+from cme_bench.adapters.registry import routed_names
 from cme_bench.engines.hf.forward import max_positions
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.folder import adapter_note
@@ -67,6 +68,7 @@ from cme_bench.training.replay import replaying
 from cme_bench.training.session import Session
 from cme_bench.training.shared import Shared
 from cme_bench.training.tokens import training_encoder
+from cme_bench.training.warm import warm_up
 from cme_bench.util.early import Early
 from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
@@ -201,7 +203,14 @@ def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[P
         return None
     device = choose_device()
     dtype = choose_dtype(options.dtype, config, device)
-    return Early(lambda: frozen_base(base, dtype, device, options))
+    routed = options.method in routed_names()
+
+    def loaded() -> PreTrainedModel:
+        model = frozen_base(base, dtype, device, options)
+        warm_up(model, dtype, routed=routed)
+        return model
+
+    return Early(loaded)
 
 
 def _note_plan(plan: TrainingPlan, listener: Listener) -> None:

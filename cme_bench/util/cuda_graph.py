@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cme_bench.util.collection import uncollected
+
 
 def captured(
     run: Callable[[], Tensor], pool: Any, *, stream: torch.cuda.Stream | None = None
@@ -19,11 +21,15 @@ def captured(
         pool: Memory that graphs share which never run at once; None for memory of its own.
         stream: On which to capture; by default one of torch's own.
 
-    Raises the first RuntimeError of a capture that fails, once torch can go on without it.
+    No garbage is collected meanwhile: memory that copies to the device used would be given back within the
+    capture. Raises the first RuntimeError of a capture that fails, once torch can go on without it.
     """
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with (
+            uncollected(),
+            torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+        ):
             output = run()
     except RuntimeError as error:
         _release_generator()

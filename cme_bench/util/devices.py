@@ -46,3 +46,26 @@ def sent(numbers: Any, device: torch.device) -> Tensor:
     """Return numbers on a device, float32. A GPU's copy from ordinary memory would wait for all its work."""
     tensor = torch.tensor(numbers, dtype=torch.float32)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class Fetched:
+    """A tensor's numbers on their way to the processor, which need not wait for the work before them."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._numbers = tensor
+        if tensor.is_cuda:
+            self._numbers = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._numbers.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def arrived(self) -> bool:
+        """Return whether they are there."""
+        return self._event is None or self._event.query()
+
+    def numbers(self) -> Tensor:
+        """Wait for them, and return them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._numbers

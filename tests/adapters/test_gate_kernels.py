@@ -157,3 +157,19 @@ def test_what_comes_through_a_dropout_is_added(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         total.double(), wanted, rtol=1e-6 if tight else ROUNDING, atol=1e-6 if tight else 1e-2
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dropout_is_what_its_mask_says(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 700, 9, device=DEVICE).to(dtype)
+    seed = torch.tensor([7], device=DEVICE)
+    seen, kept = gate_kernels.drop(x, 0.1, seed, 3)
+    assert kept.shape == x.shape and kept.dtype == torch.bool
+    torch.testing.assert_close(seen.float(), x.float() * kept / 0.9, rtol=ROUNDING, atol=0)
+    assert abs(float(kept.float().mean()) - 0.9) < 0.01
+    again, other_call = (gate_kernels.drop(x, 0.1, seed, call)[1] for call in (3, 4))
+    other_seed = gate_kernels.drop(x, 0.1, seed + 1, 3)[1]
+    assert torch.equal(kept, again)
+    for other in (other_call, other_seed, kept.roll(1, 0), kept.roll(512, 1)):
+        both = float((~kept & ~other).float().mean())
+        assert both < 0.015, "drawn apart"

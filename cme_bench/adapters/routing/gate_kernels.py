@@ -77,7 +77,16 @@ def _error(device: torch.device) -> str | None:
     alike = all(got is not None and torch.allclose(got, right, 1e-4, 1e-4) for got, right in pairs)
     alike = alike and torch.allclose(rows[: len(z)], z, 0.01)
     alike = alike and torch.allclose(add_kept(grad.clone(), z, z > 0, 2.0), grad + 2 * z.clamp(min=0), 1e-5)
-    return None if alike else "they compute something else"
+    return None if alike and _drops(z.new_ones(4096)) else "they compute something else"
+
+
+def _drops(ones: Tensor) -> bool:
+    """Return whether dropout keeps about as many of some ones as it should, and others in every call."""
+    seed = torch.full((1,), 5, dtype=torch.int64, device=ones.device)
+    (seen, kept), (_, others), (_, again) = (drop(ones, 0.25, seed, call) for call in (0, 1, 0))
+    share = float(kept.float().mean())
+    fine = torch.allclose(seen, kept / 0.75) and 0.7 < share < 0.8
+    return fine and torch.equal(kept, again) and 0.3 < float((kept != others).float().mean()) < 0.45
 
 
 def suits(z: Tensor, logits: Tensor, k: int, rank: int) -> bool:
@@ -246,6 +255,21 @@ def add_kept(total: Tensor, through: Tensor, kept: Tensor, scale: float) -> Tens
     block = 1024
     add_kept_kernel[(-(-total.numel() // block),)](total, through, kept, scale, total.numel(), BLOCK=block)
     return total
+
+
+def drop(x: Tensor, p: float, seed: Tensor, call: int) -> tuple[Tensor, Tensor]:
+    """Return ``x`` after dropout, and which of its elements were kept, bool.
+
+    ``seed``: int64 [1], read on the device; ``call``: a number of its own for each call with one seed.
+    """
+    from cme_bench.adapters.routing.triton_gate import drop_kernel
+
+    x = x.contiguous()
+    seen, kept = torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+    block = 512
+    programs = -(-x.numel() // (4 * block))
+    drop_kernel[(programs,)](x, seen, kept, seed, call, p, 1.0 / (1.0 - p), x.numel(), BLOCK=block)
+    return seen, kept
 
 
 def _lead(z: Tensor) -> tuple[tuple[int, ...], int, int]:

@@ -36,7 +36,7 @@ class RankBudget:
         self._factors = [name for name in names if "lora_E" not in name]
         self._layers = [name for name in names if "lora_E" in name]
         self._places = numbers.places(self._layers)
-        self._kept = torch.ones(len(slots), len(self._places), dtype=torch.bool, device=numbers.values.device)
+        self._kept = torch.ones_like(self._places, dtype=torch.bool)
         self._cut = False
         self._config: Any = self._allocators[0].peft_config
         self._averages, self._doubts = torch.zeros_like(numbers.values), torch.zeros_like(numbers.values)
@@ -68,7 +68,7 @@ class RankBudget:
         elif step <= last:
             return
         values = self._numbers.values
-        values[:, self._places] = values[:, self._places].where(self._kept, 0.0)
+        values[self._places] = values[self._places].where(self._kept, 0.0)
 
     def _importance(self) -> Tensor:
         """Return how much each rank matters, [adapters, ranks of all layers]: the score of its singular value
@@ -84,7 +84,7 @@ class RankBudget:
         """Return the ranks that an adapter keeps, by layer; None before some were cut."""
         if not self._cut:
             return None
-        sizes = [len(self._numbers.places([name])) for name in self._layers]
+        sizes = [self._numbers.of(self._numbers.values, name)[row].numel() for name in self._layers]
         kept = torch.split(self._kept[row].cpu(), sizes)
         return {name: each.tolist() for name, each in zip(self._layers, kept, strict=True)}
 
@@ -102,13 +102,13 @@ class RankBudget:
     def state(self, row: int) -> dict[str, Any]:
         """Return what the allocation of one adapter needs to go on, on the CPU."""
         held = {"averages": self._averages, "doubts": self._doubts}
-        found: dict[str, Any] = {name: part[row].cpu().clone() for name, part in held.items()}
+        found: dict[str, Any] = {name: self._numbers.row(part, row) for name, part in held.items()}
         return found | {"rank_pattern": self.pattern(row)}
 
     def load_state(self, row: int, state: Mapping[str, Any]) -> None:
         """Put what :meth:`state` returned back."""
-        self._averages[row].copy_(state["averages"])
-        self._doubts[row].copy_(state["doubts"])
+        self._numbers.put_row(self._averages, row, state["averages"])
+        self._numbers.put_row(self._doubts, row, state["doubts"])
         if (pattern := state["rank_pattern"]) is not None:
             kept = [rank for name in self._layers for rank in pattern[name]]
             self._kept[row], self._cut = self._kept.new_tensor(kept), True

@@ -139,7 +139,7 @@ class Crew:
         for group in self._together.groups:
             for row, number in enumerate(group.slots):
                 held: dict[str, Any] = {
-                    name: t[row].cpu().clone() for name, t in group.numbers.state().items()
+                    name: group.numbers.row(t, row) for name, t in group.numbers.state().items()
                 }
                 found[self.members[number].name] = held | {
                     "step": self.step,
@@ -156,7 +156,7 @@ class Crew:
     def _restore(self, number: int, state: Mapping[str, Any]) -> None:
         group, row = self._place(number)
         for name, held in group.numbers.state().items():
-            held[row].copy_(state[name])
+            group.numbers.put_row(held, row, state[name])
         self._generators[number].set_state(state["generator"])
         if group.ranks is not None:
             group.ranks.load_state(row, state["ranks"])

@@ -3,50 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
 from cme_bench.training.schedule import BETAS, EPSILON
 
 
 class FlatParameters:
-    """Hold parameters of adapters of the same names and shapes: ``values`` and ``grads``, [adapters, n].
+    """Hold parameters of adapters of the same names and shapes: ``values`` and ``grads``, [numbers of all].
 
-    The adapters' own parameters become views of ``values``. ``stacked``: by name, [adapters, ...], leaves
-    whose gradients are views of ``grads``; where there is one adapter, its own parameters are such leaves.
+    What all adapters have of a parameter lies together, [adapters, ...], so that operations on it are over
+    one piece of memory. The adapters' own parameters become views of it. ``stacked``: these pieces by name,
+    leaves whose gradients are pieces of ``grads``; where there is one adapter, its own parameters are such
+    leaves.
     """
 
     def __init__(self, owners: Sequence[Mapping[str, nn.Parameter]], *, undecayed: frozenset[str]) -> None:
         first = owners[0]
         like = next(iter(first.values()))
-        sizes = [parameter.numel() for parameter in first.values()]
-        self.values = torch.empty(len(owners), sum(sizes), dtype=like.dtype, device=like.device)
+        total = len(owners) * sum(parameter.numel() for parameter in first.values())
+        self.values = torch.empty(total, dtype=like.dtype, device=like.device)
         self.grads = torch.zeros_like(self.values)
         self.means, self.squares = torch.zeros_like(self.values), torch.zeros_like(self.values)
         self.stacked: dict[str, Tensor] = {}
         self._owners = list(owners)
         self._places: dict[str, tuple[slice, torch.Size]] = {}
         start = 0
-        for (name, parameter), size in zip(first.items(), sizes, strict=True):
-            here = slice(start, start + size)
+        for name, parameter in first.items():
+            here = slice(start, start + len(owners) * parameter.numel())
             self._places[name] = here, parameter.shape
-            shape = (len(owners), *parameter.shape)
-            value, grad = self.values[:, here].view(shape), self.grads[:, here].view(shape)
-            for i, owner in enumerate(owners):
-                value[i].copy_(owner[name].data)
-                owner[name].data = value[i]
+            value, grad = self.of(self.values, name), self.of(self.grads, name)
+            for own, owner in zip(value, owners, strict=True):
+                own.copy_(owner[name].data)
+                owner[name].data = own
             if len(owners) == 1:
                 parameter.grad = grad[0]
             else:
                 self.stacked[name] = value.detach().requires_grad_()
                 self.stacked[name].grad = grad
-            start += size
-        kinds = groupby(self._places.items(), lambda item: item[0] not in undecayed)
-        runs = [(decayed, [here for _, (here, _) in items]) for decayed, items in kinds]
-        self._runs = [(slice(parts[0].start, parts[-1].stop), decayed) for decayed, parts in runs]
+            start = here.stop
+        decayed = [name for name in self._places if name not in undecayed]
+        kinds = [decayed, [name for name in self._places if name in undecayed]]
+        self._kinds = [[self._arrays(names, row) for names in kinds] for row in range(len(owners))]
 
     def leaf(self, name: str) -> Tensor:
         """Return a parameter of all adapters, [adapters, ...], through which gradients reach ``grads``."""
@@ -61,17 +62,34 @@ class FlatParameters:
     def of(self, array: Tensor, name: str) -> Tensor:
         """Return what an array like ``values`` has for a parameter, a view, [adapters, ...]."""
         here, shape = self._places[name]
-        return array[:, here].view(len(array), *shape)
+        return array[here].view(len(self._owners), *shape)
 
     def places(self, names: Sequence[str]) -> Tensor:
-        """Return where parameters stand in a row, one behind the other, int64 [numbers]."""
-        parts = [torch.arange(here.start, here.stop) for here, _ in (self._places[name] for name in names)]
-        return torch.cat(parts).to(self.values.device)
+        """Return where parameters stand, one behind the other, int64 [adapters, numbers]."""
+        every = torch.arange(len(self.values), device=self.values.device)
+        return torch.cat([self.of(every, name).flatten(1) for name in names], dim=1)
+
+    def row(self, array: Tensor, number: int) -> Tensor:
+        """Return a copy of what an array like ``values`` has for one adapter, on the CPU, [numbers]."""
+        return torch.cat([self.of(array, name)[number].flatten() for name in self._places]).cpu()
+
+    @torch.no_grad()
+    def put_row(self, array: Tensor, number: int, row: Tensor) -> None:
+        """Put what :meth:`row` returned back."""
+        pieces = [self.of(array, name)[number] for name in self._places]
+        for piece, held in zip(pieces, row.split([piece.numel() for piece in pieces]), strict=True):
+            piece.copy_(held.view_as(piece))
+
+    def _arrays(self, names: Sequence[str], row: int) -> list[list[Tensor]]:
+        """Return an adapter's parts of values, gradients and both moments, as an optimizer takes them."""
+        arrays = (self.values, self.grads, self.means, self.squares)
+        return [[self.of(array, name)[row] for name in names] for array in arrays]
 
     def norms(self) -> Tensor:
         """Return the norm of each adapter's gradient, [adapters]."""
-        norms: Tensor = torch.linalg.vector_norm(self.grads, dim=1)
-        return norms
+        return torch.stack(
+            [get_total_norm([grad for kind in own for grad in kind[1]]) for own in self._kinds]
+        )
 
     @torch.no_grad()
     def adamw(self, step: int, rates: Sequence[float], decays: Sequence[float], scales: Tensor) -> None:
@@ -83,26 +101,23 @@ class FlatParameters:
             decays: Weight decay of each adapter.
             scales: What each adapter's gradient is divided by, in place, [adapters].
         """
-        whole = [(slice(None), True)]
-        for row, (rate, decay) in enumerate(zip(rates, decays, strict=True)):
-            for kind in (True, False):
-                runs = [here for here, decayed in (self._runs if decay else whole) if decayed == kind]
-                arrays = (self.values, self.grads, self.means, self.squares)
-                values, grads, means, squares = ([each[row, here] for here in runs] for each in arrays)
+        for row, own in enumerate(self._kinds):
+            for (values, grads, means, squares), decay in zip(own, (decays[row], 0.0), strict=True):
+                steps = torch.full((len(values),), step - 1.0, device=scales.device)
                 adamw(
                     values,
                     grads,
                     means,
                     squares,
                     [],
-                    list(torch.full((len(runs),), step - 1.0, device=scales.device).unbind()),
+                    list(steps.unbind()),
                     fused=True,
                     grad_scale=scales[row],
                     amsgrad=False,
                     beta1=BETAS[0],
                     beta2=BETAS[1],
-                    lr=rate,
-                    weight_decay=decay if kind else 0.0,
+                    lr=rates[row],
+                    weight_decay=decay,
                     eps=EPSILON,
                     maximize=False,
                 )
@@ -110,9 +125,3 @@ class FlatParameters:
     def state(self) -> dict[str, Tensor]:
         """Return what a training needs to go on: numbers and moments."""
         return {"values": self.values, "means": self.means, "squares": self.squares}
-
-    @torch.no_grad()
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put what :meth:`state` returned back."""
-        for name, held in self.state().items():
-            held.copy_(state[name])

@@ -47,7 +47,7 @@ class Joint:
         [(p, like)] = drops
         own = part.of(x.detach())
         if x.is_cuda:
-            seen, kept = torch.native_dropout(own, p, True)
+            seen, kept = turn.dropped(own, p)
             return part._replace(drop=Drop(kept, 1.0 / (1.0 - p)), seen=seen)
         widths = [turn.widths[slot] for slot in slots]
         generators = [turn.generators[slot] for slot in slots]

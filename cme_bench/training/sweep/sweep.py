@@ -229,7 +229,8 @@ class _Sweep:
             due = crew.step == end or crew.step % options.save_every == 0
             if not due and not self._ledger.interrupted and crew.step % options.log_every:
                 continue
-            diverged = self._ledger.flush()
+            diverged = self._ledger.flush(wait=due or self._ledger.interrupted)
+            diverged += self._ledger.flush() if diverged else []
             stopped = self._ledger.interrupted and crew.step < end
             if due or diverged or stopped:
                 self._keep(crew)

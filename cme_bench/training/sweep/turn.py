@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.adapters.routing.balance import BalanceTape
+from cme_bench.adapters.routing.gate_kernels import drop, runs_on
 from cme_bench.adapters.routing.hooks import Heard
 from cme_bench.adapters.routing.router import Routing
 
@@ -19,7 +20,8 @@ class Turn:
     """The rows of one forward pass: slot i has ``sizes[i]`` of them, of ``widths[i]`` tokens at most.
 
     ``generators``: of each slot's random numbers. ``tapes``: of each slot's balance loss, None without one.
-    ``mask``: [all rows, length], true for tokens.
+    ``mask``: [all rows, length], true for tokens. ``seed``: of a GPU's dropout in this pass, int64 [1], drawn
+    there; ``draws``: how often it was used.
     """
 
     generators: list[torch.Generator]
@@ -27,10 +29,22 @@ class Turn:
     sizes: list[int] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
     mask: Tensor = field(default_factory=lambda: torch.ones(0))
+    seed: Tensor | None = None
+    draws: int = 0
 
     def begin(self, sizes: Sequence[int], widths: Sequence[int], mask: Tensor) -> None:
         """Start a forward pass."""
         self.sizes, self.widths, self.mask = list(sizes), list(widths), mask.bool()
+        self.seed, self.draws = None, 0
+
+    def dropped(self, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+        """Return ``x`` after dropout on a GPU, and which of its elements were kept."""
+        if not runs_on(x):
+            return torch.native_dropout(x, p, True)
+        if self.seed is None:
+            self.seed = torch.randint(1 << 62, (1,), device=x.device)
+        self.draws += 1
+        return drop(x, p, self.seed, self.draws)
 
     def rows(self, slots: range) -> slice:
         """Return the rows of neighbouring slots."""
