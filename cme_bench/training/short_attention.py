@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cme_bench.training.each_example import one_by_one
 from cme_bench.util.errors import first_line
 
 LONGEST = 512
@@ -48,8 +49,6 @@ def work(device: torch.device) -> bool:
 
 def _furthest(device: torch.device) -> float:
     """Return the largest relative difference from the plain formula, of results and gradients."""
-    from cme_bench.training.varlen import one_by_one
-
     lengths, heads, kept, width = (5, 70, 0, 130), 4, 2, 32
     generator = torch.Generator().manual_seed(0)
     shapes = [(sum(lengths), n, width) for n in (heads, kept, kept, heads)]
@@ -58,9 +57,9 @@ def _furthest(device: torch.device) -> float:
     found = []
     with torch.enable_grad():
         for attend, dtype in ((short_attention, torch.bfloat16), (one_by_one, torch.float32)):
-            inputs = [part.to(dtype, copy=True).requires_grad_() for part in drawn[:3]]
-            out = attend(*inputs, starts, max(lengths), None)
-            found.append([out, *torch.autograd.grad(out, inputs, drawn[3].to(dtype))])
+            q, k, v = (part.to(dtype, copy=True).requires_grad_() for part in drawn[:3])
+            out = attend(q, k, v, starts, max(lengths), None)
+            found.append([out, *torch.autograd.grad(out, (q, k, v), drawn[3].to(dtype))])
     pairs = [(ours.float(), wanted.float()) for ours, wanted in zip(*found, strict=True)]
     return max(float((ours - wanted).norm() / wanted.norm()) for ours, wanted in pairs)
 

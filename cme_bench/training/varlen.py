@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from cme_bench.training.each_example import one_by_one, with_as_many_heads
 from cme_bench.training.short_attention import short_attention, suits
 
 VARLEN = "cme_bench_varlen"
@@ -77,17 +77,17 @@ def attention(
     if more.get("softcap") is not None:
         raise ValueError("variable-length attention caps no scores")
     rows, heads, length, width = query.shape
-    flat = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
     longest = length
     if starts is None:
         starts = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
     else:
         longest = getattr(getattr(module, "config", None), _LONGEST, None) or length
-    if sliding_window is None and suits(flat[0], longest):
-        out = short_attention(*flat, starts, longest, scaling)
+    if sliding_window is None and suits(query, longest):
+        out = short_attention(query, key, value, starts, longest, scaling)
     else:
         run = _on_gpu if query.is_cuda else one_by_one
-        out = run(*flat, starts, longest, scaling, sliding_window)
+        out = run(query, key, value, starts, longest, scaling, sliding_window)
     return out.view(rows, length, heads, width), None
 
 
@@ -118,50 +118,9 @@ def _on_gpu(  # noqa: PLR0917
     if "enable_gqa" in known:
         causal["enable_gqa"] = True
     else:
-        flat = _repeated(flat)
+        flat = with_as_many_heads(flat)
     out: Tensor = run(*flat, starts, starts, longest, longest, **causal)
     return out
-
-
-def one_by_one(  # noqa: PLR0917
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    starts: Tensor,
-    longest: int,
-    scaling: float | None,
-    window: int | None = None,
-) -> Tensor:
-    """Return what :func:`_on_gpu` does, from a product for each example.
-
-    Args:
-        query: [tokens, heads, width]; keys and values may have fewer heads.
-        key: As the query.
-        value: As the query.
-        starts: Of the examples, int32 [examples + 1].
-        longest: Most tokens of an example; not needed here.
-        scaling: Factor on the scores.
-        window: Most tokens that one looks back on, itself included.
-    """
-    edges = starts.tolist()
-    parts, flat = [], _repeated([query, key, value])
-    for start, stop in pairwise(edges):
-        if start == stop:
-            continue
-        own = [part[start:stop].transpose(0, 1)[None] for part in flat]
-        places = torch.arange(stop - start, device=query.device)
-        seen = places[:, None] >= places[None, :]
-        if window is not None:
-            seen &= places[:, None] - places[None, :] < window
-        out = nn.functional.scaled_dot_product_attention(*own, attn_mask=seen, scale=scaling)
-        parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts)
-
-
-def _repeated(flat: list[Tensor]) -> list[Tensor]:
-    """Return queries, keys and values, [tokens, heads, width], with as many heads of each."""
-    query, *others = flat
-    return [query, *(part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in others)]
 
 
 AttentionInterface.register(VARLEN, attention)

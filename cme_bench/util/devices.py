@@ -57,12 +57,12 @@ class Fetched:
         if tensor.is_cuda:
             self._numbers = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._numbers.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
     def arrived(self) -> bool:
         """Return whether they are there."""
-        return self._event is None or self._event.query()
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def numbers(self) -> Tensor:
         """Wait for them, and return them."""

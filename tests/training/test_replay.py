@@ -21,8 +21,9 @@ from tests.training.test_loop import MIXED, Lines, furthest, settings
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
 Make = Callable[..., TrainOptions]
 CUDA = torch.device("cuda")
-ROUNDING = 5e-4
-"""float32 on a GPU: sums in another order."""
+ROUNDING = 1e-3
+"""float32 on a GPU sums in another order. AdamW makes a step of any gradient, however small: a number may
+differ by half of a step's rate, 2e-3."""
 
 
 def replay(run: Run) -> tuple[Replay, list[str]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cme_bench.training import short_attention as short
 from cme_bench.training import varlen
+from cme_bench.training.each_example import one_by_one
 
 pytest.importorskip("triton", reason="the kernels are Triton's")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -43,10 +44,10 @@ def test_results_and_gradients(
 ) -> None:
     parts, starts = drawn(lengths, heads, kept, width)
     found = []
-    for attend, dtype in ((short.short_attention, DTYPE), (varlen.one_by_one, torch.float32)):
-        inputs = [part.to(dtype, copy=True).requires_grad_() for part in parts[:3]]
-        out = attend(*inputs, starts, longest, scale)
-        found.append([out.detach(), *torch.autograd.grad(out, inputs, parts[3].to(dtype))])
+    for attend, dtype in ((short.short_attention, DTYPE), (one_by_one, torch.float32)):
+        q, k, v = (part.to(dtype, copy=True).requires_grad_() for part in parts[:3])
+        out = attend(q, k, v, starts, longest, scale)
+        found.append([out.detach(), *torch.autograd.grad(out, (q, k, v), parts[3].to(dtype))])
     for ours, wanted in zip(*found, strict=True):
         assert float((ours.float() - wanted).norm() / wanted.norm()) < 0.01
 
@@ -54,11 +55,16 @@ def test_results_and_gradients(
 def test_inputs_may_lie_anyhow_in_memory() -> None:
     """Queries, keys and values of one product, and of heads before tokens."""
     parts, starts = drawn((40, 90), 4, 2, 32)
-    wanted = short.short_attention(*parts[:3], starts, 90)
+    wanted = attended(parts, starts)
     beside = torch.cat([part.flatten(1) for part in parts[:3]], dim=1).view(130, 8, 32)
-    assert torch.equal(short.short_attention(*beside.split([4, 2, 2], dim=1), starts, 90), wanted)
+    assert torch.equal(attended([beside[:, :4], beside[:, 4:6], beside[:, 6:]], starts), wanted)
     turned = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in parts[:3]]
-    assert torch.equal(short.short_attention(*turned, starts, 90), wanted)
+    assert torch.equal(attended(turned, starts), wanted)
+
+
+def attended(parts: list[Tensor], starts: Tensor) -> Tensor:
+    query, key, value, *_ = parts
+    return short.short_attention(query, key, value, starts, 90)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="a model's own attention is asked on a GPU")
@@ -66,11 +72,10 @@ def test_a_gpu_attends_by_them() -> None:
     """And by torch's kernels where they are not made for it: long examples, other widths, windows."""
     assert short.work(torch.device("cuda", 0)), "the kernels compute what they should"
     parts, starts = drawn((40, 90), 4, 2, 32)
-    batch = [part.view(1, 130, -1, 32).transpose(1, 2) for part in parts[:3]]
+    q, k, v = (part.view(1, 130, -1, 32).transpose(1, 2) for part in parts[:3])
     for longest, window in ((90, None), (90, 20), (short.LONGEST + 1, None)):
         module = SimpleNamespace(config=SimpleNamespace(_longest_example=longest))
-        out, _ = varlen.attention(module, *batch, None, starts=starts, sliding_window=window)  # type: ignore[arg-type]
-        wanted = varlen.one_by_one(*(part.float() for part in parts[:3]), starts, longest, None, window)
+        out, _ = varlen.attention(module, q, k, v, None, starts=starts, sliding_window=window)  # type: ignore[arg-type]
+        query, key, value = (part.float() for part in parts[:3])
+        wanted = one_by_one(query, key, value, starts, longest, None, window)
         assert float((out[0].float() - wanted).norm() / wanted.norm()) < 0.01
-    again, _ = varlen.attention(module, *batch, None, starts=starts)  # type: ignore[arg-type]
-    assert again.shape == (1, 130, 4, 32)

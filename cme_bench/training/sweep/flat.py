@@ -77,7 +77,8 @@ class FlatParameters:
     def put_row(self, array: Tensor, number: int, row: Tensor) -> None:
         """Put what :meth:`row` returned back."""
         pieces = [self.of(array, name)[number] for name in self._places]
-        for piece, held in zip(pieces, row.split([piece.numel() for piece in pieces]), strict=True):
+        parts = torch.split(row, [piece.numel() for piece in pieces])
+        for piece, held in zip(pieces, parts, strict=True):
             piece.copy_(held.view_as(piece))
 
     def _arrays(self, names: Sequence[str], row: int) -> list[list[Tensor]]:
