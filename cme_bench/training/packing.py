@@ -19,8 +19,9 @@ from cme_bench.util.errors import UsageError
 
 _PIECE = 8
 """Tokens of the examples that packing is tried on."""
-_TOLERANCE = 0.1
-"""Packing may change hidden states, by rounding, by this share of what seeing another example does."""
+_TOLERANCE, _COARSE = 0.1, 0.3
+"""Packing may change hidden states, by rounding, by this share of what seeing another example does: in
+float32, and in less. SmolLM2, of 30 layers, is at 0.12 in bfloat16."""
 
 
 def pack(lengths: Sequence[int], per_row: int) -> list[list[int]]:
@@ -78,7 +79,8 @@ def check_packing(model: PreTrainedModel) -> None:
         packed = _hidden(model, ids, position_ids=places, **known).view_as(apart)
     finally:
         model.train(training)
-    if not (packed - apart).norm() < _TOLERANCE * (mixed - apart).norm():
+    most = _TOLERANCE if model.dtype.itemsize >= torch.float32.itemsize else _COARSE
+    if not (packed - apart).norm() < most * (mixed - apart).norm():
         raise UsageError(
             f"--pack: {type(model).__name__} with {model.config._attn_implementation} attention does not "
             "keep packed examples apart"

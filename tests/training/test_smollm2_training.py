@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 import cme_bench.adapters  # noqa: F401 - registers our methods with PEFT
+from cme_bench.models.checkpoint import resolve_model
 from cme_bench.reports.runs import open_run
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
@@ -22,6 +24,7 @@ from cme_bench.runs.runner import ask
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions, method_names
+from cme_bench.training.packing import check_packing
 from cme_bench.training.train import train
 
 pytestmark = pytest.mark.slow
@@ -88,3 +91,9 @@ def test_smollm2_learns_from_real_data(
 def logprobs(folder: Path) -> list[list[float]]:
     records = sorted(read_records(samples_file(folder, "cme_emotion_ll")), key=lambda r: r.id)
     return [record.response.logprobs for record in records]
+
+
+def test_packs_are_kept_apart_in_bfloat16_too() -> None:
+    """Thirty layers of rounding are no sign of a model that mixes examples."""
+    folder = resolve_model("smollm2", offline=False).path
+    check_packing(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16))
