@@ -1,23 +1,30 @@
-"""Train smollava's projector on captions: LLaVA's first stage, with tower and language model frozen.
+"""Train smollava's projector: LLaVA's first stage, with tower and language model frozen.
 
 On a GPU, and on a CPU, where it is rough::
 
     cd experiments/smollava
-    python train_projector.py --minutes 6 --batch 192 --workers 16 --out projector.safetensors
-    python train_projector.py --steps 60 --batch 8 --pool 200 --loose 1 --out projector.safetensors
+    python train_projector.py --minutes 6 --workers 12 --out projector.safetensors
+    python train_projector.py --steps 60 --batch 4 --pool 200 --variants 1 --out projector.safetensors
 
-Pictures: easy-VQA's training pictures, Noto's emoji alone and in scenes, Noto's flags. Twemoji is never seen.
-Their features are computed once. The last lines of the output name the picture among four by likelihood: in
-Noto's style and in Twemoji's.
+Pictures: easy-VQA's and scikit-learn's digits for training, Noto's emoji alone and in scenes, Noto's flags.
+They are asked about in the wordings of ``cme_mm`` and in others, and captioned. Twemoji, the scenes of
+``cme_mm`` and its test pictures are never seen. The tower's features are computed once; the questions of a
+picture share it.
+
+The last lines of the output are shares of right answers by likelihood: about pictures of other seeds in
+Noto's style by kind of question, and of the name among four, in Noto's style and in Twemoji's.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import random
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,32 +32,38 @@ from typing import Any
 
 import captions
 import numpy as np
+import PIL.Image
 import torch
+from packs import IMAGE_TOKENS, Packs, Stream, pack, segment
+from questions import Asked, Questions
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader
 
 from cme_bench.models.smollava.tower import MEAN, SIZE, STD, VISION_CONFIG, WIDTH
 from cme_bench.tasks.made import easy_vqa
 from cme_bench.tasks.made.art import Art, Thing, read_art
+from cme_bench.tasks.made.make import make_split
 from cme_bench.tasks.made.packages import EASY_VQA, NOTO, TWEMOJI
-from cme_bench.tasks.made.scenes import choose_things, draw, draw_one, pick, place, shuffled
+from cme_bench.tasks.made.scenes import choose_things, draw, draw_one, place, shuffled
 
-IMAGE_TOKENS = (SIZE // 14) ** 2
+_MIRRORED, _MOVED, _TONED = "mirrored", "moved", "toned"
 
 
 @dataclass(frozen=True)
 class Pool:
     """Pictures of one size as uint8 (N, 3, side, side), and what each shows.
 
-    ``loose``: each picture is taken so many times, moved, scaled and mirrored by chance; 0: once, as it is.
+    ``variants``: how often each picture is taken again, changed by chance in the ways of ``changes``.
     """
 
     name: str
     share: float
     pictures: torch.Tensor
     labels: Sequence[Any]
-    loose: int = 0
+    variants: int = 0
+    changes: frozenset[str] = frozenset()
 
 
 def pixels(picture: Any) -> np.ndarray:
@@ -66,52 +79,77 @@ def _keep(art: Art) -> None:
     _OF_WORKER["art"] = art
 
 
-def scene(seed: int) -> tuple[np.ndarray, list[Any]]:
-    """Draw the scene of a seed: different things, or some of them repeated."""
+def scene(seed: str) -> tuple[np.ndarray, list[Any]]:
+    """Draw the scene of a seed: different things, or up to nine of one among others."""
     art = _OF_WORKER["art"]
     rng = random.Random(f"projector scene {seed}")
-    things = choose_things(
-        rng, shuffled(random.Random("fame of training"), art.things), 1 + int(rng.random() * 6)
-    )
+    fame = shuffled(random.Random("fame of training"), art.things)
     if rng.random() < 0.4:
-        things = [things[0]] * (2 + int(rng.random() * 4)) + things[1:4]
+        count = 2 + int(rng.random() * 5)
+        wanted, *others = choose_things(rng, fame, 1 + int(rng.random() * 4))
+        things = [wanted] * count + others
+    else:
+        things = choose_things(rng, fame, 1 + int(rng.random() * 6))
     placed = place(rng, things[: captions.grid_size()])
     return pixels(draw(rng, art, placed)), placed
 
 
-def pools(art: Art, data: Path, scenes: int, workers: int, loose: int) -> list[Pool]:
-    """Return the training pictures."""
-    import PIL.Image
+def pools(
+    art: Art, shapes: Path, digits: Path | None, scenes: Sequence[str], *, workers: int, variants: int
+) -> list[Pool]:
+    """Return the training pictures; ``scenes``: a seed each, and no pool has more pictures than these.
 
-    known = easy_vqa.labels(easy_vqa.read_questions(data, "train"))
-    shapes = [(number, facts) for number, facts in known.items() if facts][: max(scenes, 100)]
-    drawn = [pixels(PIL.Image.open(easy_vqa.image_file(data, "train", number))) for number, _ in shapes]
+    ``shapes``: easy-VQA's folder; ``digits``: see :func:`_digits`.
+    """
     with ProcessPoolExecutor(workers, initializer=_keep, initargs=(art,)) as several:
-        made = list(several.map(scene, range(scenes), chunksize=64))
+        made = list(several.map(scene, scenes, chunksize=64))
+    few = slice(len(scenes))
+    things, flags = art.things[few], art.flags[few]
+    drawn = _stacked([picture for picture, _ in made])
+    alone = [_stacked([pixels(draw_one(art, t)) for t in kind]) for kind in (things, flags)]
+    free = frozenset({_MIRRORED, _MOVED, _TONED})
     return [
-        Pool("shapes", 0.25, _stacked(drawn), [facts for _, facts in shapes]),
-        Pool("things", 0.3, _stacked([pixels(draw_one(art, t)) for t in art.things]), art.things, loose),
-        Pool("flags", 0.1, _stacked([pixels(draw_one(art, t)) for t in art.flags]), art.flags),
-        Pool("scenes", 0.35, _stacked([picture for picture, _ in made]), [p for _, p in made]),
+        Pool(
+            "shapes",
+            0.15,
+            *_shapes(shapes, len(scenes)),
+            variants=min(1, variants),
+            changes=frozenset({_MIRRORED}),
+        ),
+        Pool("things", 0.25, alone[0], things, variants, free),
+        Pool("flags", 0.08, alone[1], flags, min(3, variants), frozenset({_TONED})),
+        Pool("digits", 0.07, *_digits(digits, len(scenes))),
+        Pool("scenes", 0.45, drawn, [p for _, p in made], min(1, variants), frozenset({_TONED})),
     ]
+
+
+def _shapes(data: Path, limit: int) -> tuple[torch.Tensor, list[Any]]:
+    """Return easy-VQA's training pictures, and the questions of each."""
+    known: dict[int, list[easy_vqa.Question]] = {}
+    for question in easy_vqa.read_questions(data, "train"):
+        known.setdefault(question.image, []).append(question)
+    chosen = list(known.items())[:limit]
+    files = [easy_vqa.image_file(data, "train", number) for number, _ in chosen]
+    return _stacked([pixels(PIL.Image.open(file)) for file in files]), [asked for _, asked in chosen]
+
+
+def _digits(folder: Path | None, limit: int) -> tuple[torch.Tensor, list[int]]:
+    """Return the training digits and their numbers: of a folder of ``cme_mm``'s rows, or made here."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is None:
+            folder = Path(scratch)
+            make_split("digits", "train", folder)
+        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()[:limit]]
+        drawn = [pixels(PIL.Image.open(folder / row["image"])) for row in rows]
+    return _stacked(drawn), [row["label"] for row in rows]
 
 
 def _stacked(pictures: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pictures))
 
 
-def caption(rng: random.Random, pool: Pool, index: int) -> str:
-    """Return a caption of a picture."""
-    label = pool.labels[index]
-    if pool.name == "shapes":
-        return captions.of_shape(rng, label) or ""
-    if pool.name == "things":
-        return captions.of_thing(rng, label.name)
-    return captions.of_flag(rng, label.name) if pool.name == "flags" else captions.of_scene(rng, label)
-
-
 class Frozen:
-    """The tower and the language model, and the images and texts that they take."""
+    """The tower and the language model, and the pictures that they take."""
 
     def __init__(self, tower: Path, language_model: Path, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionConfig, CLIPVisionModel
@@ -128,31 +166,42 @@ class Frozen:
         self.std = torch.tensor(STD, device=device).reshape(3, 1, 1)
 
     @torch.no_grad()
-    def features(self, pictures: torch.Tensor, loose: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the tower's features (N, 256, width) of pictures (N, 3, side, side) as the processor has
-        them; those of ``loose`` are scaled, moved and mirrored first."""
+    def features(self, pictures: torch.Tensor, changes: frozenset[str] = frozenset()) -> torch.Tensor:
+        """Return the tower's features (N, 256, width) of pictures (N, 3, side, side) as the processor
+        has them, changed by chance in the ways of ``changes`` first."""
         values = pictures.to(self.device).float()
         if values.shape[-1] != SIZE:
             values = F.interpolate(values, (SIZE, SIZE), mode="bicubic", antialias=True).round().clamp(0, 255)
         values = values / 255
-        if loose is not None and loose.any():
-            values[loose] = self._moved(values[loose])
+        if changes & {_MIRRORED, _MOVED}:
+            values = _moved(values, by=0.3 if _MOVED in changes else 0.8, mirrored=_MIRRORED in changes)
+        if _TONED in changes:
+            values = _toned(values)
         values = ((values - self.mean) / self.std).to(self.dtype)
         hidden = self.tower(values, output_hidden_states=True).hidden_states[-2]
         return hidden[:, 1:]
 
-    def _moved(self, values: torch.Tensor) -> torch.Tensor:
-        count = len(values)
-        scale = 1 / torch.empty(count, device=self.device).uniform_(0.3, 1)
-        side = torch.where(torch.rand(count, device=self.device) < 0.5, -1.0, 1.0)
-        room = scale - 1
-        shift = torch.empty(count, 2, device=self.device).uniform_(-1, 1) * room[:, None]
-        grid = torch.zeros(count, 2, 3, device=self.device)
-        grid[:, 0, 0], grid[:, 1, 1], grid[:, :, 2] = scale * side, scale, shift
-        places = F.affine_grid(grid, list(values.shape), align_corners=False)
-        gain = torch.empty(count, 3, 1, 1, device=self.device).uniform_(0.8, 1)
-        moved = F.grid_sample((1 - values) * gain, places, align_corners=False)
-        return 1 - moved
+
+def _moved(values: torch.Tensor, *, by: float, mirrored: bool) -> torch.Tensor:
+    """Shrink pictures on white to a share between ``by`` and 1, and move them there."""
+    count, device = len(values), values.device
+    scale = 1 / torch.empty(count, device=device).uniform_(by, 1)
+    side = torch.where(torch.rand(count, device=device) < 0.5 * mirrored, -1.0, 1.0)
+    shift = torch.empty(count, 2, device=device).uniform_(-1, 1) * (scale - 1)[:, None]
+    grid = torch.zeros(count, 2, 3, device=device)
+    grid[:, 0, 0], grid[:, 1, 1], grid[:, :, 2] = scale * side, scale, shift
+    places = F.affine_grid(grid, list(values.shape), align_corners=False)
+    return 1 - F.grid_sample(1 - values, places, align_corners=False)
+
+
+def _toned(values: torch.Tensor) -> torch.Tensor:
+    """Change saturation and contrast, blur some: another hand would have drawn the same things so."""
+    count, device = len(values), values.device
+    blurred = F.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False)
+    values = torch.where(torch.rand(count, 1, 1, 1, device=device) < 0.3, blurred, values)
+    grey = values.mean(1, keepdim=True)
+    values = grey + (values - grey) * torch.empty(count, 1, 1, 1, device=device).uniform_(0.5, 1.5)
+    return (1 - (1 - values) * torch.empty(count, 3, 1, 1, device=device).uniform_(0.8, 1.1)).clamp(0, 1)
 
 
 class Projector(nn.Module):
@@ -167,68 +216,22 @@ class Projector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
-def prompt(rng: random.Random, style: float) -> tuple[str, str, str]:
-    """Return what stands before the image, between image and caption, and after the caption."""
-    if style < 0.4:
-        return "", "\n", "<|im_end|>"
-    ask = pick(rng, captions.INSTRUCTIONS)
-    if style < 0.7:
-        return "<|im_start|>user\n", f"\n{ask}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
-    return "", f"\n{ask}\n", "<|im_end|>"
-
-
-Text = tuple[str, str, str, str]
-"""What stands before the image, between image and caption; the caption; what ends it."""
-
-
-def loss_of(
-    frozen: Frozen, projector: Projector, features: torch.Tensor, texts: Sequence[Text]
-) -> torch.Tensor:
-    """Return the mean loss of each caption, (N,)."""
-    encoded = [
-        frozen.tokenizer(list(part), add_special_tokens=False)["input_ids"]
-        for part in zip(*((a, b, c + d) for a, b, c, d in texts), strict=True)
-    ]
-    rows = list(zip(*encoded, strict=True))
-    longest = max(len(a) + len(b) + len(c) for a, b, c in rows)
-    ids = np.zeros((len(rows), longest + IMAGE_TOKENS), dtype=np.int64)
-    labels = np.full_like(ids, -100)
-    is_image = np.zeros(ids.shape, dtype=bool)
-    for i, (a, b, c) in enumerate(rows):
-        start = len(a) + IMAGE_TOKENS
-        end = start + len(b) + len(c)
-        ids[i, : len(a)], ids[i, start:end] = a, b + c
-        labels[i, start + len(b) : end] = c
-        is_image[i, len(a) : start] = True
-    fed = (torch.from_numpy(array).to(frozen.device, non_blocking=True) for array in (ids, labels, is_image))
-    return _losses(frozen, projector(features.float()), *fed)
-
-
-def _losses(
-    frozen: Frozen, images: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor, is_image: torch.Tensor
-) -> torch.Tensor:
+def losses_of(frozen: Frozen, projector: Projector, features: torch.Tensor, packs: Packs) -> torch.Tensor:
+    """Return the loss of each answer, (answers,): the mean over its tokens."""
+    device = frozen.device
+    ids, place, weight, answer, is_image = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (packs.ids, packs.place, packs.weight, packs.answer, packs.is_image)
+    )
     embedded = frozen.lm.get_input_embeddings()(ids)
-    embedded = embedded.masked_scatter(is_image[..., None], images.to(embedded.dtype))
-    hidden = frozen.lm.model(inputs_embeds=embedded).last_hidden_state
-    wanted = labels[:, 1:] != -100
+    embedded = embedded.masked_scatter(is_image[..., None], projector(features.float()).to(embedded.dtype))
+    hidden = frozen.lm.model(
+        inputs_embeds=embedded, attention_mask=packs.mask(device), position_ids=place, use_cache=False
+    ).last_hidden_state
+    wanted = weight[:, 1:] > 0
     logits = frozen.lm.lm_head(hidden[:, :-1][wanted]).float()
-    losses = F.cross_entropy(logits, labels[:, 1:][wanted], reduction="none")
-    total = torch.zeros(len(ids), device=frozen.device).index_add(0, wanted.nonzero()[:, 0], losses)
-    return total / wanted.sum(1)
-
-
-def batch(rng: random.Random, sources: Sequence[Pool], count: int) -> tuple[list[Drawn], list[Text]]:
-    """Draw pictures by the pools' shares, with captions."""
-    chosen = rng.choices(sources, [pool.share for pool in sources], k=count)
-    drawn = [(pool, int(rng.random() * len(pool.labels))) for pool in chosen]
-    texts = []
-    for pool, index in drawn:
-        before, between, after = prompt(rng, rng.random())
-        texts.append((before, between, caption(rng, pool, index), after))
-    return drawn, texts
-
-
-Drawn = tuple[Pool, int]
+    losses = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="none") * weight[:, 1:][wanted]
+    return torch.zeros(packs.answers, device=device).index_add(0, answer[:, 1:][wanted], losses)
 
 
 class Features:
@@ -239,66 +242,64 @@ class Features:
 
     @staticmethod
     def _table(frozen: Frozen, pool: Pool, together: int) -> torch.Tensor:
-        """Return (max(1, loose), N, 256, width)."""
-        count, kinds = len(pool.pictures), max(1, pool.loose)
+        """Return (variants, N, 256, width): the pictures as they are first, then changed by chance."""
+        count, kinds = len(pool.pictures), 1 + pool.variants
         table = torch.empty(kinds, count, IMAGE_TOKENS, WIDTH, dtype=frozen.dtype, device=frozen.device)
         for kind in range(kinds):
             for start in range(0, count, together):
                 some = pool.pictures[start : start + together]
-                loose = torch.full((len(some),), pool.loose > 0, device=frozen.device)
-                table[kind, start : start + len(some)] = frozen.features(some, loose)
+                changes = pool.changes if kind else frozenset[str]()
+                table[kind, start : start + len(some)] = frozen.features(some, changes)
         return table
 
-    def of(self, rng: random.Random, drawn: Sequence[Drawn]) -> torch.Tensor:
-        """Return the features of a batch in its order, (N, 256, width)."""
+    def of(self, rng: random.Random, pictures: Sequence[tuple[str, int]]) -> torch.Tensor:
+        """Return the features of pictures in their order, each in a variant drawn by chance,
+        (N, 256, width)."""
         parts: list[torch.Tensor] = []
         order: list[int] = []
         for name, table in self.tables.items():
-            rows = [i for i, (pool, _) in enumerate(drawn) if pool.name == name]
+            rows = [i for i, (pool, _) in enumerate(pictures) if pool == name]
             kinds = [int(rng.random() * len(table)) for _ in rows]
             order += rows
-            parts.append(table[kinds, [drawn[i][1] for i in rows]])
+            parts.append(table[kinds, [pictures[i][1] for i in rows]])
         places = torch.tensor(np.argsort(order), device=parts[0].device)
         return torch.cat(parts)[places]
 
 
 def train(
-    frozen: Frozen, sources: Sequence[Pool], options: argparse.Namespace
+    frozen: Frozen, sources: Sequence[Pool], batches: Iterator[Packs], options: argparse.Namespace
 ) -> tuple[Projector, list[torch.Tensor]]:
     """Train for ``steps`` steps or ``minutes`` minutes: AdamW, warm-up, cosine, as LLaVA's first stage."""
     torch.manual_seed(options.seed)
     rng = random.Random(options.seed)
     projector = Projector(frozen.lm.config.hidden_size).to(frozen.device)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=options.lr, weight_decay=0.0)
-    start, losses, step = time.perf_counter(), [], 0
-    kept = Features(frozen, sources, options.batch)
-    print(f"features: {time.perf_counter() - start:.0f} s", flush=True)
     start = time.perf_counter()
-    while True:
-        spent = (
-            (time.perf_counter() - start) / (60 * options.minutes)
-            if options.minutes
-            else step / options.steps
-        )
-        if spent >= 1:
-            break
+    kept = Features(frozen, sources, 128)
+    print(f"features: {time.perf_counter() - start:.0f} s", flush=True)
+    start, losses = time.perf_counter(), list[torch.Tensor]()
+    while (spent := _spent(options, start, len(losses))) < 1:
         rate = min(1.0, spent / 0.03 + 1e-3) * 0.5 * (1 + np.cos(np.pi * spent))
         for group in optimizer.param_groups:
             group["lr"] = options.lr * rate
-        drawn, texts = batch(rng, sources, options.batch)
-        loss = loss_of(frozen, projector, kept.of(rng, drawn), texts).mean()
+        packs = next(batches)
+        loss = losses_of(frozen, projector, kept.of(rng, packs.pictures), packs).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.detach())
-        step += 1
-        if step in (1, 5) or step % 20 == 0:
-            print(
-                f"step {step}  {time.perf_counter() - start:.0f} s  loss {mean(losses[-20:]):.3f}",
-                flush=True,
-            )
+        if len(losses) in (1, 5, 20) or len(losses) % 100 == 0:
+            took = time.perf_counter() - start
+            print(f"step {len(losses)}  {took:.0f} s  loss {mean(losses[-20:]):.3f}", flush=True)
     return projector, losses
+
+
+def _spent(options: argparse.Namespace, start: float, steps: int) -> float:
+    """Return the share of the training that is over."""
+    if options.minutes:
+        return (time.perf_counter() - start) / (60 * options.minutes)
+    return float(steps / options.steps)
 
 
 def mean(losses: Sequence[torch.Tensor]) -> float:
@@ -307,26 +308,106 @@ def mean(losses: Sequence[torch.Tensor]) -> float:
 
 
 @torch.no_grad()
+def right(frozen: Frozen, projector: Projector, features: torch.Tensor, head: str, asked: Asked) -> bool:
+    """Return whether the right answer about a picture is the most likely one, as lm-eval's ``acc`` counts."""
+    packs = pack(
+        frozen.tokenizer, [("", 0)], [head], [[segment(head, asked, choice) for choice in asked.choices]]
+    )
+    losses = losses_of(frozen, projector, features, packs)
+    lengths = [len(frozen.tokenizer(segment(head, asked, c)[1])["input_ids"]) for c in asked.choices]
+    return int((losses.cpu() * torch.tensor(lengths)).argmin()) == asked.right
+
+
+def checked(
+    frozen: Frozen, projector: Projector, questions: Questions, sources: Sequence[Pool], count: int
+) -> dict[str, float]:
+    """Return the share of right answers by kind of question, over ``count`` pictures of each pool, in the
+    wordings of ``cme_mm``'s likelihood form, plain and in a chat."""
+    rng, found = random.Random("check"), dict[str, list[bool]]()
+    for pool in sources:
+        for _ in range(count):
+            index = int(rng.random() * len(pool.labels))
+            features = frozen.features(pool.pictures[index : index + 1])
+            kind, values, choices, gold = questions.facts(rng, pool.name, pool.labels[index])
+            asked = Asked(kind, questions.templates[kind, "_ll"].render(**values), choices, gold)
+            for head in ("plain", "chat"):
+                name = f"{kind} of {len(choices)}, {head}"
+                found.setdefault(name, []).append(right(frozen, projector, features, head, asked))
+    return {name: sum(hits) / len(hits) for name, hits in sorted(found.items())}
+
+
+@torch.no_grad()
 def named(frozen: Frozen, projector: Projector, art: Art, things: Sequence[Thing], count: int) -> float:
     """Return the share of pictures whose own name is the most likely of four as its caption."""
     rng = random.Random("names")
-    right = 0
+    hits = 0
     for thing in shuffled(rng, things)[:count]:
         options = [thing, *shuffled(rng, [t for t in things if t != thing])[:3]]
         features = frozen.features(torch.from_numpy(pixels(draw_one(art, thing)))[None])
         template = "The flag of {}." if thing.kind == "flag" else "A picture of {}."
         written = [t.name if t.kind == "flag" else captions.with_article(t.name) for t in options]
-        texts = [("", "\n", template.format(name), "") for name in written]
-        losses = loss_of(frozen, projector, features.expand(len(options), -1, -1), texts)
-        lengths = torch.tensor(
-            [len(frozen.tokenizer(c)["input_ids"]) for _, _, c, _ in texts], device=losses.device
-        )
-        right += int((losses * lengths).argmin()) == 0
-    return right / min(count, len(things))
+        asked = Asked("caption", "", [template.format(name) for name in written], 0)
+        hits += right(frozen, projector, features, "plain", asked)
+    return hits / min(count, len(things))
 
 
 def main() -> None:
-    """Read the arguments, train, save, and name pictures."""
+    """Read the arguments, train, save, and check."""
+    options = _arguments()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    art = read_art(options.noto or NOTO.ensure(), "google")
+    data = options.easy_vqa or EASY_VQA.ensure()
+    made = functools.partial(pools, art, data, options.digits, workers=options.workers)
+    start = time.perf_counter()
+    sources = made([str(number) for number in range(options.pool)], variants=options.variants)
+    took = time.perf_counter() - start
+    print(f"pictures: {[(p.name, len(p.labels)) for p in sources]} {took:.0f} s", flush=True)
+    tower = options.tower or _tower(options.out.with_name("tower.safetensors"))
+    questions = Questions(art)
+    language_model = options.language_model or _smollm2()
+    batches = _batches(language_model, questions, sources, options)  # its processes start before CUDA does
+    frozen = Frozen(tower, language_model, device, getattr(torch, options.dtype))
+    projector, losses = train(frozen, sources, batches, options)
+    record = {name: getattr(options, name) for name in ("batch", "each", "seed", "lr", "pool", "variants")}
+    record |= {"steps": len(losses), "last_loss": round(mean(losses[-20:]), 4)}
+    state = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in projector.state_dict().items()
+    }
+    save_file(state, options.out, metadata={"training": json.dumps(record)})
+    print(json.dumps(record), flush=True)
+    others = made([f"check {number}" for number in range(options.check)], variants=0)
+    for name, share in checked(frozen, projector, questions, others, options.check).items():
+        print(f"{name}: {share:.3f}", flush=True)
+    for style, found in (
+        ("google", art),
+        ("twitter", read_art(options.twemoji or TWEMOJI.ensure(), "twitter")),
+    ):
+        for kind, things in (("named", found.things), ("flags", found.flags)):
+            print(
+                f"{kind} of 4, {style}: {named(frozen, projector, found, things, options.check):.3f}",
+                flush=True,
+            )
+
+
+def _batches(
+    language_model: Path, questions: Questions, sources: Sequence[Pool], options: argparse.Namespace
+) -> Iterator[Packs]:
+    from transformers import AutoTokenizer
+
+    stream = Stream(
+        AutoTokenizer.from_pretrained(language_model),
+        questions,
+        [(pool.name, pool.share, pool.labels) for pool in sources],
+        pictures=options.batch,
+        each=options.each,
+        seed=options.seed,
+    )
+    return iter(DataLoader(stream, batch_size=None, num_workers=options.workers))
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -338,55 +419,25 @@ def main() -> None:
     parser.add_argument("--noto", type=Path, help="package file of the emoji; default: fetched")
     parser.add_argument("--twemoji", type=Path, help="package file of the test style; default: fetched")
     parser.add_argument("--easy-vqa", type=Path, help="data folder of easy-VQA; default: fetched")
+    parser.add_argument("--digits", type=Path, help="mm_digits of cme_mm's rows; default: made here")
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--pool", type=int, default=20000, help="scenes")
-    parser.add_argument("--loose", type=int, default=16, help="variants of each picture of a thing")
+    parser.add_argument("--batch", type=int, default=48, help="pictures a step")
+    parser.add_argument("--each", type=int, default=8, help="questions a picture of a step")
+    parser.add_argument("--pool", type=int, default=40000, help="scenes; most pictures of a kind")
+    parser.add_argument(
+        "--variants", type=int, default=16, help="of each picture of a thing, changed by chance"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the frozen parts"
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--check", type=int, default=200, help="pictures of each style to name at the end")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, options.dtype)
-    art = read_art(options.noto or NOTO.ensure(), "google")
-    start = time.perf_counter()
-    sources = pools(art, options.easy_vqa or EASY_VQA.ensure(), options.pool, options.workers, options.loose)
-    print(
-        f"pictures: {[(p.name, len(p.labels)) for p in sources]} {time.perf_counter() - start:.0f} s",
-        flush=True,
+    parser.add_argument(
+        "--check", type=int, default=200, help="pictures of each kind to ask about at the end"
     )
-    tower = options.tower or _tower(options.out.with_name("tower.safetensors"))
-    language_model = options.language_model or _smollm2()
-    frozen = Frozen(tower, language_model, device, dtype)
-    projector, losses = train(frozen, sources, options)
-    state = {
-        name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in projector.state_dict().items()
-    }
-    record = {
-        "steps": len(losses),
-        "batch": options.batch,
-        "seed": options.seed,
-        "lr": options.lr,
-        "pool": options.pool,
-    }
-    record["last_loss"] = round(mean(losses[-20:]), 4)
-    save_file(state, options.out, metadata={"training": json.dumps(record)})
-    print(json.dumps(record))
-    for style, found in (
-        ("google", art),
-        ("twitter", read_art(options.twemoji or TWEMOJI.ensure(), "twitter")),
-    ):
-        print(f"named of 4, {style}: {named(frozen, projector, found, found.things, options.check):.3f}")
-        print(
-            f"flags of 4, {style}: {named(frozen, projector, found, found.flags, options.check):.3f}",
-            flush=True,
-        )
+    return parser.parse_args()
 
 
 def _smollm2() -> Path:
