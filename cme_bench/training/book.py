@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 from cme_bench.engines.base import TokenIds
 from cme_bench.engines.virtual import is_virtual, key_of, place_of
 from cme_bench.images.image import MARK, Image
-from cme_bench.models.vision import Vision
+from cme_bench.models.checkpoint import Checkpoint
+from cme_bench.models.vision import Vision, vision_of
 from cme_bench.prompts.seen import fill, see
 from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from cme_bench.training.own_set import OwnSet
 
 _TOGETHER = 32
 """Images whose features are computed before they are moved into the table."""
@@ -64,6 +67,20 @@ class Book:
 
     def _number(self, token: int) -> int:
         return -1 - self._starts[key_of(token)] - place_of(token)
+
+
+def book_of(base: Checkpoint, config: Any, tokenizer: Any, own: Sequence[OwnSet]) -> Book | None:
+    """Return what numbers the images of the rows, where there are some. UsageError for a model of text."""
+    seen = next((each for each in own if each.pictured), None)
+    if seen is None:
+        return None
+    vision = vision_of(base.path, config, tokenizer)
+    if vision is None:
+        raise UsageError(
+            f"{seen.origin}: its rows have images, and {base.name} takes text alone; take the column of "
+            "images out, or name a vision-language model"
+        )
+    return Book(vision)
 
 
 def show(model: Any, book: Book, note: Callable[[str], None]) -> None:

@@ -36,12 +36,11 @@ from cme_bench.models.load import (
 )
 from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import quantisation
-from cme_bench.models.vision import vision_of
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.batches import pad_token
-from cme_bench.training.book import Book, show
+from cme_bench.training.book import book_of, show
 from cme_bench.training.checkpoints import last_checkpoint
 from cme_bench.training.choose import batch_order, manner, needs_trainer
 from cme_bench.training.curve import LossCurve
@@ -51,7 +50,6 @@ from cme_bench.training.loop import mixed_numbers
 from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
 from cme_bench.training.options import TrainOptions, check_options
-from cme_bench.training.own_set import OwnSet
 from cme_bench.training.plan import (
     ItemSet,
     TrainingPlan,
@@ -130,7 +128,7 @@ def prepare(
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
     order = batch_order(options, choose_device(), record.begun_order(options.out))
     options = replace(options, prompt_format=usual_format(options, own), batches=order)
-    book = shared.book(lambda: _book(base, config, tokenizer, own))
+    book = shared.book(lambda: book_of(base, config, tokenizer, own))
     encoder = training_encoder(options, tokenizer, config, book)
     if own:
         listener.note(f"prompt format: {encoder.format.name}")
@@ -180,20 +178,6 @@ def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint
     if beside := adapter_note(base.path):
         listener.note(beside)
     return base, config, load_tokenizer(base)
-
-
-def _book(base: Checkpoint, config: Any, tokenizer: Any, own: Sequence[OwnSet]) -> Book | None:
-    """Return what numbers the images of the rows, where there are some. UsageError for a model of text."""
-    seen = next((each for each in own if each.pictured), None)
-    if seen is None:
-        return None
-    vision = vision_of(base.path, config, tokenizer)
-    if vision is None:
-        raise UsageError(
-            f"{seen.origin}: its rows have images, and {base.name} takes text alone; take the column of "
-            "images out, or name a vision-language model"
-        )
-    return Book(vision)
 
 
 def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[PreTrainedModel] | None:

@@ -13,6 +13,7 @@ from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import choose_device, choose_dtype, load_config, load_model, load_tokenizer
 from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.training.batches import collate, pad_token
+from cme_bench.training.book import book_of, show
 from cme_bench.training.loss import target_loss
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, own_sets, usual_format
@@ -38,14 +39,19 @@ def validate(adapter: Path, options: TrainOptions, sets: Sequence[ItemSet]) -> V
     base = resolve_model(options.model, offline=options.offline)
     config, device = load_config(base), choose_device()
     tokenizer = load_tokenizer(base)
-    options = replace(options, prompt_format=usual_format(options, own_sets(sets)))
-    encoder = training_encoder(options, tokenizer, config)
+    own = own_sets(sets)
+    options = replace(options, prompt_format=usual_format(options, own))
+    book = book_of(base, config, tokenizer, own)
+    encoder = training_encoder(options, tokenizer, config, book)
     pad = pad_token(tokenizer, embeddings(config))
     tables = [_tokens(held, encoder) for held in (s.held_out() for s in sets) if len(held)]
     if not tables:
         raise ValueError("no items are held out: give --holdout")
     dtype = choose_dtype(options.dtype, config, device)
-    adapted = load_adapter(load_model(base, dtype, device), adapter).eval()
+    bare = load_model(base, dtype, device)
+    if book is not None:
+        show(bare, book, lambda text: None)
+    adapted = load_adapter(bare, adapter).eval()
     model = adapted.get_base_model()  # adapters are in its layers; AdaLoRA's wrapper would add a regulariser
     losses = []
     with torch.inference_mode(), target_loss(model):

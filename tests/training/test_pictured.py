@@ -13,16 +13,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
+from cme_bench.adapters.load import load_adapter
 from cme_bench.authoring.table_files import read_table
 from cme_bench.training.batches import collate
 from cme_bench.training.book import Book, show
 from cme_bench.training.loss import target_loss
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.own_rows import form_of, read_rows
+from cme_bench.training.own_set import OwnSet
 from cme_bench.training.pictured import Pictured, with_pictures
+from cme_bench.training.plan import load_sets
 from cme_bench.training.sweep.sweep import sweep
-from cme_bench.training.tokens import Example, TokenTable, TrainingEncoder
+from cme_bench.training.tokens import Example, TokenTable, TrainingEncoder, training_encoder
 from cme_bench.training.train import train
+from cme_bench.training.validation import validate
 from cme_bench.util.errors import UsageError
 from tests.support.pictures import picture
 from tests.support.seen import Seeing
@@ -168,6 +172,30 @@ def test_trainings_and_sweeps_see_images(options: Make, folder: Path, tmp_path: 
     swept = load_file(tmp_path / "one" / "adapter_model.safetensors")
     for name, value in alone.items():
         torch.testing.assert_close(swept[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_held_out_images_are_scored_as_by_the_models_own_forward(
+    options: Make, folder: Path, tmp_path: Path
+) -> None:
+    file = write(tmp_path, ROWS)
+    chosen = options(
+        "lora", data=str(file), datasets="all", model=str(folder), max_steps=2, batch_size=2, holdout=3
+    )
+    sets = load_sets(chosen, note=lambda line: None)
+    adapter = train(chosen, sets=sets)
+    found = validate(adapter, chosen, sets)
+    model = Seeing.load(folder)
+    load_adapter(model.model, adapter).eval()  # its layers are put into the model itself
+    (own,) = sets
+    assert isinstance(own, OwnSet)
+    held = [own.rows[i] for i in own.held]
+    asked = replace(chosen, prompt_format="chat")
+    encoder = training_encoder(asked, model.tokenizer, model.model.config, Book(model.vision))
+    examples = list(encoder.encode(held))
+    images = [row.images if isinstance(row, Pictured) else () for row in held]
+    assert any(images) and found.items == 3
+    nll = sum(own_nll(model, e, seen) for e, seen in zip(examples, images, strict=True))
+    assert found.loss * found.target_tokens == pytest.approx(nll, rel=1e-4)
 
 
 def test_other_pixels_are_another_training(options: Make, folder: Path, tmp_path: Path) -> None:
