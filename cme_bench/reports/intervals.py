@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cme_bench.reports.columns import score_of
 from cme_bench.reports.runs import RunView
-from cme_bench.reports.scores import AVERAGE
 from cme_bench.scoring.scales import SHARE, Scale
 from cme_bench.stats.estimates import Estimate, mean
 from cme_bench.stats.intervals import student, wilson
@@ -21,14 +21,14 @@ Interval = tuple[float, float, float]
 
 
 def interval_of(run: RunView, form: str, column: str) -> Interval:
-    """Return the score of a domain, or of the average, which the run must have.
+    """Return the score of a column, or of the average, which the run must have.
 
     Wilson's interval where a domain is a single task of 0/1 items, else ± 1.96 SE and more for few
     items (Student).
     """
     found = estimate_of(run, form, column)
     assert found is not None
-    own = {k: t for k, t in run.results.tasks.items() if t.form == form and t.domain == column}
+    own = {k: t for k, t in run.results.tasks.items() if t.form == form and column in (t.domain, t.dataset)}
     once = all(run.run.tasks[name].repeats == 1 for name in own)
     binary = len(own) == 1 and once and next(iter(own.values())).primary in BINARY
     return bounded(found, run.measure(form).scale, binary=binary)
@@ -36,8 +36,7 @@ def interval_of(run: RunView, form: str, column: str) -> Interval:
 
 def estimate_of(run: RunView, form: str, column: str) -> Estimate | None:
     """Return a run's score of one column; None where it has none."""
-    summary = run.results.forms[form]
-    found = summary.average if column == AVERAGE else summary.domains.get(column)
+    found = score_of(run.results.forms[form], column)
     if found is None or found.value is None:
         return None
     return Estimate(found.value, np.nan if found.stderr is None else found.stderr, found.n)

@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
+from cme_bench.reports.columns import by_dataset, column_weights
 from cme_bench.reports.runs import RunView, some
 from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
 from cme_bench.runs.records import AdapterRecord, EstimateRecord, FormRecord
@@ -92,7 +93,11 @@ def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
         places = weights([t.place for t in tasks.values()], averaged=averaged)
         columns = {name: _estimate(tasks, shares) for name, shares in places.items()}
         average = columns.pop(AVERAGE, None)
-        pooled[form] = FormRecord(measure=own.measure, average=average, domains=columns)
+        datasets = {}
+        if averaged and by_dataset(columns):
+            every = column_weights([t.place for t in tasks.values()])
+            datasets = {name: _estimate(tasks, shares) for name, shares in every.items() if name != AVERAGE}
+        pooled[form] = FormRecord(measure=own.measure, average=average, domains=columns, datasets=datasets)
     return replace(
         first,
         run=structs.replace(first.run, adapter=_pooled_adapter(runs)),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cme_bench.reports.columns import column_weights
 from cme_bench.reports.runs import RunView
-from cme_bench.reports.scores import NoItemMeanError, TaskScores, paired_tasks, weights
+from cme_bench.reports.scores import NoItemMeanError, TaskScores, paired_tasks
 from cme_bench.scoring.scales import Measure
 from cme_bench.stats.multiple import holm
 from cme_bench.stats.resampling import (
@@ -90,7 +91,7 @@ def _significance(pairs: Iterable[TaskScores], resamples: int, measure: Measure)
         notes += pair.notes
     if not places:
         return None
-    columns = weights(places, averaged=measure.scale.averaged)
+    columns = column_weights(places, averaged=measure.scale.averaged)
     return Significance(
         {name: _column(parts, own, measure.sign) for name, own in columns.items()}, tuple(notes)
     )
@@ -123,7 +124,7 @@ def _over_seeds(runs: Sequence[RunView], form: str, allow_mixed: bool) -> Signif
     scores = {pair.task: [part.T for part in np.split(pair.scores, ends, axis=1)] for pair in pairs}
     columns = {
         name: _seed_column([[scores[task][i] for task in own] for i in range(len(runs))], list(own.values()))
-        for name, own in weights(
+        for name, own in column_weights(
             [pair.place for pair in pairs], averaged=runs[0].measure(form).scale.averaged
         ).items()
     }

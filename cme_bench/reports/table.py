@@ -10,16 +10,19 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from cme_bench.reports.columns import by_dataset, score_of, shown_columns
 from cme_bench.reports.near_ties import tie_notes
-from cme_bench.reports.paper import published
+from cme_bench.reports.paper import PublishedRow, published, published_on_images
+from cme_bench.reports.references import blind_form, blind_scores, is_blind, known_rows, sight
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT, Significance, significance
 from cme_bench.runs.records import AdapterRecord, EstimateRecord
 from cme_bench.scoring.scales import USUAL, Measure
-from cme_bench.tasks.suite import DOMAINS
 
 CME_FORMS = ("generated", "likelihood")
+MULTIMODAL = "multimodal"
+"""The domain of the stand-in for the paper's row on images."""
 FIXED = ("model", "method", "MoE", "rank", "training", "params %")
 """Columns before the scores. ``params %``: parameters that the adapter adds, in percent of the base's."""
 
@@ -43,31 +46,41 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTable:
-    """``columns`` name the cells of each row, the first ``len(FIXED)`` of them identify it; ``published``
-    rows stand below ours; ``notes`` stand under the table; ``tested``: what the daggers were found by;
-    ``measure``: the scale and direction of all its scores."""
+    """``columns`` name the cells of each row, the first ``len(FIXED)`` of them identify it; below ours stand
+    the ``references`` (chance, majority, runs without their images) and the ``published`` rows; ``notes``
+    stand under the table; ``tested``: what the daggers were found by; ``measure``: the scale and direction of
+    all its scores."""
 
     form: str
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     published: tuple[tuple[Cell, ...], ...] = field(default=())
+    references: tuple[tuple[Cell, ...], ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     tested: Significance | None = None
     measure: Measure = USUAL
 
 
 def comparison_tables(
-    runs: Sequence[RunView], *, allow_mixed: bool = False, paper: bool = False, tests: bool = True
+    runs: Sequence[RunView],
+    *,
+    allow_mixed: bool = False,
+    paper: bool = False,
+    tests: bool = True,
+    blind_apart: bool = False,
 ) -> list[ComparisonTable]:
     """Return one table for each form (generated, likelihood) that occurs in ``runs``.
 
-    ``paper`` adds the published rows; ``tests`` adds daggers, from the per-item records. Raises UsageError if
-    the runs differ in engine, dtype, quantisation, data, tasks, item sets, formats or task versions, unless
-    ``allow_mixed``; then each difference becomes a note.
+    Scores without images stand below those of the same tasks with them; ``blind_apart``: in a table of their
+    own too. ``paper`` adds the published rows; ``tests`` adds daggers, from the per-item records. Raises
+    UsageError if the runs differ in engine, dtype, quantisation, data, tasks, item sets, formats or task
+    versions, unless ``allow_mixed``; then each difference becomes a note.
     """
     mixed = check_alike(runs, allow_mixed=allow_mixed)
     forms = dict.fromkeys(form for run in runs for form in run.results.forms)
+    if not blind_apart:
+        forms = dict.fromkeys(form for form in forms if not _stands_below(runs, form))
     return [
         _table(
             form,
@@ -81,6 +94,13 @@ def comparison_tables(
     ]
 
 
+def _stands_below(runs: Sequence[RunView], form: str) -> bool:
+    """Return whether all scores of a form without images stand in the table of that with them."""
+    twins = {blind_form(other): other for run in runs for other in run.results.forms}
+    having = [run for run in runs if form in run.results.forms]
+    return is_blind(form) and form in twins and all(blind_scores(run, twins[form]) for run in having)
+
+
 def _table(
     form: str,
     runs: Sequence[RunView],
@@ -90,11 +110,10 @@ def _table(
     with_paper: bool,
     with_tests: bool,
 ) -> ComparisonTable:
-    present = dict.fromkeys(d for run in runs for d in run.results.forms[form].domains)
-    domains = sorted(present, key=lambda d: (DOMAINS.index(d) if d in DOMAINS else len(DOMAINS), d))
+    shown = shown_columns(runs, form)
     measure = runs[0].measure(form)
     averaged = all(run.results.forms[form].average is not None for run in runs)
-    columns = (*FIXED, *domains, *([AVERAGE] if averaged else []))
+    columns = (*FIXED, *shown, *([AVERAGE] if averaged else []))
     names = labels(runs)
     rows = [tuple(_row(run, name, form, columns)) for run, name in zip(runs, names, strict=True)]
     rows = _mark_places(rows, measure)
@@ -103,6 +122,7 @@ def _table(
         rows = _mark_daggers(rows, columns, tested, measure)
     notes = [
         *_notes(runs, form),
+        *_reference_notes(runs, names, form),
         *_test_notes(runs, tested, with_tests, measure),
         *tie_notes(runs, form),
         *watermarks(runs),
@@ -111,14 +131,16 @@ def _table(
     ]
     table = ComparisonTable(
         form=form,
-        caption=f"{_suite(form)}: {_what(measure, len(domains), averaged)}",
+        caption=f"{_suite(form)}: {_what(measure, runs, form, len(shown), averaged=averaged)}",
         columns=columns,
         rows=tuple(rows),
+        references=tuple(_references(runs, names, form, columns)),
         notes=tuple(notes),
         tested=tested,
         measure=measure,
     )
-    return _with_paper(table) if with_paper else table
+    images = not is_blind(form) and all(MULTIMODAL in run.results.forms[form].domains for run in runs)
+    return _with_paper(table, images=images) if with_paper else table
 
 
 def _suite(form: str) -> str:
@@ -126,10 +148,12 @@ def _suite(form: str) -> str:
     return f"CME, {form}" if form in CME_FORMS else f"Outside CME, {form.removeprefix('other ')}"
 
 
-def _what(measure: Measure, count: int, averaged: bool) -> str:
+def _what(measure: Measure, runs: Sequence[RunView], form: str, count: int, *, averaged: bool) -> str:
     """Describe the numbers of a table."""
     score = f"score {measure.unit}"
-    return f"{score}, macro mean over {count} domains" if averaged else f"{score}, {count} tasks, no mean"
+    kind = "datasets" if all(by_dataset(run.results.forms[form].domains) for run in runs) else "domains"
+    kind = kind.removesuffix("s") if count == 1 else kind
+    return f"{score}, macro mean over {count} {kind}" if averaged else f"{score}, {count} tasks, no mean"
 
 
 def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator[Cell]:
@@ -146,8 +170,29 @@ def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator
     )
     factor = run.measure(form).scale.factor
     for column in columns[len(FIXED) :]:
-        found = summary.average if column == AVERAGE else summary.domains.get(column)
-        yield _score(found, factor)
+        yield _score(score_of(summary, column), factor)
+
+
+def _references(
+    runs: Sequence[RunView], names: Sequence[str], form: str, columns: Sequence[str]
+) -> Iterator[tuple[Cell, ...]]:
+    """Yield chance and majority, and each run that was asked without the images as well."""
+    factor = runs[0].measure(form).scale.factor
+    found = [(name, "–", scores) for name, scores in known_rows(runs, form)]
+    for run, name in zip(runs, names, strict=True):
+        if scores := blind_scores(run, form):
+            found.append((f"{name}, without images", run.method, scores))
+    for name, method, scores in found:
+        fixed = (Cell(name), Cell(method), *(Cell() for _ in FIXED[2:]))
+        yield *fixed, *(_score(scores.get(column), factor) for column in columns[len(FIXED) :])
+
+
+def _reference_notes(runs: Sequence[RunView], names: Sequence[str], form: str) -> Iterator[str]:
+    if any(True for _ in known_rows(runs, form)):
+        yield "chance: guessing; majority: always the most frequent answer, as the tasks say."
+    for run, name in zip(runs, names, strict=True):
+        if said := sight(run, form):
+            yield f"{name}: its images add {said}, paired by item, 95 % interval."
 
 
 def _method_cells(
@@ -254,22 +299,30 @@ def _test_notes(
         yield f"No significance tests: no per-item records in {', '.join(bare) or 'a shared task'}."
 
 
-def _with_paper(table: ComparisonTable) -> ComparisonTable:
+def _published_cells(row: PublishedRow) -> Iterator[Cell]:
+    seconds = None if row.training_hours is None else 3600 * row.training_hours
+    cells = list(_method_cells(experts=row.experts, rank=row.rank, seconds=seconds, percent=row.percent))
+    yield from cells if row.percent is not None else [*cells[:-1], Cell()]
+
+
+def _with_paper(table: ComparisonTable, *, images: bool) -> ComparisonTable:
+    """Return the table with the published rows: those of CME, or those of image tasks."""
     if table.columns[-1] != AVERAGE or table.measure.kind:
         return table  # what was published is a mean of shares
-    paper = published()
+    if table.form not in CME_FORMS and not images:
+        return table  # the paper's rows are of CME's tasks
+    paper = published_on_images() if images else published()
     scores = len(table.columns) - len(FIXED)
     rows = tuple(
         (
             Cell(f"{paper.base} ‡"),
             Cell(row.method),
-            *_method_cells(
-                experts=row.experts, rank=row.rank, seconds=3600 * row.training_hours, percent=row.percent
-            ),
+            *_published_cells(row),
             *(Cell() for _ in range(scores - 1)),
             Cell(value=row.average),
         )
         for row in paper.rows
     )
-    generated = () if table.form == "generated" else ("‡ the published averages are of generated answers.",)
-    return replace(table, published=rows, notes=(*table.notes, paper.note, *generated))
+    generated = ("‡ the published averages are of generated answers.",)
+    told = () if "generated" in table.form else generated
+    return replace(table, published=rows, notes=(*table.notes, *paper.notes, *told))

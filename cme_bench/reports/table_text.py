@@ -64,7 +64,7 @@ def _blocks(table: ComparisonTable, width: int, brief: bool) -> Iterator[list[in
 
     ``brief``: all blocks carry the name alone, and the method where rows share a name.
     """
-    names = [row[0].text for row in (*table.rows, *table.published)]
+    names = [row[0].text for row in (*table.rows, *table.references, *table.published)]
     short = 1 if len(set(names)) == len(names) else 2
     scores = list(range(len(FIXED), len(table.columns)))
     count = -(-len(scores) // width)
@@ -93,7 +93,7 @@ def _markdown(table: ComparisonTable, columns: Iterable[list[int]], with_se: boo
     blocks = [
         grids.markdown(
             [table.columns[i] for i in kept],
-            _pick((*table.rows, *table.published), kept, text),
+            _pick((*table.rows, *table.references, *table.published), kept, text),
             left=_text_columns(kept),
         )
         for kept in columns
@@ -116,9 +116,7 @@ def _latex(table: ComparisonTable, columns: Iterable[list[int]], with_se: bool, 
 
     panels = []
     for kept in columns:
-        groups = [_pick(table.rows, kept, text)]
-        if table.published:
-            groups.append(_pick(table.published, kept, text))
+        groups = [_pick(rows, kept, text) for rows in (table.rows, table.references, table.published) if rows]
         panels.append(
             grids.latex([latex_escape(table.columns[i]) for i in kept], groups, left=_text_columns(kept))
         )
@@ -143,7 +141,7 @@ def _html(table: ComparisonTable, columns: Iterable[list[int]], with_se: bool, w
         shown = f"<b>{shown}</b>" if cell.best else f"<u>{shown}</u>" if cell.second else shown
         return shown + ("†" if cell.dagger else "")
 
-    rows = (*table.rows, *table.published)
+    rows = (*table.rows, *table.references, *table.published)
     blocks = [
         grids.html_table(
             [html.escape(table.columns[i]) for i in kept], _pick(rows, kept, text), left=_text_columns(kept)
@@ -168,7 +166,8 @@ def _csv(tables: Sequence[ComparisonTable]) -> str:
     scale, direction."""
     rows = []
     for table in tables:
-        for row, source in (*((r, "ours") for r in table.rows), *((r, "published") for r in table.published)):
+        sources = (("ours", table.rows), ("reference", table.references), ("published", table.published))
+        for source, row in ((source, row) for source, group in sources for row in group):
             for name, cell in zip(table.columns, row, strict=True):
                 if cell.value is not None:
                     marks = [cell.value, cell.stderr, cell.n, int(cell.best), int(cell.dagger)]

@@ -28,6 +28,7 @@ from cme_bench.runs.records import TaskRecord
 from cme_bench.runs.responder import Responder
 from cme_bench.scoring.marks import Marks
 from cme_bench.tasks.build import Task
+from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
 
 ItemsKey: TypeAlias = tuple[str, str, int, int, TokenIds]
@@ -103,7 +104,15 @@ class TaskPlan:
             thinking=None if self.thinking is None else self.thinking.mode,
             thinking_budget=self.overrides.get("thinking_budget"),
             overrides=dict(self.overrides),
+            random_baseline=_number(self.task.spec, "random_baseline"),
+            majority_baseline=_number(self.task.spec, "majority_baseline"),
         )
+
+
+def _number(spec: TaskSpec, key: str) -> float | None:
+    """Return a number that a task's metadata say, None where they do not."""
+    value = spec.metadata.get(key)
+    return float(value) if isinstance(value, int | float) else None
 
 
 def task_hash(

@@ -61,7 +61,8 @@ class TaskRecord(Struct, frozen=True, kw_only=True):
     as the template has it, where the model can think, with at most ``thinking_budget`` tokens. ``sampling``:
     temperature, top_p and top_k; greedy if None. ``repeats``: answers of each item, of which ``combined``
     says that the task's own filters make one score. ``overrides``: what the user set in place of the task's
-    own, and what a thought may take.
+    own, and what a thought may take. ``random_baseline``, ``majority_baseline``: scores of guessing and of
+    the most frequent answer, where the task says so.
     """
 
     domain: str
@@ -85,6 +86,8 @@ class TaskRecord(Struct, frozen=True, kw_only=True):
     thinking: str | None = None
     thinking_budget: int | None = None
     overrides: dict[str, Any] = {}
+    random_baseline: float | None = None
+    majority_baseline: float | None = None
 
 
 class SessionRecord(Struct, kw_only=True, omit_defaults=True):

@@ -29,7 +29,7 @@ from cme_bench.experiments.reproduce.score_claims import (
 )
 from cme_bench.experiments.reproduce.speed_claims import speed_claims
 from cme_bench.experiments.reproduce.verdicts import FAILS, UNKNOWN, VERDICTS, higher, same
-from cme_bench.experiments.reproduce.views import RowRuns, forms, open_rows
+from cme_bench.experiments.reproduce.views import RowRuns, open_rows, seeing_forms
 from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.figures.forest import FOREST
 from cme_bench.reports.grids import markdown
@@ -67,7 +67,7 @@ def _scores(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any
             continue
         a, b = rows[claim.a], rows[claim.b]
         level = protocol.level_of(sizes[family(claim, protocol)])
-        for form in forms([*a.seeds, *b.seeds]):
+        for form in seeing_forms([*a.seeds, *b.seeds]):
             yield judged(claim, contrast(a, b, form, level=level), protocol)
 
 

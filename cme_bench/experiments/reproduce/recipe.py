@@ -24,6 +24,9 @@ from cme_bench.util.options import DType, Engine
 ABLATION = ("neither", "collaboration", "competition", "both")
 SHAPE_MINUTES = 4.0
 """Expected of a measurement of speed unless the recipe says otherwise."""
+_AT_TIMES = ("evaluation_dtype", "kept", "training_tasks", "training_limit")
+"""Parts of a recipe's identity that most recipes do not have."""
+CLAIMS = ("text", "multimodal")
 BASE = "base"
 """Name of the run of the bare model."""
 
@@ -60,7 +63,10 @@ class Recipe:
     weights, rounded to bfloat16 before it is evaluated. budget_minutes: what the plan compares its cost with.
     carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
     evaluation_dtype: of evaluations, where it is not that of trainings. protocol: what is registered before
-    the first score, where something is; row_seeds: what its second stage decided of each row.
+    the first score, where something is; row_seeds: what its second stage decided of each row. training_tasks:
+    made tasks on whose training rows adapters are trained, in place of CME's mixture, at most
+    ``training_limit`` of each dataset. claims: which of the paper's claims are checked, those on ``text`` or
+    those on images (``multimodal``).
     """
 
     name: str
@@ -97,6 +103,9 @@ class Recipe:
     note: str = ""
     source: Path = field(default=Path())
     protocol: Protocol | None = None
+    training_tasks: str | None = None
+    training_limit: int | None = None
+    claims: str = "text"
     row_seeds: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -135,9 +144,9 @@ class Recipe:
             "engine": self.engine,
             "dtype": self.dtype,
         } | {
-            name: value
-            for name, value in (("evaluation_dtype", self.evaluation_dtype), ("kept", list(self.kept)))
-            if value
+            name: list(value) if isinstance(value, tuple) else value
+            for name in _AT_TIMES
+            if (value := getattr(self, name))
         }
 
 
@@ -241,5 +250,10 @@ def _check(recipe: Recipe, where: Mapping[str, str]) -> None:
         if key not in TRAINING_FIELDS:
             hint = did_you_mean(key, TRAINING_FIELDS)
             raise UsageError(f"{where.get('training', recipe.source)}: unknown key {key!r}{hint}")
+    if recipe.claims not in CLAIMS:
+        raise UsageError(f"{where.get('claims', recipe.source)}: claims: one of {', '.join(CLAIMS)}")
+    if recipe.training_tasks is not None and recipe.protocol is not None:
+        place = where.get("training_tasks", recipe.source)
+        raise UsageError(f"{place}: a protocol registers the rows of CME's mixture: leave training_tasks out")
     if not recipe.learning_rates:
         raise UsageError(f"{recipe.source}: learning_rates is empty")

@@ -41,17 +41,24 @@ def score_claims(recipe: Recipe, paper: Mapping[str, Any]) -> list[ScoreClaim]:
 
 
 def _averages(recipe: Recipe, paper: Mapping[str, Any]) -> Iterator[ScoreClaim]:
-    averages = paper["averages"]
+    """Yield a claim for each pair of rows; of images the paper reports two averages."""
+    on_texts = recipe.claims == "text"
+    averages = paper["averages"] if on_texts else paper[recipe.claims]["averages"]
     for pair in paper["pairs"]:
         b, a = pair["b"], pair["a"]
         if {a, b} <= recipe.rows.keys():
             words = "{b} scores as {a}" if pair["kind"] == "same" else "{b} scores higher than {a}"
-            says = f"{averages[b]:.2f} against {averages[a]:.2f}"
-            yield ScoreClaim(b, a, pair["kind"], words, says, averages[b] - averages[a])
+            says, reported = "on texts alone", None
+            if {a, b} <= averages.keys():
+                says = f"{averages[b]:.2f} against {averages[a]:.2f}"
+                reported = averages[b] - averages[a]
+            yield ScoreClaim(b, a, pair["kind"], words, says, reported)
 
 
 def _ablation(recipe: Recipe, paper: Mapping[str, Any]) -> Iterator[ScoreClaim]:
     """Yield a claim for each step of neither < collaboration < competition < both."""
+    if recipe.claims != "text":
+        return
     averages = paper["ablation"]
     for first, second in pairwise(key for key in ABLATION if key in recipe.ablation):
         a, b = recipe.ablation[first], recipe.ablation[second]

@@ -11,6 +11,7 @@ from cme_bench.experiments.reproduce.jobs import Folder
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
+from cme_bench.scoring.aggregate import BLIND, OUTSIDE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,3 +50,8 @@ def titled(view: RunView, title: str) -> RunView:
 def forms(views: Sequence[RunView]) -> list[str]:
     """Return the forms that every view has."""
     return [form for form in views[0].results.forms if all(form in v.results.forms for v in views)]
+
+
+def seeing_forms(views: Sequence[RunView]) -> list[str]:
+    """Return :func:`forms` but those asked without their images, which are there to compare with."""
+    return [form for form in forms(views) if not form.startswith(OUTSIDE + BLIND)]

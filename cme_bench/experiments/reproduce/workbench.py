@@ -17,6 +17,7 @@ from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_job
 from cme_bench.experiments.reproduce.kept import halve, is_kept
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.experiments.reproduce.state import made_of
+from cme_bench.experiments.reproduce.training_files import training_files
 from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
 from cme_bench.experiments.router_load import measure_router
 from cme_bench.models.checkpoint import hash_checkpoint
@@ -85,7 +86,24 @@ class Workbench:
     def sets(self) -> Sequence[ItemSet]:
         """The rows of the mixture; loading them takes longer than a short training."""
         options = self.training_options(next(iter(self.recipe.rows)), Path(), rate=1.0, steps=1, seed=0)
-        return load_sets(options, open_source(self.recipe.data, offline=self.offline), note=lambda _: None)
+        source = None
+        if self.recipe.training_tasks is None:
+            source = open_source(self.recipe.data, offline=self.offline)
+        return load_sets(options, source, note=lambda _: None)
+
+    @functools.cached_property
+    def training_data(self) -> str | tuple[str, ...]:
+        """What the trainings' ``--data`` names: the recipe's data, or the files of its training tasks."""
+        if self.recipe.training_tasks is None:
+            return self.recipe.data
+        files = training_files(
+            self.recipe.training_tasks,
+            self.recipe.data,
+            self.folder.path / "training_rows",
+            limit=self.recipe.training_limit,
+            offline=self.offline,
+        )
+        return tuple(f"rows={file}" for file in files)
 
     def training_options(self, row: str, out: Path, *, rate: float, steps: int, seed: int) -> TrainOptions:
         """Return the options of one training of a row."""
@@ -93,7 +111,7 @@ class Workbench:
         return TrainOptions(
             model=self.recipe.model,
             out=out,
-            data=self.recipe.data,
+            data=self.training_data,
             offline=self.offline,
             dtype=self.recipe.dtype,
             **{**fields, "learning_rate": rate, "max_steps": steps, "seed": seed},

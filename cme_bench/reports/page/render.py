@@ -20,12 +20,14 @@ import orjson
 from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.intervals import estimate_of, interval_of
 from cme_bench.reports.page.payload import PageBlocks, task_payload
+from cme_bench.reports.references import KNOWN
 from cme_bench.reports.runs import RunView, described_dtype, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT
-from cme_bench.reports.table import FIXED, ComparisonTable, comparison_tables
+from cme_bench.reports.table import CME_FORMS, FIXED, ComparisonTable, comparison_tables
 from cme_bench.runs.folder import read_arguments, run_file
 from cme_bench.scoring.scales import Measure
+from cme_bench.tasks.blind import ENDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,17 @@ class Form:
         """Whether some task extracts answers, so that there are shares without one."""
         return any(share is not None for task in self.tasks for share in task["empty"])
 
+    @property
+    def known(self) -> list[str]:
+        """Which of chance and majority some task says."""
+        return [name for name in KNOWN if any(task["known"][name] is not None for task in self.tasks)]
+
+    @property
+    def unseen(self) -> list[int]:
+        """The runs that were asked some task without its images as well."""
+        found = (i for task in self.tasks for i, score in enumerate(task["unseen"]) if score is not None)
+        return sorted(set(found))
+
 
 def render_page(
     runs: Sequence[RunView],
@@ -102,7 +115,8 @@ def render_page(
     """
     blocks = PageBlocks()
     names = labels(runs)
-    forms = [_form(table, runs, blocks) for table in comparison_tables(runs, allow_mixed=allow_mixed)]
+    tables = comparison_tables(runs, allow_mixed=allow_mixed, blind_apart=True)
+    forms = [_form(table, runs, blocks) for table in tables]
     script, style = _file("page.js"), _file("page.css")
     meta = {
         "runs": names,
@@ -213,14 +227,26 @@ def _task(task: str, runs: Sequence[RunView], measure: Measure, blocks: PageBloc
         "domain": first.domain,
         "metric": first.primary,
         "n": max(r.score.n for r in results if r is not None),
-        "scores": [
-            None if r is None or r.score.value is None else measure.scale.factor * r.score.value
-            for r in results
-        ],
+        "scores": [_score(run, task, measure) for run in runs],
+        "known": {name: _known(runs, task, key, measure) for name, key in KNOWN.items()},
+        "unseen": [_score(run, f"{task}{ENDING}", measure) for run in runs],
         "sign": _item_sign(first.score.measure),
         "empty": [None if r is None else r.quality.get("empty") for r in results],
         "payload": task_payload(runs, task, blocks),
     }
+
+
+def _score(run: RunView, task: str, measure: Measure) -> float | None:
+    found = run.results.tasks.get(task)
+    return None if found is None or found.score.value is None else measure.scale.factor * found.score.value
+
+
+def _known(runs: Sequence[RunView], task: str, key: str, measure: Measure) -> float | None:
+    """Return what a task outside CME says of guessing, or of the most frequent answer."""
+    run = next(run for run in runs if task in run.results.tasks)
+    value: float | None = getattr(run.run.tasks[task], key)
+    outside = run.results.tasks[task].form not in CME_FORMS
+    return measure.scale.factor * value if value is not None and outside and not measure.kind else None
 
 
 def _item_sign(measure: Measure) -> int:

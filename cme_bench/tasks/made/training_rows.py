@@ -12,7 +12,7 @@ import orjson
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.made.make import make_split
 from cme_bench.tasks.made.rows import TRAIN
-from cme_bench.tasks.sources import FolderSource, is_made
+from cme_bench.tasks.sources import DataSource, FolderSource, is_made
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.tasks.suite import Suite
 from cme_bench.util.files import replacing, storing
@@ -26,28 +26,35 @@ def write_training_rows(suite: Suite, specs: Iterable[TaskSpec], folder: Path) -
 
     CmeError if a package cannot be had.
     """
-    chosen: dict[str, TaskSpec] = {}
-    for spec in specs:
-        if is_made(spec):
-            generated = suite.task(spec.name.removesuffix("_ll"))
-            chosen.setdefault(spec.dataset, generated)
+    chosen = made_datasets(suite, specs)
     if not chosen:
         return 0
     count = 0
     with storing(folder, note="the training rows are not complete"):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILE) as stream:
-            for spec in chosen.values():
-                for row in _rows(suite, spec, folder):
+            for spec in chosen:
+                source = FolderSource(folder)
+                if source.missing(spec, TRAIN):
+                    make_split(spec.dataset, TRAIN, folder / spec.folder)
+                for row in training_rows(suite, spec, source):
                     stream.write(orjson.dumps(row) + b"\n")
                     count += 1
     return count
 
 
-def _rows(suite: Suite, spec: TaskSpec, folder: Path) -> Iterator[dict[str, Any]]:
-    source = FolderSource(folder)
-    if source.missing(spec, TRAIN):
-        make_split(spec.dataset, TRAIN, folder / spec.folder)
+def made_datasets(suite: Suite, specs: Iterable[TaskSpec]) -> list[TaskSpec]:
+    """Return the generated task of each dataset that is made here and that ``specs`` belong to."""
+    chosen: dict[str, TaskSpec] = {}
+    for spec in specs:
+        if is_made(spec):
+            chosen.setdefault(spec.dataset, suite.task(spec.name.removesuffix("_ll")))
+    return list(chosen.values())
+
+
+def training_rows(suite: Suite, spec: TaskSpec, source: DataSource) -> Iterator[dict[str, Any]]:
+    """Yield a row a question of the training split of a made task: ``image``, its path below the source's
+    folder, ``instruction`` and ``output``."""
     metadata = {**spec.metadata, "splits": {}}
     training = replace(spec, config={**spec.config, "test_split": TRAIN, "metadata": metadata})
     task = build_task(training, suite, source)

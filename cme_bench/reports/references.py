@@ -1,0 +1,114 @@
+"""Rows that tell whether a model sees: chance, the most frequent answer, and the model without images.
+
+They stand below the rows of runs, in the same columns, and take part in no test and in no ranking. Chance and
+majority are what the tasks say of themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cme_bench.reports.columns import blind_column, column_weights, columns_of
+from cme_bench.reports.runs import RunView
+from cme_bench.reports.scores import AVERAGE
+from cme_bench.runs.folder import current_records
+from cme_bench.runs.records import EstimateRecord
+from cme_bench.scoring.aggregate import BLIND, OUTSIDE
+from cme_bench.stats.intervals import student
+from cme_bench.stats.paired import macro_difference, paired_difference
+from cme_bench.stats.seeds import seeds_mean
+from cme_bench.tasks.blind import ENDING
+
+KNOWN = {"chance": "random_baseline", "majority": "majority_baseline"}
+"""Row -> what a task records of it."""
+Scores = Mapping[str, EstimateRecord]
+
+
+def blind_form(form: str) -> str:
+    """Return the form of the same tasks without their images."""
+    return OUTSIDE + BLIND + form.removeprefix(OUTSIDE)
+
+
+def is_blind(form: str) -> bool:
+    """Return whether its tasks are asked without their images."""
+    return form.startswith(OUTSIDE + BLIND)
+
+
+def known_rows(runs: Sequence[RunView], form: str) -> Iterator[tuple[str, Scores]]:
+    """Yield chance and majority with the score of each column, where every task of the form says so; nothing
+    of CME's own forms, whose table is the paper's."""
+    if not form.startswith(OUTSIDE) or runs[0].measure(form).kind:
+        return
+    tasks = {name: run.run.tasks[name] for run in runs for name in run.tasks(form)}
+    places = [(name, task.domain, task.dataset) for name, task in tasks.items()]
+    columns = column_weights(places)
+    for row, key in KNOWN.items():
+        known = {name: getattr(task, key) for name, task in tasks.items()}
+        if all(value is not None for value in known.values()):
+            shares = {
+                column: sum(weight * known[name] for name, weight in own.items())
+                for column, own in columns.items()
+            }
+            yield row, {column: EstimateRecord(value, None, 0) for column, value in shares.items()}
+
+
+def blind_scores(run: RunView, form: str) -> Scores:
+    """Return a run's scores without the images, by the columns of the form with them; a column is left out
+    where its tasks, or their items, are not the same."""
+    other = blind_form(form)
+    if is_blind(form) or other not in run.results.forms:
+        return {}
+    seeing, blind = (set(run.tasks(each)) for each in (form, other))
+    if {f"{name}{ENDING}" for name in seeing} != blind or not all(_same(run, name) for name in seeing):
+        return {}
+    summary = run.results.forms[other]
+    found = {blind_column(name): estimate for name, estimate in columns_of(summary).items()}
+    return found | ({AVERAGE: summary.average} if summary.average is not None else {})
+
+
+def _same(run: RunView, name: str) -> bool:
+    one, other = run.run.tasks[name], run.run.tasks[f"{name}{ENDING}"]
+    return (one.n, one.rows, one.limit, one.shots) == (other.n, other.rows, other.limit, other.shots)
+
+
+def sight(run: RunView, form: str) -> str | None:
+    """Say what the images add to a run's average, paired by item, with its 95 % interval; None without
+    records of both."""
+    names = run.tasks(form)
+    members = run.members or (run,)
+    if not blind_scores(run, form) or not all(member.has_records for member in members):
+        return None
+    tables = [_gains(members, name) for name in names]
+    if any(table is None for table in tables):
+        return None
+    gains = [table for table in tables if table is not None]
+    tasks = run.run.tasks
+    own = column_weights([(name, tasks[name].domain, tasks[name].dataset) for name in names])[AVERAGE]
+    shares = [own[name] for name in names]
+    if len(members) > 1:
+        pooled = seeds_mean(gains, shares)
+        value, (low, high) = pooled.estimate.value, student(pooled.estimate, pooled.df)
+    else:
+        parts = [paired_difference(np.zeros(t.shape[1]), t[0]) for t in gains]
+        d = macro_difference(list(zip(shares, parts, strict=True)))
+        value, low, high = d.value, d.low, d.high
+    shown = run.measure(form).shown
+    return f"{shown(value, signed=True)} ({shown(low, signed=True)} to {shown(high, signed=True)})"
+
+
+def _gains(members: Sequence[RunView], name: str) -> NDArray[np.float64] | None:
+    """Return each item's score with its images less that without, [members, items]; None where some have no
+    number."""
+    rows = []
+    for run in members:
+        seen, unseen = (
+            current_records(run.folder, task, run.run.tasks[task]) for task in (name, f"{name}{ENDING}")
+        )
+        metric = run.results.tasks[name].primary
+        pairs = [(a.scores.get(metric), b.scores.get(metric)) for a, b in zip(seen, unseen, strict=True)]
+        rows.append([np.nan if a is None or b is None else float(a) - float(b) for a, b in pairs])
+    table = np.array(rows, dtype=float)
+    return None if np.isnan(table).any() else table
