@@ -12,6 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest, Request
 from cme_bench.engines.hf.engine import HFEngine
+from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.engines.hf.joined_decoding import JoinedPrefixes, JoinedSession, prefix_packs
+from cme_bench.engines.hf.pack_forward import PackForward
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.images.image import Image
 from cme_bench.util.errors import CmeError
@@ -112,6 +115,61 @@ def test_order_and_sizes_of_batches_change_nothing(models: Any) -> None:
         assert dict(engine.generate(texts(seen))) == dict(
             HFEngine(seen.model, seen.tokenizer, reader=seen.vision).generate(texts(seen))
         )
+
+
+MANY = (
+    ("Look: <image>\nIs it a dog? ", IMAGES[:1]),
+    ("Look: <image>\nWhat? ", IMAGES[:1]),
+    ("Look: <image>\nIs it a cat, a cow or a cold day? ", IMAGES[:1]),
+    ("Really do look: <image>\nIs it a dog? ", IMAGES[1:2]),
+    ("Really do look: <image>\nWho? ", IMAGES[1:2]),
+    ("<image>\nOne ", IMAGES[2:]),
+    ("<image>\nTwo ", IMAGES[2:]),
+    ("No picture here. ", ()),
+)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_questions_of_several_images_are_decoded_in_one_batch(family: str, models: Any) -> None:
+    seen = models(family)
+    asked = [
+        GenerateRequest(seen.ids(text, *images), 2 + i % 4, images=images)
+        for i, (text, images) in enumerate(MANY)
+    ]
+    plain = dict(HFEngine(seen.model, seen.tokenizer, reader=seen.vision, plain=True).generate(asked))
+    for static in (False, True):
+        engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision, static=static)
+        engine.limits.forward_tokens = 8
+        groups = [len(group) for group in engine._joined_groups(asked, range(len(asked)))]
+        assert sorted(groups) == [1, 3]  # three images together, the text by itself
+        assert dict(engine.generate(asked)) == plain
+        assert dict(engine.generate(asked[::-1])) == {len(asked) - 1 - i: plain[i] for i in plain}
+
+
+def test_joined_prefixes_give_the_logits_of_each_alone(models: Any) -> None:
+    seen = models("llava")
+    forward = CausalForward(seen.model, torch.device("cpu"))
+    heads = [tuple(range(5, 5 + n)) for n in (9, 4, 16)]
+    owners = [0, 1, 1, 2, 0]
+    tails = [torch.arange(20 + i, 23 + i) for i in range(len(owners))]
+    prefixes = JoinedPrefixes()
+    for pack in prefix_packs(heads, 14):
+        run = PackForward(forward)
+        run(pack)()
+        prefixes.add(pack, run.kept)
+    session = JoinedSession(forward, prefixes, owners)
+    with torch.inference_mode():
+        found = session.feed(torch.stack(tails), torch.ones(5, 3))
+        for row, (owner, tail) in enumerate(zip(owners, tails, strict=True)):
+            ids = torch.cat([torch.tensor(heads[owner]), tail])
+            own = seen.model(input_ids=ids[None]).logits[0, -1]
+            torch.testing.assert_close(found[row], own, rtol=1e-4, atol=1e-4)
+        session.select(torch.tensor([0, 3]))
+        found = session.feed(torch.tensor([[7], [8]]), torch.ones(2, 4))
+        for row, (kept, last) in enumerate(((0, 7), (3, 8))):
+            ids = torch.cat([torch.tensor(heads[owners[kept]]), tails[kept], torch.tensor([last])])
+            own = seen.model(input_ids=ids[None]).logits[0, -1]
+            torch.testing.assert_close(found[row], own, rtol=1e-4, atol=1e-4)
 
 
 def test_features_that_are_given_up_are_computed_again(models: Any) -> None:

@@ -27,6 +27,13 @@ from cme_bench.engines.hf.alone import SeenSession, adapter_positions, alone_ses
 from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.images import Images
+from cme_bench.engines.hf.joined_decoding import (
+    Group,
+    JoinedPrefixes,
+    JoinedSession,
+    join_groups,
+    prefix_packs,
+)
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.seeing import why_seen_alone
@@ -236,12 +243,11 @@ class HFEngine(Engine):
         return self.alone_because is None and not self._verdict("pads", lambda: pads(self._forward))
 
     @functools.cached_property
-    def _alone(self) -> Callable[[], generation.DecodingSession]:
+    def _alone(self) -> generation.Sessions:
         """Make what decodes a batch of rows that share nothing."""
         trusted = self._verdict("caches", lambda: caches(self._forward))
-        return functools.partial(
-            generation.CacheSession if trusted else generation.RecomputingSession, self._forward
-        )
+        kind = generation.CacheSession if trusted else generation.RecomputingSession
+        return generation.for_any(functools.partial(kind, self._forward))
 
     def _verdict(self, name: str, trial: Callable[[], ResultT]) -> ResultT:
         """Return what a trial found; it is made once."""
@@ -300,27 +306,30 @@ class HFEngine(Engine):
 
     def _generation_groups(
         self, requests: Sequence[GenerateRequest]
-    ) -> Iterator[tuple[list[generation.GenerationRow], Callable[[], generation.DecodingSession]]]:
-        """Yield rows that are decoded with the same kept prefix, and what decodes a batch of them."""
+    ) -> Iterator[tuple[list[generation.GenerationRow], generation.Sessions]]:
+        """Yield rows that are decoded after kept prefixes, and what decodes a batch of them."""
         indices = list(range(len(requests)))
         if self._seen_alone:
             for index in (i for i in indices if requests[i].images):
                 yield (
                     generation.plan_generation(requests, [index]),
-                    functools.partial(SeenSession, self._forward),
+                    generation.for_any(functools.partial(SeenSession, self._forward)),
                 )
             indices = [i for i in indices if not requests[i].images]
         if self.alone_because:
             for index in indices:
                 session = functools.partial(alone_session(self.model), self._forward)
-                yield generation.plan_generation(requests, [index]), session
+                yield generation.plan_generation(requests, [index]), generation.for_any(session)
             return
         if self.rowwise_because:
             if indices:
                 yield generation.plan_generation(requests, indices), self._alone
             return
-        for group, prefix in plan_groups([requests[i].prompt for i in indices], self.limits):
-            together = [indices[i] for i in group]
+        for joined in self._joined_groups(requests, indices):
+            if len(joined) > 1:
+                yield self._joined(requests, joined)
+                continue
+            [(together, prefix)] = joined
             rows = generation.plan_generation(requests, together, prefix)
             run = PackForward(self._forward)
             if not prefix:
@@ -331,11 +340,58 @@ class HFEngine(Engine):
                 pass
             yield rows, self._session(run, prefix)
 
-    def _session(self, run: PackForward, prefix: int) -> Callable[[], generation.DecodingSession]:
+    def _session(self, run: PackForward, prefix: int) -> generation.Sessions:
         """Return what decodes a batch after the first ``prefix`` tokens that ``run`` keeps."""
         if self._stepper is None:
-            return functools.partial(PrefixSession, self._forward, run.kept, prefix)
-        return functools.partial(StaticSession, self._forward, run.kept, prefix, self._stepper)
+            return generation.for_any(functools.partial(PrefixSession, self._forward, run.kept, prefix))
+        return generation.for_any(
+            functools.partial(StaticSession, self._forward, run.kept, prefix, self._stepper)
+        )
+
+    def _joined_groups(
+        self, requests: Sequence[GenerateRequest], indices: Sequence[int]
+    ) -> Iterator[list[Group]]:
+        """Yield groups of requests that share a prefix, those of several images together."""
+        groups = [
+            ([indices[i] for i in group], prefix)
+            for group, prefix in plan_groups([requests[i].prompt for i in indices], self.limits)
+        ]
+        config = base_model(self.model).config.get_text_config(decoder=True)
+        if any(windows(config)) or not any(requests[i].images for i in indices):
+            yield from ([group] for group in groups)
+            return
+        sizes = [
+            max(len(requests[i].prompt) - prefix + requests[i].n_new for i in group)
+            for group, prefix in groups
+        ]
+        most = min(self.budget.tokens, self.limits.pack_tokens)
+        yield from join_groups(groups, sizes, tokens=self.budget.tokens, most=most)
+
+    def _joined(
+        self, requests: Sequence[GenerateRequest], groups: Sequence[Group]
+    ) -> tuple[list[generation.GenerationRow], generation.Sessions]:
+        """Compute the prefixes of groups side by side; return their rows, and what decodes them together."""
+        prefixes = JoinedPrefixes()
+
+        def compute(pack: Pack) -> Pending:
+            run = PackForward(self._forward)
+            pending = self._score_pack(run, pack)
+            prefixes.add(pack, run.kept)
+            return pending
+
+        first = [requests[members[0]].prompt[:prefix] for members, prefix in groups]
+        for _ in run_packs(prefix_packs(first, self.limits.pack_tokens), self.limits, compute):
+            pass
+        rows = [
+            row
+            for owner, (members, prefix) in enumerate(groups)
+            for row in generation.plan_generation(requests, members, prefix, owner)
+        ]
+
+        def session(batch: Sequence[generation.GenerationRow]) -> generation.DecodingSession:
+            return JoinedSession(self._forward, prefixes, [row.owner for row in batch])
+
+        return generation.longest_first(rows), session
 
     @functools.cached_property
     def _stepper(self) -> Stepper | None:
@@ -349,28 +405,31 @@ class HFEngine(Engine):
         return Stepper(self._forward, self._note)
 
     def _decode(
-        self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
+        self, session: generation.Sessions, rows: Sequence[generation.GenerationRow]
     ) -> list[GenerateResponse]:
         """Return the whole responses of a batch, leg after leg."""
         text = functools.partial(self._decoder.text, special=True)
         works = [Legs(row.request, text) for row in rows]
         responses: dict[int, GenerateResponse] = {}
         while waiting := [i for i in range(len(rows)) if i not in responses]:
-            legs = [generation.GenerationRow(rows[i].index, works[i].leg, rows[i].prefix) for i in waiting]
+            legs = [
+                generation.GenerationRow(rows[i].index, works[i].leg, rows[i].prefix, rows[i].owner)
+                for i in waiting
+            ]
             for i, leg, response in zip(waiting, legs, self._decode_legs(session, legs), strict=True):
                 if (whole := works[i].take(leg.tokens, response)) is not None:
                     responses[i] = whole
         return [responses[i] for i in range(len(rows))]
 
     def _decode_legs(
-        self, session: Callable[[], generation.DecodingSession], rows: Sequence[generation.GenerationRow]
+        self, session: generation.Sessions, rows: Sequence[generation.GenerationRow]
     ) -> list[GenerateResponse]:
         positions = generation.Positions()
         with self._measured():
             if self._by_length and session is self._alone:
                 responses = self._decoder.decode_by_length(rows, session, positions)
             else:
-                responses = self._decoder.decode_batch(rows, session(), positions)
+                responses = self._decoder.decode_batch(rows, session(rows), positions)
         self._computed(positions.computed, scored=sum(response.n_tokens for response in responses))
         self.stats.tokens_padding += positions.padding
         self.stats.add("device_seconds", sum(timer.seconds() for timer in positions.timers))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ _UTF8_LONGEST = 4
 class GenerationRow:
     """Hold request ``index`` and the tokens that are generated for it so far.
 
-    The first ``prefix`` tokens of its prompt are computed elsewhere.
+    The first ``prefix`` tokens of its prompt are computed elsewhere; ``owner``: which prefix they are, where
+    a batch has several.
     """
 
     index: int
     request: GenerateRequest
     prefix: int = 0
+    owner: int = 0
     tokens: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
 
@@ -68,10 +70,15 @@ class Positions:
 
 
 def plan_generation(
-    requests: Sequence[GenerateRequest], indices: Sequence[int], prefix: int = 0
+    requests: Sequence[GenerateRequest], indices: Sequence[int], prefix: int = 0, owner: int = 0
 ) -> list[GenerationRow]:
     """Return one row for each of ``indices``, longest first."""
-    rows = [GenerationRow(index, requests[index], prefix) for index in indices]
+    rows = [GenerationRow(index, requests[index], prefix, owner) for index in indices]
+    return longest_first(rows)
+
+
+def longest_first(rows: Sequence[GenerationRow]) -> list[GenerationRow]:
+    """Return rows by the tokens that they take, longest first."""
     return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
 
 
@@ -91,6 +98,15 @@ class DecodingSession(Protocol):
 
     def select(self, kept: Tensor) -> None:
         """Go on with the rows ``kept`` only."""
+
+
+Sessions: TypeAlias = Callable[[Sequence[GenerationRow]], DecodingSession]
+"""Makes what decodes a batch of rows."""
+
+
+def for_any(make: Callable[[], DecodingSession]) -> Sessions:
+    """Return what makes a session that is the same for all rows."""
+    return lambda rows: make()
 
 
 class CacheSession:
@@ -191,14 +207,14 @@ class Decoder:
     def decode_by_length(
         self,
         rows: Sequence[GenerationRow],
-        session: Callable[[], DecodingSession],
+        session: Sessions,
         positions: Positions,
     ) -> list[GenerateResponse]:
         """Return responses of ``rows``, in their order, without padding: those of one length at a time."""
         responses: dict[int, GenerateResponse] = {}
         for indices in by_length(rows):
             alike = [rows[i] for i in indices]
-            responses |= zip(indices, self.decode_batch(alike, session(), positions), strict=True)
+            responses |= zip(indices, self.decode_batch(alike, session(alike), positions), strict=True)
         return [responses[i] for i in range(len(rows))]
 
     def _append(self, row: GenerationRow, token: int) -> None:

@@ -61,13 +61,20 @@ class PrefixSession:
         after, after_lse = after.reshape(rows, heads, n, -1), after_lse.reshape(rows, heads, n)
         if not self._prefix:
             return after.transpose(1, 2)
+        seen, lse = self._over_prefix(call, first, prefix_mask)
+        return merge(seen.reshape(after.shape), lse.reshape(after_lse.shape), after, after_lse).transpose(
+            1, 2
+        )
 
+    def _over_prefix(self, call: AttentionCall, first: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return attention over the prefix from token ``first``, [rows, key heads, groups * n, ...]."""
+        query, groups = call.query, call.groups
+        rows, heads, n, _ = query.shape
         keys, values = (states[:, :, first:] for states in self._prefix_of(call.module))
         flat = fold(query, groups).transpose(0, 1).reshape(1, heads // groups, rows * groups * n, -1)
-        seen, lse = call.attend(flat, keys, values, mask=prefix_mask)
-        seen = seen.reshape(heads // groups, rows, groups * n, -1).transpose(0, 1).reshape(after.shape)
-        lse = lse.reshape(heads // groups, rows, groups * n).transpose(0, 1).reshape(after_lse.shape)
-        return merge(seen, lse, after, after_lse).transpose(1, 2)
+        seen, lse = call.attend(flat, keys, values, mask=mask)
+        seen = seen.reshape(heads // groups, rows, groups * n, -1).transpose(0, 1)
+        return seen, lse.reshape(heads // groups, rows, groups * n).transpose(0, 1)
 
     def _keep(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Keep the keys and values of the tokens fed; return all that are kept after the prefix."""

@@ -29,6 +29,10 @@ class KeptPrefix:
         keys, values = self._kept[module]
         return keys[:, :, :tokens], values[:, :, :tokens]
 
+    def free(self, module: nn.Module) -> None:
+        """Keep nothing of a module."""
+        self._kept.pop(module, None)
+
     def extend(self, module: nn.Module, tokens: int, keys: Tensor, values: Tensor) -> None:
         """Keep the first ``tokens`` and what follows; what was there beyond them is freed."""
         if tokens:
