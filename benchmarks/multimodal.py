@@ -9,7 +9,8 @@ lmms-eval is not among the dependencies. Put it, without its own, into a folder 
 
     pip install --no-deps --target FOLDER lmms-eval==0.7.3 decord
 
-``--model FOLDER`` takes any LLaVA of transformers, one with random weights of a large shape among them.
+``--model FOLDER`` takes any LLaVA of transformers. ``--shape llava-1.5-7b`` makes one of that shape with
+random weights and ``--layers`` decoder layers; every answer has all its tokens then.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import llava_shape
 import measurements
+import torch
 
 from cme_bench.engines.stopping import cut_at_stop
 from cme_bench.models.checkpoint import resolve_model
@@ -126,9 +129,22 @@ def differing(mine: dict[int, str], other: dict[int, str]) -> list[int]:
     return [i for i in other if read(mine[i]) != read(other[i])]
 
 
+def model_folder(args: argparse.Namespace, scratch: Path) -> Path:
+    """The folder of the model, made there if it is a shape."""
+    if args.shape is None:
+        return Path(resolve_model(args.model, offline=False).path)
+    smollava = resolve_model("smollava", offline=False).path
+    llava_shape.make(
+        scratch / "model", args.shape, smollava, layers=args.layers, dtype=getattr(torch, args.dtype)
+    )
+    return scratch / "model"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", default="smollava")
+    parser.add_argument("--shape", choices=llava_shape.SHAPES, help="random weights, in place of --model")
+    parser.add_argument("--layers", type=int, help="decoder layers of --shape; default: all")
     parser.add_argument("--task", default="cme_mm_easy_vqa", help="a generated task with images")
     parser.add_argument("--include", type=Path, action="append", default=[])
     parser.add_argument("--data", default="hub")
@@ -137,8 +153,8 @@ def main() -> None:
     parser.add_argument("--lmms", type=Path, required=True, help="the folder that holds lmms-eval")
     parser.add_argument("--save", action="store_true", help="write results/bench/multimodal-HARDWARE.json")
     args = parser.parse_args()
-    folder = resolve_model(args.model, offline=False).path
     with tempfile.TemporaryDirectory() as rows:
+        folder = model_folder(args, Path(rows))
         data = Path(rows) / "data"
         first_images(build(args, args.data), args.images, data)
         task = build(args, str(data))
@@ -158,7 +174,13 @@ def main() -> None:
     measured = measurements.line("multimodal", metrics, cuda=evaluation_device().type == "cuda")
     print(json.dumps(measured))
     if args.save:
-        measurements.save(measured, settings={"model": args.model, "task": args.task, "dtype": args.dtype})
+        settings = {"model": args.model, "task": args.task, "dtype": args.dtype}
+        file = None
+        if args.shape:
+            settings |= {"model": args.shape, "layers": args.layers}
+            name = measured["hardware"].lower().replace(" ", "-")
+            file = measurements.RESULTS / f"multimodal-{args.shape}-{name}.json"
+        measurements.save(measured, settings=settings, file=file)
     if wrong and args.dtype == "float32":
         i = wrong[0]
         raise SystemExit(f"row {i}: {our_answers[i]!r}, lmms-eval: {their_answers[i]!r}")
