@@ -315,7 +315,7 @@ def _with_paper(table: ComparisonTable, *, images: bool) -> ComparisonTable:
     scores = len(table.columns) - len(FIXED)
     rows = tuple(
         (
-            Cell(f"{paper.base} ‡"),
+            Cell(f"{paper.base} (paper, not comparable) ‡" if images else f"{paper.base} ‡"),
             Cell(row.method),
             *_published_cells(row),
             *(Cell() for _ in range(scores - 1)),

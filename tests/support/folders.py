@@ -34,7 +34,7 @@ ADAPTER = {
 @dataclass
 class MadeTask:
     """One task: a score for each item; ``texts`` are its responses, ``docs`` its rows, ``images`` the digests
-    of theirs, ``value`` its score where that is no mean."""
+    of theirs, ``value`` its score where that is no mean, ``form`` its form."""
 
     scores: Sequence[float]
     domain: str = "nli"
@@ -48,6 +48,11 @@ class MadeTask:
     planned: dict[str, Any] = field(default_factory=dict)
     measure: Measure = USUAL
     value: float | None = None
+    form: str = ""
+
+    def formed(self) -> str:
+        """Its form: of generated answers of CME unless it says another."""
+        return self.form or (f"other generated, {self.measure.kind}" if self.measure.kind else "generated")
 
 
 def _estimate(task: MadeTask) -> Estimate:
@@ -89,7 +94,7 @@ def make_run(
         results.append(
             TaskResult(
                 task=task_name,
-                form=f"other generated, {task.measure.kind}" if task.measure.kind else "generated",
+                form=task.formed(),
                 domain=task.domain,
                 dataset=task.dataset,
                 primary=task.metric,
