@@ -13,7 +13,9 @@ from cme_bench.util.options import Offline, Option
 class RecipeOptions:
     """A recipe at one of its scales, and what replaces parts of it. None: as the recipe says."""
 
-    recipe: Annotated[Path, Option("A recipe file, or one that ships with this: smollm2, smollava.", argument=True)]
+    recipe: Annotated[
+        Path, Option("A recipe file, or one that ships with this: smollm2, smollava.", argument=True)
+    ]
     scale: Annotated[str, Option("One of the recipe's scales.")]
     model: Annotated[str | None, Option("Instead of the recipe's.")] = None
     data: Annotated[str | None, Option("Instead of the recipe's: 'hub', 'mini' or a folder.")] = None
