@@ -21,7 +21,10 @@ SPARE = 1024
 
 
 class SlotIndex:
-    """Hold ``slots`` (tokens,), 0 for the base model; ``order``, places of tokens by slot; ``tiles``."""
+    """Hold ``slots`` (tokens,), 0 for the base model; ``order``, places of tokens by slot; ``tiles``.
+
+    ``groups``: the slots of the step, each with the places of its tokens, for code that runs step by step.
+    """
 
     def __init__(self, max_tokens: int, slots: int, device: torch.device | None = None) -> None:
         self.n_slots = slots
@@ -32,6 +35,7 @@ class SlotIndex:
         self.slots, self.order, *tables = torch.split(self._all, sizes)
         self.tiles: dict[int, torch.Tensor] = dict(zip(TILES, tables, strict=True))
         self._edges = np.cumsum([0, *sizes])
+        self.groups: list[tuple[int, torch.Tensor]] = []
         self.set(np.zeros(0, np.int32))
 
     def most_tiles(self, tokens: int, size: int) -> int:
@@ -52,6 +56,11 @@ class SlotIndex:
         for size, table in zip(TILES, views[2:], strict=True):
             _fill(table.reshape(-1, TILE), counts, size)
         self._all.copy_(staged, non_blocking=True)
+        stops = np.cumsum(counts)
+        self.groups = [
+            (slot + 1, self.order[stops[slot] - counts[slot] : stops[slot]])
+            for slot in np.flatnonzero(counts)
+        ]
 
 
 def _fill(table: npt.NDArray[np.int32], counts: npt.NDArray[np.int64], size: int) -> None:

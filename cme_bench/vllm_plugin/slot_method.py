@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import get_current_vllm_config
+from vllm.config import CompilationMode, get_current_vllm_config
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import (
     WEIGHT_LOADER_V2_SUPPORTED,
@@ -44,6 +44,8 @@ class SlottedMethod(GatedQuantisedMethod):
         self.index = index
         self.stack: Stack
         self._fused: Any = None  # slot_kernels, on CUDA
+        config = get_current_vllm_config()
+        self._compiled = config.compilation_config.mode != CompilationMode.NONE
 
     def _register(self, layer: Any, device: torch.device | None) -> None:
         local_in, dtype = self._sizes
@@ -97,9 +99,9 @@ class SlottedMethod(GatedQuantisedMethod):
         """Return ``y`` (tokens, local_out) of the base plus every token's own update."""
         if self._fused is not None:
             return self._fused.updated(y, tokens)  # type: ignore[no-any-return]
-        slots = self.index.slots[: len(tokens)]
-        compute = by_mask if tokens.is_cuda else by_rows
-        return compute(y, tokens, slots, self.stack, _summed(layer))
+        if self._compiled:
+            return by_mask(y, tokens, self.index.slots[: len(tokens)], self.stack, _summed(layer))
+        return by_rows(y, tokens, self.index.groups, self.stack, _summed(layer))
 
 
 @register_weight_loader_v2_supported_method

@@ -1,12 +1,12 @@
 """The update of a batch whose tokens belong to several adapters, in plain torch operations.
 
-``by_rows`` is what runs on a CPU; ``by_mask`` computes every slot for all tokens, and is what runs where a
-GPU's kernels cannot. ``slot_kernels`` must equal both.
+``by_rows`` is what runs on a CPU, and on a GPU where the kernels cannot and nothing is compiled. ``by_mask``
+computes every slot for all tokens, for compiled code. ``slot_kernels`` must equal both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,21 +90,25 @@ def alone(logits: Tensor) -> Tensor:
     return logits
 
 
-def by_rows(y: Tensor, x: Tensor, slots: Tensor, stack: Stack, summed: Summed = alone) -> Tensor:
+def by_rows(
+    y: Tensor, x: Tensor, groups: Iterable[tuple[int, Tensor]], stack: Stack, summed: Summed = alone
+) -> Tensor:
     """Return ``y`` (tokens, d_out) with the update of every token's slot, slot by slot.
 
-    ``slots``: (tokens,), 0 for the base model. ``summed``: adds up a row-parallel layer's logits over ranks.
+    ``groups``: slots, each with the places of its tokens; the others are the base model's. ``summed``: adds
+    up a row-parallel layer's logits over ranks.
     """
     y = y.clone()
-    for slot in sorted(set(slots.tolist())):
-        if slot:
-            rows = (slots == slot).nonzero().squeeze(-1)
-            y[rows] = stack.updated(y[rows], x[rows], slot, summed)
+    for slot, rows in groups:
+        y[rows] = stack.updated(y[rows], x[rows], slot, summed)
     return y
 
 
 def by_mask(y: Tensor, x: Tensor, slots: Tensor, stack: Stack, summed: Summed = alone) -> Tensor:
-    """Return what ``by_rows`` does, without looking at the values of ``slots``: graphs may capture it."""
+    """Return what ``by_rows`` does, in the same way whatever the slots are: graphs may capture it.
+
+    ``slots``: (tokens,), 0 for the base model.
+    """
     for slot in range(1, len(stack.settings) + 1):
         y = torch.where((slots == slot).unsqueeze(-1), stack.updated(y, x, slot, summed), y)
     return y
