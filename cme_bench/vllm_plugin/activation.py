@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from cme_bench.vllm_plugin.method import GatedLinearMethod
+from cme_bench.vllm_plugin.trials import silu_works
 
 
 def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
@@ -26,7 +27,12 @@ def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
         method = getattr(layer, "quant_method", None)
         if not isinstance(method, GatedLinearMethod) or method.store is None or not method.store.has_halves:
             continue
-        if layer.bias is None and _is_known(block):
+        weight = method.store.weight
+        if (
+            layer.bias is None
+            and _is_known(block)
+            and silu_works(method.store.spec, weight.dtype, weight.device)
+        ):
             method.silu, block.act_fn = True, nn.Identity()
             done += 1
     return done

@@ -69,9 +69,10 @@ class SlottedMethod(GatedQuantisedMethod):
         super().process_weights_after_loading(layer)
         if not self.stack.down.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0":
             return
-        from cme_bench.vllm_plugin import slot_kernels
+        from cme_bench.vllm_plugin import slot_kernels, trials
 
-        if slot_kernels.why_not(self.stack) is None:
+        down = self.stack.down
+        if slot_kernels.why_not(self.stack) is None and trials.slots_work(self.spec, down.dtype, down.device):
             self._fused = slot_kernels.Slotted(self.stack, self.index, is_partial(layer))
 
     def place_slot(self, layer: Any, slot: int, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from cme_bench.vllm_plugin.slot_form import common_room
 from cme_bench.vllm_plugin.slot_index import SlotIndex
 from tests.vllm_plugin.test_slots import ROOMS, Case, batch
 
@@ -41,3 +44,13 @@ def test_every_token_has_the_update_of_its_own_adapter(
     alone = fused.linear(x.cuda().bfloat16(), weight).float().cpu()
     wanted = case.exact(torch.zeros_like(y[:200]), x.bfloat16().float()[:200], slots[:200])
     assert (alone[:200] - wanted).norm() / wanted.norm() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_the_kernels_pass_their_trial_here(name: str) -> None:
+    from cme_bench.vllm_plugin import trials
+
+    device = torch.device("cuda")
+    assert trials.slots_work(common_room(ROOMS[name]), torch.bfloat16, device)
+    for spec in ROOMS[name]:
+        assert trials.silu_works(replace(spec, rank=32), torch.bfloat16, device)

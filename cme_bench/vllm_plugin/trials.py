@@ -1,0 +1,102 @@
+"""Kernels tried on a small layer before they serve a model: what this GPU's Triton makes of them is right.
+
+A kernel that does not compile here, or gives other numbers than PyTorch, is left out with a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cme_bench.vllm_plugin.reference import silu_and_mul
+from cme_bench.vllm_plugin.slot_index import SlotIndex
+from cme_bench.vllm_plugin.slot_reference import Stack, by_rows
+from cme_bench.vllm_plugin.spec import GatedSpec
+
+D_IN, HALF, N_SLOTS = 512, 128, 3
+TOKENS = (40, 4000)
+"""Few tokens and many, which take different tiles."""
+TOLERANCE = 2e-2
+"""Relative error by norm, in 16 bits."""
+
+
+def slots_work(room: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether the kernels of slots give what PyTorch does, for adapters in the form of ``room``."""
+    return _works("several adapters in a batch", _slots_agree, replace(room, modules=("m",)), dtype, device)
+
+
+def silu_works(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether the kernel that computes silu(gate) * up, too, gives what PyTorch does after the other."""
+    return _works("silu(gate) * up in one kernel", _silu_agrees, replace(spec, modules=("m",)), dtype, device)
+
+
+@functools.cache
+def _works(
+    name: str,
+    agree: Callable[[GatedSpec, torch.dtype, torch.device], bool],
+    spec: GatedSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> bool:
+    reason = "it gives other numbers than PyTorch"
+    try:
+        with torch.inference_mode():
+            if agree(spec, dtype, device):
+                return True
+    except Exception as error:  # compilers raise anything
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
+    logging.getLogger("vllm.cme_bench").warning("cme_bench: %s is off on this GPU (%s)", name, reason)
+    return False
+
+
+def _slots_agree(room: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    from cme_bench.vllm_plugin.slot_kernels import Slotted
+
+    spans = [(0, 0, HALF), (1, HALF, 2 * HALF)]
+    stack = Stack.empty(N_SLOTS, D_IN, 2 * HALF, spans, room, dtype, dtype, device)
+    for seed, name in enumerate(("down", "up", "router", "interaction")):
+        place = getattr(stack, name)
+        place.copy_(_random(tuple(place.shape), seed) * max(1, place.shape[-1]) ** -0.5)
+    stack.settings.copy_(torch.tensor([[2.0, 0.0, float(room.experts)]], device="cpu").expand(N_SLOTS, 3))
+    for tokens in TOKENS:
+        index = SlotIndex(tokens, N_SLOTS, device)
+        index.set(np.random.default_rng(0).integers(0, N_SLOTS + 1, tokens).astype(np.int32))
+        x, y = (_random((tokens, size), 9 + size).to(device, dtype) for size in (D_IN, 2 * HALF))
+        found = Slotted(stack, index, partial=False).updated(y, x)
+        if not _alike(found, by_rows(y, x, index.groups, stack)):
+            return False
+    return True
+
+
+def _silu_agrees(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    from cme_bench.vllm_plugin.kernels import Store
+
+    weight = (_random((2 * HALF, D_IN), 0) * D_IN**-0.5).to(device, dtype)
+    store = Store.build(weight, [(0, 0, HALF), (1, HALF, 2 * HALF)], spec)
+    routed = 2 * spec.experts if spec.routed else 0
+    store.place(
+        _random((2 * spec.latent, D_IN), 1) * D_IN**-0.5,
+        _random((2 * HALF, spec.gated), 2) * spec.gated**-0.5,
+        _random((routed, D_IN), 3) if routed else None,
+        None,
+    )
+    for tokens in TOKENS:
+        x = _random((tokens, D_IN), 4).to(device, dtype)
+        if not _alike(store.apply(x, "rows", silu=True), silu_and_mul(store.apply(x, "rows"))):
+            return False
+    return True
+
+
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _alike(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found.float() - wanted.float()).norm() < TOLERANCE * wanted.float().norm())
