@@ -100,6 +100,12 @@ averages.
   The third is the same model without the images: `NAME_blind` is a task, suite or domain whose questions
   are asked as text alone (`--tasks cme_mm,cme_mm_blind`). A model that reads images must beat it. It
   works for any task with `doc_to_image`.
+* **Tables.** `cme-bench table` and `report` put all three below the scores, a column a dataset, and say what
+  the images add to the average, with an interval. Both runs must have asked the same items; else the
+  blind one has a table of its own. With `--paper` the paper's two averages on LLaVA-1.5-7B stand below,
+  marked as not comparable.
+* **Training.** `cme-bench fetch --tasks cme_mm --train --out DIR` writes the training rows. The recipe
+  [smollava](reproduction.md#on-images) trains and compares eight methods on them.
 
 `smollava` is a model for it, made on your machine.
 

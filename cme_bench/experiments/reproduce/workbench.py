@@ -93,7 +93,7 @@ class Workbench:
 
     @functools.cached_property
     def training_data(self) -> str | tuple[str, ...]:
-        """What the trainings' ``--data`` names: the recipe's data, or the files of its training tasks."""
+        """Return the trainings' ``--data``: the recipe's data, or the files of its training tasks."""
         if self.recipe.training_tasks is None:
             return self.recipe.data
         files = training_files(
