@@ -10,7 +10,9 @@ engines in bfloat16 and float32. The reference of every case is transformers in 
   bfloat16, the larger of base and adapter.
 
 Every case is a ``cme-bench run`` in a process of its own; engines and types work side by side on a GPU.
-Results are written after each case, and with ``--work`` the same command goes on where it was cut off.
+Results are written after each case. With ``--work`` a command goes on where another was cut off, and cases
+can be asked one at a time (``--engines vllm --dtypes bfloat16 --seconds 100``): the result is of all that the
+folder holds.
 ``--head`` measures instead what a float32 output layer costs, at LLaMA-2-7B's shapes, of a step of the model.
 """
 
@@ -21,6 +23,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,7 +42,11 @@ FORMS = {"likelihood": "cme_ll", "generated": "cme"}
 QUICK = {"likelihood": "cme_rte_ll,cme_arc_easy_ll", "generated": "cme_rte"}
 DTYPES = ("float32", "bfloat16")
 ENGINES = ("hf", "vllm")
+TO_STOP = 30
+"""Seconds that a run has to store what it knows once its time is up."""
 TRAIN_STEPS = 100
+SECONDS = "seconds.json"
+"""File of the work folder: how long each finished case took."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,12 @@ class Case:
     @property
     def reference(self) -> Case:
         return Case(self.model, "hf", "float32", self.form)
+
+    @classmethod
+    def named(cls, name: str) -> Case:
+        """The case of a name as ``str`` gives it."""
+        form, model, engine, dtype = name.split("-")
+        return cls(model, engine, dtype, form)
 
     def __str__(self) -> str:
         return f"{self.form}-{self.model}-{self.engine}-{self.dtype}"
@@ -71,6 +84,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=200, help="items of each choice task (default 200)")
     parser.add_argument("--limit-generated", type=int, help="of each generated task; default: half of it")
     parser.add_argument("--engines", default="hf,vllm")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="float32, bfloat16, float16")
+    parser.add_argument("--seconds", type=float, help="stop after so many; the same command goes on")
     parser.add_argument("--forms", default=",".join(FORMS), help="likelihood, generated, or both")
     parser.add_argument("--models", default="base,teamlora", help="base, teamlora, or both")
     parser.add_argument("--parallel", type=int, help="runs side by side; default: 4 on a GPU, 1 elsewhere")
@@ -100,17 +115,24 @@ class Bench:
         self.adapter: str | None = args.adapter
         self.models = ["base"] if args.quick and not args.adapter else args.models.split(",")
         self.forms = args.forms.split(",")
+        self.dtypes = args.dtypes.split(",")
         self.lock = threading.Lock()
+        self.until = math.inf if args.seconds is None else time.monotonic() + args.seconds
         self.failed: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds = self._earlier()
 
     def lanes(self) -> list[list[Case]]:
         """What runs side by side: an engine in one type, one case after the other."""
         return [
             [Case(model, engine, dtype, form) for form in self.forms for model in self.models]
-            for dtype in DTYPES
+            for dtype in self.dtypes
             for engine in self.engines
         ]
+
+    def _earlier(self) -> dict[str, float]:
+        """Seconds of the cases that earlier commands finished in the folder."""
+        file = self.work / SECONDS
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
 
     def folder(self, case: Case) -> Path:
         return self.work / "runs" / str(case)
@@ -125,7 +147,9 @@ class Bench:
         self.adapter = str(folder)
 
     def run(self, case: Case) -> None:
-        """One run, tried twice; then all that is known is written."""
+        """One run, tried twice; then all that is known is written. One that is done is left alone."""
+        if str(case) in self.seconds:
+            return
         tasks = (QUICK if self.args.quick else FORMS)[case.form]
         limit = self.args.limit
         if case.form == "generated":
@@ -145,7 +169,9 @@ class Bench:
         if case.engine == "vllm" and self.cuda:
             command += ["--set", "memory_percent=20"]  # others are at work on the same GPU
         # vLLM refuses to start if another process frees memory while it measures its own
-        error = self._call(str(case), command) and self._call(str(case), command)
+        error = self._call(str(case), command)
+        if error and time.monotonic() < self.until:
+            error = self._call(str(case), command)
         with self.lock:
             if error:
                 self.failed[str(case)] = error
@@ -158,16 +184,33 @@ class Bench:
         log = self.work / f"{name}.log"
         started = time.perf_counter()
         with log.open("w") as stream:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, "-m", "cme_bench", *command],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-                check=False,
             )
-        self.seconds[name] = time.perf_counter() - started
+            code = self._wait(process)
+        if code == 0:
+            with self.lock:
+                self.seconds[name] = time.perf_counter() - started
+                (self.work / SECONDS).write_text(json.dumps(self.seconds))
+            return ""
         lines = log.read_text().strip().splitlines()
-        return "" if done.returncode == 0 else (lines[-1] if lines else f"exit code {done.returncode}")
+        return "its time was up" if code is None else (lines[-1] if lines else f"exit code {code}")
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+        """The process's exit code; None if its time was up, and it was told to store what it knows."""
+        try:
+            return process.wait(None if math.isinf(self.until) else max(0.0, self.until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return None
 
     def save(self) -> dict[str, Any]:
         """The line so far, written with all cases to the result's file."""
@@ -185,12 +228,9 @@ class Bench:
         return line
 
     def rounds(self) -> Iterator[dict[str, Any]]:
-        """What is known of every case that is done, and whose reference is."""
-        known: dict[Case, Run] = {}
-        for lane in self.lanes():
-            for case in lane:
-                if (self.folder(case) / "results.json").is_file() and str(case) in self.seconds:
-                    known[case] = Run(self.folder(case), case.form)
+        """What is known of every case that is done, now or by an earlier command, and whose reference is."""
+        done = [Case.named(name) for name in self.seconds if name.count("-") == 3]
+        known = {case: Run(self.folder(case), case.form) for case in done}
         for case, run in known.items():
             if case.reference in known:
                 yield {
@@ -387,7 +427,8 @@ def main() -> None:
 
         def work_off(lane: list[Case]) -> None:
             for case in lane:
-                bench.run(case)
+                if time.monotonic() < bench.until:
+                    bench.run(case)
 
         with ThreadPoolExecutor(parallel) as pool:
             list(pool.map(work_off, bench.lanes()))
