@@ -7,6 +7,7 @@ the model's forward changes: scaling, soft-capping and biases stay its own, comp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -21,6 +22,8 @@ _UPCAST_NUMBERS = 1 << 21
 """Weights upcast at a time, 8 MiB in float32: they are multiplied while a CPU's cache holds them."""
 _FEW_ROWS = 128
 """Rows up to which a GPU multiplies twice as many in about the same time."""
+_IN_RANGE = 2.0**14
+"""What float16 holds with room: its largest number is 65,504."""
 _QUANTISED = frozenset({"Params4bit", "Int8Params"})
 """Weight classes of bitsandbytes, whose layers round what they return; HQQ's have no weight but ``W_q``."""
 
@@ -115,18 +118,28 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 def wide_product(x: Tensor, weight: Tensor) -> Tensor:
     """Return ``x weight^T`` as float32, of float32 [rows, d] and [n, d] in a 16-bit type.
 
-    On CUDA ``x`` is the sum of two 16-bit matrices, which hold 16 of its 24 bits in bfloat16; their products
-    with the weights are exact in float32. Of few rows both are one product, as its time is that of reading
-    the weights.
+    On CUDA few rows are the sum of two 16-bit matrices, which hold 16 of 24 bits in bfloat16; both are one
+    product, as its time is that of reading the weights. Many rows are multiplied once, in float16, which
+    holds 11 bits: weights are brought to it at every call, which takes a small part of the product's time.
     """
     if not x.is_cuda or torch.version.hip is not None:
         return product(x, weight)
+    if len(x) > _FEW_ROWS:
+        return product(*float16_factors(x, weight))
     first = x.to(weight.dtype)
-    second = (x - first).to(weight.dtype)
-    if len(x) <= _FEW_ROWS:
-        both = product(torch.cat([first, second]), weight)
-        return both[: len(x)] + both[len(x) :]
-    return product(first, weight).add_(product(second, weight))
+    both = product(torch.cat([first, (x - first).to(weight.dtype)]), weight)
+    return both[: len(x)] + both[len(x) :]
+
+
+def float16_factors(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x`` and ``weight`` in float16, whose product is theirs.
+
+    A power of two that brings ``x`` into the range goes over to the weights, which are far within it. Nothing
+    waits for the device.
+    """
+    most = torch.linalg.vector_norm(x, math.inf)
+    shift = torch.exp2(torch.ceil(torch.log2((most / _IN_RANGE).clamp_min(1.0))))
+    return (x / shift).half(), (weight * shift).half()
 
 
 def _is_mixed(x: Tensor, weight: Tensor) -> bool:

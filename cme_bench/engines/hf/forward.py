@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _DEFAULT_MAX_LENGTH = 2048
+_TRIED = 100
+"""Half of the tokens with which wide hidden states are tried on a GPU, and how many different ids."""
+_FAR = 0.25
+"""Most that log-probabilities of wide states may be from rounded ones, as a share of their spread. Rounding
+makes a few hundredths of it."""
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -159,22 +164,37 @@ class CausalForward:
         return why_narrow(self.model) or self._why_not_wide()
 
     def _why_not_wide(self) -> str | None:
-        """Return why the model's code does not take wide hidden states. Whatever else fails is no matter of
-        theirs."""
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        """Return why hidden states cannot be wide, from a trial of some tokens; None if they can.
+
+        What fails with rounded states too is no matter of theirs.
+        """
+        ids, wide, refused = self._trial_ids(), None, ""
         try:
-            with torch.inference_mode(), self._wide():
-                self.model(input_ids=ids)
+            wide = self._tried(ids, self._wide())
         except Exception as error:  # a model's code raises anything
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                return None
-            try:
-                with torch.inference_mode(), exact_logits(self.model):
-                    self.model(input_ids=ids)
-            except Exception:
-                return None
-            return f"the model's code refuses others ({type(error).__name__}: {first_line(error)})"
-        return None
+            refused = f"the model's code refuses others ({type(error).__name__}: {first_line(error)})"
+        try:
+            narrow = self._tried(ids, exact_logits(self.model))
+        except Exception:
+            return None
+        if wide is None:
+            return refused
+        gap = (wide - narrow).square().mean().sqrt()
+        return None if gap < _FAR * narrow.std() else "a trial gave other logits"
+
+    def _trial_ids(self) -> Tensor:
+        """Return ids [rows, n]: on a GPU so many that they are multiplied as many rows are."""
+        config = base_model(self.model).config
+        n = max(2, min(_TRIED, max_positions(config)) // 2)
+        rows = 1 if self.device.type == "cpu" else 2 * _TRIED // n
+        known = min(_TRIED, config.get_text_config(decoder=True).vocab_size)
+        return torch.arange(rows * n, device=self.device).remainder(known).reshape(rows, n)
+
+    def _tried(self, ids: Tensor, products: contextlib.AbstractContextManager[Any]) -> Tensor:
+        """Return the log-probability of every token of ``ids`` after those before it."""
+        with torch.inference_mode(), products:
+            logits: Tensor = self.model(input_ids=ids).logits[:, -ids.shape[1] : -1]
+        return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])
 
     @contextlib.contextmanager
     def _wide(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -84,9 +84,9 @@ def _forward(module: nn.Module) -> Callable[..., Any] | None:
         return _widened(module.forward)
     if type(module) is nn.Linear and narrow and "forward" not in module.__dict__:
         return functools.partial(_linear, module)
-    if narrow or hasattr(module, "base_layer"):  # PEFT's layers multiply with the base's weight themselves
-        return _by_wide_products(module.forward)
-    return None
+    if hasattr(module, "base_layer"):  # PEFT's layers may multiply with the base's weight themselves
+        return _within(_adapter_products, module.forward)
+    return _within(_WideProducts, module.forward) if narrow else None
 
 
 def _is_narrow(own: Tensor | None) -> bool:
@@ -105,12 +105,28 @@ def _widened(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-def _by_wide_products(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _within(
+    products: Callable[[], AbstractContextManager[Any]], forward: Callable[..., Any]
+) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _WideProducts():
+        with products():
             return forward(*args, **kwargs)
 
     return wrapped
+
+
+@contextmanager
+def _adapter_products() -> Iterator[None]:
+    """Let a GPU multiply an adapter's float32 numbers as TF32, of 11 bits like float16: many times as fast,
+    and eight times as exact as bfloat16."""
+    part = torch.backends.cuda.matmul
+    before = part.fp32_precision
+    part.fp32_precision = "tf32"
+    try:
+        with _WideProducts():
+            yield
+    finally:
+        part.fp32_precision = before
 
 
 class _WideProducts(Float32Products):
