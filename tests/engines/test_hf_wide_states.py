@@ -107,7 +107,8 @@ def test_texts_are_those_of_float32_however_they_are_decoded(
     asked = [GenerateRequest((*HEAD, 100 + i), 12) for i in range(4)]
     asked += [GenerateRequest((30 + i, 31, 32), 12) for i in range(4)]
     wanted = texts(HFEngine(copy.deepcopy(model).float(), toy_tokenizer, plain=True), asked)
-    for how in ({"plain": True}, {"static": False}, {"static": True}):
+    ways: list[dict[str, Any]] = [{"plain": True}, {"static": False}, {"static": True}]
+    for how in ways:
         assert texts(HFEngine(model, toy_tokenizer, max_length=64, **how), asked) == wanted
 
 
