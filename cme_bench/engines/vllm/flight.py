@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from cme_bench.engines.base import TokenIds
+from cme_bench.engines.vllm.engine_thread import EngineThread
 from cme_bench.util.errors import CmeError
 from cme_bench.util.turns import let_go
 
@@ -43,8 +44,9 @@ class Pump:
     A thread lets go of its turn while it steps, or waits for another thread's step.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, thread: EngineThread) -> None:
         self.engine = engine
+        self._thread = thread
         self.lock = threading.RLock()
         self._finished: dict[str, list[Any]] = {}
         """Outputs that nobody has taken yet, by the name of the flight."""
@@ -53,20 +55,25 @@ class Pump:
         with self.lock:
             self._finished[flight] = []
 
+    def add(self, *request: Any, **named: Any) -> None:
+        """Hand a request to the engine; arguments as of its ``add_request``."""
+        with self.lock:
+            self._thread.call(self.engine.add_request, *request, **named)
+
     def leave(self, flight: str, left: Sequence[str]) -> None:
         """Abort what is left of a flight; with the last one in the engine, step it until it is empty."""
         with self.lock:
             if left:
-                self.engine.abort_request(list(left))
+                self._thread.call(self.engine.abort_request, list(left))
             del self._finished[flight]
             while left and not self._finished and self.engine.has_unfinished_requests():
-                self.engine.step()
+                self._thread.call(self.engine.step)
 
     def step(self, flight: str) -> list[Any]:
         """Return the finished outputs of ``flight``, after a step if there are none yet."""
         with let_go(), self.lock:
             if not self._finished[flight]:
-                for output in self.engine.step():
+                for output in self._thread.call(self.engine.step):
                     owner = output.request_id.partition(SEPARATOR)[0]
                     if output.finished and owner in self._finished:
                         self._finished[owner].append(output)
@@ -100,7 +107,7 @@ class Flight(Generic[CallT]):
         self._calls[name] = call
         with self._explained(), self._pump.lock:
             prompt = self._host.prompt(self._engine, call.prompt)
-            self._engine.add_request(name, prompt, call.params, lora_request=self._adapter)
+            self._pump.add(name, prompt, call.params, lora_request=self._adapter)
 
     def step(self) -> list[tuple[CallT, Any]]:
         """Compute one step of what is in flight; return ``(call, RequestOutput)`` of what it finished."""

@@ -16,6 +16,7 @@ from typing import Any
 from cme_bench.engines.logits import LogitsError
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
+from cme_bench.engines.vllm.engine_thread import EngineThread
 from cme_bench.engines.vllm.flight import Flight, Pump
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
@@ -70,6 +71,7 @@ class Host:
         self._requests: dict[Path, Any] = {}
         self._pump: Pump
         self._lock = threading.RLock()
+        self._thread = EngineThread()
 
     def allow(self, max_length: int) -> None:
         """Expect rows of up to ``max_length`` tokens; an engine that runs with less is stopped."""
@@ -84,11 +86,13 @@ class Host:
     def hold(self, slots: int) -> None:
         """Have the next engine hold so many adapters at a time, of the specs that are expected."""
         self._slots = slots
+        if slots:
+            self._thread.begin()
 
     def adopt(self, llm: Any, max_length: int) -> None:
         """Use a ``vllm.LLM`` that somebody else started, as a base model."""
         self._llm, self.max_length = llm, max_length
-        self._pump = Pump(llm.llm_engine)
+        self._pump = Pump(llm.llm_engine, self._thread)
 
     def use(self, adapter: Path | None, spec: GatedSpec | None) -> Any:
         """Make the engine answer with this adapter file, or as the base model.
@@ -113,7 +117,7 @@ class Host:
 
             request = LoRARequest(adapter.stem, len(self._requests) + 1, str(adapter))
             with self._pump.lock, _as_usage_error():
-                self._llm.llm_engine.add_lora(request)
+                self._thread.call(self._llm.llm_engine.add_lora, request)
             self._requests[adapter] = request
         return self._requests[adapter]
 
@@ -172,6 +176,9 @@ class Host:
         return [(row, logprob, hit) for row, logprob, hit in reads]
 
     def _start(self, spec: GatedSpec | None) -> None:
+        self._thread.call(self._start_here, spec)
+
+    def _start_here(self, spec: GatedSpec | None) -> None:
         for name, value in environment(self.settings, self.dtype).items():
             os.environ.setdefault(name, value)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if self.settings.alone else "1"
@@ -193,7 +200,7 @@ class Host:
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
         self._spec, self._adapter = spec, None
-        self._pump, self._requests = Pump(self._llm.llm_engine), {}
+        self._pump, self._requests = Pump(self._llm.llm_engine, self._thread), {}
         self.packs = None
         self._tell(next(filter(None, reasons), ""))
         how = "compiled" if self.settings.compiles else "without compiling"
@@ -273,15 +280,18 @@ class Host:
         """Stop the engine and free what it holds."""
         if self._llm is None:
             return
-        engine, self._llm = self._llm.llm_engine, None
         with output_to(self.log):
-            engine.engine_core.shutdown()
-            if self.settings.alone:
-                from vllm.distributed import cleanup_dist_env_and_memory
-
-                del engine
-                cleanup_dist_env_and_memory()
+            self._thread.call(self._stop_here)
         self._spec = self._adapter = None
+
+    def _stop_here(self) -> None:
+        engine, self._llm = self._llm.llm_engine, None
+        engine.engine_core.shutdown()
+        if self.settings.alone:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            del engine
+            cleanup_dist_env_and_memory()
 
 
 @contextlib.contextmanager
