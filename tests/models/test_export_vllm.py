@@ -284,7 +284,7 @@ def test_adapters_that_cannot_share_a_server_are_refused(
 @needs_vllm
 @pytest.mark.slow
 def test_a_folder_with_several_adapters_is_asked_by_their_names(base: Path, tmp_path: Path) -> None:
-    """As vLLM's server does: by a LoRARequest for each. A damaged file, and no LoRAs at all, stop it."""
+    """As vLLM's server does: by a LoRARequest for each. Folders and files that are not theirs are refused."""
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.lora.request import LoRARequest
@@ -297,8 +297,6 @@ def test_a_folder_with_several_adapters_is_asked_by_their_names(base: Path, tmp_
         patch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
         settings: dict[str, Any] = {"dtype": "float32", "max_model_len": 64, "enforce_eager": True}
         settings |= {"distributed_executor_backend": "uni", "worker_extension_cls": WORKER}
-        with pytest.raises(Exception, match="give --enable-lora"):
-            LLM(str(out), **settings)
         llm = LLM(str(out), **settings, enable_lora=True, max_loras=2)
         named = [None] + [
             LoRARequest(name, i + 1, str(out / "adapter" / name)) for i, name in enumerate(folders)
