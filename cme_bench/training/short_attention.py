@@ -8,7 +8,6 @@ in float32: their results are the same bits each time.
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cme_bench.training.each_example import one_by_one
-from cme_bench.util.errors import first_line
+from cme_bench.util.kernels import compute
 
 LONGEST = 512
 """Examples may have so many tokens; beyond, other kernels are as fast."""
@@ -36,15 +35,10 @@ def suits(query: Tensor, longest: int) -> bool:
 def work(device: torch.device) -> bool:
     """Return whether the kernels can be built for a device, and compute there what they should; tried once.
 
-    Triton needs a C compiler, and knows not every card. Without it torch's own attention does the same.
+    Without them torch's own attention does the same.
     """
-    try:
-        wrong = None if _furthest(device) < _TOLERANCE else "they compute something else"
-    except Exception as error:  # Triton's are of many kinds, and none is worth a training
-        wrong = f"{type(error).__name__}: {first_line(error)}"
-    if wrong:
-        warnings.warn(f"short examples are attended by torch's kernels, slower ({wrong})", stacklevel=2)
-    return wrong is None
+    otherwise = "short examples are attended by torch's kernels, slower"
+    return compute(lambda: _furthest(device) < _TOLERANCE, otherwise)
 
 
 def _furthest(device: torch.device) -> float:
@@ -55,11 +49,10 @@ def _furthest(device: torch.device) -> float:
     drawn = [torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in shapes]
     starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
     found = []
-    with torch.enable_grad():
-        for attend, dtype in ((short_attention, torch.bfloat16), (one_by_one, torch.float32)):
-            q, k, v = (part.to(dtype, copy=True).requires_grad_() for part in drawn[:3])
-            out = attend(q, k, v, starts, max(lengths), None)
-            found.append([out, *torch.autograd.grad(out, (q, k, v), drawn[3].to(dtype))])
+    for attend, dtype in ((short_attention, torch.bfloat16), (one_by_one, torch.float32)):
+        q, k, v = (part.to(dtype, copy=True).requires_grad_() for part in drawn[:3])
+        out = attend(q, k, v, starts, max(lengths), None)
+        found.append([out, *torch.autograd.grad(out, (q, k, v), drawn[3].to(dtype))])
     pairs = [(ours.float(), wanted.float()) for ours, wanted in zip(*found, strict=True)]
     return max(float((ours - wanted).norm() / wanted.norm()) for ours, wanted in pairs)
 

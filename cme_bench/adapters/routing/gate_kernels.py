@@ -8,13 +8,12 @@ step: on a small model most of a training step, on a large one a few per cent. A
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cme_bench.util.errors import first_line
+from cme_bench.util.kernels import compute
 
 MOST_EXPERTS, WIDEST_RANK = 16, 256
 """Beyond these a program's tile would be too large."""
@@ -31,28 +30,27 @@ def runs_on(tensor: Tensor) -> bool:
 def work(device: torch.device) -> bool:
     """Return whether the kernels can be built for a device, and compute there what they should; tried once.
 
-    Triton needs a C compiler, and knows not every card. Without it the plain operations do the same.
+    Without them the plain operations do the same.
     """
-    try:
-        wrong = _error(device)
-    except Exception as error:  # Triton's are of many kinds, and none is worth a training
-        wrong = f"{type(error).__name__}: {first_line(error)}"
-    if wrong:
-        warnings.warn(f"routed layers train without their GPU kernels, slower ({wrong})", stacklevel=2)
-    return wrong is None
+    return compute(lambda: _gates(device), "routed layers train without their GPU kernels, slower")
 
 
-def _error(device: torch.device) -> str | None:
-    """Return None if a small gate is what autograd makes of the formula."""
+@functools.cache
+def drops(device: torch.device) -> bool:
+    """Return whether :func:`drop` can be built for a device, and drops there what it should; tried once."""
+    return compute(lambda: _drops(device), "dropout is drawn by torch's own kernel, slower")
+
+
+def _gates(device: torch.device) -> bool:
+    """Return whether a small gate is what autograd makes of the formula."""
     k, rank = 4, 8
     generator = torch.Generator().manual_seed(0)
     shapes = ((40, k * rank), (40, k), (k, k), (40, k * rank))
     z, logits, mixing, grad = (torch.randn(s, generator=generator).to(device) for s in shapes)
-    with torch.enable_grad():
-        inputs = [t.clone().requires_grad_() for t in (z, logits, mixing)]
-        omega = inputs[1].softmax(-1) @ inputs[2].T
-        wanted = 2.0 * omega.repeat_interleave(rank, -1) * inputs[0]
-        grads = torch.autograd.grad(wanted, inputs, grad)
+    inputs = [t.clone().requires_grad_() for t in (z, logits, mixing)]
+    omega = inputs[1].softmax(-1) @ inputs[2].T
+    wanted = 2.0 * omega.repeat_interleave(rank, -1) * inputs[0]
+    grads = torch.autograd.grad(wanted, inputs, grad)
     settings = {"rank": rank, "scale": 2.0, "floor": None}
     gated, z, phi, _ = gate(z, logits, mixing, k, dtype=torch.float32, **settings)  # type: ignore[arg-type]
     to_z, to_logits, to_mixing, again = gate_backward(
@@ -76,12 +74,12 @@ def _error(device: torch.device) -> str | None:
     pairs.append((sum(torch.split(rows, len(z))[1:]), router))
     alike = all(got is not None and torch.allclose(got, right, 1e-4, 1e-4) for got, right in pairs)
     alike = alike and torch.allclose(rows[: len(z)], z, 0.01)
-    alike = alike and torch.allclose(add_kept(grad.clone(), z, z > 0, 2.0), grad + 2 * z.clamp(min=0), 1e-5)
-    return None if alike and _drops(z.new_ones(4096)) else "they compute something else"
+    return alike and torch.allclose(add_kept(grad.clone(), z, z > 0, 2.0), grad + 2 * z.clamp(min=0), 1e-5)
 
 
-def _drops(ones: Tensor) -> bool:
+def _drops(device: torch.device) -> bool:
     """Return whether dropout keeps about as many of some ones as it should, and others in every call."""
+    ones = torch.ones(4096, device=device)
     seed = torch.full((1,), 5, dtype=torch.int64, device=ones.device)
     (seen, kept), (_, others), (_, again) = (drop(ones, 0.25, seed, call) for call in (0, 1, 0))
     share = float(kept.float().mean())

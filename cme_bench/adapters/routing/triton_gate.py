@@ -219,16 +219,23 @@ def add_kept_kernel(total, through, kept, scale, size, BLOCK: tl.constexpr):
     tl.store(total + at, whole.to(total.dtype.element_ty), mask=live)
 
 
+@triton.jit
+def _drop(x, seen, kept, at, drawn, p, scale, size):
+    live = at < size
+    stays = drawn >= p
+    value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) * scale
+    tl.store(seen + at, tl.where(stays, value, 0.0).to(seen.dtype.element_ty), mask=live)
+    tl.store(kept + at, stays, mask=live)
+
+
 @triton.jit(do_not_specialize=["call"])
 def drop_kernel(x, seen, kept, seed, call, p, scale, size, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     inner = tl.arange(0, BLOCK)
     counter = program * BLOCK + inner + (call.to(tl.int64) << 32)
-    drawn = tl.rand4x(tl.load(seed), counter)
-    for part in tl.static_range(4):
-        at = (program * 4 + part) * BLOCK + inner
-        live = at < size
-        stays = drawn[part] >= p
-        value = tl.load(x + at, mask=live, other=0.0).to(tl.float32) * scale
-        tl.store(seen + at, tl.where(stays, value, 0.0).to(seen.dtype.element_ty), mask=live)
-        tl.store(kept + at, stays, mask=live)
+    first, second, third, fourth = tl.rand4x(tl.load(seed), counter)
+    at = program * 4 * BLOCK + inner
+    _drop(x, seen, kept, at, first, p, scale, size)
+    _drop(x, seen, kept, at + BLOCK, second, p, scale, size)
+    _drop(x, seen, kept, at + 2 * BLOCK, third, p, scale, size)
+    _drop(x, seen, kept, at + 3 * BLOCK, fourth, p, scale, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.adapters.routing.balance import BalanceTape
-from cme_bench.adapters.routing.gate_kernels import drop, runs_on
+from cme_bench.adapters.routing.gate_kernels import drop, drops
 from cme_bench.adapters.routing.hooks import Heard
 from cme_bench.adapters.routing.router import Routing
 
@@ -39,7 +39,7 @@ class Turn:
 
     def dropped(self, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
         """Return ``x`` after dropout on a GPU, and which of its elements were kept."""
-        if not runs_on(x):
+        if not drops(x.device):
             return torch.native_dropout(x, p, True)
         if self.seed is None:
             self.seed = torch.randint(1 << 62, (1,), device=x.device)

@@ -1,0 +1,26 @@
+"""Kernels of one's own: used where they can be built and compute what they should."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from cme_bench.util.errors import first_line
+
+
+def compute(right: Callable[[], bool], otherwise: str) -> bool:
+    """Return whether kernels compute what is ``right``, which compares them with plain operations.
+
+    Triton needs a C compiler, and knows not every card. Where they fail, ``otherwise`` is warned of. The
+    comparison can take gradients, whatever mode the caller is in.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            wrong = None if right() else "they compute something else"
+    except Exception as error:  # Triton's are of many kinds, and none is worth a training
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+    if wrong:
+        warnings.warn(f"{otherwise} ({wrong})", stacklevel=3)
+    return wrong is None

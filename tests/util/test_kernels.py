@@ -1,0 +1,36 @@
+"""Kernels that fail are not used, and it is said."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from cme_bench.util.kernels import compute
+
+
+def right() -> bool:
+    x = torch.ones(3, requires_grad=True)
+    return torch.equal(torch.autograd.grad((2 * x).sum(), x)[0], torch.full((3,), 2.0))
+
+
+def test_gradients_are_compared_in_every_mode() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compute(right, "slower")
+        with torch.no_grad():
+            assert compute(right, "slower")
+        with torch.inference_mode():
+            assert compute(right, "slower")
+
+
+def test_what_fails_is_told_in_one_line() -> None:
+    with pytest.warns(UserWarning, match=r"^slower \(they compute something else\)$"):
+        assert not compute(lambda: False, "slower")
+
+    def broken() -> bool:
+        raise RuntimeError("no compiler\nat all")
+
+    with pytest.warns(UserWarning, match=r"^slower \(RuntimeError: no compiler\)$"):
+        assert not compute(broken, "slower")
