@@ -21,7 +21,6 @@ from peft import PeftConfig, PeftModel
 from transformers.utils import logging
 
 from cme_bench.adapters.describe import describe
-from cme_bench.adapters.registry import routed_names
 from cme_bench.engines.hf.forward import max_positions
 from cme_bench.models.checkpoint import Checkpoint, resolve_model
 from cme_bench.models.folder import adapter_note
@@ -137,7 +136,7 @@ def prepare(
     for note in encoder.format.notes:
         listener.note(f"note: {note}")
     chosen = chosen_templates(options) if sets is None else []
-    loading = _load_early(options, base, config) if early else None
+    loading = _load_early(options, base, config, probed) if early else None
     sets = load_sets(options, note=listener.note, own=own, chosen=chosen) if sets is None else sets
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.device_map is not None and processes > 1:
@@ -180,18 +179,19 @@ def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint
     return base, config, load_tokenizer(base)
 
 
-def _load_early(options: TrainOptions, base: Checkpoint, config: Any) -> Early[PreTrainedModel] | None:
+def _load_early(
+    options: TrainOptions, base: Checkpoint, config: Any, adapter: PeftConfig
+) -> Early[PreTrainedModel] | None:
     """Begin to load the base, where it is sure to be trained, in this process, on the usual device."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and needs_trainer(options) is None
     if not alone or (options.out / record.FILE).exists():
         return None
     device = choose_device()
     dtype = choose_dtype(options.dtype, config, device)
-    routed = options.method in routed_names()
 
     def loaded() -> PreTrainedModel:
         model = frozen_base(base, dtype, device, options)
-        warm_up(model, dtype, routed=routed)
+        warm_up(model, adapter, dtype)
         return model
 
     return Early(loaded)
