@@ -7,7 +7,7 @@ are counted, and the first of them named. Rows that stand there twice stay, and 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeAlias
@@ -186,7 +186,8 @@ def load_own(part: DataPart, options: TrainOptions, *, name: str) -> OwnSet:
     )
     faults = ("left out, with an empty answer", empty), ("left out, without a prompt", promptless)
     if made.pictured:
-        made = replace(made, columns=(*made.columns, *(c for c in COLUMNS if c in tables[0].columns)))
+        shown = (name for name in COLUMNS if name in (*tables[0].columns, *tables[0].raw))
+        made = replace(made, columns=(*made.columns, *shown))
     made = replace(
         made,
         left_out=tuple(made._left_out(reason, found) for reason, found in faults if found),
@@ -197,12 +198,12 @@ def load_own(part: DataPart, options: TrainOptions, *, name: str) -> OwnSet:
 
 
 def _rows(table: Table, form: Form) -> list[OwnRow]:
+    """Return the rows with their images, which Parquet and the hub have as contents."""
+    values: Sequence[Mapping[str, Any]] = table.rows
     for name in COLUMNS:
-        if name in table.unread:
-            raise UsageError(
-                f"{table.unread[name]}: images of training rows are files beside them, named by path"
-            )
-    return with_pictures(read_rows(table, form), table.rows, table.origin, table.place)
+        if name in table.raw:
+            values = [{**row, name: found} for row, found in zip(values, table.raw[name], strict=True)]
+    return with_pictures(read_rows(table, form), values, table.origin, table.place)
 
 
 def _tables(part: DataPart, options: TrainOptions) -> tuple[list[Table], str | None]:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -151,6 +153,42 @@ def test_images_are_never_cut(folder: Path, tmp_path: Path) -> None:
     file = write(tmp_path, [{"image": "a.png", "conversations": chat(f"{MARK}\n" + "word " * 9, "x")}])
     with pytest.raises(UsageError, match=rf"{file}:1: \d+ tokens with its images, and --max-length is 32"):
         list(encoder.encode(read(file)))
+
+
+@pytest.mark.parametrize("kind", ["contents", "bytes", "lists"])
+def test_images_inside_parquet_are_those_of_files(kind: str, tmp_path: Path) -> None:
+    asked = [{"instruction": f"Look {letter}", "output": "yes"} for letter in "abc"]
+    files = write(
+        tmp_path, [{**row, "image": f"{letter}.png"} for row, letter in zip(asked, "abc", strict=True)]
+    )
+    contents = [(tmp_path / f"{letter}.png").read_bytes() for letter in "abc"]
+    shown: dict[str, list[Any]] = {
+        "contents": [{"bytes": data, "path": None} for data in contents],
+        "bytes": contents,
+        "lists": [[{"bytes": data, "path": "x.png"}] for data in contents],
+    }
+    table = pyarrow.Table.from_pylist(
+        [{**row, "image": image} for row, image in zip(asked, shown[kind], strict=True)]
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "mine.parquet")
+    own, wanted = (
+        load_sets(
+            TrainOptions(model="x", method="lora", out=tmp_path, data=str(file), holdout=1),
+            note=lambda line: None,
+        )[0]
+        for file in (tmp_path / "mine.parquet", files)
+    )
+    assert isinstance(own, OwnSet) and isinstance(wanted, OwnSet)
+    assert own.pictured and own.fingerprint == wanted.fingerprint
+    assert own.columns == wanted.columns and own.held.tolist() == wanted.held.tolist()
+
+
+def test_a_damaged_image_inside_parquet_is_named_by_its_row(tmp_path: Path) -> None:
+    rows = [{"instruction": "Look", "output": "yes", "image": {"bytes": b"no image", "path": None}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    options = TrainOptions(model="x", method="lora", out=tmp_path, data=str(tmp_path / "mine.parquet"))
+    with pytest.raises(UsageError, match=r"mine\.parquet row 0"):
+        load_sets(options, note=lambda line: None)
 
 
 def test_a_text_model_is_refused(options: Make, tmp_path: Path) -> None:
