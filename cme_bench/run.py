@@ -14,9 +14,9 @@ from cme_bench.util.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cme_bench.reports.cells import ComparisonTable
     from cme_bench.reports.compare import Comparison
     from cme_bench.reports.runs import RunView
-    from cme_bench.reports.table import ComparisonTable
     from cme_bench.runs.records import EstimateRecord, MetricRecord
     from cme_bench.scoring.scales import Measure
 

@@ -6,60 +6,28 @@ Pure functions of run folders; :mod:`cme_bench.reports.table_text` prints what i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
+from cme_bench.reports.cells import (
+    CME_FORMS,
+    FIXED,
+    MULTIMODAL,
+    Cell,
+    ComparisonTable,
+    method_cells,
+    score_cell,
+)
 from cme_bench.reports.columns import by_dataset, score_of, shown_columns
 from cme_bench.reports.near_ties import tie_notes
-from cme_bench.reports.paper import PublishedRow, published, published_on_images
-from cme_bench.reports.references import blind_form, blind_scores, is_blind, known_rows, sight
+from cme_bench.reports.references import blind_form, blind_scores, is_blind
 from cme_bench.reports.runs import RunView, check_alike, labels, provenance_notes, watermarks
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT, Significance, significance
-from cme_bench.runs.records import AdapterRecord, EstimateRecord
-from cme_bench.scoring.scales import USUAL, Measure
-
-CME_FORMS = ("generated", "likelihood")
-MULTIMODAL = "multimodal"
-"""The domain of the stand-in for the paper's row on images."""
-FIXED = ("model", "method", "MoE", "rank", "training", "params %")
-"""Columns before the scores. ``params %``: parameters that the adapter adds, in percent of the base's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One entry. ``value`` and ``stderr`` are in the unit of the table (percent for shares); ``text`` stands
-    where there is no number.
-
-    ``dagger``: not significantly different from the column's best.
-    """
-
-    text: str = "–"
-    value: float | None = None
-    stderr: float | None = None
-    n: int | None = None
-    best: bool = False
-    second: bool = False
-    dagger: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonTable:
-    """``columns`` name the cells of each row, the first ``len(FIXED)`` of them identify it; below ours stand
-    the ``references`` (chance, majority, runs without their images) and the ``published`` rows; ``notes``
-    stand under the table; ``tested``: what the daggers were found by; ``measure``: the scale and direction of
-    all its scores."""
-
-    form: str
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    published: tuple[tuple[Cell, ...], ...] = field(default=())
-    references: tuple[tuple[Cell, ...], ...] = field(default=())
-    notes: tuple[str, ...] = field(default=())
-    tested: Significance | None = None
-    measure: Measure = USUAL
+from cme_bench.reports.table_below import published_below, reference_notes, references
+from cme_bench.runs.records import AdapterRecord
+from cme_bench.scoring.scales import Measure
 
 
 def comparison_tables(
@@ -122,7 +90,7 @@ def _table(
         rows = _mark_daggers(rows, columns, tested, measure)
     notes = [
         *_notes(runs, form),
-        *_reference_notes(runs, names, form),
+        *reference_notes(runs, names, form),
         *_test_notes(runs, tested, with_tests, measure),
         *tie_notes(runs, form),
         *watermarks(runs),
@@ -134,13 +102,13 @@ def _table(
         caption=f"{_suite(form)}: {_what(measure, runs, form, len(shown), averaged=averaged)}",
         columns=columns,
         rows=tuple(rows),
-        references=tuple(_references(runs, names, form, columns)),
+        references=tuple(references(runs, names, form, columns)),
         notes=tuple(notes),
         tested=tested,
         measure=measure,
     )
     images = not is_blind(form) and all(MULTIMODAL in run.results.forms[form].domains for run in runs)
-    return _with_paper(table, images=images) if with_paper else table
+    return published_below(table, images=images) if with_paper else table
 
 
 def _suite(form: str) -> str:
@@ -161,7 +129,7 @@ def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator
     adapter = run.run.adapter or AdapterRecord(name="", method="base")
     yield Cell(name)
     yield Cell(run.method)
-    yield from _method_cells(
+    yield from method_cells(
         experts=adapter.experts,
         rank=adapter.rank,
         seconds=adapter.training_seconds,
@@ -170,59 +138,7 @@ def _row(run: RunView, name: str, form: str, columns: Sequence[str]) -> Iterator
     )
     factor = run.measure(form).scale.factor
     for column in columns[len(FIXED) :]:
-        yield _score(score_of(summary, column), factor)
-
-
-def _references(
-    runs: Sequence[RunView], names: Sequence[str], form: str, columns: Sequence[str]
-) -> Iterator[tuple[Cell, ...]]:
-    """Yield chance and majority, and each run that was asked without the images as well."""
-    factor = runs[0].measure(form).scale.factor
-    found = [(name, "–", scores) for name, scores in known_rows(runs, form)]
-    for run, name in zip(runs, names, strict=True):
-        if scores := blind_scores(run, form):
-            found.append((f"{name}, without images", run.method, scores))
-    for name, method, scores in found:
-        fixed = (Cell(name), Cell(method), *(Cell() for _ in FIXED[2:]))
-        yield *fixed, *(_score(scores.get(column), factor) for column in columns[len(FIXED) :])
-
-
-def _reference_notes(runs: Sequence[RunView], names: Sequence[str], form: str) -> Iterator[str]:
-    if any(True for _ in known_rows(runs, form)):
-        yield "chance: guessing; majority: always the most frequent answer, as the tasks say."
-    for run, name in zip(runs, names, strict=True):
-        if said := sight(run, form):
-            yield f"{name}: its images add {said}, paired by item, 95 % interval."
-
-
-def _method_cells(
-    *,
-    experts: int | None,
-    rank: int | None,
-    seconds: float | None,
-    percent: float | None,
-    language: float | None = None,
-) -> Iterator[Cell]:
-    yield Cell("yes" if (experts or 1) > 1 else "no")
-    yield Cell(str(rank)) if rank else Cell()
-    yield Cell(duration(seconds)) if seconds else Cell()
-    inside = f" ({language:.2f} of the language model)" if language else ""
-    yield Cell(f"{percent:.2f}{inside}" if percent else "0")
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the largest unit that leaves 1 or more: hours, minutes or seconds."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def _score(estimate: EstimateRecord | None, factor: float) -> Cell:
-    if estimate is None or estimate.value is None:
-        return Cell()
-    stderr = None if estimate.stderr is None else factor * estimate.stderr
-    return Cell(value=factor * estimate.value, stderr=stderr, n=estimate.n)
+        yield score_cell(score_of(summary, column), factor)
 
 
 def _mark_places(rows: Sequence[tuple[Cell, ...]], measure: Measure) -> list[tuple[Cell, ...]]:
@@ -297,32 +213,3 @@ def _test_notes(
     elif wanted:
         bare = [str(run.folder) for run in runs if not run.has_records]
         yield f"No significance tests: no per-item records in {', '.join(bare) or 'a shared task'}."
-
-
-def _published_cells(row: PublishedRow) -> Iterator[Cell]:
-    seconds = None if row.training_hours is None else 3600 * row.training_hours
-    cells = list(_method_cells(experts=row.experts, rank=row.rank, seconds=seconds, percent=row.percent))
-    yield from cells if row.percent is not None else [*cells[:-1], Cell()]
-
-
-def _with_paper(table: ComparisonTable, *, images: bool) -> ComparisonTable:
-    """Return the table with the published rows: those of CME, or those of image tasks."""
-    if table.columns[-1] != AVERAGE or table.measure.kind:
-        return table  # what was published is a mean of shares
-    if table.form not in CME_FORMS and not images:
-        return table  # the paper's rows are of CME's tasks
-    paper = published_on_images() if images else published()
-    scores = len(table.columns) - len(FIXED)
-    rows = tuple(
-        (
-            Cell(f"{paper.base} (paper, not comparable) ‡" if images else f"{paper.base} ‡"),
-            Cell(row.method),
-            *_published_cells(row),
-            *(Cell() for _ in range(scores - 1)),
-            Cell(value=row.average),
-        )
-        for row in paper.rows
-    )
-    generated = ("‡ the published averages are of generated answers.",)
-    told = () if "generated" in table.form else generated
-    return replace(table, published=rows, notes=(*table.notes, *paper.notes, *told))

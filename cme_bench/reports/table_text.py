@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import get_args
 
 from cme_bench.reports import grids
+from cme_bench.reports.cells import FIXED, Cell, ComparisonTable
 from cme_bench.reports.grids import latex_escape, markdown_escape, markdown_line
-from cme_bench.reports.table import FIXED, Cell, ComparisonTable
 from cme_bench.util.csv_text import csv_text
 from cme_bench.util.options import TABLE_FORMAT_UNKNOWN, TableFormat, check_choice
 

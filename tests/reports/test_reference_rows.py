@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from cme_bench.reports.cells import FIXED, ComparisonTable
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.references import sight
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.seeds import pool_seeds
-from cme_bench.reports.table import FIXED, ComparisonTable, comparison_tables
+from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from tests.support.folders import ADAPTER, MadeTask, make_run
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from cme_bench.reports.card import model_card
+from cme_bench.reports.cells import ComparisonTable
 from cme_bench.reports.compare import Comparison, compare_runs
 from cme_bench.reports.compare_text import comparison_markdown, comparisons_csv
 from cme_bench.reports.frame import load_frame
 from cme_bench.reports.page.render import render_page
 from cme_bench.reports.run_summary import summary_table
 from cme_bench.reports.runs import RunView
-from cme_bench.reports.table import ComparisonTable, comparison_tables
+from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.scoring.scales import BITS, PERPLEXITY, POINTS, SHARE, Measure
 from cme_bench.util.errors import UsageError
@@ -68,8 +69,8 @@ def test_a_table_holds_one_kind(tables: dict[str, ComparisonTable]) -> None:
         "bits, lower is better": ("bits",),
     }
     assert [table.caption.partition(": ")[2] for table in tables.values()] == [
-        "score in %, macro mean over 1 domains",
-        "score in %, macro mean over 1 domains",
+        "score in %, macro mean over 1 domain",
+        "score in %, macro mean over 1 domain",
         "score in points of 100, macro mean over 2 domains",
         "score (perplexity), 2 tasks, no mean",
         "score in bits, 1 tasks, no mean",

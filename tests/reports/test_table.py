@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cme_bench.reports.cells import FIXED, duration
 from cme_bench.reports.grids import latex_escape, markdown_escape
 from cme_bench.reports.runs import RunView, open_run
 from cme_bench.reports.seeds import pool_seeds
-from cme_bench.reports.table import FIXED, comparison_tables, duration
+from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
 from cme_bench.runs.store import samples_file
 from cme_bench.util.errors import UsageError

@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 import orjson
 
+from cme_bench.reports.cells import CME_FORMS, FIXED, ComparisonTable
 from cme_bench.reports.compare_text import pvalue
 from cme_bench.reports.intervals import estimate_of, interval_of
 from cme_bench.reports.page.payload import PageBlocks, task_payload
@@ -24,7 +25,7 @@ from cme_bench.reports.references import KNOWN
 from cme_bench.reports.runs import RunView, described_dtype, labels, tasks_hash
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.reports.significance import SIGNIFICANT
-from cme_bench.reports.table import CME_FORMS, FIXED, ComparisonTable, comparison_tables
+from cme_bench.reports.table import comparison_tables
 from cme_bench.runs.folder import read_arguments, run_file
 from cme_bench.scoring.scales import Measure
 from cme_bench.tasks.blind import ENDING

@@ -1,0 +1,79 @@
+"""TeamLoRA on a vision-language model in vLLM against the bare model: image tasks, tokens and items a second.
+
+smollava, TeamLoRA with four experts of rank 32 on its language model's feed-forward linears (random weights),
+the questions of an image task by ``cme-bench``'s own engine, which is started once. Base and adapter are asked
+in turn; the first round is left out. ``teamlora_over_base`` is the base's time by the adapter's: 1 is as fast.
+Texts are not compared: they are of other weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import measurements
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForImageTextToText
+
+from cme_bench.adapters import TeamLoraConfig
+from cme_bench.models.checkpoint import resolve_model
+from cme_bench.models.load import evaluation_device
+from cme_bench.runs.engine_factory import open_engines
+from cme_bench.runs.folder import read_run
+from cme_bench.runs.options import AskOptions, ModelOptions
+from cme_bench.runs.runner import ask
+
+
+def random_adapter(model: Path, out: Path) -> None:
+    """Write a TeamLoRA whose every weight is random, so that it changes answers."""
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    get_peft_model(base, TeamLoraConfig(r=32, num_experts=4, init="random")).save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--model", default="smollava")
+    parser.add_argument("--task", default="cme_mm_easy_vqa", help="a task with images")
+    parser.add_argument("--data", default="hub")
+    parser.add_argument("--limit", type=int, default=2000, help="questions")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--save", action="store_true", help="write a file in results/bench")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        adapter = Path(scratch) / "team"
+        random_adapter(resolve_model(args.model, offline=False).path, adapter)
+        engines = open_engines(ModelOptions(model=args.model, engine="vllm", dtype=args.dtype), print)
+        seconds: dict[str, list[float]] = {"base": [], "teamlora": []}
+        try:
+            for number in range(args.rounds + 1):
+                for name, chosen in (("base", ()), ("teamlora", (str(adapter),))):
+                    out = Path(scratch) / f"{name}{number}"
+                    asked = AskOptions(
+                        tasks=args.task, adapters=chosen, data=args.data, limit=args.limit, out=out
+                    )
+                    (run,) = ask(engines, asked)
+                    seconds[name].append(read_run(run).stats.model_seconds)
+        finally:
+            engines.close()
+    measured = {name: [round(s, 3) for s in found[1:]] for name, found in seconds.items()}
+    middle = {name: statistics.median(found) for name, found in measured.items()}
+    metrics = {
+        "teamlora_over_base": round(middle["base"] / middle["teamlora"], 3),
+        "seconds_base": measured["base"],
+        "seconds_teamlora": measured["teamlora"],
+        "questions": args.limit,
+    }
+    line = measurements.line("vllm_multimodal", metrics, cuda=evaluation_device().type == "cuda")
+    print(json.dumps(line))
+    if args.save:
+        measurements.save(line, settings={"model": args.model, "task": args.task, "dtype": args.dtype})
+
+
+if __name__ == "__main__":
+    main()
