@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 defer("bitsandbytes")
 defer("requests")
+defer("sacrebleu")
 quick_imports.install()
 
 __all__ = [

@@ -9,6 +9,8 @@ import threading
 from types import ModuleType
 from typing import Any
 
+_WAITING: dict[str, ModuleType] = {}
+
 
 def defer(name: str) -> None:
     """Let ``import NAME`` cost nothing until an attribute or a submodule of the package is asked for.
@@ -29,12 +31,18 @@ def defer(name: str) -> None:
         if attribute.startswith("__") and attribute not in ("__path__", "__version__"):
             raise AttributeError(f"module {name!r} has no attribute {attribute!r}")
         with lock:
-            if module.__dict__.pop("__getattr__", None) is not None:
+            if _WAITING.pop(name, None) is not None:
+                del module.__getattr__
                 _execute(module)
         return getattr(module, attribute)
 
     module.__getattr__ = ask  # type: ignore[method-assign]
-    sys.modules[name] = module
+    sys.modules[name] = _WAITING[name] = module
+
+
+def waits(name: str) -> bool:
+    """Return whether a package was deferred, and nothing of it was asked for yet."""
+    return name in _WAITING and sys.modules.get(name) is _WAITING[name]
 
 
 def _execute(module: ModuleType) -> None:

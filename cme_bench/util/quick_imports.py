@@ -1,9 +1,10 @@
 """Imports of large libraries without what they import for others.
 
 transformers imports scikit-learn, pandas, SciPy and what reads images for a curve that assisted generation
-may draw and for losses of detectors: 1,300 modules. While a module that does so is executed, a stand-in is in
-the place of what it imports. The functions of a stand-in import the real module when they are called. It is
-gone afterwards, and what it does not know it takes from the real module.
+may draw and for losses of detectors: 1,300 modules. torch's compiler and its tensors of several devices,
+which it imports for masks and plans that few models use, are 900 more. While a module that does so is
+executed, a stand-in is in the place of what it imports. The functions of a stand-in import the real module
+when they are called. It is gone afterwards, and what it does not know it takes from the real module.
 """
 
 from __future__ import annotations
@@ -22,9 +23,52 @@ from typing import Any
 
 from cme_bench.util.collection import uncollected
 from cme_bench.util.import_structure import kept_structure
+from cme_bench.util.late import (
+    ask_for_bitsandbytes_late,
+    called_later,
+    check_without_symbols,
+    class_later,
+    decorated_later,
+    have_tensors_late,
+    look_for_dtensors_late,
+    run_without_the_compiler,
+    tell_the_compiler,
+)
 
 _LOSS = "transformers.loss.loss_"
+BITSANDBYTES = ("adalora", "hira", "ia3", "lora", "pvera", "randlora", "road")
+"""PEFT's methods that have layers of their own for those of bitsandbytes."""
+_INTEGRATIONS = "transformers.integrations."
+_TENSOR = "torch.distributed.tensor"
+_PARALLEL: Mapping[str, Sequence[str]] = {
+    "transformers.distributed.tensor_parallel": (
+        "_get_parameter_plan",
+        "_validate_parallel_plan_styles",
+        "apply_expert_parallelism",
+        "apply_tensor_parallelism",
+        "gather_state_dict_for_save",
+        "replace_layer_number_by_wildcard",
+        "resolve_parallel_plans",
+        "verify_tp_plan",
+    )
+}
 STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "transformers.masking_utils": {
+        "torch._dynamo._trace_wrapped_higher_order_op": ("TransformGetItemToIndex",)
+    },
+    "transformers.distributed.sharding_utils": {
+        _TENSOR: ("DTensor",),
+        f"{_TENSOR}._utils": ("compute_local_shape_and_global_offset",),
+        f"{_TENSOR}.placement_types": ("Shard",),
+    },
+    "transformers.distributed.fsdp": {
+        "torch.distributed._composable.fsdp": ("fully_shard",),
+        "torch.distributed.fsdp": ("CPUOffloadPolicy", "MixedPrecisionPolicy"),
+        **_PARALLEL,
+    },
+    "transformers.distributed.mixin": _PARALLEL,
+    "transformers.modeling_utils": _PARALLEL,
+    "peft.import_utils": _PARALLEL,
     "transformers.generation.candidate_generator": {"sklearn.metrics": ("roc_curve",)},
     f"{_LOSS}utils": {
         f"{_LOSS}d_fine": ("DFineForObjectDetectionLoss",),
@@ -41,6 +85,32 @@ STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
 }
 """Module -> what it imports in advance -> the functions that it takes from there, and only ever calls."""
+CLASSES: Mapping[str, Sequence[str]] = {
+    "DTensor": (),
+    "Shard": ("local_shard_size_and_offset",),
+}
+"""Those of the above that are classes -> what is asked of them at once."""
+_AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
+    "torch": check_without_symbols,
+    "torch.distributed": have_tensors_late,
+    "torch._compile": run_without_the_compiler,
+    "torch._dynamo": tell_the_compiler,
+    "transformers.distributed.utils": look_for_dtensors_late,
+    **{f"peft.tuners.{name}.model": ask_for_bitsandbytes_late for name in BITSANDBYTES},
+}
+"""Module -> what changes it once it is executed."""
+_DECORATE = frozenset(
+    {
+        "transformers.generation.continuous_batching.cache",
+        "transformers.modeling_utils",
+        f"{_INTEGRATIONS}deepgemm",
+        f"{_INTEGRATIONS}eager_paged",
+        f"{_INTEGRATIONS}finegrained_fp8",
+        f"{_INTEGRATIONS}flex_attention",
+        f"{_INTEGRATIONS}sonicmoe",
+    }
+)
+"""What tells torch's compiler to leave a function alone."""
 LARGE = frozenset({"torch", "transformers", "transformers.modeling_utils", "peft", "datasets", "lm_eval"})
 """What takes a second to import. A fifth of that is Python's search for garbage, of which there is none."""
 _LOOKS_AROUND = "transformers.utils.import_utils"
@@ -64,7 +134,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         if isinstance(path, _NoPath):
             path.ask()
             return importlib.util.find_spec(fullname)
-        if fullname not in STAND_INS and fullname not in LARGE and fullname != _LOOKS_AROUND:
+        if not (fullname in STAND_INS or fullname in LARGE or fullname in _AFTERWARDS) and (
+            fullname not in {_LOOKS_AROUND, *_DECORATE}
+        ):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -77,8 +149,11 @@ class _Finder(importlib.abc.MetaPathFinder):
                     stack.enter_context(uncollected())
                 if fullname == _LOOKS_AROUND:
                     stack.enter_context(_looking_once(module))
+                if fullname in _DECORATE:
+                    stack.enter_context(decorated_later())
                 stack.enter_context(_standing_in(STAND_INS.get(fullname, {})))
                 execute(module)
+            _AFTERWARDS.get(fullname, lambda done: None)(module)
 
         spec.loader.exec_module = prepared  # type: ignore[method-assign]
         return spec
@@ -88,9 +163,14 @@ class _Finder(importlib.abc.MetaPathFinder):
 def _standing_in(wanted: Mapping[str, Sequence[str]]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, members in wanted.items():
-            if name not in sys.modules:
+            if name not in sys.modules and _may_be_there(name):
                 stack.callback(_remove, _stand_in(name, members))
         yield
+
+
+def _may_be_there(name: str) -> bool:
+    """Return whether a module of transformers is found; True for others, as to look would import them."""
+    return not name.startswith("transformers.") or importlib.util.find_spec(name) is not None
 
 
 def _stand_in(name: str, members: Sequence[str]) -> ModuleType:
@@ -108,7 +188,8 @@ def _stand_in(name: str, members: Sequence[str]) -> ModuleType:
         return getattr(real(), attribute)
 
     for member in members:
-        setattr(module, member, _called_later(real, member))
+        late = class_later(real, name, member, CLASSES[member]) if member in CLASSES else None
+        setattr(module, member, late or called_later(real, member))
     module.__getattr__ = ask  # type: ignore[method-assign]
     module.__path__ = _NoPath(real)
     sys.modules[name] = module
@@ -126,14 +207,6 @@ class _NoPath(list[str]):
 def _remove(module: ModuleType) -> None:
     if sys.modules.get(module.__name__) is module:
         del sys.modules[module.__name__]
-
-
-def _called_later(real: Callable[[], ModuleType], name: str) -> Callable[..., Any]:
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return getattr(real(), name)(*args, **kwargs)
-
-    called.__name__ = called.__qualname__ = name
-    return called
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""What libraries do at import is done when it is needed, and is then what they do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import json, sys
+import cme_bench
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], attn_implementation="sdpa")
+adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "gate_proj"], task_type="CAUSAL_LM"))
+ids = torch.tensor([[0, 3, 4], [5, 6, 7]])
+mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
+loss = adapted(input_ids=ids, attention_mask=mask, labels=ids).loss
+loss.backward()
+LARGE = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "bitsandbytes.nn")
+found = {"large": [name for name in LARGE if name in sys.modules]}
+
+from transformers.distributed.sharding_utils import DTensor, Shard
+from transformers.distributed.utils import is_dtensor
+theirs = torch.distributed.tensor.DTensor
+found["before"] = [is_dtensor(ids), isinstance(ids, DTensor), isinstance(ids, theirs)]
+found["untouched"] = "torch.distributed.tensor" not in sys.modules
+import torch.distributed.tensor as real
+found["same"] = [torch.distributed.tensor is real, isinstance(Shard(0), real.Shard)]
+sizes = [kind.local_shard_size_and_offset(10, 2, 1) for kind in (Shard, real.Shard)]
+found["same"].append(sizes[0] == sizes[1])
+from torch.testing._internal.distributed.fake_pg import FakeStore
+torch.distributed.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+spread = real.distribute_tensor(torch.ones(2), real.init_device_mesh("cpu", (1,)), [real.Replicate()])
+found["after"] = [is_dtensor(spread), isinstance(spread, DTensor), is_dtensor(ids)]
+
+from transformers.integrations.deepgemm import is_sm100
+from transformers.integrations.eager_paged import eager_paged_attention_forward
+from cme_bench.util import late
+found["told before"] = bool(late._told)
+doubled = torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(2)).tolist()
+found["told"] = [not late._told, not late._unhidden, is_sm100._dynamo_marked_constant, doubled]
+try:
+    eager_paged_attention_forward()
+except TypeError as error:
+    found["left alone"] = "eager_paged_attention_forward() missing" in str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_with_an_adapter_needs_no_compiler_and_has_it_when_asked(tiny_checkpoint: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tiny_checkpoint)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "large": [],
+        "before": [False, False, False],
+        "untouched": True,
+        "same": [True, True, True],
+        "after": [True, True, False],
+        "told before": True,
+        "told": [True, True, True, [2.0, 2.0]],
+        "left alone": True,
+    }
