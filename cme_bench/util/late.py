@@ -69,7 +69,7 @@ def decorated_later() -> Iterator[None]:
     stand_in.allow_in_graph = functools.partial(_tell, "allow_in_graph")
     stand_in.assume_constant_result = functools.partial(_tell, "assume_constant_result")
     if _COMPILER not in sys.modules:
-        compiler.disable = functools.partial(_disabled_later, before[0])  # type: ignore[assignment]
+        compiler.disable = functools.partial(_disabled_later, before[0])
         compiler.allow_in_graph = stand_in.allow_in_graph
         torch._dynamo = stand_in
     try:
@@ -99,7 +99,7 @@ def _tell(what: str, fn: Any) -> Any:
     return fn
 
 
-def tell_the_compiler(module: ModuleType) -> None:
+def tell_the_compiler(module: Any) -> None:
     """Tell torch's compiler, now that it is imported, what decorators say of functions, and hide some."""
     while _unhidden:
         delattr(_unhidden.pop(), _HIDDEN)
@@ -108,7 +108,7 @@ def tell_the_compiler(module: ModuleType) -> None:
         getattr(module, what)(fn)
 
 
-def ask_for_bitsandbytes_late(module: ModuleType) -> None:
+def ask_for_bitsandbytes_late(module: Any) -> None:
     """Let a module of PEFT that chooses layers think that bitsandbytes is absent while nothing has used it.
 
     A layer of bitsandbytes cannot be in a model before. To find none, PEFT would import the package, and with
@@ -124,16 +124,16 @@ def _if_used(package: str, asked: Callable[[], bool]) -> bool:
     return not waits(package) and asked()
 
 
-def look_for_dtensors_late(module: ModuleType) -> None:
+def look_for_dtensors_late(module: Any) -> None:
     """Let ``is_dtensor`` of transformers import no DTensors to say that a tensor is none of them."""
     asked = vars(module).get("is_dtensor")
     if asked is not None:
         module.is_dtensor = lambda obj: _TENSOR in sys.modules and asked(obj)
 
 
-def have_tensors_late(module: ModuleType) -> None:
+def have_tensors_late(module: Any) -> None:
     """Let ``torch.distributed`` have a ``tensor``, as PEFT takes for granted, without an import of that."""
-    stand_in = ModuleType(_TENSOR)
+    stand_in: Any = ModuleType(_TENSOR)
 
     def real() -> ModuleType:
         return importlib.import_module(_TENSOR)
@@ -144,7 +144,7 @@ def have_tensors_late(module: ModuleType) -> None:
         module.tensor = stand_in
 
 
-def run_without_the_compiler(module: ModuleType) -> None:
+def run_without_the_compiler(module: Any) -> None:
     """Let what torch hides from its compiler not import it, to be hidden, while there is none.
 
     So are its operations in Python, of which every model on the device "meta" is made.
@@ -164,7 +164,7 @@ def run_without_the_compiler(module: ModuleType) -> None:
     module._disable_dynamo = hidden
 
 
-def check_without_symbols(torch: ModuleType) -> None:
+def check_without_symbols(torch: Any) -> None:
     """Let a condition that holds not be asked of symbols, which torch imports for that."""
     check: Any = torch._check_with
 

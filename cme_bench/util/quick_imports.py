@@ -153,7 +153,8 @@ class _Finder(importlib.abc.MetaPathFinder):
                     stack.enter_context(decorated_later())
                 stack.enter_context(_standing_in(STAND_INS.get(fullname, {})))
                 execute(module)
-            _AFTERWARDS.get(fullname, lambda done: None)(module)
+            if fullname in _AFTERWARDS:
+                _AFTERWARDS[fullname](module)
 
         spec.loader.exec_module = prepared  # type: ignore[method-assign]
         return spec
