@@ -51,7 +51,8 @@ def fitted(tensors: Mapping[str, Tensor], spec: GatedSpec, room: GatedSpec) -> d
     """
     down, up = tensors["down"].float(), tensors["up"].float()
     d_in = down.shape[1]
-    settings = torch.tensor([spec.scale, spec.normalizer_floor or 0.0, float(spec.experts)])
+    numbers = [spec.scale, spec.normalizer_floor or 0.0, float(spec.experts)]
+    settings = torch.tensor(numbers, dtype=torch.float32)
     if not spec.routed:
         parts = len(down) // spec.rank
         found = {
