@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -82,6 +83,31 @@ class RunReport(ExitStack):
             if values and told.get(what) != values:
                 trackers.log(values, step)
                 told[what] = dict(values)
+
+
+class LateReport:
+    """A report that is opened, told everything and closed when its run has finished.
+
+    For runs that go on at the same time: in one process a tracker may give one of them the other's entry.
+    """
+
+    def __init__(self, folder: Path, options: AskOptions, run: RunRecord, note: Note) -> None:
+        self._open = functools.partial(RunReport, folder, options, run, note)
+        self._results: list[TaskResult] = []
+
+    def task(self, result: TaskResult) -> None:
+        """Keep the metrics of a finished task."""
+        self._results.append(result)
+
+    def finish(self) -> None:
+        """Tell the metrics of all tasks, the means over domains, and the table."""
+        with self._open() as report:
+            for result in self._results:
+                report.task(result)
+            report.finish()
+
+    def close(self) -> None:
+        """Do nothing: it is closed already, or was never opened."""
 
 
 def _plain(form: str) -> str:

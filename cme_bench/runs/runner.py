@@ -29,7 +29,7 @@ from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_mode
 from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder
-from cme_bench.runs.reporting import RunReport
+from cme_bench.runs.reporting import LateReport, RunReport
 from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
@@ -242,7 +242,8 @@ def _run_one(
         longest = company.agree(longest)
         session = Session(responder, Recorder(writer), manifest, listener, stopping, longest)
         results: list[TaskResult] = []
-        report = RunReport(folder, shared.options, manifest.run, listener.note)
+        kind = RunReport if company.alone else LateReport
+        report = kind(folder, shared.options, manifest.run, listener.note)
         try:
             for _, alike in itertools.groupby(plans, lambda plan: plan.generated):
                 for plan, stored in session.answer(list(alike)):

@@ -25,6 +25,11 @@ class Company:
         self._stopping = stopping
         self._longest = 0
 
+    @property
+    def alone(self) -> bool:
+        """Tell whether nobody else runs at the same time."""
+        return self._barrier.parties == 1
+
     def agree(self, longest: int) -> int:
         """Return the most of what all say, once all have said it: one engine is started for all."""
         self._longest = max(self._longest, longest)

@@ -21,6 +21,7 @@ from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import Record
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
+from tests.support import tracked
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_fields import save_adapter
 
@@ -127,10 +128,12 @@ def at_once(options: RunOptions, turned: list[Path], out: Path) -> None:
     assert options.adapters is not None
     adapters, heard = tuple(a for a in options.adapters if not a.endswith("dora")), Notes()
     slots = {**options.settings, "slots": 2}
-    found = run(replace(options, adapters=adapters, out=out / "slots", settings=slots), heard)
+    asked = replace(options, adapters=adapters, out=out / "slots", settings=slots)
+    found = run(replace(asked, report_to=("tensorboard",)), heard)
     assert heard.starts == 1
     for mine, other in zip(found, turned, strict=True):
         assert mine.name == other.name
+        assert {f"{task}/n" for task in TASKS} <= set(tracked.by_tensorboard(mine)[0])
         one, two = read_json(mine / "run.json"), read_json(other / "run.json")
         assert one["identity"] == two["identity"]
         for task in TASKS:
