@@ -19,8 +19,6 @@ def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
     Only in blocks whose forward is known, and not where vLLM puts LoRAs of its own on the layers, which it
     would add to the product.
     """
-    if vllm_config.lora_config is not None:
-        return 0
     done = 0
     for block in model.modules():
         layer: Any = getattr(block, "gate_up_proj", None)
@@ -29,7 +27,8 @@ def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
             continue
         weight = method.store.weight
         if (
-            layer.bias is None
+            vllm_config.lora_config is None
+            and layer.bias is None
             and _is_known(block)
             and silu_works(method.store.spec, weight.dtype, weight.device)
         ):
