@@ -26,6 +26,7 @@ from cme_bench.engines import LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, pack_forward
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.tree_attention import PackAttention
+from cme_bench.engines.hf.unit_attention import UnitAttention
 
 WORKLOADS = {  # header, questions, question, choices, choice
     "mmlu_5shot": (600, 256, 90, 4, 1),
@@ -59,29 +60,32 @@ class Dense(PackAttention):
         return out.transpose(1, 2)
 
 
-class Expanded(PackAttention):
+class SideBySide(UnitAttention):
     """A row a unit, each with its own copy of the kept prefix."""
 
+    def expanded(self, call: AttentionCall, kept: tuple[Tensor, Tensor] | None) -> Tensor:
+        query, keys, values = map(self._batch, (call.query, call.key, call.value))
+        units, _, longest, _ = query.shape
+        mask = self._mask(None, 1, query, 0, longest)
+        if kept is not None:
+            before = [states.expand(units, -1, -1, -1) for states in kept]
+            keys, values = torch.cat((before[0], keys), 2), torch.cat((before[1], values), 2)
+            mask = torch.cat((mask.new_zeros(units, 1, longest, before[0].shape[2]), mask), 3)
+        keys, values = (states.repeat_interleave(call.groups, 1) for states in (keys, values))
+        out = nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=call.scaling)
+        return self._unbatch(out).transpose(1, 2)
+
+
+class Expanded(PackAttention):
+    """All units side by side, as rows of the longest's length."""
+
     def __call__(self, call: AttentionCall) -> Tensor:
-        if not self._side_by_side:
+        if len(self.pack.units) == 1:
             return super().__call__(call)
-        places = self._on(call.query.device)
-        units, longest = places.real.shape
-        query, groups, cached = call.query, call.groups, self.pack.cached
-
-        def batch(states: Tensor) -> Tensor:
-            rows = states[0].transpose(0, 1).index_select(0, places.gather)
-            return rows.reshape(units, longest, states.shape[1], -1).transpose(1, 2)
-
-        keys, values, mask = batch(call.key), batch(call.value), self._unit_mask(None, 1, query)
-        if cached:
-            kept = [t.expand(units, -1, -1, -1) for t in self.kept.head(call.module, cached)]
-            keys, values = torch.cat((kept[0], keys), 2), torch.cat((kept[1], values), 2)
-            mask = torch.cat((mask.new_zeros(units, 1, longest, cached), mask), 3)
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
-        out = nn.functional.scaled_dot_product_attention(batch(query), keys, values, mask, scale=call.scaling)
-        out = out.transpose(1, 2).reshape(units * longest, query.shape[1], -1)
-        return out.index_select(0, places.scatter)[None]
+        if "rows" not in self.__dict__:
+            self.rows = SideBySide(self.pack.units, call.query.device)
+        kept = self.kept.head(call.module, self.pack.cached) if self.pack.cached else None
+        return self.rows.expanded(call, kept)
 
 
 def requests(shape: tuple[int, int, int, int, int], scale: float) -> list[LoglikelihoodRequest]:

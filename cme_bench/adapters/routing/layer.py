@@ -17,7 +17,7 @@ from cme_bench.adapters.routing.gate import GateSettings
 from cme_bench.adapters.routing.narrow import Drop
 from cme_bench.adapters.routing.router import Routing, router_logits, weigh
 from cme_bench.adapters.shared.layer import AdapterLinear, why_no_merge
-from cme_bench.adapters.shared.linears import frozen_plain, plain
+from cme_bench.adapters.shared.linears import frozen_plain, plain, unheard
 from cme_bench.adapters.shared.lowrank import autocast_on, fitted, gated_up, project
 
 Routed = TypeVar("Routed", bound=RoutedConfig)
@@ -98,15 +98,17 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
         if found is None or not found.still(down, up, router, dtype):
             found = self._matrices[adapter_name] = inference.Matrices.of(down, up, router, dtype)
         linear: Any = self.base_layer
-        own = plain(linear) and linear.weight.dtype == x.dtype
-        y: Tensor = nn.functional.linear(x, linear.weight, linear.bias) if own else linear(x)
+        alone = plain(linear) and linear.weight.dtype == x.dtype
+        y: Tensor = nn.functional.linear(x, linear.weight, linear.bias) if alone else linear(x)
         settings = self._gate_settings(adapter_name, dtype)
         tokens = x.reshape(-1, x.shape[-1])
         latent, routing = inference.gated(tokens, found, self.interaction(adapter_name), settings)
         if self.routing_listeners:
             shape = (*x.shape[:-1], routing.phi.shape[-1])
             self.tell(adapter_name, Routing(routing.phi.reshape(shape), routing.omega.reshape(shape)))
-        return inference.added(y.reshape(-1, y.shape[-1]), latent, found, own=own).reshape(y.shape)
+        return inference.added(y.reshape(-1, y.shape[-1]), latent, found, own=unheard(linear)).reshape(
+            y.shape
+        )
 
     def delta(self, x: Tensor, adapter_name: str) -> Tensor:
         """Return ``scale * sum_i omega_i drop(x) A_i B_i``: (..., d_in) to (..., d_out).

@@ -43,9 +43,17 @@ def plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether a layer is torch's own linear, on which nobody listens and nothing is replaced, so that
     its product can be computed without calling it."""
     return (
-        type(linear) is nn.Linear
+        unheard(linear)
         and type(linear.weight) is nn.Parameter  # not torchao's, nor one that is spread over processes
         and "forward" not in linear.__dict__  # accelerate's, of a model on several devices
+    )
+
+
+def unheard(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a layer is torch's own linear, to which nobody listens: what it returns is the
+    caller's."""
+    return (
+        type(linear) is nn.Linear
         and not any(getattr(linear, hooks) for hooks in _HOOKS)
         and not any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
     )
