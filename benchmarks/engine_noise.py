@@ -13,7 +13,8 @@ Every case is a ``cme-bench run`` in a process of its own; engines and types wor
 Results are written after each case. With ``--work`` a command goes on where another was cut off, and cases
 can be asked one at a time (``--engines vllm --dtypes bfloat16 --seconds 100``): the result is of all that the
 folder holds.
-``--head`` measures instead what a float32 output layer costs, at LLaMA-2-7B's shapes, of a step of the model.
+``--head`` measures instead what a float32 output layer, and hidden states in float32, cost of a step of the
+model at LLaMA-2-7B's shapes.
 """
 
 from __future__ import annotations
@@ -346,7 +347,8 @@ def metrics(rounds: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def head_cost(quick: bool) -> dict[str, float]:
-    """Percent of a step that float32 logits add, decoding 1 and 256 rows and scoring a full pack.
+    """Percent of a step that float32 logits add, and float32 hidden states, decoding 1, 32 and 256 rows and
+    scoring a full pack.
 
     A step is the decoder of LLaMA-2-7B's shapes with random weights and no cache, which is less than a step
     takes; the output layer is timed with all that reads its logits.
@@ -356,6 +358,7 @@ def head_cost(quick: bool) -> dict[str, float]:
 
     from cme_bench.engines.hf.generate import _argmax_or_nan
     from cme_bench.engines.hf.loglikelihood import read_logits
+    from cme_bench.engines.hf.wide_states import WideStates
     from cme_bench.experiments.efficiency.shapes import preset
     from cme_bench.util.exact_logits import linear
 
@@ -364,10 +367,16 @@ def head_cost(quick: bool) -> dict[str, float]:
     torch.manual_seed(0)
     with device:
         model = LlamaModel._from_config(config, dtype=torch.bfloat16).eval()
+        wide = WideStates(model)
         weight = torch.randn(config.vocab_size, config.hidden_size, dtype=torch.bfloat16) / 64
     scored = max(1, (1 << 28) // config.vocab_size) if device.type == "cuda" else 64
     found = {}
-    for name, rows, tokens in (("decode_1", 1, 1), ("decode_256", 256, 1), ("scoring", 1, scored)):
+    for name, rows, tokens in (
+        ("decode_1", 1, 1),
+        ("decode_32", 32, 1),
+        ("decode_256", 256, 1),
+        ("scoring", 1, scored),
+    ):
         x = torch.randn(rows * tokens, config.hidden_size, dtype=torch.bfloat16, device=device)
         ids = torch.randint(0, config.vocab_size, (rows, tokens), device=device)
         index, target = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
@@ -385,8 +394,14 @@ def head_cost(quick: bool) -> dict[str, float]:
         }
         with torch.inference_mode():
             body, before, after = (timed(way, device) for way in ways.values())
+            with wide():
+                wider = timed(ways["body"], device)
+        found[f"states_percent_{name}"] = round(100 * (wider - body) / (body + after), 3)
         found[f"head_percent_{name}"] = round(100 * (after - before) / (body + before), 3)
-        print(f"{name}: decoder {1e3 * body:.3f} ms, output layer {1e3 * before:.3f} -> {1e3 * after:.3f} ms")
+        print(
+            f"{name}: decoder {1e3 * body:.3f} ms, with float32 states {1e3 * wider:.3f} ms, "
+            f"output layer {1e3 * before:.3f} -> {1e3 * after:.3f} ms"
+        )
     return found
 
 
