@@ -43,6 +43,7 @@ from cme_bench.scoring.generation import GENERATE_UNTIL
 from cme_bench.scoring.items import combined_scores, score_record
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.scales import Measure
+from cme_bench.scoring.ties import rounds_as
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.suite import load_suite
@@ -104,7 +105,7 @@ def rescore(folder: Path, *, data: str | None = None, allow_code: bool = False) 
             }
             writer.append(name, renewed)
             run.tasks[name] = replace(planned, hash=hash_, primary=task.spec.primary)
-            dtype = run.identity.dtype
+            dtype = rounds_as(run.identity.dtype, run.identity.states)
             results.append(task_result(task.spec, task.lm_eval, fresh, dtype=dtype, repeats=planned.repeats))
             before = result.metrics.get(results[-1].primary)
             outcomes.append(

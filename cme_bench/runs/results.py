@@ -19,7 +19,7 @@ from cme_bench.runs.records import (
 from cme_bench.scoring.aggregate import Summary, TaskResult, summarize
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.scales import Measure
-from cme_bench.scoring.ties import NOISE
+from cme_bench.scoring.ties import NOISE, rounds_as
 from cme_bench.stats.estimates import Estimate
 from cme_bench.util.csv_text import csv_text
 from cme_bench.util.files import write_json, write_text
@@ -54,7 +54,7 @@ def results_json(
         "task_hashes": {name: task.hash for name, task in planned.items()},
         "cme": Results(
             average_is=AVERAGE,
-            near_tie_nats=NOISE.get(run.identity.dtype),
+            near_tie_nats=NOISE.get(rounds_as(run.identity.dtype, run.identity.states)),
             forms={form: _form(summary) for form, summary in summaries.items()},
             tasks={r.task: _result(r, planned[r.task].hash) for r in results},
         ),

@@ -38,6 +38,7 @@ from cme_bench.runs.together import Company, run_together
 from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
+from cme_bench.scoring.ties import rounds_as
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
@@ -249,7 +250,7 @@ def _run_one(
                 for plan, stored in session.answer(list(alike)):
                     if not stored:
                         continue  # no item has an answer
-                    dtype = responder.identity["dtype"]
+                    dtype = rounds_as(responder.identity["dtype"], responder.identity.get("states"))
                     results.append(_result(plan, session.records(plan), stored, dtype))
                     write_results(folder, manifest.run, results, more=len(results) < len(plans))
                     report.task(results[-1])

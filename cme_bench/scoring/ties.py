@@ -17,6 +17,14 @@ float32; float16 has three bits more; float32: ten tokens of 1e-4, by which engi
 """
 
 
+def rounds_as(dtype: str, states: str | None) -> str:
+    """Return the type of ``NOISE`` that a model in ``dtype`` moves by, whose hidden states are ``states``.
+
+    Where a 16-bit model has wide ones, products and attention hold 11 bits, as float16 does.
+    """
+    return "float16" if states == "float32" and dtype != "float32" else dtype
+
+
 class Decision(IntEnum):
     """How a question was decided: ``NONE`` where no choice was made."""
 

@@ -337,6 +337,8 @@ def test_wide_states_are_another_identity_than_rounded_ones(tiny_checkpoint: Pat
     assert identity == before | {"states": "float32"}, (
         "answers of earlier versions are those of rounded states"
     )
+    near = [content(folder, "results.json")["cme"]["near_tie_nats"] for folder in (new, old)]
+    assert near == [0.02, 0.15]
     told = [content(folder, "run.json")["engine"]["states"] for folder in (new, old)]
     assert told == ["float32", "bfloat16: asked for"]
     for options_, folder in ((rounded, new), (asked, old)):
