@@ -17,6 +17,7 @@ from cme_bench.adapters.registry import Method, TrainingSettings
 from cme_bench.adapters.shared.targets import ATTENTION, candidates, default_targets
 from cme_bench.adapters.shared.towers import language_type, outside_language
 from cme_bench.training.options import DEFAULT_EXPERTS, TrainOptions
+from cme_bench.util.auto_model import sees
 from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
 _FIELDS = {
@@ -81,8 +82,8 @@ def _from_options(
     if _field_of("targets", method) is not None:
         values["targets"] = _targets(options.targets, base)
     fields = {}
-    if "exclude_modules" in method.fields and (towers := outside_language(bare_model(base))):
-        fields["exclude_modules"] = towers
+    if "exclude_modules" in method.fields and sees(base):
+        fields["exclude_modules"] = outside_language(bare_model(base))
     if options.scaling is not None:
         values["scaling"] = _number_or_text(options.scaling)
     named = ((_field_of(name, method), value) for name, value in values.items())

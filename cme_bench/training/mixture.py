@@ -170,6 +170,7 @@ def load_training_set(
     train on, or none are left.
     """
     parts: list[LoadedPart] = []
+    keys: list[list[bytes]] = []
     seen: set[bytes] = set()
     banned = _evaluated_keys(template, source, spared)
     for part in template.parts:
@@ -179,21 +180,28 @@ def load_training_set(
                 raise UsageError(_missing(template, part, source))
             continue
         room = None if cap is None else cap - sum(len(p.kept) for p in parts)
-        parts.append(_load_part(template, part, place, source, seen=seen, banned=banned, room=room))
-    loaded = TrainingSet(template, _hold_out(template, parts, holdout))
-    if not len(loaded):
+        loaded, own = _load_part(template, part, place, source, seen=seen, banned=banned, room=room)
+        parts.append(loaded)
+        keys.append(own)
+    whole = TrainingSet(template, _hold_out(parts, keys, holdout))
+    if not len(whole):
         raise UsageError(f"{template.dataset}: no row is left to train on ({template.path.name})")
-    return loaded
+    return whole
 
 
-def _hold_out(template: DatasetTemplate, parts: Sequence[LoadedPart], count: int) -> tuple[LoadedPart, ...]:
-    """Return the parts with the ``count`` items of lowest hash moved from ``kept`` to ``held``."""
+def _hold_out(
+    parts: Sequence[LoadedPart], keys: Sequence[Sequence[bytes]], count: int
+) -> tuple[LoadedPart, ...]:
+    """Return the parts with the ``count`` items of lowest key moved from ``kept`` to ``held``.
+
+    ``keys``: of the items that each part keeps.
+    """
     if not count:
         return tuple(parts)
     by_hash = sorted(
-        (_digest(template.item_key(template.sifting(part.table[int(row)], part.columns))), number, int(row))
-        for number, part in enumerate(parts)
-        for row in part.kept
+        (key, number, int(row))
+        for number, (part, own) in enumerate(zip(parts, keys, strict=True))
+        for row, key in zip(part.kept, own, strict=True)
     )
     held: list[set[int]] = [set() for _ in parts]
     for _, number, row in by_hash[:count]:
@@ -240,10 +248,14 @@ def _load_part(
     seen: set[bytes],
     banned: set[bytes] | None,
     room: int | None,
-) -> LoadedPart:
-    """Read and sift the rows of one part, at most ``room``; add their keys to ``seen``."""
+) -> tuple[LoadedPart, list[bytes]]:
+    """Read and sift the rows of one part, at most ``room``; add their keys to ``seen``.
+
+    Return the part, and the keys of the items that it keeps.
+    """
     rows = source.rows(located(part.task, place.folder), place.stem)
     kept: list[int] = []
+    keys: list[bytes] = []
     filtered = repeated = evaluated = 0
     sifted = template.sifter(place.columns)
     for index, row in enumerate(rows.each()):
@@ -263,8 +275,9 @@ def _load_part(
             evaluated += 1
         else:
             kept.append(index)
+            keys.append(key)
         seen.add(key)
-    return LoadedPart(
+    found = LoadedPart(
         task=part.task,
         origin=rows.origin,
         split=place.stem,
@@ -279,6 +292,7 @@ def _load_part(
         repeated=repeated,
         evaluated=None if banned is None else evaluated,
     )
+    return found, keys
 
 
 def _evaluated_keys(
