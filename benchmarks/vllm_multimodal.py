@@ -1,9 +1,9 @@
 """TeamLoRA on a vision-language model in vLLM against the bare model: image tasks, tokens and items a second.
 
-smollava, TeamLoRA with four experts of rank 32 on its language model's feed-forward linears (random weights),
-the questions of an image task by ``cme-bench``'s own engine, which is started once. Base and adapter are asked
-in turn; the first round is left out. ``teamlora_over_base`` is the base's time by the adapter's: 1 is as fast.
-Texts are not compared: they are of other weights.
+smollava with a TeamLoRA of four experts of rank 32 on its language model's feed-forward linears (random
+weights), asked the questions of an image task by ``cme-bench``'s own engine, which is started once. Base and
+adapter are asked in turn; the first round is left out. ``teamlora_over_base`` is the base's time by the
+adapter's: 1 is as fast. Texts are not compared: they are of other weights.
 """
 
 from __future__ import annotations
