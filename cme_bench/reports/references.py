@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cme_bench.reports.columns import blind_column, column_weights, columns_of
+from cme_bench.reports.columns import blind_column, column_weights
 from cme_bench.reports.runs import RunView
 from cme_bench.reports.scores import AVERAGE
 from cme_bench.runs.folder import current_records
@@ -56,17 +56,28 @@ def known_rows(runs: Sequence[RunView], form: str) -> Iterator[tuple[str, Scores
 
 
 def blind_scores(run: RunView, form: str) -> Scores:
-    """Return a run's scores without the images, by the columns of the form with them; a column is left out
-    where its tasks, or their items, are not the same."""
+    """Return a run's scores without the images, by the columns of the form with them.
+
+    A column is left out unless all its tasks were asked so; nothing is returned where some task has no twin
+    with images, or its twin has other items.
+    """
     other = blind_form(form)
     if is_blind(form) or other not in run.results.forms:
         return {}
-    seeing, blind = (set(run.tasks(each)) for each in (form, other))
-    if {f"{name}{ENDING}" for name in seeing} != blind or not all(_same(run, name) for name in seeing):
+    twins = {name.removesuffix(ENDING) for name in run.tasks(other)}
+    if not twins <= set(run.tasks(form)) or not all(_same(run, name) for name in twins):
         return {}
     summary = run.results.forms[other]
-    found = {blind_column(name): estimate for name, estimate in columns_of(summary).items()}
-    return found | ({AVERAGE: summary.average} if summary.average is not None else {})
+    known = summary.datasets | {blind_column(name): e for name, e in summary.domains.items()}
+    if summary.average is not None:
+        known[AVERAGE] = summary.average
+    columns = column_weights(_places(run, form)).items()
+    return {name: known[name] for name, own in columns if set(own) <= twins and name in known}
+
+
+def _places(run: RunView, form: str) -> list[tuple[str, str, str]]:
+    tasks = run.run.tasks
+    return [(name, tasks[name].domain, tasks[name].dataset) for name in run.tasks(form)]
 
 
 def _same(run: RunView, name: str) -> bool:
@@ -79,14 +90,13 @@ def sight(run: RunView, form: str) -> str | None:
     records of both."""
     names = run.tasks(form)
     members = run.members or (run,)
-    if not blind_scores(run, form) or not all(member.has_records for member in members):
+    if AVERAGE not in blind_scores(run, form) or not all(member.has_records for member in members):
         return None
     tables = [_gains(members, name) for name in names]
     if any(table is None for table in tables):
         return None
     gains = [table for table in tables if table is not None]
-    tasks = run.run.tasks
-    own = column_weights([(name, tasks[name].domain, tasks[name].dataset) for name in names])[AVERAGE]
+    own = column_weights(_places(run, form))[AVERAGE]
     shares = [own[name] for name in names]
     if len(members) > 1:
         pooled = seeds_mean(gains, shares)

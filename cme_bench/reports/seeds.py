@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from cme_bench.reports.columns import by_dataset, column_weights
-from cme_bench.reports.runs import RunView, some
+from cme_bench.reports.runs import RunView, check_alike, some
 from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
 from cme_bench.runs.records import AdapterRecord, EstimateRecord, FormRecord
 from cme_bench.stats.seeds import seeds_mean
@@ -86,9 +86,12 @@ def _pool(runs: Sequence[RunView], allow_mixed: bool) -> RunView:
     if len(set(hashes)) < len(hashes):
         raise UsageError(f"--pool-seeds: {runs[0].folder} and another run hold the very same adapter")
     notes = _check_one_training(runs)
+    check_alike(runs, allow_mixed=allow_mixed)
     first, pooled = runs[0], {}
     for form, own in first.results.forms.items():
         tasks = {t.task: t for t in paired_tasks(runs, form, allow_mixed=allow_mixed)}
+        if not tasks:
+            continue  # allowed: some run has none of them
         averaged = first.measure(form).scale.averaged
         places = weights([t.place for t in tasks.values()], averaged=averaged)
         columns = {name: _estimate(tasks, shares) for name, shares in places.items()}

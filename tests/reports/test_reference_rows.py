@@ -14,6 +14,7 @@ from cme_bench.reports.runs import RunView
 from cme_bench.reports.seeds import pool_seeds
 from cme_bench.reports.table import comparison_tables
 from cme_bench.reports.table_text import render
+from cme_bench.util.errors import UsageError
 from tests.support.folders import ADAPTER, MadeTask, make_run
 
 SEEING, BLIND = "other generated", "other blind generated"
@@ -96,14 +97,39 @@ def test_what_images_add_is_paired_by_item(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("fault", ["a task less", "other items"])
-def test_other_questions_without_images_are_a_table_of_their_own(fault: str, tmp_path: Path) -> None:
-    unseen = {k: v for k, v in UNSEEN.items() if k != "flags2"} if fault == "a task less" else UNSEEN
-    if fault == "other items":
-        unseen = UNSEEN | {"digits": share(2, 10)}
-    tables = comparison_tables([run(tmp_path / "one", SEEN, unseen)])
+def test_other_items_without_images_are_a_table_of_their_own(tmp_path: Path) -> None:
+    tables = comparison_tables([run(tmp_path / "one", SEEN, UNSEEN | {"digits": share(2, 10)})])
     assert [table.form for table in tables] == [SEEING, BLIND]
     assert not any("without" in row[0].text for row in tables[0].references)
+
+
+def test_a_dataset_that_was_asked_blind_in_part_has_no_blind_score(tmp_path: Path) -> None:
+    [table] = comparison_tables([run(tmp_path / "one", SEEN, {"digits": share(2), "flags": share(10)})])
+    found = cells(table, "smollm2, without images")
+    assert (found["digits"], found["flags"], found["average"]) == (10, None, None)
+    assert not any("images add" in note for note in table.notes)
+
+
+def test_columns_whose_tasks_were_all_asked_blind_have_their_row(tmp_path: Path) -> None:
+    own = {
+        "digits": MadeTask(share(10), "multimodal", "digits", form=SEEING),
+        "mine": MadeTask(share(4), "own", "mine", form=SEEING),
+        "digits_blind": MadeTask(share(2), "multimodal_blind", "digits", form=BLIND),
+    }
+    [table] = comparison_tables([make_run(tmp_path / "both", own)])
+    found = cells(table, "smollm2, without images")
+    assert (found["multimodal"], found["own"], found["average"]) == (10, None, None)
+
+
+def test_seeds_of_which_one_was_not_asked_blind_are_not_pooled_in_silence(tmp_path: Path) -> None:
+    runs = [
+        run(tmp_path / name, SEEN, unseen, adapter=ADAPTER | {"name": name}, identity={"adapter": name})
+        for name, unseen in (("x", UNSEEN), ("y", {}))
+    ]
+    with pytest.raises(UsageError, match="tasks differ: digits_blind, flags2_blind, flags_blind not in all"):
+        pool_seeds(runs)
+    [pooled] = pool_seeds(runs, allow_mixed=True)
+    assert list(pooled.results.forms) == [SEEING]
 
 
 def test_chance_is_said_where_every_task_says_it_and_not_of_cme(tmp_path: Path) -> None:
