@@ -52,3 +52,19 @@ def test_the_page_shows_what_was_measured(
     table = importlib.import_module(bench).table
     results = json.loads((ROOT / "results" / "bench" / stored).read_text())
     assert table(results) in (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+def test_a_sweep_s_speed_counts_the_time_of_every_crew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two adapters together, then a third: 100 tokens a step each, a step a second, logged every second."""
+    from cme_bench.training.curve import LossCurve, Point
+
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = importlib.import_module("sweep")
+    for name, first in (("a", 3.0), ("b", 3.0), ("c", 7.0)):
+        (tmp_path / name).mkdir()
+        points = [Point(s, 100 * s, s, 1.0, 0.1, 0.0, first + (s - 1) // 2 * 2) for s in range(1, 7)]
+        LossCurve(tmp_path / name / "loss.csv", last_step=0).add(points)
+    assert bench.steady(tmp_path, ["a", "b"]) == pytest.approx(200)
+    assert bench.steady(tmp_path, ["a", "b", "c"]) == pytest.approx(150)
