@@ -9,11 +9,13 @@ from typing import Any
 import peft
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.hf.wide_states import why_narrow
 from cme_bench.util import exact_logits
 from cme_bench.util.exact_logits import float16_factors, linear, product
 from tests.support.tiny_llama import random_llama
@@ -137,6 +139,23 @@ def test_a_quantised_base_computes_as_before(toy_tokenizer: PreTrainedTokenizerF
     engine = HFEngine(model, toy_tokenizer, max_length=64)
     assert answers(engine) == scores(model, toy_tokenizer, wide=False)
     assert engine.describe()["states"] == "bfloat16: a quantised base"
+
+
+class Packed(nn.Module):
+    """A quantised layer that is no subclass of torch's linear and has no weight, such as GPTQ's and HQQ's."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 64, 96
+        self.register_buffer(tensor, torch.zeros(8, 96, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("tensor", ["qweight", "W_q", "weight_packed"])
+def test_layers_of_other_packages_are_seen_to_be_quantised(tensor: str) -> None:
+    model = build("llama")
+    assert why_narrow(model) is None
+    model.model.layers[1].mlp.up_proj = Packed(tensor)
+    assert why_narrow(model) == "a quantised base"
 
 
 class Refuses(LlamaForCausalLM):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cme_bench.adapters.shared.quantised import is_quantised
+from cme_bench.adapters.shared.quantised import is_quantised_linear
 from cme_bench.util.exact_logits import NARROW, Float32Products, linear, output_layer, replaced
 
 _wide: ContextVar[bool] = ContextVar("cme_wide_states", default=False)
@@ -72,9 +72,11 @@ def why_narrow(model: nn.Module) -> str | None:
 
 
 def _is_quantised_layer(module: nn.Module) -> bool:
+    if hasattr(module, "base_layer"):  # an adapter's, which has the base's sizes
+        return False
     weight = getattr(module, "weight", None)
-    odd = isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.dtype.itemsize > 1)
-    return odd or (isinstance(module, nn.Linear) and is_quantised(module)) or hasattr(module, "W_q")
+    packed = isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.dtype.itemsize > 1)
+    return packed or is_quantised_linear(module)
 
 
 def _forward(module: nn.Module) -> Callable[..., Any] | None:
