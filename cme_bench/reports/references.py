@@ -7,6 +7,7 @@ majority are what the tasks say of themselves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from cme_bench.runs.folder import current_records
 from cme_bench.runs.records import EstimateRecord
 from cme_bench.scoring.aggregate import BLIND, OUTSIDE
 from cme_bench.stats.intervals import student
-from cme_bench.stats.paired import macro_difference, paired_difference
+from cme_bench.stats.paired import Difference, macro_difference, paired_difference
 from cme_bench.stats.seeds import seeds_mean
 from cme_bench.tasks.blind import ENDING
 
@@ -87,38 +88,57 @@ def _same(run: RunView, name: str) -> bool:
 
 def sight(run: RunView, form: str) -> str | None:
     """Say what the images add to a run's average, paired by item, with its 95 % interval; None without
-    records of both."""
+    records of both.
+
+    Questions of one image are one draw; of several seeds, each question is one.
+    """
     names = run.tasks(form)
     members = run.members or (run,)
     if AVERAGE not in blind_scores(run, form) or not all(member.has_records for member in members):
         return None
-    tables = [_gains(members, name) for name in names]
-    if any(table is None for table in tables):
+    found = [_gains(members, name) for name in names]
+    gains = [each for each in found if each is not None]
+    if len(gains) < len(found):
         return None
-    gains = [table for table in tables if table is not None]
     own = column_weights(_places(run, form))[AVERAGE]
     shares = [own[name] for name in names]
     if len(members) > 1:
-        pooled = seeds_mean(gains, shares)
+        pooled = seeds_mean([each.values for each in gains], shares)
         value, (low, high) = pooled.estimate.value, student(pooled.estimate, pooled.df)
     else:
-        parts = [paired_difference(np.zeros(t.shape[1]), t[0]) for t in gains]
-        d = macro_difference(list(zip(shares, parts, strict=True)))
+        d = macro_difference(list(zip(shares, (each.difference() for each in gains), strict=True)))
         value, low, high = d.value, d.low, d.high
     shown = run.measure(form).shown
     return f"{shown(value, signed=True)} ({shown(low, signed=True)} to {shown(high, signed=True)})"
 
 
-def _gains(members: Sequence[RunView], name: str) -> NDArray[np.float64] | None:
-    """Return each item's score with its images less that without, [members, items]; None where some have no
-    number."""
-    rows = []
+@dataclass(frozen=True, slots=True)
+class _Gains:
+    """A task: each item's score with its images less that without, [members, items], and its images."""
+
+    values: NDArray[np.float64]
+    images: tuple[tuple[str, ...], ...]
+
+    def difference(self) -> Difference:
+        """Return the mean of the first member; questions of one image are one draw, where that is known."""
+        some = [images for images in self.images if images]
+        shared = len(some) == len(self.images) and len(set(some)) < len(some)
+        zero = np.zeros(self.values.shape[1])
+        return paired_difference(zero, self.values[0], clusters=some if shared else None)
+
+
+def _gains(members: Sequence[RunView], name: str) -> _Gains | None:
+    """Return what images add to each item of a task; None where some have no number, or items differ."""
+    rows, images = [], tuple[tuple[str, ...], ...]()
     for run in members:
         seen, unseen = (
             current_records(run.folder, task, run.run.tasks[task]) for task in (name, f"{name}{ENDING}")
         )
+        if [record.id for record in seen] != [record.id for record in unseen]:
+            return None
         metric = run.results.tasks[name].primary
         pairs = [(a.scores.get(metric), b.scores.get(metric)) for a, b in zip(seen, unseen, strict=True)]
         rows.append([np.nan if a is None or b is None else float(a) - float(b) for a, b in pairs])
+        images = tuple(tuple(record.images or ()) for record in seen)
     table = np.array(rows, dtype=float)
-    return None if np.isnan(table).any() else table
+    return None if np.isnan(table).any() else _Gains(table, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,21 @@ def test_what_images_add_is_paired_by_item(tmp_path: Path) -> None:
         cells(comparison_tables([pooled])[0], "smollm2 + teamlora-32, 3 seeds, without images")["digits"]
         == 25
     )
+
+
+def test_questions_of_one_image_are_one_draw(tmp_path: Path) -> None:
+    seen, unseen = [1.0] * 10 + [0.0] * 10, [0.0] * 20
+
+    def width(folder: str, pictures: int) -> float:
+        digests = [[str(i * pictures // 20)] for i in range(20)]
+        tasks = {
+            "digits": MadeTask(seen, "multimodal", "digits", form=SEEING, images=digests),
+            "digits_blind": MadeTask(unseen, "multimodal_blind", "digits", form=BLIND),
+        }
+        low, high = re.findall(r"[-+]\d+\.\d+", sight(make_run(tmp_path / folder, tasks), SEEING) or "")[1:]
+        return float(high) - float(low)
+
+    assert width("few", 4) > 1.5 * width("many", 20)
 
 
 def test_other_items_without_images_are_a_table_of_their_own(tmp_path: Path) -> None:
