@@ -1,4 +1,4 @@
-"""What large libraries do while they are imported, done when it is first needed."""
+"""Parts of large libraries' imports that wait until they are needed."""
 
 from __future__ import annotations
 
