@@ -96,6 +96,8 @@ def test_adapters_see_states_that_are_not_rounded(
     narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
     assert gap(exact, answers(engine)) < narrow / (2 if method == "prefix" else 5)  # PEFT rounds prefixes
     assert engine.describe()["states"] == "float32"
+    assert torch.backends.cuda.matmul.fp32_precision == "none"
+    assert torch.get_float32_matmul_precision() == "highest"
     with model.disable_adapter():
         base = scores(build("llama"), toy_tokenizer)
         assert scores(model, toy_tokenizer) == pytest.approx(base, abs=2e-3)  # prompts' rows are alone

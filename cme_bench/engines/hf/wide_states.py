@@ -120,15 +120,18 @@ def _within(
 @contextmanager
 def _adapter_products() -> Iterator[None]:
     """Let a GPU multiply an adapter's float32 numbers as TF32, of 11 bits like float16: many times as fast,
-    and eight times as exact as bfloat16."""
+    and eight times as exact as bfloat16. A process that has chosen a precision of its own keeps it."""
     part = torch.backends.cuda.matmul
-    before = part.fp32_precision
-    part.fp32_precision = "tf32"
+    free = part.fp32_precision == "none"
     try:
+        if free:
+            part.allow_tf32 = True  # torch's older and newer settings must agree
         with _WideProducts():
             yield
     finally:
-        part.fp32_precision = before
+        if free:
+            part.allow_tf32 = False
+            part.fp32_precision = "none"
 
 
 class _WideProducts(Float32Products):
