@@ -122,6 +122,8 @@ def install() -> None:
     """Make the imports that are still to come quicker; a second call changes nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+        for name in _AFTERWARDS.keys() & sys.modules.keys():
+            _AFTERWARDS[name](sys.modules[name])
 
 
 class _Finder(importlib.abc.MetaPathFinder):

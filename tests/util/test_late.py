@@ -53,6 +53,20 @@ print(json.dumps(found))
 """
 
 
+TORCH_FIRST = """
+import sys, torch, cme_bench
+from peft import LoraConfig, get_peft_model
+model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), LoraConfig(target_modules=["0"]))
+print(tuple(model(torch.ones(1, 4)).shape), "bitsandbytes.nn" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_torch_may_be_imported_before() -> None:
+    done = subprocess.run([sys.executable, "-c", TORCH_FIRST], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["(1, 4) False"], done.stderr
+
+
 @pytest.mark.slow
 def test_a_model_with_an_adapter_needs_no_compiler_and_has_it_when_asked(tiny_checkpoint: Path) -> None:
     done = subprocess.run(
