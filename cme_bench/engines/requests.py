@@ -104,7 +104,8 @@ class GenerateRequest:
     ``sampling``: None is greedy; ``repeat`` counts the answers that are drawn for one prompt. ``thought``:
     what may stand before the answer, in a budget of its own; stop strings hold for the answer alone.
     ``special``: whether special tokens belong to the text in which stop strings are looked for. ``images``:
-    those whose virtual ids stand in the prompt.
+    those whose virtual ids stand in the prompt. ``ends``: tokens that end it beside the model's own, as those
+    that an adapter was trained to end answers with.
     """
 
     prompt: TokenIds
@@ -115,6 +116,7 @@ class GenerateRequest:
     repeat: int = 0
     special: bool = False
     images: tuple[Image, ...] = ()
+    ends: TokenIds = ()
 
     @property
     def n_prompt(self) -> int:

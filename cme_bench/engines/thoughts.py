@@ -67,6 +67,7 @@ class Legs:
             self._sampling(),
             special=True,
             images=self.request.images,
+            ends=self.request.ends,
         )
 
     def _answer(self, between: TokenIds, end: ThoughtEnd) -> None:

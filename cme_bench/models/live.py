@@ -70,6 +70,10 @@ class LiveModel(LoadedModel):
     def tokenizer(self) -> Any:
         return self._tokenizer
 
+    @property
+    def eos(self) -> Any:
+        return getattr(self._inner.generation_config, "eos_token_id", None)
+
     @functools.cached_property
     def _asked_with(self) -> AdapterTokenizer:
         return AdapterTokenizer(self._tokenizer, None, tokenizer_hash(self._tokenizer))

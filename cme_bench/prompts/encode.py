@@ -19,11 +19,18 @@ class Encoder:
     ``bos`` says what begins every context; by default what the tokenizer adds by itself. A text that already
     begins with it, after any blanks, gets no second; nor does a chat whose template renders it elsewhere
     (``rendered``). What a tokenizer appends at the end (EOS) is never added to a context. ``pieces``: those
-    of this tokenizer, where another encoder knows some already.
+    of this tokenizer, where another encoder knows some already. ``ends``: those of the requests that
+    are made of its prompts.
     """
 
-    def __init__(self, tokenizer: Any, bos: Bos | None = None, pieces: Pieces | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Any,
+        bos: Bos | None = None,
+        pieces: Pieces | None = None,
+        ends: TokenIds = (),
+    ) -> None:
+        self.tokenizer, self.ends = tokenizer, ends
         self.bos = bos or own_bos(tokenizer)
         self._bos = self.bos.prefix
         self._pieces = pieces_of(tokenizer) if pieces is None else pieces

@@ -320,6 +320,7 @@ def _generate_items(
                 thought=None if thought is None else _fitted(thought, room - len(kept)),
                 repeat=repeat,
                 images=item.images,
+                ends=encoder.ends,
             )
             items.append(
                 Item(

@@ -23,7 +23,7 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
             "generate",
             request.max_new_tokens,
             list(request.stop),
-            {"repeat": request.repeat, "sampling": _sampling(request)} | _thought(request),
+            {"repeat": request.repeat, "sampling": _sampling(request)} | _thought(request) | _ends(request),
         ]
         digest.update(orjson.dumps(settings))
         digest.update(array("q", request.prompt).tobytes())
@@ -53,6 +53,11 @@ def _sampling(request: GenerateRequest) -> Any:
 def _thought(request: GenerateRequest) -> dict[str, Any]:
     """Return what a thought adds to a key: nothing where there is none, so that older keys stay."""
     return {} if request.thought is None else {"thought": asdict(request.thought)}
+
+
+def _ends(request: GenerateRequest) -> dict[str, Any]:
+    """Return what further ends add to a key, likewise."""
+    return {"ends": sorted(request.ends)} if request.ends else {}
 
 
 def short(value: object) -> str:

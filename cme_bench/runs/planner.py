@@ -31,7 +31,7 @@ from cme_bench.tasks.build import Task
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
 
-ItemsKey: TypeAlias = tuple[str, str, int, int, TokenIds]
+ItemsKey: TypeAlias = tuple[str, str, int, int, TokenIds, TokenIds]
 """Task, prompt format with thinking, tokenizer, length, and what begins a prompt: alike for adapters of one
 base that are asked alike."""
 
@@ -164,10 +164,17 @@ class Planner:
     def items(self, task: Task, responder: Responder) -> tuple[PromptFormat, list[Item]]:
         """Return the items that ``task`` asks of ``responder``, and their prompt format."""
         prompt_format = self._format(task, responder)
-        begin = responder.encoder.bos.prefix
+        encoder = responder.encoder
         thinking = "" if prompt_format.thinking is None else prompt_format.thinking.mode
         how = f"{prompt_format.name}:{thinking}:{responder.saved_format}"
-        key = (task.name, how, id(responder.tokenizer), responder.max_length, begin)
+        key = (
+            task.name,
+            how,
+            id(responder.tokenizer),
+            responder.max_length,
+            encoder.bos.prefix,
+            encoder.ends,
+        )
         if key not in self._items:
             self._items[key] = self._built(task, responder, prompt_format)
         return prompt_format, self._items[key]

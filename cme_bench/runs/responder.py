@@ -13,6 +13,7 @@ from cme_bench.models.quantisation import DEQUANTISED
 from cme_bench.models.vision import Vision
 from cme_bench.prompts.bos import decide_bos, model_types, trained_prefix
 from cme_bench.prompts.encode import Encoder
+from cme_bench.prompts.ending import TrainedEnd, trained_end
 from cme_bench.prompts.vocabulary import embeddings
 from cme_bench.runs.engine_source import EngineJob, EngineSource, never
 from cme_bench.runs.options import WIDE
@@ -66,7 +67,8 @@ class Responder:
         if self.adapter is None:
             return []
         note = self.model.tokenizer_of(self.adapter).note
-        return [*self.adapter.notes, *([] if note is None else [note])]
+        end = None if self.trained_end is None else self.trained_end.note
+        return [*self.adapter.notes, *(each for each in (note, end) if each is not None)]
 
     @property
     def embeddings(self) -> int:
@@ -95,7 +97,15 @@ class Responder:
             trained = trained_prefix(self.adapter.tokenization, self.tokenizer)
         kinds = model_types(self.model.config)
         bos = decide_bos(self.tokenizer, self._bos, model_types=kinds, trained=trained)
-        return Encoder(self.tokenizer, bos, self.engines.pieces_of(self.tokenizer))
+        ends = () if self.trained_end is None else self.trained_end.tokens
+        return Encoder(self.tokenizer, bos, self.engines.pieces_of(self.tokenizer), ends)
+
+    @functools.cached_property
+    def trained_end(self) -> TrainedEnd | None:
+        """What ends the answers of the adapter, by its training, and not those of its base."""
+        if self.adapter is None:
+            return None
+        return trained_end(self.adapter.tokenization, self.tokenizer, self.model.eos)
 
     @property
     def saved_format(self) -> str | None:

@@ -107,10 +107,9 @@ class ServerSource(EngineSource):
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.server.engine import ServerEngine
         from cme_bench.engines.stopping import end_token_ids
-        from cme_bench.models.load import eos_token_id
 
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
-        ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
+        ends = end_token_ids(self.model.eos, tokenizer)
         return ServerEngine(self.server, self.model.served, tokenizer, ends, max_length=job.max_length)
 
     def release(self) -> None:

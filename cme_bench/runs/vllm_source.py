@@ -125,10 +125,9 @@ class VLLMSource(SavedSource):
         from cme_bench.engines.stopping import end_token_ids
         from cme_bench.engines.vllm.engine import VLLMEngine
         from cme_bench.engines.vllm.fields import needs_merging
-        from cme_bench.models.load import eos_token_id
 
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
-        ends = end_token_ids(eos_token_id(self.model.checkpoint, self.model.config), tokenizer)
+        ends = end_token_ids(self.model.eos, tokenizer)
         found = saved(adapter)
         if found is None:
             return VLLMEngine(self._host_of(self._base, job), tokenizer, ends)

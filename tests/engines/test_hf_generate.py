@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,6 +40,20 @@ def test_every_family_equals_one_prompt_at_a_time(
         assert found.finish == ("eos" if ended else "length")
         text = toy_tokenizer.decode(expected[:-1] if ended else expected, skip_special_tokens=True)
         assert found.text == text
+
+
+def test_further_ends_of_one_request_are_its_own(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, prompts: list[GenerateRequest]
+) -> None:
+    """As an adapter has that was trained to end its answers otherwise than its base."""
+    engine = HFEngine(tiny_model, toy_tokenizer, tokens_per_batch=100_000)
+    tokens = tokens_alone(tiny_model, prompts[2])
+    end = next(i for i, token in enumerate(tokens) if i > 1 and token not in tokens[:i])
+    asked = [*prompts[:2], replace(prompts[2], ends=(tokens[end],)), *prompts[2:]]
+    plain, found = generate_all(engine, prompts), generate_all(engine, asked)
+    assert [found[i] for i in range(len(asked)) if i != 2] == plain
+    text = toy_tokenizer.decode(tokens[:end], skip_special_tokens=True)
+    assert (found[2].text, found[2].n_tokens, found[2].finish) == (text, end + 1, "eos")
 
 
 def test_finished_rows_leave_the_batch(

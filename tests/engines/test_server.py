@@ -114,6 +114,9 @@ def test_thoughts_and_samples_are_asked_as_of_other_engines(serve: Make, parts: 
         list(ours.generate([replace(asked[0], thought=None, sampling=Sampling(0.7, 0.9, 5, seed=3))]))
     sent = served.completions.asked[-1]
     assert [sent[key] for key in ("temperature", "top_p", "top_k", "seed")] == [0.7, 0.9, 5, 3]
+    ends = [replace(asked[0], thought=None, ends=tuple(range(97, 123)))]
+    with engine(served, parts[1]) as ours:
+        assert dict(ours.generate(ends)) == dict(reference.generate(ends))
     with engine(serve("no ids"), parts[1]) as ours, pytest.raises(UsageError, match="returns no token ids"):
         list(ours.generate(asked))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.runner import run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.util.errors import UsageError
+from cme_bench.util.files import write_json
 
 CONFIGS: dict[str, PeftConfig] = {
     "lora": LoraConfig(r=4, target_modules=["up_proj"], task_type="CAUSAL_LM"),
@@ -139,6 +142,24 @@ def test_the_saved_prompt_format_wins_over_the_default(tiny_checkpoint: Path, tm
     task = orjson.loads((folder / "run.json").read_bytes())["tasks"]["cme_rte_ll"]
     assert (task["prompt_format"], task["policy"]) == ("teamlora", "separate")
     assert next(iter(read_records(samples_file(folder, "cme_rte_ll")))).prompt.endswith("</s>")
+
+
+def test_an_answer_ends_where_the_adapters_training_ended_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Trained with another EOS than it is evaluated with: its answers do not run on, and the user is told."""
+    adapter = save_adapter(tiny_checkpoint, tmp_path / "team", CONFIGS["teamlora"])
+    asked = replace(options(tiny_checkpoint, tmp_path / "r", adapter), tasks="cme_emotion")
+    (folder,) = run(asked)
+    first = {r.id: r for r in read_records(samples_file(folder, "cme_emotion"))}
+    end, chosen = next((c, r.id) for r in first.values() for c in r.response.text if c in string.punctuation)
+    (token,) = AutoTokenizer.from_pretrained(tiny_checkpoint).encode(end, add_special_tokens=False)
+    write_json(adapter / "cme_training.json", {"tokenization": {"end_of_answer": [token]}})
+    (again,) = run(replace(asked, out=tmp_path / "again"))
+    second = {r.id: r for r in read_records(samples_file(again, "cme_emotion"))}
+    assert all(second[n].key != record.key for n, record in first.items())
+    assert second[chosen].response.finish == "eos"
+    assert second[chosen].response.text == first[chosen].response.text.partition(end)[0]
+    notes = orjson.loads((again / "run.json").read_bytes())["notes"]
+    assert any("trained to end its answers with" in note for note in notes)
 
 
 @pytest.mark.parametrize(

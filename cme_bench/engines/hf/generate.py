@@ -222,7 +222,7 @@ class Decoder:
         if token < 0:
             raise LogitsError.at(row.index, f" after {len(row.tokens)} new tokens")
         row.tokens.append(token)
-        if token in self._end_ids:
+        if token in self._end_ids or token in row.request.ends:
             row.finish = "eos"
         elif self._has_stopped(row):
             row.finish = "stop"

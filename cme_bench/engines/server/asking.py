@@ -78,7 +78,10 @@ def generating(request: GenerateRequest, dialect: Dialect, end_ids: frozenset[in
             raise UsageError("the server takes no top_k: leave --top-k out")
     if stop := [text for text in request.stop if text]:
         settings["stop"] = stop
-    extras |= {"stop_token_ids": sorted(end_ids), "skip_special_tokens": not request.special}
+    extras |= {
+        "stop_token_ids": sorted(end_ids.union(request.ends)),
+        "skip_special_tokens": not request.special,
+    }
     return settings | ({"extra_body": extras} if dialect.extras else {})
 
 

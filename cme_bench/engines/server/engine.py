@@ -130,7 +130,7 @@ class ServerEngine(Engine):
                     raise UsageError(f"{self.server.url}: {NO_THOUGHTS}")
                 return _as_told(request, reply, len(read(self.tokenizer, reply.text)))
             decode = functools.partial(self._decoded, special=leg.special)
-            ended = bool(tokens) and tokens[-1] in self.end_ids
+            ended = bool(tokens) and tokens[-1] in self.end_ids.union(leg.ends)
             whole = legs.take(tokens, read_answer(leg, tokens, ended=ended, decode=decode))
             if whole is not None:
                 return whole

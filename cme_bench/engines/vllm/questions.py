@@ -174,9 +174,9 @@ class Continuations:
 
     def read(self, call: GeneratingCall, output: Any) -> Iterator[Answered]:
         tokens = list(output.outputs[0].token_ids)
-        ended = bool(tokens) and tokens[-1] in self._end_ids
         self._n_asked -= 1
         legs = call.legs
+        ended = bool(tokens) and tokens[-1] in self._end_ids.union(legs.leg.ends)
         decode = functools.partial(self._decode, special=legs.leg.special)
         whole = legs.take(tokens, read_answer(legs.leg, tokens, ended=ended, decode=decode))
         if whole is not None:

@@ -30,7 +30,11 @@ def scoring_params(children: TokenIds, scored: int, *, past_cache: bool) -> Any:
 def generating_params(request: GenerateRequest, end_ids: frozenset[int]) -> Any:
     """Return SamplingParams of one leg of a continuation."""
     return _generating_params(
-        request.max_new_tokens, request.stop, end_ids, request.sampling, special=request.special
+        request.max_new_tokens,
+        request.stop,
+        end_ids.union(request.ends),
+        request.sampling,
+        special=request.special,
     )
 
 

@@ -31,8 +31,10 @@ CARD = PROJECTOR.with_name("README.md")
 
 
 def model_folder() -> Path:
-    """Return the path of the model, made or not: another projector is another model."""
-    digest = hashlib.sha256(PROJECTOR.read_bytes()).hexdigest()
+    """Return the path of the model, made or not: another projector or language model is another model."""
+    from cme_bench.models import smollm2
+
+    digest = hashlib.sha256(PROJECTOR.read_bytes() + smollm2.model_folder().name.encode()).hexdigest()
     return cache_folder() / "models" / f"{NAME}-{digest[:8]}"
 
 
