@@ -1,4 +1,4 @@
-"""What ends an answer of an adapter by its training, where that ends no answer of its base."""
+"""The end of an adapter's answers by its training, where that ends no answer of its base."""
 
 from __future__ import annotations
 

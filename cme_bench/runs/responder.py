@@ -102,7 +102,7 @@ class Responder:
 
     @functools.cached_property
     def trained_end(self) -> TrainedEnd | None:
-        """What ends the answers of the adapter, by its training, and not those of its base."""
+        """The end of the adapter's answers, by its training, where that is not one of its base's."""
         if self.adapter is None:
             return None
         return trained_end(self.adapter.tokenization, self.tokenizer, self.model.eos)
