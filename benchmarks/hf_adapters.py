@@ -17,35 +17,22 @@ import time
 from typing import Any
 
 import measurements
+from transformers import PretrainedConfig
+
+from cme_bench.experiments.efficiency.shapes import preset, with_layers
 
 EXPERTS, RANK = 4, 32
-SHAPES: dict[str, dict[str, int]] = {
-    "": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32000,
-    },
-    "small_": {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-    },
-}
+SHAPES: dict[str, tuple[str, int | None]] = {"": ("llama-2-7b", 8), "small_": ("smollm2-135m", None)}
+"""Presets, and layers of them."""
 
 
-def random_model(shape: dict[str, int], device: str, dtype: Any) -> Any:
+def random_model(config: PretrainedConfig, device: str, dtype: Any) -> Any:
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=4096, **shape)).to(dtype)
+        model = LlamaForCausalLM(config).to(dtype)
     return model.eval()
 
 
@@ -76,15 +63,15 @@ def seconds(engine: Any, asked: list[Any]) -> float:
     return time.perf_counter() - started
 
 
-def ratio(shape: dict[str, int], args: argparse.Namespace, device: str, dtype: Any) -> dict[str, Any]:
+def ratio(config: PretrainedConfig, args: argparse.Namespace, device: str, dtype: Any) -> dict[str, Any]:
     """Score with and without the adapter in turn, once each before the clock runs."""
     import torch
 
     from cme_bench.engines.hf import HFEngine
 
-    base = random_model(shape, device, dtype)
-    models = {"base": base, "teamlora": with_teamlora(random_model(shape, device, dtype), args.rank)}
-    asked = rows(args.rows, args.length, shape["vocab_size"])
+    base = random_model(config, device, dtype)
+    models = {"base": base, "teamlora": with_teamlora(random_model(config, device, dtype), args.rank)}
+    asked = rows(args.rows, args.length, config.vocab_size)
     tokenizer: Any = _NoTokenizer()
     taken: dict[str, list[float]] = {name: [] for name in models}
     verdicts: dict[str, dict[str, Any]] = {name: {} for name in models}  # of trials, made in the first round
@@ -126,11 +113,12 @@ def main() -> None:
     shapes = SHAPES
     if args.quick or not cuda:
         args.rows, args.length = 8, 64
-        smaller = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-        shapes = dict.fromkeys(SHAPES, smaller | heads)
+        shapes = dict.fromkeys(SHAPES, ("tiny", None))
     args.rounds = 1 if args.quick else args.rounds
-    found = {name: ratio(shape, args, device, dtype) for name, shape in shapes.items()}
+    found = {
+        name: ratio(with_layers(preset(shape), layers), args, device, dtype)
+        for name, (shape, layers) in shapes.items()
+    }
     metrics = {f"{name}teamlora_prefill_over_base": round(one["ratio"], 3) for name, one in found.items()}
     line = measurements.line("hf_adapters", metrics, cuda=cuda)
     if not args.quick:
