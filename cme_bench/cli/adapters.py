@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ from cme_bench.cli.help import ADAPTERS, command, group
 from cme_bench.cli.plugins import Plugins
 from cme_bench.cli.shared import tell
 from cme_bench.util.options import Offline, Option
+
+if TYPE_CHECKING:
+    from cme_bench.models.checkpoint import Checkpoint
+    from cme_bench.prompts.ending import TrainedEnd
 
 adapters = group(help="Describe adapters, import them from other layouts, export them for vLLM.")
 app.add_typer(adapters, name="adapters", rich_help_panel=ADAPTERS)
@@ -146,9 +150,9 @@ def export_vllm(
     from cme_bench.engines.vllm.fields import needs_merging, refuse_rounded
     from cme_bench.models import adapter_tokenizer
     from cme_bench.models.checkpoint import resolve_model
-    from cme_bench.models.export_vllm import export_checkpoint, export_several, serve_command
+    from cme_bench.models.export_vllm import end_also, export_checkpoint, export_several, serve_command
     from cme_bench.models.folder import adapter_note
-    from cme_bench.models.load import check_base, load_config, load_tokenizer
+    from cme_bench.models.load import check_base, eos_token_id, load_config, load_tokenizer
     from cme_bench.models.merged import write_merged
     from cme_bench.models.packaged import adapter_folder
     from cme_bench.models.quantisation import check_takes_adapter, quantisation
@@ -164,6 +168,11 @@ def export_vllm(
             _check_shared(name, path, load_tokenizer(checkpoint))
         gated = {name: read_gated(path, config) for name, path in folders.items()}
         export_several(checkpoint.path, gated, out, link=link)
+        for name, path in folders.items():
+            if (end := _trained_end(path, checkpoint, config, load_tokenizer(checkpoint))) is not None:
+                typer.echo(
+                    f"{name}: {end.note}, if requests name stop_token_ids {list(end.tokens)}", err=True
+                )
         typer.echo(serve_command(out, list(gated)))
         return
     tokens = adapter_tokenizer.beside(folder, load_tokenizer(checkpoint))
@@ -171,14 +180,28 @@ def export_vllm(
         if note is not None:
             typer.echo(note, err=True)
     tokenizer = None if tokens.note is None else tokens.tokenizer
+    options = ""
     if needs_merging(folder):
         adapted_linears(folder, config)
         refuse_rounded(folder, "float32", quantised=quantisation(config) is not None)
         write_merged(checkpoint, folder, out, tokenizer=tokenizer)
-        typer.echo(f"{serve_command(out)} --dtype float32")
-        return
-    export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
-    typer.echo(serve_command(out))
+        options = " --dtype float32"
+    else:
+        export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
+    if (end := _trained_end(folder, checkpoint, config, tokens.tokenizer)) is not None:
+        end_also(out, eos_token_id(checkpoint, config), end.tokens)
+        typer.echo(end.note, err=True)
+    typer.echo(f"{serve_command(out)}{options}")
+
+
+def _trained_end(folder: Path, checkpoint: Checkpoint, config: Any, tokenizer: Any) -> TrainedEnd | None:
+    """Return what ends the answers of an adapter, and not its base's."""
+    from cme_bench.models.adapter import read_training
+    from cme_bench.models.load import eos_token_id
+    from cme_bench.prompts.ending import trained_end
+
+    recorded = read_training(folder).get("tokenization") or {}
+    return trained_end(recorded, tokenizer, eos_token_id(checkpoint, config))
 
 
 def _by_name(given: Sequence[str], *, offline: bool) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,17 @@ def export_several(
     room = common_room([adapter.spec for adapter in adapters.values()])
     config["quantization_config"] = {**room.to_block(), SLOTS: digests}
     _write_config(out, config)
+
+
+def end_also(out: Path, eos: Any, tokens: Collection[int]) -> None:
+    """Have generations of an exported folder end with ``tokens`` beside its own ``eos`` (one, several or
+    None)."""
+    file = out / "generation_config.json"
+    given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    own = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    file.unlink(missing_ok=True)  # it may be a link to the base's
+    written = {**given, "eos_token_id": [*own, *tokens]}
+    file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def _bring_base(base: Path, out: Path, tokenizer: Any, *, link: bool) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.cli.adapters import export_vllm
@@ -138,6 +138,23 @@ def test_a_tokenizer_beside_the_adapter_is_exported(
     export_vllm(trained, str(mine), tmp_path / "out", link=link, offline=True)
     found = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert found.chat_template == other.chat_template
+    assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_answers_end_where_the_adapters_training_ended_them(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], link: bool
+) -> None:
+    """A server then stops as ``run`` does; the base's file stays as it is."""
+    trained = shutil.copytree(adapter, tmp_path / "trained")
+    (trained / "cme_training.json").write_text('{"tokenization": {"end_of_answer": [7]}}')
+    mine = shutil.copytree(base, tmp_path / "mine")
+    before = {file.name: file.read_bytes() for file in mine.iterdir()}
+    export_vllm(trained, str(mine), tmp_path / "out", link=link, offline=True)
+    own = GenerationConfig.from_pretrained(mine).eos_token_id
+    ends = own if isinstance(own, list) else [own]
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [*ends, 7]
+    assert "was trained to end its answers with" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
 
 
