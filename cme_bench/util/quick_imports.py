@@ -36,8 +36,10 @@ from cme_bench.util.late import (
 )
 
 _LOSS = "transformers.loss.loss_"
-BITSANDBYTES = ("adalora", "hira", "ia3", "lora", "pvera", "randlora", "road")
-"""PEFT's methods that have layers of their own for those of bitsandbytes."""
+BITSANDBYTES = tuple(
+    f"peft.tuners.{each}.model" for each in "adalora hira ia3 lora pvera randlora road".split()
+)
+"""PEFT's modules that have layers of their own for those of bitsandbytes."""
 _INTEGRATIONS = "transformers.integrations."
 _TENSOR = "torch.distributed.tensor"
 _PARALLEL: Mapping[str, Sequence[str]] = {
@@ -96,7 +98,7 @@ _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch._compile": run_without_the_compiler,
     "torch._dynamo": tell_the_compiler,
     "transformers.distributed.utils": look_for_dtensors_late,
-    **{f"peft.tuners.{name}.model": ask_for_bitsandbytes_late for name in BITSANDBYTES},
+    **dict.fromkeys(BITSANDBYTES, ask_for_bitsandbytes_late),
 }
 """Module -> what changes it once it is executed."""
 _DECORATE = frozenset(

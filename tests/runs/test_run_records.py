@@ -30,7 +30,8 @@ KEYS = {
     "model": "name path hash revision architecture parameters dtype dtype_because",
     "bos": "prefix own mode reason warning",
     "tasks.cme_rte": "domain dataset primary output_type hash n rows limit shots prompt_format policy source "
-    "origin revision truncated repeats combined sampling thinking thinking_budget overrides",
+    "origin revision truncated repeats combined sampling thinking thinking_budget overrides random_baseline "
+    "majority_baseline",
     "sessions.0": "started seconds items first_answer engine",
     "sessions.0.engine": "requests tokens_computed tokens_padding tokens_rowwise tokens_generated "
     "model_seconds peak_memory_bytes extra",
