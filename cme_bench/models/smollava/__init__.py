@@ -34,7 +34,7 @@ def model_folder() -> Path:
     """Return the path of the model, made or not: another projector or language model is another model."""
     from cme_bench.models import smollm2
 
-    digest = hashlib.sha256(PROJECTOR.read_bytes() + smollm2.model_folder().name.encode()).hexdigest()
+    digest = hashlib.sha256(PROJECTOR.read_bytes() + b"%d" % smollm2.VERSION).hexdigest()
     return cache_folder() / "models" / f"{NAME}-{digest[:8]}"
 
 
