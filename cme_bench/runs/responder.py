@@ -67,8 +67,7 @@ class Responder:
         if self.adapter is None:
             return []
         note = self.model.tokenizer_of(self.adapter).note
-        end = None if self.trained_end is None else self.trained_end.note
-        return [*self.adapter.notes, *(each for each in (note, end) if each is not None)]
+        return [*self.adapter.notes, *([] if note is None else [note])]
 
     @property
     def embeddings(self) -> int:

@@ -268,8 +268,12 @@ def _run_one(
 
 def _notes(plans: Sequence[TaskPlan], encoder: Encoder, responder: Responder) -> list[str]:
     """Return the notes for the user on the adapter and on how the prompts are made."""
-    warning = [] if encoder.bos.warning is None else [encoder.bos.warning]
-    return list(dict.fromkeys([*responder.notes, *warning, *(note for plan in plans for note in plan.notes)]))
+    warnings = [] if encoder.bos.warning is None else [encoder.bos.warning]
+    if responder.trained_end is not None and any(plan.generated for plan in plans):
+        warnings.append(responder.trained_end.note)
+    return list(
+        dict.fromkeys([*responder.notes, *warnings, *(note for plan in plans for note in plan.notes)])
+    )
 
 
 def _result(plan: TaskPlan, records: Iterable[Record], stored: int, dtype: str) -> TaskResult:

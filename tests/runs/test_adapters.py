@@ -160,6 +160,11 @@ def test_an_answer_ends_where_the_adapters_training_ended_it(tiny_checkpoint: Pa
     assert second[chosen].response.text == first[chosen].response.text.partition(end)[0]
     notes = orjson.loads((again / "run.json").read_bytes())["notes"]
     assert any("trained to end its answers with" in note for note in notes)
+    (chosen_only,) = run(options(tiny_checkpoint, tmp_path / "ll", adapter))
+    said = orjson.loads((chosen_only / "run.json").read_bytes())["notes"]
+    assert not [note for note in said if "trained to end" in note], (
+        "where nothing is generated it is no matter"
+    )
 
 
 @pytest.mark.parametrize(
