@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
 from cme_bench.util.errors import first_line
-from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded
+from cme_bench.util.exact_logits import NARROW, exact_logits, is_rounded, output_layer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -206,9 +206,27 @@ class CausalForward:
         seen = self.model if self.images is None else language_model(base_model(self.model))
         return WideStates(self.model, seen)
 
+    @contextlib.contextmanager
+    def _quick(self) -> Iterator[None]:
+        with exact_logits(self.model), self._loras():
+            yield
+
+    @functools.cached_property
+    def _loras(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        if not any(hasattr(layer, "lora_A") for layer in self.model.modules()):
+            return contextlib.nullcontext
+        from cme_bench.adapters.shared.lora_inference import QuickLora
+
+        return QuickLora(self.model, output_layer(self.model))
+
+    def _products(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the model computes."""
+        if self._dtype not in NARROW:
+            return self._quick()
+        return self._wide() if self.narrow_because is None else exact_logits(self.model)
+
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
-        wide = self._dtype in NARROW and self.narrow_because is None
-        with self._wide() if wide else exact_logits(self.model):
+        with self._products():
             output = (self.model if model is None else model)(**arguments)
         if self.rounded is None and output.logits.numel():  # a forward may only fill the keys
             self.rounded = is_rounded(output.logits, self._dtype)
