@@ -16,7 +16,6 @@ from cme_bench.cli.shared import tell
 from cme_bench.util.options import Offline, Option
 
 if TYPE_CHECKING:
-    from cme_bench.models.checkpoint import Checkpoint
     from cme_bench.prompts.ending import TrainedEnd
 
 adapters = group(help="Describe adapters, import them from other layouts, export them for vLLM.")
@@ -162,20 +161,21 @@ def export_vllm(
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)
+    own, eos = load_tokenizer(checkpoint), eos_token_id(checkpoint, config)
     if beside:
         folders = _by_name([adapter, *beside], offline=offline)
         for name, path in folders.items():
-            _check_shared(name, path, load_tokenizer(checkpoint))
+            _check_shared(name, path, own)
         gated = {name: read_gated(path, config) for name, path in folders.items()}
         export_several(checkpoint.path, gated, out, link=link)
         for name, path in folders.items():
-            if (end := _trained_end(path, checkpoint, config, load_tokenizer(checkpoint))) is not None:
+            if (end := _trained_end(path, own, eos)) is not None:
                 typer.echo(
                     f"{name}: {end.note}, if requests name stop_token_ids {list(end.tokens)}", err=True
                 )
         typer.echo(serve_command(out, list(gated)))
         return
-    tokens = adapter_tokenizer.beside(folder, load_tokenizer(checkpoint))
+    tokens = adapter_tokenizer.beside(folder, own)
     for note in (adapter_note(checkpoint.path), tokens.note):
         if note is not None:
             typer.echo(note, err=True)
@@ -188,20 +188,18 @@ def export_vllm(
         options = " --dtype float32"
     else:
         export_checkpoint(checkpoint.path, read_gated(folder, config), out, tokenizer=tokenizer, link=link)
-    if (end := _trained_end(folder, checkpoint, config, tokens.tokenizer)) is not None:
-        end_also(out, eos_token_id(checkpoint, config), end.tokens)
+    if (end := _trained_end(folder, tokens.tokenizer, eos)) is not None:
+        end_also(out, eos, end.tokens)
         typer.echo(end.note, err=True)
     typer.echo(f"{serve_command(out)}{options}")
 
 
-def _trained_end(folder: Path, checkpoint: Checkpoint, config: Any, tokenizer: Any) -> TrainedEnd | None:
-    """Return what ends the answers of an adapter, and not its base's."""
+def _trained_end(folder: Path, tokenizer: Any, eos: Any) -> TrainedEnd | None:
+    """Return what ends the answers of an adapter, and not its base's, of generation config ``eos``."""
     from cme_bench.models.adapter import read_training
-    from cme_bench.models.load import eos_token_id
     from cme_bench.prompts.ending import trained_end
 
-    recorded = read_training(folder).get("tokenization") or {}
-    return trained_end(recorded, tokenizer, eos_token_id(checkpoint, config))
+    return trained_end(read_training(folder).get("tokenization") or {}, tokenizer, eos)
 
 
 def _by_name(given: Sequence[str], *, offline: bool) -> dict[str, Path]:

@@ -170,7 +170,7 @@ class CausalForward:
         """
         ids, wide, refused = self._trial_ids(), None, ""
         try:
-            wide = self._tried(ids, self._wide())
+            wide = self._tried(ids, self._exactly(self._layers))
         except Exception as error:  # a model's code raises anything
             refused = f"the model's code refuses others ({type(error).__name__}: {first_line(error)})"
         try:
@@ -197,19 +197,15 @@ class CausalForward:
         return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None])
 
     @contextlib.contextmanager
-    def _wide(self) -> Iterator[None]:
-        with exact_logits(self.model), self._layers():
+    def _exactly(self, layers: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+        """Let the model compute exact logits, and its layers as ``layers`` has them."""
+        with exact_logits(self.model), layers():
             yield
 
     @functools.cached_property
     def _layers(self) -> WideStates:
         seen = self.model if self.images is None else language_model(base_model(self.model))
         return WideStates(self.model, seen)
-
-    @contextlib.contextmanager
-    def _quick(self) -> Iterator[None]:
-        with exact_logits(self.model), self._loras():
-            yield
 
     @functools.cached_property
     def _loras(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -222,8 +218,8 @@ class CausalForward:
     def _products(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes."""
         if self._dtype not in NARROW:
-            return self._quick()
-        return self._wide() if self.narrow_because is None else exact_logits(self.model)
+            return self._exactly(self._loras)
+        return self._exactly(self._layers if self.narrow_because is None else contextlib.nullcontext)
 
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
         with self._products():

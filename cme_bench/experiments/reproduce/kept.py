@@ -8,8 +8,10 @@ from cme_bench.adapters.files import WEIGHTS_FILE
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.util.files import write_bytes
 
-FILES = ("adapter_config.json", "cme_training.json", "loss.csv", WEIGHTS_FILE)
-"""Of the folder of a kept adapter."""
+TRAINING_FILES = ("adapter_config.json", "cme_training.json", "loss.csv")
+"""What is carried of every training."""
+FILES = (*TRAINING_FILES, WEIGHTS_FILE)
+"""What is carried and published of a kept adapter."""
 SEED = 0
 """The seed whose adapter is kept."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import structs
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
-from cme_bench.experiments.reproduce.kept import FILES, is_kept
+from cme_bench.experiments.reproduce.kept import FILES, TRAINING_FILES, is_kept
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import RECORD
 from cme_bench.experiments.reproduce.stages import STAGE
@@ -25,7 +25,6 @@ from cme_bench.util.files import write_bytes
 PART_BYTES = 16 * 2**20
 MOST_PARTS = 8
 _RUN_FILES = ("run.json", "results.json", "summary.csv")
-_TRAINING_FILES = ("adapter_config.json", "cme_training.json", "loss.csv")
 
 
 def pack(recipe: Recipe, folder: Folder, parts: Path, *, part_bytes: int = PART_BYTES) -> list[Path]:
@@ -112,10 +111,10 @@ def made_of(recipe: Recipe, row: str) -> str:
 
 def _files_of(recipe: Recipe, folder: Folder, job: Job) -> Iterator[Path]:
     if job.kind == "grid" and job.rate is not None:
-        yield from _present(folder.grid(job.row, job.rate), _TRAINING_FILES)
+        yield from _present(folder.grid(job.row, job.rate), TRAINING_FILES)
     elif job.kind == "train":
         kept = is_kept(recipe, job.row, job.seed)
-        yield from _present(folder.adapter(job.row, job.seed), FILES if kept else _TRAINING_FILES)
+        yield from _present(folder.adapter(job.row, job.seed), FILES if kept else TRAINING_FILES)
     elif job.kind == "evaluate":
         packed = folder.packed(job.row, job.seed)
         if packed.is_dir():
