@@ -21,7 +21,9 @@ class RecipeOptions:
     data: Annotated[str | None, Option("Instead of the recipe's: 'hub', 'mini' or a folder.")] = None
     seeds: Annotated[int | None, Option("Seeds of the main rows.", minimum=1)] = None
     side_seeds: Annotated[int | None, Option("Seeds of all other rows.", minimum=1)] = None
-    workers: Annotated[int | None, Option("Processes that share the machine.", minimum=1)] = None
+    workers: Annotated[
+        int | None, Option("Processes that share the machine, dealt over its GPUs.", minimum=1)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

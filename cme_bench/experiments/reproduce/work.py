@@ -1,4 +1,4 @@
-"""Doing the jobs of a recipe: one process, or several that share a card, until all are done or time is up.
+"""Doing the jobs of a recipe: one process, or several that share the cards, until all are done or time is up.
 
 Processes agree through files alone: each takes the first job that is ready and that nobody has locked, or
 the first trainings, as many as the recipe trains together. A killed process leaves a training at its last
@@ -26,6 +26,7 @@ WAIT_SECONDS = 0.5
 SAVE_SECONDS = 60.0
 MARGIN_SECONDS = 20.0
 """Left before the end of the time for what a stopping job still has to write."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 Do = Callable[[Sequence[Job]], Sequence[Mapping[str, object]]]
 """Does jobs, several at once only if they are trainings of one kind; returns what their markers record."""
 
@@ -148,18 +149,35 @@ def _take(folder: Folder, jobs: Sequence[Job], do: Do, note: Callable[[str], Non
         return True
 
 
+def dealt_cards(count: int) -> list[dict[str, str]]:
+    """Return what each of ``count`` helpers has in its environment: one of the GPUs that this process sees,
+    the second one first; nothing without GPUs."""
+    import torch
+
+    visible = torch.cuda.device_count()
+    named = os.environ.get(VISIBLE, "")
+    cards = named.split(",")[:visible] if named else [str(card) for card in range(visible)]
+    return [{VISIBLE: cards[number % len(cards)]} if cards else {} for number in range(1, count + 1)]
+
+
 @contextmanager
 def helpers(command: Sequence[str], count: int, logs: Path) -> Iterator[None]:
     """Start ``count`` further processes of the same recipe; stop them when the block ends by an error.
 
-    CmeError if one of them fails, with the last line that it wrote.
+    They are dealt over the GPUs that this process sees, the first of which is its own. CmeError if one of
+    them fails, with the last line that it wrote.
     """
     files = [logs / f"worker{number + 1}.log" for number in range(count)]
     processes = []
-    for file in files:
+    for file, card in zip(files, dealt_cards(count), strict=True):
         with file.open("a") as stream:
             processes.append(
-                subprocess.Popen([sys.executable, "-m", "cme_bench", *command], stdout=stream, stderr=stream)
+                subprocess.Popen(
+                    [sys.executable, "-m", "cme_bench", *command],
+                    env=os.environ | card,
+                    stdout=stream,
+                    stderr=stream,
+                )
             )
     try:
         yield

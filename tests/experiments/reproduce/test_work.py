@@ -18,7 +18,7 @@ from torch import nn
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
-from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
+from cme_bench.experiments.reproduce.work import Clock, dealt_cards, helpers, interrupted_at, work
 from cme_bench.util.errors import CmeError, InterruptedRun
 
 
@@ -174,3 +174,20 @@ def test_a_helper_that_fails_is_told_of(tmp_path: Path) -> None:
         helpers(["no-such-command"], 1, tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("visible", "cards", "dealt"),
+    [
+        ("", 2, ["1", "0", "1"]),
+        ("3,GPU-5a", 2, ["GPU-5a", "3", "GPU-5a"]),
+        ("4", 1, ["4"] * 3),
+        ("", 0, [None] * 3),
+    ],
+)
+def test_helpers_are_dealt_over_the_cards(
+    monkeypatch: pytest.MonkeyPatch, visible: str, cards: int, dealt: list[str | None]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: cards)
+    assert [held.get("CUDA_VISIBLE_DEVICES") for held in dealt_cards(3)] == dealt
