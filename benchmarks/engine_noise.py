@@ -168,8 +168,7 @@ class Bench:
         if case.model == "teamlora":
             command += ["--adapter", str(self.adapter)]
         if case.engine == "vllm" and self.cuda:
-            command += ["--set", "memory_percent=20"]  # others are at work on the same GPU
-        # vLLM refuses to start if another process frees memory while it measures its own
+            command += ["--set", "kv_gib=8"]  # others are at work on the same GPU
         error = self._call(str(case), command)
         if error and time.monotonic() < self.until:
             error = self._call(str(case), command)

@@ -229,7 +229,7 @@ def main() -> None:
     }
     results: dict[str, Any] = {}
     for kind in args.workers.split(","):
-        settings = {} if torch.cuda.is_available() else {"kv_gib": 1}
+        settings = {"kv_gib": 16 if torch.cuda.is_available() else 1}  # others may share the machine
         options = RunOptions(
             args.model,
             engine="ray",
