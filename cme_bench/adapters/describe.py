@@ -19,6 +19,7 @@ from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.shared.towers import language_parameters
 from cme_bench.adapters.vocabulary import PREFIX, base_name
 from cme_bench.util.auto_model import sees
+from cme_bench.util.found_fields import FOUND
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class AdapterDescription:
         percent_of_base: 100 trainable / base; None if the base model is unknown.
         percent_of_language_model: 100 trainable / language model of a vision-language base; None for others.
         settings: The fields of the method that decide what it computes.
-        config: Every public field of its PEFT config but paths, seeds and what decides nothing; it holds
-            what two trainings may differ in, and no part in equality.
+        config: Every public field of its PEFT config but paths, seeds, what a training finds and what
+            decides nothing; it holds what two trainings may differ in, and no part in equality.
     """
 
     method: str
@@ -145,6 +146,7 @@ def _describe(
     fields = {key: getattr(value, "value", value) for key, value in config.to_dict().items()}
     method = method_of(config)
     settings = _SETTINGS if method is None else method.settings
+    found = FOUND.get(str(fields["peft_type"]).lower(), frozenset())
     targets = fields.get("target_modules")
     named = (targets,) if isinstance(targets, str) else tuple(sorted(targets or ()))
     return AdapterDescription(
@@ -159,7 +161,7 @@ def _describe(
         config={
             key: _plain(value)
             for key, value in sorted(fields.items())
-            if key not in _DECIDES_NOTHING and not key.startswith("_")
+            if key not in _DECIDES_NOTHING and key not in found and not key.startswith("_")
         },
         percent_of_language_model=None if language is None else 100 * trainable / language,
     )

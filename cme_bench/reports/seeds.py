@@ -14,6 +14,7 @@ from cme_bench.reports.scores import AVERAGE, TaskScores, paired_tasks, weights
 from cme_bench.runs.records import AdapterRecord, EstimateRecord, FormRecord
 from cme_bench.stats.seeds import seeds_mean
 from cme_bench.util.errors import UsageError
+from cme_bench.util.found_fields import FOUND
 
 _SAME = ("method", "rank", "experts", "targets", "settings")
 """Runs that differ here are rows of their own."""
@@ -45,7 +46,7 @@ def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
     values."""
     notes = []
     for part, name in _COMPARED.items():
-        recorded = [(run, getattr(run.run.adapter, part)) for run in runs]
+        recorded = [(run, _fields(run.run.adapter, part)) for run in runs]
         known = [(run, fields) for run, fields in recorded if fields is not None]
         for run, fields in known[1:]:
             if (found := _first_difference(known[0][1], fields)) is not None:
@@ -57,6 +58,15 @@ def _check_one_training(runs: Sequence[RunView]) -> tuple[str, ...]:
         if unknown := [run.folder.name for run, fields in recorded if fields is None]:
             notes.append(f"Pooled without comparing the {name}, which are not recorded: {some(unknown)}.")
     return tuple(notes)
+
+
+def _fields(adapter: AdapterRecord | None, part: str) -> dict[str, Any] | None:
+    """Return what is recorded of an adapter but what its training found; None if nothing is."""
+    recorded = getattr(adapter, part)
+    if adapter is None or recorded is None:
+        return None
+    found = FOUND.get(adapter.method, frozenset())
+    return {key: value for key, value in recorded.items() if key not in found}
 
 
 def _first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str, str] | None:

@@ -361,6 +361,15 @@ def test_other_trainings_are_no_seeds(tmp_path: Path, change: dict[str, Any], me
         pool_seeds(seed_runs(tmp_path, {}, {}, change))
 
 
+def test_ranks_that_adalora_found_are_no_difference_of_its_seeds(tmp_path: Path) -> None:
+    """Its training writes them into the config; of other methods they are a user's choice (above)."""
+    runs = [
+        {"method": "adalora", "config": CONFIG | {"rank_pattern": {"q": [kept]}}} for kept in (True, False)
+    ]
+    (whole,) = pool_seeds(seed_runs(tmp_path, *runs))
+    assert len(whole.members) == 2
+
+
 def test_runs_that_record_no_training_are_pooled_with_a_note(tmp_path: Path) -> None:
     (whole,) = pool_seeds(seed_runs(tmp_path / "whole", {}, {}))
     assert not whole.notes
