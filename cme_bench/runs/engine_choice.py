@@ -16,7 +16,7 @@ vLLM's first answer came 116 s after the tasks were planned (H200). At LLaMA-2-7
 generates 921 tokens/s and vLLM 7,515 (H100, bfloat16), so that start is worth 122,000 tokens there; a token's
 time goes with the parameters. Choices are scored as fast by transformers, which shares every prefix.
 """
-HF_SETTINGS = ("tokens_per_batch", "shared_prefixes", "graphs", "wide_states")
+HF_SETTINGS = ("tokens_per_batch", "shared_prefixes", "graphs", "wide_states", "float32_pieces")
 """Keys of ``--set`` that only the transformers engine reads."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.base import Engine
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
-from cme_bench.runs.options import WIDE
+from cme_bench.runs.options import PIECES, WIDE
 from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.util.notes import Note, unheard
 
@@ -59,6 +59,7 @@ class HFSource(SavedSource):
             note=self.note,
             reader=reader_of(self.model),
             wide=bool(settings.get(WIDE, 1)),
+            pieces=bool(settings[PIECES]) if PIECES in settings else None,
             verdicts=self._verdicts["" if found is None else found.hash],
         )
 

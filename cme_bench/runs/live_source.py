@@ -13,7 +13,7 @@ from cme_bench.models.adapter import Adapter
 from cme_bench.models.live import LiveModel, unwrapped
 from cme_bench.runs.engine_source import EngineJob, EngineSource, never
 from cme_bench.runs.folders import DEFAULT_ROOT
-from cme_bench.runs.options import WIDE, ModelOptions, RunOptions, check_model, model_half
+from cme_bench.runs.options import PIECES, WIDE, ModelOptions, RunOptions, check_model, model_half
 from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.responder import Responder
@@ -138,6 +138,7 @@ class LiveSource(EngineSource):
             note=self.note,
             reader=reader_of(self.model),
             wide=bool(settings.get(WIDE, 1)),
+            pieces=bool(settings[PIECES]) if PIECES in settings else None,
         )
 
     def _switched(self, adapter: Adapter | None, job: EngineJob) -> Any:

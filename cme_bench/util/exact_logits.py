@@ -7,6 +7,7 @@ the model's forward changes: scaling, soft-capping and biases stay its own, comp
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -205,6 +206,13 @@ def _dequantised(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return linear(x, dequantize_module_weight(layer).to(x.dtype), getattr(layer, "bias", None))
 
     return forward
+
+
+class SameNumbers(functools.partial[Tensor]):
+    """A forward lent to a linear layer (:func:`replaced`) that computes what the layer's own does.
+
+    Who multiplies with such a layer's weight itself is right too, but gains nothing.
+    """
 
 
 @contextmanager

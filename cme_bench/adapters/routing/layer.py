@@ -99,7 +99,7 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
             found = self._matrices[adapter_name] = inference.Matrices.of(down, up, router, dtype)
         linear: Any = self.base_layer
         alone = plain(linear) and linear.weight.dtype == x.dtype
-        y: Tensor = nn.functional.linear(x, linear.weight, linear.bias) if alone else linear(x)
+        y: Tensor = linear.forward(x) if alone else linear(x)
         settings = self._gate_settings(adapter_name, dtype)
         tokens = x.reshape(-1, x.shape[-1])
         latent, routing = inference.gated(tokens, found, self.interaction(adapter_name), settings)

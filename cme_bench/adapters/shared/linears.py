@@ -10,8 +10,11 @@ from torch.nn.modules import module as torch_module
 from transformers.pytorch_utils import Conv1D
 
 from cme_bench.adapters.shared.quantised import is_quantised_linear
+from cme_bench.util.exact_logits import SameNumbers
 
 LINEARS = (nn.Linear, Conv1D)
+_OWN_NUMBERS = (type(None), SameNumbers)
+"""What may stand in the place of a layer's forward without a change of what it returns."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -41,11 +44,11 @@ def frozen_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
 
 def plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether a layer is torch's own linear, on which nobody listens and nothing is replaced, so that
-    its product can be computed without calling it."""
+    ``forward``, or a product with its weight, is all that calling it does."""
     return (
         unheard(linear)
         and type(linear.weight) is nn.Parameter  # not torchao's, nor one that is spread over processes
-        and "forward" not in linear.__dict__  # accelerate's, of a model on several devices
+        and isinstance(linear.__dict__.get("forward"), _OWN_NUMBERS)  # accelerate's move to other devices
     )
 
 

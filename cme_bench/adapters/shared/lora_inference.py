@@ -46,7 +46,7 @@ def _forward(layer: Any, own: Callable[..., Tensor], x: Tensor, *args: Any, **kw
     if name is None:
         return own(x, *args, **kwargs)
     base, down, up = layer.base_layer, layer.lora_A[name].weight, layer.lora_B[name].weight
-    y = nn.functional.linear(x, base.weight, base.bias)
+    y: Tensor = base.forward(x)
     latent = x.reshape(-1, x.shape[-1]) @ down.T
     y.view(-1, y.shape[-1]).addmm_(latent, up.T, alpha=layer.scaling[name])
     return y

@@ -35,6 +35,7 @@ from cme_bench.engines.hf.joined_decoding import (
     prefix_packs,
 )
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
+from cme_bench.engines.hf.piece_products import AS_ASKED, ONLY_A_GPU
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.seeing import why_seen_alone
 from cme_bench.engines.hf.sharing import why_rowwise, windows
@@ -79,6 +80,8 @@ class HFEngine(Engine):
             is computed again.
         reader: Reads the images of requests; needed where they have some.
         wide: Whether hidden states of a 16-bit model are float32, where its code allows it.
+        pieces: Whether products of a float32 model are computed by bfloat16 pieces, as exactly, where weights
+            are bfloat16's numbers; by default on a GPU.
         verdicts: What trials of this model with this adapter found, by name; filled here. Other engines of
             both can be given them, and try nothing again.
     """
@@ -98,12 +101,16 @@ class HFEngine(Engine):
         reader: ImageReader | None = None,
         verdicts: dict[str, Any] | None = None,
         wide: bool = True,
+        pieces: bool | None = None,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
         base = base_model(model)
         self.device: torch.device = computing_device(base.get_input_embeddings())
         self.dtype: torch.dtype = base.dtype
+        self.images = None if reader is None else Images(model, reader, self.device)
+        self._forward = CausalForward(model, self.device, self.images, wide=wide, pieces=pieces)
+        self._tell_of_products(note)
         if max_length is None:
             max_length = max_positions(base.config) - adapter_positions(model) + 1
         self.max_length = max_length
@@ -123,10 +130,15 @@ class HFEngine(Engine):
         self._verdicts = {} if verdicts is None else verdicts
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
-        self.images = None if reader is None else Images(model, reader, self.device)
-        self._forward = CausalForward(model, self.device, self.images, wide=wide)
         eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)
         self._decoder = generation.Decoder(tokenizer, end_token_ids(eos, tokenizer))
+
+    def _tell_of_products(self, note: Note) -> None:
+        """Find how products are computed, before memory is planned; note a GPU that is slowed."""
+        found = self._forward.pieces
+        because = None if found is None else found.plain_because
+        if because and self.device.type == "cuda" and because != AS_ASKED:
+            note(f"products are computed in float32, which is slower: {because}")
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, batch by batch.
@@ -451,6 +463,7 @@ class HFEngine(Engine):
             "attention": self._attention,
             "logits": self.logits,
             **self._describe_states(),
+            **self._describe_products(),
             "prefixes": f"not shared: {self.rowwise_because}" if self.rowwise_because else "shared",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -464,6 +477,14 @@ class HFEngine(Engine):
         because = self._forward.narrow_because
         states = str(self._forward.states).removeprefix("torch.")
         return {"states": f"{states}: {because}" if because else states}
+
+    def _describe_products(self) -> dict[str, str]:
+        """Return how a float32 model's products are computed, where that is a question."""
+        found = self._forward.pieces
+        if found is None or found.plain_because == ONLY_A_GPU:
+            return {}
+        because = found.plain_because
+        return {"products": f"float32: {because}" if because else "float32 by bfloat16 pieces"}
 
     def _describe_images(self) -> dict[str, str]:
         """Return how images are read and computed, where the model takes some."""

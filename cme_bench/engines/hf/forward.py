@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.engines.hf.images import Images, language_model
+from cme_bench.engines.hf.piece_products import PieceProducts
 from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
@@ -62,13 +63,21 @@ class CausalForward:
     (:mod:`cme_bench.engines.hf.wide_states`). ``rounded``: whether a model that treats its logits in some
     other way rounded them all the same; known after the first logits. ``spread``: whether its layers lie on
     several devices. ``images``: what puts images in the place of their virtual ids. ``wide``: whether hidden
-    states of a 16-bit model are float32.
+    states of a 16-bit model are float32. ``pieces``: whether a float32 model multiplies by
+    :mod:`cme_bench.engines.hf.piece_products`; None where the device decides.
     """
 
     def __init__(
-        self, model: PreTrainedModel, device: torch.device, images: Images | None = None, *, wide: bool = True
+        self,
+        model: PreTrainedModel,
+        device: torch.device,
+        images: Images | None = None,
+        *,
+        wide: bool = True,
+        pieces: bool | None = False,
     ) -> None:
         self._asked_wide = wide
+        self._asked_pieces = pieces
         self.model = model
         self.device = device
         self.images = images
@@ -215,10 +224,21 @@ class CausalForward:
 
         return QuickLora(self.model, output_layer(self.model))
 
+    @functools.cached_property
+    def pieces(self) -> PieceProducts | None:
+        """Return the layers that multiply by pieces; None for a model that is not in float32."""
+        return PieceProducts(self.model, self._asked_pieces) if self._dtype == torch.float32 else None
+
+    @contextlib.contextmanager
+    def _quickly(self) -> Iterator[None]:
+        """Let the layers of a model in float32 or wider compute the same in less time."""
+        with self._loras(), contextlib.nullcontext() if self.pieces is None else self.pieces():
+            yield
+
     def _products(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes."""
         if self._dtype not in NARROW:
-            return self._exactly(self._loras)
+            return self._exactly(self._quickly)
         return self._exactly(self._layers if self.narrow_because is None else contextlib.nullcontext)
 
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:

@@ -1,0 +1,217 @@
+"""Products of a float32 model's linear layers by bfloat16 pieces, as exact as float32's and faster on a GPU.
+
+Most models are published in bfloat16, so that their weights are its numbers in a float32 run too
+(:mod:`cme_bench.util.float32_pieces`). Their layers are lent another forward for the time of a model's;
+adapters' own products stay as they are. A trial on the device decides, once for an engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cme_bench.util.errors import first_line
+from cme_bench.util.exact_logits import SameNumbers, replaced
+from cme_bench.util.float32_pieces import BYTES, multiply, thrice
+
+AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU gains"
+_BFLOAT16_UNITS = (8, 0)
+_WORTH = 1 << 27
+"""Multiplications from which a GPU is faster with pieces; below, both take about the time of a start."""
+_FEW_ROWS = 32
+"""Rows below which a GPU waits for the weights, of which float32 has 4 bytes and the pieces 6."""
+_ALIGNED = 8  # numbers of a row, 16 bytes in bfloat16: matrix units read no others fast
+_SHARE = 0.4
+"""Most of the free memory of a GPU that the pieces' weights may take."""
+_TRIED_ROWS, _TRIED_COLUMNS = 512, 256
+_FACTOR, _EXACT = 8.0, 2.0**-18
+"""Most error of a trial: so many times that of float32's product, or a part of the numbers, if that is more.
+Matrix units that sum in float32 make less than four times; TF32 makes a thousand times."""
+
+
+class _Repeated:
+    """A layer's weights as pieces meet them: ``weights``, None where they are not bfloat16's numbers."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._take(weight)
+
+    def _take(self, weight: Tensor) -> None:
+        self.weights = thrice(weight)
+        self._made_of = _state(weight)
+
+    def of(self, weight: Tensor) -> Tensor | None:
+        """Return ``weights``, made anew once the layer has others, as far as torch tells."""
+        if self._made_of != _state(weight):
+            self._take(weight)
+        return self.weights
+
+    def check(self, weight: Tensor) -> None:
+        """Make ``weights`` anew where the numbers differ: torch does not tell of every change."""
+        kept = self.of(weight)
+        if kept is None or not torch.equal(kept[:, : weight.shape[1]].float(), weight):
+            self._take(weight)
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
+
+
+_alive: WeakValueDictionary[int, _Repeated] = WeakValueDictionary()
+"""What engines hold, by the layer's id. Engines of one base share it: adapters come and go, weights stay."""
+_right: set[tuple[torch.Size, torch.device]] = set()
+"""Shapes of weights, and devices, whose trial went well."""
+
+
+class PieceProducts:
+    """The linear layers of ``model`` that multiply by pieces within a context.
+
+    ``asked``: None where the device decides, as only a GPU gains; else whether to. Copies of the weights are
+    made here, 6 bytes a number, and freed with it. ``plain_because``: why no layer does; None if some do.
+    """
+
+    def __init__(self, model: nn.Module, asked: bool | None) -> None:
+        self._layers: dict[nn.Linear, _Repeated] = {}
+        self.plain_because = _why_not(model, asked) or self._begin(list(_candidates(model)))
+
+    def _begin(self, layers: list[nn.Linear]) -> str | None:
+        """Know the layers that multiply by pieces; return why there are none."""
+        if reason := _why_no_room(layers):
+            return reason
+        held = {layer: _held(layer) for layer in layers}
+        held = {layer: found for layer, found in held.items() if found.weights is not None}
+        if not held:
+            return "no weights are bfloat16's numbers"
+        try:
+            wrong = next(filter(None, (_why_wrong(layer, found) for layer, found in held.items())), None)
+        except Exception as error:  # a kernel's are of many kinds
+            wrong = f"a trial failed ({type(error).__name__}: {first_line(error)})"
+        if wrong is None:
+            self._layers = held
+        return wrong
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Compute so within the context; the model is as it was afterwards."""
+        if not self._layers:
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(_summed_in_float32())
+            for layer, found in self._layers.items():
+                stack.enter_context(replaced(layer, SameNumbers(_linear, layer, found)))
+            yield
+
+
+def _held(layer: nn.Linear) -> _Repeated:
+    found = _alive.get(id(layer))
+    if found is None:
+        found = _alive[id(layer)] = _Repeated(layer.weight)
+    else:
+        found.check(layer.weight)
+    return found
+
+
+def _why_not(model: nn.Module, asked: bool | None) -> str | None:
+    if asked is not None:
+        return None if asked else AS_ASKED
+    devices = {parameter.device for parameter in model.parameters()}
+    if not devices or any(device.type != "cuda" for device in devices) or torch.version.hip is not None:
+        return ONLY_A_GPU
+    if min(torch.cuda.get_device_capability(device) for device in devices) < _BFLOAT16_UNITS:
+        return "a GPU without units for bfloat16"
+    return None
+
+
+def _candidates(model: nn.Module) -> Iterator[nn.Linear]:
+    """Yield torch's linear layers in float32 that are the base model's."""
+    own = _adapters_own(model)
+    for module in model.modules():
+        if type(module) is nn.Linear and module not in own and "forward" not in module.__dict__:
+            plain = type(module.weight) is nn.Parameter and module.weight.dtype == torch.float32
+            if plain and module.in_features % _ALIGNED == 0:
+                yield module
+
+
+def _adapters_own(model: nn.Module) -> set[nn.Module]:
+    """Return modules within an adapter's layers that are not the base's."""
+    own: set[nn.Module] = set()
+    for layer in model.modules():
+        if isinstance(base := getattr(layer, "base_layer", None), nn.Module):
+            own |= set(layer.modules()) - set(base.modules())
+    return own
+
+
+def _why_no_room(layers: list[nn.Linear]) -> str | None:
+    for device in {layer.weight.device for layer in layers if layer.weight.is_cuda}:
+        new = (layer.weight for layer in layers if id(layer) not in _alive and layer.weight.device == device)
+        needed = BYTES * sum(weight.numel() for weight in new)
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if needed > _SHARE * free:
+            return f"{needed / 2**30:.1f} GiB of weights for it are too much for {free / 2**30:.1f} GiB free"
+    return None
+
+
+def _linear(layer: nn.Linear, kept: _Repeated, x: Tensor) -> Tensor:
+    """Return what ``layer`` computes; as its own forward does where pieces gain nothing."""
+    rows = x.numel() // max(1, x.shape[-1])
+    repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
+    if repeated is None:
+        return nn.functional.linear(x, layer.weight, layer.bias)
+    out = multiply(x.reshape(rows, -1), repeated)
+    if layer.bias is not None:
+        out += layer.bias
+    return out.view(*x.shape[:-1], -1)
+
+
+def _suits(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled(x.device.type)
+    return x.dtype == torch.float32 and not torch.is_grad_enabled() and not autocast
+
+
+def _pays(rows: int, layer: nn.Linear) -> bool:
+    if not layer.weight.is_cuda:
+        return rows > 0
+    return rows >= _FEW_ROWS and rows * layer.weight.numel() >= _WORTH
+
+
+@contextmanager
+def _summed_in_float32() -> Iterator[None]:
+    """Let cuBLAS reduce no part of a sum in bfloat16, which torch allows it by default."""
+    part = torch.backends.cuda.matmul
+    before = part.allow_bf16_reduced_precision_reduction
+    part.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        part.allow_bf16_reduced_precision_reduction = before
+
+
+@torch.no_grad()
+def _why_wrong(layer: nn.Linear, kept: _Repeated) -> str | None:
+    """Return how far a layer's product by pieces is from float64's, if float32's is much nearer."""
+    weight, repeated = layer.weight, kept.of(layer.weight)
+    if repeated is None or (weight.shape, weight.device) in _right:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(_TRIED_ROWS, layer.in_features, generator=generator)
+    x = (x * torch.randn(x.shape, generator=generator).exp()).to(
+        weight.device
+    )  # some are large, as in states
+    columns = torch.linspace(0, len(weight) - 1, min(_TRIED_COLUMNS, len(weight)), device=x.device).long()
+    wanted = x.double() @ weight[columns].double().T
+    with _summed_in_float32():
+        both = multiply(x, repeated), nn.functional.linear(x, weight)
+    error, own = (_rms(found[:, columns].double() - wanted) / _rms(wanted) for found in both)
+    if not error <= max(_FACTOR * own, _EXACT):
+        return f"a trial's error was {error:.1e} of the numbers, float32's {own:.1e}"
+    _right.add((weight.shape, weight.device))
+    return None
+
+
+def _rms(numbers: Tensor) -> float:
+    return max(float(numbers.square().mean().sqrt()), 1e-300)

@@ -1,0 +1,80 @@
+"""Float32's product ``x W^T`` on bfloat16 matrix units, of weights that are bfloat16's numbers.
+
+A float32 number has 24 bits. It is, to the last of them, the sum of three bfloat16 numbers of 8 bits each.
+So ``x W^T = [x3 | x2 | x1] [W | W | W]^T``, one product of bfloat16 matrices. Its terms are exact in float32,
+and are summed there. That is three times the work, on units that are more than ten times as fast. The small
+pieces come first: matrix units cut off what a sum is too large for, and it is small until x1 comes.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from cme_bench.util.exact_logits import product
+from cme_bench.util.kernels import compute
+
+PIECES = 3  # bfloat16 has 8 significant bits, float32 has 24
+BYTES = 2 * PIECES
+"""Of a weight in what :func:`thrice` returns."""
+_BLOCK = 1024
+
+
+def thrice(weight: Tensor) -> Tensor | None:
+    """Return ``[W | W | W]`` in bfloat16, [n, 3 d], of ``weight`` [n, d]; None for other than its numbers."""
+    narrow = weight.detach().bfloat16()
+    return narrow.repeat(1, PIECES) if torch.equal(narrow.float(), weight) else None
+
+
+def multiply(x: Tensor, repeated: Tensor) -> Tensor:
+    """Return ``x W^T`` [rows, n] of float32 ``x`` [rows, d] and ``repeated``, which is W as by ``thrice``."""
+    return product(split(x), repeated)
+
+
+def split(x: Tensor) -> Tensor:
+    """Return ``[x3 | x2 | x1]`` in bfloat16, [rows, 3 d], of float32 ``x`` [rows, d].
+
+    x1 is ``x`` rounded, x2 what is left of it rounded, x3 the rest.
+    """
+    return _split_by_kernel(x) if _runs_on(x) else split_plainly(x)
+
+
+def split_plainly(x: Tensor) -> Tensor:
+    """Return what ``split`` does, by operations of torch."""
+    rows, d = x.shape
+    out = x.new_empty(rows, PIECES * d, dtype=torch.bfloat16)
+    third, second, first = (out.narrow(1, i * d, d) for i in range(PIECES))
+    first.copy_(x)
+    rest = x - first
+    second.copy_(rest)
+    third.copy_(rest.sub_(second))
+    return out
+
+
+def _split_by_kernel(x: Tensor) -> Tensor:
+    from cme_bench.util.triton_pieces import split_kernel
+
+    x = x.contiguous()
+    rows, d = x.shape
+    out = x.new_empty(rows, PIECES * d, dtype=torch.bfloat16)
+    if out.numel():
+        with torch.cuda.device(x.device):
+            split_kernel[(rows,)](x, out, d, BLOCK=_BLOCK)
+    return out
+
+
+def _runs_on(x: Tensor) -> bool:
+    return x.is_cuda and torch.version.hip is None and _works(x.device)
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    """Return whether the kernel can be built for a device, and splits there as torch does; tried once."""
+
+    def right() -> bool:
+        wide = torch.linspace(-9.0, 9.0, 3 * 1400, device=device).exp().reshape(3, 1400)
+        return torch.equal(_split_by_kernel(wide), split_plainly(wide))
+
+    return compute(right, "float32 numbers are split by torch's operations, slower")

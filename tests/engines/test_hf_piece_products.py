@@ -1,0 +1,203 @@
+"""A float32 model whose products are computed by bfloat16 pieces, against the same model in plain float32."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
+from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
+from cme_bench.engines.hf import HFEngine, piece_products
+from cme_bench.engines.hf.piece_products import PieceProducts
+from cme_bench.util import float32_pieces
+from tests.util.test_exact_logits import FAMILIES, build
+
+HEAD = tuple(range(20, 40))
+REQUESTS = [
+    LoglikelihoodRequest(tuple(((*HEAD, 100 + q), (c, c + 1)) for c in range(5, 290, 40))) for q in range(3)
+]
+TEXTS = [GenerateRequest((*HEAD, 100 + i), 8) for i in range(3)]
+
+
+def of_bfloat16(family: str) -> Any:
+    """Return a small float32 model whose weights are bfloat16's numbers."""
+    return build(family).bfloat16().float()
+
+
+def scores(engine: HFEngine) -> list[float]:
+    found = dict(engine.loglikelihood(REQUESTS))
+    return [logprob for i in range(len(REQUESTS)) for logprob in found[i].logprobs]
+
+
+def texts(engine: HFEngine) -> list[str]:
+    found = dict(engine.generate(TEXTS))
+    return [found[i].text for i in range(len(TEXTS))]
+
+
+@pytest.fixture
+def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The shapes of weights that were multiplied by pieces, in the order of calls."""
+    shapes: list[tuple[int, int]] = []
+
+    def counted(x: Tensor, repeated: Tensor) -> Tensor:
+        shapes.append((repeated.shape[0], repeated.shape[1] // 3))
+        return float32_pieces.multiply(x, repeated)
+
+    monkeypatch.setattr(piece_products, "multiply", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_score_and_write_as_in_plain_float32(
+    family: str, toy_tokenizer: PreTrainedTokenizerFast, multiplied: list[tuple[int, int]]
+) -> None:
+    model = of_bfloat16(family)
+    plain = HFEngine(model, toy_tokenizer, max_length=64)
+    assert "products" not in plain.describe()
+    wanted, written = scores(plain), texts(plain)
+    assert not multiplied
+    engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    if not any(type(part) is nn.Linear for part in model.modules()):
+        assert engine.describe()["products"] == "float32: no weights are bfloat16's numbers"
+        return
+    assert engine.describe()["products"] == "float32 by bfloat16 pieces"
+    assert scores(engine) == pytest.approx(wanted, abs=1e-4)
+    assert texts(engine) == written
+    head = model.get_output_embeddings()
+    assert tuple(head.weight.shape) in multiplied
+    assert not any("forward" in part.__dict__ for part in model.modules())
+
+
+ADAPTERS: dict[str, Any] = {
+    "teamlora": TeamLoraConfig(r=4, num_experts=3, init="random", target_modules=["up_proj", "down_proj"]),
+    "hydralora": HydraLoraConfig(r=4, num_experts=3, init="random", target_modules=["q_proj", "down_proj"]),
+    "moelora": MoeLoraConfig(r=6, num_experts=3, init="random", target_modules=["up_proj", "down_proj"]),
+    "lora": peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj", "down_proj"]),
+    "lora on the head": peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["lm_head", "up_proj"]),
+    "dora": peft.LoraConfig(r=4, init_lora_weights=False, use_dora=True, target_modules=["up_proj"]),
+    "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "prompt": peft.PromptTuningConfig(num_virtual_tokens=3),
+    "saved": peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_the_base_under_an_adapter_multiplies_by_pieces(
+    method: str, toy_tokenizer: PreTrainedTokenizerFast, multiplied: list[tuple[int, int]]
+) -> None:
+    config = copy.deepcopy(ADAPTERS[method])
+    config.task_type = "CAUSAL_LM"
+    base = of_bfloat16("llama")
+    linears = [part for part in base.modules() if type(part) is nn.Linear]
+    torch.manual_seed(2)
+    model = peft.get_peft_model(base, config).eval()
+    wanted = scores(HFEngine(model, toy_tokenizer, max_length=64))
+    engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    assert scores(engine) == pytest.approx(wanted, abs=1e-4)
+    assert {tuple(linear.weight.shape) for linear in linears} == set(multiplied)
+    count = len(multiplied)
+    engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
+    with torch.inference_mode():
+        engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
+    again = len(multiplied) - count
+    assert again == len(linears)  # each once where no gradients are kept, none of the adapter's
+
+
+def test_weights_of_more_digits_stay_as_they_are(
+    toy_tokenizer: PreTrainedTokenizerFast, multiplied: list[tuple[int, int]]
+) -> None:
+    model = build("llama").float()
+    wanted = scores(HFEngine(model, toy_tokenizer, max_length=64))
+    with torch.no_grad():
+        for layer in model.modules():
+            if type(layer) is nn.Linear:
+                layer.weight[0, 0] += 1e-5
+    wanted = scores(HFEngine(model, toy_tokenizer, max_length=64))
+    engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    assert engine.describe()["products"] == "float32: no weights are bfloat16's numbers"
+    assert scores(engine) == wanted
+    assert not multiplied
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_weights_that_change_are_not_multiplied_as_they_were(
+    seen: bool, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = of_bfloat16("llama")
+    first = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    before = scores(first)
+    up = model.model.layers[0].mlp.up_proj
+    if seen:
+        with torch.no_grad():
+            up.weight.mul_(1.5)
+        engine = first
+    else:
+        up.weight.data.mul_(1.5)  # as PEFT merges: torch does not tell of it
+        engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    after = scores(engine)
+    assert after != pytest.approx(before, abs=1e-3)
+    assert after == pytest.approx(scores(HFEngine(model, toy_tokenizer, max_length=64)), abs=1e-4)
+
+
+def test_engines_of_one_base_share_the_copies_and_free_them() -> None:
+    model = of_bfloat16("llama")
+    first, second = PieceProducts(model, True), PieceProducts(model, True)
+    up = model.model.layers[0].mlp.up_proj
+    assert first._layers[up] is second._layers[up]
+    del first, second
+    assert id(up) not in piece_products._alive
+
+
+def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reduced(x: Tensor, repeated: Tensor) -> Tensor:
+        return float32_pieces.multiply(x, repeated).bfloat16().float()
+
+    monkeypatch.setattr(piece_products, "_right", set())
+    monkeypatch.setattr(piece_products, "multiply", reduced)
+    model = of_bfloat16("llama")
+    because = PieceProducts(model, True).plain_because
+    assert because is not None
+    assert because.startswith("a trial's error was ")
+
+    def refused(x: Tensor, repeated: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel\nat all")
+
+    monkeypatch.setattr(piece_products, "multiply", refused)
+    assert PieceProducts(model, True).plain_because == "a trial failed (RuntimeError: no such kernel)"
+
+
+def test_only_a_gpu_computes_so_by_default(toy_tokenizer: PreTrainedTokenizerFast) -> None:
+    model = of_bfloat16("llama")
+    assert PieceProducts(model, None).plain_because == "only a GPU gains"
+    assert "products" not in HFEngine(model, toy_tokenizer).describe()
+    told: list[str] = []
+    off = HFEngine(model, toy_tokenizer, pieces=False, note=told.append)
+    assert off.describe()["products"] == "float32: asked for"
+    narrow = HFEngine(model.bfloat16(), toy_tokenizer, pieces=True, note=told.append)
+    assert "products" not in narrow.describe()
+    assert not told
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_computes_so_by_default_and_replays_it(
+    toy_tokenizer: PreTrainedTokenizerFast,
+    multiplied: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(piece_products, "_WORTH", 0)
+    monkeypatch.setattr(piece_products, "_FEW_ROWS", 1)
+    model = of_bfloat16("llama").cuda()
+    plain = HFEngine(model, toy_tokenizer, max_length=64, pieces=False)
+    told: list[str] = []
+    engine = HFEngine(model, toy_tokenizer, max_length=64, note=told.append)
+    assert engine.describe()["products"] == "float32 by bfloat16 pieces"
+    assert scores(engine) == pytest.approx(scores(plain), abs=1e-4)
+    assert texts(engine) == texts(plain)
+    assert multiplied
+    assert not told

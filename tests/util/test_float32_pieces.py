@@ -1,0 +1,57 @@
+"""Float32's product by bfloat16 pieces, against float64 and against float32's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cme_bench.util.float32_pieces import multiply, split, split_plainly, thrice
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def states(rows: int, d: int, device: str) -> Tensor:
+    """As hidden states are: some are a thousand times as large as others."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(rows, d, generator=generator)
+    return (drawn * (2 * torch.randn(rows, d, generator=generator)).exp()).to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("d", [8, 72, 1536])
+def test_the_pieces_sum_up_to_the_number(d: int, device: str) -> None:
+    x = states(40, d, device)
+    x[0] = 0.0
+    x[1] *= 2.0**-90
+    x[2] *= 2.0**90
+    third, second, first = split(x).double().split(d, dim=1)
+    assert torch.equal(first + second + third, x.double())
+    assert torch.equal(split(x), split_plainly(x))
+    assert torch.equal(split(x.T.contiguous().T), split_plainly(x))
+    assert split(x[:0]).shape == (0, 3 * d)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("d", "n"), [(64, 100), (576, 1536), (1536, 576), (4096, 64)])
+def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, device: str) -> None:
+    x, weight = states(200, d, device), states(n, d, device).bfloat16().float()
+    repeated = thrice(weight)
+    assert repeated is not None
+    wanted = x.double() @ weight.double().T
+    size = wanted.square().mean().sqrt()
+    error, plain = (
+        (float((found.double() - wanted).square().mean().sqrt() / size))
+        for found in (multiply(x, repeated), x @ weight.T)
+    )
+    print(f"{d} x {n} on {device}: {error:.1e}, float32 {plain:.1e}")
+    assert error <= (2 if device == "cpu" else 8) * plain  # a GPU's units cut sums off, where others round
+
+
+def test_other_weights_than_numbers_of_bfloat16_are_told_apart() -> None:
+    weight = states(30, 16, "cpu").bfloat16().float()
+    assert thrice(weight) is not None
+    weight[29, 15] = weight[29, 15] * (1 + 2.0**-20) + 2.0**-30
+    assert thrice(weight) is None
+    weight[29, 15] = torch.nan
+    assert thrice(weight) is None
