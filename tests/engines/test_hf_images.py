@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,63 @@ def test_joined_prefixes_give_the_logits_of_each_alone(models: Any) -> None:
             ids = torch.cat([torch.tensor(heads[owners[kept]]), tails[kept], torch.tensor([last])])
             own = seen.model(input_ids=ids[None]).logits[0, -1]
             torch.testing.assert_close(found[row], own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_model_that_sees_more_than_features_is_found_by_the_trial(
+    shares: bool, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = models("llava")
+    if not shares:
+        monkeypatch.setattr("cme_bench.engines.hf.engine.why_rowwise", lambda *_: "for this test")
+    usual = scores(HFEngine(seen.model, seen.tokenizer, reader=seen.vision), likelihoods(seen))
+    with sees_in_a_later_layer(seen.model):
+        plain = [seen.logprob(text, images, c) for text, images in PROMPTS for c in choices(seen)]
+        engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+        assert scores(engine, likelihoods(seen)) == pytest.approx(plain, abs=1e-4)
+        assert engine.describe()["images"] == "alone: a trial gave other scores"
+    assert plain != pytest.approx(usual, abs=1e-2)
+
+
+@contextlib.contextmanager
+def sees_in_a_later_layer(model: Any) -> Iterator[None]:
+    """Let a model add something to the states of its second layer where it was given pixels."""
+    given = [False]
+
+    def note(module: Any, fed: Any, named: dict[str, Any]) -> None:
+        given[0] = named.get("pixel_values") is not None
+
+    def add(module: Any, fed: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *rest = fed
+        return (states.roll(1, -1) if given[0] else states, *rest)
+
+    hooks = (
+        model.register_forward_pre_hook(note, with_kwargs=True),
+        model.model.language_model.layers[1].register_forward_pre_hook(add),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def test_trials_take_few_forwards_and_each_prefix_is_computed_once(models: Any) -> None:
+    seen = models("llava")
+    asked = [GenerateRequest(seen.ids(text, *images), 1, images=images) for text, images in MANY[:-1]]
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    engine.limits.forward_tokens = 8
+    assert engine.rowwise_because is None
+    fed: list[int] = []
+    layer = seen.model.model.language_model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda module, fed_in: fed.append(fed_in[0].shape[1]))
+    dict(engine.generate(asked))
+    hook.remove()
+    own, kept, tail, prefixes, questions = fed
+    assert (own, kept, tail) == (16 + 8, 16 + 4, 4)  # the trial: the image's row both ways
+    assert prefixes < sum(len(request.prompt) for request in asked) // 2
+    assert questions + 16 <= max(len(request.prompt) for request in asked)
 
 
 def test_features_that_are_given_up_are_computed_again(models: Any) -> None:

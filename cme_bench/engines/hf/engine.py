@@ -376,7 +376,7 @@ class HFEngine(Engine):
             max(len(requests[i].prompt) - prefix + requests[i].n_new for i in group)
             for group, prefix in groups
         ]
-        most = min(self.budget.tokens, self.limits.pack_tokens)
+        most = self.limits.pack_tokens if self.ahead else self.budget.tokens
         yield from join_groups(groups, sizes, tokens=self.budget.tokens, most=most)
 
     def _joined(
@@ -438,7 +438,8 @@ class HFEngine(Engine):
     ) -> list[GenerateResponse]:
         positions = generation.Positions()
         with self._measured():
-            if self._by_length and session is self._alone:
+            own = session is self.__dict__.get("_alone")  # no trial of what this batch does not use
+            if own and self._by_length:
                 responses = self._decoder.decode_by_length(rows, session, positions)
             else:
                 responses = self._decoder.decode_batch(rows, session(rows), positions)

@@ -83,14 +83,20 @@ def _told_apart(forward: CausalForward, max_length: int) -> str | None:
 
 
 def shared_scores(
-    forward: CausalForward, rows: Sequence[ScoringRow], max_length: int, *, chunk: int = 12
+    forward: CausalForward,
+    rows: Sequence[ScoringRow],
+    max_length: int,
+    *,
+    chunk: int = 12,
+    scored: int = 12,
 ) -> dict[int, RowScore]:
-    """Return the scores of a few rows by packs of ``chunk`` tokens at most, by their choice's number.
+    """Return the scores of a few rows by packs of ``chunk`` tokens, ``scored`` of them read, at most, by
+    their choice's number.
 
     Raises UnsupportedAttentionError where a layer does not attend by transformers' interface.
     """
     limits = PlanLimits(
-        pack_tokens=chunk, pack_scored=12, block_tokens=4, forward_tokens=1, kept_tokens=max_length
+        pack_tokens=chunk, pack_scored=scored, block_tokens=4, forward_tokens=1, kept_tokens=max_length
     )
     run = PackForward(forward)
     packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
