@@ -20,6 +20,13 @@ PIECES = 3  # bfloat16 has 8 significant bits, float32 has 24
 BYTES = 2 * PIECES
 """Of a weight in what :func:`thrice` returns."""
 _BLOCK = 1024
+_SINCE = (8, 0)
+
+
+def has_units(device: torch.device) -> bool:
+    """Return whether a device has matrix units for bfloat16, as NVIDIA's GPUs since 2020."""
+    cuda = device.type == "cuda" and torch.version.hip is None
+    return cuda and torch.cuda.get_device_capability(device) >= _SINCE
 
 
 def thrice(weight: Tensor) -> Tensor | None:

@@ -174,7 +174,7 @@ def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.
 
 def test_only_a_gpu_computes_so_by_default(toy_tokenizer: PreTrainedTokenizerFast) -> None:
     model = of_bfloat16("llama")
-    assert PieceProducts(model, None).plain_because == "only a GPU gains"
+    assert PieceProducts(model, None).plain_because == piece_products.ONLY_A_GPU
     assert "products" not in HFEngine(model, toy_tokenizer).describe()
     told: list[str] = []
     off = HFEngine(model, toy_tokenizer, pieces=False, note=told.append)

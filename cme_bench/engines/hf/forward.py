@@ -224,6 +224,11 @@ class CausalForward:
 
         return QuickLora(self.model, output_layer(self.model))
 
+    @property
+    def by_pieces(self) -> bool:
+        """Return whether float32 may be computed by bfloat16 pieces, where a device gains by it."""
+        return self._dtype == torch.float32 and self._asked_pieces is not False
+
     @functools.cached_property
     def pieces(self) -> PieceProducts | None:
         """Return the layers that multiply by pieces; None for a model that is not in float32."""

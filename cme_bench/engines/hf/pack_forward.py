@@ -39,7 +39,7 @@ class PackForward:
         """Start computing ``pack``; return what waits for its reads, with one copy back from the device."""
         device = self._forward.device
         places, index, target, row = pack.reads
-        attention = PackAttention(pack, self.kept, device)
+        attention = PackAttention(pack, self.kept, device, kernel=self._forward.by_pieces)
         with self._forward.seeing(pack.tokens), attention_of(self._forward.model, attention):
             [logits] = self._forward.uncached(
                 to_device(pack.tokens, device)[None],

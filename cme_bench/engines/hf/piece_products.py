@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from cme_bench.util.errors import first_line
 from cme_bench.util.exact_logits import SameNumbers, replaced
-from cme_bench.util.float32_pieces import BYTES, multiply, thrice
+from cme_bench.util.float32_pieces import BYTES, has_units, multiply, thrice
 
-AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU gains"
-_BFLOAT16_UNITS = (8, 0)
+AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
 _WORTH = 1 << 27
 """Multiplications from which a GPU is faster with pieces; below, both take about the time of a start."""
 _FEW_ROWS = 32
@@ -119,11 +118,7 @@ def _why_not(model: nn.Module, asked: bool | None) -> str | None:
     if asked is not None:
         return None if asked else AS_ASKED
     devices = {parameter.device for parameter in model.parameters()}
-    if not devices or any(device.type != "cuda" for device in devices) or torch.version.hip is not None:
-        return ONLY_A_GPU
-    if min(torch.cuda.get_device_capability(device) for device in devices) < _BFLOAT16_UNITS:
-        return "a GPU without units for bfloat16"
-    return None
+    return None if devices and all(map(has_units, devices)) else ONLY_A_GPU
 
 
 def _candidates(model: nn.Module) -> Iterator[nn.Linear]:

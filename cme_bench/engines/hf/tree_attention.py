@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cme_bench.engines.hf import tree_kernel
 from cme_bench.engines.hf.attention import AttentionCall, additive, fold, merge
 from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError
 from cme_bench.engines.hf.unit_attention import UnitAttention, bands, launch_pairs
@@ -46,14 +47,17 @@ class KeptPrefix:
 class PackAttention:
     """Compute the attention of one pack, every layer on its own device.
 
-    ``windows``: of every call so far; with them a model is checked.
+    ``windows``: of every call so far; with them a model is checked. ``kernel``: whether one of our own may
+    compute it (:mod:`cme_bench.engines.hf.tree_kernel`).
     """
 
-    def __init__(self, pack: Pack, kept: KeptPrefix, device: torch.device) -> None:
+    def __init__(self, pack: Pack, kept: KeptPrefix, device: torch.device, *, kernel: bool = False) -> None:
         self.pack = pack
         self.kept = kept
         self.windows: list[int | None] = []
         self._device = device
+        self._kernel = kernel
+        self._sights: dict[torch.device, tree_kernel.Sight] = {}
         self._units: list[UnitAttention] = []
         self._positions: dict[torch.device, Tensor] = {}
         self._prefix_masks: dict[tuple[int, int, torch.dtype, torch.device], Tensor] = {}
@@ -64,6 +68,27 @@ class PackAttention:
         if call.key.shape[0] != 1 or call.key.shape[2] != n or query.shape[2] != n:
             raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")
         self.windows.append(call.window)
+        out = self._by_kernel(call) if self._kernel else None
+        if out is None:
+            out = self._in_parts(call).transpose(1, 2)
+        if self.pack.keep:
+            self.kept.extend(call.module, cached, call.key, call.value)
+        return out
+
+    def _by_kernel(self, call: AttentionCall) -> Tensor | None:
+        """Return the attention [1, n, heads, head size] of our kernel; None where it does not compute it."""
+        cut = call.window is not None and int(self.pack.positions.max()) >= call.window
+        if cut or not tree_kernel.suits(call):
+            return None
+        device = call.query.device
+        if device not in self._sights:
+            self._sights[device] = tree_kernel.Sight.of(self.pack, device)
+        prefix = self.kept.head(call.module, self.pack.cached) if self.pack.cached else None
+        return tree_kernel.attend(call, self._sights[device], prefix)
+
+    def _in_parts(self, call: AttentionCall) -> Tensor:
+        """Return [1, heads, n, head size]: the units' own keys and the prefix, merged."""
+        cached, query = self.pack.cached, call.query
         out, lse = self._within_units(call)
         if cached:
             keys, values = self.kept.head(call.module, cached)
@@ -72,9 +97,7 @@ class PackAttention:
                 fold(query, call.groups), keys[:, :, first:], values[:, :, first:], mask=mask
             )
             out = merge(seen.reshape(out.shape), seen_lse.reshape(lse.shape), out, lse)
-        if self.pack.keep:
-            self.kept.extend(call.module, cached, call.key, call.value)
-        return out.transpose(1, 2)
+        return out
 
     def _within_units(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Return ``(out, lse)`` [1, heads, n, ...] and [1, heads, n], each token over its own unit."""

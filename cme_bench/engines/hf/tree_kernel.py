@@ -1,0 +1,146 @@
+"""Attention of a pack in float32 as one GPU kernel, in which each number is three bfloat16 pieces.
+
+torch's kernel for float32 takes a mask with a number for every pair of a query and a key, and computes all of
+them. This one computes the blocks of keys that some query sees, over the kept prefix and the pack at once,
+on matrix units for bfloat16, as exactly as float32 (:mod:`cme_bench.util.float32_pieces`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cme_bench.engines.hf.attention import AttentionCall
+from cme_bench.engines.hf.copies import to_device
+from cme_bench.engines.packs import Ints, Pack
+from cme_bench.util.float32_pieces import has_units, split
+from cme_bench.util.kernels import compute
+
+BLOCK = 64
+_WIDTHS = frozenset({16, 32, 64, 128})
+_TOLERANCE = 3e-5
+"""Of a trial, the largest error as a share of the numbers; TF32 is at 1e-3."""
+
+
+class Sight(NamedTuple):
+    """Tell a kernel who sees whom: ``ends`` [n] as of ``ends_of``; of each block of queries the blocks of
+    keys that some of them see, ``blocks[lists[i] : lists[i + 1]]``. All are int32."""
+
+    ends: Tensor
+    lists: Tensor
+    blocks: Tensor
+
+    @classmethod
+    def of(cls, pack: Pack, device: torch.device) -> Sight:
+        """Return the sight of a pack's tokens within the pack."""
+        ends = ends_of(pack)
+        return cls(*(to_device(part.astype(np.int32), device) for part in (ends, *block_lists(ends))))
+
+
+def ends_of(pack: Pack) -> Ints:
+    """Return [n]: token j of the pack is seen by its tokens i with ``j <= i < end[j]``, and by no others."""
+    return np.concatenate([start + u.end for start, u in zip(pack.starts, pack.units, strict=False)])
+
+
+def block_lists(ends: Ints) -> tuple[Ints, Ints]:
+    """Return ``(lists, blocks)`` of ``Sight``; a block of queries begins with its own keys, which all see."""
+    firsts = np.arange(0, len(ends), BLOCK)
+    farthest = np.maximum.reduceat(ends, firsts)
+    last = np.maximum(-(-farthest // BLOCK), np.arange(len(firsts)) + 1)  # of blocks of queries, exclusive
+    counts = last - np.arange(len(firsts))
+    keys = np.repeat(np.arange(len(firsts)), counts)
+    queries = keys + np.arange(len(keys)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.lexsort((-keys, queries))
+    return np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=len(firsts)))]), keys[order]
+
+
+def suits(call: AttentionCall) -> bool:
+    """Return whether the kernel computes such attention, and works on its device; windows are not asked."""
+    states = (call.query, call.key, call.value)
+    sizes = {part.shape[-1] for part in states}
+    return (
+        all(part.is_cuda and part.dtype == torch.float32 for part in states)
+        and len(sizes) == 1
+        and sizes <= _WIDTHS
+        and call.softcap is None
+        and has_units(call.query.device)
+        and _works(call.query.device, sizes.pop())
+    )
+
+
+def attend(call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return attention of ``call`` over ``prefix`` and its own keys, [1, n, heads, size], float32.
+
+    ``prefix``: keys and values [1, key heads, cached, size] that all see; None for none.
+    """
+    from cme_bench.engines.hf.triton_tree import tree_kernel
+
+    query, key, value = (_pieces(part) for part in (call.query, call.key, call.value))
+    kept = (key, value) if prefix is None else tuple(_pieces(part) for part in prefix)
+    _, heads, tokens, width = call.query.shape
+    out = call.query.new_empty(1, tokens, heads, width)
+    with torch.cuda.device(query.device):
+        tree_kernel[(-(-tokens // BLOCK), heads)](
+            query,
+            key,
+            value,
+            *kept,
+            *sight,
+            out,
+            tokens,
+            0 if prefix is None else prefix[0].shape[2],
+            width**-0.5 if call.scaling is None else call.scaling,
+            HEADS=heads,
+            GROUP=call.groups,
+            WIDTH=width,
+            BLOCK=BLOCK,
+            num_warps=4,
+            num_stages=1,  # programs side by side hide the loads; more stages leave room for one program only
+        )
+    return out
+
+
+def _pieces(states: Tensor) -> Tensor:
+    """Return [1, h, n, d] as three pieces [n, 3 h d], the small ones first."""
+    return split(states[0].transpose(0, 1).flatten(1))
+
+
+@functools.cache
+def _works(device: torch.device, width: int) -> bool:
+    """Return whether the kernel can be built for a device, and is as exact as it should be; tried once."""
+    return compute(
+        lambda: _error(device, width) < _TOLERANCE, "float32 packs attend by torch's kernel, slower"
+    )
+
+
+def _error(device: torch.device, width: int) -> float:
+    """Return how far the kernel is from the plain formula in float64, as a share of the numbers."""
+    tokens, cached, heads, group = 3 * BLOCK - 5, BLOCK + 9, 4, 2
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(heads, tokens), *[(heads // group, tokens)] * 2, *[(heads // group, cached)] * 2]
+    drawn = [torch.randn(1, *shape, width, generator=generator).to(device) for shape in shapes]
+    call = AttentionCall(torch.nn.Module(), drawn[0], drawn[1], drawn[2])
+    ends = np.minimum(np.arange(tokens) // 20 * 20 + 50, tokens)
+    given = (to_device(part.astype(np.int32), device) for part in (ends, *block_lists(ends)))
+    found = attend(call, Sight(*given), (drawn[3], drawn[4])).double()
+    wanted = plainly(call, ends, (drawn[3], drawn[4]))
+    return float((found - wanted).abs().max() / wanted.square().mean().sqrt())
+
+
+def plainly(call: AttentionCall, ends: Ints, prefix: tuple[Tensor, Tensor]) -> Tensor:
+    """Return what ``attend`` does, in float64 and by all scores."""
+    query, key, value = (part.double() for part in (call.query, call.key, call.value))
+    key, value = (
+        torch.cat((kept.double(), own), 2).repeat_interleave(call.groups, 1)
+        for kept, own in zip(prefix, (key, value), strict=True)
+    )
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
+    index = np.arange(len(ends))
+    seen = torch.from_numpy((index <= index[:, None]) & (index[:, None] < ends))
+    cached = prefix[0].shape[2]
+    scores[..., cached:].masked_fill_(~seen.to(scores.device), -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2)

@@ -1,0 +1,84 @@
+"""Who sees whom in a pack, as a kernel is told; and the kernel itself, on a GPU."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cme_bench.engines.hf.attention import AttentionCall
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
+from cme_bench.engines.hf.tree_kernel import BLOCK, Sight, block_lists, ends_of, plainly, suits
+from cme_bench.engines.packs import Pack
+from tests.engines.test_unit_attention import unit
+
+CACHED = 70
+
+
+def drawn_pack(seed: int, cached: int) -> Pack:
+    drawn = random.Random(seed)
+    lengths = [drawn.choice([1, 3, 40, 64, 65, 150, 300]) for _ in range(6)]
+    return Pack(cached, False, tuple(unit(drawn, length, drawn.random() < 0.7) for length in lengths))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_of_keys_are_those_that_some_query_sees(seed: int) -> None:
+    ends = ends_of(drawn_pack(seed, 0))
+    lists, blocks = block_lists(ends)
+    index = np.arange(len(ends))
+    seen = (index <= index[:, None]) & (index[:, None] < ends)
+    assert len(lists) == -(-len(ends) // BLOCK) + 1
+    assert lists[-1] == len(blocks)
+    for query in range(len(lists) - 1):
+        found = blocks[lists[query] : lists[query + 1]].tolist()
+        assert found[0] == query  # so that a row has seen a key before all of a block's are masked
+        assert len(set(found)) == len(found)
+        rows = seen[query * BLOCK : (query + 1) * BLOCK]
+        needed = {int(key) for key in np.flatnonzero(rows.any(0)) // BLOCK}
+        assert needed <= set(found)
+        assert max(found) == query
+
+
+def attended(
+    seed: int, cached: int, width: int, device: str
+) -> tuple[Pack, AttentionCall, KeptPrefix, tuple[torch.Tensor, torch.Tensor]]:
+    pack = drawn_pack(seed, cached)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(6, pack.n_tokens), *[(2, pack.n_tokens)] * 2, *[(2, cached)] * 2]
+    parts = [torch.randn(1, *shape, width, generator=generator).to(device) for shape in shapes]
+    call = AttentionCall(nn.Identity(), *parts[:3], scaling=0.3)
+    kept = KeptPrefix()
+    kept.extend(call.module, 0, parts[3], parts[4])
+    return pack, call, kept, (parts[3], parts[4])
+
+
+@pytest.mark.parametrize("cached", [0, CACHED])
+def test_the_plain_formula_is_the_attention_in_parts(cached: int) -> None:
+    pack, call, kept, prefix = attended(1, cached, 8, "cpu")
+    found = PackAttention(pack, kept, torch.device("cpu"), kernel=True)(call)
+    assert not suits(call)
+    torch.testing.assert_close(found.double(), plainly(call, ends_of(pack), prefix), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("width", [16, 64, 128])
+@pytest.mark.parametrize("cached", [0, CACHED])
+def test_a_gpu_attends_by_the_kernel_as_exactly_as_in_parts(cached: int, width: int) -> None:
+    pack, call, kept, prefix = attended(2, cached, width, "cuda")
+    assert suits(call)
+    device = torch.device("cuda", torch.cuda.current_device())
+    wanted = plainly(call, ends_of(pack), prefix)
+    attend = PackAttention(pack, kept, device, kernel=True)
+    found = attend(call)
+    assert attend._sights
+    assert isinstance(next(iter(attend._sights.values())), Sight)
+    size = wanted.square().mean().sqrt()
+    error, own = (
+        float((got.double() - wanted).square().mean().sqrt() / size)
+        for got in (found, PackAttention(pack, kept, device)(call))
+    )
+    print(f"width {width}, {cached} before: {error:.1e}, torch's kernel {own:.1e}")
+    assert error < 3e-6
