@@ -10,6 +10,7 @@ from cme_bench.engines.base import Engine
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
 from cme_bench.runs.options import PIECES, WIDE
 from cme_bench.runs.probing import check_probe, reader_of
+from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -31,14 +32,26 @@ class HFSource(SavedSource):
         super().__init__(model, options, note)
         self._peft: Any = None
         self._name = ""
+        self._builds: Early[None] | None = None
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """What trials found, by the adapter's hash: engines of one base with one adapter need no second."""
 
     def begin(self) -> None:
-        """Begin to load the weights."""
+        """Begin to load the weights, and to build the kernel that float32 needs on a GPU."""
         self.model.load_early()
+        if self._builds is None and self._takes_pieces():
+            self._builds = Early(self._build)
+
+    def _takes_pieces(self) -> bool:
+        float32 = self.model.dtype_name == "float32" and self.model.device.type == "cuda"
+        return float32 and bool(self.options.settings.get(PIECES, 1))
+
+    def _build(self) -> None:
+        from cme_bench.engines.hf.tree_kernel import build_early
+
+        build_early(self.model.config, self.model.device)
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine

@@ -8,7 +8,7 @@ on matrix units for bfloat16, as exactly as float32 (:mod:`cme_bench.util.float3
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.packs import Ints, Pack
+from cme_bench.util.early import Early
 from cme_bench.util.float32_pieces import has_units, split
 from cme_bench.util.kernels import compute
 
@@ -93,9 +94,9 @@ def attend(call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | No
             out,
             tokens,
             0 if prefix is None else prefix[0].shape[2],
+            heads,
+            call.groups,
             width**-0.5 if call.scaling is None else call.scaling,
-            HEADS=heads,
-            GROUP=call.groups,
             WIDTH=width,
             BLOCK=BLOCK,
             num_warps=4,
@@ -109,12 +110,25 @@ def _pieces(states: Tensor) -> Tensor:
     return split(states[0].transpose(0, 1).flatten(1))
 
 
-@functools.cache
+def build_early(config: Any, device: torch.device) -> None:
+    """Build the kernel for the heads of a model in another thread: it takes seconds, while weights load."""
+    text = config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
+    if has_units(device) and width in _WIDTHS:
+        number = torch.cuda.current_device() if device.index is None else device.index
+        _trial(torch.device("cuda", number), width)
+
+
 def _works(device: torch.device, width: int) -> bool:
-    """Return whether the kernel can be built for a device, and is as exact as it should be; tried once."""
-    return compute(
-        lambda: _error(device, width) < _TOLERANCE, "float32 packs attend by torch's kernel, slower"
-    )
+    return _trial(device, width).result()
+
+
+@functools.cache
+def _trial(device: torch.device, width: int) -> Early[bool]:
+    """Find whether the kernel can be built for a device, and is as exact as it should be; once."""
+    otherwise = "float32 packs attend by torch's kernel, slower"
+    return Early(lambda: compute(lambda: _error(device, width) < _TOLERANCE, otherwise))
 
 
 def _error(device: torch.device, width: int) -> float:

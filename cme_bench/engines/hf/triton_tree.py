@@ -58,7 +58,7 @@ def _seen(q3, q2, q1, k, v, columns, live, seen, most, total, found, row, head, 
     return higher, total, found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "cached", "heads", "group"])  # one build serves every pack and model
 def tree_kernel(
     q,
     k,
@@ -71,20 +71,20 @@ def tree_kernel(
     out,
     tokens,
     cached,
+    heads,
+    group,
     scale,
-    HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
     rows = tile * BLOCK + tl.arange(0, BLOCK)
     live = rows < tokens
-    kept_row = HEADS // GROUP * WIDTH
-    q_at = q + rows.to(tl.int64) * (3 * HEADS * WIDTH) + head * WIDTH
-    q3 = _piece(q_at, 0, HEADS * WIDTH, live, WIDTH)
-    q2 = _piece(q_at, 1, HEADS * WIDTH, live, WIDTH)
-    q1 = _piece(q_at, 2, HEADS * WIDTH, live, WIDTH)
+    kept_row = heads // group * WIDTH
+    q_at = q + rows.to(tl.int64) * (3 * heads * WIDTH) + head * WIDTH
+    q3 = _piece(q_at, 0, heads * WIDTH, live, WIDTH)
+    q2 = _piece(q_at, 1, heads * WIDTH, live, WIDTH)
+    q1 = _piece(q_at, 2, heads * WIDTH, live, WIDTH)
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     found = tl.zeros((BLOCK, WIDTH), tl.float32)
@@ -105,7 +105,7 @@ def tree_kernel(
             total,
             found,
             kept_row,
-            head // GROUP,
+            head // group,
             factor,
             WIDTH,
         )
@@ -127,9 +127,9 @@ def tree_kernel(
             total,
             found,
             kept_row,
-            head // GROUP,
+            head // group,
             factor,
             WIDTH,
         )
-    at = out + (rows.to(tl.int64) * HEADS + head) * WIDTH
+    at = out + (rows.to(tl.int64) * heads + head) * WIDTH
     tl.store(at[:, None] + tl.arange(0, WIDTH)[None, :], found / total[:, None], mask=live[:, None])
