@@ -55,10 +55,18 @@ FEW_ROWS = 9
 
 
 def named(table: Table, names: Sequence[str]) -> list[str]:
-    """Return the columns of these names that are not empty, in that order, whatever their case."""
-    lower = {name.lower(): name for name in table.columns}
-    found = [lower[name] for name in names if name in lower]
+    """Return the columns of these names that are not empty, in that order, however they are spelled."""
+    spelled: dict[str, str] = {}
+    for name in table.columns:
+        spelled.setdefault(in_one_spelling(name), name)
+    spelled |= {name.lower(): name for name in table.columns}
+    found = list(dict.fromkeys(spelled[name] for name in names if name in spelled))
     return [name for name in found if not all(map(is_blank, table.values(name)))]
+
+
+def in_one_spelling(name: str) -> str:
+    """Return ``Correct Answer``, ``correctAnswer`` and ``correct-answer`` as ``correct_answer``."""
+    return re.sub(r"[\W_]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)).strip("_").lower()
 
 
 def is_text(table: Table, name: str) -> bool:
@@ -80,8 +88,8 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
 
 def role(table: Table, name: str) -> str:
     """Return ``id``, ``describes`` or ``gives away`` for a column that is not read, else an empty text."""
-    lower = name.lower()
-    if lower in _IDS or re.search(r"(?:^|_)(?:id|idx|uid|url)s?$", lower):
+    lower = in_one_spelling(name)
+    if lower in _IDS or name.lower() in _IDS or re.search(r"(?:^|_)(?:id|idx|uid|url)s?$", lower):
         return "id"
     if lower in _GIVES_AWAY:
         return "gives away"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cme_bench.util.errors import UsageError, first_line
 
@@ -15,6 +16,9 @@ SEPARATORS = (",", ";", "\t", "|")
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", ":": "colon", " ": "blank"}
 _SAMPLE = 50_000
 """Characters that the dialect is found by."""
+_COMMENT = re.compile(r"(#[^\r\n]*)(?:\r\n|\r|\n)")
+_ESCAPED = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
+"""A quotation mark after a backslash that no other one takes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,9 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
     Raises UsageError with file and line for a row that has more or fewer fields than the header, and where
     two readings fit and give different rows.
     """
+    text, comments = _without_comments(text)
     text, stated = _told_separator(text)
-    first = 2 if stated else 1
+    first = 1 + comments + bool(stated)
     separator = separator or stated
     worst: CsvError | None = None
     readings: dict[str, CsvText] = {}
@@ -64,7 +69,19 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
         raise UsageError(f"{origin}: can be read as parted by {ways}; say --sep '{several[0]}'")
     if worst is not None and not several and (not readings or worst.columns > 1):
         raise UsageError(f"{origin}:{worst.line}: {worst} (--sep and --quote say how the file is written)")
-    return readings[(several or list(readings))[0]]
+    read = readings[(several or list(readings))[0]]
+    said = f"{comments} lines of comments (#) before the header left out" if comments else ""
+    return replace(read, note="; ".join(note for note in (said, read.note) if note))
+
+
+def _without_comments(text: str) -> tuple[str, int]:
+    """Return the text without the lines before its header that begin with "#" and part nothing, and their
+    number."""
+    lines = 0
+    while (m := _COMMENT.match(text)) and not any(each in m[1] for each in SEPARATORS):
+        text = text[m.end() :]
+        lines += 1
+    return text, lines
 
 
 def _told_separator(text: str) -> tuple[str, str | None]:
@@ -83,7 +100,7 @@ def _candidates(text: str) -> list[str]:
     except clevercsv.exceptions.NoDetectionResult:
         dialect = None
     first = dialect.delimiter if dialect is not None else ""
-    header = text.partition("\n")[0]
+    header = _head(text)
     usual = sorted(SEPARATORS, key=header.count, reverse=True)
     return list(dict.fromkeys([*([first] if first in SEPARATORS else []), *usual]))
 
@@ -96,16 +113,32 @@ def _read(text: str, origin: str, separator: str, quotes: bool | None, first: in
     except CsvError:
         if '"' not in text:
             raise
+        named = f"parted by {_NAMES.get(separator, separator)}"
+        if (escaped := _escaped(text, separator, first)) is not None:
+            return replace(escaped, note=f'{named}, \\" read as a quotation mark')
         bare = _strict(text, separator, False, first)
-        named = f'parted by {_NAMES.get(separator, separator)}, quotation marks (") kept as characters'
-        return CsvText(bare.header, bare.rows, bare.lines, named)
+        return replace(bare, note=f'{named}, quotation marks (") kept as characters')
     if '"' in text and (bare_rows := _bare_rows(text, separator, first)) not in (None, len(quoted.rows)):
         raise UsageError(
             f"{origin}: can be read in two ways: {len(quoted.rows)} rows if quotation marks enclose fields, "
             f"{bare_rows} if they are characters; say --quote yes or --quote no"
         )
     note = "" if separator in (",", "\t") else f"parted by {_NAMES.get(separator, repr(separator))}"
-    return CsvText(quoted.header, quoted.rows, quoted.lines, note)
+    return replace(quoted, note="; ".join(each for each in (note, quoted.note) if each))
+
+
+def _escaped(text: str, separator: str, first: int) -> CsvText | None:
+    """Return the rows where a backslash, not a second quotation mark, keeps one; None if they do not fit."""
+    doubled = _ESCAPED.sub(r'\1""', text)
+    try:
+        return _strict(doubled, separator, True, first) if doubled != text else None
+    except CsvError:
+        return None
+
+
+def _head(text: str) -> str:
+    """Return the first line, whichever of the three line ends is used."""
+    return re.split(r"[\r\n]", text, maxsplit=1)[0]
 
 
 def _bare_rows(text: str, separator: str, first: int) -> int | None:
@@ -122,7 +155,7 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
 
     Blanks after a separator are part of no field where a quoted field, or the header, follows them.
     """
-    spaced = f"{separator} " in text.partition("\n")[0]
+    spaced = f"{separator} " in _head(text)
     with _long_fields():
         reader = csv.reader(
             io.StringIO(text, newline=""),
@@ -131,7 +164,8 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
             skipinitialspace=spaced,
             strict=True,
         )
-        rows, lines = [], []
+        rows: list[list[str]] = []
+        lines: list[int] = []
         header: list[str] | None = None
         before = 0
         try:
@@ -141,14 +175,30 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
                     continue
                 if header is None:
                     header = [name.strip() for name in row]
-                elif len(row) != len(header):
-                    raise CsvError(line, f"{len(row)} fields, but the header has {len(header)}", len(header))
+                elif len(row) != len(header) and not (len(row) == len(header) + 1 and not row[-1].strip()):
+                    raise _uneven(line, row, header)
                 else:
                     rows.append(row)
                     lines.append(line)
         except csv.Error as err:
             raise CsvError(before + first, f"broken CSV ({first_line(err)})", len(header or ())) from err
-    return CsvText(header or [], rows, lines)
+    return _without_trailing(CsvText(header or [], rows, lines))
+
+
+def _uneven(line: int, row: Sequence[str], header: Sequence[str]) -> CsvError:
+    return CsvError(line, f"{len(row)} fields, but the header has {len(header)}", len(header))
+
+
+def _without_trailing(read: CsvText) -> CsvText:
+    """Return the rows without an empty field behind the last one, if every row has one; CsvError if some
+    do."""
+    longer = [index for index, row in enumerate(read.rows) if len(row) > len(read.header)]
+    if not longer:
+        return read
+    if len(longer) < len(read.rows):
+        raise _uneven(read.lines[longer[0]], read.rows[longer[0]], read.header)
+    rows = [row[:-1] for row in read.rows]
+    return replace(read, rows=rows, note="every row ends in a separator, the header does not")
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from cme_bench.authoring.columns import (
     role,
 )
 from cme_bench.authoring.draft import KINDS, Draft
+from cme_bench.authoring.golds import read_golds
 from cme_bench.authoring.guessing import guess_answer, guess_choices, guess_kind, guess_question
 from cme_bench.authoring.new_options import Told
-from cme_bench.authoring.options import read_golds, row_options
+from cme_bench.authoring.options import row_options
 from cme_bench.authoring.references import label_names, label_values, label_variants, read_references
 from cme_bench.authoring.table_files import Table
 from cme_bench.tasks.values import is_blank
@@ -52,6 +53,8 @@ def guess(table: Table, told: Told | None = None, *, seen: bool = False) -> Draf
     elif not choices:
         raise UsageError(f"{table.origin}: name the column, or columns, of the options with --choices")
     shown = told.question or guess_question(table, answer, choices, seen=seen)
+    if not seen:
+        _check_shown(table, shown)
     told = replace(told, kind=kind, question=shown, answer=answer, choices=choices)
     return _with_unused(table, _read(table, told))
 
@@ -105,6 +108,13 @@ def _check_told(table: Table, told: Told) -> None:
             raise UsageError(f"{flag} goes with --type {' or '.join(kinds)}, not with {told.kind}")
     if told.labels and told.choices:
         raise UsageError("--labels is for rows without options, --choices for rows with them: give one")
+
+
+def _check_shown(table: Table, shown: tuple[str, ...]) -> None:
+    """Check that every row shows something: without its question nobody can answer it."""
+    for index, row in enumerate(table.rows):
+        if all(is_blank(row[name]) for name in shown):
+            raise UsageError(f"{table.place(index)}: there is no question in {', '.join(shown)}")
 
 
 def _read(table: Table, told: Told) -> Draft:

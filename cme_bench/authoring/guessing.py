@@ -21,8 +21,9 @@ from cme_bench.authoring.columns import (
     role,
     words,
 )
+from cme_bench.authoring.golds import read_golds
 from cme_bench.authoring.new_options import Told
-from cme_bench.authoring.options import read_golds, row_options, text_of_values
+from cme_bench.authoring.options import row_options, text_of_values
 from cme_bench.authoring.table_files import Table
 from cme_bench.scoring.references import read_number_reference
 from cme_bench.tasks.values import as_text, is_blank
@@ -78,8 +79,8 @@ def guess_choices(table: Table, answer: str) -> tuple[str, ...]:
         )
     for pattern in OPTION_COLUMNS:
         found = [c for c in table.columns if c != answer and re.fullmatch(pattern, c, re.IGNORECASE)]
-        found = [c for c in found if not all(map(is_blank, table.values(c)))]
-        if len(found) >= 2:
+        # an empty one keeps its place, since answers may count it
+        if sum(not all(map(is_blank, table.values(c))) for c in found) >= 2:
             return tuple(found)
     wrong = [c for c in table.columns if re.fullmatch(WRONG_OPTIONS, c, re.IGNORECASE) and c != answer]
     wrong = [c for c in wrong if not all(map(is_blank, table.values(c)))]

@@ -60,7 +60,8 @@ class NewOptions:
     source: Annotated[
         str,
         Option(
-            "A .jsonl, .json, .csv, .tsv or .parquet file (.gz too), or hub:OWNER/NAME[:CONFIG].",
+            "A .jsonl, .json, .csv, .tsv or .parquet file (packed too: .gz, .zip, ...), or "
+            "hub:OWNER/NAME[:CONFIG].",
             flag="--from",
         ),
     ]

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
+import regex
+
 from cme_bench.authoring.guessing import MOST_LABELS, writes_list
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import text_of_values
@@ -14,6 +16,10 @@ from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.values import as_text, is_blank
 from cme_bench.util.errors import UsageError
 
+_SAYS = regex.compile(r"[\p{L}\p{N}\p{S}]")
+"""What a label has that says something, as "-" or "?" has not."""
+_SEPARATORS = (";", "|")
+_JUDGES = frozenset("correct is_correct right is_right score votes points".split())
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
 
 
@@ -27,10 +33,15 @@ def label_values(table: Table, answer: str) -> list[Any]:
         value = row[answer]
         if is_blank(value) or isinstance(value, list | dict):
             raise UsageError(f"{table.place(index)}: {answer} {value!r} is no label")
-        first_rows.setdefault(value, index)
+        first_rows.setdefault(as_label(value), index)
         if len(first_rows) > MOST_LABELS:
             raise UsageError(f"{table.place(index)}: {answer} has more than {MOST_LABELS} different labels")
     return sorted(first_rows, key=lambda v: (str(type(v)), _sortable(v)))
+
+
+def as_label(value: Any) -> Any:
+    """Return a text without the blanks around it, by which no answer can tell labels apart."""
+    return value.strip() if isinstance(value, str) else value
 
 
 def _sortable(value: Any) -> tuple[int, Any]:
@@ -48,13 +59,15 @@ def label_names(table: Table, answer: str, values: Sequence[Any], told: Told) ->
         return told.labels
     if known and all(isinstance(value, int) and 0 <= value < len(known) for value in values):
         return tuple(known[value] for value in values)
-    if not all(isinstance(value, str) and _sortable(value)[0] != 0 for value in values):
+    if not all(
+        isinstance(value, str) and _sortable(value)[0] != 0 and _SAYS.search(value) for value in values
+    ):
         names = ", ".join(map(as_text, values))
         raise UsageError(
             f"{table.origin}: name the labels {names} in this order with --labels NAME,NAME,... "
             "(or say --type number, if they are numbers)"
         )
-    return tuple(value.strip() for value in values)
+    return tuple(values)
 
 
 def label_variants(values: Sequence[Any]) -> list[str]:
@@ -85,6 +98,8 @@ def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str,
     value = table.rows[index][answer]
     if isinstance(value, str) and not table.typed and told.way not in ("text", "list"):
         _refuse_written_list(table, answer)
+    if isinstance(value, str) and told.kind == "qa" and not told.separator and told.way != "text":
+        _refuse_parted(table, answer)
     if isinstance(value, str) and told.way == "list":
         try:
             value = text_of_values(value)
@@ -112,11 +127,25 @@ def _refuse_written_list(table: Table, answer: str) -> None:
         )
 
 
+def _refuse_parted(table: Table, answer: str) -> None:
+    """Refuse a column in which every text is parted by one sign: it may be several answers, or one."""
+    texts = [as_text(value) for value in table.values(answer)]
+    for sign in _SEPARATORS:
+        if len(texts) > 2 and all(sign in text.strip(sign + " ") for text in texts):
+            raise UsageError(
+                f"{table.origin}: every {answer} has {sign!r} ({texts[0]!r}); say --separator '{sign}' (each "
+                "part is accepted) or --answer-is text (the text itself is)"
+            )
+
+
 def _accepted(value: Any) -> list[str]:
     if isinstance(value, dict):
         keys = [key for key in ("value", "text", "texts", "aliases", "answer", "answers") if key in value]
         if not keys:
             raise ValueError(f"a mapping of {', '.join(value)}; give a plain column")
+        judged = [key for key, inner in value.items() if isinstance(inner, bool) or key.lower() in _JUDGES]
+        if judged:
+            raise ValueError(f"{judged[0]!r} says which answers are right; give a column of the right ones")
         return [text for key in keys for text in _accepted(value[key])]
     if isinstance(value, list):
         return [text for each in value for text in _accepted(each)]

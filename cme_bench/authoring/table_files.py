@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Any
 
 from cme_bench.authoring.csv_files import read_csv_text
 from cme_bench.authoring.new_options import FileOptions
+from cme_bench.authoring.text_files import decoded
+from cme_bench.tasks.packed import PACKINGS, form_of, unpacked
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.values import NotJsonError, is_blank, plain
 from cme_bench.util.errors import UsageError, first_line
-
-_BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\xff\xfe", "utf-16"))
-_MARKS = (*_BOMS, (b"\x00\x00\xfe\xff", "utf-32"), (b"\xfe\xff", "utf-16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +50,18 @@ class Table:
 
 
 def read_table(file: Path, options: FileOptions | None = None) -> Table:
-    """Return the rows of ``file``, read by its suffix (``.gz`` may follow).
+    """Return the rows of ``file``, read by its suffix (that of a packing, as ``.gz``, may follow).
 
     Raises UsageError, with file and line where there is one, for what is no such file, for rows that are no
     mappings, and for an encoding or a dialect that must be told.
     """
     options = options or FileOptions()
-    suffix, content = _content(file)
+    suffix, content = unpacked(file)
     reader = _READERS.get(suffix)
     if reader is None:
-        raise UsageError(f"{file}: rows are read from {', '.join(_READERS)} (each may be gzipped)")
+        sheet = "save the sheet as CSV (UTF-8); " if suffix in (".xlsx", ".xls", ".ods") else ""
+        packed = ", ".join(PACKINGS)
+        raise UsageError(f"{file}: {sheet}rows are read from {', '.join(_READERS)} ({packed} may follow)")
     table = _whole(reader(file, content, options))
     if not table.rows:
         raise UsageError(f"{file}: holds no rows")
@@ -76,46 +75,9 @@ def table_of(rows: Rows) -> Table:
     return _whole(Table([dict(row) for row in rows.table], rows.origin, rows.lines, label_names=names))
 
 
-def _content(file: Path) -> tuple[str, bytes]:
-    """Return the suffix that says the form, and the bytes, unpacked."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    try:
-        if suffixes[-1:] != [".gz"]:
-            return (suffixes or [""])[-1], file.read_bytes()
-        with gzip.open(file) as stream:
-            return (suffixes[:-1] or [""])[-1], stream.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UsageError(f"{file}: broken gzip file ({first_line(error)})") from error
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror or error})") from error
-
-
-def _decoded(file: Path, content: bytes, options: FileOptions) -> str:
-    """Decode the text: a byte order mark decides, else ``--encoding``, else UTF-8. Nothing else is
-    guessed."""
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), options.encoding or "utf-8")
-    try:
-        return content.decode(encoding)
-    except LookupError:
-        raise UsageError(f"--encoding {encoding}: no such encoding") from None
-    except UnicodeError as error:
-        place = getattr(error, "start", 0)
-        hint = "" if options.encoding else f"; say --encoding {_likely(content)}, if that is what it is"
-        line = content[:place].count(b"\n") + 1
-        raise UsageError(f"{file}:{line}: not {encoding.upper()} text (byte {place}){hint}") from error
-
-
-def _likely(content: bytes) -> str:
-    """Return the library's best guess at an encoding."""
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(content[:100_000]).best()
-    return "cp1252" if best is None else best.encoding.replace("_", "-")
-
-
 def _read_csv(file: Path, content: bytes, options: FileOptions) -> Table:
-    tabs = ".tsv" in [suffix.lower() for suffix in file.suffixes]
-    text = _decoded(file, content, options)
+    text = decoded(file, content, options)
+    tabs = "\t" in text and form_of(file) == ".tsv"
     separator = options.delimiter or ("\t" if tabs else None)
     read = read_csv_text(text, str(file), separator=separator, quotes=options.quotes)
     notes = [read.note] if read.note else []
@@ -144,26 +106,46 @@ def _counts(column: Sequence[str]) -> bool:
 
 def _read_json(file: Path, content: bytes, options: FileOptions) -> Table:
     """Read a JSON array of objects, an object around one, or JSON lines."""
-    text = _decoded(file, content, options)
+    text = decoded(file, content, options)
     try:
         whole = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         return _json_lines(file, text)
     notes: tuple[str, ...] = ()
     if isinstance(whole, dict):
-        lists = [key for key, value in whole.items() if _is_rows(value) and ".json" in file.suffixes]
-        if len(lists) != 1:
-            # one object may also be the one line of a file of JSON lines
-            rows = [whole]
-        else:
+        lists = [key for key, value in whole.items() if _is_rows(value) and form_of(file) == ".json"]
+        if len(lists) == 1:
             rows = whole[lists[0]]
             notes = (f"rows are those of {lists[0]!r}",)
+        else:
+            # one object may also be the one line of a file of JSON lines
+            _refuse_tables(file, whole, lists)
+            rows = [whole]
     elif _is_rows(whole):
         rows = whole
+    elif whole == []:
+        raise UsageError(f"{file}: holds no rows")
     else:
         raise UsageError(f"{file}: holds neither a list of JSON objects nor one a line")
     lines = [1] if isinstance(whole, dict) and not notes else None
     return Table(rows, str(file), lines, notes=notes)
+
+
+def _refuse_tables(file: Path, whole: Mapping[str, Any], lists: Sequence[str]) -> None:
+    """Refuse an object that holds several tables, or one table by its columns, as pandas writes it."""
+    if len(lists) > 1:
+        raise UsageError(
+            f"{file}: holds several lists of rows, {', '.join(lists)}; keep the one to be scored"
+        )
+    values = list(whole.values())
+    by_column = len(values) > 1 and all(isinstance(value, list) for value in values)
+    by_index = len(values) > 1 and all(isinstance(value, dict) and value for value in values)
+    same = by_index and len({tuple(value) for value in values}) == 1
+    if same or (by_column and form_of(file) == ".json"):
+        raise UsageError(
+            f"{file}: holds one object of columns; write one object a row "
+            "(pandas: to_json(FILE, orient='records', lines=True))"
+        )
 
 
 def _is_rows(value: Any) -> bool:
@@ -173,7 +155,7 @@ def _is_rows(value: Any) -> bool:
 def _json_lines(file: Path, text: str) -> Table:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -217,7 +199,7 @@ _READERS: dict[str, Callable[[Path, bytes, FileOptions], Table]] = {
 }
 
 SUFFIXES = tuple(_READERS)
-"""Suffixes of the files that :func:`read_table` reads; ``.gz`` may follow."""
+"""Suffixes of the files that :func:`read_table` reads; one of :data:`PACKINGS` may follow."""
 
 
 def _whole(table: Table) -> Table:

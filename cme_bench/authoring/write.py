@@ -14,6 +14,7 @@ from cme_bench.authoring.guess import guess
 from cme_bench.authoring.images import WrittenImages
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import LETTERS
+from cme_bench.authoring.references import as_label
 from cme_bench.authoring.table_files import Table
 from cme_bench.harness.yaml_loader import FunctionRef
 from cme_bench.images.image import Image
@@ -191,7 +192,7 @@ def _shot_draft(shots: Table, draft: Draft) -> Draft:
         if name not in shots.columns:
             raise UsageError(f"{shots.origin}: no column {name!r}")
     for index, value in enumerate(shots.values(draft.answer)):
-        if value not in draft.values:
+        if as_label(value) not in draft.values:
             known = ", ".join(map(as_text, draft.values))
             raise UsageError(f"{shots.place(index)}: label {value!r} is none of {known}")
     return draft
@@ -209,7 +210,7 @@ def _rows(plan: _Plan, table: Table, draft: Draft) -> list[dict[str, Any]]:
             row[plan.options] = [option.text.strip() for option in draft.options[index]]
             row[plan.gold] = draft.golds[index]
         elif draft.kind == "label":
-            row[plan.gold] = draft.values.index(table.rows[index][draft.answer])
+            row[plan.gold] = draft.values.index(as_label(table.rows[index][draft.answer]))
         else:
             row[plan.references] = list(draft.references[index])
         rows.append(row)

@@ -80,6 +80,9 @@ def _load(path: Path, root: Path, seen: tuple[Path, ...], strict: bool) -> Loade
     merged: dict[str, Any] = {}
     merged_where: dict[str, str] = {}
     for name in includes if isinstance(includes, list) else [includes]:
+        place = where.get("include", str(path))
+        if not (path.parent / str(name)).is_file():
+            raise UsageError(f"{place}: include {name}: no such file")
         included = _load((path.parent / str(name)).resolve(), root, (*seen, path), strict)
         merged.update(included.values)
         merged_where = _places_of_others(merged_where, included.values) | included.where

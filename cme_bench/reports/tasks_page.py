@@ -159,8 +159,9 @@ refused.
 * **Code** of a task file (`!function`) runs with `--allow-code` only, and never fetches a metric from the
   hub.
 * **Folders**: group files are passed over, and `trust_remote_code` has no effect. `data_files` may be a file,
-  a list or a mapping, `.json` an array; csv files take the settings that `datasets` takes. A file that cannot
-  be used stops only the runs that ask for its task.
+  a pattern (`part-*.jsonl`), a list or a mapping, `.json` an array. Files may be packed (`.gz`, `.bz2`,
+  `.xz`, `.zst`, or `.zip` around one file); csv files take the settings that `datasets` takes. A file that
+  cannot be used stops only the runs that ask for its task.
 
 Of the YAML files of lm-eval 0.4.13 (a test counts them, and compares the prompts and scores of over 200
 kinds with stock lm-eval on made-up rows and answers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import sys
@@ -11,12 +12,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
 from cme_bench.images.cells import holds_contents
 from cme_bench.images.decode import decode_image, is_pillow
+from cme_bench.tasks.packed import PACKINGS, form_of, unpacked
 from cme_bench.tasks.values import plain
 from cme_bench.util.errors import UsageError, did_you_mean, first_line
 
@@ -100,6 +102,11 @@ def inside(file: Path, root: Path) -> Path:
     return file
 
 
+def _opened(file: Path) -> BinaryIO:
+    """Return the bytes of a file to read, of a packed one (by its name) those within."""
+    return io.BytesIO(unpacked(file)[1]) if file.suffix.lower() in PACKINGS else file.open("rb")
+
+
 def read_jsonl(file: Path) -> Rows:
     """Read all rows of a file of JSON lines, or of one JSON array; blank lines are skipped.
 
@@ -114,7 +121,7 @@ def read_jsonl(file: Path) -> Rows:
         return array
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -168,11 +175,13 @@ def _read_array(file: Path) -> Rows | None:
     """Return the rows of a file that is one array of objects; None for any other file."""
     import pyarrow
 
-    with file.open("rb") as stream:
+    with _opened(file) as stream:
         if not stream.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return None
+        stream.seek(0)
+        content = stream.read()
     try:
-        rows = _json_value(file.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        rows = _json_value(content.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError):
         return None
     if not rows:
@@ -229,14 +238,15 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
         if given.get(ours) is not None:
             given[theirs] = given[ours]
         given.pop(ours, None)
-    given.setdefault("sep", "\t" if file.suffix == ".tsv" else ",")
+    given.setdefault("sep", "\t" if form_of(file) == ".tsv" else ",")
     given.setdefault("encoding", "utf-8-sig")
     lines: list[int] = []
     longest = csv.field_size_limit(sys.maxsize)  # an image in base64 is longer than the usual limit
     try:
         counted = _UNCOUNTED.isdisjoint(given) and len(str(given["sep"])) == 1
         lines = _csv_lines(file, given) if counted else []
-        table = pandas.read_csv(file, **given)
+        with _opened(file) as stream:
+            table = pandas.read_csv(stream, **given)
     except (UnicodeDecodeError, LookupError) as error:
         reason = (
             f"{error.reason} at byte {error.start}"
@@ -262,9 +272,11 @@ def _csv_lines(file: Path, settings: Mapping[str, Any]) -> list[int]:
     headed = settings.get("header", "infer") in ("infer", 0) and settings.get("names") is None
     names = settings.get("names")
     lines: list[int] = []
-    with file.open(
-        encoding=settings["encoding"], errors=settings.get("encoding_errors"), newline=""
-    ) as stream:
+    errors = settings.get("encoding_errors")
+    with (
+        _opened(file) as content,
+        io.TextIOWrapper(content, settings["encoding"], errors, newline="") as stream,
+    ):
         reader = csv.reader(stream, delimiter=str(settings["sep"]), strict=True, **dialect)
         header = next(reader, []) if headed else names
         before = reader.line_num
@@ -339,7 +351,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_cs
 
 def read_file(file: Path) -> Rows:
     """Read the rows of a file, by its suffix. UsageError for another kind of file."""
-    kind = SUFFIXES.get(file.suffix.lower())
+    kind = SUFFIXES.get(form_of(file))
     if kind is None:
         raise UsageError(f"{file}: rows are read from {', '.join(SUFFIXES)}")
     return READERS[kind](file)

@@ -123,7 +123,8 @@ class BesideSource(DataSource):
     dataset_path: csv                                   # or json (lines or an array), parquet
     dataset_kwargs: {data_files: {test: items.csv}}
 
-    One file or a list of files without splits is the split ``train``, as for ``datasets``.
+    One file or a list of files without splits is the split ``train``, as for ``datasets``. A name may be a
+    pattern (``part-*.jsonl``), and a file may be packed (``.gz``, ...).
     """
 
     name: str = "beside"
@@ -141,7 +142,7 @@ class BesideSource(DataSource):
             raise UsageError(f"{place}: no data file for split {split!r} (there are {known})")
         folder = self._folder(spec)
         names = splits[split] if isinstance(splits[split], list) else [splits[split]]
-        return [_below(folder, str(name), place) for name in names]
+        return [_below(folder, each, place) for name in names for each in _expanded(folder, str(name))]
 
     def rows(self, spec: TaskSpec, split: str) -> Rows:
         if problem := self.missing(spec, split):
@@ -183,6 +184,14 @@ class BesideSource(DataSource):
 
 _UNNAMED_SPLIT = "train"
 """The split that ``datasets`` makes of files without one."""
+
+
+def _expanded(folder: Path, name: str) -> list[str]:
+    """Return the files that a pattern such as ``*.jsonl`` names, sorted; any other name as it is."""
+    if not any(sign in name for sign in "*?[") or Path(name).is_absolute() or (folder / name).exists():
+        return [name]
+    found = [file for file in sorted(folder.glob(name)) if file.is_file()]
+    return [str(file.relative_to(folder)) for file in found] or [name]
 
 
 def _below(folder: Path, name: str, place: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cme_bench.authoring.table_files import SUFFIXES
 from cme_bench.models.hub_lock import LOCK_NAME
+from cme_bench.tasks.packed import form_of
 from cme_bench.training.published import PUBLISHED
 from cme_bench.util.errors import UsageError, did_you_mean
 
@@ -160,8 +161,7 @@ def _row_files(folder: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 
 def _is_rows(file: Path) -> bool:
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    return (suffixes[:-1] if suffixes[-1:] == [".gz"] else suffixes)[-1:] in [[each] for each in SUFFIXES]
+    return form_of(file) in SUFFIXES
 
 
 def _words(file: Path) -> set[str]:

@@ -102,6 +102,37 @@ CHOICES: dict[str, tuple[Table, list[str]]] = {
         ),
         ["y", "x"],
     ),
+    "a list of one": (
+        table(Q | {"choices": ["x", "y", "z"], "answer": [2]}, Q | {"choices": ["x", "y"], "answer": [0]}),
+        ["z", "x"],
+    ),
+    "a letter and its text": (
+        table(Q | {"A": "x", "B": "y", "answer": "B. y"}, Q | {"A": "v", "B": "w", "answer": "(A) v"}),
+        ["y", "v"],
+    ),
+    "names in another spelling": (
+        table(
+            {
+                "Question Text": "?",
+                "Option A": "x",
+                "Option B": "y",
+                "Correct Option": "B",
+                "Question": "Why?",
+            }
+        ),
+        ["y"],
+    ),
+    "names in camel case": (
+        table({"question": "Why?", "optionA": "x", "optionB": "y", "correctAnswer": "A"}),
+        ["x"],
+    ),
+    "small letters before options": (
+        table(
+            Q | {"choices": ["(a) x", "(b) y"], "answer": "B"},
+            Q | {"choices": ["(a) v", "(b) w"], "answer": "A"},
+        ),
+        ["y", "v"],
+    ),
     "NA words": (table(Q | {"A": "None", "B": "Some", "answer": "None"}, typed=False), ["None"]),
 }
 
@@ -195,6 +226,51 @@ REFUSED: dict[str, tuple[Table, Told, str]] = {
         Told(kind="qa"),
         "--answer-is list",
     ),
+    "an option that is blank in every row": (
+        table(*(Q | {"A": "x", "B": "", "C": "z", "answer": answer} for answer in "CB"), typed=False),
+        Told(),
+        "rows:3: the answer 'B' is none of the options ['x', 'z']",
+    ),
+    "a key that is left out": (
+        table(Q | {"options": {"A": "x", "C": "z", "D": "v"}, "answer": "B"}),
+        Told(),
+        "rows:2: the answer 'B' is none of the options",
+    ),
+    "a column that is left out": (
+        table(Q | {"option_1": "x", "option_2": "y", "option_4": "z", "answer": "3"}, typed=False),
+        Told(),
+        "rows:2: the answer '3' is none of the options",
+    ),
+    "another text after the letter": (
+        table(Q | {"A": "x", "B": "y", "answer": "B. x"}),
+        Told(),
+        "rows:2: the answer 'B. x' is none of the options",
+    ),
+    "two right options": (
+        table(Q | {"choices": ["x", "y", "z"], "answer": [1]}, Q | {"choices": ["x", "y"], "answer": [0, 1]}),
+        Told(),
+        "rows:3: answer [0, 1] names 2 options",
+    ),
+    "right and wrong answers in one list": (
+        table(Q | {"answers": [{"text": "x", "is_correct": True}, {"text": "y", "is_correct": False}]}),
+        Told(),
+        "rows:2: answers: 'is_correct' says which answers are right",
+    ),
+    "answers that are parted": (
+        table(*(Q | {"answer": f"{name}; {name} {name}"} for name in ("Ann", "Bo", "Cy")), typed=False),
+        Told(),
+        "--separator ';' (each part is accepted) or --answer-is text",
+    ),
+    "a mark as a label": (
+        table(*({"text": f"It is {i}.", "label": "-+"[i % 2]} for i in range(8))),
+        Told(),
+        "name the labels +, - in this order",
+    ),
+    "a row without its question": (
+        table(Q | {"answer": "x y"}, {"question": None, "answer": "z"}),
+        Told(kind="qa"),
+        "rows:3: there is no question in question",
+    ),
     "no answer": (
         table(Q | {"answer": "x"}, Q | {"answer": []}),
         Told(kind="qa"),
@@ -274,6 +350,7 @@ def test_numbers_with_thousands_are_no_lists() -> None:
 
 
 def test_labels_that_differ_by_case_or_blanks_are_warned_of() -> None:
-    rows = table(*({"text": f"t{i}", "label": ["good", "Good", "bad "][i % 3]} for i in range(9)))
+    rows = table(*({"text": f"t{i}", "label": ["good", "Good", "bad ", "bad"][i % 4]} for i in range(9)))
     draft = guess(rows)
+    assert draft.labels == ("Good", "bad", "good")
     assert any(note.startswith("warning: labels differ by case or blanks") for note in draft.notes)

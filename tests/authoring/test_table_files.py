@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import zipfile
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -31,9 +36,14 @@ AB = [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]
         ("t.csv", "\ufeffa,b\r\n1,x\r\n\r\n2,y\r\n,\r\n"),
         ("t.csv", ",a,b\n0,1,x\n1,2,y\n"),
         ("t.csv", "a,b,\n1,x,\n2,y,\n"),
+        ("t.csv", "a,b\n1,x,\n2,y,\n"),
+        ("t.csv", "# made by hand\r\n# twice\r\na,b\r\n1,x\r\n2,y\r\n"),
+        ("t.csv", "a, b\r1, x\r2, y\r"),
         ("t.TSV", "a\tb\n1\tx\n2\ty\n"),
+        ("t.tsv", "a,b\n1,x\n2,y\n"),
         ("t.tsv.gz", "a\tb\n1\tx\n2\ty\n"),
         ("t.jsonl", '{"a": "1", "b": "x"}\n\n{"a": "2", "b": "y"}\n'),
+        ("t.jsonl", '{"a": "1", "b": "x"}\r{"a": "2", "b": "y"}\r'),
         ("t.jsonl", '[{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]'),
         ("t.json", '{"version": 1, "data": [{"a": "1", "b": "x"}, {"a": "2", "b": "y"}]}'),
         ("t.ndjson", '{"a": "1", "b": "x"}\n{"a": "2", "b": "y"}'),
@@ -44,6 +54,109 @@ def test_forms_that_say_the_same(tmp_path: Path, name: str, content: str) -> Non
     packed = content.encode()
     file.write_bytes(gzip.compress(packed) if name.endswith(".gz") else packed)
     assert list(read_table(file).rows) == AB
+
+
+def zipped(content: bytes, *names: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("__MACOSX/._t.csv", b"junk")
+        for name in names:
+            made.writestr(name, content)
+    return archive.getvalue()
+
+
+def zstandard(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("t.csv.gz", gzip.compress),
+        ("t.CSV.GZ", gzip.compress),
+        ("t.csv.bz2", bz2.compress),
+        ("t.csv.xz", lzma.compress),
+        ("t.csv.zst", zstandard),
+        ("t.csv.zip", lambda content: zipped(content, "any.name")),
+        ("t.zip", lambda content: zipped(content, "rows/t.csv")),
+        ("t.csv", gzip.compress),
+    ],
+)
+def test_packed_files_are_read_as_what_they_hold(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(pack(b"a,b\n1,x\n2,y\n"))
+    assert list(read_table(file).rows) == AB
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv.gz", b"a,b", ": broken gzip file ("),
+        ("t.csv.gz", gzip.compress(b"a" * 99)[:-9], ": broken gzip file ("),
+        ("t.csv.zst", zstandard(b"a" * 99)[:-3], ": broken Zstandard file ("),
+        ("t.csv.xz", b"a,b", ": broken xz file ("),
+        (
+            "t.zip",
+            zipped(b"a", "a.csv", "b.csv"),
+            ": an archive of rows holds one file, but this one has a.csv, b",
+        ),
+        ("t.zip", zipped(b"a"), ": an archive of rows holds one file, but this one has no file"),
+        ("t.zip", b"PK\x03\x04", ": broken zip file ("),
+        (
+            "t.xlsx",
+            zipped(b"a", "xl/workbook.xml"),
+            ": save the sheet as CSV (UTF-8); rows are read from .jsonl",
+        ),
+    ],
+)
+def test_what_cannot_be_unpacked_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_table(file)
+    assert str(caught.value).startswith(f"{file}{message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_a_mark_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "a,b\n1,x\n2,ü\n" if name == "t.csv" else '{"a": "1", "b": "x"}\n{"a": "2", "b": "ü"}\n'
+    file = tmp_path / name
+    file.write_text(text, encoding=encoding)
+    with pytest.raises(UsageError, match=f"UTF-16 without a byte order mark; say --encoding {encoding}$"):
+        read_table(file)
+    assert read_table(file, FileOptions(encoding=encoding)).rows[1]["b"] == "ü"
+
+
+def test_a_backslash_may_keep_a_quotation_mark(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text('a,b\n"Say \\"hi\\", \\frac",x\n"2",y\n')
+    read = read_table(file)
+    assert [row["a"] for row in read.rows] == ['Say "hi", \\frac', "2"]
+    assert any("read as a quotation mark" in note for note in read.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": ["1", "2"], "b": ["x", "y"]}', "holds one object of columns; write one object a row"),
+        ('{"a": {"0": "1", "1": "2"}, "b": {"0": "x", "1": "y"}}', "holds one object of columns"),
+        ('{"columns": ["a"], "index": [0], "data": [["1"]]}', "holds one object of columns"),
+        ('{"train": [{"a": 1}], "test": [{"a": 2}]}', "holds several lists of rows, train, test"),
+        ("[]", "holds no rows"),
+    ],
+)
+def test_json_that_is_no_list_of_rows_says_how_to_write_one(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    file = tmp_path / "t.json"
+    file.write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read_table(file)
+    assert str(caught.value).startswith(f"{file}: {message}")
 
 
 def test_one_line_of_json_lines_is_one_row(tmp_path: Path) -> None:
@@ -118,6 +231,9 @@ def test_words_that_mean_missing_elsewhere_are_texts(tmp_path: Path) -> None:
         ("a,b\n1,2\n3\n", ":3: 1 fields, but the header has 2"),
         ("a,b\n1,2,3\n", ":2: 3 fields, but the header has 2"),
         ("a,a\n1,2\n", ":1: two columns are called 'a'"),
+        ("a,b\n1,x,\n2,y\n", ":2: 3 fields, but the header has 2"),
+        ("a,b\n1,x\0\n", ":2: a NUL character"),
+        ("# made by hand\na,b\n1,2,3\n", ":3: 3 fields, but the header has 2"),
         ("a,b\n", ": holds no rows"),
         ("", ": holds no rows"),
         ("a;b,c\n1;2,3\n", ": can be read as parted by"),

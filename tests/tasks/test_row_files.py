@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cme_bench.tasks.row_files import read_csv, read_file, read_jsonl, read_parquet
+from cme_bench.tasks.sources import BesideSource
+from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
 from tests.support.workshop import Workshop
 
@@ -121,6 +125,33 @@ def test_any_bytes_are_csv_or_one_line(tmp_path: Path, content: bytes) -> None:
     else:
         assert rows.lines is not None
         assert len(rows.table) == len(rows.lines) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "files"),
+    [
+        ("json", "part-*.jsonl", ("part-2.jsonl", "part-1.jsonl", "other.jsonl")),
+        ("json", "**/*.jsonl.gz", ("x/part-1.jsonl.gz", "y/part-2.jsonl.gz")),
+        ("csv", "part-?.csv.bz2", ("part-1.csv.bz2", "part-2.csv.bz2")),
+        ("json", "[a].jsonl", ("[a].jsonl",)),
+    ],
+)
+def test_data_files_may_be_patterns_and_packed(
+    workshop: Workshop, kind: str, named: str, files: tuple[str, ...]
+) -> None:
+    folder = workshop.yaml.parent
+    for file in files:
+        number = next(filter(str.isdigit, file), "0")
+        text = f'{{"n": {number}}}\n' if kind == "json" else f"n\n{number}\n"
+        place = folder / file
+        place.parent.mkdir(exist_ok=True)
+        packed = {".gz": gzip.compress, ".bz2": bz2.compress}.get(place.suffix, bytes)
+        place.write_bytes(packed(text.encode()))
+    rows = f"dataset_path: {kind}\ndataset_kwargs: {{data_files: {{test: '{named}'}}}}"
+    workshop.yaml.write_text(workshop.yaml.read_text().replace("dataset_path: own/data", rows))
+    [spec] = [spec for spec in load_suite((workshop.yaml,)).tasks.values() if spec.path == workshop.yaml]
+    found = [row["n"] for row in BesideSource().rows(spec, "test").each()]
+    assert found == ([1, 2] if len(files) > 1 else [0])
 
 
 @pytest.mark.parametrize("key", ["folder", "splits"])
