@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,7 +225,10 @@ def _processor_class(folder: Path, config: Any) -> Any:
 @functools.cache
 def _without_videos(cls: Any) -> Any:
     """Return a processor's class that takes None for a part that is not needed: those of videos ask for
-    torchvision."""
+    torchvision, and SmolVLM's for the package num2words, with which it writes a video's number of frames."""
+    module = sys.modules[cls.__module__]
+    if getattr(module, "num2words", "") is None:
+        module.__dict__["num2words"] = str
 
     def check(self: Any, name: str, part: Any) -> Any:
         return None if part is None else cls.check_argument_for_proper_class(self, name, part)

@@ -92,19 +92,20 @@ class Reading:
 
     def __init__(self, vision: Vision | None, encoder: Encoder, place: Callable[[int], str]) -> None:
         self._vision, self._encoder, self._place = vision, encoder, place
-        self._checked = False
+        self._checked: set[int] = set()
         self._filled: tuple[int, dict[TokenIds, TokenIds]] = (-1, {})
 
     def text(self, item: int, context: str, images: Sequence[Image]) -> str:
-        """Return what is tokenised for a prompt. The first one with images is read by the processor, too."""
+        """Return what is tokenised for a prompt. The first with so many images is read by the processor, too:
+        one may treat several otherwise than one."""
         if self._vision is None:
             return context
         try:
             seen = see(self._vision, context, images)
-            if images and not self._checked:
+            if images and len(images) not in self._checked:
                 ids = self._encoder.encode([seen.laid_out], special=False)[seen.laid_out]
                 self._vision.check(seen.text, images, fill(self._vision, ids, images))
-                self._checked = True
+                self._checked.add(len(images))
         except ValueError as error:
             raise UsageError(f"{self._place(item)}: {error}") from error
         return seen.laid_out

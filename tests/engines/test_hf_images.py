@@ -35,7 +35,7 @@ PROMPTS: tuple[tuple[str, tuple[Image, ...]], ...] = (
     ("Look: <image>\nIs it a cat? ", IMAGES[2:]),
 )
 CHOICES = (("y", "es"), ("n", "o", "!"), ("x",))
-SHARED = ("llava", "llava_clip", "llava_next", "idefics3")
+SHARED = ("llava", "llava_clip", "llava_next", "idefics3", "smolvlm")
 
 
 @pytest.fixture(scope="module")

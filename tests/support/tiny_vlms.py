@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,19 @@ def idefics3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int
     """An Idefics3, which cuts an image into tiles, with tokens of text between them."""
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
+    return _tiled(folder, "idefics3", "Idefics3Processor", tokenizer, Idefics3ImageProcessorPil, positions)
+
+
+def smolvlm(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 512) -> Path:
+    """A SmolVLM, which is an Idefics3 whose processor reads videos as well."""
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    return _tiled(folder, "smolvlm", "SmolVLMProcessor", tokenizer, SmolVLMImageProcessorPil, positions)
+
+
+def _tiled(
+    folder: Path, kind: str, processor: str, tokenizer: PreTrainedTokenizerFast, reads: Any, positions: int
+) -> Path:
     tiles = [f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)]
     marks = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     own = seeing(tokenizer, *marks, *tiles)
@@ -100,10 +114,9 @@ def idefics3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int
         "image_token_id": int(own.convert_tokens_to_ids("<image>")),
     }
     sizes = {"size": {"longest_edge": 2 * SIDE}, "max_image_size": {"longest_edge": SIDE}}
-    _saved(folder, "idefics3", settings, own, Idefics3ImageProcessorPil(**sizes))
-    (folder / "processor_config.json").write_text(
-        '{"processor_class": "Idefics3Processor", "image_seq_len": 4}'
-    )
+    _saved(folder, kind, settings, own, reads(**sizes))
+    named = {"processor_class": processor, "image_seq_len": 4}
+    (folder / "processor_config.json").write_text(json.dumps(named))
     return folder
 
 
@@ -134,6 +147,7 @@ FAMILIES: dict[str, Callable[..., Path]] = {
     "qwen2_vl": qwen2_vl,
     "gemma3": gemma3,
     "idefics3": idefics3,
+    "smolvlm": smolvlm,
     "llava_next": llava_next,
 }
 
