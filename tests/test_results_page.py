@@ -66,6 +66,15 @@ def test_the_speed_against_lm_eval_on_a_cpu() -> None:
         assert ratio == f"{metrics[f'speedup_{name}']:.1f}", task
 
 
+def test_the_speed_against_lmms_eval_on_a_cpu() -> None:
+    metrics = bench("multimodal-cpu-2x-x86_64")["metrics"]
+    questions, images, theirs, ours, ratio, cpu = rows("| questions | images | lmms-eval")[2]
+    assert (questions, images) == (str(metrics["questions"]), str(metrics["images"]))
+    assert (theirs, ours) == (f"{metrics['seconds_lmms_eval']:.1f}", f"{metrics['seconds_ours']:.1f}")
+    assert (ratio, cpu) == (f"{metrics['over_lmms_eval']:.1f}x", f"{metrics['over_lmms_eval_cpu']:.1f}x")
+    assert metrics["different_answers"] == 0
+
+
 def test_adapters_on_vllm() -> None:
     metrics = bench("vllm_adapters-nvidia-h100-80gb-hbm3")["metrics"]
     [_, _, _, team, native, _] = rows("| | 256 requests")
