@@ -15,7 +15,8 @@ from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, piece_products
 from cme_bench.engines.hf.piece_products import PieceProducts
-from cme_bench.util import float32_pieces
+from cme_bench.util.exact_logits import product
+from cme_bench.util.float32_pieces import split
 from tests.util.test_exact_logits import FAMILIES, build
 
 HEAD = tuple(range(20, 40))
@@ -45,11 +46,11 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """The shapes of weights that were multiplied by pieces, in the order of calls."""
     shapes: list[tuple[int, int]] = []
 
-    def counted(x: Tensor, repeated: Tensor) -> Tensor:
+    def counted(pieces: Tensor, repeated: Tensor) -> Tensor:
         shapes.append((repeated.shape[0], repeated.shape[1] // 3))
-        return float32_pieces.multiply(x, repeated)
+        return product(pieces, repeated)
 
-    monkeypatch.setattr(piece_products, "multiply", counted)
+    monkeypatch.setattr(piece_products, "product", counted)
     return shapes
 
 
@@ -109,6 +110,29 @@ def test_the_base_under_an_adapter_multiplies_by_pieces(
     assert again == len(linears)  # each once where no gradients are kept, none of the adapter's
 
 
+def test_layers_beside_each_other_split_what_they_share_once(
+    toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: list[tuple[int, ...]] = []
+
+    def counted(x: Tensor) -> Tensor:
+        splits.append(tuple(x.shape))
+        return split(x)
+
+    monkeypatch.setattr(piece_products, "split", counted)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    base = of_bfloat16("llama")
+    layers = base.config.num_hidden_layers
+    for model in (base, peft.get_peft_model(base, config)):
+        engine = HFEngine(model, toy_tokenizer, pieces=True)
+        splits.clear()
+        with torch.inference_mode():
+            engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
+        assert len(splits) == 4 * layers + 1  # queries with keys and values, gate with up; each other alone
+        assert engine._forward.pieces is not None
+        assert engine._forward.pieces._last is None
+
+
 def test_weights_of_more_digits_stay_as_they_are(
     toy_tokenizer: PreTrainedTokenizerFast, multiplied: list[tuple[int, int]]
 ) -> None:
@@ -155,20 +179,20 @@ def test_engines_of_one_base_share_the_copies_and_free_them() -> None:
 
 
 def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reduced(x: Tensor, repeated: Tensor) -> Tensor:
-        return float32_pieces.multiply(x, repeated).bfloat16().float()
+    def reduced(pieces: Tensor, repeated: Tensor) -> Tensor:
+        return product(pieces, repeated).bfloat16().float()
 
     monkeypatch.setattr(piece_products, "_right", set())
-    monkeypatch.setattr(piece_products, "multiply", reduced)
+    monkeypatch.setattr(piece_products, "product", reduced)
     model = of_bfloat16("llama")
     because = PieceProducts(model, True).plain_because
     assert because is not None
     assert because.startswith("a trial's error was ")
 
-    def refused(x: Tensor, repeated: Tensor) -> Tensor:
+    def refused(pieces: Tensor, repeated: Tensor) -> Tensor:
         raise RuntimeError("no such kernel\nat all")
 
-    monkeypatch.setattr(piece_products, "multiply", refused)
+    monkeypatch.setattr(piece_products, "product", refused)
     assert PieceProducts(model, True).plain_because == "a trial failed (RuntimeError: no such kernel)"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cme_bench.engines.hf.images import Images, language_model
 from cme_bench.engines.hf.piece_products import PieceProducts
+from cme_bench.engines.hf.quick_norms import QuickNorms
 from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
@@ -237,8 +238,20 @@ class CausalForward:
     @contextlib.contextmanager
     def _quickly(self) -> Iterator[None]:
         """Let the layers of a model in float32 or wider compute the same in less time."""
-        with self._loras(), contextlib.nullcontext() if self.pieces is None else self.pieces():
+        with contextlib.ExitStack() as stack:
+            for part in self._quick_parts:
+                stack.enter_context(part())
             yield
+
+    @functools.cached_property
+    def _quick_parts(self) -> list[Callable[[], contextlib.AbstractContextManager[None]]]:
+        """Return what computes the same in less time: adapters' layers, products, and norms on a GPU."""
+        parts = [self._loras]
+        if self.pieces is not None and self.pieces.plain_because is None:
+            parts.append(self.pieces)
+        if self.by_pieces and (self._asked_pieces or self.device.type == "cuda"):
+            parts.append(QuickNorms(self.model))
+        return parts
 
     def _products(self) -> contextlib.AbstractContextManager[None]:
         """Return the context in which the model computes."""

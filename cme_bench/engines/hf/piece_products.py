@@ -7,7 +7,7 @@ adapters' own products stay as they are. A trial on the device decides, once for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from weakref import WeakValueDictionary
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.util.errors import first_line
-from cme_bench.util.exact_logits import SameNumbers, replaced
-from cme_bench.util.float32_pieces import BYTES, has_units, multiply, thrice
+from cme_bench.util.exact_logits import SameNumbers, product, replaced
+from cme_bench.util.float32_pieces import BYTES, has_units, split, thrice
 
 AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
 _WORTH = 1 << 27
@@ -74,13 +74,15 @@ class PieceProducts:
 
     def __init__(self, model: nn.Module, asked: bool | None) -> None:
         self._layers: dict[nn.Linear, _Repeated] = {}
-        self.plain_because = _why_not(model, asked) or self._begin(list(_candidates(model)))
+        self._last: tuple[str, Tensor, Tensor] | None = None
+        self._parents: dict[nn.Linear, str] = {} if asked is False else _candidates(model)
+        self.plain_because = _why_not(model, asked) or self._begin()
 
-    def _begin(self, layers: list[nn.Linear]) -> str | None:
+    def _begin(self) -> str | None:
         """Know the layers that multiply by pieces; return why there are none."""
-        if reason := _why_no_room(layers):
+        if reason := _why_no_room(self._parents):
             return reason
-        held = {layer: _held(layer) for layer in layers}
+        held = {layer: _held(layer) for layer in self._parents}
         held = {layer: found for layer, found in held.items() if found.weights is not None}
         if not held:
             return "no weights are bfloat16's numbers"
@@ -100,9 +102,32 @@ class PieceProducts:
             return
         with ExitStack() as stack:
             stack.enter_context(_summed_in_float32())
+            stack.callback(self._forget)
             for layer, found in self._layers.items():
-                stack.enter_context(replaced(layer, SameNumbers(_linear, layer, found)))
+                stack.enter_context(replaced(layer, SameNumbers(self._linear, layer, found)))
             yield
+
+    def _forget(self) -> None:
+        self._last = None
+
+    def _linear(self, layer: nn.Linear, kept: _Repeated, x: Tensor) -> Tensor:
+        """Return what ``layer`` computes; as its own forward does where pieces gain nothing."""
+        rows = x.numel() // max(1, x.shape[-1])
+        repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
+        if repeated is None:
+            return nn.functional.linear(x, layer.weight, layer.bias)
+        out = product(self._split(self._parents[layer], x), repeated)
+        if layer.bias is not None:
+            out += layer.bias
+        return out.view(*x.shape[:-1], -1)
+
+    def _split(self, parent: str, x: Tensor) -> Tensor:
+        """Return the pieces of ``x``, [rows, 3 d]: those of the layer before, if it lies beside this one and
+        was given the very same, as queries, keys and values are."""
+        if self._last is None or self._last[0] != parent or self._last[1] is not x:
+            self._last = None  # free it before there are others
+            self._last = parent, x, split(x.reshape(-1, x.shape[-1]))
+        return self._last[2]
 
 
 def _held(layer: nn.Linear) -> _Repeated:
@@ -121,14 +146,17 @@ def _why_not(model: nn.Module, asked: bool | None) -> str | None:
     return None if devices and all(map(has_units, devices)) else ONLY_A_GPU
 
 
-def _candidates(model: nn.Module) -> Iterator[nn.Linear]:
-    """Yield torch's linear layers in float32 that are the base model's."""
+def _candidates(model: nn.Module) -> dict[nn.Linear, str]:
+    """Return torch's linear layers in float32 that are the base model's, with the name of what each is part
+    of; an adapter's layer around it is none."""
     own = _adapters_own(model)
-    for module in model.modules():
+    found = {}
+    for name, module in model.named_modules():
         if type(module) is nn.Linear and module not in own and "forward" not in module.__dict__:
             plain = type(module.weight) is nn.Parameter and module.weight.dtype == torch.float32
             if plain and module.in_features % _ALIGNED == 0:
-                yield module
+                found[module] = name.removesuffix(".base_layer").rpartition(".")[0]
+    return found
 
 
 def _adapters_own(model: nn.Module) -> set[nn.Module]:
@@ -140,27 +168,15 @@ def _adapters_own(model: nn.Module) -> set[nn.Module]:
     return own
 
 
-def _why_no_room(layers: list[nn.Linear]) -> str | None:
-    for device in {layer.weight.device for layer in layers if layer.weight.is_cuda}:
-        new = (layer.weight for layer in layers if id(layer) not in _alive and layer.weight.device == device)
-        needed = BYTES * sum(weight.numel() for weight in new)
+def _why_no_room(layers: Iterable[nn.Linear]) -> str | None:
+    new = [layer.weight for layer in layers if id(layer) not in _alive and layer.weight.is_cuda]
+    for device in {weight.device for weight in new}:
+        needed = BYTES * sum(weight.numel() for weight in new if weight.device == device)
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         if needed > _SHARE * free:
             return f"{needed / 2**30:.1f} GiB of weights for it are too much for {free / 2**30:.1f} GiB free"
     return None
-
-
-def _linear(layer: nn.Linear, kept: _Repeated, x: Tensor) -> Tensor:
-    """Return what ``layer`` computes; as its own forward does where pieces gain nothing."""
-    rows = x.numel() // max(1, x.shape[-1])
-    repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
-    if repeated is None:
-        return nn.functional.linear(x, layer.weight, layer.bias)
-    out = multiply(x.reshape(rows, -1), repeated)
-    if layer.bias is not None:
-        out += layer.bias
-    return out.view(*x.shape[:-1], -1)
 
 
 def _suits(x: Tensor) -> bool:
@@ -200,7 +216,7 @@ def _why_wrong(layer: nn.Linear, kept: _Repeated) -> str | None:
     columns = torch.linspace(0, len(weight) - 1, min(_TRIED_COLUMNS, len(weight)), device=x.device).long()
     wanted = x.double() @ weight[columns].double().T
     with _summed_in_float32():
-        both = multiply(x, repeated), nn.functional.linear(x, weight)
+        both = product(split(x), repeated), nn.functional.linear(x, weight)
     error, own = (_rms(found[:, columns].double() - wanted) / _rms(wanted) for found in both)
     if not error <= max(_FACTOR * own, _EXACT):
         return f"a trial's error was {error:.1e} of the numbers, float32's {own:.1e}"
