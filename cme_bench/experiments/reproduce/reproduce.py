@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import Registration, check_registration
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
 from cme_bench.experiments.reproduce.stages import second_stage, stage_text, staged
-from cme_bench.experiments.reproduce.state import pack, unpack
+from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.experiments.reproduce.workbench import Workbench
 from cme_bench.util.errors import InterruptedRun
@@ -46,7 +45,8 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     """
     clock = Clock.of_minutes(call.minutes)
     folder = Folder(call.out)
-    if call.state is not None and unpack(folder, call.state):
+    state = None if call.state is None or call.is_helper else State(call.state)
+    if state is not None and state.unpack(folder):
         note(f"went on from {call.state}")
     folder.open(recipe)
     registration = None if call.is_helper else _registration(recipe, folder, note)
@@ -54,11 +54,11 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     bench = Workbench(recipe, folder, offline=call.offline)
     try:
         with interrupted_at(clock):
-            _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+            _compute(recipe, folder, bench, state, call=call, clock=clock, note=note)
             if not call.is_helper and (stage := second_stage(recipe, folder)) is not None:
                 note(stage_text(stage))
                 bench.recipe = recipe = staged(recipe, folder)
-                _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+                _compute(recipe, folder, bench, state, call=call, clock=clock, note=note)
             if not call.is_helper:
                 write_results(recipe, folder, registration, note)
     except InterruptedRun:
@@ -67,7 +67,8 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
     finally:
         bench.close()
-        if files := _save(recipe, folder, call):
+        if state is not None:
+            files = state.pack(recipe, folder)
             note(f"{call.state}: {len(files)} parts, {sum(f.stat().st_size for f in files):,} bytes")
     if call.published is not None:
         publish(recipe, folder, call.published)
@@ -82,23 +83,28 @@ def _registration(recipe: Recipe, folder: Folder, note: Note) -> Registration | 
 
 
 def _compute(
-    recipe: Recipe, folder: Folder, bench: Workbench, *, call: CallOptions, clock: Clock, note: Note
+    recipe: Recipe,
+    folder: Folder,
+    bench: Workbench,
+    state: State | None,
+    *,
+    call: CallOptions,
+    clock: Clock,
+    note: Note,
 ) -> None:
+    def saved() -> None:
+        if state is not None:
+            state.pack(recipe, folder)
+
     shared = [job for job in pending(all_jobs(recipe), folder) if not job.alone]
     with ExitStack() as stack:
         if not call.is_helper and recipe.workers > 1 and shared:
             count = min(recipe.workers, len(shared)) - 1
             command = (*call.helper_command, *clock.arguments())
             stack.enter_context(helpers(command, count, folder.path))
-        saved = functools.partial(_save, recipe, folder, call)
         begun = work(recipe, folder, bench, note, alone=False, clock=clock, saved=saved)
     if not call.is_helper and not _first_stage(recipe):
         work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun, saved=saved)
-
-
-def _save(recipe: Recipe, folder: Folder, call: CallOptions) -> list[Path]:
-    """Write the state that travels, if one is asked for."""
-    return [] if call.state is None or call.is_helper else pack(recipe, folder, call.state)
 
 
 def _first_stage(recipe: Recipe) -> bool:

@@ -16,7 +16,7 @@ from cme_bench.experiments.reproduce.kept import FILES
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
-from cme_bench.experiments.reproduce.state import unpack
+from cme_bench.experiments.reproduce.state import State
 from cme_bench.models.checkpoint import hash_checkpoint
 from cme_bench.util.errors import UsageError
 
@@ -42,7 +42,7 @@ def test_the_adapter_that_was_scored_is_published(
     load_adapter(AutoModelForCausalLM.from_pretrained(tiny_checkpoint), adapter)
     there = Folder(tmp_path / "there")
     there.path.mkdir()
-    unpack(there, tmp_path / "state")
+    State(tmp_path / "state").unpack(there)
     carried = load_file(there.adapter("teamlora-32", 0) / "adapter_model.safetensors")
     assert all(torch.equal(carried[name], t) for name, t in tensors.items())
 

@@ -20,7 +20,7 @@ from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
-from cme_bench.experiments.reproduce.state import pack, unpack
+from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.verdicts import VERDICTS
 from cme_bench.runs.store import read_records
 from cme_bench.util.errors import CmeError
@@ -136,14 +136,15 @@ def test_the_state_travels_in_bounded_parts(
 ) -> None:
     out, _ = finished
     recipe = read_recipe(OURS, "smoke", model=str(tiny_checkpoint))
-    parts = pack(recipe, Folder(out), tmp_path / "parts", part_bytes=100_000)
-    assert all(part.stat().st_size <= 100_000 for part in parts)
+    parts = State(tmp_path / "parts").pack(recipe, Folder(out), part_bytes=400_000)
+    assert all(part.stat().st_size <= 400_000 for part in parts)
     with pytest.raises(CmeError, match="more than 8 parts"):
-        pack(recipe, Folder(out), tmp_path / "tiny", part_bytes=100)
+        State(tmp_path / "tiny").pack(recipe, Folder(out), part_bytes=100)
     there = Folder(tmp_path / "there")
     there.path.mkdir()
-    assert unpack(there, tmp_path / "parts")
-    assert not unpack(there, tmp_path / "parts"), "a folder with results is left alone"
+    state = State(tmp_path / "parts")
+    assert state.unpack(there)
+    assert not state.unpack(there), "a folder with results is left alone"
     said: list[str] = []
     reproduce(recipe, CallOptions(there.path, offline=True), said.append)
     assert not [line for line in said if "begins" in line], "everything was carried"
@@ -161,12 +162,12 @@ def test_rows_that_are_half_done_do_not_travel(
     content = marker.read_bytes()
     marker.unlink()
     try:
-        pack(recipe, folder, tmp_path / "parts")
+        State(tmp_path / "parts").pack(recipe, folder)
     finally:
         marker.write_bytes(content)
     there = Folder(tmp_path / "there")
     there.path.mkdir()
-    unpack(there, tmp_path / "parts")
+    State(tmp_path / "parts").unpack(there)
     missing = {job.name for job in all_jobs(recipe) if not there.is_done(job.name)}
     assert missing == {"train-teamlora-32-seed0", "evaluate-teamlora-32-seed0", "router-teamlora-32"}
 

@@ -16,7 +16,7 @@ from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
 from cme_bench.experiments.reproduce.stages import staged
-from cme_bench.experiments.reproduce.state import pack, unpack
+from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.verdicts import VERDICTS
 
 pytestmark = pytest.mark.slow
@@ -83,10 +83,10 @@ def test_from_registration_to_verdicts(recipe_file: Path, tmp_path: Path) -> Non
         assert (folder / "figures" / "forest.png").stat().st_size > 10_000
 
     # carried as scores alone, and gone on with elsewhere: nothing is done twice
-    pack(staged(recipe, Folder(out)), Folder(out), tmp_path / "parts")
+    State(tmp_path / "parts").pack(staged(recipe, Folder(out)), Folder(out))
     there = Folder(tmp_path / "there")
     there.path.mkdir()
-    unpack(there, tmp_path / "parts")
+    State(tmp_path / "parts").unpack(there)
     assert not list(there.path.rglob("*.jsonl"))
     said.clear()
     reproduce(recipe, CallOptions(there.path, offline=True), said.append)
