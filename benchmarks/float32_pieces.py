@@ -22,7 +22,7 @@ from cme_bench.experiments.efficiency.shapes import preset
 
 WEIGHTS = [(576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096), (11008, 4096), (4096, 11008)]
 """[n, d] of SmolLM2-135M's and LLaMA-2-7B's linear layers."""
-ROWS = [16, 32, 64, 128, 256, 512, 2048, 8192, 65536]
+ROWS = [1, 16, 32, 64, 128, 256, 512, 2048, 8192, 65536]
 MOST = 1 << 31  # numbers of an output
 
 
@@ -61,7 +61,7 @@ def product(x: Any, weight: Any, repeated: Any, times: int) -> dict[str, float]:
 
     ways: dict[str, Callable[[], Any]] = {
         "float32": lambda: x @ weight.T,
-        "pieces": lambda: multiply(x, repeated),
+        "pieces": lambda: multiply(split(x), repeated),
     }
     wanted = x[:512].double() @ weight[:512].double().T
     one = {"split_us": round(microseconds(lambda: split(x), times), 1)}

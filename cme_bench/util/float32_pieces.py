@@ -21,6 +21,8 @@ BYTES = 2 * PIECES
 """Of a weight in what :func:`thrice` returns."""
 _BLOCK = 1024
 _SINCE = (8, 0)
+_WIDE = 8
+"""Numbers of a row, for each row, from which W is dearer to read thrice than three products are to add."""
 
 
 def has_units(device: torch.device) -> bool:
@@ -35,9 +37,16 @@ def thrice(weight: Tensor) -> Tensor | None:
     return narrow.repeat(1, PIECES) if torch.equal(narrow.float(), weight) else None
 
 
-def multiply(x: Tensor, repeated: Tensor) -> Tensor:
-    """Return ``x W^T`` [rows, n] of float32 ``x`` [rows, d] and ``repeated``, which is W as by ``thrice``."""
-    return product(split(x), repeated)
+def multiply(pieces: Tensor, repeated: Tensor) -> Tensor:
+    """Return ``x W^T`` [rows, n] in float32, of ``x`` [rows, d] as by ``split`` and W [n, d] as by ``thrice``.
+
+    A GPU waits for the weights of few rows, so W is read once there: the pieces are rows of their own, and
+    their products are added.
+    """
+    d = repeated.shape[1] // PIECES
+    if len(pieces) * _WIDE < d:
+        return product(pieces.view(-1, d), repeated[:, :d]).view(len(pieces), PIECES, -1).sum(1)
+    return product(pieces, repeated)
 
 
 def split(x: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, piece_products
 from cme_bench.engines.hf.piece_products import PieceProducts
-from cme_bench.util.exact_logits import product
-from cme_bench.util.float32_pieces import split
+from cme_bench.util.float32_pieces import multiply, split
 from tests.util.test_exact_logits import FAMILIES, build
 
 HEAD = tuple(range(20, 40))
@@ -48,9 +47,9 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
     def counted(pieces: Tensor, repeated: Tensor) -> Tensor:
         shapes.append((repeated.shape[0], repeated.shape[1] // 3))
-        return product(pieces, repeated)
+        return multiply(pieces, repeated)
 
-    monkeypatch.setattr(piece_products, "product", counted)
+    monkeypatch.setattr(piece_products, "multiply", counted)
     return shapes
 
 
@@ -180,10 +179,10 @@ def test_engines_of_one_base_share_the_copies_and_free_them() -> None:
 
 def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def reduced(pieces: Tensor, repeated: Tensor) -> Tensor:
-        return product(pieces, repeated).bfloat16().float()
+        return multiply(pieces, repeated).bfloat16().float()
 
     monkeypatch.setattr(piece_products, "_right", set())
-    monkeypatch.setattr(piece_products, "product", reduced)
+    monkeypatch.setattr(piece_products, "multiply", reduced)
     model = of_bfloat16("llama")
     because = PieceProducts(model, True).plain_because
     assert because is not None
@@ -192,7 +191,7 @@ def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.
     def refused(pieces: Tensor, repeated: Tensor) -> Tensor:
         raise RuntimeError("no such kernel\nat all")
 
-    monkeypatch.setattr(piece_products, "product", refused)
+    monkeypatch.setattr(piece_products, "multiply", refused)
     assert PieceProducts(model, True).plain_because == "a trial failed (RuntimeError: no such kernel)"
 
 

@@ -33,19 +33,20 @@ def test_the_pieces_sum_up_to_the_number(d: int, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [1, 200])
 @pytest.mark.parametrize(("d", "n"), [(64, 100), (576, 1536), (1536, 576), (4096, 64)])
-def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, device: str) -> None:
-    x, weight = states(200, d, device), states(n, d, device).bfloat16().float()
+def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, rows: int, device: str) -> None:
+    x, weight = states(rows, d, device), states(n, d, device).bfloat16().float()
     repeated = thrice(weight)
     assert repeated is not None
     wanted = x.double() @ weight.double().T
     size = wanted.square().mean().sqrt()
     error, plain = (
         (float((found.double() - wanted).square().mean().sqrt() / size))
-        for found in (multiply(x, repeated), x @ weight.T)
+        for found in (multiply(split(x), repeated), x @ weight.T)
     )
     print(f"{d} x {n} on {device}: {error:.1e}, float32 {plain:.1e}")
-    assert error <= (2 if device == "cpu" else 8) * plain  # a GPU's units cut sums off, where others round
+    assert error <= (4 if device == "cpu" else 8) * plain  # a GPU's units cut sums off, where others round
 
 
 def test_other_weights_than_numbers_of_bfloat16_are_told_apart() -> None:

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.util.errors import first_line
-from cme_bench.util.exact_logits import SameNumbers, product, replaced
-from cme_bench.util.float32_pieces import BYTES, has_units, split, thrice
+from cme_bench.util.exact_logits import SameNumbers, replaced
+from cme_bench.util.float32_pieces import BYTES, has_units, multiply, split, thrice
 
 AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
 _WORTH = 1 << 27
 """Multiplications from which a GPU is faster with pieces; below, both take about the time of a start."""
-_FEW_ROWS = 32
-"""Rows below which a GPU waits for the weights, of which float32 has 4 bytes and the pieces 6."""
+_FEW_ROWS, _MANY_WEIGHTS = 32, 1 << 24
+"""Rows below which a GPU waits for the weights, and numbers from which reading half their bytes is faster."""
 _ALIGNED = 8  # numbers of a row, 16 bytes in bfloat16: matrix units read no others fast
 _SHARE = 0.4
 """Most of the free memory of a GPU that the pieces' weights may take."""
@@ -116,7 +116,7 @@ class PieceProducts:
         repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
         if repeated is None:
             return nn.functional.linear(x, layer.weight, layer.bias)
-        out = product(self._split(self._parents[layer], x), repeated)
+        out = multiply(self._split(self._parents[layer], x), repeated)
         if layer.bias is not None:
             out += layer.bias
         return out.view(*x.shape[:-1], -1)
@@ -187,7 +187,8 @@ def _suits(x: Tensor) -> bool:
 def _pays(rows: int, layer: nn.Linear) -> bool:
     if not layer.weight.is_cuda:
         return rows > 0
-    return rows >= _FEW_ROWS and rows * layer.weight.numel() >= _WORTH
+    numbers = layer.weight.numel()
+    return rows * numbers >= _WORTH if rows >= _FEW_ROWS else numbers >= _MANY_WEIGHTS
 
 
 @contextmanager
@@ -216,7 +217,7 @@ def _why_wrong(layer: nn.Linear, kept: _Repeated) -> str | None:
     columns = torch.linspace(0, len(weight) - 1, min(_TRIED_COLUMNS, len(weight)), device=x.device).long()
     wanted = x.double() @ weight[columns].double().T
     with _summed_in_float32():
-        both = product(split(x), repeated), nn.functional.linear(x, weight)
+        both = multiply(split(x), repeated), nn.functional.linear(x, weight)
     error, own = (_rms(found[:, columns].double() - wanted) / _rms(wanted) for found in both)
     if not error <= max(_FACTOR * own, _EXACT):
         return f"a trial's error was {error:.1e} of the numbers, float32's {own:.1e}"
