@@ -38,7 +38,7 @@ def thrice(weight: Tensor) -> Tensor | None:
 
 
 def multiply(pieces: Tensor, repeated: Tensor) -> Tensor:
-    """Return ``x W^T`` [rows, n] in float32, of ``x`` [rows, d] as by ``split`` and W [n, d] as by ``thrice``.
+    """Return ``x W^T`` [rows, n], of ``x`` [rows, d] as by ``split`` and of W [n, d] as by ``thrice``.
 
     A GPU waits for the weights of few rows, so W is read once there: the pieces are rows of their own, and
     their products are added.
