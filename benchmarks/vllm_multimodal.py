@@ -1,9 +1,10 @@
 """TeamLoRA on a vision-language model in vLLM against the bare model: image tasks, tokens and items a second.
 
-smollava with a TeamLoRA of four experts of rank 32 on its language model's feed-forward linears (random
-weights), asked the questions of an image task by ``cme-bench``'s own engine, which is started once. Base and
-adapter are asked in turn; the first round is left out. ``teamlora_over_base`` is the base's time by the
-adapter's: 1 is as fast. Texts are not compared: they are of other weights.
+smollava with a TeamLoRA of four experts of rank 32 on its language model's feed-forward linears, asked the
+questions of an image task by ``cme-bench``'s own engine, which is started once. Base and adapter are asked in
+turn; the first round is left out. ``teamlora_over_base`` is the base's time by the adapter's: 1 is as fast.
+The adapter's weights are random and so small that answers hardly change, since longer ones take longer:
+``tokens_teamlora`` should be close to ``tokens_base``.
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ from cme_bench.runs.runner import ask
 
 
 def random_adapter(model: Path, out: Path) -> None:
-    """Write a TeamLoRA whose every weight is random, so that it changes answers."""
+    """Write a TeamLoRA whose every weight is random and small."""
     torch.manual_seed(0)
     base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    get_peft_model(base, TeamLoraConfig(r=32, num_experts=4, init="random")).save_pretrained(out)
+    team = get_peft_model(base, TeamLoraConfig(r=32, num_experts=4, init="random"))
+    with torch.no_grad():
+        for parameter in team.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(0.1)
+    team.save_pretrained(out)
 
 
 def main() -> None:
@@ -50,6 +56,7 @@ def main() -> None:
         random_adapter(resolve_model(args.model, offline=False).path, adapter)
         engines = open_engines(ModelOptions(model=args.model, engine="vllm", dtype=args.dtype), print)
         seconds: dict[str, list[float]] = {"base": [], "teamlora": []}
+        tokens: dict[str, int] = {}
         try:
             for number in range(args.rounds + 1):
                 for name, chosen in (("base", ()), ("teamlora", (str(adapter),))):
@@ -58,7 +65,9 @@ def main() -> None:
                         tasks=args.task, adapters=chosen, data=args.data, limit=args.limit, out=out
                     )
                     (run,) = ask(engines, asked)
-                    seconds[name].append(read_run(run).stats.model_seconds)
+                    stats = read_run(run).stats
+                    seconds[name].append(stats.model_seconds)
+                    tokens[name] = stats.tokens_generated
         finally:
             engines.close()
     measured = {name: [round(s, 3) for s in found[1:]] for name, found in seconds.items()}
@@ -67,6 +76,8 @@ def main() -> None:
         "teamlora_over_base": round(middle["base"] / middle["teamlora"], 3),
         "seconds_base": measured["base"],
         "seconds_teamlora": measured["teamlora"],
+        "tokens_base": tokens["base"],
+        "tokens_teamlora": tokens["teamlora"],
         "questions": args.limit,
     }
     line = measurements.line("vllm_multimodal", metrics, cuda=evaluation_device().type == "cuda")

@@ -25,6 +25,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import captions
 import numpy as np
@@ -33,6 +34,7 @@ from packs import IMAGE_TOKENS, Packs, Stream, pack, segment
 from pictures import MIRRORED, MOVED, TONED, Pool, moved, pixels, pools, toned
 from questions import Asked, Questions
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as encoded
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader
@@ -41,6 +43,7 @@ from cme_bench.models.smollava.tower import MEAN, SIZE, STD, VISION_CONFIG, WIDT
 from cme_bench.tasks.made.art import Art, Thing, read_art
 from cme_bench.tasks.made.packages import EASY_VQA, NOTO, TWEMOJI
 from cme_bench.tasks.made.scenes import draw_one, shuffled
+from cme_bench.util.files import write_bytes
 
 
 class Frozen:
@@ -165,7 +168,20 @@ def train(
         if len(losses) in (1, 5, 20) or len(losses) % 100 == 0:
             took = time.perf_counter() - start
             print(f"step {len(losses)}  {took:.0f} s  loss {mean(losses[-20:]):.3f}", flush=True)
+            save(projector, losses, options)
     return projector, losses
+
+
+def save(projector: Projector, losses: Sequence[torch.Tensor], options: argparse.Namespace) -> dict[str, Any]:
+    """Write the projector as it is by now, whole or not at all; return what its file says of the training."""
+    record = {name: getattr(options, name) for name in ("batch", "each", "seed", "lr", "pool", "variants")}
+    record |= {"steps": len(losses), "last_loss": round(mean(losses[-20:]), 4)}
+    state = {
+        name: value.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, value in projector.state_dict().items()
+    }
+    write_bytes(options.out, encoded(state, metadata={"training": json.dumps(record)}), to_disk=False)
+    return record
 
 
 def _spent(options: argparse.Namespace, start: float, steps: int) -> float:
@@ -242,14 +258,7 @@ def main() -> None:
     batches = _batches(language_model, questions, sources, options)  # its processes start before CUDA does
     frozen = Frozen(tower, language_model, device, getattr(torch, options.dtype))
     projector, losses = train(frozen, sources, batches, options)
-    record = {name: getattr(options, name) for name in ("batch", "each", "seed", "lr", "pool", "variants")}
-    record |= {"steps": len(losses), "last_loss": round(mean(losses[-20:]), 4)}
-    state = {
-        name: value.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, value in projector.state_dict().items()
-    }
-    save_file(state, options.out, metadata={"training": json.dumps(record)})
-    print(json.dumps(record), flush=True)
+    print(json.dumps(save(projector, losses, options)), flush=True)
     others = made([f"check {number}" for number in range(options.check)], variants=0)
     for name, share in checked(frozen, projector, questions, others, options.check).items():
         print(f"{name}: {share:.3f}", flush=True)
