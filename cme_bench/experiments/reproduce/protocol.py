@@ -18,10 +18,11 @@ class Protocol:
 
     headline: the rows B and A of the primary outcome, the difference of their averages in every form; all
     other claims of scores are secondary. margin: of equivalence. mde: the difference that the seeds must be
-    able to show with ``power``. level: of a family of claims, and correction: how the claims of a family
-    share it. first_seeds: of every row, before the spread is looked at; cap: most seeds of a row.
-    others_form: the form in which all other rows must show ``mde``. speed_margin: rounds whose ratio lies so
-    near 1 count as equal. learning_rate, stopping: the rules in words.
+    able to show with ``power``; headline_mde: that of the headline pair, if it is another. level: of a family
+    of claims, and correction: how the claims of a family share it. first_seeds: of every row, before the
+    spread is looked at; cap: most seeds of a row. others_form: the form in which all other rows must show
+    ``mde``. speed_margin: rounds whose ratio lies so near 1 count as equal. learning_rate, stopping: the
+    rules in words.
     """
 
     headline: tuple[str, str] | None = None
@@ -34,6 +35,7 @@ class Protocol:
     cap: int = 40
     others_form: str = "likelihood"
     speed_margin: float = 0.05
+    headline_mde: float | None = None
     learning_rate: str = ""
     stopping: str = ""
 
@@ -42,8 +44,9 @@ class Protocol:
         return self.level / max(tests, 1) if self.correction == "bonferroni" else self.level
 
     def plain(self) -> dict[str, Any]:
-        """Return all fields as JSON values."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Return all fields that say something as JSON values."""
+        given = {key: v for key, v in asdict(self).items() if v is not None}
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
 
 
 USUAL = Protocol()
@@ -73,9 +76,12 @@ def _check(protocol: Protocol, place: str) -> None:
     def fail(text: str) -> None:
         raise UsageError(f"{place}: protocol: {text}")
 
-    for name in ("margin", "mde", "speed_margin"):
-        if not _is_number(getattr(protocol, name)) or getattr(protocol, name) <= 0:
-            fail(f"{name} must be a number above 0, not {getattr(protocol, name)!r}")
+    for name in ("margin", "mde", "speed_margin", "headline_mde"):
+        value = getattr(protocol, name)
+        if name == "headline_mde" and value is None:
+            continue
+        if not _is_number(value) or value <= 0:
+            fail(f"{name} must be a number above 0, not {value!r}")
     for name in ("level", "power"):
         if not _is_number(getattr(protocol, name)) or not 0 < getattr(protocol, name) < 1:
             fail(f"{name} must lie between 0 and 1, not {getattr(protocol, name)!r}")

@@ -103,18 +103,19 @@ def spreads_of(rows: Sequence[RowRuns], protocol: Protocol) -> dict[str, FormSpr
 
 def decide(recipe: Recipe, spreads: Mapping[str, FormSpread]) -> Stage:
     """Return the numbers of seeds that the protocol's rule asks for, from variances alone: of the headline
-    pair at the corrected level of its claims, of other rows at the level of one claim."""
+    pair at the corrected level of its claims and its own difference, of other rows at the level of one
+    claim."""
     protocol = recipe.analysis
     sizes = family_sizes(score_claims(recipe, paper_numbers()), protocol, asked_forms(recipe))
 
-    def wanted(spread: Spread, level: float) -> int | None:
+    def wanted(spread: Spread, mde: float, level: float) -> int | None:
         limits: dict[str, Any] = {"first": protocol.first_seeds, "cap": protocol.cap}
-        return seeds_for(spread, protocol.mde, level=level, power=protocol.power, **limits)
+        return seeds_for(spread, mde, level=level, power=protocol.power, **limits)
 
-    corrected = protocol.level_of(sizes.get(PRIMARY, 1))
-    asked = {f"headline, {form}": wanted(own.headline, corrected) for form, own in spreads.items()}
+    corrected, mde = protocol.level_of(sizes.get(PRIMARY, 1)), protocol.headline_mde or protocol.mde
+    asked = {f"headline, {form}": wanted(own.headline, mde, corrected) for form, own in spreads.items()}
     if protocol.others_form in spreads:
-        asked["others"] = wanted(spreads[protocol.others_form].all_rows, protocol.level)
+        asked["others"] = wanted(spreads[protocol.others_form].all_rows, protocol.mde, protocol.level)
     others = asked.get("others", protocol.first_seeds)
     pair = [protocol.cap if n is None else n for key, n in asked.items() if key != "others"]
     most = protocol.cap if others is None else others

@@ -180,6 +180,7 @@ def test_a_registration_is_not_replaced(plan: Path) -> None:
         ("{headline: [teamlora-32, lora]}", "headline names 'lora'"),
         ("{headline: [teamlora-32, moelora-32], margins: 1}", "unknown key 'margins'; did you mean 'margin'"),
         ("{headline: [teamlora-32, moelora-32], margin: 0}", "margin must be a number above 0"),
+        ("{headline: [teamlora-32, moelora-32], headline_mde: -1}", "headline_mde must be a number above 0"),
         ("{headline: [teamlora-32, moelora-32], level: 5}", "level must lie between 0 and 1"),
         ("{headline: [teamlora-32, moelora-32], first_seeds: 1}", "first_seeds must be a whole number of 2"),
         ("{headline: [teamlora-32, moelora-32], cap: 4}", r"cap \(4\) lies below first_seeds \(10\)"),

@@ -55,6 +55,13 @@ def test_each_part_of_the_rule_asks_for_its_seeds(recipe: Recipe) -> None:
     assert stage.headline == stage.wanted["headline, generated"]
     assert stage.others == stage.wanted["others"]
     assert not stage.capped
+    finer = decide(replace(recipe, protocol=replace(PROTOCOL, headline_mde=0.4, cap=200)), found)
+    finer_pair = seeds_for(found["likelihood"].headline, 0.4, level=0.025, first=4)
+    assert finer.wanted == stage.wanted | {
+        "headline, generated": seeds_for(found["generated"].headline, 0.4, level=0.025, first=4),
+        "headline, likelihood": finer_pair,
+    }
+    assert finer_pair is not None and stage.others < finer_pair < finer.headline
     small = decide(replace(recipe, protocol=replace(PROTOCOL, cap=8)), found)
     assert (small.headline, small.capped) == (8, True)
     nothing = FormSpread(Spread(0, 0.01, 0), Spread(0, 0.01, 0))
