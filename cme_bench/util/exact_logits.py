@@ -260,13 +260,26 @@ def full_float32() -> Iterator[None]:
     """
     parts = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
     before = [part.fp32_precision for part in parts]
-    lowered = any(precision not in {"none", "ieee"} for precision in before)
+    if all(precision in {"none", "ieee"} for precision in before):
+        yield
+        return
+    older = _older_precision()
     try:
-        if lowered:
-            for part in parts:
-                part.fp32_precision = "ieee"
+        if older != "highest":
+            torch.set_float32_matmul_precision("highest")
+        for part in parts:
+            part.fp32_precision = "ieee"
         yield
     finally:
-        if lowered:
-            for part, precision in zip(parts, before, strict=True):
-                part.fp32_precision = precision
+        if older != "highest":
+            torch.set_float32_matmul_precision(older)
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
+
+
+def _older_precision() -> str:
+    """Return what torch's older setting says; it is checked against the newer one where some code reads it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer was set, and the two differ
+        return "highest"

@@ -8,16 +8,17 @@ from collections.abc import Callable
 import torch
 
 from cme_bench.util.errors import first_line
+from cme_bench.util.exact_logits import full_float32
 
 
 def compute(right: Callable[[], bool], otherwise: str) -> bool:
     """Return whether kernels compute what is ``right``, which compares them with plain operations.
 
     Triton needs a C compiler, and knows not every card. Where they fail, ``otherwise`` is warned of. The
-    comparison can take gradients, whatever mode the caller is in.
+    comparison can take gradients and has all digits of float32, whatever mode the caller is in.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), full_float32():
             wrong = None if right() else "they compute something else"
     except Exception as error:  # Triton's are of many kinds, and none is worth a training
         wrong = f"{type(error).__name__}: {first_line(error)}"

@@ -247,6 +247,7 @@ def test_a_lower_precision_of_float32_products_is_put_aside(tiny_model: LlamaFor
         asked = [part.fp32_precision for part in parts]
         with exact_logits(tiny_model), torch.no_grad():
             assert [part.fp32_precision for part in parts] == ["ieee", "ieee"]
+            assert not torch.backends.cuda.matmul.allow_tf32  # raises where torch's two settings differ
             assert torch.equal(tiny_model(torch.tensor([PROMPT])).logits[0], before)
         assert [part.fp32_precision for part in parts] == asked
         assert torch.get_float32_matmul_precision() == "medium"
@@ -254,6 +255,18 @@ def test_a_lower_precision_of_float32_products_is_put_aside(tiny_model: LlamaFor
         torch.set_float32_matmul_precision("highest")
     with full_float32():
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_precision_asked_for_by_the_newer_setting_alone_is_put_aside_too() -> None:
+    part = torch.backends.cuda.matmul
+    part.fp32_precision = "tf32"
+    try:
+        with full_float32():
+            assert part.fp32_precision == "ieee"
+            assert not part.allow_tf32
+        assert part.fp32_precision == "tf32"
+    finally:
+        part.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -25,6 +25,17 @@ def test_gradients_are_compared_in_every_mode() -> None:
             assert compute(right, "slower")
 
 
+def test_what_they_are_compared_with_has_all_digits() -> None:
+    part = torch.backends.cuda.matmul
+    part.allow_tf32 = True
+    try:
+        assert compute(lambda: not part.allow_tf32, "slower")
+        assert part.allow_tf32
+    finally:
+        part.allow_tf32 = False
+        part.fp32_precision = "none"
+
+
 def test_what_fails_is_told_in_one_line() -> None:
     with pytest.warns(UserWarning, match=r"^slower \(they compute something else\)$"):
         assert not compute(lambda: False, "slower")

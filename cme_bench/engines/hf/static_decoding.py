@@ -98,6 +98,7 @@ class Stepper:
         numbers = shape[0] * shape[1] * shape[2] * shape[3]
         if (module, name) not in self._memory or self._memory[module, name].numel() < numbers:
             self._steps = {key: Step(key, self.forward.device) for key in self._steps}
+            self._pool = None  # torch takes no graph into a pool that has none left
             self._memory.pop((module, name), None)
             self._memory[module, name] = like.new_zeros(numbers)
         return self._memory[module, name][:numbers].view(shape)
