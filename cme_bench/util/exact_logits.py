@@ -278,7 +278,7 @@ def full_float32() -> Iterator[None]:
 
 
 def _older_precision() -> str:
-    """Return what torch's older setting says; it is checked against the newer one where some code reads it."""
+    """Return what the older of torch's two settings says, which must agree where some code reads them."""
     try:
         return torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer was set, and the two differ
