@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.runs.folder import read_run
+from cme_bench.util.float32_pieces import BY_PIECES, multiply, split, thrice
 
 
 def stats_lines(folder: Path) -> Iterator[str]:
@@ -48,13 +49,16 @@ def _limits(counted: Mapping[str, float], engine: Mapping[str, Any]) -> Iterator
     if flops <= 0:
         yield waited
         return
-    rate = products_per_second(str(engine.get("dtype")))
+    rate = products_per_second(str(engine.get("dtype")), pieces=engine.get("products") == BY_PIECES)
     least = flops / rate
     yield f"{waited}; products alone take {least:,.2g} s here, {100 * least / serving:.1f} % of it"
 
 
-def products_per_second(dtype: str) -> float:
-    """Return the floating-point operations a second of large products in ``dtype`` on this machine."""
+def products_per_second(dtype: str, *, pieces: bool = False) -> float:
+    """Return the floating-point operations a second of large products in ``dtype`` on this machine.
+
+    ``pieces``: of float32's by bfloat16 pieces, three products and the splitting counted as one.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
@@ -62,10 +66,11 @@ def products_per_second(dtype: str) -> float:
     matrix = torch.ones(
         size, size, dtype=getattr(torch, dtype, torch.float32), device="cuda" if cuda else "cpu"
     )
+    repeated = thrice(matrix) if pieces else None
     best = math.inf
     for _ in range(4):  # the first one also prepares
         started = time.perf_counter()
-        matrix @ matrix
+        matrix @ matrix if repeated is None else multiply(split(matrix), repeated)
         if cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)

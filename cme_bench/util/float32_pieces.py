@@ -16,6 +16,8 @@ from torch import Tensor
 from cme_bench.util.exact_logits import product
 from cme_bench.util.kernels import compute
 
+BY_PIECES = "float32 by bfloat16 pieces"
+"""How records name it."""
 PIECES = 3  # bfloat16 has 8 significant bits, float32 has 24
 BYTES = 2 * PIECES
 """Of a weight in what :func:`thrice` returns."""

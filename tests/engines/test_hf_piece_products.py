@@ -64,7 +64,7 @@ def test_families_score_and_write_as_in_plain_float32(
     assert not multiplied
     engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
     if not any(type(part) is nn.Linear for part in model.modules()):
-        assert engine.describe()["products"] == "float32: no weights are bfloat16's numbers"
+        assert engine.describe()["products"] == "float32: no linear layers of torch's own"
         return
     assert engine.describe()["products"] == "float32 by bfloat16 pieces"
     assert scores(engine) == pytest.approx(wanted, abs=1e-4)
@@ -177,7 +177,15 @@ def test_engines_of_one_base_share_the_copies_and_free_them() -> None:
     assert id(up) not in piece_products._alive
 
 
-def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_take_a_part_of_the_free_memory_only() -> None:
+    assert piece_products.why_too_much(4 << 30, 10 << 30) is None
+    because = piece_products.why_too_much(41 << 30, 100 << 30)
+    assert because == "copies of 41.0 GiB are too much for the 100.0 GiB that are free"
+
+
+def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(
+    toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reduced(pieces: Tensor, repeated: Tensor) -> Tensor:
         return multiply(pieces, repeated).bfloat16().float()
 
@@ -187,6 +195,10 @@ def test_a_trial_that_goes_wrong_keeps_float32_and_says_why(monkeypatch: pytest.
     because = PieceProducts(model, True).plain_because
     assert because is not None
     assert because.startswith("a trial's error was ")
+    told: list[str] = []
+    engine = HFEngine(model, toy_tokenizer, pieces=True, note=told.append)
+    assert told == [f"products are computed in plain float32, which is slower: {because}"]
+    assert engine.describe()["products"] == f"float32: {because}"
 
     def refused(pieces: Tensor, repeated: Tensor) -> Tensor:
         raise RuntimeError("no such kernel\nat all")

@@ -9,6 +9,7 @@ import pytest
 from cme_bench.reports.engine_stats import stats_lines
 from cme_bench.runs.options import parse_settings
 from cme_bench.util.errors import UsageError
+from cme_bench.util.float32_pieces import BY_PIECES
 from tests.support.folders import make_run
 
 STATS = {
@@ -30,6 +31,15 @@ def test_sessions_add_up(tmp_path: Path) -> None:
         "engine: 200 tokens/s in 3.0 s of model time, 25.0 % padding, 14 tokens generated, "
         "peak memory 2.00 GiB",
     ]
+
+
+@pytest.mark.parametrize("pieces", [False, True])
+def test_the_floor_is_that_of_the_products_that_were_computed(pieces: bool, tmp_path: Path) -> None:
+    stats = STATS | {"extra": {"serving_seconds": 2.0, "device_seconds": 1.0, "flops": 1e9}}
+    engine = {"dtype": "float32", **({"products": BY_PIECES} if pieces else {})}
+    run = make_run(tmp_path / "r", {}, sessions=[{"seconds": 1.0, "engine": stats}], engine=engine)
+    *_, last = stats_lines(run.folder)
+    assert last.startswith("engine: the device waited 50.0 % of 2.0 s; products alone take 0.0")
 
 
 def test_nothing_computed(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from cme_bench.engines.hf.joined_decoding import (
     prefix_packs,
 )
 from cme_bench.engines.hf.pack_forward import PackForward, Pending, Reads, finished_rows, run_packs
-from cme_bench.engines.hf.piece_products import AS_ASKED, ONLY_A_GPU
+from cme_bench.engines.hf.piece_products import AS_ASKED, NO_LAYERS, ONLY_A_GPU, OTHER_NUMBERS
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.seeing import why_seen_alone
 from cme_bench.engines.hf.sharing import why_rowwise, windows
@@ -52,6 +52,7 @@ from cme_bench.util import memory as resident_memory
 from cme_bench.util.devices import computing_device, devices_of, is_spread, moved
 from cme_bench.util.errors import CmeError
 from cme_bench.util.exact_logits import NARROW
+from cme_bench.util.float32_pieces import BY_PIECES
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ class HFEngine(Engine):
         """Find how products are computed, before memory is planned; note a GPU that is slowed."""
         found = self._forward.pieces
         because = None if found is None else found.plain_because
-        if because and self.device.type == "cuda" and because != AS_ASKED:
-            note(f"products are computed in float32, which is slower: {because}")
+        if because and because not in {AS_ASKED, ONLY_A_GPU, NO_LAYERS, OTHER_NUMBERS}:
+            note(f"products are computed in plain float32, which is slower: {because}")
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, batch by batch.
@@ -485,7 +486,7 @@ class HFEngine(Engine):
         if found is None or found.plain_because == ONLY_A_GPU:
             return {}
         because = found.plain_because
-        return {"products": f"float32: {because}" if because else "float32 by bfloat16 pieces"}
+        return {"products": f"float32: {because}" if because else BY_PIECES}
 
     def _describe_images(self) -> dict[str, str]:
         """Return how images are read and computed, where the model takes some."""

@@ -19,6 +19,8 @@ from cme_bench.util.exact_logits import SameNumbers, replaced
 from cme_bench.util.float32_pieces import BYTES, has_units, multiply, split, thrice
 
 AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
+NO_LAYERS, OTHER_NUMBERS = "no linear layers of torch's own", "no weights are bfloat16's numbers"
+"""Why a model's products are plain float32; beside these, what goes wrong on a GPU is told."""
 _WORTH = 1 << 27
 """Multiplications from which a GPU is faster with pieces; below, both take about the time of a start."""
 _FEW_ROWS, _MANY_WEIGHTS = 32, 1 << 24
@@ -85,7 +87,7 @@ class PieceProducts:
         held = {layer: _held(layer) for layer in self._parents}
         held = {layer: found for layer, found in held.items() if found.weights is not None}
         if not held:
-            return "no weights are bfloat16's numbers"
+            return OTHER_NUMBERS if self._parents else NO_LAYERS
         try:
             wrong = next(filter(None, (_why_wrong(layer, found) for layer, found in held.items())), None)
         except Exception as error:  # a kernel's are of many kinds
@@ -174,9 +176,16 @@ def _why_no_room(layers: Iterable[nn.Linear]) -> str | None:
         needed = BYTES * sum(weight.numel() for weight in new if weight.device == device)
         free, _ = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if needed > _SHARE * free:
-            return f"{needed / 2**30:.1f} GiB of weights for it are too much for {free / 2**30:.1f} GiB free"
+        if reason := why_too_much(needed, free):
+            return reason
     return None
+
+
+def why_too_much(needed: int, free: int) -> str | None:
+    """Return why copies of ``needed`` bytes are not made where so many are ``free``; None if they are."""
+    if needed <= _SHARE * free:
+        return None
+    return f"copies of {needed / 2**30:.1f} GiB are too much for the {free / 2**30:.1f} GiB that are free"
 
 
 def _suits(x: Tensor) -> bool:
