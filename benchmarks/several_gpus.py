@@ -8,8 +8,8 @@
 * tensor_parallel: the same with a TeamLoRA of random numbers by vLLM, on one rank and on all, in float32.
 
 ``train_ratio`` and ``sweep_ratio``: tokens a second on all GPUs over one GPU, behind the first logged step.
-``*_difference``: the largest between the losses that are logged, step by step. ``device_map_differ``: records
-with another answer, of ``device_map_records``. ``tensor_parallel_difference``: of log-likelihoods.
+``*_difference``: the largest between the losses that are logged, step by step; of answers, between
+log-likelihoods. ``*_differ``: of ``*_records`` answers, those with another choice or text.
 """
 
 from __future__ import annotations
@@ -181,8 +181,7 @@ def measure_device_map(args: argparse.Namespace, folder: Path) -> dict[str, Any]
     random_base(args, folder, layers=args.layers)
     one = answers(args, folder, "one", "--engine", "hf", gpus=1)
     spread = answers(args, folder, "spread", "--engine", "hf", "--device-map", "auto", gpus=args.gpus)
-    differ = sum(a.response != b.response for a, b in zip(one, spread, strict=True))
-    return {"device_map_records": len(one), "device_map_differ": differ}
+    return compared("device_map", one, spread)
 
 
 def measure_tensor_parallel(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -192,16 +191,19 @@ def measure_tensor_parallel(args: argparse.Namespace, folder: Path) -> dict[str,
     given += ["--set", "kv_gib=4"]
     one = answers(args, folder, "rank", *given, gpus=1)
     ranks = answers(args, folder, "ranks", *given, "--set", f"tensor_parallel={args.gpus}", gpus=args.gpus)
-    pairs = [
-        pair
-        for a, b in zip(one, ranks, strict=True)
-        for pair in zip(getattr(a.response, "logprobs", ()), getattr(b.response, "logprobs", ()), strict=True)
-    ]
-    texts = [(a.response, b.response) for a, b in zip(one, ranks, strict=True) if hasattr(a.response, "text")]
+    return compared("tensor_parallel", one, ranks)
+
+
+def compared(part: str, one: Sequence[Any], other: Sequence[Any]) -> dict[str, Any]:
+    """How far the answers of two runs are apart: choices and texts, and log-likelihoods."""
+    pairs = [(a.response, b.response) for a, b in zip(one, other, strict=True)]
+    chosen = [(a.logprobs, b.logprobs) for a, b in pairs if a.logprobs]
+    differ = sum(a.text != b.text for a, b in pairs if not a.logprobs)
+    differ += sum(a.index(max(a)) != b.index(max(b)) for a, b in chosen)
     return {
-        "tensor_parallel_difference": max(abs(a - b) for a, b in pairs),
-        "tensor_parallel_texts": len(texts),
-        "tensor_parallel_texts_differ": sum(a != b for a, b in texts),
+        f"{part}_records": len(pairs),
+        f"{part}_differ": differ,
+        f"{part}_difference": max(abs(x - y) for a, b in chosen for x, y in zip(a, b, strict=True)),
     }
 
 
