@@ -33,6 +33,7 @@ _DENIED_AFTER = regex.compile(
     r"[)\]\"'}.:]*\s*(?:(?:is|are|was|seems|looks|would be)(?:\s+(?:also|clearly|definitely|obviously|just))?"
     r"(?:\s+(?:not|wrong|incorrect|false|ruled out|out|never|impossible)\b|n't)|cannot be"
     r"|can be (?:ruled|eliminated|excluded)|depending\b|if\b|ではな|ではあり|じゃな|(?:가|이)\s*아[니닙]"
+    r"|(?:değil|नहीं|नहीँ|نیست|نہیں|নয়|না(?!\p{L})|இல்லை|அல்ல|కాదు|അല്ല|ਨਹੀਂ)"
     r"|は(?:間違|誤|不正解)|项?是?错|项?是?不[正对]|项?错误|[项]?不(?:正确|对)|是错误)"
 )
 _ASKED = regex.compile(r"[)\]\"'}.]*\s*(?:吗|\?)")
@@ -101,7 +102,7 @@ class Choices:
 @functools.lru_cache(maxsize=4096)
 def _mention(choice: str) -> regex.Pattern[str]:
     before = r"(?<![\p{L}\p{M}\p{N}_])(?<!\d[.,])"
-    after = r"(?![\p{L}\p{M}\p{N}_])(?![.,]\d)"
+    after = r"(?![\p{L}\p{M}\p{N}_])(?![.,]\d)(?!-ish\b)"
     if choice[0].isdigit():
         before += r"(?<!(?:^|[\s(=])[-+])(?<![/:^])"
         after += r"(?!\s*[/:^]\s*\d)"
@@ -119,6 +120,8 @@ def ends_word(text: str, end: int, length: int) -> bool:
     if end >= len(text):
         return True
     nxt, last = text[end], text[end - 1]
+    if regex.match(r"-ish\b", text[end : end + 5]):
+        return False
     if last.isdigit() and regex.match(r"[.,:/^-]?\d|%", text[end : end + 2]):
         return False
     if _SPACELESS.match(last):
@@ -137,5 +140,5 @@ def is_asked(text: str, end: int) -> bool:
 
 
 def is_determiner(text: str, start: int, end: int) -> bool:
-    """Return whether a matched "no" belongs to a noun ("there is no evidence")."""
-    return text[start:end] == "no" and bool(regex.match(r"\s+\w", text[end:]))
+    """Return whether a matched "no" belongs to a noun or a number ("there is no evidence", "no. 5")."""
+    return text[start:end] == "no" and bool(regex.match(r"\s+\w|\.\s?\d", text[end:]))

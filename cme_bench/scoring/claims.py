@@ -1,4 +1,4 @@
-"""Where a text states its answer ("the answer is", "Answer:", "答案是"), in twenty languages.
+"""Where a text states its answer ("the answer is", "Answer:", "答案是"), in thirty languages.
 
 A claim that hedges ("the answer could be B") or denies ("the answer is not B") is found as such, so that no
 weaker rule makes an answer of it.
@@ -17,7 +17,7 @@ Stance = Literal["says", "hedges", "denies"]
 T = TypeVar("T")
 
 ANSWER = "answer|final (?:result|value|number|amount|total)"
-LETTER = "answer|option|choice|letter|label|correct response"
+LETTER = "answer|option|choice|letter|label|correct response|pick|selection|(?:best|final) guess"
 LABEL = (
     "answer|label|option|choice|category|class|classification|sentiment|emotion|relation(?:ship)?|verdict|"
     "prediction|polarity|rating|stance"
@@ -25,10 +25,12 @@ LABEL = (
 """Nouns whose value is the answer, by type of answer."""
 
 _ASIDE = r"(?:\s*\([^()\n]*\))?(?:\s+(?:to|of|for|here|in|between|expressed|conveyed)\b[^.\n:?!=]{0,80}?)?"
-_SAYS = r"is|was|would be|should be|must be|has to be|needs to be|will be|remains"
+_SAYS = (
+    r"is|was|would be|would have to be|has got to be|should be|must be|has to be|needs to be|will be|remains"
+)
 _HEDGES = r"(?:could|might|may|can)(?:\s+(?:also|well|possibly))?\s+be"
 _DENIES = r"(?:is|was|would|should|must|can|could)(?:n't|\s*not)\b|cannot be"
-_COLON = r"[\"']?\s*(?::|=>|->|→|=)|\s+[-—]\s"
+_COLON = r"[\"']?\s*(?::|=>|->|→|⇒|➜|➡|=)|\s+[-—]\s"
 
 
 @functools.cache
@@ -40,6 +42,10 @@ def _english(nouns: str) -> re.Pattern[str]:
     )
 
 
+_JSON_KEY = re.compile(
+    r"(?<=[{,\n])\s*[\"'](?:final[_ -]?)?(?:result|solution|output|ans|response|value)[\"']\s*:",
+    re.IGNORECASE,
+)
 _IT_MAY = re.compile(
     r"\b(?:it|this|that)\s+(?:(?P<hedges>(?:could|might|may)(?:\s+also)?\s+be))\b", re.IGNORECASE
 )
@@ -48,18 +54,19 @@ _FINAL = re.compile(
     r"\W*(?:\w+\W+){0,2}$",
     re.IGNORECASE,
 )
-_WRONG_ONE = re.compile(r"\b(?:incorrect|wrong|false|worst|least \w+|other|opposite)\s+$", re.IGNORECASE)
+_WRONG_ONE = re.compile(r"\b(?:incorrect|wrong|false|worst|least \w+|other|opposite)[ ]+$", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans)\s*:|^#{2,}\s+(?=\S+\s*$)",
+    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans|final|result)\s*:|^#{2,}\s+(?=\S+\s*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHINESE = re.compile(
-    r"(?:答案|(?:正确|最终)的?(?:选项|答案|结果)|情感(?:倾向|极性)?|类别|标签|关系|情绪|立场)[】\])]?\s*"
+    r"(?:答案|(?:正确|最终)的?(?:选项|答案|结果)|情感(?:倾向|极性)?|类别|标签|关系|情绪|立场|(?<!不)正确的(?=[是为应])|(?<![回问解应作])答(?=\s*:))[】\])]?\s*"
     r"(?:(?P<denies>并?不(?:应|可能)?(?:该|当)?[是为选]|并?非)|(?P<hedges>(?:也|很|有)?可能(?:是|为|选)?)|"
     r"(?:应该|应当|应|就|只能)?(?:是|为|选择?)?\s*:?)"
 )
 _OTHER = (
     r"(?:正解|正答|答え|解答|回答)\s*(?:は|:)",
+    r"(?:正しい(?:の|選択肢|答え)|正しいもの)は",
     r"(?:정답|답변?)\s*(?:은|는|이)?\s*:?",
     r"réponse(?:\s+(?:correcte|exacte|finale))?\s*(?:est|:|c'est)",
     r"(?:antwort|lösung)\s*(?:ist|lautet|wäre|:)",
@@ -75,6 +82,19 @@ _OTHER = (
     r"(?:الإجابة|الاجابة|الجواب)(?:\s+الصحيحة|\s+الصحيح)?\s*(?:هي|هو|:)?",
     r"उत्तर\s*(?:है|:)?",
     r"คำตอบ(?:ที่ถูกต้อง)?\s*(?:คือ|:)",
+    r"(?<!คำ)ตอบ\s*(?:ว่า|:)?\s*(?=ข้อ|[A-Z(])",
+    r"(?<!nicht )richtig(?:e)?\s+(?:ist|wäre)(?=\s)(?!\s+(?:nicht|weder|keine))",
+    r"(?:odpověď|odpoveď)\s*(?:je|:)",
+    r"svar(?:et)?\s*(?:är|er|:)",
+    r"vastaus\s*(?:on|:)",
+    r"válasz\s*:?",
+    r"răspuns(?:ul)?(?:\s+corect)?\s*(?:este|e\b|:)",
+    r"απάντηση\s*(?:είναι|:)",
+    r"ה?תשובה(?:\s+הנכונה)?\s*(?:היא|:)",
+    r"(?:پاسخ|جواب)(?:\s+(?:صحیح|درست))?\s*:?",
+    r"(?:সঠিক\s+)?উত্তর\s*(?:হলো|হল|:)?",
+    r"(?:பதில்|விடை|సమాధానం)\s*:?",
+    r"(?:правильный|верный)\s+вариант\s*(?:[:—-]|это)?",
 )
 _ELSEWHERE = re.compile(
     unicodedata.normalize("NFKC", "|".join(rf"(?<!\w){head}" for head in _OTHER)), re.IGNORECASE
@@ -83,7 +103,7 @@ _ELSEWHERE = re.compile(
 FILLER = re.compile(
     r"\s*(?:(?:therefore|thus|hence|then|so|most likely|very likely|likely|probably|definitely|clearly|"
     r"certainly|simply|indeed|obviously|overall|just|actually|the|la|le|el|die|der|das|il|that|it's|it is|"
-    r"option|choice|letter|number|opción|(?:a\s+)?letra|lettera|lettre|l'option|options?|选项|选|第|буква|вариант)\b"
+    r"option|choice|letter|number|opción|alternativ(?:et|a)?|vaihtoehto|možnost|varianta|η|אפשרות|گزینه|ข้อ|ตัวเลือก|विकल्प|বিকল্প|(?:a\s+)?letra|lettera|lettre|l'option|options?|选项|选|第|буква|вариант)\b"
     r"|选项|选|[,:;\"'(\[{「『【《<|*]|-(?=\s))",
     re.IGNORECASE,
 )
@@ -136,7 +156,7 @@ def claims(text: str, nouns: str) -> list[Claim]:
     patterns = [_english(nouns), _HEADING, _IT_MAY, _ELSEWHERE]
     if not text.isascii():
         patterns.append(_CHINESE)
-    matches = [m for pattern in patterns for m in pattern.finditer(text)]
+    matches = [m for pattern in patterns for m in pattern.finditer(text)] or [*_JSON_KEY.finditer(text)]
     return [_claim(text, m) for m in sorted(matches, key=lambda m: m.end())]
 
 

@@ -18,7 +18,7 @@ from cme_bench.scoring.claims import (
     until_next_question,
 )
 from cme_bench.scoring.markup import boxes, plain
-from cme_bench.scoring.text import fold, folded_case
+from cme_bench.scoring.text import fold, simplified, spelled_alike
 from cme_bench.scoring.thinking import without_thinking
 
 Found = int | Undecided | None
@@ -27,9 +27,13 @@ _AROUND = "\"'`*()[]{}<>「」【】『』 \t\n"
 _STOPS = ".!。"
 # what may follow a label that begins a text: "Yes, ...", "No it ..."; not "No matter", "Negative reviews"
 _AFTER_FIRST = re.compile(
-    r"[\"')\]*]*\s*(?:$|\n|[.!](?!\d)|[,;:](?!\d)|[-—]\s|\(|[。、])"
+    r"[\"')\]*]*\s*(?:$|\n|[.!](?!\s?\d)|[,;:](?!\d)|[-—]\s|\(|[。、])"
     r"|\s+(?:sentiment|tone|emotion|feeling|review|statement|relation(?:ship)?)\s*(?:[.,:;]|$|\n)"
     r"|\s+(?:because|since|as|it|this|that|the|they|he|she|we|i|you|there|these|those|for|due|based|given|in)\b"
+)
+_TAKES_BACK = re.compile(
+    r"[,;.!]?\s*(?:(?:but|well|hmm|no|wait)\b,?\s*)?(?:(?:actually|rather|then again|on second thoughts?|"
+    r"i mean|maybe|also|in fact|really|wait)\b,?\s*)+(?:the answer is\s+|it'?s\s+)?|[,;]?\s*but\s+"
 )
 _NOT_ONE = re.compile(r"(?:either|both|neither|between)\b")
 
@@ -51,11 +55,11 @@ class _Reader:
     """Reads one text; each rule gives an index, Undecided (and no further rule is tried) or None."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        self.labels = Choices(labels)
+        self.labels = Choices([_spelled(label) for label in labels])
         self.numeric = all(label.isdigit() for label in self.labels.texts)
 
     def read(self, raw: str) -> tuple[Found, str]:
-        text = folded_case(plain(raw)).strip()
+        text = _spelled(plain(raw)).strip()
         rules: tuple[tuple[str, Callable[[], Found]], ...] = (
             ("exact", lambda: self._exact(text)),
             ("boxed", lambda: self._boxed(raw)),
@@ -75,7 +79,7 @@ class _Reader:
     def _boxed(self, raw: str) -> Found:
         if "boxed" not in raw and "fbox" not in raw:
             return None
-        labels = {self._exact(folded_case(plain(box))) for box in boxes(fold(raw))} - {None}
+        labels = {self._exact(_spelled(plain(box))) for box in boxes(fold(raw))} - {None}
         return None if not labels else labels.pop() if len(labels) == 1 else UNDECIDED
 
     def _claimed(self, text: str) -> Found:
@@ -112,7 +116,20 @@ class _Reader:
         first = self.labels.at(text, 0)
         if first is None or not _AFTER_FIRST.match(text, len(self.labels.texts[first])):
             return None
+        if self._taken_back(text, len(self.labels.texts[first])):
+            return UNDECIDED
         return None if self.labels.end_of_list(text, 0) is not None else first
+
+    def _taken_back(self, text: str, pos: int) -> bool:
+        """Return whether another label follows the first one in its sentence ("Yes, but actually no")."""
+        m = _TAKES_BACK.match(text, pos)
+        other = self.labels.at(text, m.end()) if m else None
+        return m is not None and other is not None and other != self.labels.at(text, 0)
+
+
+def _spelled(text: str) -> str:
+    """Return a text as labels are compared: ``not_entailment`` is written "not entailment" as well."""
+    return simplified(spelled_alike(text)).replace("_", " ")
 
 
 def _next_word(text: str, pos: int) -> int:

@@ -6,15 +6,20 @@ import functools
 import re
 from dataclasses import dataclass
 
-CLOSED = r"[)\]}\"'」】』》*]*"
+CLOSED = r"[)\]}\"'」】』》⟩〉*]*"
 _ENDS = r"(?![A-Za-z0-9_À-ɏ]|'[a-z])"
 _NAME = r"(?:option|choice|letter|answer|选项|第)?\s*"
-_OPENED = r"[(\[{\"'「【『《]*\s*"
+_OPENED = r"[(\[{\"'「【『《⟨〈]*\s*"
+_SURELY = r"(?:(?:probably|definitely|certainly|clearly|surely|most likely|likely)\s+)?"
 _STOP = rf"{CLOSED}\s*(?:[.!。;]|$|\n|,(?!\s*(?:or|and|nor)\b))"
 _IS = r"is|seems(?: to be)?|must be|should be|would be|appears to be|are"
+_DENIED_LATER = r"[^.\n]*?(?:\b(?:not|wrong|incorrect|false|except|never|no)\b|n't\b)"
 _RIGHT = (
     rf"(?:(?:{_IS})\s+(?:(?:the|most|clearly|definitely|therefore|likely|probably|only|indeed|thus)\s+)*"
     r"(?:correct|right|best|answer|appropriate|accurate)\b|(?:fits|matches)\s+(?:the\s+\w+\s+)?best"
+    rf"|(?:{_IS})\s+the only (?:one|option|choice|answer|statement)(?!{_DENIED_LATER})"
+    r"|ist\s+(?:die\s+)?(?:richtige?|korrekte?)\b|est\s+(?:la\s+)?(?:bonne|correcte?|exacte?)\b"
+    r"|es\s+(?:la\s+)?correct[ao]\b|—?\s*(?:верно|правильно)(?!\w)"
     r"|是?(?:正确|对(?=[的。,.!;]|$))|が正解|が正しい|是答案)(?!\s*(?:\?|if\b|only\b|when\b))"
 )
 
@@ -28,7 +33,8 @@ WRONG_LINE = re.compile(
 )
 """After a letter: its line says that it is wrong."""
 PICK = re.compile(
-    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? with|opt for|lean(?:ing)? towards?|"
+    r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? (?:with|for)|settl(?:e|ing) on|"
+    r"stick(?:ing)? with|vote for|opt for|left with|that leaves|lean(?:ing)? towards?|"
     r"(?:i'd|i would|i'll) (?:say|answer|guess))\s+"
     r"|(?:故|应|应该|本题)?选(?!项)择?\s*|选择\s*",
     re.IGNORECASE,
@@ -56,6 +62,13 @@ SAYS_SO = re.compile(
 TEXT_NEXT = re.compile(rf"{CLOSED}\s*[.):,、(-]*\s*[\"'(]*")
 """Between a letter and the text of its option."""
 
+NO_IDEA = re.compile(
+    r"\W*(?:sorry,?\s+)?(?:but\s+)?I\s+(?:do not|don't|cannot|can't|am not able to|am unable to)\s+"
+    r"(?:know|tell|say|answer|determine|decide)\b",
+    re.IGNORECASE,
+)
+"""After a letter: words that take every answer back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forms:
@@ -70,6 +83,8 @@ class Forms:
     concluded: re.Pattern[str]
     lines: re.Pattern[str]
     possible: re.Pattern[str]
+    instead: re.Pattern[str]
+    corrected: re.Pattern[str]
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,12 +94,12 @@ def forms(letters: tuple[str, ...]) -> Forms:
     x = rf"(?P<x>{one})"
     return Forms(
         letters=letters,
-        alone=re.compile(rf"\W*{_NAME}{_OPENED}{x}\s*{CLOSED}[.:。)]*\s*", re.IGNORECASE),
+        alone=re.compile(rf"\W*{_SURELY}{_NAME}{_OPENED}{x}\s*{CLOSED}[.:。!)]*\s*", re.IGNORECASE),
         here=re.compile(rf"(?P<x>{one}|[A-Z]){_ENDS}", re.IGNORECASE),
         several=re.compile(rf"(?:{one}){{2,}}{_ENDS}"),
         first=re.compile(
             rf"{_OPENED}{_NAME}{_OPENED}{x}(?:{CLOSED}(?:[.:、。](?=\s|$|[^\x00-\x7f])"
-            r"|,(?!\s*(?:or\b|and\b|[A-Z]\b))|\s*(?:$|\n)|\s+[-—]\s)|[)\]】」]|\s+because\b)",
+            r"|,(?!\s*(?:or\b|and\b|(?!I\s+[a-z])[A-Z]\b))|\s*(?:$|\n)|\s+[-—]\s)|[)\]】」]|\s+because\b|\s+it\s+is\b|\s+\((?=~?\d|(?:very|high|fairly)?\s*(?:sure|certain|confiden)))",
             re.IGNORECASE,
         ),
         right=re.compile(rf"(?<![A-Za-z0-9_'])(?P<x>{one}){CLOSED}\s*(?:选?项)?\s*{_RIGHT}"),
@@ -99,6 +114,17 @@ def forms(letters: tuple[str, ...]) -> Forms:
         ),
         possible=re.compile(
             rf"(?<![A-Za-z0-9_']){x}{CLOSED}\s+(?:is|are|could|might|may)\s+(?:be\s+)?(?:also|equally|possible|plausible)\b"
+        ),
+        instead=re.compile(
+            rf"(?:\bnot\s+{_OPENED}{_NAME}{_OPENED}(?i:{one}){CLOSED}(?:\s[^.\n,;]{{0,30}})?,?\s+but\s+(?:rather\s+|instead\s+)?"
+            rf"|不[是选]\s*(?:{one})\s*[,;]?\s*(?:而是|而选)\s*){_OPENED}{_NAME}{_OPENED}(?={x}{_ENDS})"
+        ),
+        corrected=re.compile(
+            r"\b(?:actually|wait|no wait|sorry|correction|i mean|scratch that)\b\W{0,4}(?:no\b\W{0,3})?"
+            r"(?:i(?:'d| would)? (?:say|meant?|think)\s+)?"
+            r"(?:(?:it'?s|it is|the answer is|that should be)\s+)?"
+            rf"{_OPENED}{_NAME}{_OPENED}(?-i:{x}){_STOP}",
+            re.IGNORECASE,
         ),
         lines=re.compile(rf"^\s*[-*]?\s*{_OPENED}{x}(?:{CLOSED}[.):、]|{CLOSED}\s*$)", re.MULTILINE),
     )

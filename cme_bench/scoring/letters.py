@@ -21,6 +21,7 @@ from cme_bench.scoring.claims import (
 from cme_bench.scoring.letter_forms import (
     BEFORE_RIGHT,
     GOES_ON,
+    NO_IDEA,
     NOT_ONE,
     NOT_PICKED,
     OF_OPTIONS,
@@ -32,7 +33,7 @@ from cme_bench.scoring.letter_forms import (
     forms,
 )
 from cme_bench.scoring.markup import boxes, plain
-from cme_bench.scoring.text import fold
+from cme_bench.scoring.text import fold, simplified
 from cme_bench.scoring.thinking import without_thinking
 
 Found = int | Undecided | None
@@ -53,7 +54,7 @@ def extract_letter(response: str, letters: Sequence[str], options: Sequence[str]
 
 
 def _options(options: Sequence[str]) -> Choices:
-    return Choices([option.strip().rstrip(".") for option in options])
+    return Choices([simplified(option).strip().rstrip(".") for option in options])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class _Reader:
     options: Choices
 
     def read(self, raw: str) -> tuple[Found, str]:
-        text = plain(raw).strip()
+        text = simplified(plain(raw)).strip()
         rules: tuple[tuple[str, Callable[[], Found]], ...] = (
             ("letter", lambda: self._index(self.is_.alone.fullmatch(text))),
             ("boxed", lambda: self._boxed(raw)),
@@ -92,7 +93,7 @@ class _Reader:
         return _one(readable) if readable else UNDECIDED if options else None
 
     def _of_box(self, box: str) -> Found:
-        text = plain(box).strip()
+        text = simplified(plain(box)).strip()
         if (i := self._index(self.is_.alone.fullmatch(text))) is not None:
             return i
         return self._after(text, 0)
@@ -105,8 +106,18 @@ class _Reader:
         read += [
             (Claim(m.start(), m.end(), "hedges"), self._index(m)) for m in self.is_.possible.finditer(text)
         ]
+        read += [
+            (Claim(m.start(), m.end(), "says"), self._instead(text, m))
+            for m in self.is_.instead.finditer(text)
+        ]
+        read += self._corrections(text, max((claim.end for claim, _ in read), default=0))
         read.sort(key=lambda pair: pair[0].end)
         return decide(text, [(claim, value) for claim, value in read if value is not None])
+
+    def _corrections(self, text: str, pos: int) -> list[tuple[Claim, Found]]:
+        """Return the letters that are named after the last claim as the right ones after all."""
+        found = self.is_.corrected.finditer(text, pos)
+        return [(Claim(m.start(), m.end(), "says"), self._index(m)) for m in found]
 
     def _after(self, text: str, pos: int) -> Found:
         for start in after_fillers(text, pos):
@@ -130,13 +141,22 @@ class _Reader:
 
     def _single(self, text: str, m: re.Match[str]) -> Found:
         """Return the letter of ``m`` unless it is one of several or is denied."""
-        listed = LISTED.match(text, m.end())
-        if listed and (other := self.is_.here.match(text, listed.end())):
-            alike = other["x"].isupper() or m["x"].islower()
-            if alike and not (other["x"] in "aAI" and GOES_ON.match(text, other.end())):
-                return UNDECIDED
+        if self._lists_another(text, m):
+            return UNDECIDED
         unsaid = is_denied(text, m.start(), m.end()) or is_asked(text, m.end())
         return UNDECIDED if unsaid or self._contradicted(text, m) else self._index(m)
+
+    def _lists_another(self, text: str, m: re.Match[str]) -> bool:
+        """Return whether another letter follows that of ``m``, as in a list of them."""
+        listed = LISTED.match(text, m.end("x"))
+        other = self.is_.here.match(text, listed.end()) if listed else None
+        if other is None or not (other["x"].isupper() or m["x"].islower()):
+            return False
+        return not (other["x"] in "aAI" and GOES_ON.match(text, other.end()))
+
+    def _instead(self, text: str, m: re.Match[str]) -> Found:
+        """Return the letter that is named in the place of another ("not A but B")."""
+        return UNDECIDED if self._lists_another(text, m) else self._index(m)
 
     def _contradicted(self, text: str, m: re.Match[str]) -> bool:
         """Return whether another option follows the letter ("B. red", where red is A; "A: B")."""
@@ -156,12 +176,14 @@ class _Reader:
 
     def _picked(self, text: str) -> Found:
         options: set[Found] = set()
+        denied = False
         for m in PICK.finditer(text):
             read = self._after(text, m.end())
-            if read is not None:
-                denied = NOT_PICKED.search(text[max(0, m.start() - 20) : m.start()])
-                options.add(UNDECIDED if denied else read)
-        return _one(options)
+            if read is not None and NOT_PICKED.search(text[max(0, m.start() - 20) : m.start()]):
+                denied = True
+            elif read is not None:
+                options.add(read)
+        return _one(options) if options or not denied else UNDECIDED
 
     def _concluded(self, text: str) -> Found:
         conclusions = [m for m in self.is_.concluded.finditer(text) if SAYS_SO.search(m.group())]
@@ -170,12 +192,20 @@ class _Reader:
     def _first(self, text: str) -> Found:
         listed = {m["x"] for m in self.is_.lines.finditer(text)}
         m = self.is_.first.match(text)
-        if m is None or len(listed) > 1 or WRONG_LINE.match(text, m.end("x")):
+        if m is None:
+            return self._before_text(text)
+        if len(listed) > 1 or WRONG_LINE.match(text, m.end("x")):
             return None
-        listed_next = LISTED.match(text, m.end("x"))
-        if listed_next and self.is_.here.match(text, listed_next.end()) and text[listed_next.end()].isupper():
+        if NO_IDEA.match(text, m.end()) or self._lists_another(text, m) or self._contradicted(text, m):
             return UNDECIDED
-        return UNDECIDED if self._contradicted(text, m) else self._index(m)
+        return self._index(m)
+
+    def _before_text(self, text: str) -> Found:
+        """Return Undecided where a letter begins the text of another option ("C 15", where B is 15)."""
+        m = self.is_.here.match(text)
+        if m is None or m["x"] not in self.is_.letters or m["x"] in "AI":
+            return None
+        return UNDECIDED if self._contradicted(text, m) else None
 
     def _last_line(self, text: str) -> Found:
         lines = [line.strip() for line in text.splitlines() if line.strip()]

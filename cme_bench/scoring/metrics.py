@@ -27,7 +27,7 @@ _GROUPED = regex.compile(r"(?<![\w.,])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED = regex.compile(r"(?<=(?<![\w.])(?P<left>\d+|\w))\s+([-+*/=<>])\s+(?=(?P<right>\d+|\w)(?!\w))")
 # punctuation that says something: a sign, a decimal point, a clock, C++ and C#, A+ and O-
 _MEANT = regex.compile(
-    r"(?<![\w)\]])-(?=[.$€£¥]?\d)|(?<!\w)\.(?=\d)|(?<=\d)[.,:/*^=<>+-](?=[-.]?\d)|(?<=[^\W\d_])\++(?!\w)"
+    r"(?<![\w)\]])-(?=[.$€£¥]?\d)|(?<!\w)\.(?=\d)|(?<=\d)[.,:/*^=<>'+-](?=[-.]?\d)|(?<=[^\W\d_])\++(?!\w)"
     r"|(?<=(?<![^\W_])[^\W\d_]{1,2})(?:\#|-(?!\S))|(?<=\b\w)[=*<>+](?=-?\w\b)"
 )
 # a term of mathematics or code, where no mark may go: \frac{1}{8}, (-3,2), ['a', 'b']

@@ -25,17 +25,33 @@ COMPOUND = re.compile(
     re.IGNORECASE,
 )
 RANGE = re.compile(
-    r"\s*(?:到|至|~|–|—|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
+    r"\s*(?:到|至|~|–|—|\bin\b(?!\s+(?:19|20)\d\d\b)|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
 )
-ANOTHER = re.compile(r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]+\s*[:=]\s*")
+SPACED = re.compile(r"[ ]+")
+ASKED = re.compile(r"\s*(?:[a-z°%€]+\s*){0,2}\?", re.IGNORECASE)
+SECOND_CLAUSE = re.compile(
+    r"\s*[,;]?\s*(?:and|while|but)\s+(?:the\s+)?(?!(?:answer|result|total|sum|final|so)\b)\w+\s+"
+    r"(?:is|are|was|were|equals)\s*$"
+)
+DENIED = re.compile(
+    r"\s*(?:[a-z]+\s*)?[,;(]?\s*(?:and\s+)?\b(?:not|rather than|instead of)\s+", re.IGNORECASE
+)
+TWO_BOXES = re.compile(
+    r"\\(?:boxed|fbox)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[\s$.]*(?:,|or|and|或者?|oder|ou|y|или)[\s$]*(?=\\(?:boxed|fbox))"
+)
+"""Two boxes of one list: "\\boxed{4} or \\boxed{5}"."""
+ANOTHER = re.compile(
+    r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]+(?:\s+\d+)?\s*[:=]\s*"
+    r"|\s*\(?[a-z]\)\s*|\s*\n\s*\d{1,2}[.)]\s+"
+)
 A_YEAR = re.compile(r"\b(?:in|since|until|by|before|after|of)\s+(?:19|20)\d\d$", re.IGNORECASE)
 INEXACT = re.compile(
     r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
-    r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|could|might|may|"
+    r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|doubt|could|might|may|"
     r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
     re.IGNORECASE,
 )
 LABELLED = re.compile(
-    r"\b(?:step|part|question|problem|equation|case|figure|table|line|rule|example|option|chapter|item)\s*#?\s*$",
+    r"\b(?:step|part|question|problem|equation|case|figure|table|line|rule|example|option|chapter|item|round|day|week|trial)\s*#?\s*$",
     re.IGNORECASE,
 )

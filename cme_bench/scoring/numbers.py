@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 from cme_bench.scoring.answer import NOTHING, Extraction
 from cme_bench.scoring.choices import LISTED
@@ -16,13 +17,15 @@ from cme_bench.scoring.claims import (
     claims,
     until_next_question,
 )
-from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.markup import BOX, boxes, plain
 from cme_bench.scoring.number_forms import (
     A_YEAR,
     ANOTHER,
+    ASKED,
     BOLD,
     CLAUSE_END,
     COMPOUND,
+    DENIED,
     EQUALS,
     FRONT,
     INEXACT,
@@ -32,6 +35,9 @@ from cme_bench.scoring.number_forms import (
     NEXT_STEP,
     ONE_UNIT,
     RANGE,
+    SECOND_CLAUSE,
+    SPACED,
+    TWO_BOXES,
     VARIABLE,
 )
 from cme_bench.scoring.number_words import number_word
@@ -40,6 +46,7 @@ from cme_bench.scoring.text import fold
 from cme_bench.scoring.thinking import without_thinking
 
 Found = Number | Undecided | None
+_TERM = re.compile(r"\d\s*[-+*/]\s*\d")
 
 
 def extract_number(response: str, decimal: Decimal | None = None) -> Extraction:
@@ -109,6 +116,9 @@ class _Reader:
         if "boxed" not in self.raw and "fbox" not in self.raw:
             return None
         contents = boxes(self.raw)
+        listed = TWO_BOXES.search(self.raw) and len(set(contents)) > 1
+        if listed or len(BOX.findall(self.raw)) > len(contents):  # the last one is cut off
+            return UNDECIDED
         return _whole(contents[-1], self.decimal) if contents else None
 
     def _claimed(self) -> Found:
@@ -134,8 +144,8 @@ class _Reader:
         pos = front.end() if front else claim.end
         if (index := self.at.get(pos)) is not None:
             return self._value(index)
-        if (word := number_word(self.text, pos)) is not None:
-            return Number(word)
+        if (word := self._word(claim.end, pos)) is not None:
+            return UNDECIDED if ASKED.match(self.text, word[1]) else Number(word[0])
         end = m.start() if (m := CLAUSE_END.search(self.text, pos)) else len(self.text)
         inside = [i for i, token in enumerate(self.tokens) if pos <= token.start < end]
         if not inside:
@@ -168,7 +178,7 @@ class _Reader:
         token = self.tokens[end]
         if token.number is None or (not equation and end != index) or self._several(end):
             return UNDECIDED
-        return token.number
+        return UNDECIDED if ASKED.match(self.text, token.end) else token.number
 
     def _next_equation(self, index: int) -> int | None:
         """Return the token that a further equation begins with ("..., 5 * 2 = 10")."""
@@ -186,7 +196,9 @@ class _Reader:
         listed = LISTED.match(self.text, end)
         if listed is not None and listed.end() in self.at:
             return True
-        return any(self._next_after(index, pattern) is not None for pattern in (COMPOUND, RANGE, ANOTHER))
+        return any(
+            self._next_after(index, pattern) is not None for pattern in (COMPOUND, RANGE, ANOTHER, SPACED)
+        )
 
     def _last(self) -> Found:
         usable = [
@@ -194,7 +206,11 @@ class _Reader:
         ]
         outside = [i for i in usable if not self._is_aside(self.tokens[i])] or usable
         if not outside:
-            return None
+            return self._words()
+        if len(outside) > 1 and DENIED.fullmatch(
+            self.text, self.tokens[outside[-2]].end, self.tokens[outside[-1]].start
+        ):
+            outside.pop()  # "42, not 43"
         last = outside[-1]
         start = self._sentence_start(last)
         equal = [
@@ -206,17 +222,46 @@ class _Reader:
         if any(i > 0 and self._next_after(i - 1, ANOTHER) == i for i in (*equal[-1:], last)):
             return UNDECIDED
         if equal:
-            return self._value(equal[-1])
-        if self._goes_with_the_one_before(last) or self.tokens[last].kind == "expression":
+            return self._left_side(equal[-1]) or self._value(equal[-1])
+        if ASKED.match(self.text, self.tokens[last].end):
+            return UNDECIDED
+        if (
+            self._goes_with(outside[-2] if len(outside) > 1 else last - 1, last)
+            or self.tokens[last].kind == "expression"
+        ):
             return UNDECIDED
         before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
         return UNDECIDED if INEXACT.search(before) else self.tokens[last].number
 
-    def _goes_with_the_one_before(self, index: int) -> bool:
-        if index == 0:
+    def _words(self) -> Found:
+        """Return the number that words alone name ("forty-two apples"), where there is no digit."""
+        front = FRONT.match(self.text, 0)
+        word = self._word(0, front.end() if front else 0)
+        if word is None or self.tokens or not ONE_UNIT.fullmatch(self.text, word[1]):
+            return None
+        return Number(word[0])
+
+    def _word(self, start: int, front: int) -> tuple[Fraction, int] | None:
+        """Return the number in words that stands at ``start`` ("a third") or behind what leads to it."""
+        while start < front and self.text[start] in " :\n":
+            start += 1
+        return number_word(self.text, start) or number_word(self.text, front)
+
+    def _left_side(self, index: int) -> Number | None:
+        """Return the number on the left of an equation that ends in a term ("18 = 9 * 2")."""
+        left = self.tokens[index - 1] if index else None
+        if self.tokens[index].kind != "expression" or left is None or left.kind != "number":
+            return None
+        if self._next_after(index - 1, EQUALS) != index or self._next_after(index, EQUALS) is not None:
+            return None
+        return None if re.search(r"[-+*/^]\s*$", self.text[: left.start]) else left.number
+
+    def _goes_with(self, before: int, index: int) -> bool:
+        """Return whether the number of token ``index`` goes with the one before ("5 feet 7", "1 in 4")."""
+        if before < 0:
             return False
-        joined = (JOINED, COMPOUND, RANGE)
-        between = self.text[self.tokens[index - 1].end : self.tokens[index].start]
+        joined = (JOINED, COMPOUND, RANGE, SPACED, SECOND_CLAUSE, ANOTHER)
+        between = self.text[self.tokens[before].end : self.tokens[index].start]
         listed = LISTED.match(between)
         return bool(listed and listed.end() == len(between)) or any(
             (m := pattern.match(between)) and m.end() == len(between) for pattern in joined
@@ -244,7 +289,9 @@ class _Reader:
         closed = self.text.find(")", token.end)
         if opened < 0 or closed < 0 or ")" in self.text[opened : token.start]:
             return False
-        return bool(re.search(r"[^\W\d_]", self.text[opened:closed]))
+        return bool(_TERM.search(self.text[opened:closed])) or bool(
+            re.search(r"[^\W\d_]", self.text[opened:closed])
+        )
 
 
 def _alone(raw: str, decimal: Decimal | None) -> Number | None:
@@ -265,4 +312,4 @@ def _whole(raw: str, decimal: Decimal | None) -> Found:
         unit = text[parts[0].end :]
         return parts[0].number if re.fullmatch(r"[\s\w.%°€£¥/^$]*", unit) else UNDECIDED
     word = number_word(text, 0)
-    return Number(word) if word is not None else UNDECIDED
+    return Number(word[0]) if word is not None else UNDECIDED

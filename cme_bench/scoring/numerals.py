@@ -14,6 +14,8 @@ from typing import Literal
 
 import regex
 
+from cme_bench.scoring.number_scales import MONEY_SCALE, SCALE, SCALES
+
 Kind = Literal["number", "other", "expression"]
 Decimal = Literal["point", "comma"]
 
@@ -27,25 +29,12 @@ _GROUPS = r"""
 """
 _PLAIN = r"\d+[.,]\d+(?![.,]?\d) | \d+(?![.,]\d) | (?<![\d])\.\d+(?![.]?\d)"
 _MONEY = r"(?:(?:US|CA?|AU?|HK|R|NZ|S)?\$|[€£¥₹₩₽₺₫₱฿]|Rs\.?|USD|EUR|GBP|CNY|RMB|INR|JPY|CHF)[ ]?"
-_SCALES = {
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-    "k": 10**3,
-    "百": 10**2,
-    "千": 10**3,
-    "万": 10**4,
-    "萬": 10**4,
-    "亿": 10**8,
-    "億": 10**8,
-    "만": 10**4,
-    "억": 10**8,
-}
 _OTHER = r"""
     \d{1,4}-\d{1,2}-\d{1,4}(?!\d) | \d{1,4}/\d{1,2}/\d{1,4}(?!\d) | \d{1,2}\.\d{1,2}\.\d{2,4}(?!\d)   # dates
   | \d+:\d+(?::\d+)*                                     # times and ratios
+  | \d+[hH][ ]?\d{1,2}(?!\d) | \d+'[ ]?\d{1,2}(?!\d)(?:"|'')?  # 2h30, 5'11"
+  | \d{1,2}[ ]?[ap]\.?m\b\.?                              # 10am
+  | 0[xX][\dA-Fa-f]+\b                                   # hexadecimal
   | \d+(?:st|nd|rd|th)\b                                 # ordinals
   | \d+(?:[.,]\d+){2,}                                   # versions, lists without spaces
 """
@@ -62,15 +51,19 @@ _TOKEN = regex.compile(
     regex.VERBOSE,
 )
 _POWER = regex.compile(
-    r"[eE]([-+]?\d{1,4})(?![\w.])|\s*(?:\*|x|X)\s*10\s*\^\s*[({]?\s*([-+]?\d{1,4})\s*[)}]?(?![\d.])"
+    r"[eE]([-+]?\d{1,4})(?![\w.])|\s*(?:\*|x|X)\s*10\s*(?:\^|\*\*)\s*[({]?\s*([-+]?\d{1,4})\s*[)}]?(?![\d.])"
 )
 _FRACTION = regex.compile(r"\s*/\s*([1-9]\d*)(?![\d.,/]\d|\d|\s*[*/^])")
-_MIXED = regex.compile(r"[ ](\d+)\s*/\s*([1-9]\d*)(?![\d/])")
+_MIXED = regex.compile(r"[ ](?:and[ ])?(\d+)\s*/\s*([1-9]\d*)(?![\d/])")
 _PERCENT = regex.compile(r"\s*(?:\\?%|percent\b|per cent\b|pct\b)")
-_SCALE = regex.compile(
-    r"\s*(hundred|thousand|million|billion|trillion)s?\b|(k)\b(?!\w)|\s*([百千万萬亿億만억]+)",
+_LOWER_PLACES = regex.compile(r"(\d+)()([百千万萬만]*)(?![\d.,])")
+_INEXACT = regex.compile(
+    r"\+(?!\s*[\d.(a-z$√])|-?ish\b|\.\.\.|\u0305|\s*‰|\s*(?:degrees?\s*)?(?:[CF]\s+)?below zero\b|\s+mil\b"
+    r"|\s*(?:or|and)\s+(?:more|less|fewer|above|below|over|higher|lower|greater)\b",
     regex.IGNORECASE,
 )
+"""After a number: it is not the whole of it ("42+", "42 or more", "0.333...", "5 mil")."""
+_ROOT = regex.compile(r"(?:√|sqrt)\s*[({]?\s*$")
 _VARIABLE = regex.compile(
     r"[a-jnopqrtuvwxyzABPQRXYZ](?![\p{L}\p{N}])|\\(?:pi|sqrt|frac|alpha|theta)|[π√]|\((?=[a-z])"
 )
@@ -94,7 +87,7 @@ class Number:
 @dataclass(frozen=True, slots=True)
 class Token:
     """Something with digits at ``start:end``: a ``number``, an ``expression`` ("2x", "16-3") or an ``other``.
-    Other are times, dates, versions, ordinals and lists without spaces."""
+    Other are times, dates, versions, lengths in feet, ordinals and lists without spaces."""
 
     start: int
     end: int
@@ -119,12 +112,18 @@ def _tokens(text: str, decimal: Decimal | None) -> Iterator[Token]:
             yield Token(start, pos, "other")
             continue
         value = _plain(m["digits"] or m["plain"], decimal)
+        if m["money"] and (million := MONEY_SCALE.match(text, pos)):
+            value, pos = value * SCALES[million.group().lower()], million.end()
         number, pos = _suffixes(text, pos, value, whole=m["plain"] is not None and m["plain"].isdigit())
         if (m["sign"] or "+") != "+" or m["sign2"]:
             number = Number(-number.value, number.percent)
         kind: Kind = "expression" if _VARIABLE.match(text, pos) or _OPERATOR.match(text, pos) else "number"
         if power := _RAISED.match(text, pos):
             kind, pos = "expression", power.end()
+        if (
+            _INEXACT.match(text, pos) and not (number.value.denominator == 1 and text.startswith("...", pos))
+        ) or _ROOT.search(text[max(0, start - 8) : start]):
+            kind = "expression"
         yield Token(start, pos, kind, number)
 
 
@@ -154,10 +153,15 @@ def _suffixes(text: str, pos: int, value: Fraction, *, whole: bool) -> tuple[Num
         value, pos = value + Fraction(int(m.group(1)), int(m.group(2))), m.end()
     elif whole and (m := _FRACTION.match(text, pos)):
         value, pos = value / int(m.group(1)), m.end()
-    if m := _SCALE.match(text, pos):
+    if m := SCALE.match(text, pos):
         for word in [m.group(1) or m.group(2)] if m.group(1) or m.group(2) else m.group(3):
-            value *= _SCALES[word.lower()]
+            value *= SCALES[word.lower()]
         pos = m.end()
+    while m and m.group(3) and (m := _LOWER_PLACES.match(text, pos)):  # 1万2000, 3億5千万
+        lower = Fraction(m.group(1))
+        for sign in m.group(3):
+            lower *= SCALES[sign]
+        value, pos = value + lower, m.end()
     percent = _PERCENT.match(text, pos)
     return Number(value, percent is not None), percent.end() if percent else pos
 

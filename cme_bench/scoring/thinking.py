@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import re
 
-_NAMES = r"think|thinking|thought|thoughts|reasoning|reason|reflection|scratchpad|analysis|seed:think"
-_OPEN = rf"<(?:{_NAMES})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel>thought\b"
-_CLOSE = rf"</(?:{_NAMES})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<channel\|>"
+_NAMES = (
+    r"(?:\w+[_-])?(?:think|thinking|thoughts?|reason|reasoning|reflection|scratchpad|analysis|monologue|"
+    r"deliberation|chain[_-]of[_-]thoughts?)|cot|internal|seed:think"
+)
+"""Names of tags around reasoning; a word may stand before them (``inner_monologue``)."""
+_BAR_NAMES = "think|thinking|thought|reasoning"
+_OPEN = (
+    rf"<\s*(?:{_NAMES})(?:\s[^<>]*)?>|<\|(?:{_BAR_NAMES})\|>|<\|(?:begin_of_thought|thinking_start|start_thinking)\|>|"
+    r"\[THINK(?:ING)?\]|◁think▷|<\|channel>thought\b|<unused94>thought\b"
+)
+_CLOSE = (
+    rf"</\s*(?:{_NAMES})\s*>|<\|/(?:{_BAR_NAMES})\|>|</\|(?:{_BAR_NAMES})\|>|"
+    r"<\|(?:end_of_thought|thinking_end|end_thinking)\|>|\[/THINK(?:ING)?\]|◁/think▷|<channel\|>|<unused95>"
+)
 _MARK = re.compile(rf"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
+_ESCAPED = re.compile(rf"&lt;(/?\s*(?:{_NAMES})\s*)&gt;", re.IGNORECASE)
+_SAID = (
+    (
+        re.compile(r"\s*Here is my thought process:", re.IGNORECASE),
+        re.compile(r"Here is my response:", re.IGNORECASE),
+    ),
+    (
+        re.compile(r"\s*Thinking\.\.\.\s*\n(?=[\s\S]*\.\.\.done thinking\.)"),
+        re.compile(r"\.\.\.done thinking\."),
+    ),
+)
+"""Sentences that begin and end reasoning: Granite's, and those that ollama prints."""
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
 # the same channels where the tokenizer left out their special tokens
-_BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z\"'])")
-_BARE_FINAL = re.compile(r"assistant\s*final(?=\S)")
+_BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'])")
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\s*\S)")
 _SPECIAL = re.compile(
-    r"<\|(?:im_end|im_start|eot_id|end|start|return|endoftext|begin_of_solution|end_of_solution|end_of_text)\|>"
+    r"<\|(?:im_end|im_start|eot_id|end|start|return|endoftext|begin_of_solution|end_of_solution|end_of_text|"
+    r"begin_of_box|end_of_box|START_RESPONSE|END_RESPONSE|END_OF_TURN_TOKEN)\|>"
     r"(?:assistant\b)?"
 )
 
@@ -23,8 +47,13 @@ def without_thinking(response: str) -> str:
 
     A block that is closed but not opened began in the prompt, as chat templates do it.
     """
-    if "<" not in response and "[" not in response and "◁" not in response and "analysis" not in response:
+    if not any(sign in response for sign in ("<", "[", "◁", "&lt;", "analysis", "hinking", "hought")):
         return response
+    response = _ESCAPED.sub(r"<\1>", response)
+    for begins, ends in _SAID:
+        if begins.match(response):
+            said = ends.search(response)
+            return response[said.end() :] if said else ""
     if _CHANNEL.search(response):
         return _SPECIAL.sub("", _final_channel(response))
     if _BARE_CHANNEL.match(response):
