@@ -14,7 +14,8 @@ import hashlib
 import inspect
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ from cme_bench.models.packed import companions, inner_tensors
 from cme_bench.util.errors import UsageError
 
 CHUNK_BYTES = 64 << 20
-"""Bytes of a tensor that are on the host at one time."""
+"""Bytes of a tensor that are on the host at one time, for each thread."""
+_MOST_THREADS = 8
 _OF_MODULES = frozenset(vars(nn.Module())) | {"forward"}
 _OF_TRAINING = frozenset(
     "_is_accelerate_prepared _is_hf_initialized model_tags name_or_path warnings_issued "
@@ -70,9 +72,10 @@ def base_hash(model: nn.Module, ends: Sequence[int]) -> str:
     digest = _Digest()
     digest.add("ends", sorted(ends))
     digest.add("config", _config(model))
-    for part in _parts(model):
-        if not part.adapted:
-            digest.module(part.name, part.module, frozenset())
+    own = [part for part in _parts(model) if not part.adapted]
+    digest.read({**p.module._parameters, **p.module._buffers} for p in own)
+    for part in own:
+        digest.module(part.name, part.module, frozenset())
     return digest.value()
 
 
@@ -135,6 +138,16 @@ class _Digest:
         line = json.dumps([name, self._plain(value, frozenset())], sort_keys=True)
         self._lines.update(line.encode() + b"\n")
 
+    def read(self, groups: Iterable[Mapping[str, Tensor | None]]) -> None:
+        """Hash tensors that are added later, several at a time: a hash keeps one core busy.
+
+        One that cannot be hashed is left to be named when it is added.
+        """
+        found = {self._key(t): t for tensors in groups for t in tensors.values() if t is not None}
+        with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads())) as several:
+            hashes = several.map(_hash_or_none, found.values())
+            self._seen |= {key: value for key, value in zip(found, hashes, strict=True) if value and key[1]}
+
     def module(self, name: str, module: nn.Module, others: Set[str]) -> None:
         """Add a module's own tensors and attributes, without its children and without adapters ``others``."""
         self.add(name, class_code(type(module)))
@@ -169,11 +182,16 @@ class _Digest:
         return _word(value)
 
     def _tensor(self, tensor: Tensor, name: str) -> list[Any]:
-        where = (tensor.device, tensor.data_ptr() if tensor.device.type != "meta" else 0)
-        key = (*where, tensor.shape, tensor.stride(), tensor.dtype, type(tensor))
-        if key not in self._seen or not where[1]:
+        key = self._key(tensor)
+        if key not in self._seen or not key[1]:
             self._seen[key] = tensor_hash(tensor, name)
         return [list(tensor.shape), str(tensor.dtype), self._seen[key]]
+
+    @staticmethod
+    def _key(tensor: Tensor) -> tuple[Any, ...]:
+        """Return where the bits of a tensor are; its second part is 0 where that is unknown."""
+        where = tensor.data_ptr() if tensor.device.type != "meta" else 0
+        return tensor.device, where, tensor.shape, tensor.stride(), tensor.dtype, type(tensor)
 
 
 def class_code(kind: type) -> str:
@@ -207,6 +225,13 @@ def _word(value: Any) -> str:
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def _hash_or_none(tensor: Tensor) -> str | None:
+    try:
+        return tensor_hash(tensor, "")
+    except UsageError:
+        return None
 
 
 @torch.no_grad()

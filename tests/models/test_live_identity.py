@@ -158,6 +158,18 @@ def test_a_change_of_a_module_that_was_saved_whole_is_the_adapters(tiny_checkpoi
     assert identity(inner) != base
 
 
+def test_threads_do_not_change_the_hash(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded(tiny_checkpoint)
+    usual = identity(model)
+    read: list[int] = []
+    for threads in (1, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: read.append(count) or count)
+        assert identity(model) == usual
+    assert read == [1, 5]
+    monkeypatch.setattr("cme_bench.models.live_identity._hash_or_none", lambda tensor: None)
+    assert identity(model) == usual  # one after the other
+
+
 def test_weights_that_are_elsewhere_are_named(tiny_checkpoint: Path) -> None:
     model = loaded(tiny_checkpoint)
     model.model.layers[1].to("meta")
