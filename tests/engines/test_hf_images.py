@@ -231,6 +231,15 @@ def test_trials_take_few_forwards_and_each_prefix_is_computed_once(models: Any) 
     assert questions + 16 <= max(len(request.prompt) for request in asked)
 
 
+def test_what_the_trial_found_serves_the_next_engine(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, found = models("llava"), dict[str, Any]()
+    first = HFEngine(seen.model, seen.tokenizer, reader=seen.vision, verdicts=found)
+    usual = scores(first, likelihoods(seen))
+    monkeypatch.setattr("cme_bench.engines.hf.engine.why_seen_alone", lambda *_, **__: pytest.fail("again"))
+    second = HFEngine(seen.model, seen.tokenizer, reader=seen.vision, verdicts=found)
+    assert scores(second, likelihoods(seen)) == usual
+
+
 def test_features_that_are_given_up_are_computed_again(models: Any) -> None:
     seen = models("llava_next")
     requests = likelihoods(seen)

@@ -233,11 +233,13 @@ class HFEngine(Engine):
     def seen_because(self) -> str | None:
         """Return why rows with images go from pixels through the model's own forward, one by one; None if
         images stand in the place of their virtual ids. Asked when images are in work."""
-        assert self.images is not None
+        images, shares = self.images, self.rowwise_because is None
+        assert images is not None
         if self.plain:
             return "asked for"
-        shares = self.rowwise_because is None
-        found = why_seen_alone(self._forward, self.images, self.max_length, shares=shares)
+        found = self._verdict(
+            "seen", lambda: why_seen_alone(self._forward, images, self.max_length, shares=shares)
+        )
         if found and adapter_positions(self.model):
             raise CmeError(
                 f"the adapter puts tokens of its own before a prompt, and {found}: neither way computes both"
