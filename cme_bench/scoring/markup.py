@@ -27,6 +27,10 @@ _EMPHASIS = re.compile(
 _STARRED = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]*[^\s*])\*(?![\w*])")
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
+_TWO_BOXES = re.compile(
+    r"\}[\s$.]*(?:,|;|or|and|或者?|和|oder|ou|o|y|или)[\s$]*\\(?:boxed|fbox)\s*\{(?![\s\S]*\\(?:boxed|fbox))"
+)
+"""What joins the last two boxes to one list."""
 
 
 def plain(response: str, *, mathematics: bool = False) -> str:
@@ -64,6 +68,18 @@ def boxes(text: str) -> list[str]:
         if end is not None:
             contents.append(text[mark.end() + 1 : end])
     return contents
+
+
+def last_box(text: str) -> str | None:
+    """Return what stands in the last box of ``text`` (folded), None if there is no box.
+
+    It is empty where nothing is decided: the last box is cut off, or goes with another one that says
+    something else ("\\boxed{4} or \\boxed{5}").
+    """
+    contents = boxes(text)
+    cut = len(BOX.findall(text)) > len(contents)
+    listed = len(contents) > 1 and contents[-1] != contents[-2] and _TWO_BOXES.search(text)
+    return "" if cut or listed else contents[-1].strip() if contents else None
 
 
 def _closing_brace(text: str, start: int) -> int | None:

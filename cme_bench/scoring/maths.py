@@ -21,7 +21,7 @@ import orjson
 
 from cme_bench.scoring.answer import NOTHING, Extraction
 from cme_bench.scoring.claims import ANSWER, UNDECIDED, Undecided, claims, until_next_question
-from cme_bench.scoring.markup import boxes, plain, unwrapped
+from cme_bench.scoring.markup import last_box, plain, unwrapped
 from cme_bench.scoring.numbers import extract_number
 from cme_bench.scoring.numerals import read_number, same_value
 from cme_bench.scoring.short import first_sentence
@@ -48,8 +48,8 @@ def extract_math(response: str) -> Extraction:
     answer is ..."), ``last_formula`` (between the last signs of mathematics), ``last_number``.
     """
     text = until_next_question(without_thinking(response))
-    if boxed := boxes(fold(text)):
-        return Extraction(boxed[-1].strip(), "boxed") if boxed[-1].strip() else NOTHING
+    if (boxed := last_box(fold(text))) is not None:
+        return Extraction(boxed, "boxed") if boxed else NOTHING
     claimed = _claimed(text)
     if isinstance(claimed, Undecided):
         return NOTHING

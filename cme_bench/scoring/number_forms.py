@@ -36,10 +36,6 @@ SECOND_CLAUSE = re.compile(
 DENIED = re.compile(
     r"\s*(?:[a-z]+\s*)?[,;(]?\s*(?:and\s+)?\b(?:not|rather than|instead of)\s+", re.IGNORECASE
 )
-TWO_BOXES = re.compile(
-    r"\\(?:boxed|fbox)\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[\s$.]*(?:,|or|and|或者?|oder|ou|y|или)[\s$]*(?=\\(?:boxed|fbox))"
-)
-"""Two boxes of one list: "\\boxed{4} or \\boxed{5}"."""
 ANOTHER = re.compile(
     r"\s*(?:,|;|\band\b|\bor\b)\s*(?:and\s+|or\s+)?[A-Za-z]+(?:\s+\d+)?\s*[:=]\s*"
     r"|\s*\(?[a-z]\)\s*|\s*\n\s*\d{1,2}[.)]\s+"

@@ -17,7 +17,7 @@ from cme_bench.scoring.claims import (
     claims,
     until_next_question,
 )
-from cme_bench.scoring.markup import BOX, boxes, plain
+from cme_bench.scoring.markup import last_box, plain
 from cme_bench.scoring.number_forms import (
     A_YEAR,
     ANOTHER,
@@ -37,7 +37,6 @@ from cme_bench.scoring.number_forms import (
     RANGE,
     SECOND_CLAUSE,
     SPACED,
-    TWO_BOXES,
     VARIABLE,
 )
 from cme_bench.scoring.number_words import number_word
@@ -115,11 +114,8 @@ class _Reader:
     def _boxed(self) -> Found:
         if "boxed" not in self.raw and "fbox" not in self.raw:
             return None
-        contents = boxes(self.raw)
-        listed = TWO_BOXES.search(self.raw) and len(set(contents)) > 1
-        if listed or len(BOX.findall(self.raw)) > len(contents):  # the last one is cut off
-            return UNDECIDED
-        return _whole(contents[-1], self.decimal) if contents else None
+        box = last_box(self.raw)
+        return None if box is None else _whole(box, self.decimal)
 
     def _claimed(self) -> Found:
         last: Found = None

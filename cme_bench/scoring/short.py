@@ -6,7 +6,7 @@ import re
 
 from cme_bench.scoring.answer import NOTHING, Extraction
 from cme_bench.scoring.claims import ANSWER, Claim, claims, until_next_question
-from cme_bench.scoring.markup import boxes, plain
+from cme_bench.scoring.markup import last_box, plain
 from cme_bench.scoring.text import fold
 from cme_bench.scoring.thinking import without_thinking
 
@@ -31,7 +31,10 @@ def extract_short_answer(response: str) -> Extraction:
     answer is", the last one), ``first_line`` (the first line that says something, without quotes around it).
     """
     text = until_next_question(without_thinking(response))
-    for rule, find in (("boxed", _boxed), ("answer_is", _claimed), ("first_line", _first_line)):
+    if (box := last_box(fold(text))) is not None:
+        answer = plain(box).strip(_QUOTES)
+        return Extraction(answer, "boxed") if answer else NOTHING
+    for rule, find in (("answer_is", _claimed), ("first_line", _first_line)):
         if answer := find(text):
             return Extraction(answer, rule)
     return NOTHING
@@ -41,13 +44,6 @@ def extract_text(response: str) -> Extraction:
     """Find the whole response without its reasoning, for summaries. Rule: ``text``."""
     text = without_thinking(response).strip()
     return Extraction(text, "text") if text else NOTHING
-
-
-def _boxed(text: str) -> str:
-    if "boxed" not in text and "fbox" not in text:
-        return ""
-    contents = boxes(fold(text))
-    return plain(contents[-1]).strip(_QUOTES) if contents else ""
 
 
 def _claimed(text: str) -> str:
