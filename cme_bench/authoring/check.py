@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from cme_bench.authoring.check_images import image_fact, image_warnings
+from cme_bench.authoring.check_rows import warnings_of, without_answer
 from cme_bench.images.image import Image
 from cme_bench.prompts.formats import PromptFormat, resolve_format
 from cme_bench.prompts.items import build_items, limited_ids, render_item
@@ -174,7 +175,7 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
     empty."""
     zero_shot = Task(task.spec, task.lm_eval, task.rows, 0, task.identity, task.revision)
     prompts: Prompts = {}
-    errors, empty, twins, unclear = [], [], [], []
+    errors, empty, twins, unclear, odd = [], [], [], [], []
     answers = set()
     for index in ids:
         try:
@@ -184,11 +185,17 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
             continue
         prompts[index] = Asked(item.contexts, item.choices, item.target, item.images)
         answers.add(item.target)
-        pairs = list(zip(item.contexts, item.choices, strict=False))
-        if not item.target.strip():
+        pairs = list(zip(item.contexts, (choice.strip() for choice in item.choices), strict=False))
+        context = item.contexts[0] if item.contexts else ""
+        odd += [f"{task.place(index)}: {text}" for text in warnings_of(task, item.doc, context, item.target)]
+        if len(pairs) == 1 and task.lm_eval.config.doc_to_choice is not None:
+            odd.append(f"{task.place(index)}: there is one choice, which is always right")
+        if missing := without_answer(task, item.doc, item.target):
+            empty.append(f"{task.place(index)}: {missing}")
+        elif not item.target.strip():
             empty.append(f"{task.place(index)}: the right answer is empty")
         elif len(set(pairs)) < len(pairs):
-            right = [pair for pair in pairs if pair[1].strip() == item.target.strip()]
+            right = [pair for pair in pairs if pair[1] == item.target.strip()]
             if len(right) > 1:
                 unclear.append(f"{task.place(index)}: the right choice {item.target!r} stands there twice")
             else:
@@ -197,6 +204,7 @@ def _check_items(task: Task, ids: Sequence[int], checked: _Checked) -> Prompts:
     checked.add("error", empty)
     checked.add("error", unclear)
     checked.add("warning", twins)
+    checked.add("warning", odd)
     has_choices = task.lm_eval.config.doc_to_choice is not None
     if has_choices and len(answers) == 1 and len(prompts) > 1:
         text = f"{task.rows.origin}: the answer is {next(iter(answers))!r} in all {len(prompts)} items"

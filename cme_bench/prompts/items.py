@@ -227,6 +227,10 @@ def _check_gold(lm_task: Any, doc: dict[str, Any]) -> str:
             raise ValueError("there is no right answer")
         return str(target[0]) if isinstance(target, list) and target else str(target)
     choices = lm_task.doc_to_choice(doc)
+    if isinstance(choices, str):
+        raise ValueError(f"doc_to_choice gives the text {choices[:60]!r}, no list of options")
+    if None in choices:
+        raise ValueError(f"option {list(choices).index(None) + 1} is null")
     gold = lm_task.doc_to_text(doc) if lm_task.multiple_input else target
     for label in gold if isinstance(gold, list) else [gold]:
         if isinstance(label, str) and label in choices:

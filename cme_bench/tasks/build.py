@@ -197,8 +197,8 @@ def _make(spec: TaskSpec, suite: Suite, config: dict[str, Any], rows: Rows) -> L
 
 
 def _trial_problem(error: BaseException) -> str:
-    """Describe an IndexError that lm-eval raised in trying out the first row, by where it was raised."""
-    if not isinstance(error, IndexError):
+    """Describe an error that lm-eval raised in trying out the first row, by where it was raised."""
+    if not isinstance(error, IndexError | TypeError):
         return ""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     last = next(
@@ -207,7 +207,9 @@ def _trial_problem(error: BaseException) -> str:
     choices, target = last.get("test_choice"), last.get("test_target")
     if "check_choices" in last and isinstance(choices, list) and "" in choices:
         return f"option {choices.index('') + 1} is empty"
-    if isinstance(choices, list) and isinstance(target, int):
+    if isinstance(choices, list) and None in choices:
+        return f"option {choices.index(None) + 1} is null"
+    if isinstance(error, IndexError) and isinstance(choices, list) and isinstance(target, int):
         return f"label {target} is out of range: there are {len(choices)} choices"
     return ""
 

@@ -143,8 +143,7 @@ def read_jsonl(file: Path) -> Rows:
     try:
         table = _table(rows)
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as error:
-        place = _first_misfit(file, rows, lines)
-        raise UsageError(f"{place}: types differ between rows ({first_line(error)})") from error
+        raise UsageError(_first_misfit(file, rows, lines, first_line(error))) from error
     return Rows(table, str(file), lines, file.parent)
 
 
@@ -210,15 +209,25 @@ def _dataset(table: pyarrow.Table) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint=datasets.fingerprint.generate_random_fingerprint())
 
 
-def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int]) -> str:
-    """Return ``file:line`` of the first row whose types differ from the first row's."""
-    first = {key: type(value) for key, value in rows[0].items() if value is not None}
+def _first_misfit(file: Path, rows: Sequence[dict[str, Any]], lines: Sequence[int], otherwise: str) -> str:
+    """Return where a column first holds another type than before, and which; ``otherwise`` if that is deep
+    inside values."""
+    first: dict[str, tuple[str, int]] = {}
     for row, line in zip(rows, lines, strict=True):
-        if any(
-            value is not None and type(value) is not first.get(key, type(value)) for key, value in row.items()
-        ):
-            return f"{file}:{line}"
-    return str(file)
+        for key, value in row.items():
+            if value is None:
+                continue
+            kind = _TYPES.get(type(value), "mapping")
+            before, there = first.setdefault(key, (kind, line))
+            if before != kind:
+                return (
+                    f"{file}:{line}: types differ between rows ({key} is a {kind}, but a {before} in line "
+                    f"{there})"
+                )
+    return f"{file}: types differ between rows ({otherwise})"
+
+
+_TYPES = {str: "text", int: "number", float: "number", bool: "true or false", list: "list"}
 
 
 def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:

@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     ),
     "types that differ": (
         {"own.jsonl": GOOD["own.jsonl"] + '{"question": "x?", "label": "yes"}\n'},
-        "own.jsonl:3: types differ between rows (",
+        "own.jsonl:3: types differ between rows (label is a text, but a number in line 1)",
     ),
     "a label out of range": (
         swap('"label": 1', '"label": 2', "own.jsonl"),
@@ -204,6 +204,67 @@ def test_warnings_are_repeats_exemplars_that_are_scored_and_one_answer(
         f"warning: {rows}:3: id 'x' stands in {rows}:1 too",
         f"warning: {tmp_path}/shots.jsonl:1: this exemplar is also scored, in {rows}:2",
     ]
+
+
+LACKING = """\
+task: rows
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+doc_to_text: "Q: {{ q }}\\nContext: {{ c }}"
+metadata: {primary: PRIMARY}
+"""
+CHOSEN = (
+    LACKING.replace("PRIMARY", "acc") + "output_type: multiple_choice\ndoc_to_choice: o\ndoc_to_target: a\n"
+)
+WRITTEN = LACKING.replace("PRIMARY", "em") + (
+    "output_type: generate_until\ndoc_to_target: a\ngeneration_kwargs: {until: [',', ';']}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "odd", "expected"),
+    [
+        (WRITTEN, {"a": None}, "error: {}: there is no right answer: a is null"),
+        (
+            WRITTEN,
+            {"a": "Paris, France"},
+            "warning: {}: the right answer holds ',', where answers are stopped",
+        ),
+        (WRITTEN, {"q": " ", "c": None}, "warning: {}: nothing is asked: q, c is empty"),
+        (WRITTEN, {"c": None}, "warning: {}: c is null, and shown as the word None"),
+        (CHOSEN, {"o": ["x"], "a": 0}, "warning: {}: there is one choice, which is always right"),
+        (CHOSEN, {"o": ["x", None]}, "error: {}: task rows: option 2 is null"),
+        (CHOSEN, {"o": ["y ", "y"]}, "error: {}: the right choice 'y' stands there twice"),
+    ],
+)
+def test_what_a_row_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    yaml: str,
+    odd: dict[str, object],
+    expected: str,
+) -> None:
+    good = {"q": "Who?", "c": "None of these", "a": "Ann"} if yaml is WRITTEN else {"q": "Who?", "c": "So."}
+    rows = [good | ({"o": ["x", "y"], "a": 1} if yaml is CHOSEN else {}) | {"q": text} for text in ("a", "b")]
+    if yaml is CHOSEN:
+        rows.append(rows[0] | {"q": "c", "a": 0})
+    rows.append(rows[0] | {"q": "d"} | odd)
+    write(tmp_path, {"rows.yaml": yaml, "rows.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+    _, lines = check(monkeypatch, capsys, tmp_path)
+    findings = [line for line in lines if line.startswith(("error", "warning"))]
+    assert findings == [expected.format(tmp_path / f"rows.jsonl:{len(rows)}")]
+
+
+def test_options_that_are_one_text_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rows = '{"q": "a", "c": "b", "o": "[\'x\', \'y\']", "a": 1}\n'
+    write(tmp_path, {"rows.yaml": CHOSEN, "rows.jsonl": rows})
+    code, lines = check(monkeypatch, capsys, tmp_path)
+    assert code == 2
+    assert any("doc_to_choice gives the text" in line and "rows.jsonl:1" in line for line in lines)
 
 
 def test_of_many_bad_rows_the_first_are_named(
