@@ -16,7 +16,7 @@ from torch import nn
 
 from cme_bench.adapters.base_name import other_base
 from cme_bench.adapters.errors import AdapterError
-from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
+from cme_bench.adapters.files import CONFIG_FILE, check_types, read_config, tensor_shapes, weights_file
 from cme_bench.adapters.meta_model import adapted, bare_model, saved_shapes
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.support import verdict, virtual_tokens
@@ -60,12 +60,15 @@ def examine(
 
     Raises AdapterError with one line that names the file (and tensor or field) at fault: folder or file
     missing or damaged, pickle file, a method or field that is not computed exactly, no layer to adapt, a base
-    model of another size, or tensors that are missing, extra or of the wrong shape.
+    model of another size, or tensors that are missing, extra, or of the wrong shape or type.
     """
     config = read_config(folder)
     weights = weights_file(folder)
     _check_computable(folder, config, task)
     found = tensor_shapes(weights)
+    method = method_of(config)
+    if method is None or method.code is None:
+        check_types(weights)
     vocabulary = shipped_vocabulary(weights, found, model)
     other = other_base(folder, config, model, vocabulary)
     notes = [] if other is None or allow_other_base else [other]
@@ -77,7 +80,6 @@ def examine(
             f"{folder / CONFIG_FILE}: init_lora_weights {start!r} repeats a randomised SVD of the base; "
             "scores are as exact as that is"
         )
-    method = method_of(config)
     if method is not None and method.code is not None and not method.per_token:
         notes.append(
             f"{folder}: {method.name} is not registered as per_token, so every row is computed by itself, "
@@ -134,6 +136,7 @@ def _untyped(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _check_expert(model: Any, folder: Path) -> None:
     """Raise AdapterError unless the tensors of an X-LoRA's expert are those of its settings on ``model``."""
     weights, base = weights_file(folder), bare_model(model.config)
+    check_types(weights)
     shapes = {key: tuple(tensor.shape) for key, tensor in base.named_parameters(remove_duplicate=False)}
     found = {f"{PREFIX}{inner_name(key)}": shape for key, shape in tensor_shapes(weights).items()}
     on_meta = _meta_model(folder, base, read_config(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from cme_bench.util.errors import did_you_mean, first_line
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
+_PLACES = ("_indices", "_size")
+"""Parts of the names of tensors that hold places in others."""
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -90,6 +93,40 @@ def weights_file(folder: Path) -> Path:
             "accepted (`cme-bench adapters import` reads the tensors alone, and writes one)"
         )
     raise AdapterError(f"{path} not found")
+
+
+def check_values(path: Path) -> None:
+    """Raise AdapterError, naming the tensor, if one in a safetensors file holds NaN or an infinity.
+
+    All of them are read, once for each state of the file.
+    """
+    state = path.stat()
+    if (name := _broken_tensor(path, state.st_size, state.st_mtime_ns, state.st_ino)) is not None:
+        raise AdapterError(f"{path}: tensor {name} holds NaN or infinite values")
+
+
+@functools.lru_cache(maxsize=64)
+def _broken_tensor(path: Path, *state: int) -> str | None:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                return str(name)
+    return None
+
+
+def check_types(path: Path) -> None:
+    """Raise AdapterError, naming the tensor, if one of numbers is stored as integers, as quantised ones are.
+
+    Nothing in an adapter's folder says what they stand for. Methods of PEFT store places, too.
+    """
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            kind = str(file.get_slice(name).get_dtype())
+            if not kind.startswith(("F", "BF")) and not any(part in name for part in _PLACES):
+                raise AdapterError(
+                    f"{path}: tensor {name} is stored as {kind}, not as floating-point numbers"
+                )
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

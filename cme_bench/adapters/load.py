@@ -18,7 +18,7 @@ from torch import nn
 from cme_bench.adapters import xlora
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.examine import Examined, compare, examine
-from cme_bench.adapters.files import tensor_shapes, weights_file
+from cme_bench.adapters.files import check_values, tensor_shapes, weights_file
 from cme_bench.adapters.row_task import choose_task
 from cme_bench.adapters.shared.quantised import READS_8_BITS, parameter_place, restore_scales
 from cme_bench.adapters.vocabulary import base_name, grow, shrink
@@ -62,6 +62,7 @@ def load_adapter(
     if isinstance(base_model, PeftModel) and name in base_model.peft_config:
         raise AdapterError(f"{folder}: the model already has an adapter named {name!r}")
     found = examine(inner, folder, allow_other_base=allow_other_base, task=task)
+    check_numbers(folder, found.config)
     for sentence in found.notes:
         _say(note, sentence)
     if isinstance(base_model, PeftModel):
@@ -81,6 +82,16 @@ def load_adapter(
             raise
         raise AdapterError(f"{folder}: PEFT cannot load this adapter ({_reason(error)})") from error
     return _with_task(model, name, task)
+
+
+def check_numbers(folder: Path, config: PeftConfig) -> None:
+    """Raise AdapterError, naming file and tensor, if the adapter in ``folder`` holds NaN or an infinity.
+
+    Reads all of its tensors; those of an X-LoRA's experts too.
+    """
+    experts = xlora.experts_of(folder, config) if xlora.is_xlora(config) else ()
+    for place in (folder, *experts):
+        check_values(weights_file(place))
 
 
 def check_adapter(base_model: nn.Module, folder: Path) -> PeftConfig:

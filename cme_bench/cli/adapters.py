@@ -155,12 +155,14 @@ def export_vllm(
     from cme_bench.models.merged import write_merged
     from cme_bench.models.packaged import adapter_folder
     from cme_bench.models.quantisation import check_takes_adapter, quantisation
+    from cme_bench.models.values import check_stored
 
     folder = adapter_folder(adapter, offline=offline, note=tell)
     checkpoint = resolve_model(base, offline=offline, note=tell)
     config = load_config(checkpoint)
     check_base(checkpoint, config, "vllm")
     check_takes_adapter(checkpoint.path, config)
+    check_stored(checkpoint.path)
     own, eos = load_tokenizer(checkpoint), eos_token_id(checkpoint, config)
     if beside:
         folders = _by_name([adapter, *beside], offline=offline)

@@ -15,10 +15,11 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, TokenIds
+from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, Request, TokenIds
 from cme_bench.harness.compiled_templates import keep_compiled
 from cme_bench.harness.texts import LMEvalTexts
 from cme_bench.prompts.generation import DEFAULT_NEW_TOKENS, SAMPLING_KEYS
+from cme_bench.prompts.vocabulary import check_requests
 from cme_bench.util.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     ``add_bos_token``, ``prefix_token_id``, ``chat_template_args`` and ``truncation`` mean what they mean in
     ``HFLM``. ``think_end_token``: the text after which the answer stands; stop strings hold for the answer
     alone, however long the thought before it. ``thinks`` refuses likelihoods, as ``enable_thinking`` does.
+    ``embeddings``: how many token ids the model knows, where that is known: a higher one is a UsageError.
     """
 
     def __init__(
@@ -51,10 +53,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         truncation: bool = False,
         think_end_token: str | None = None,
         thinks: bool = False,
+        embeddings: int | None = None,
     ) -> None:
         super().__init__()
         keep_compiled()
         self.engine = engine
+        self._embeddings = embeddings
         self.tokenizer = tokenizer
         self.texts = LMEvalTexts(
             tokenizer,
@@ -135,6 +139,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             )
         answers: list[list[tuple[float, bool]]] = [[] for _ in grouped]
         questions = [LoglikelihoodRequest(tuple(self._fit(c, t) for _, c, t in group)) for group in grouped]
+        self._check(questions)
         for index, response in self.engine.loglikelihood(questions):
             answers[index] = list(zip(response.logprobs, response.greedy, strict=True))
             for (texts, _, _), answer in zip(grouped[index], answers[index], strict=True):
@@ -142,6 +147,11 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                     self.cache_hook.add_partial("loglikelihood", texts, answer)
         self._tell_of_rounding()
         return list(itertools.chain.from_iterable(answers))
+
+    def _check(self, requests: Iterable[Request]) -> None:
+        if self._embeddings is not None:
+            name = str(self.tokenizer.name_or_path or "the model")
+            check_requests(self.tokenizer, self._embeddings, requests, model=name)
 
     def _fit(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[TokenIds, TokenIds]:
         """Cut a row from the left to the engine's max_length; at least one token of context stays."""
@@ -157,7 +167,9 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """Return the log-probability of each text; windows of ``max_length`` score each token once."""
         windows = [self._windows(request.args[0]) for request in requests]
         totals = [0.0] * len(windows)
-        for index, response in self.engine.loglikelihood([LoglikelihoodRequest(rows) for rows in windows]):
+        texts = [LoglikelihoodRequest(rows) for rows in windows]
+        self._check(texts)
+        for index, response in self.engine.loglikelihood(texts):
             totals[index] = sum(response.logprobs)
             self.cache_hook.add_partial("loglikelihood_rolling", requests[index].args, totals[index])
         return totals
@@ -179,6 +191,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         """
         prompts = [self._generate_request(*request.args) for request in requests]
         texts = [""] * len(prompts)
+        self._check(prompts)
         for index, response in self.engine.generate(prompts):
             texts[index] = self._answer(response.text, requests[index].args[1])
             self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])

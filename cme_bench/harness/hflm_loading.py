@@ -167,6 +167,25 @@ def put_adapter(model: Any, name: str) -> Any:
     return load_adapter(model, place.path, task=place.task, note=logger.warning)
 
 
+def check_tokenizer(name: str, base: Path) -> None:
+    """Raise UsageError if another tokenizer than that in ``base`` lies beside an adapter: ``hf`` takes the
+    base's, a run the adapter's. Another chat template alone is a warning."""
+    from cme_bench.models.adapter_tokenizer import beside, holds_tokenizer
+    from cme_bench.models.load import load_named_tokenizer
+
+    folder = locate_adapter(name, note=logger.warning).path
+    if not holds_tokenizer(folder):
+        return
+    found = beside(folder, load_named_tokenizer(str(base)))
+    if found.identity:
+        raise UsageError(
+            f"{folder}: another tokenizer than the base model's lies beside the adapter: "
+            f"tokenizer={folder} or tokenizer={base} decides"
+        )
+    if found.note is not None:
+        logger.warning("%s: the chat template beside the adapter is not used, tokenizer= names one", folder)
+
+
 def _add(model: Any, difference: Any, name: str) -> None:
     """Add the weights of ``difference`` to those of ``model``; weights that are tied are added once.
 

@@ -20,7 +20,7 @@ from lm_eval.api.registry import register_model
 
 from cme_bench.harness import hflm_arguments as arguments
 from cme_bench.harness.engine_lm import EngineLM
-from cme_bench.harness.hflm_loading import Loading, load, put_adapter
+from cme_bench.harness.hflm_loading import Loading, check_tokenizer, load, put_adapter
 from cme_bench.models.checkpoint import config_folder, resolve_model
 from cme_bench.models.hub_name import parse_hub_name
 from cme_bench.prompts.bos import decide_bos, model_types
@@ -112,12 +112,14 @@ class CmeHF(EngineLM):
         tokens = _tokens(folder, tokenizer, add_bos_token, use_fast=use_fast_tokenizer)
         arguments.check_token(tokens, "prefix_token_id", prefix_token_id)
         thought = arguments.end_of_thought(tokens, think_end_token)
+        if (own := adapter or peft) and tokenizer is None:
+            check_tokenizer(str(own), folder)
         model = load(folder, arguments.dtype_name(dtype), loading, where)
         if add_bos_token is None:
             _warn_of_bos(tokens, model.config)
         fed = max_positions(model.config) if max_length is None else max_length
-        if adapter or peft:
-            model = put_adapter(model, str(adapter or peft))
+        if own:
+            model = put_adapter(model, str(own))
             fed -= adapter_positions(model) if max_length is None else 0
         engine = HFEngine(
             model,
@@ -137,6 +139,7 @@ class CmeHF(EngineLM):
             truncation=bool(truncation),
             think_end_token=thought,
             thinks=bool(enable_thinking),
+            embeddings=model.get_input_embeddings().weight.shape[0],
         )
 
 

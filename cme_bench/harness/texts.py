@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.prompts.encode import move_spaces, start_token
+from cme_bench.util.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,18 +92,26 @@ class LMEvalTexts:
     def render(self, chat: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         """Return the chat as one prompt; an assistant turn at its end stays open if no new turn is asked for.
 
-        A template that refuses a system turn gets the chat without it, with a warning.
+        A template that refuses a system turn gets the chat without it, with a warning. UsageError for one
+        that fails all the same.
         """
-        from jinja2 import TemplateError
-
         if "strftime_now" in str(self.tokenizer.chat_template) and not self._told_date:
             self._told_date = True
             logger.warning("the chat template asks for today's date: prompts, and scores, change every day")
         try:
             return self._render(chat, add_generation_prompt)
-        except TemplateError:
+        except Exception as error:  # a template may raise anything
+            rest = [turn for turn in chat if turn["role"] != "system"]
+            if len(rest) == len(chat):
+                raise self._broken(error) from error
             logger.warning("the chat template refused the chat; trying again without its system turn")
-            return self._render([turn for turn in chat if turn["role"] != "system"], add_generation_prompt)
+        try:
+            return self._render(rest, add_generation_prompt)
+        except Exception as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> UsageError:
+        return UsageError(f"{self.tokenizer.name_or_path}: its chat template fails ({first_line(error)})")
 
     def _render(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
         text = self.tokenizer.apply_chat_template(

@@ -96,18 +96,20 @@ def resolve_adapter(
     """Resolve the adapter that ``name`` names, described for the base model with ``base_config``.
 
     ``name`` is a folder, a hub name, or an adapter that ships with this package, see ``packaged``; ``note``
-    is told of what is done to find it. No weights are loaded. Raises UsageError if it is no readable adapter
-    folder or does not fit the base, and as ``locate_adapter``.
+    is told of what is done to find it. The adapter's tensors are read, not kept. Raises UsageError if it is
+    no readable adapter folder, does not fit the base, or is no numbers, and as ``locate_adapter``.
     """
     from cme_bench.adapters import registry
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
+    from cme_bench.adapters.load import check_numbers
     from cme_bench.adapters.meta_model import bare_model
 
     place = locate_adapter(name, offline=offline, note=note)
     path = place.path
     training = read_training(path)
     asked = examine(bare_model(base_config), path, task=place.task)
+    check_numbers(path, asked.config)
     found = describe(path, base_config)
     code = None
     if (method := registry.find(found.method.upper())) is not None and method.code is not None:

@@ -13,6 +13,8 @@ from cme_bench.util.errors import UsageError, first_line
 
 _CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_OLD_TEMPLATE = "chat_template.json"
+"""Where processors of transformers 4 kept it."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
 
@@ -29,6 +31,11 @@ class AdapterTokenizer:
     identity: str = ""
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Return whether files of a tokenizer, or a chat template, lie in an adapter's folder."""
+    return any((folder / name).is_file() for name in (*_VOCABULARIES, _CONFIG, _TEMPLATE, _OLD_TEMPLATE))
+
+
 def beside(folder: Path, base: Any) -> AdapterTokenizer:
     """Return the tokenizer to ask an adapter with, given the base model's.
 
@@ -40,6 +47,8 @@ def beside(folder: Path, base: Any) -> AdapterTokenizer:
         template = _template_alone(folder)
         return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
     own = _load(folder)
+    if own.chat_template is None:
+        own.chat_template = _template_alone(folder)
     if _decides(own) == _decides(base):
         template = own.chat_template
         return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
@@ -55,21 +64,24 @@ def _templated(folder: Path, base: Any, template: Any) -> AdapterTokenizer:
         return AdapterTokenizer(base)
     tokenizer = copy.deepcopy(base)
     tokenizer.chat_template = template
+    tokenizer.template_place = str(folder)  # whom a fault of it is blamed on
     return AdapterTokenizer(tokenizer, f"{folder}: the chat template beside the adapter is used")
 
 
 def _template_alone(folder: Path) -> Any:
     """Return a template without a vocabulary: in a file of its own, or in the tokenizer's settings."""
-    file, settings = folder / _TEMPLATE, folder / _CONFIG
-    if file.is_file():
+    if (file := folder / _TEMPLATE).is_file():
         return file.read_text(encoding="utf-8")
-    if not settings.is_file():
-        return None
-    try:
-        content = json.loads(settings.read_text(encoding="utf-8"))
-        return content.get("chat_template")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{settings} cannot be read: {first_line(error)}") from error
+    for name in (_CONFIG, _OLD_TEMPLATE):
+        file = folder / name
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            template = content.get("chat_template")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UsageError(f"{file} cannot be read: {first_line(error)}") from error
+        if template is not None:
+            return template
+    return None
 
 
 def _load(folder: Path) -> Any:

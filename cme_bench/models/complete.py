@@ -31,6 +31,9 @@ _BUFFERS = re.compile(
 _HEADS = re.compile(r"^v_head\.|(^|\.)(k_scale|v_scale)$")
 """A value head of reinforcement learning, scales of a quantised cache: no logit depends on them."""
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_")
+"""Beginnings of safetensors' names of types whose values are the weights themselves."""
+
 _BUILD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -79,13 +82,16 @@ def check_weights(folder: Path, config: Any) -> None:
     """Raise UsageError, naming the folder and a tensor, unless the files give every weight of the model.
 
     Reads headers only; the model is built without memory. Refused as well: tensors that the model has no
-    place for, and a tied output layer stored with other values than the embedding it is tied to.
+    place for, weights of integers where nothing says how they are quantised, and a tied output layer stored
+    with other values than the embedding it is tied to.
     """
     stored = stored_tensors(weight_files(folder))
     block = quantisation(config)
     quantised = block is not None and method_of(block) != QUANT_METHOD
     if block is not None:
         check_packed(folder, block, stored)
+    elif line := _no_floats(stored):
+        raise UsageError(f"{folder}: {line}")
     misfits = compare(folder, config, stored, quantised=quantised)
     if misfits.mismatched and (hole := _hole(stored)):  # too few of what is merged into one tensor
         raise UsageError(f"{folder}: {hole}")
@@ -97,6 +103,18 @@ def check_weights(folder: Path, config: Any) -> None:
                 f"{folder}: config.json ties {name} to {source}, but the weights hold both and they differ; "
                 "set tie_word_embeddings to false, or remove the one that does not count"
             )
+
+
+def _no_floats(stored: Mapping[str, StoredTensor]) -> str | None:
+    """Return one line on a weight of integers, which transformers would take for its values; None if all are
+    floating-point numbers."""
+    for name, tensor in sorted(stored.items()):
+        if name.endswith("weight") and not tensor.dtype.startswith(_FLOATS):
+            return (
+                f"{name} is stored as {tensor.dtype}, as quantised weights are, and config.json has no "
+                "quantization_config that says what it stands for"
+            )
+    return None
 
 
 def check_loaded(folder: Path, model: Any, info: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from cme_bench.models.adapter import Adapter, own_seconds, read_training, training_arguments
 from cme_bench.models.adapter_tokenizer import AdapterTokenizer, tokenizer_hash
-from cme_bench.models.causal import check_causal, check_order
+from cme_bench.models.causal import check_causal, check_model
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.models.records import AdapterRecord, CodeRecord, ModelRecord
 from cme_bench.models.vision import Vision
@@ -107,8 +107,8 @@ class LiveModel(LoadedModel):
         return msgspec.structs.replace(super().describe(), architecture=type(self._inner).__name__)
 
     def check(self) -> None:
-        """Raise UsageError if a token of the model changes the logits of tokens before it."""
-        check_order(self._inner, Path(self.place))
+        """Raise UsageError if a weight is no number, or if a token changes the logits of tokens before it."""
+        check_model(self._inner, Path(self.place))
 
     def _check_apart(self) -> None:
         """Raise UsageError for adapters inside the base's weights: to switch them off would change those."""

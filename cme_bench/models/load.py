@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cme_bench.models.causal import check_causal, check_order
+from cme_bench.models.causal import check_causal, check_class, check_model
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
 from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model, only_the_model_kept
@@ -41,7 +41,7 @@ def load_named_tokenizer(name: str, **settings: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # broken files of a tokenizer raise anything
         raise UsageError(f"{name}: the tokenizer cannot be loaded ({first_line(error)})") from error
 
 
@@ -61,11 +61,16 @@ def eos_token_id(checkpoint: Checkpoint, config: Any) -> Any:
 def load_config(checkpoint: Checkpoint) -> Any:
     """Return the transformers config of a causal language model. UsageError if it is none, or needs remote
     code."""
+    return _read_config(checkpoint.path, checkpoint.path)
+
+
+def _read_config(path: Path, source: str | Path, **settings: Any) -> Any:
+    """Return the config in ``source``, checked; messages name ``path``. ``settings``: transformers' own."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **settings)
     except (
         OSError,
         ValueError,
@@ -77,8 +82,8 @@ def load_config(checkpoint: Checkpoint) -> Any:
         StrictDataclassError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"{checkpoint.path / 'config.json'}: {reason[:300]}") from error
-    check_causal(checkpoint.path, config)
+        raise UsageError(f"{path / 'config.json'}: {reason[:300]}") from error
+    check_causal(path, config)
     return config
 
 
@@ -87,6 +92,8 @@ def check_base(
 ) -> None:
     """Raise UsageError unless ``engine`` ("hf" or "vllm") can load the model, quantised as asked, and every
     weight of it is in the files. Reads headers only."""
+    if engine == "vllm":
+        check_class(checkpoint.path, config)
     check_quantisation(checkpoint.path, config, engine)
     check_quantize(quantize, checkpoint.path, config, engine)
     check_weights(checkpoint.path, config)
@@ -106,8 +113,6 @@ def load_model(
     lies beside them is not applied. Raises UsageError if a token of the loaded model changes the logits of
     tokens before it.
     """
-    import torch
-    from safetensors import SafetensorError
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -116,27 +121,48 @@ def load_model(
     settings = _placing(checkpoint, device, device_map, quantize)
     if quantize is not None:
         settings["quantization_config"] = loading_config(quantize, dtype)
-    try:
-        with ExitStack() as stack:
-            kept = device_map is not None
-            folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
-            stack.enter_context(BUILDING)
-            model = model_class(load_config(checkpoint)).from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **settings
+    with ExitStack() as stack:
+        kept = device_map is not None
+        folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
+        stack.enter_context(_named(path, device))
+        with BUILDING:
+            model, info = model_class(load_config(checkpoint)).from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **settings,
             )
         model = model if settings else model.to(device)
-    except ImportError as error:
-        raise UsageError(f"{path}: what loads the weights is not installed ({first_line(error)})") from error
-    except torch.OutOfMemoryError as error:
-        raise CmeError(f"{path}: the weights do not fit on {device} ({first_line(error)})") from error
-    except (SafetensorError, *_LOAD_ERRORS) as error:
-        raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
+    if quantize is None and quantisation(model.config) is not None:  # others were compared by their headers
+        check_loaded(path, model, info)
     model.name_or_path = model.config.name_or_path = str(path)  # PEFT records it, and it may be a link's
     if "quantization_config" not in settings and quantisation(model.config) is None:
         _check_dtype(model, dtype, path)
     settle(model, dtype)
-    check_order(model.eval(), path)
+    check_model(model.eval(), path)
     return model
+
+
+@contextmanager
+def _named(path: Path, device: torch.device | None = None) -> Iterator[None]:
+    """Let what transformers raises while it loads name the folder. UsageError, but for a fault of
+    ``device``."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(f"{path}: what loads the weights is not installed ({first_line(error)})") from error
+    except torch.OutOfMemoryError as error:
+        where = device or "this device"
+        raise CmeError(f"{path}: the weights do not fit on {where} ({first_line(error)})") from error
+    except torch.AcceleratorError as error:
+        raise CmeError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
+    except (SafetensorError, *_LOAD_ERRORS) as error:
+        raise UsageError(f"{path}: the weights cannot be loaded ({first_line(error)})") from error
 
 
 def _check_dtype(model: PreTrainedModel, dtype: torch.dtype, path: Path) -> None:
@@ -184,7 +210,6 @@ def load_named(
     and ``check_base`` do.
     """
     import torch
-    from transformers import AutoConfig
 
     folder = Path(name)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
@@ -195,14 +220,14 @@ def load_named(
                 note(beside)
             kept = "device_map" in settings
             name = str(only_the_model_kept(folder) if kept else stack.enter_context(only_the_model(folder)))
-        config = AutoConfig.from_pretrained(name, **source)
-        check_causal(folder, config)
+        config = _read_config(folder, name, revision=revision)
         check_quantisation(folder, config, "hf")
         _check_settings(folder, config, settings)
         if device is not None and quantisation(config) is not None:
             settings.setdefault("device_map", {"": device})
         if folder.is_dir():
             check_weights(folder, config)
+        stack.enter_context(_named(folder, device))
         stack.enter_context(BUILDING)
         model, info = model_class(config).from_pretrained(
             name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source, **settings
@@ -211,7 +236,7 @@ def load_named(
     model.name_or_path = model.config.name_or_path = str(folder)
     narrow = stated_dtype(model.config) if model.dtype == torch.float16 else None  # as bitsandbytes does it
     settle(model, narrow or model.dtype)
-    check_order(model, folder)
+    check_model(model, folder)
     return model
 
 

@@ -29,6 +29,7 @@ from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import DEQUANTISED, DEQUANTISED_NOTE, is_dequantised, label_of
 from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
+from cme_bench.models.values import check_stored
 from cme_bench.models.vision import Vision, vision_of
 from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
@@ -110,6 +111,12 @@ class LoadedModel(ABC):
             dtype_because=self.dtype_because,
             quantisation=self.quantisation or UNSET,
         )
+
+    def check_stored(self) -> None:  # noqa: B027 - not every model has files here
+        """Raise UsageError, naming the tensor, if a weight in the model's files holds NaN or an infinity.
+
+        Reads all of them: asked where logits are no numbers.
+        """
 
     @property
     def dtype_name(self) -> DType:
@@ -212,6 +219,9 @@ class SavedModel(FolderModel):
         if self._quantize is not None:
             return LABELS[self._quantize]
         return DEQUANTISED if engine == "hf" and is_dequantised(self.config) else None
+
+    def check_stored(self) -> None:
+        check_stored(self.checkpoint.path)
 
     def reload(self) -> None:
         """Free the weights; they are loaded again when they are next asked for."""

@@ -50,7 +50,7 @@ class ChatTemplate:
         self._placeholder, self._framed = placeholder, framed or placeholder or ""
         self._parts = False
         self.mode: ThinkingMode = "template"
-        self.name = str(tokenizer.name_or_path or "the model")
+        self.name = str(getattr(tokenizer, "template_place", None) or tokenizer.name_or_path or "the model")
         self.source = self._source()
         self._try_question()
         self.moves_system = self._try_system(given=system)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from cme_bench.models.vision import Vision
 from cme_bench.prompts.alpaca import WRAPPERS
+from cme_bench.prompts.bos import Bos
 from cme_bench.prompts.chat import ChatTemplate, Message
 from cme_bench.prompts.thinking import Thinking, decide_thinking
 from cme_bench.util.errors import UsageError
@@ -54,6 +55,13 @@ class PromptFormat:
     def places_images(self) -> bool:
         """Whether it puts the model's own placeholders in the place of marks of images."""
         return self.template is not None and self.template.places_images
+
+
+def kept_bos(bos: Bos, prompt_format: PromptFormat) -> tuple[str, ...]:
+    """Return a note where ``--bos never`` meets a chat template that writes the BOS itself."""
+    if bos.mode != "never" or not prompt_format.renders_bos:
+        return ()
+    return ("--bos never: the chat template writes a BOS of its own, which stays; --format plain has none",)
 
 
 def resolve_format(

@@ -12,7 +12,7 @@ import orjson
 
 from cme_bench.engines.base import GenerateRequest, Request, Thought, TokenIds
 from cme_bench.models.vision import Vision
-from cme_bench.prompts.formats import PromptFormat, resolve_format
+from cme_bench.prompts.formats import PromptFormat, kept_bos, resolve_format
 from cme_bench.prompts.generation import (
     DEFAULT_THINKING_BUDGET,
     Generation,
@@ -141,7 +141,7 @@ class Planner:
         thinking, asked = prompt_format.thinking, self._asked
         generation = None
         overrides: dict[str, Any] = {}
-        notes = prompt_format.notes
+        notes = (*prompt_format.notes, *kept_bos(responder.encoder.bos, prompt_format))
         if task.spec.generated:
             generation = generation_of(task.name, task.lm_eval, asked)
             requests = [item.request for item in items]
@@ -204,7 +204,8 @@ class Planner:
             vision=_vision(task, responder),
         )
         requests = (item.request for item in items)
-        check_requests(responder.tokenizer, responder.embeddings, requests, model=responder.model.place)
+        place = responder.tokenizer_place
+        check_requests(responder.tokenizer, responder.embeddings, requests, model=place)
         return items
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cme_bench.engines.base import Engine, Request
-from cme_bench.models.adapter import Adapter
+from cme_bench.models.adapter import Adapter, AdapterCheckpoint
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.models.quantisation import DEQUANTISED
 from cme_bench.models.vision import Vision
@@ -60,6 +60,13 @@ class Responder:
     def tokenizer(self) -> Any:
         """The one beside the adapter, or the base's."""
         return self.model.tokenizer_of(self.adapter).tokenizer
+
+    @property
+    def tokenizer_place(self) -> str:
+        """Return where the tokenizer lies, for messages."""
+        if isinstance(self.adapter, AdapterCheckpoint) and self.model.tokenizer_of(self.adapter).identity:
+            return str(self.adapter.path)
+        return self.model.place
 
     @property
     def notes(self) -> list[str]:

@@ -105,6 +105,7 @@ class Session:
                 task, i = order[number]
                 self.manifest.unanswered.setdefault(task.name, {})[task.plan.items[i].id] = reason
         except LogitsError as error:
+            self.responder.model.check_stored()  # which engine vllm does not look at
             if error.request is None:
                 raise error.within(waiting[0].name, None) from error
             task, i = order[error.request]

@@ -19,7 +19,11 @@ def check_trainable(path: Any, config: Any) -> None:
     if block is None:
         return
     quantizer = AutoHfQuantizer.from_config(dict(block), pre_quantized=True)
-    if not quantizer.is_trainable:
+    try:
+        trainable = quantizer.is_trainable
+    except AttributeError:  # of settings with which nothing loads, as loading says
+        return
+    if not trainable:
         raise UsageError(
             f"{path}: the base is quantised with {method_of(block)}, through which transformers computes no "
             "gradients; train on the full-precision model, perhaps with --quantize 4bit"

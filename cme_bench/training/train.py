@@ -35,6 +35,7 @@ from cme_bench.models.load import (
 )
 from cme_bench.models.placement import check_covers, read_device_map
 from cme_bench.models.quantisation import quantisation
+from cme_bench.prompts.formats import kept_bos
 from cme_bench.prompts.vocabulary import check_vocabulary, embeddings
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
@@ -133,7 +134,7 @@ def prepare(
         listener.note(f"prompt format: {encoder.format.name}")
     if encoder.encoder.bos.warning is not None:
         listener.note(f"note: {encoder.encoder.bos.warning}")
-    for note in encoder.format.notes:
+    for note in (*encoder.format.notes, *kept_bos(encoder.encoder.bos, encoder.format)):
         listener.note(f"note: {note}")
     chosen = chosen_templates(options) if sets is None else []
     loading = _load_early(options, base, config, probed) if early else None

@@ -21,6 +21,11 @@ KINDS: dict[str, tuple[dict[str, Any], bool, bool]] = {
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, True, False),
     "rwkv": ({"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}, False, False),
     "openai-gpt": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, True, False),
+    "roberta": (
+        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
+        False,
+        True,
+    ),
     "trocr": (
         {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
         False,

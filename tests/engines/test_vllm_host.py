@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic
 import pytest
 
-from cme_bench.engines.vllm.host import Host
+from cme_bench.engines.vllm.host import Host, _refused
 from cme_bench.engines.vllm.settings import VllmSettings
 from cme_bench.util.errors import EngineDiedError
 
@@ -41,3 +42,18 @@ def test_any_error_of_a_dead_engine_says_that_it_died() -> None:
 def test_an_error_of_a_living_engine_is_itself() -> None:
     with pytest.raises(OSError, match="non-socket"):
         ask(dead=False)
+
+
+def test_what_vllm_takes_in_no_case_is_bad_input() -> None:
+    def unknown(value: str) -> str:
+        raise ValueError(f"Model architectures [{value!r}] are not supported for now. Known: many")
+
+    settings = pydantic.create_model("ModelConfig", name=(str, ...))
+    checked = pydantic.TypeAdapter(Annotated[str, pydantic.AfterValidator(unknown)])
+    with pytest.raises(pydantic.ValidationError) as one:
+        checked.validate_python("Foo")
+    assert _refused(one.value) == "Model architectures ['Foo'] are not supported for now. Known: many"
+    with pytest.raises(pydantic.ValidationError) as other:
+        settings()
+    assert "1 validation error for ModelConfig" in str(_refused(other.value))
+    assert _refused(RuntimeError("no memory")) is None

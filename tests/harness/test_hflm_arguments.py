@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -377,3 +380,84 @@ def test_a_model_is_spread_as_theirs(
         assert "disk" in found
     assert scores(ours) == pytest.approx(scores(theirs), abs=1e-5)
     assert generated(ours, ["The cat"]) == generated(pair(folder)[1], ["The cat"])
+
+
+def with_config(folder: Path, out: Path, **changes: Any) -> Path:
+    shutil.copytree(folder, out)
+    file = out / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "whoknows"}, "config.json: .*whoknows"),
+        ({"architectures": [5]}, "architectures is"),
+        (
+            {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}},
+            "weights cannot be loaded|not installed",
+        ),
+    ],
+)
+def test_a_broken_model_is_bad_input(
+    changes: dict[str, Any], message: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        CmeHF(str(with_config(folder, tmp_path / "m", **changes)))
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.fixture
+def adapter(tiny_model: LlamaForCausalLM, tmp_path: Path) -> Path:
+    config = LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    get_peft_model(copy.deepcopy(tiny_model), config).save_pretrained(tmp_path / "lora")
+    return tmp_path / "lora"
+
+
+def test_another_tokenizer_beside_an_adapter_is_asked_about(
+    adapter: Path, folder: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    toy_tokenizer.save_pretrained(adapter)
+    CmeHF(str(folder), adapter=str(adapter))
+    own = copy.deepcopy(toy_tokenizer)
+    own.add_tokens([*(f"<{number}>" for number in range(60)), "Answer:"])
+    own.save_pretrained(adapter)
+    for name in ("adapter", "peft"):
+        with pytest.raises(UsageError, match=f"tokenizer={adapter} or tokenizer={folder} decides"):
+            CmeHF(str(folder), **{name: str(adapter)})
+    asked = [Instance("loglikelihood", {}, ("Answer:", " yes"), 0)]
+    CmeHF(str(folder), adapter=str(adapter), tokenizer=str(folder)).loglikelihood(asked)
+    theirs = CmeHF(str(folder), adapter=str(adapter), tokenizer=str(adapter), max_gen_toks=4)
+    with pytest.raises(UsageError, match=r"the tokenizer has token ids up to .*'Answer:'"):
+        theirs.loglikelihood(asked)
+    with pytest.raises(UsageError, match=r"the tokenizer has token ids up to .*'Answer:'"):
+        theirs.generate_until([Instance("generate_until", {}, ("Answer:", {"until": ["."]}), 0)])
+
+
+def test_a_template_beside_an_adapter_is_named(
+    adapter: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (adapter / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    CmeHF(str(folder), adapter=str(adapter))
+    assert f"{adapter}: the chat template beside the adapter is not used" in caplog.text
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ 1 / 0 }}", "{% for %}"])
+def test_a_template_that_fails_is_bad_input(
+    template: str, folder: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    own = copy.deepcopy(toy_tokenizer)
+    own.chat_template = template
+    lm = CmeHF(str(folder), tokenizer=own)
+    with pytest.raises(UsageError, match="its chat template fails"):
+        lm.apply_chat_template([{"role": "user", "content": "Is it?"}])
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["[]", "{", "5", '{"tokenizer_class": 5}'])
+def test_a_broken_tokenizer_is_bad_input(file: str, content: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m" / file).write_text(content)
+    with pytest.raises(UsageError, match="the tokenizer cannot be loaded"):
+        CmeHF(str(tmp_path / "m"))

@@ -55,9 +55,9 @@ def test_a_weight_that_is_narrower_than_asked_for_is_an_error(
     own = LlamaForCausalLM.from_pretrained.__func__  # type: ignore[attr-defined]
 
     def narrowed(cls: Any, *given: Any, **named: Any) -> Any:
-        model = own(cls, *given, **named)
+        model, info = own(cls, *given, **named)
         model.model.norm.to(torch.bfloat16)
-        return model
+        return model, info
 
     monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(narrowed))
     checkpoint = resolve_model(str(tiny_checkpoint), offline=True)

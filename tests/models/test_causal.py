@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import orjson
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from cme_bench.models import quantisation
+from cme_bench.models.causal import check_order
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.folder import adapter_note, only_the_model
 from cme_bench.models.load import check_base, load_config, load_model
@@ -134,12 +137,89 @@ def test_attention_in_both_directions_is_found_in_the_loaded_model(tmp_path: Pat
         ready(tmp_path / "m")
 
 
-def test_logits_that_are_no_numbers_are_the_engines_to_report(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    folder = llama(tiny_checkpoint, tmp_path / "m")
+def stored(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"][:] = torch.nan
+    change(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    ready(folder)
+    return folder
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_no_numbers_are_named(value: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = stored(llama(tiny_checkpoint, tmp_path / "m"), lambda t: t[UP][1].fill_(value))
+    with pytest.raises(UsageError, match=f"m: {UP} holds NaN or infinite values"):
+        ready(folder)
+
+
+def test_a_model_whose_logits_are_all_equal_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = stored(llama(tiny_checkpoint, tmp_path / "m"), lambda t: t["lm_head.weight"].zero_())
+    with pytest.raises(UsageError, match="m: every token has the same logit"):
+        ready(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(torch.int8, "I8"), (torch.bool, "BOOL"), (torch.complex64, "C64")]
+)
+def test_weights_of_integers_are_refused(
+    kind: torch.dtype, name: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = stored(llama(tiny_checkpoint, tmp_path / "m"), lambda t: t.update({UP: t[UP].to(kind)}))
+    with pytest.raises(UsageError, match=f"m: {UP} is stored as {name}, as quantised weights are"):
+        ready(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float16, torch.float64])
+def test_weights_of_other_floats_are_their_values(
+    kind: torch.dtype, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = stored(llama(tiny_checkpoint, tmp_path / "m"), lambda t: t.update({UP: t[UP].to(kind)}))
+    given = load_file(folder / "model.safetensors")[UP]
+    assert torch.equal(dict(ready(folder).named_parameters())[UP], given.float())
+
+
+@pytest.mark.parametrize("names", ["LlamaForCausalLM", [5], {"a": 1}])
+def test_malformed_names_of_classes(names: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"architectures is .*a list of class names|config.json: "):
+        load_config(resolve_model(str(llama(tiny_checkpoint, tmp_path / "m", architectures=names))))
+
+
+@pytest.mark.parametrize("names", [["GemmaForCausalLM"], ["Qwen2ForCausalLM", "LlamaForCausalLM"]])
+def test_a_class_of_another_type_is_refused_for_vllm(
+    names: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = llama(tiny_checkpoint, tmp_path / "m", architectures=names)
+    checkpoint = resolve_model(str(folder))
+    found = load_config(checkpoint)
+    check_base(checkpoint, found)
+    with pytest.raises(UsageError, match=f"architectures names {names[0]}, which vLLM would compute"):
+        check_base(checkpoint, found, "vllm")
+
+
+@pytest.mark.parametrize("names", [None, [], ["LlamaForCausalLM"], ["LLaMAForCausalLM"]])
+def test_usual_names_pass_for_vllm(names: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = resolve_model(str(llama(tiny_checkpoint, tmp_path / "m", architectures=names)))
+    check_base(checkpoint, load_config(checkpoint), "vllm")
+
+
+def test_what_fails_while_weights_load_is_bad_input(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    block = {"quant_method": "bitnet", "linear_class": "bitlinear"}  # its scales are in no file
+    folder = llama(tiny_checkpoint, tmp_path / "m", quantization_config=block)
+    with pytest.raises(UsageError, match=r"m: .*(weight_scale is missing|cannot be loaded)"):
+        load_model(resolve_model(str(folder)), torch.float32, CPU)
+
+
+def test_a_model_that_needs_images_is_bad_input(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    class Blind(torch.nn.Module):
+        def forward(self, input_ids: Any, pixel_values: Any, **more: Any) -> Any:
+            raise AssertionError
+
+    model: Any = ready(llama(tiny_checkpoint, tmp_path / "m"))
+    model.forward = Blind().forward
+    with pytest.raises(UsageError, match="cannot compute a row of tokens alone"):
+        check_order(model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cme_bench.prompts.bos import decide_bos, own_bos, trained_prefix
 from cme_bench.prompts.encode import Encoder
-from cme_bench.prompts.formats import resolve_format
+from cme_bench.prompts.formats import kept_bos, resolve_format
 from cme_bench.util.errors import UsageError
 
 BOS = 270  # <s> of the toy tokenizer
@@ -157,6 +157,16 @@ def test_a_chat_has_the_bos_that_it_should_have(
     assert ids.count(BOS) == 1 + content.count("<s>")
     assert toy.decode(rest) == " yes"
     assert BOS in ids[: encoder.kept(ids, 20)] or template == "in the middle"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_bos_of_the_template_that_never_meets_is_told(toy: PreTrainedTokenizerFast, template: str) -> None:
+    toy.chat_template = TEMPLATES[template]
+    form = resolve_format("chat", toy, generated=True)
+    told = kept_bos(decide_bos(toy, "never"), form)
+    assert bool(told) == (template != "none")
+    assert not kept_bos(decide_bos(toy, "always"), form)
+    assert not kept_bos(decide_bos(toy, "never"), resolve_format("plain", toy, generated=True))
 
 
 def test_a_cut_prompt_keeps_a_bos_after_blanks(toy: PreTrainedTokenizerFast) -> None:

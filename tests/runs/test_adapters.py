@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import string
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import cme_bench
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
@@ -167,12 +172,24 @@ def test_an_answer_ends_where_the_adapters_training_ended_it(tiny_checkpoint: Pa
     )
 
 
+def changed(folder: Path, change: Callable[[Tensor], Tensor]) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = min(tensors)
+    save_file(tensors | {name: change(tensors[name])}, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json"),
         (lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"), "pickle|safetensors"),
         (lambda d: (d / "adapter_model.safetensors").write_bytes(b"\x00" * 64), "adapter_model.safetensors"),
+        (
+            lambda d: changed(d, lambda t: t.fill_(torch.nan)),
+            "tensor base_model.* holds NaN",
+        ),
+        (lambda d: changed(d, lambda t: t.to(torch.int8)), "tensor base_model.* is stored as I8"),
     ],
 )
 def test_broken_adapters_are_refused(tiny_checkpoint: Path, tmp_path: Path, harm: Any, message: str) -> None:
@@ -296,15 +313,32 @@ def test_the_base_s_own_tokenizer_beside_an_adapter_is_silent(tiny_checkpoint: P
     assert logprobs(plain) == logprobs(beside)
 
 
-def test_a_chat_template_beside_an_adapter(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json"])
+def test_a_chat_template_beside_an_adapter(form: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
     template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
-    (adapter / "chat_template.jinja").write_text(template)
+    content = template if form.endswith("jinja") else json.dumps({"chat_template": template})
+    (adapter / form).write_text(content)
     asked = options(tiny_checkpoint, tmp_path / "r", adapter, tasks="cme_rte", limit=1)
     (folder,) = run(asked)
     assert notes(folder) == [f"{adapter}: the chat template beside the adapter is used"]
     (record,) = read_records(samples_file(folder, "cme_rte"))
     assert record.prompt.startswith("[user] ") and record.prompt.endswith("[assistant]")
+
+
+def test_faults_beside_an_adapter_are_its_own(
+    tiny_checkpoint: Path, toy_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    lora = save_adapter(tiny_checkpoint, tmp_path / "lora", CONFIGS["lora"])
+    (lora / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    with pytest.raises(UsageError, match=f"^{lora}: its chat template fails"):
+        run(options(tiny_checkpoint, tmp_path / "r", lora, tasks="cme_rte", limit=1))
+    more = save_adapter(tiny_checkpoint, tmp_path / "more", CONFIGS["lora"])
+    own = copy.deepcopy(toy_tokenizer)
+    own.add_tokens([*(f"<{number}>" for number in range(60)), "Answer:"])
+    own.save_pretrained(more)
+    with pytest.raises(UsageError, match=f"^{more}: the tokenizer has token ids up to"):
+        run(options(tiny_checkpoint, tmp_path / "r", more, limit=1))
 
 
 def test_a_broken_tokenizer_beside_an_adapter_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

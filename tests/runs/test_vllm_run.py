@@ -80,6 +80,18 @@ def options(base: Path) -> RunOptions:
     )
 
 
+def test_a_weight_that_is_no_number_is_named(
+    base: Path, toy_tokenizer: PreTrainedTokenizerFast, options: RunOptions, tmp_path: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight[5] = torch.nan
+    broken = save_checkpoint(tmp_path / "nan", model, toy_tokenizer)
+    asked = replace(options, model=str(broken), engine="vllm", tasks=TASKS[0], out=tmp_path / "out")
+    with pytest.raises(UsageError, match=r"nan: model\.norm\.weight holds NaN or infinite values"):
+        run(asked)
+
+
 def test_slots_are_refused_where_there_are_none(options: RunOptions) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         run(replace(options, engine="vllm", settings={"slots": 0}))

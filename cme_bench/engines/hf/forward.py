@@ -29,6 +29,9 @@ _TRIED = 100
 _FAR = 0.25
 """Most that log-probabilities of wide states may be from rounded ones, as a share of their spread. Rounding
 makes a few hundredths of it."""
+_PLACED, _APART = 8, 0.01
+"""Tokens on which positions are tried, and the most that logits may move, as a share of their spread: the
+same products on the same numbers."""
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -84,10 +87,12 @@ class CausalForward:
         self.images = images
         self.spread = is_spread(base_model(model))
         accepted = inspect.signature(base_model(model).forward).parameters
-        self.takes_positions = "position_ids" in accepted
+        self._accepts_positions = "position_ids" in accepted
         self._takes_keep = "logits_to_keep" in accepted
         self._dtype: torch.dtype = base_model(model).dtype
         self.rounded: bool | None = None if self._dtype in NARROW else False
+        if images is not None:
+            _ = self.takes_positions  # tried before ids stand for images
 
     def __call__(
         self, ids: Tensor, mask: Tensor, *, keep: int, cache: Any = None, use_cache: bool = False
@@ -158,6 +163,27 @@ class CausalForward:
             arguments["logits_to_keep"] = keep
         logits: Tensor = self._run(arguments).logits
         return logits[:, -keep:]
+
+    @functools.cached_property
+    def takes_positions(self) -> bool:
+        """Whether positions that count from 0 are the model's own; RoBERTa's begin behind its padding's id.
+
+        Tried on some tokens, which must have the logits that they have without positions.
+        """
+        if not self._accepts_positions:
+            return False
+        model = base_model(self.model)
+        length = min(_PLACED, max_positions(model.config))
+        ids = torch.arange(4, 4 + length, device=self.device)[None]
+        ids = ids.remainder(model.get_input_embeddings().weight.shape[0])
+        fed: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        placed = {**fed, "position_ids": torch.arange(length, device=self.device)[None]}
+        try:
+            with torch.inference_mode(), exact_logits(model):
+                own, ours = (model(**given).logits.float() for given in (fed, placed))
+        except Exception:  # what a model's code raises here, it raises again where it is said
+            return True
+        return not bool((own - ours).abs().max() > _APART * own.std())
 
     @property
     def states(self) -> torch.dtype:

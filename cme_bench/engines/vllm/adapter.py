@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import CONFIG_FILE, read_config, tensor_shapes, weights_file
 from cme_bench.adapters.gated import GatedForm, Read
-from cme_bench.adapters.load import check_adapter
+from cme_bench.adapters.load import check_adapter, check_numbers
 from cme_bench.adapters.meta_model import adapted, bare_model
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.shared.towers import language_path
@@ -49,6 +49,7 @@ def read_gated(folder: Path, base_config: Any) -> GatedAdapter:
         )
     config, layers = adapted_linears(folder, base_config)
     form = _form(config)
+    check_numbers(folder, config)
     saved = load_file(weights_file(folder))
 
     def reader(name: str) -> Read:

@@ -196,6 +196,8 @@ class Host:
                 self._llm.collective_rpc("score_together")
                 reasons = self._llm.collective_rpc("exact_logits")
             except Exception as error:  # vLLM and what it builds on raise any type here
+                if (refused := _refused(error)) is not None:
+                    raise UsageError(f"vLLM takes no such model or settings: {refused}") from error
                 raise CmeError(
                     f"vLLM did not start: {self._last_error() or first_line(error)} (log: {self.log})"
                 ) from error
@@ -301,6 +303,15 @@ def _as_usage_error() -> Iterator[None]:
         yield
     except Exception as error:
         raise UsageError(f"vLLM did not take the adapter: {first_line(error)}") from error
+
+
+def _refused(error: Exception) -> str | None:
+    """Return what vLLM says of a model or a setting that it takes in no case; None for any other error."""
+    if type(error).__name__ != "ValidationError":  # pydantic's, of vLLM's configurations
+        return None
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = next((line for line in lines if line.startswith(("Value error, ", "Assertion failed, "))), "")
+    return said.partition(", ")[2].partition(" [type=")[0] or first_line(error)
 
 
 def _broken(numbers: Mapping[str, int], reason: str) -> int | None:
