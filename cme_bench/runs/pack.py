@@ -22,6 +22,9 @@ from cme_bench.util.decode import json_value
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_bytes
 
+PACKED_FILES = ("run.json", "results.json", "scores.json")
+"""All that is in a packed folder."""
+
 
 def pack_run(folder: Path, out: Path) -> None:
     """Write the packed form of a run folder to ``out``, another folder.
@@ -54,13 +57,10 @@ def pack_run(folder: Path, out: Path) -> None:
 def _check_out(folder: Path, out: Path, run: RunRecord) -> None:
     if out.resolve() == folder.resolve():
         raise UsageError(f"{out}: a run is packed into another folder")
-    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - _PACKED):
+    if out.exists() and (not out.is_dir() or {p.name for p in out.iterdir()} - set(PACKED_FILES)):
         raise UsageError(f"{out} holds something else; name another folder")
     if is_run(out) and read_run(out).identity != run.identity:
         raise UsageError(f"{out} holds the run of another model; name another folder")
-
-
-_PACKED = {"run.json", "results.json", "scores.json"}
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -15,13 +15,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
 from cme_bench.scoring.record import Count, Record, StoredResponse
 from cme_bench.util.decode import decoded
 from cme_bench.util.errors import UsageError
-from cme_bench.util.files import read_json
+from cme_bench.util.files import MOST_JSON, open_regular, read_json
 
 _GOLD_BYTES = 4
 _DIGEST = "sha256:"
@@ -49,6 +50,12 @@ class PackedScores(Struct, frozen=True, kw_only=True):
 
     schema: int = 1
     tasks: dict[str, PackedTask]
+
+
+class _Unread(Struct, frozen=True):
+    """``scores.json``, of which one task is to be read: all are many times its work."""
+
+    tasks: dict[str, msgspec.Raw]
 
 
 def scores_file(folder: Path) -> Path:
@@ -103,11 +110,7 @@ def packed_records(folder: Path, task: str, ids: Sequence[int]) -> list[Record]:
 
     UsageError if the file is damaged, lacks the task, or holds another number of items.
     """
-    file = scores_file(folder)
-    tasks = decoded(read_json(file, inside=folder), PackedScores, str(file)).tasks
-    if task not in tasks:
-        raise UsageError(f"{file}: no scores of {task} were kept")
-    kept = tasks[task]
+    file, kept = scores_file(folder), _kept(folder, task)
     if kept.n != len(ids):
         raise UsageError(f"{file}: {task} has {kept.n} items, run.json speaks of {len(ids)}")
     place = f"{file}: tasks: {task}"
@@ -128,6 +131,22 @@ def packed_records(folder: Path, task: str, ids: Sequence[int]) -> list[Record]:
         )
         for i, id_ in enumerate(ids)
     ]
+
+
+def _kept(folder: Path, task: str) -> PackedTask:
+    """Return what was kept of one task; UsageError as :func:`packed_records` has it."""
+    file = scores_file(folder)
+    try:
+        with open_regular(file, inside=folder) as stream:
+            unread = msgspec.json.decode(stream.read(MOST_JSON + 1), type=_Unread).tasks
+        if task in unread:
+            return msgspec.json.decode(unread[task], type=PackedTask)
+    except (OSError, msgspec.DecodeError):
+        pass  # found again below, with its place
+    tasks = decoded(read_json(file, inside=folder), PackedScores, str(file)).tasks
+    if task not in tasks:
+        raise UsageError(f"{file}: no scores of {task} were kept")
+    return tasks[task]
 
 
 def _values(metric: PackedMetric, n: int, place: str) -> list[Any]:

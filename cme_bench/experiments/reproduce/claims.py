@@ -49,7 +49,7 @@ def paper_numbers() -> dict[str, Any]:
 def check_claims(recipe: Recipe, folder: Folder) -> list[PaperClaim]:
     """Check every claim that this recipe has measurements for."""
     paper = paper_numbers()
-    rows = {row.name: row for row in open_rows(recipe, folder, recipe.rows)}
+    rows = {row.name: row for row in open_rows(recipe, folder, recipe.rows, pool=False)}
     return [
         *speed_claims(recipe, folder, paper),
         *_scores(recipe, rows, paper),

@@ -2,120 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
-from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.rates import Rates
+from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.stages import with_seeds
-from cme_bench.experiments.reproduce.workbench import Workbench
 from cme_bench.reports.grids import markdown
-from cme_bench.runs.folder import read_run
-from cme_bench.runs.runner import ask
-from cme_bench.training.curve import read_curve
-from cme_bench.util.files import read_json, write_json
-from cme_bench.util.provenance import hardware
-
-PROBE_STEPS, PROBE_WARM = 8, 3
-PROBE_ITEMS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Measured on ``hardware`` by one process: seconds and tokens of a training step of ``row``, seconds an
-    item of an evaluation, and the ``start`` of a job (loading rows and model), in seconds.
-
-    ``together``: how many trainings took that step at once, in one process; each counts its part of it.
-    """
-
-    hardware: str
-    row: str
-    step_seconds: float
-    step_tokens: float
-    item_seconds: float
-    items: int
-    start: float
-    together: int = 1
-
-
-def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Callable[[str], None]) -> Rates:
-    """Return the rates in the folder, if they are of this machine; else measured now, which takes a few
-    minutes at most: some steps of the most costly main row, and a few items of each task on the bare
-    model."""
-    import torch
-
-    here = hardware(cuda=torch.cuda.is_available())
-    file = folder.path / "rates.json"
-    together = at_once(recipe)
-    if file.is_file() and _fits(held := Rates(**read_json(file)), here, together):
-        return held
-    row = max(recipe.main, key=lambda name: _weight(recipe, name))
-    rows = [row] if together == 1 else _first_rows(recipe, together)
-    note(f"measuring a step of {', '.join(rows)}, and {PROBE_ITEMS} items of each task")
-    scratch = folder.path / "probe"
-    shutil.rmtree(scratch, ignore_errors=True)
-    step_seconds, step_tokens, start = _probe_training(recipe, bench, rows, scratch)
-    item_seconds, items = _probe_evaluation(recipe, bench, scratch / "run")
-    shutil.rmtree(scratch)
-    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start, together)
-    write_json(file, {name: getattr(rates, name) for name in Rates.__slots__})
-    return rates
-
-
-def at_once(recipe: Recipe) -> int:
-    """Return how many trainings one process of this recipe does at once, at most."""
-    return min(recipe.together, sum(job.kind == "train" for job in all_jobs(recipe)))
-
-
-def _fits(held: Rates, hardware: str, together: int) -> bool:
-    """Return whether rates were measured on this machine, and with so many trainings at once."""
-    return held.hardware == hardware and held.together == together
-
-
-def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
-    """Return a key by cost: routed methods cost more than others, and a rank more than a lower one."""
-    from cme_bench.adapters.registry import routed_names
-
-    training = recipe.rows[row].training
-    return training["method"] in routed_names(), int(training.get("rank", 0))
-
-
-def _first_rows(recipe: Recipe, count: int) -> list[str]:
-    """Return the rows of the trainings that a process does first, a row once for each of its seeds."""
-    return [job.row for job in all_jobs(recipe) if job.kind == "train"][:count]
-
-
-def _probe_training(
-    recipe: Recipe, bench: Workbench, rows: Sequence[str], scratch: Path
-) -> tuple[float, float, float]:
-    import time
-
-    _ = bench.sets
-    rate, outs = recipe.learning_rates[0], [scratch / f"adapter{number}" for number in range(len(rows))]
-    asked = [
-        bench.training_options(row, out, rate=rate, steps=PROBE_STEPS, seed=seed)
-        for seed, (row, out) in enumerate(zip(rows, outs, strict=True))
-    ]
-    started = time.monotonic()
-    bench.trained(*(replace(options, log_every=1) for options in asked))
-    whole = time.monotonic() - started
-    curve = read_curve(outs[0] / "loss.csv")
-    first, last = curve[PROBE_WARM - 1], curve[-1]
-    steps = last.step - first.step
-    seconds = (last.seconds - first.seconds) / steps
-    return seconds, (last.tokens - first.tokens) / steps, max(0.0, whole - PROBE_STEPS * seconds)
-
-
-def _probe_evaluation(recipe: Recipe, bench: Workbench, out: Path) -> tuple[float, int]:
-    options = replace(bench.questions(BASE, 0), limit=PROBE_ITEMS, out=out)
-    (folder,) = ask(bench.engines, options)
-    record = read_run(folder)
-    tasks = record.tasks.values()
-    limit = recipe.limit
-    items = sum(task.rows if limit is None else min(limit, task.rows) for task in tasks)
-    return record.stats.model_seconds / sum(task.n for task in tasks), items
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +78,16 @@ def _stage_lines(recipe: Recipe, rates: Rates) -> list[str]:
     ]
 
 
+def _shared(recipe: Recipe, total: float) -> str:
+    """Say how many processes and GPUs share the work."""
+    import torch
+
+    said = f"Minutes are those of one process; {recipe.workers} will share the machine"
+    if (cards := min(torch.cuda.device_count(), recipe.workers)) > 1:
+        said += f" and its GPUs: {total / cards:.1f} minutes if a GPU does no more than one process would"
+    return f"{said}."
+
+
 def _measured(rates: Rates) -> str:
     """Return what took the measured step."""
     return rates.row if rates.together == 1 else f"{rates.together} trainings at once"
@@ -227,7 +130,7 @@ def plan_text(recipe: Recipe, rates: Rates, folder: Folder) -> str:
         "",
         markdown(["jobs", "number", "processes", "tokens", "items", "minutes each", "minutes"], rows, left=1),
         "",
-        f"Minutes are those of one process; {recipe.workers} will share the machine.",
+        _shared(recipe, total),
         *_stage_lines(recipe, rates),
     ]
     if recipe.budget_minutes is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
-from collections.abc import Iterable
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,13 @@ from cme_bench.experiments.reproduce.kept import FILES, is_kept
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import RECORD
 from cme_bench.experiments.reproduce.stages import STAGE
-from cme_bench.runs.pack import one_a_line, pack_run
+from cme_bench.runs.pack import PACKED_FILES, one_a_line, pack_run
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
 
-TRAININGS = "trainings.json"
+TRAININGS, RUNS = "trainings.json", "runs.tar.xz"
+FEW_RUNS = 50
+"""So many runs are published as folders, more as one archive: they are mostly alike, and 300 kB each."""
 
 
 def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
@@ -44,15 +49,13 @@ def publish(recipe: Recipe, folder: Folder, out: Path) -> None:
         (out / TRAININGS).write_bytes(training_records(folder.path, trained))
         for job in jobs:
             _publish_job(recipe, folder, job, out)
+        publish_runs(folder, [job for job in jobs if job.kind == "evaluate"], out)
     except OSError as error:
         raise UsageError(f"--publish {out}: {error}") from error
 
 
 def _publish_job(recipe: Recipe, folder: Folder, job: Job, out: Path) -> None:
-    if job.kind == "evaluate":
-        to = out / folder.run(job.row, job.seed).relative_to(folder.path)
-        pack_run(folder.scores(job.row, job.seed), to)
-    elif job.kind == "train" and is_kept(recipe, job.row, job.seed):
+    if job.kind == "train" and is_kept(recipe, job.row, job.seed):
         adapter = folder.adapter(job.row, job.seed)
         to = out / adapter.relative_to(folder.path)
         to.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,32 @@ def _publish_job(recipe: Recipe, folder: Folder, job: Job, out: Path) -> None:
         to = out / file.relative_to(folder.path)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, to)
+
+
+def publish_runs(folder: Folder, jobs: Sequence[Job], out: Path) -> None:
+    """Write every run without texts: as folders, or in one archive."""
+    runs = [folder.run(job.row, job.seed).relative_to(folder.path) for job in jobs]
+    if len(jobs) <= FEW_RUNS:
+        for job, run in zip(jobs, runs, strict=True):
+            pack_run(folder.scores(job.row, job.seed), out / run)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for job, run in zip(jobs, runs, strict=True):
+            if not folder.packed(job.row, job.seed).is_dir():
+                pack_run(folder.scores(job.row, job.seed), Path(scratch) / run)
+        with tarfile.open(out / RUNS, "w:xz") as archive:
+            for name in PACKED_FILES:  # what is alike lies together
+                for job, run in zip(jobs, runs, strict=True):
+                    packed = folder.packed(job.row, job.seed)
+                    file = (packed if packed.is_dir() else Path(scratch) / run) / name
+                    if file.is_file():
+                        _add(archive, str(run / name), file.read_bytes())
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
 
 
 def trained_folder(folder: Folder, job: Job) -> Path:

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
-from cme_bench.experiments.reproduce.costs import measured_rates, plan_text
+from cme_bench.experiments.reproduce.costs import plan_text
 from cme_bench.experiments.reproduce.forest import write_forest
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs, pending
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.publish import publish
+from cme_bench.experiments.reproduce.rates import measured_rates
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import Registration, check_registration
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
@@ -19,6 +20,7 @@ from cme_bench.experiments.reproduce.stages import second_stage, stage_text, sta
 from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.experiments.reproduce.workbench import Workbench
+from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import InterruptedRun
 from cme_bench.util.files import write_json, write_text
 
@@ -115,6 +117,13 @@ def _first_stage(recipe: Recipe) -> bool:
 def write_results(recipe: Recipe, folder: Folder, registration: Registration | None, note: Note) -> None:
     """Write tables, figures, claims and README.md of a recipe whose jobs are all done."""
     said = "" if registration is None else registration.sentence()
+    with rarely_collected():  # a record for every item of every run
+        _write_results(recipe, folder, registration, said, note)
+
+
+def _write_results(
+    recipe: Recipe, folder: Folder, registration: Registration | None, said: str, note: Note
+) -> None:
     for line in write_tables(recipe, folder, folder.path / "tables", said=said):
         note(f"tables/{line}")
     for line in write_all_figures(recipe, folder, folder.path / "figures"):

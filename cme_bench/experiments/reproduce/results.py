@@ -229,7 +229,8 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") 
         "- `tables/`: Table 1, ablation, experts and data scale (md, tex, csv); `trainings.csv`",
         "- `figures/`: the paper's figures, each with its numbers as csv",
         "- `trainings.json`: configurations and records of all trainings, as published; weights are not kept",
-        "- `runs/`: results of every run, and scores of its items without texts; `efficiency/`",
+        "- `runs/` (`runs.tar.xz` where runs are many): results of every run, and scores of its items "
+        "without texts; `efficiency/`",
         "",
     ]
     write_text(out / "README.md", "\n".join(text))

@@ -23,6 +23,7 @@ from cme_bench.experiments.reproduce.score_claims import (
 )
 from cme_bench.experiments.reproduce.views import RowRuns, forms, open_rows
 from cme_bench.stats.seed_planning import CentredScores, Spread, pooled_spread, seeds_for
+from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 
@@ -81,8 +82,9 @@ def second_stage(recipe: Recipe, folder: Folder) -> Stage | None:
     waiting = any(not job.alone for job in pending(all_jobs(recipe), folder))
     if recipe.protocol is None or file.is_file() or waiting:
         return None
-    rows = open_rows(recipe, folder, recipe.rows)
-    stage = decide(recipe, spreads_of(rows, recipe.protocol))
+    rows = open_rows(recipe, folder, recipe.rows, pool=False)
+    with rarely_collected():  # a record for every item of every run
+        stage = decide(recipe, spreads_of(rows, recipe.protocol))
     write_json(file, asdict(stage) | {"first_seeds": recipe.protocol.first_seeds, "capped": stage.capped})
     return stage
 

@@ -24,13 +24,14 @@ class RowRuns:
     pooled: RunView
 
 
-def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str]) -> list[RowRuns]:
-    """Return the evaluated runs of some rows."""
+def open_rows(recipe: Recipe, folder: Folder, names: Iterable[str], *, pool: bool = True) -> list[RowRuns]:
+    """Return the evaluated runs of some rows. ``pool``: False where means over seeds are not wanted, which
+    take longest; the first seed's run stands in their place."""
     found = []
     for name in names:
         views = [open_run(folder.scores(name, seed)) for seed in range(recipe.seeds_of(name))]
         title = recipe.rows[name].title
-        pooled = views[0] if len(views) == 1 else pool_seeds(views)[0]
+        pooled = pool_seeds(views)[0] if pool and len(views) > 1 else views[0]
         found.append(RowRuns(name, title, tuple(views), titled(pooled, title)))
     return found
 

@@ -11,8 +11,9 @@ import pytest
 
 from cme_bench.experiments.reproduce.claims import judged
 from cme_bench.experiments.reproduce.contrasts import contrast
-from cme_bench.experiments.reproduce.costs import Rates, costs, cut_to_fit, total_minutes
+from cme_bench.experiments.reproduce.costs import costs, cut_to_fit, total_minutes
 from cme_bench.experiments.reproduce.protocol import USUAL
+from cme_bench.experiments.reproduce.rates import Rates
 from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.experiments.reproduce.router_claims import by_layer
 from cme_bench.experiments.reproduce.score_claims import ScoreClaim

@@ -10,10 +10,11 @@ import pytest
 
 from cme_bench.experiments.reproduce.claim import Drawn, PaperClaim
 from cme_bench.experiments.reproduce.claims import paper_numbers
-from cme_bench.experiments.reproduce.costs import Rates, costs, plan_text, total_minutes
+from cme_bench.experiments.reproduce.costs import costs, plan_text, total_minutes
 from cme_bench.experiments.reproduce.forest import forest_frame, write_forest
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
 from cme_bench.experiments.reproduce.protocol import Protocol
+from cme_bench.experiments.reproduce.rates import Rates
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
 from cme_bench.experiments.reproduce.score_claims import asked_forms, family, family_sizes, score_claims
 from cme_bench.experiments.reproduce.stages import (

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import random
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
+from cme_bench.experiments.reproduce.publish import publish_runs
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
 from cme_bench.experiments.reproduce.state import State
+from cme_bench.runs.pack import pack_run
 from cme_bench.util.errors import UsageError
+from tests.support.folders import MadeTask, make_run
 
 SIZE = 4_000
 """Bytes of a part here: room for one or two units."""
@@ -93,3 +97,29 @@ def test_a_part_that_was_cut_is_refused(recipe: Recipe, folder: Folder, tmp_path
         there.mkdir()
         with pytest.raises(UsageError, match="do not fit together"):
             State(tmp_path / "parts").unpack(Folder(there))
+
+
+def test_many_runs_are_published_as_one_archive(
+    recipe: Recipe, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which holds the folders that few would be."""
+    monkeypatch.setattr("cme_bench.experiments.reproduce.publish.FEW_RUNS", 3)
+    evaluations = [job for job in all_jobs(recipe) if job.kind == "evaluate"]
+    for number, job in enumerate(evaluations):
+        run = make_run(tmp_path / "runs" / job.name, {"cme_a": MadeTask([1.0, 0.0, float(number % 2)])})
+        packs = [folder.packed(job.row, job.seed), folder.run(job.row, job.seed)]
+        pack_run(run.folder, packs[number % 2])  # some were carried, others are as they were made
+    out = tmp_path / "published"
+    out.mkdir()
+    publish_runs(folder, evaluations, out)
+    with tarfile.open(out / "runs.tar.xz") as archive:
+        archive.extractall(tmp_path / "there", filter="data")
+    publish_runs(folder, evaluations[:3], out)
+    assert sorted(p.name for p in out.iterdir()) == ["runs", "runs.tar.xz"]
+    for job in evaluations:
+        place = folder.run(job.row, job.seed).relative_to(folder.path)
+        for name in ("run.json", "results.json", "scores.json"):
+            content = (tmp_path / "there" / place / name).read_bytes()
+            assert content == (folder.scores(job.row, job.seed) / name).read_bytes()
+            if job in evaluations[:3]:
+                assert content == (out / place / name).read_bytes()
