@@ -17,16 +17,17 @@ LISTED = regex.compile(
     r"[\"')\]]*\s*(?:/|\||&|\+|,?\s*but\s|,\s*(?:or|and|&)\s|,|、|;"
     r"|(?:or|and|and/or|as well as|vs\.?|versus|oder|und|ou|et|o|"
     r"u|y|e|или|и|или же|lub|albo|atau|dan|veya|ve|hoặc|và|또는|혹은|そして|または|と|か|या|और|أو|หรือ)\s"
-    r"|或者?|和|与|及|还是|以及|、|または|か|と|又は|(?:와|과|이나|나)\s*|-|to\s|或是)"
+    r"|\((?:or|and|maybe|possibly)\s|或者?|和|与|及|还是|以及|、|または|か|と|又は|(?:와|과|이나|나)\s*|-|to\s|或是)"
     r"[\s\"'(\[]*(?:also\s|even\s|option\s|choice\s|选项)?[\"'(\[]*",
     regex.IGNORECASE,
 )
 # a denial right before a choice, with up to two words between ("does not express any joy")
 _DENIED = regex.compile(
-    r"(?:(?:(?:\b(?:not|never|neither|nor|cannot|without|hardly|rather than|instead of|non|unlike|except|"
+    r"(?:(?:(?:\b(?:not|never|neither|nor|cannot|without|hardly|far from|anything but|"
+    r"lack(?:s|ing)?|less|free of|devoid of|no longer|rather than|instead of|non|unlike|except|"
     r"than|whether|if|(?:could|might|may|can) be|nicht|kein\w*|pas|ni|не|нет)|n['’]t)"
     r"(?:[\s*\"'“”‘’(]+(?:\w+\s+){0,2}|-)[*\"'“”‘’(]*)"
-    r"|(?:不是?|并非|非|没有?|无|未|别|不应该?选?|而非)\s*[\"'(]?)$",
+    r"|\bno\s+|(?:不是?|并非|非|没有?|无|未|别|不应该?选?|而非)\s*[\"'(]?)$",
     regex.IGNORECASE,
 )
 _DENIED_AFTER = regex.compile(
@@ -36,7 +37,8 @@ _DENIED_AFTER = regex.compile(
     r"|(?:değil|नहीं|नहीँ|نیست|نہیں|নয়|না(?!\p{L})|இல்லை|அல்ல|కాదు|അല്ല|ਨਹੀਂ)"
     r"|は(?:間違|誤|不正解)|项?是?错|项?是?不[正对]|项?错误|[项]?不(?:正确|对)|是错误)"
 )
-_ASKED = regex.compile(r"[)\]\"'}.]*\s*(?:吗|\?)")
+_ASKED = regex.compile(r"[)\]\"'}.]*\s*(?:吗|\?|,\s*(?:isn't it|right|correct|no)\?)")
+_BUT = regex.compile(r"\bnot\s+[\w-]+,?\s+but\s+(?:rather\s+)?$", regex.IGNORECASE)
 
 
 class Choices:
@@ -131,7 +133,9 @@ def ends_word(text: str, end: int, length: int) -> bool:
 
 def is_denied(text: str, start: int, end: int) -> bool:
     """Return whether the choice at ``start:end`` is said not to be the one ("not A", "A is wrong")."""
-    return bool(_DENIED.search(text[max(0, start - 60) : start]) or _DENIED_AFTER.match(text, end))
+    before = text[max(0, start - 60) : start]
+    denied = _DENIED.search(before) and not _BUT.search(before)  # "not A but B"
+    return bool(denied or _DENIED_AFTER.match(text, end))
 
 
 def is_asked(text: str, end: int) -> bool:

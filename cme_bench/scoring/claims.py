@@ -17,7 +17,10 @@ Stance = Literal["says", "hedges", "denies"]
 T = TypeVar("T")
 
 ANSWER = "answer|final (?:result|value|number|amount|total)"
-LETTER = "answer|option|choice|letter|label|correct response|pick|selection|(?:best|final) guess"
+LETTER = (
+    "answer|ans|option|choice|letter|label|correct response|correct one|right one|verdict|pick|selection|"
+    "(?:best|final) guess"
+)
 LABEL = (
     "answer|label|option|choice|category|class|classification|sentiment|emotion|relation(?:ship)?|verdict|"
     "prediction|polarity|rating|stance"
@@ -56,7 +59,7 @@ _FINAL = re.compile(
 )
 _WRONG_ONE = re.compile(r"\b(?:incorrect|wrong|false|worst|least \w+|other|opposite)[ ]+$", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans|final|result)\s*:|^#{2,}\s+(?=\S+\s*$)",
+    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans|final|result)\s*:|^\W*ans\.\s+(?=[A-Z]\b)|^#{2,}\s+(?=\S+\s*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHINESE = re.compile(

@@ -33,8 +33,10 @@ _AFTER_FIRST = re.compile(
 )
 _TAKES_BACK = re.compile(
     r"[,;.!]?\s*(?:(?:but|well|hmm|no|wait)\b,?\s*)?(?:(?:actually|rather|then again|on second thoughts?|"
-    r"i mean|maybe|also|in fact|really|wait)\b,?\s*)+(?:the answer is\s+|it'?s\s+)?|[,;]?\s*but\s+"
+    r"i mean|maybe|also|in fact|really|wait)\b,?\s*)+(?:the answer is\s+|it'?s\s+)?"
+    r"|[,;]?\s*(?:but|(?:mixed|tinged|along)\s+with)\s+"
 )
+_THEN = re.compile(r"[\s.!,;:]*(?:or\s+)?")
 _NOT_ONE = re.compile(r"(?:either|both|neither|between)\b")
 
 
@@ -122,9 +124,14 @@ class _Reader:
 
     def _taken_back(self, text: str, pos: int) -> bool:
         """Return whether another label follows the first one in its sentence ("Yes, but actually no")."""
-        m = _TAKES_BACK.match(text, pos)
-        other = self.labels.at(text, m.end()) if m else None
-        return m is not None and other is not None and other != self.labels.at(text, 0)
+        first = self.labels.at(text, 0)
+        if (m := _TAKES_BACK.match(text, pos)) and self.labels.at(text, m.end()) not in (None, first):
+            return True
+        then = _THEN.match(text, pos)
+        other = self.labels.at(text, then.end()) if then else None
+        if then is None or other is None or other == first:
+            return False
+        return not text[then.end() + len(self.labels.texts[other]) :].strip(_AROUND + _STOPS)
 
 
 def _spelled(text: str) -> str:

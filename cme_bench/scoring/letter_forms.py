@@ -12,15 +12,15 @@ _NAME = r"(?:option|choice|letter|answer|选项|第)?\s*"
 _OPENED = r"[(\[{\"'「【『《⟨〈]*\s*"
 _SURELY = r"(?:(?:probably|definitely|certainly|clearly|surely|most likely|likely)\s+)?"
 _STOP = rf"{CLOSED}\s*(?:[.!。;]|$|\n|,(?!\s*(?:or|and|nor)\b))"
-_IS = r"is|seems(?: to be)?|must be|should be|would be|appears to be|are"
+_IS = r"is|(?:seems|looks)(?: to be)?|must be|should be|would be|appears to be|are"
 _DENIED_LATER = r"[^.\n]*?(?:\b(?:not|wrong|incorrect|false|except|never|no)\b|n't\b)"
 _RIGHT = (
-    rf"(?:(?:{_IS})\s+(?:(?:the|most|clearly|definitely|therefore|likely|probably|only|indeed|thus)\s+)*"
+    rf"(?:(?:{_IS})\s+(?:(?:the|my|final|most|clearly|definitely|therefore|likely|probably|only|indeed|thus)\s+)*"
     r"(?:correct|right|best|answer|appropriate|accurate)\b|(?:fits|matches)\s+(?:the\s+\w+\s+)?best"
     rf"|(?:{_IS})\s+the only (?:one|option|choice|answer|statement)(?!{_DENIED_LATER})"
     r"|ist\s+(?:die\s+)?(?:richtige?|korrekte?)\b|est\s+(?:la\s+)?(?:bonne|correcte?|exacte?)\b"
     r"|es\s+(?:la\s+)?correct[ao]\b|—?\s*(?:верно|правильно)(?!\w)"
-    r"|是?(?:正确|对(?=[的。,.!;]|$))|が正解|が正しい|是答案)(?!\s*(?:\?|if\b|only\b|when\b))"
+    r"|是?(?:正确|对(?=[的。,.!;]|$))|を選(?=[ばびぶべん択])|(?:를|을)\s*선택|が正解|が正しい|是答案)(?!\s*(?:\?|if\b|only\b|when\b))"
 )
 
 GOES_ON = re.compile(r"\s+(?!(?:is|as|and|or|for|with|because|since|seems|would|but|not|which)\b)[a-z]")
@@ -35,12 +35,13 @@ WRONG_LINE = re.compile(
 PICK = re.compile(
     r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? (?:with|for)|settl(?:e|ing) on|"
     r"stick(?:ing)? with|vote for|opt for|left with|that leaves|lean(?:ing)? towards?|"
-    r"(?:i'd|i would|i'll) (?:say|answer|guess))\s+"
+    r"(?:i'd|i would|i'll) (?:say|answer|guess)|je choisis|ich (?:wähle|nehme)|elijo|escolho|scelgo|выбираю|"
+    r"wybieram|ik kies|tôi chọn|memilih)\s+|(?:เลือก|(?<!\w)[اأ]ختار)\s+"
     r"|(?:故|应|应该|本题)?选(?!项)择?\s*|选择\s*",
     re.IGNORECASE,
 )
 NOT_PICKED = re.compile(
-    r"(?:\bnot|n't|never|cannot|不|别|没有?)\s*(?:\w+\s+)?(?:应该?|该|能|可以?)?$", re.IGNORECASE
+    r"(?:\bnot|n't|never|cannot|不|别|没有?)\s*(?:\w+\s+)?(?:应该?|该|能|要|可以?)?$", re.IGNORECASE
 )
 BEFORE_RIGHT = re.compile(
     r"(?:\b(?:if|whether|neither|nor|either|not|is|are|doubt|unless|when)\b|n't\b)(?:\s+[\w']+){0,3}\s*[(\[\"']*$"

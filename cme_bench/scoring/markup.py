@@ -9,7 +9,8 @@ from cme_bench.scoring.text import fold
 _STRUCK = re.compile(r"~~.*?~~|<(del|s|strike)>.*?</\1>", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _ANSWER_TAG = re.compile(
-    r"<(/?)(?:final[_ -]?)?(?:answer|choice|label|option|response|output|result|prediction|solution)>",
+    r"<(/?)(?:final[_ -]?)?(?:answer|ans|final|choice|label|option|response|output|"
+    r"result|prediction|solution)>",
     re.IGNORECASE,
 )
 _TAG = re.compile(
@@ -28,7 +29,7 @@ _STARRED = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]*[^\s*])\*(?![\w*])")
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _TWO_BOXES = re.compile(
-    r"\}[\s$.]*(?:,|;|or|and|或者?|和|oder|ou|o|y|или)[\s$]*\\(?:boxed|fbox)\s*\{(?![\s\S]*\\(?:boxed|fbox))"
+    r"\}[\s$.]*(?:[,;+*/-]|or|and|或者?|和|oder|ou|o|y|или)[\s$]*\\(?:boxed|fbox)\s*\{(?![\s\S]*\\(?:boxed|fbox))"
 )
 """What joins the last two boxes to one list."""
 

@@ -25,7 +25,7 @@ COMPOUND = re.compile(
     re.IGNORECASE,
 )
 RANGE = re.compile(
-    r"\s*(?:到|至|~|–|—|\bin\b(?!\s+(?:19|20)\d\d\b)|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
+    r"\s*(?:\((?:or|maybe|possibly|perhaps)\b|到|至|~|–|—|\bin\b(?!\s+(?:19|20)\d\d\b)|\bto\b|\bbis\b|\bà\b|和|或者?|又は|か|또는|(?:\bout\s+)?\bof(?:\s+the)?\b)\s*"
 )
 SPACED = re.compile(r"[ ]+")
 ASKED = re.compile(r"\s*(?:[a-z°%€]+\s*){0,2}\?", re.IGNORECASE)

@@ -155,6 +155,9 @@ class _Reader:
 
     def _value(self, index: int) -> Found:
         """Return the number of token ``place``, of an equation the one after its last sign of equality."""
+        right = self._next_after(index, EQUALS)
+        if right is not None and (left := self._left_side(right)) is not None:
+            return left
         end, equation = index, False
         while True:
             token = self.tokens[end]

@@ -58,14 +58,15 @@ _MIXED = regex.compile(r"[ ](?:and[ ])?(\d+)\s*/\s*([1-9]\d*)(?![\d/])")
 _PERCENT = regex.compile(r"\s*(?:\\?%|percent\b|per cent\b|pct\b)")
 _LOWER_PLACES = regex.compile(r"(\d+)()([百千万萬만]*)(?![\d.,])")
 _INEXACT = regex.compile(
-    r"\+(?!\s*[\d.(a-z$√])|-?ish\b|\.\.\.|\u0305|\s*‰|\s*(?:degrees?\s*)?(?:[CF]\s+)?below zero\b|\s+mil\b"
+    r"\+(?!\s*[\d.(a-z$√])|-?ish\b|\.\.\.|\u0305|\s*‰|\s+\+\s*[a-z]{3,}"
+    r"|\s+at (?:most|least)\b|\s+(?:minimum|maximum)\b|\s*(?:degrees?\s*)?(?:[CF]\s+)?below zero\b|\s+mil\b"
     r"|\s*(?:or|and)\s+(?:more|less|fewer|above|below|over|higher|lower|greater)\b",
     regex.IGNORECASE,
 )
 """After a number: it is not the whole of it ("42+", "42 or more", "0.333...", "5 mil")."""
 _ROOT = regex.compile(r"(?:√|sqrt)\s*[({]?\s*$")
 _VARIABLE = regex.compile(
-    r"[a-jnopqrtuvwxyzABPQRXYZ](?![\p{L}\p{N}])|\\(?:pi|sqrt|frac|alpha|theta)|[π√]|\((?=[a-z])"
+    r"[a-jnopqrtuvwxyzABOPQRXYZ](?![\p{L}\p{N}])|\\(?:pi|sqrt|frac|alpha|theta)|[π√]|\((?=[a-z])"
 )
 _OPERATOR = regex.compile(r"\s*[-+*/^]\s*(?=[\d.(\\$√π]|[a-z]\b)|\s*!(?=\s*[-+*/=])")
 _RAISED = regex.compile(r"\s*\^\s*[({]?\s*-?\d+\s*[)}]?")
