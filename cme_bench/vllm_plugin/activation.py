@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from cme_bench.vllm_plugin.method import GatedLinearMethod
-from cme_bench.vllm_plugin.trials import silu_works
+from cme_bench.vllm_plugin.slot_method import SlottedMethod
 
 
 def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
@@ -23,14 +23,13 @@ def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
     for block in model.modules():
         layer: Any = getattr(block, "gate_up_proj", None)
         method = getattr(layer, "quant_method", None)
-        if not isinstance(method, GatedLinearMethod) or method.store is None or not method.store.has_halves:
-            continue
-        weight = method.store.weight
+        alone = isinstance(method, SlottedMethod) or vllm_config.lora_config is None
         if (
-            vllm_config.lora_config is None
+            isinstance(method, (GatedLinearMethod, SlottedMethod))
+            and alone
             and layer.bias is None
             and _is_known(block)
-            and silu_works(method.store.spec, weight.dtype, weight.device)
+            and method.can_silu
         ):
             method.silu, block.act_fn = True, nn.Identity()
             done += 1

@@ -37,7 +37,7 @@ import triton
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cme_bench.vllm_plugin.reference import Span, silu_and_mul
+from cme_bench.vllm_plugin.reference import Span, has_halves, silu_and_mul
 from cme_bench.vllm_plugin.spec import GatedSpec
 from cme_bench.vllm_plugin.triton_kernels import (
     expand_add_kernel,
@@ -136,8 +136,7 @@ class Store:
     @property
     def has_halves(self) -> bool:
         """Tell whether the layer is two parts of one size, of which each writes its half."""
-        half = self.weight.shape[0] // 2
-        return self.spans == ((0, 0, half), (1, half, 2 * half))
+        return has_halves(self.spans, self.weight.shape[0])
 
     def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False, silu: bool = False) -> Tensor:
         """Map (tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.

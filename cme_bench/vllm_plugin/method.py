@@ -191,6 +191,16 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
             self._fuse(layer)
         super().process_weights_after_loading(layer)
 
+    @property
+    def can_silu(self) -> bool:
+        """Tell whether the layer could compute silu(gate) * up, as far as one trial of the kernel says."""
+        if self.store is None or not self.store.has_halves:
+            return False
+        from cme_bench.vllm_plugin.trials import silu_works
+
+        weight = self.store.weight
+        return silu_works(self.store.spec, weight.dtype, weight.device)
+
     def _fuses(self, layer: Any) -> bool:
         if not layer.weight.is_cuda or os.environ.get(FUSION_SWITCH, "1") == "0":
             return False

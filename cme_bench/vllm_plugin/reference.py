@@ -42,6 +42,12 @@ def gated_latent(z: Tensor, gate: Tensor | None, spec: GatedSpec) -> Tensor:
     return gated.to(z.dtype).flatten(-2)
 
 
+def has_halves(spans: Sequence[Span], d_out: int) -> bool:
+    """Tell whether a layer is two parts of one size, of which each writes its half."""
+    half = d_out // 2
+    return tuple(spans) == ((0, 0, half), (1, half, 2 * half)) and 2 * half == d_out
+
+
 def silu_and_mul(y: Tensor) -> Tensor:
     """Return silu of the first half of the columns times the second."""
     gate, up = y.chunk(2, dim=-1)

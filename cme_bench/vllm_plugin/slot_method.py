@@ -44,6 +44,8 @@ class SlottedMethod(GatedQuantisedMethod):
         self.index = index
         self.stack: Stack
         self._fused: Any = None  # slot_kernels, on CUDA
+        self.silu = False
+        """Whether the layer gives silu(gate) * up, since what does so after it was taken out of the model."""
         config = get_current_vllm_config()
         self._compiled = config.compilation_config.mode != CompilationMode.NONE
 
@@ -75,6 +77,12 @@ class SlottedMethod(GatedQuantisedMethod):
         if slot_kernels.why_not(self.stack) is None and trials.slots_work(self.spec, down.dtype, down.device):
             self._fused = slot_kernels.Slotted(self.stack, self.index, is_partial(layer))
 
+    @property
+    def can_silu(self) -> bool:
+        """Tell whether the layer could compute silu(gate) * up."""
+        plain = self._fused is not None and type(self.inner) is UnquantizedLinearMethod
+        return plain and bool(self._fused.has_halves)
+
     def place_slot(self, layer: Any, slot: int, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:
         """Copy an adapter of ``spec`` into a slot, in place: captured graphs see it."""
         for name, tensor in fitted(tensors, spec, self.spec).items():
@@ -91,7 +99,7 @@ class SlottedMethod(GatedQuantisedMethod):
         """Map (..., local_in) to (..., local_out)."""
         if self._fused is None or type(self.inner) is not UnquantizedLinearMethod:
             return super().apply(layer, x, bias)
-        y = self._fused.linear(self.tokens_of(x), layer.weight)
+        y = self._fused.linear(self.tokens_of(x), layer.weight, silu=self.silu)
         y = y if bias is None else y + bias
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result

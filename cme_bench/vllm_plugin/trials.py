@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from cme_bench.vllm_plugin.reference import silu_and_mul
 from cme_bench.vllm_plugin.slot_index import SlotIndex
@@ -20,8 +21,8 @@ from cme_bench.vllm_plugin.slot_reference import Stack, by_rows
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 D_IN, HALF, N_SLOTS = 512, 128, 3
-TOKENS = (40, 4000)
-"""Few tokens and many, which take different tiles."""
+TOKENS = (40, 300, 1500, 4000)
+"""From few to many, which take different tiles: with slots, every kernel that will be used is compiled."""
 TOLERANCE = 2e-2
 """Relative error by norm, in 16 bits."""
 
@@ -68,9 +69,12 @@ def _slots_agree(room: GatedSpec, dtype: torch.dtype, device: torch.device) -> b
         index = SlotIndex(tokens, N_SLOTS, device)
         index.set(np.random.default_rng(0).integers(0, N_SLOTS + 1, tokens).astype(np.int32))
         x, y = (_random((tokens, size), 9 + size).to(device, dtype) for size in (D_IN, 2 * HALF))
-        found = Slotted(stack, index, partial=False).updated(y, x)
-        if not _alike(found, by_rows(y, x, index.groups, stack)):
-            return False
+        layer, wanted = Slotted(stack, index, partial=False), by_rows(y, x, index.groups, stack)
+        weight = (_random((2 * HALF, D_IN), tokens) * D_IN**-0.5).to(device, dtype)
+        whole = silu_and_mul(by_rows(linear(x, weight), x, index.groups, stack))
+        for found, right in ((layer.updated(y, x), wanted), (layer.linear(x, weight, silu=True), whole)):
+            if not _alike(found, right):
+                return False
     return True
 
 

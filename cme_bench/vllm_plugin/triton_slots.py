@@ -1,13 +1,25 @@
 """The Triton kernels behind ``slot_kernels.py``, which launches them and says what their arguments are.
 
 A program works on one tile: up to BLOCK_T tokens of one slot. Tiles that a step does not have end at once.
-Numbers that go with a step's tokens are no reason to compile a kernel anew.
+Rows of a tile beyond its last repeat that one: they are loaded without a mask, and never stored.
+
+Three things keep them fast. Where a piece of d_in begins is a multiple of BLOCK_K as the compiler sees it;
+else each number is loaded alone. What differs from layer to layer or step to step is no reason to compile a
+kernel anew. The pieces of a sum are added up by the program that finishes last, always in the same order.
 """
 # mypy: ignore-errors
-# ruff: noqa: PLR0917
+# ruff: noqa: PLR0912, PLR0915, PLR0917
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _rows_of(tile, BLOCK_T: tl.constexpr):
+    """Return the places of a tile's rows in ``order``, and which of them are no repetitions."""
+    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_T)
+    stop = tl.load(tile + 2)
+    return tl.minimum(rows, stop - 1), rows < stop
 
 
 @triton.jit
@@ -51,20 +63,19 @@ def _store_gated(
             total += tl.sum(phi * row[None, :], axis=1)
         floor = tl.load(settings + 1)
         factor = scale / tl.where(floor > 0.0, tl.maximum(total, floor), 1.0)
-        gates = tl.zeros([z.shape[0], CHUNK], tl.float32)
         for i in tl.static_range(EXPERTS):
             row = tl.load(interaction + i * EXPERTS + e, mask=e < EXPERTS, other=0.0)
             share = factor * tl.sum(phi * row[None, :], axis=1)
             if SHARED:
                 value = (z * share[:, None]).to(gated.dtype.element_ty)
                 tl.store(at + i * RANK + c[None, :], value, mask=live[:, None])
-            else:
-                gates = tl.where((c // RANK == i)[None, :], share[:, None], gates)
+            else:  # a column is of one expert: it is multiplied once
+                z = tl.where((c // RANK == i)[None, :], z * share[:, None], z)
         if not SHARED:
-            tl.store(at + c[None, :], (z * gates).to(gated.dtype.element_ty), mask=live[:, None])
+            tl.store(at + c[None, :], z.to(gated.dtype.element_ty), mask=live[:, None])
 
 
-@triton.jit(do_not_specialize=["places", "per_split"])
+@triton.jit(do_not_specialize=["places", "parts", "n_slots", "steps", "splits", "partial"])
 def shrink_kernel(
     x,
     order,
@@ -76,82 +87,115 @@ def shrink_kernel(
     gated,
     z_terms,
     logit_terms,
+    sums,
+    counters,
     places,
     d_in,
     x_stride,
     gated_stride,
-    per_split,
-    PARTS: tl.constexpr,
+    parts,
+    n_slots,
+    steps,
+    splits,
+    partial,
     RANK: tl.constexpr,
     EXPERTS: tl.constexpr,
     PADDED: tl.constexpr,
     SHARED: tl.constexpr,
     CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
+    EVEN: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Compute z = x A and the router's logits of a tile and a part.
+    """Compute z = x A and the router's logits of a tile and a part, and from them omega z.
 
-    WHOLE: all of d_in at once; then omega z is written to ``gated`` (places, parts * k r), by the place of a
-    token in ``order``. Else terms of z and of the logits, (splits, places, ...), for ``gate_kernel``.
+    That is written to ``gated`` (places, parts * k r), by the place of a token in ``order``. ``splits``
+    programs share the sum over d_in, ``steps`` blocks each; their terms are in ``z_terms``
+    (splits, places, parts * latent) and ``logit_terms`` (splits, places, pieces, PADDED). ``partial``: z goes
+    to the first of ``z_terms`` and the logits to ``sums`` (places, parts * k), for ``gate_kernel``. EVEN:
+    BLOCK_K divides d_in. ``counters`` are zero before and after.
     """
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     chunks: tl.constexpr = latent // CHUNK
     tile = tiles + 3 * tl.program_id(0)
     slot = tl.load(tile)
-    if slot < 0:
+    if (slot < 0) | (slot >= n_slots):
         return
-    part = tl.program_id(1) // chunks
-    chunk = tl.program_id(1) % chunks
-    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_T)
-    live = rows < tl.load(tile + 2)
-    t = tl.load(order + rows, mask=live, other=0).to(tl.int64)
-    slot = slot.to(tl.int64)
-    c = part * latent + chunk * CHUNK + tl.arange(0, CHUNK)
+    piece, split = tl.program_id(1), tl.program_id(2)
+    part = piece // chunks
+    chunk = piece % chunks
+    rows, live = _rows_of(tile, BLOCK_T)
+    t = tl.load(order + rows).to(tl.int64)
+    c = tl.arange(0, CHUNK)
     e = tl.arange(0, PADDED)
-    a_at = down + slot * (PARTS * latent) * d_in + c.to(tl.int64)[None, :] * d_in
-    s_at = router + (slot * PARTS + part) * EXPERTS * d_in + e.to(tl.int64)[None, :] * d_in
+    first = part * latent + chunk * CHUNK
+    a_at = down + (slot.to(tl.int64) * (parts * latent) + first) * d_in + c[None, :] * d_in
+    s_first = (slot.to(tl.int64) * parts + part) * EXPERTS
+    s_at = router + s_first * d_in + tl.minimum(e, EXPERTS - 1)[None, :] * d_in
     x_at = x + t[:, None] * x_stride
     z = tl.zeros([BLOCK_T, CHUNK], tl.float32)
     logits = tl.zeros([BLOCK_T, PADDED], tl.float32)
-    start = tl.program_id(2) * per_split
-    for at in range(start, min(start + per_split, d_in), BLOCK_K):
-        k = at + tl.arange(0, BLOCK_K)
-        inside = k < d_in
-        xs = tl.load(x_at + k[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-        a = tl.load(a_at + k[:, None], mask=inside[:, None], other=0.0)
+    begin = split * steps
+    for step in range(begin, min(begin + steps, tl.cdiv(d_in, BLOCK_K))):
+        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        if EVEN:
+            xs = tl.load(x_at + k[None, :])
+            a = tl.load(a_at + k[:, None])
+        else:
+            xs = tl.load(x_at + k[None, :], mask=(k < d_in)[None, :], other=0.0)
+            a = tl.load(a_at + k[:, None], mask=(k < d_in)[:, None], other=0.0)
         z = tl.dot(xs, a, z)
         if EXPERTS > 1:
-            s = tl.load(s_at + k[:, None], mask=inside[:, None] & (e < EXPERTS)[None, :], other=0.0)
+            if EVEN:
+                s = tl.load(s_at + k[:, None])
+            else:
+                s = tl.load(s_at + k[:, None], mask=(k < d_in)[:, None], other=0.0)
             logits = tl.dot(xs, s, logits)
-    if WHOLE:
-        m = interaction + (slot * PARTS + part) * EXPERTS * EXPERTS
-        _store_gated(
-            z, logits, gated, rows, live, part, chunk, m, settings + 3 * slot, gated_stride,
-            RANK, EXPERTS, PADDED, SHARED, CHUNK,
-        )  # fmt: skip
-    else:
-        row = (tl.program_id(2) * places + rows).to(tl.int64)[:, None]
-        tl.store(z_terms + row * (PARTS * latent) + c[None, :], z, mask=live[:, None])
-        if EXPERTS > 1 and chunk == 0:
-            logits_at = logit_terms + row * (PARTS * EXPERTS) + part * EXPERTS + e[None, :]
-            tl.store(logits_at, logits, mask=live[:, None] & (e < EXPERTS)[None, :])
+    z_row = rows.to(tl.int64)[:, None] * (parts * latent) + first + c[None, :]
+    last = True
+    if splits > 1:
+        logit_row = (rows.to(tl.int64)[:, None] * (parts * chunks) + piece) * PADDED + e[None, :]
+        z_size = places.to(tl.int64) * (parts * latent)
+        logit_size = places.to(tl.int64) * (parts * chunks * PADDED)
+        tl.store(z_terms + split * z_size + z_row, z, mask=live[:, None])
+        if EXPERTS > 1:
+            tl.store(logit_terms + split * logit_size + logit_row, logits, mask=live[:, None])
+        tl.debug_barrier()  # this program's terms are written before it counts as done
+        counter = counters + tl.program_id(0) * (parts * chunks) + piece
+        last = tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1
+        if last:
+            tl.store(counter, 0)
+            z = tl.zeros([BLOCK_T, CHUNK], tl.float32)
+            logits = tl.zeros([BLOCK_T, PADDED], tl.float32)
+            for other in range(splits):
+                z += tl.load(z_terms + other * z_size + z_row, cache_modifier=".cg")
+                if EXPERTS > 1:
+                    logits += tl.load(logit_terms + other * logit_size + logit_row, cache_modifier=".cg")
+    if last:
+        if partial != 0:
+            tl.store(z_terms + z_row, z, mask=live[:, None])
+            if EXPERTS > 1:
+                s_row = rows.to(tl.int64)[:, None] * (parts * EXPERTS) + part * EXPERTS + e[None, :]
+                known = live[:, None] & (e < EXPERTS)[None, :] & (chunk == 0)
+                tl.store(sums + s_row, logits, mask=known)
+        else:
+            _store_gated(
+                z, logits, gated, rows, live, part, chunk, interaction + s_first * EXPERTS,
+                settings + 3 * slot, gated_stride, RANK, EXPERTS, PADDED, SHARED, CHUNK,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["places"])
+@triton.jit(do_not_specialize=["parts", "n_slots"])
 def gate_kernel(
     tiles,
-    z_terms,
-    logit_terms,
+    z,
+    sums,
     interaction,
     settings,
     gated,
-    places,
     gated_stride,
-    SPLITS: tl.constexpr,
-    LOGIT_SPLITS: tl.constexpr,
-    PARTS: tl.constexpr,
+    parts,
+    n_slots,
     RANK: tl.constexpr,
     EXPERTS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -159,38 +203,42 @@ def gate_kernel(
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Write omega z of a tile and a part from the terms that ``shrink_kernel`` left."""
+    """Write omega z of a tile and a part from z (places, parts * latent) and the logits ``sums``."""
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     chunks: tl.constexpr = latent // CHUNK
     tile = tiles + 3 * tl.program_id(0)
     slot = tl.load(tile)
-    if slot < 0:
+    if (slot < 0) | (slot >= n_slots):
         return
     part = tl.program_id(1) // chunks
     chunk = tl.program_id(1) % chunks
-    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_T)
-    live = rows < tl.load(tile + 2)
+    rows, live = _rows_of(tile, BLOCK_T)
+    row = rows.to(tl.int64)[:, None]
     c = part * latent + chunk * CHUNK + tl.arange(0, CHUNK)
     e = tl.arange(0, PADDED)
-    z = tl.zeros([BLOCK_T, CHUNK], tl.float32)
+    own = tl.load(z + row * (parts * latent) + c[None, :])
     logits = tl.zeros([BLOCK_T, PADDED], tl.float32)
-    for split in tl.static_range(SPLITS):
-        row = (split * places + rows).to(tl.int64)[:, None]
-        z += tl.load(z_terms + row * (PARTS * latent) + c[None, :], mask=live[:, None], other=0.0)
     if EXPERTS > 1:
-        for split in tl.static_range(LOGIT_SPLITS):
-            row = (split * places + rows).to(tl.int64)[:, None]
-            at = logit_terms + row * (PARTS * EXPERTS) + part * EXPERTS + e[None, :]
-            logits += tl.load(at, mask=live[:, None] & (e < EXPERTS)[None, :], other=0.0)
-    slot = slot.to(tl.int64)
-    m = interaction + (slot * PARTS + part) * EXPERTS * EXPERTS
+        at = sums + row * (parts * EXPERTS) + part * EXPERTS + e[None, :]
+        logits = tl.load(at, mask=(e < EXPERTS)[None, :], other=0.0)
+    m = interaction + (slot.to(tl.int64) * parts + part) * EXPERTS * EXPERTS
     _store_gated(
-        z, logits, gated, rows, live, part, chunk, m, settings + 3 * slot, gated_stride,
+        own, logits, gated, rows, live, part, chunk, m, settings + 3 * slot, gated_stride,
         RANK, EXPERTS, PADDED, SHARED, CHUNK,
     )  # fmt: skip
 
 
 @triton.jit
+def _with_update(acc, g_at, b_at, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Return ``acc`` + (omega z) B; ``g_at`` [BLOCK_T, 1] and ``b_at`` [1, BLOCK_N] point to where rows
+    begin."""
+    for chunk in tl.static_range(WIDTH // CHUNK):
+        c = chunk * CHUNK + tl.arange(0, CHUNK)
+        acc = tl.dot(tl.load(g_at + c[None, :]), tl.load(b_at + c[:, None]), acc)
+    return acc
+
+
+@triton.jit(do_not_specialize=["n_slots"])
 def expand_add_slots_kernel(
     gated,
     order,
@@ -201,30 +249,73 @@ def expand_add_slots_kernel(
     d_out,
     gated_stride,
     y_stride,
+    n_slots,
     WIDTH: tl.constexpr,
     GRAIN: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute y += (omega z) B of a tile, in place, for the output columns of one part."""
+    """Compute y += (omega z) B of a tile, in place, for BLOCK_N output columns, which are of one part."""
     tile = tiles + 3 * tl.program_id(1)
     slot = tl.load(tile)
     part = tl.load(part_of_grain + tl.program_id(0) * BLOCK_N // GRAIN)
-    if slot < 0 or part < 0:
+    if (slot < 0) | (slot >= n_slots) | (part < 0):
         return
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    rows = tl.load(tile + 1) + tl.arange(0, BLOCK_T)
-    live = rows < tl.load(tile + 2)
-    t = tl.load(order + rows, mask=live, other=0).to(tl.int64)
+    rows, live = _rows_of(tile, BLOCK_T)
+    t = tl.load(order + rows).to(tl.int64)
     at = y + t[:, None] * y_stride + n[None, :]
-    mask = live[:, None] & (n < d_out)[None, :]
-    acc = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    acc = tl.load(at).to(tl.float32)
     b_at = up + (slot.to(tl.int64) * d_out + n.to(tl.int64)[None, :]) * WIDTH
     g_at = gated + rows.to(tl.int64)[:, None] * gated_stride + part * WIDTH
-    for chunk in tl.static_range(WIDTH // CHUNK):
-        c = chunk * CHUNK + tl.arange(0, CHUNK)
-        g = tl.load(g_at + c[None, :], mask=live[:, None], other=0.0)
-        b = tl.load(b_at + c[:, None], mask=(n < d_out)[None, :], other=0.0)
-        acc = tl.dot(g, b, acc)
-    tl.store(at, acc.to(y.dtype.element_ty), mask=mask)
+    acc = _with_update(acc, g_at, b_at, WIDTH, CHUNK)
+    tl.store(at, acc.to(y.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit(do_not_specialize=["places", "n_slots"])
+def expand_silu_slots_kernel(
+    gated,
+    order,
+    tiles,
+    up,
+    y,
+    out,
+    places,
+    half,
+    gated_stride,
+    y_stride,
+    n_slots,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Compute out = silu(g) * u, where [g | u] is what ``expand_add_slots_kernel`` makes of y.
+
+    g and u are rounded as that kernel would store them. Tokens of the base model are in tiles, too; so are
+    more than ``places`` tokens, the last of which a step may not have.
+    """
+    tile = tiles + 3 * tl.program_id(1)
+    slot = tl.load(tile)
+    if slot < 0:
+        return
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, live = _rows_of(tile, BLOCK_T)
+    t = tl.load(order + rows).to(tl.int64)
+    live = live & (t < places)
+    t = tl.minimum(t, places - 1)
+    at = y + t[:, None] * y_stride + n[None, :]
+    g = tl.load(at).to(tl.float32)
+    u = tl.load(at + half).to(tl.float32)
+    if slot < n_slots:
+        first = slot.to(tl.int64) * (2 * half)
+        b_at = up + (first + n.to(tl.int64)[None, :]) * WIDTH
+        g_at = gated + rows.to(tl.int64)[:, None] * gated_stride
+        g = _with_update(g, g_at, b_at, WIDTH, CHUNK)
+        u = _with_update(u, g_at + WIDTH, b_at + half.to(tl.int64) * WIDTH, WIDTH, CHUNK)
+    kind = out.dtype.element_ty
+    g = g.to(kind).to(tl.float32)
+    u = u.to(kind).to(tl.float32)
+    to = out + t[:, None] * half + n[None, :]
+    tl.store(to, (g * tl.sigmoid(g) * u).to(kind), mask=live[:, None])

@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cme_bench.vllm_plugin.reference import silu_and_mul
 from cme_bench.vllm_plugin.slot_form import common_room
 from cme_bench.vllm_plugin.slot_index import SlotIndex
+from cme_bench.vllm_plugin.slot_reference import Stack, by_rows
 from tests.vllm_plugin.test_slots import ROOMS, Case, batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a CUDA GPU")
@@ -24,11 +26,11 @@ def test_every_token_has_the_update_of_its_own_adapter(
     name: str, tokens: int, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``programs``: 264 splits the sums of few tokens, 1 never does."""
-    from cme_bench.vllm_plugin import slot_kernels
+    from cme_bench.vllm_plugin import slot_kernels, slot_step
 
-    monkeypatch.setattr(slot_kernels, "PROGRAMS", programs)
-    monkeypatch.setattr(slot_kernels, "BLOCK_K", 32)
-    monkeypatch.setattr(slot_kernels, "SPLIT_FROM", 32)
+    monkeypatch.setattr(slot_step, "PROGRAMS", programs)
+    monkeypatch.setattr(slot_step, "BLOCK_K", 32)
+    monkeypatch.setattr(slot_step, "SPLIT_FROM", 32)
     case = Case(ROOMS[name], torch.bfloat16, "cuda")
     y, x, slots = batch(tokens, len(case.specs))
     index = SlotIndex(tokens, len(case.specs), torch.device("cuda"))
@@ -44,6 +46,34 @@ def test_every_token_has_the_update_of_its_own_adapter(
     alone = fused.linear(x.cuda().bfloat16(), weight).float().cpu()
     wanted = case.exact(torch.zeros_like(y[:200]), x.bfloat16().float()[:200], slots[:200])
     assert (alone[:200] - wanted).norm() / wanted.norm() < TOLERANCE
+    assert not index.counters.any()
+
+
+@pytest.mark.parametrize("beside", ["0", "1"])
+@pytest.mark.parametrize("tokens", [1, 70, 600, 2100])
+def test_the_activation_after_a_layer_is_computed_with_it(
+    tokens: int, beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last two tokens are a graph's: they are of no request, and yet must be numbers."""
+    from cme_bench.vllm_plugin import slot_kernels
+
+    monkeypatch.setenv(slot_kernels.BESIDE_SWITCH, beside)
+    device, kind, d_in, half = torch.device("cuda"), torch.bfloat16, 256, 192
+    room = common_room(ROOMS["mixed"])
+    stack = Stack.empty(3, d_in, 2 * half, [(0, 0, half), (1, half, 2 * half)], room, kind, kind, device)
+    torch.manual_seed(0)
+    for name in ("down", "up", "router", "interaction"):
+        getattr(stack, name).normal_(std=0.1)
+    stack.settings.copy_(torch.tensor([[2.0, 0.0, 4.0], [1.0, 0.5, 3.0], [1.0, 0.0, 1.0]]))
+    index = SlotIndex(tokens, 3, device)
+    index.set(torch.randint(0, 4, (tokens,)).numpy().astype("int32")[: max(1, tokens - 2)])
+    x = torch.randn(tokens, d_in, device=device, dtype=kind)
+    weight = torch.randn(2 * half, d_in, device=device, dtype=kind) * d_in**-0.5
+    fused = slot_kernels.Slotted(stack, index, partial=False)
+    assert fused.has_halves
+    found = fused.linear(x, weight, silu=True).float()
+    wanted = silu_and_mul(by_rows(x @ weight.T, x, index.groups, stack)).float()
+    assert (found - wanted).norm() / wanted.norm() < TOLERANCE
 
 
 @pytest.mark.parametrize("name", ROOMS)
