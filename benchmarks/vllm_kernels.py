@@ -2,10 +2,13 @@
 
 LLaMA-2-7B's two feed-forward layers as vLLM holds them (gate and up projection merged), bfloat16, four
 experts of rank 32. Variants: ``base`` (no adapter), ``separate`` (torch operations: product, softmax, gate,
-products), the three ways of ``cme_bench.vllm_plugin.kernels`` and ``auto``, which is what the plugin does.
+products), the four ways of ``cme_bench.vllm_plugin.kernels`` and ``auto``, which is what the plugin does.
+Of gate and up projection also with silu(gate) * up behind it: ``silu_base`` (a kernel of vLLM's), and
+``silu_gated``, ``silu_auto`` and ``silu_slots``, which compute it with the update.
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
-random, in runs of 256 tokens from 2048 tokens on, as in a prefill. ``--shape smollm2`` takes SmolLM2-135M's
+random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
+CME_BENCH_VLLM_BESIDE=1. ``--shape smollm2`` takes SmolLM2-135M's
 layers. Needs a CUDA GPU.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -31,9 +35,16 @@ SHAPES = {
     "smollm2": {"gate_up": (576, (1536, 1536)), "down": (1536, (576,))},
 }
 LAYERS = dict(SHAPES["llama-2-7b"])
+BASES = ("base", "silu_base")
+"""Variants without an adapter; one that begins with silu_ is compared to the second."""
 TOKENS = (1, 8, 32, 128, 256, 512, 1024, 2048, 8192)
 TOLERANCE = 1e-2
 """Relative error of a bfloat16 variant, by norm: rounding of z and y."""
+
+
+def base_of(kind: str) -> str:
+    """The variant that ``kind`` is compared to."""
+    return BASES[kind.startswith("silu_")]
 
 
 def team_spec() -> GatedSpec:
@@ -94,8 +105,9 @@ def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) -> Callable[[Tensor], Tensor]:
-    """Many adapters in a batch; the first slot has the store's own, and so has the first token."""
+def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) -> tuple[Any, Tensor]:
+    """A layer with many adapters in a batch, and its weight; the first slot has the store's own, and so have
+    the tokens that are checked."""
     import numpy as np
 
     from cme_bench.vllm_plugin.slot_form import common_room, fitted
@@ -120,8 +132,34 @@ def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) ->
     of_token = np.repeat(source.integers(1, slots + 1, -(-tokens // runs)), runs)[:tokens].astype(np.int32)
     of_token[:64] = 1  # those that are checked
     index.set(of_token)
-    layer, weight = Slotted(stack, index, partial=False), store.weight.contiguous()
-    return lambda x: layer.linear(x, weight)
+    return Slotted(stack, index, partial=False), store.weight.contiguous()
+
+
+def beside(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same with few tokens' shrinking on a stream of its own."""
+    from cme_bench.vllm_plugin.slot_kernels import BESIDE_SWITCH
+
+    def on_two_streams(x: Tensor) -> Tensor:
+        os.environ[BESIDE_SWITCH] = "1"
+        try:
+            return run(x)
+        finally:
+            del os.environ[BESIDE_SWITCH]
+
+    return on_two_streams
+
+
+def activated(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same with silu(gate) * up behind it, by vLLM's kernel."""
+    import vllm._custom_ops  # noqa: F401 - registers it
+
+    def both(x: Tensor) -> Tensor:
+        y = run(x)
+        out = y.new_empty(len(y), y.shape[1] // 2)
+        torch.ops._C.silu_and_mul(out, y)
+        return out
+
+    return both
 
 
 def graph_of(run: Callable[[Tensor], Tensor], x: Tensor, calls: int) -> torch.cuda.CUDAGraph:
@@ -153,17 +191,32 @@ def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, An
         "rows": lambda x: store.apply(x, "rows"),
         "columns": lambda x: store.apply(x, "columns"),
         "split": lambda x: store.apply(x, "split"),
+        "gated": lambda x: store.apply(x, "gated"),
         "auto": store.apply,
     }
+    if store.has_halves:
+        variants |= {
+            "silu_base": activated(variants["base"]),
+            "silu_gated": lambda x: store.apply(x, "gated", silu=True),
+            "silu_auto": lambda x: store.apply(x, silu=True),
+        }
     if slots:
-        variants["slots"] = slotted(store, spec, up, slots, tokens)
+        layer, weight = slotted(store, spec, up, slots, tokens)
+        variants["slots"] = lambda x: layer.linear(x, weight)
+        if tokens <= 512:
+            variants["beside"] = beside(variants["slots"])
+        if store.has_halves:
+            variants["silu_slots"] = lambda x: layer.linear(x, weight, silu=True)
     x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
     wanted = exact(store, spec, up, x[:64])
     errors = {}
     for kind, run in variants.items():
-        if kind != "base":
-            found = run(x)[:64].double()
-            errors[kind] = float((found - wanted).norm() / wanted.norm())
+        if kind not in BASES:
+            found, right = run(x)[:64].double(), wanted
+            if kind.startswith("silu_"):
+                gate, other = wanted.chunk(2, dim=1)
+                right = torch.nn.functional.silu(gate) * other
+            errors[kind] = float((found - right).norm() / right.norm())
     calls = 20 if tokens <= 512 else 4
     graphs = {kind: graph_of(run, x, calls) for kind, run in variants.items()}
     times: dict[str, list[float]] = {kind: [] for kind in variants}
@@ -181,47 +234,40 @@ def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, An
 
 def tune(name: str, tokens: int) -> None:
     """Print what the pieces of ``rows`` and ``columns`` take, and the tiles of the expanding kernel."""
-    from cme_bench.vllm_plugin import kernels
+    from cme_bench.vllm_plugin import expansion
 
     d_in, outs = LAYERS[name]
     spec, d_out = team_spec(), sum(outs)
     store = make_layer(d_in, outs, spec)
-    settings = kernels.Settings(len(outs), spec.rank, spec.experts, False, spec.scale, 0.0)
+    settings = expansion.Settings(len(outs), spec.rank, spec.experts, False, spec.scale, 0.0)
     x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
     linear = torch.nn.functional.linear
     ext = linear(x, store.matrix[:, :d_in])
     narrow = linear(x, store.matrix[d_out:, :d_in])
     logits = settings.logits(narrow)
-    wide = kernels.gated_beside(x, narrow, logits, store.interaction, settings)
+    wide = expansion.gated_beside(x, narrow, logits, store.interaction, settings)
     plain = store.weight.contiguous()
+    widened = expansion.Widened(ext, store.matrix, store.interaction, d_in, d_out, settings)
     pieces: dict[str, Callable[[Tensor], Tensor]] = {
         "base": lambda x: linear(x, plain),
         "base, strided": lambda x: linear(x, store.weight),
         "x [W0; A; S]": lambda x: linear(x, store.matrix[:, :d_in]),
         "x [A; S]": lambda x: linear(x, store.matrix[d_out:, :d_in]),
-        "[x | gz]": lambda x: kernels.gated_beside(x, narrow, logits, store.interaction, settings),
-        "gz": lambda x: kernels.gated_beside(None, narrow, logits, store.interaction, settings),
+        "[x | gz]": lambda x: expansion.gated_beside(x, narrow, logits, store.interaction, settings),
+        "gz": lambda x: expansion.gated_beside(None, narrow, logits, store.interaction, settings),
         "[x | gz] [W0 | B]": lambda x: linear(wide, store.matrix[:d_out]),
     }
     for block_t in {16, 32, 64, 128} if tokens > 16 else {16}:
         for block_n in (32, 64, 128):
             for warps in (2, 4, 8):
-                blocks = kernels.Blocks(block_t, block_n, warps)
+                blocks = expansion.Blocks(block_t, block_n, warps)
 
-                def expand(x: Tensor, blocks: Any = blocks) -> Tensor:
-                    return kernels.expand_add(
-                        ext,
-                        settings.logits(ext[:, d_out:]),
-                        store.matrix,
-                        store.interaction,
-                        store.part_of_grain,
-                        d_in,
-                        d_out,
-                        settings,
-                        blocks,
-                    )
+                for kind, held in {"expand": widened, "expand gated": widened.with_gates()}.items():
 
-                pieces[f"expand {block_t}x{block_n}x{warps}"] = expand
+                    def expand(x: Tensor, held: Any = held, blocks: Any = blocks) -> Tensor:
+                        return held.expand_add(store.part_of_grain, blocks)  # type: ignore[no-any-return]
+
+                    pieces[f"{kind} {block_t}x{block_n}x{warps}"] = expand
     times = {}
     for kind, run in pieces.items():
         times[kind] = timed(graph_of(run, x, 10), 10)
@@ -270,7 +316,9 @@ def main() -> None:
             found = measure(name, tokens, rounds, args.slots)
             results.append(found)
             us = found["microseconds"]
-            shown = "  ".join(f"{kind} {us[kind]:8.1f} us ({us[kind] / us['base']:.3f})" for kind in us)
+            shown = "  ".join(
+                f"{kind} {us[kind]:8.1f} us ({us[kind] / us[base_of(kind)]:.3f})" for kind in us
+            )
             worst = max(found["errors"].values())
             print(f"{name:8s} {tokens:5d} tokens   {shown}   error {worst:.1e}", flush=True)
     report(results, args.out, {"shape": args.shape, "slots": args.slots}, save=not args.quick)
@@ -278,10 +326,12 @@ def main() -> None:
 
 def report(results: list[dict[str, Any]], out: Path | None, settings: dict[str, Any], *, save: bool) -> None:
     metrics = {
-        f"{found['layer']}_{found['tokens']}_{kind}_over_base": round(us / found["microseconds"]["base"], 4)
+        f"{found['layer']}_{found['tokens']}_{kind}_over_base": round(
+            us / found["microseconds"][base_of(kind)], 4
+        )
         for found in results
         for kind, us in found["microseconds"].items()
-        if kind != "base"
+        if kind not in BASES
     }
     line = measurements.line("vllm_kernels", metrics, cuda=True)
     if out or save:

@@ -10,20 +10,24 @@ The layer's weight W0 (d_out, d_in), the adapter's A and S (as rows) and B (as c
          |  A; S; 0    |   (unused)    | parts * (latent + k), padded to 64 rows
          +-------------+---------------+
 
-so that three exact ways to compute ``y = x W0 + (omega z) B`` need no second copy of any weight:
+so that four exact ways to compute ``y = x W0 + (omega z) B`` need no second copy of any weight:
 
 * ``rows``: one product x [W0; A; S] gives y, z and the router's logits; one kernel gates z, multiplies by B
   and adds. Fewest launches: for few tokens.
+* ``gated``: the same product; z is gated by a kernel of its own, once and not for each block of columns. For
+  many tokens where silu(gate) * up is wanted, since the last kernel then saves the one that computes it.
 * ``columns``: a narrow product gives z and the logits; one kernel writes [x | omega z]; products with
   [W0 | B] do the rest. One more pass over x, none over y: for many tokens where y is the wider.
 * ``split``: base product and narrow product apart; (omega z) B is added to y in place. One more pass over y,
   none over x: for many tokens where x is the wider.
 
-Where each begins was measured (``benchmarks/vllm_kernels.py``). The logits come out of the same product as z,
-in the model's dtype; softmax, M and the gate are float32.
+Where ``columns`` and ``split`` begin was measured (``benchmarks/vllm_kernels.py``). The logits come out of
+the same product as z, in the model's dtype; softmax, M and the gate are float32.
 
-A row-parallel layer has a slice of x on each rank. Its output is summed over ranks by vLLM, z and the base
-product stay partial; only the logits, k numbers a token and part, are summed before the softmax.
+A row-parallel layer has a slice of x on each rank. Where vLLM would sum up nothing but its output, the layer
+does so itself: ``rows`` and ``gated`` sum [y | z | logits] at once, and each rank then finishes alone. Else
+the output is summed by vLLM, z and the base product stay partial; only the logits, k numbers a token and
+part, are summed before the softmax.
 """
 
 from __future__ import annotations
@@ -33,17 +37,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.functional import linear
 
+from cme_bench.vllm_plugin.expansion import Settings, Widened, gated_beside, summed_over_ranks
 from cme_bench.vllm_plugin.reference import Span, has_halves, silu_and_mul
 from cme_bench.vllm_plugin.spec import GatedSpec
-from cme_bench.vllm_plugin.triton_kernels import (
-    expand_add_kernel,
-    expand_add_silu_kernel,
-    widen_kernel,
-)
 
 ROW_ALIGNMENT = 64  # with unaligned rows cuBLAS took 1.2 to 3 times as long
 GRAINS = (128, 64)
@@ -138,12 +137,14 @@ class Store:
         """Tell whether the layer is two parts of one size, of which each writes its half."""
         return has_halves(self.spans, self.weight.shape[0])
 
-    def apply(self, x: Tensor, way: str = "auto", *, partial: bool = False, silu: bool = False) -> Tensor:
+    def apply(
+        self, x: Tensor, way: str = "auto", *, partial: bool = False, total: bool = False, silu: bool = False
+    ) -> Tensor:
         """Map (tokens, d_in) to (tokens, d_out), by one of ``WAYS``; "auto" goes by the number of tokens.
 
-        ``partial``: x and the matrix are this rank's slice of the inputs, so that the result is a term of a
-        sum over the tensor-parallel ranks. ``silu``: of a layer that ``has_halves`` return silu of the first
-        times the second, (tokens, d_out / 2).
+        ``partial``: x and the matrix are this rank's slice of the inputs. The result is then a term of a sum
+        over the tensor-parallel ranks, or with ``total`` that sum. ``silu``: of a layer that ``has_halves``
+        return silu of the first times the second, (tokens, d_out / 2).
         """
         result: Tensor = torch.ops.cme_bench.gated_linear(
             x,
@@ -159,185 +160,21 @@ class Store:
             self.spec.normalizer_floor or 0.0,
             WAYS.index(way),
             partial,
+            total,
             silu,
         )
         return result
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Tile of a program of ``expand_add_kernel``: tokens x output columns, and its warps."""
-
-    tokens: int
-    columns: int
-    warps: int
+WAYS = ("auto", "rows", "columns", "split", "gated")
 
 
-def expand_blocks(tokens: int, d_out: int) -> Blocks:
-    """Return the tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
-    wide = d_out > 8192
-    if tokens <= 16:
-        return Blocks(16, 64 if wide else 32, 2)
-    if tokens <= 64:
-        return Blocks(32, 64, 2) if wide else Blocks(32, 32, 4)
-    return Blocks(64, 128 if wide else 64, 4)
-
-
-def expand_add(  # noqa: PLR0917
-    ext: Tensor,
-    logits: Tensor,
-    matrix: Tensor,
-    interaction: Tensor,
-    part_of_grain: Tensor,
-    d_in: int,
-    d_out: int,
-    settings: Settings,
-    blocks: Blocks,
-) -> Tensor:
-    """Return (tokens, d_out) from ``ext`` (tokens, rows of the matrix) and ``logits`` (tokens, parts * k)."""
-    tokens, grain = len(ext), d_out // len(part_of_grain)
-    blocks = replace(blocks, columns=min(blocks.columns, grain))
-    out = ext.new_empty(tokens, d_out)
-    expand_add_kernel[(triton.cdiv(d_out, blocks.columns), triton.cdiv(tokens, blocks.tokens))](
-        ext,
-        logits,
-        matrix,
-        interaction,
-        part_of_grain,
-        out,
-        tokens,
-        d_in,
-        d_out,
-        ext.stride(0),
-        logits.stride(0),
-        matrix.stride(0),
-        settings.scale,
-        settings.floor,
-        RANK=settings.rank,
-        EXPERTS=settings.experts,
-        PADDED=triton.next_power_of_2(settings.experts),
-        SHARED=settings.shared,
-        GRAIN=grain,
-        CHUNK=settings.chunk,
-        BLOCK_T=blocks.tokens,
-        BLOCK_N=blocks.columns,
-        num_warps=blocks.warps,
-    )
-    return out
-
-
-def expand_add_silu(  # noqa: PLR0917
-    ext: Tensor,
-    logits: Tensor,
-    matrix: Tensor,
-    interaction: Tensor,
-    d_in: int,
-    half: int,
-    settings: Settings,
-) -> Tensor:
-    """Return silu(g) * u, (tokens, half), where ``expand_add`` would return [g | u]."""
-    tokens = len(ext)
-    blocks = expand_blocks(tokens, half)
-    columns = min(blocks.columns, 64)  # two products and two sums a program
-    out = ext.new_empty(tokens, half)
-    expand_add_silu_kernel[(triton.cdiv(half, columns), triton.cdiv(tokens, blocks.tokens))](
-        ext,
-        logits,
-        matrix,
-        interaction,
-        out,
-        tokens,
-        d_in,
-        half,
-        ext.stride(0),
-        logits.stride(0),
-        matrix.stride(0),
-        settings.scale,
-        settings.floor,
-        RANK=settings.rank,
-        EXPERTS=settings.experts,
-        PADDED=triton.next_power_of_2(settings.experts),
-        SHARED=settings.shared,
-        CHUNK=settings.chunk,
-        BLOCK_T=blocks.tokens,
-        BLOCK_N=columns,
-        num_warps=blocks.warps,
-    )
-    return out
-
-
-def gated_beside(
-    x: Tensor | None, ext: Tensor, logits: Tensor, interaction: Tensor, settings: Settings
-) -> Tensor:
-    """Return [x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the
-    logits."""
-    tokens, d_in = len(ext), 0 if x is None else x.shape[1]
-    width = settings.parts * settings.rank * settings.experts
-    wide = ext.new_empty(tokens, d_in + width)
-    block_t, block_d = 16, 512
-    copies = triton.cdiv(d_in, block_d)
-    chunks = width // settings.chunk
-    widen_kernel[(copies + chunks, triton.cdiv(tokens, block_t))](
-        ext if x is None else x,
-        ext,
-        logits,
-        interaction,
-        wide,
-        tokens,
-        d_in,
-        ext.stride(0),
-        logits.stride(0),
-        wide.stride(0),
-        settings.scale,
-        settings.floor,
-        copies,
-        RANK=settings.rank,
-        EXPERTS=settings.experts,
-        PADDED=triton.next_power_of_2(settings.experts),
-        SHARED=settings.shared,
-        CHUNK=settings.chunk,
-        BLOCK_T=block_t,
-        BLOCK_D=block_d,
-        num_warps=4,
-    )
-    return wide
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings of a layer's adapter that the kernels need. ``floor`` 0: omega is not divided by its sum.
-    ``partial``: every tensor-parallel rank has a term of z and of the logits."""
-
-    parts: int
-    rank: int
-    experts: int
-    shared: bool
-    scale: float
-    floor: float
-    partial: bool = False
-
-    @property
-    def chunk(self) -> int:
-        """Columns of the gated latent that are multiplied at once: a power of two that divides k r."""
-        width = self.rank * self.experts
-        return min(128, width & -width)
-
-    def logits(self, narrow: Tensor) -> Tensor:
-        """Return the router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
-        first = self.parts * self.rank * (1 if self.shared else self.experts)
-        logits = narrow[:, first : first + self.parts * self.experts]
-        return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
-
-
-def summed_over_ranks(terms: Tensor) -> Tensor:
-    """Return the sum of every tensor-parallel rank's ``terms``."""
-    from vllm.distributed import tensor_model_parallel_all_reduce
-
-    total: Tensor = tensor_model_parallel_all_reduce(terms.contiguous())
-    return total
-
-
-WAYS = ("auto", "rows", "columns", "split")
+def way_of(tokens: int, d_in: int, d_out: int, *, total: bool, silu: bool) -> str:
+    """Return the way that "auto" stands for."""
+    many, first = ("columns", COLUMNS_FROM) if d_out > d_in else ("split", SPLIT_FROM)
+    if tokens * d_in * d_out < first:
+        return "rows"
+    return "gated" if silu or total else many
 
 
 def _gated_linear(  # noqa: PLR0917 - an operator's schema
@@ -354,6 +191,7 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     floor: float,
     way: int,
     partial: bool,
+    total: bool,
     silu: bool,
 ) -> Tensor:
     x = x.contiguous()
@@ -361,29 +199,18 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     settings = Settings(interaction.shape[0], rank, experts, shared, scale, floor, partial)
     name = WAYS[way]
     if name == "auto":
-        many, first = ("columns", COLUMNS_FROM) if d_out > d_in else ("split", SPLIT_FROM)
-        name = many if len(x) * d_in * d_out >= first else "rows"
-    if name == "rows":
+        name = way_of(len(x), d_in, d_out, total=total, silu=silu)
+    if name in {"rows", "gated"}:
         ext = linear(x, matrix[:, :d_in])
-        logits, blocks = settings.logits(ext[:, d_out:]), expand_blocks(len(x), d_out)
-        if silu:
-            return expand_add_silu(ext, logits, matrix, interaction, d_in, d_out // 2, settings)
-        return expand_add(ext, logits, matrix, interaction, part_of_grain, d_in, d_out, settings, blocks)
-    ext = linear(x, matrix[d_out:, :d_in])
-    logits = settings.logits(ext)
+        if total:
+            ext, settings = summed_over_ranks(ext), replace(settings, partial=False)
+        widened = Widened(ext, matrix, interaction, d_in, d_out, settings)
+        widened = widened.with_gates() if name == "gated" else widened
+        return widened.expand_add_silu() if silu else widened.expand_add(part_of_grain)
     triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
-    if name == "columns":
-        wide = gated_beside(x, ext, logits, interaction, settings)
-        y = _columns(wide, matrix, d_in, d_out, settings, triples)
-        return _activated(y) if silu else y
-    y = linear(x, matrix[:d_out, :d_in])
-    gated = gated_beside(None, ext, logits, interaction, settings)
-    width = rank * experts
-    for part, start, stop in triples:
-        first = part * width
-        up = matrix[start:stop, d_in + first : d_in + first + width]
-        piece = y[:, start:stop]
-        torch.addmm(piece, gated[:, first : first + width], up.T, out=piece)
+    apart = _columns if name == "columns" else _split
+    y = apart(x, matrix, interaction, d_out, settings, triples)
+    y = summed_over_ranks(y) if total else y
     return _activated(y) if silu else y
 
 
@@ -398,19 +225,39 @@ def _activated(y: Tensor) -> Tensor:
 
 
 def _columns(  # noqa: PLR0917
-    wide: Tensor, matrix: Tensor, d_in: int, d_out: int, settings: Settings, spans: Sequence[Span]
+    x: Tensor, matrix: Tensor, interaction: Tensor, d_out: int, settings: Settings, spans: Sequence[Span]
 ) -> Tensor:
     """Return [x | omega z] [W0 | B]. Of B's blocks, part p needs its own and those before it. One product per
     part is narrower, which pays once there are enough tokens to fill the card with each."""
+    d_in = x.shape[1]
+    ext = linear(x, matrix[d_out:, :d_in])
+    wide = gated_beside(x, ext, settings.logits(ext), interaction, settings)
     if len(wide) < PRODUCT_PER_PART_FROM or [span[0] for span in spans] != list(range(settings.parts)):
         return linear(wide, matrix[:d_out])
     y = wide.new_empty(len(wide), d_out)
     edges = [*(start for _, start, _ in spans), d_out]
     edges[0] = 0
     for part in range(settings.parts):
-        k = d_in + (part + 1) * settings.rank * settings.experts
+        k = d_in + (part + 1) * settings.width
         start, stop = edges[part], edges[part + 1]
         torch.mm(wide[:, :k], matrix[start:stop, :k].T, out=y[:, start:stop])
+    return y
+
+
+def _split(  # noqa: PLR0917
+    x: Tensor, matrix: Tensor, interaction: Tensor, d_out: int, settings: Settings, spans: Sequence[Span]
+) -> Tensor:
+    """Return x W0 with (omega z) B added in place, part by part."""
+    d_in, width = x.shape[1], settings.width
+    ext = linear(x, matrix[d_out:, :d_in])
+    logits = settings.logits(ext)
+    y = linear(x, matrix[:d_out, :d_in])
+    gated = gated_beside(None, ext, logits, interaction, settings)
+    for part, start, stop in spans:
+        first = part * width
+        up = matrix[start:stop, d_in + first : d_in + first + width]
+        piece = y[:, start:stop]
+        torch.addmm(piece, gated[:, first : first + width], up.T, out=piece)
     return y
 
 
@@ -429,8 +276,8 @@ def _gated_linear_shape(  # noqa: PLR0917
 _LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
     "gated_linear(Tensor x, Tensor matrix, Tensor interaction, Tensor part_of_grain, int[] spans, int d_out, "
-    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial, bool silu) "
-    "-> Tensor"
+    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial, bool total, "
+    "bool silu) -> Tensor"
 )
 _LIBRARY.impl("gated_linear", _gated_linear, "CUDA")
 _LIBRARY._register_fake("gated_linear", _gated_linear_shape)

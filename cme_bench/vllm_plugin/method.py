@@ -175,6 +175,8 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         self.store: Any = None  # kernels.Store, on CUDA
         self.silu = False
         """Whether the layer gives silu(gate) * up, since what does so after it was taken out of the model."""
+        self.total = False
+        """Whether the layer sums up the ranks' outputs, in place of vLLM."""
 
     def create_base(self, layer: Any, *sizes: Any, **attributes: Any) -> None:
         """Make the base's weight as vLLM makes one that is not quantised."""
@@ -217,11 +219,15 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         for name in [name for name, _ in layer.named_buffers(recurse=False) if name.startswith("gated_")]:
             delattr(layer, name)
         layer.register_buffer("gated_matrix", self.store.matrix, persistent=False)
+        if is_partial(layer) and layer.reduce_results and layer.bias is None:
+            layer.reduce_results, self.total = False, True
 
     def fit(self, layer: Any, spec: GatedSpec) -> None:
         """Make room for adapters of another shape: the matrix is another, too."""
         if self.store is not None:
             layer.weight.data = self.store.weight.contiguous()
+            if self.total:
+                layer.reduce_results, self.total = True, False
             self.store = None
         super().fit(layer, spec)
         if self._fuses(layer):
@@ -247,7 +253,7 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
         if self.store is None:
             y = super().apply(layer, x, bias)
             return silu_and_mul(y) if self.silu else y
-        y = self.store.apply(self.tokens_of(x), partial=is_partial(layer), silu=self.silu)
+        y = self.store.apply(self.tokens_of(x), partial=is_partial(layer), total=self.total, silu=self.silu)
         y = y if bias is None else y + bias
         result: Tensor = y.reshape(*x.shape[:-1], y.shape[-1])
         return result

@@ -9,7 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from cme_bench.vllm_plugin.kernels import GRAINS, summed_over_ranks
+from cme_bench.vllm_plugin.expansion import summed_over_ranks
+from cme_bench.vllm_plugin.kernels import GRAINS
 from cme_bench.vllm_plugin.slot_index import TILES
 from cme_bench.vllm_plugin.triton_slots import (
     expand_add_slots_kernel,
@@ -93,7 +94,7 @@ class Shape:
 
     @property
     def padded(self) -> int:
-        return max(MIN_EXPERTS, triton.next_power_of_2(self.experts))
+        return max(MIN_EXPERTS, 1 << (self.experts - 1).bit_length())
 
     def constants(self, size: int) -> dict[str, Any]:
         return {

@@ -92,7 +92,8 @@ def _silu_agrees(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> b
     )
     for tokens in TOKENS:
         x = _random((tokens, D_IN), 4).to(device, dtype)
-        if not _alike(store.apply(x, "rows", silu=True), silu_and_mul(store.apply(x, "rows"))):
+        wanted = silu_and_mul(store.apply(x, "split"))
+        if not all(_alike(store.apply(x, way, silu=True), wanted) for way in ("rows", "gated")):
             return False
     return True
 

@@ -1,6 +1,6 @@
 """The Triton kernels behind ``kernels.py``, which launches them and says what their arguments are."""
 # mypy: ignore-errors
-# ruff: noqa: PLR0917
+# ruff: noqa: PLR0917, RET505
 
 import triton
 import triton.language as tl
@@ -45,8 +45,41 @@ def _gates(
 
 
 @triton.jit
+def _latent(
+    z,
+    t,
+    z_stride,
+    live,
+    part,
+    columns,
+    logits_at,
+    interaction,
+    scale,
+    floor,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Load ``columns`` of a part's gated latent, [BLOCK_T, C]. GATED: ``z`` has it for every part; else it
+    has the latent of every part, which is gated here."""
+    at = z + t.to(tl.int64)[:, None] * z_stride
+    if GATED:
+        first = part * (RANK * EXPERTS)
+        return tl.load(at + first + columns[None, :], mask=live[:, None], other=0.0)
+    else:
+        first = part * (RANK if SHARED else RANK * EXPERTS)
+        own = columns % RANK if SHARED else columns
+        latent = tl.load(at + first + own[None, :], mask=live[:, None], other=0.0)
+        gates = _gates(logits_at, interaction, live, columns, scale, floor, RANK, EXPERTS, PADDED)
+        return (latent * gates).to(latent.dtype)
+
+
+@triton.jit
 def expand_add_kernel(
     ext,
+    z,
     logits,
     matrix,
     interaction,
@@ -56,6 +89,7 @@ def expand_add_kernel(
     d_in,
     d_out,
     ext_stride,
+    z_stride,
     logits_stride,
     matrix_stride,
     scale,
@@ -64,14 +98,14 @@ def expand_add_kernel(
     EXPERTS: tl.constexpr,
     PADDED: tl.constexpr,
     SHARED: tl.constexpr,
+    GATED: tl.constexpr,
     GRAIN: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with [y | z of every part]."""
+    """Compute out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with y; ``z``: see ``_latent``."""
     width: tl.constexpr = RANK * EXPERTS
-    latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = t < tokens
@@ -85,13 +119,12 @@ def expand_add_kernel(
             c = chunk * CHUNK + tl.arange(0, CHUNK)
             b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
             b = tl.load(b_at, mask=(n < d_out)[None, :], other=0.0)
-            zc = c % RANK if SHARED else c
-            z = tl.load(
-                ext + d_out + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0
-            )
             m = interaction + part * EXPERTS * EXPERTS
-            gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
-            acc = tl.dot((z * gates).to(z.dtype), b, acc)
+            own = _latent(
+                z, t, z_stride, live, part, c, logits_at, m, scale, floor,
+                RANK, EXPERTS, PADDED, SHARED, GATED,
+            )  # fmt: skip
+            acc = tl.dot(own, b, acc)
     at = out + t.to(tl.int64)[:, None] * d_out + n[None, :]
     tl.store(at, acc.to(out.dtype.element_ty), mask=tile)
 
@@ -99,6 +132,7 @@ def expand_add_kernel(
 @triton.jit
 def expand_add_silu_kernel(
     ext,
+    z,
     logits,
     matrix,
     interaction,
@@ -107,6 +141,7 @@ def expand_add_silu_kernel(
     d_in,
     half,
     ext_stride,
+    z_stride,
     logits_stride,
     matrix_stride,
     scale,
@@ -115,6 +150,7 @@ def expand_add_silu_kernel(
     EXPERTS: tl.constexpr,
     PADDED: tl.constexpr,
     SHARED: tl.constexpr,
+    GATED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -124,7 +160,6 @@ def expand_add_silu_kernel(
     g and u are rounded to the model's dtype before, as that kernel would store them.
     """
     width: tl.constexpr = RANK * EXPERTS
-    latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
     live = t < tokens
@@ -140,14 +175,14 @@ def expand_add_silu_kernel(
             b_row = (part * half + n).to(tl.int64) * matrix_stride
             b_at = matrix + b_row[None, :] + d_in + part * width + c[:, None]
             b = tl.load(b_at, mask=(n < half)[None, :], other=0.0)
-            zc = c % RANK if SHARED else c
-            z_at = ext + 2 * half + part * latent + row[:, None] + zc[None, :]
-            z = tl.load(z_at, mask=live[:, None], other=0.0)
-            gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
+            own = _latent(
+                z, t, z_stride, live, part, c, logits_at, m, scale, floor,
+                RANK, EXPERTS, PADDED, SHARED, GATED,
+            )  # fmt: skip
             if part == 0:
-                g = tl.dot((z * gates).to(z.dtype), b, g)
+                g = tl.dot(own, b, g)
             else:
-                u = tl.dot((z * gates).to(z.dtype), b, u)
+                u = tl.dot(own, b, u)
     kind = out.dtype.element_ty
     g = g.to(kind).to(tl.float32)
     u = u.to(kind).to(tl.float32)

@@ -64,7 +64,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 17, 70])
-@pytest.mark.parametrize("way", ["rows", "columns", "split", "auto"])
+@pytest.mark.parametrize("way", ["rows", "columns", "split", "gated", "auto"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SPECS)
 def test_every_way_is_the_reference(name: str, shape: str, way: str, tokens: int) -> None:
@@ -74,14 +74,14 @@ def test_every_way_is_the_reference(name: str, shape: str, way: str, tokens: int
     assert_close(layer.store().apply(x.cuda(), way), layer.exact(x.float()))
 
 
-@pytest.mark.parametrize("way", ["rows", "columns", "split"])
+@pytest.mark.parametrize("way", ["rows", "columns", "split", "gated"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SPECS)
 def test_two_ranks_with_a_slice_of_the_inputs_each(
     name: str, shape: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The terms add up to the layer's output only if the softmax has seen the whole logits."""
-    from cme_bench.vllm_plugin import kernels
+    from cme_bench.vllm_plugin import expansion
 
     torch.manual_seed(0)
     layer = Layer(SPECS[name], shape)
@@ -91,13 +91,57 @@ def test_two_ranks_with_a_slice_of_the_inputs_each(
     stores = [layer.store(piece) for piece in slices]
     terms = [x[:, piece].cuda() @ store.router.T for piece, store in zip(slices, stores, strict=True)]
     total = (terms[0] + terms[1]).float()
-    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: total)
+    monkeypatch.setattr(expansion, "summed_over_ranks", lambda term: total)
     found = [s.apply(x[:, p].cuda(), way, partial=True) for p, s in zip(slices, stores, strict=True)]
     assert_close(found[0].float() + found[1].float(), layer.exact(x.float()))
 
 
+@pytest.mark.parametrize("way", ["rows", "gated"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", SPECS)
+def test_a_layer_that_sums_up_its_ranks_itself(
+    name: str, shape: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sum over ranks, of outputs, latents and logits at once; then every rank has the whole result."""
+    from cme_bench.vllm_plugin import kernels
+
+    torch.manual_seed(0)
+    layer = Layer(SPECS[name], shape)
+    x = torch.randn(33, layer.d_in).bfloat16()
+    half = layer.d_in // 2
+    slices = [slice(0, half), slice(half, None)]
+    stores = [layer.store(piece) for piece in slices]
+    own: list[Tensor] = []
+    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: own.append(term) or term)
+    stores[0].apply(x[:, slices[0]].cuda(), way, partial=True, total=True)
+    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: term + own[0])
+    found = stores[1].apply(x[:, slices[1]].cuda(), way, partial=True, total=True)
+    assert len(own) == 1
+    assert_close(found, layer.exact(x.float()))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "d_in", "d_out", "total", "silu", "way"),
+    [
+        (1, 4096, 22016, False, True, "rows"),
+        (2048, 4096, 22016, False, True, "gated"),
+        (2048, 4096, 22016, False, False, "columns"),
+        (2048, 11008, 4096, False, False, "split"),
+        (2048, 5504, 4096, True, False, "gated"),
+        (128, 5504, 4096, True, False, "rows"),
+        (8192, 576, 3072, False, True, "rows"),
+    ],
+)
+def test_the_way_goes_by_the_layer_s_work(
+    tokens: int, d_in: int, d_out: int, total: bool, silu: bool, way: str
+) -> None:
+    from cme_bench.vllm_plugin.kernels import way_of
+
+    assert way_of(tokens, d_in, d_out, total=total, silu=silu) == way
+
+
 @pytest.mark.parametrize("tokens", [1, 17, 70])
-@pytest.mark.parametrize("way", ["rows", "columns", "split"])
+@pytest.mark.parametrize("way", ["rows", "columns", "split", "gated"])
 @pytest.mark.parametrize("name", SPECS)
 def test_the_activation_after_a_layer_is_computed_with_it(name: str, way: str, tokens: int) -> None:
     torch.manual_seed(0)

@@ -1,0 +1,177 @@
+"""The launches behind ``kernels.py``: what gates the latent of an adapter, and multiplies it by B."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from cme_bench.vllm_plugin.triton_kernels import (
+    expand_add_kernel,
+    expand_add_silu_kernel,
+    widen_kernel,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of a layer's adapter that the kernels need. ``floor`` 0: omega is not divided by its sum.
+    ``partial``: every tensor-parallel rank has a term of z and of the logits."""
+
+    parts: int
+    rank: int
+    experts: int
+    shared: bool
+    scale: float
+    floor: float
+    partial: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of a part's gated latent."""
+        return self.rank * self.experts
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Return what all kernels are compiled for."""
+        return {
+            "RANK": self.rank,
+            "EXPERTS": self.experts,
+            "PADDED": triton.next_power_of_2(self.experts),
+            "SHARED": self.shared,
+            "CHUNK": self.chunk,
+        }
+
+    @property
+    def chunk(self) -> int:
+        """Columns of the gated latent that are multiplied at once: a power of two that divides k r."""
+        return min(128, self.width & -self.width)
+
+    def logits(self, narrow: Tensor) -> Tensor:
+        """Return the router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
+        first = self.parts * self.rank * (1 if self.shared else self.experts)
+        logits = narrow[:, first : first + self.parts * self.experts]
+        return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
+
+
+def summed_over_ranks(terms: Tensor) -> Tensor:
+    """Return the sum of every tensor-parallel rank's ``terms``."""
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    total: Tensor = tensor_model_parallel_all_reduce(terms.contiguous())
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Tile of a program of ``expand_add_kernel``: tokens x output columns, and its warps."""
+
+    tokens: int
+    columns: int
+    warps: int
+
+
+MANY = Blocks(128, 128, 8)
+"""The tile where the latent is gated already: of the many that fit, one that reads B least often."""
+
+
+def expand_blocks(tokens: int, d_out: int) -> Blocks:
+    """Return the tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
+    wide = d_out > 8192
+    if tokens <= 16:
+        return Blocks(16, 64 if wide else 32, 2)
+    if tokens <= 64:
+        return Blocks(32, 64, 2) if wide else Blocks(32, 32, 4)
+    return Blocks(64, 128 if wide else 64, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Widened:
+    """The product x [W0; A; S] of a layer: ``ext`` (tokens, rows of the matrix), its first ``d_out`` columns
+    the base's. ``gated``: omega z of every part, where a kernel has computed that."""
+
+    ext: Tensor
+    matrix: Tensor
+    interaction: Tensor
+    d_in: int
+    d_out: int
+    settings: Settings
+    gated: Tensor | None = None
+
+    def with_gates(self) -> Widened:
+        """Return the same with the latent gated."""
+        narrow = self.ext[:, self.d_out :]
+        logits = self.settings.logits(narrow)
+        return replace(self, gated=gated_beside(None, narrow, logits, self.interaction, self.settings))
+
+    def _arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``ext``, the latent, and the logits."""
+        if self.gated is not None:
+            return self.ext, self.gated, self.gated
+        narrow = self.ext[:, self.d_out :]
+        return self.ext, narrow, self.settings.logits(narrow)
+
+    def expand_add(self, part_of_grain: Tensor, blocks: Blocks | None = None) -> Tensor:
+        """Return (tokens, d_out): the base's output and the adapter's update."""
+        (tokens, _), grain = self.ext.shape, self.d_out // len(part_of_grain)
+        blocks = blocks or (expand_blocks(tokens, self.d_out) if self.gated is None else MANY)
+        columns = min(blocks.columns, grain)
+        ext, z, logits = self._arguments()
+        out = ext.new_empty(tokens, self.d_out)
+        expand_add_kernel[(triton.cdiv(self.d_out, columns), triton.cdiv(tokens, blocks.tokens))](
+            ext, z, logits, self.matrix, self.interaction, part_of_grain, out, tokens, self.d_in, self.d_out,
+            ext.stride(0), z.stride(0), logits.stride(0), self.matrix.stride(0), self.settings.scale,
+            self.settings.floor, **self.settings.constants, GATED=self.gated is not None, GRAIN=grain,
+            BLOCK_T=blocks.tokens, BLOCK_N=columns, num_warps=blocks.warps,
+        )  # fmt: skip
+        return out
+
+    def expand_add_silu(self) -> Tensor:
+        """Return silu(g) * u, (tokens, d_out / 2), where ``expand_add`` would return [g | u]."""
+        tokens, half = len(self.ext), self.d_out // 2
+        blocks = expand_blocks(tokens, half) if self.gated is None else MANY
+        columns = min(blocks.columns, 64)  # two products and two sums a program
+        ext, z, logits = self._arguments()
+        out = ext.new_empty(tokens, half)
+        expand_add_silu_kernel[(triton.cdiv(half, columns), triton.cdiv(tokens, blocks.tokens))](
+            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, half, ext.stride(0),
+            z.stride(0), logits.stride(0), self.matrix.stride(0), self.settings.scale, self.settings.floor,
+            **self.settings.constants, GATED=self.gated is not None, BLOCK_T=blocks.tokens, BLOCK_N=columns,
+            num_warps=blocks.warps,
+        )  # fmt: skip
+        return out
+
+
+def gated_beside(
+    x: Tensor | None, ext: Tensor, logits: Tensor, interaction: Tensor, settings: Settings
+) -> Tensor:
+    """Return [x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the
+    logits."""
+    tokens, d_in = len(ext), 0 if x is None else x.shape[1]
+    width = settings.parts * settings.rank * settings.experts
+    wide = ext.new_empty(tokens, d_in + width)
+    block_t, block_d = 16, 512
+    copies = triton.cdiv(d_in, block_d)
+    chunks = width // settings.chunk
+    widen_kernel[(copies + chunks, triton.cdiv(tokens, block_t))](
+        ext if x is None else x,
+        ext,
+        logits,
+        interaction,
+        wide,
+        tokens,
+        d_in,
+        ext.stride(0),
+        logits.stride(0),
+        wide.stride(0),
+        settings.scale,
+        settings.floor,
+        copies,
+        **settings.constants,
+        BLOCK_T=block_t,
+        BLOCK_D=block_d,
+        num_warps=4,
+    )
+    return wide
