@@ -27,7 +27,8 @@ QUESTIONS = (
 LISTS_OF_OPTIONS = "choices options endings candidates alternatives answer_choices mc_options opts".split()
 OPTION_COLUMNS = (
     r"[a-j]",
-    r"(?:options?|choices?|opts?|endings?|answers?|sol|solution|candidate|alternative)[ _-]?[a-j0-9]",
+    r"(?:options?|choices?|opts?|endings?|answers?|sol|solution|candidate|alternative)[ _-]?"
+    r"(?:[a-j]|\d{1,2})",
     r"op[a-j]",
 )
 WRONG_OPTIONS = r"(?:distractor|incorrect(?:_answer)?|wrong(?:_answer)?)s?[ _-]?\d*"

@@ -15,6 +15,7 @@ from cme_bench.authoring.columns import (
     STRONG_ANSWERS,
     WEAK_ANSWERS,
     WRONG_OPTIONS,
+    in_one_spelling,
     is_part,
     is_text,
     named,
@@ -32,6 +33,7 @@ from cme_bench.util.errors import UsageError
 MOST_LABELS = 20
 SUMMARY_WORDS = 12
 """Answers of so many words in the mean are texts, not short answers."""
+_LABELS = frozenset("label labels class category intent".split())
 _SUMMARIES = ("summary", "highlights", "tldr", "abstract")
 _LATEX = re.compile(r"\\[a-zA-Z]+|\^|_\{|\$.+\$")
 
@@ -125,6 +127,11 @@ def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
         return "summary"
     if len(set(texts)) <= min(MOST_LABELS, max(2, len(texts) // 2)):
         return "label"
+    if in_one_spelling(answer) in _LABELS and 2 * len(set(texts)) <= len(texts):
+        raise UsageError(
+            f"{table.origin}: {answer} has {len(set(texts))} different labels, and a label task {MOST_LABELS} "
+            "at most; say --type qa to ask for the words"
+        )
     plain_numbers = all(read_number_reference(text)[1] == "number" for text in texts)
     return "number" if plain_numbers else "qa"
 

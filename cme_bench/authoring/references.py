@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import regex
 
+from cme_bench.authoring.columns import in_one_spelling
 from cme_bench.authoring.guessing import MOST_LABELS, writes_list
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import text_of_values
@@ -19,6 +20,7 @@ from cme_bench.util.errors import UsageError
 _SAYS = regex.compile(r"[\p{L}\p{N}\p{S}]")
 """What a label has that says something, as "-" or "?" has not."""
 _SEPARATORS = (";", "|")
+_ENTITY = re.compile(r"&#?\w+;")
 _JUDGES = frozenset("correct is_correct right is_right score votes points".split())
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
 
@@ -105,6 +107,11 @@ def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str,
             value = text_of_values(value)
         except ValueError as error:
             raise UsageError(f"{table.place(index)}: {answer}: {error}") from error
+    if isinstance(value, list) and len(value) > 1 and not told.way and in_one_spelling(answer) == "labels":
+        raise UsageError(
+            f"{table.place(index)}: {answer} {value!r} are several labels of one row, and a task has one "
+            "(leave such rows out, or say --answer-is list if each of them is accepted)"
+        )
     if isinstance(value, str) and told.separator:
         value = value.split(told.separator)
     try:
@@ -131,7 +138,7 @@ def _refuse_parted(table: Table, answer: str) -> None:
     """Refuse a column in which every text is parted by one sign: it may be several answers, or one."""
     texts = [as_text(value) for value in table.values(answer)]
     for sign in _SEPARATORS:
-        if len(texts) > 2 and all(sign in text.strip(sign + " ") for text in texts):
+        if len(texts) > 2 and all(sign in _ENTITY.sub("", text).strip(sign + " ") for text in texts):
             raise UsageError(
                 f"{table.origin}: every {answer} has {sign!r} ({texts[0]!r}); say --separator '{sign}' (each "
                 "part is accepted) or --answer-is text (the text itself is)"

@@ -183,10 +183,21 @@ def _read_parquet(file: Path, content: bytes, options: FileOptions) -> Table:
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+        rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
-    return Table(rows, str(file))
+    return Table(rows, str(file), label_names=_names_of_labels(table.schema.metadata or {}))
+
+
+def _names_of_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Return the names that ``datasets`` wrote for the integers of columns."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        names = {key: feature.get("names") for key, feature in features.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {key: value for key, value in names.items() if isinstance(value, list)}
 
 
 _READERS: dict[str, Callable[[Path, bytes, FileOptions], Table]] = {

@@ -133,6 +133,10 @@ CHOICES: dict[str, tuple[Table, list[str]]] = {
         ),
         ["y", "v"],
     ),
+    "ten options": (
+        table(Q | {f"option{i}": f"x{i}" for i in range(1, 12)} | {"answer": "11"}, typed=False),
+        ["x11"],
+    ),
     "NA words": (table(Q | {"A": "None", "B": "Some", "answer": "None"}, typed=False), ["None"]),
 }
 
@@ -261,6 +265,16 @@ REFUSED: dict[str, tuple[Table, Told, str]] = {
         Told(),
         "--separator ';' (each part is accepted) or --answer-is text",
     ),
+    "several labels of a row": (
+        table(*({"text": f"It is {i}.", "labels": ["joy", "love"][: i % 2 + 1]} for i in range(8))),
+        Told(),
+        "rows:3: labels ['joy', 'love'] are several labels of one row",
+    ),
+    "more labels than can be listed": (
+        table(*({"text": f"It is {i}.", "intent": "", "label": f"intent {i % 30}"} for i in range(90))),
+        Told(),
+        "label has 30 different labels, and a label task 20 at most; say --type qa",
+    ),
     "a mark as a label": (
         table(*({"text": f"It is {i}.", "label": "-+"[i % 2]} for i in range(8))),
         Told(),
@@ -342,6 +356,14 @@ def test_answers_that_look_like_lists_stay_texts() -> None:
     assert draft.references == (("[1, 2]",), ("['a', 'b']",))
     several = guess(table(Q | {"answer": {"value": "x", "aliases": ["x", "y"]}}))
     assert several.references == (("x", "y"),)
+
+
+def test_a_sign_of_markup_parts_no_answers() -> None:
+    rows = table(*(Q | {"answer": f"{name} &amp; Co"} for name in ("Ann", "Bo", "Cy")), typed=False)
+    assert guess(rows, Told(kind="qa")).references[0] == ("Ann &amp; Co",)
+    parted = table(*(Q | {"answer": f"{name}; {name} Li"} for name in ("Ann", "Bo", "Cy")), typed=False)
+    assert guess(parted, Told(kind="qa", separator=";")).references[0] == ("Ann", "Ann Li")
+    assert guess(parted, Told(kind="qa", way="text")).references[0] == ("Ann; Ann Li",)
 
 
 def test_numbers_with_thousands_are_no_lists() -> None:

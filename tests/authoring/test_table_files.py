@@ -13,10 +13,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from cme_bench.authoring.guess import guess
 from cme_bench.authoring.new_options import FileOptions
 from cme_bench.authoring.table_files import read_table
 from cme_bench.util.errors import UsageError
@@ -273,6 +275,15 @@ def test_broken_json_is_one_line(tmp_path: Path, content: str, message: str) -> 
     with pytest.raises(UsageError) as caught:
         read_table(file)
     assert str(caught.value).startswith(f"{file}{message}")
+
+
+def test_parquet_of_datasets_names_its_labels(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"text": "a b c", "label": 1}, {"text": "d e f", "label": 0}])
+    names = datasets.ClassLabel(names=["bad", "good"])
+    rows.cast_column("label", names).to_parquet(str(tmp_path / "t.parquet"))
+    read = read_table(tmp_path / "t.parquet")
+    assert read.label_names == {"label": ["bad", "good"]}
+    assert guess(read).labels == ("bad", "good")
 
 
 def test_parquet_with_what_json_cannot_hold(tmp_path: Path) -> None:
