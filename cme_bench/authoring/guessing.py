@@ -128,9 +128,10 @@ def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
     if len(set(texts)) <= min(MOST_LABELS, max(2, len(texts) // 2)):
         return "label"
     if in_one_spelling(answer) in _LABELS and 2 * len(set(texts)) <= len(texts):
+        many = len(set(texts))
         raise UsageError(
-            f"{table.origin}: {answer} has {len(set(texts))} different labels, and a label task {MOST_LABELS} "
-            "at most; say --type qa to ask for the words"
+            f"{table.origin}: {answer} has {many} different labels, and a label task {MOST_LABELS} at most; "
+            "say --type qa to ask for the words"
         )
     plain_numbers = all(read_number_reference(text)[1] == "number" for text in texts)
     return "number" if plain_numbers else "qa"
