@@ -26,11 +26,13 @@ def train(options: TrainOptions, plugin: Plugins = ()) -> None:
     """
     check_options(options)  # before anything slow is imported
     from cme_bench.runs.display import show_progress
+    from cme_bench.training.ranks import leave
     from cme_bench.training.train import train as train_adapter
 
     main_process = os.environ.get("RANK", "0") == "0"
     with show_progress(shown=main_process) as listener:
         listener.note(f"cme-bench train {options.model} --method {options.method}: preparing")
         folder = train_adapter(options, listener)
+    leave()
     if main_process:
         say(f"The adapter is in {folder}")

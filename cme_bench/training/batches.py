@@ -108,6 +108,12 @@ def count_targets(batch: Mapping[str, Tensor]) -> int:
     return int((batch["labels"] != IGNORED).sum())
 
 
+def count_learnt(example: Mapping[str, Any]) -> int:
+    """Return the tokens of an example that are learnt, as :func:`count_targets` finds them in its batch."""
+    gaps = sum(stop - start for start, stop in example.get("gaps", ()))
+    return max(0, len(example["ids"]) - max(1, example["source_length"])) - gaps
+
+
 def count_tokens(batch: Mapping[str, Tensor]) -> int:
     """Return the tokens of a batch, without padding."""
     return int(batch["attention_mask"].sum())

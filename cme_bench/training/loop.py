@@ -1,8 +1,11 @@
-"""A small training loop for the common case: one process, one device, and nothing that needs a Trainer.
+"""A small training loop for the common case: one device a process, and nothing that needs a Trainer.
 
 It makes the steps of :class:`~cme_bench.training.trainer.MixtureTrainer`, equal up to rounding, with less to
 do between them: the adapter's numbers lie in one array, so that clipping and the optimizer are a few
 operations for all of it, and batches are made in another thread. Interrupted, it goes on bit for bit.
+
+Several processes make a step together: each computes batches of its own, their gradients are averaged in one
+exchange, and then all make the same update.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from cme_bench.adapters.decay import decayed_names
 from cme_bench.training.ahead import made_ahead
-from cme_bench.training.batches import count_targets, count_tokens
+from cme_bench.training.batches import count_learnt, count_targets, count_tokens, share
 from cme_bench.training.checkpoints import allocation, rank_allocator, restore_allocation
+from cme_bench.training.numbers import Numbers
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.schedule import BETAS, EPSILON, rate
+from cme_bench.training.ranks import Ranks
+from cme_bench.training.schedule import rate
 from cme_bench.training.step_log import StepLog
 from cme_bench.util.devices import sent
 from cme_bench.util.errors import CmeError
@@ -31,74 +35,23 @@ from cme_bench.util.files import replacing, storing
 
 STATE = "step.pt"
 """The file of a checkpoint."""
+_SEEDS = 1 << 32
+"""Seeds are below it; a process adds its number to the training's."""
 Batch = dict[str, Tensor]
 Collate = Callable[[Sequence[dict[str, Any]]], Batch]
 
 
-class Numbers:
-    """The trained numbers of an adapter in one array, its parameters views of it; likewise the gradients.
-
-    Those with weight decay come first. All must have one dtype and device.
-    """
-
-    def __init__(self, model: PeftModel, *, weight_decay: float) -> None:
-        names = set(decayed_names(model))
-        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = [p for name, p in trained if name in names]
-        others = [p for name, p in trained if name not in names]
-        self._parameters = [*decayed, *others]
-        like = self._parameters[0]
-        sizes = [p.numel() for p in self._parameters]
-        self.values = torch.cat([p.detach().flatten() for p in self._parameters])
-        self.grads = torch.zeros_like(self.values)
-        for parameter, value, grad in zip(
-            self._parameters, torch.split(self.values, sizes), torch.split(self.grads, sizes), strict=True
-        ):
-            parameter.data, parameter.grad = value.view_as(parameter), grad.view_as(parameter)
-        first = sum(p.numel() for p in decayed)
-        cuda = like.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [self._part(slice(None, first))], "weight_decay": weight_decay},
-                {"params": [self._part(slice(first, None))], "weight_decay": 0.0},
-            ],
-            lr=torch.zeros((), device=like.device) if cuda else 0.0,
-            betas=BETAS,
-            eps=EPSILON,
-            fused=True,
-            capturable=cuda,
-        )
-
-    def _part(self, here: slice) -> Tensor:
-        part = self.values[here]
-        part.grad = self.grads[here]
-        return part
-
-    def update(self, lr: float, most: float) -> None:
-        """Clip the gradients to a norm of ``most``, if it is above 0, and make an optimizer step."""
-        if most > 0:
-            norm = torch.linalg.vector_norm(self.grads)
-            self.grads.mul_((most / (norm + 1e-6)).clamp(max=1.0))
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-        self.optimizer.step()
-
-    def release(self) -> None:
-        """Give each parameter memory of its own again, as for saving."""
-        for parameter in self._parameters:
-            parameter.data, parameter.grad = parameter.data.clone(), None
-
-
 @dataclass(slots=True)
 class Step:
-    """The batches of one step, and what is known of them without a look at the device."""
+    """The batches that this process has of one step, and what is known without a look at the device.
+
+    ``targets``, ``tokens``: of these batches; ``learnt``: target tokens of the whole step, of all processes.
+    """
 
     batches: list[Batch]
     targets: int
     tokens: int
+    learnt: int
 
 
 Backward = Callable[[Batch, Tensor], Tensor]
@@ -106,9 +59,11 @@ Backward = Callable[[Batch, Tensor], Tensor]
 
 
 class Loop:
-    """Trains ``model``, its base inside ``target_loss``, on the planned batches.
+    """Trains ``model``, its base inside ``target_loss``, on the planned batches, which are those of all
+    processes.
 
-    ``backward``: computes a batch (:mod:`~cme_bench.training.steps`); ``folder``: of the checkpoint.
+    ``backward``: computes a batch (:mod:`~cme_bench.training.steps`); ``folder``: of the checkpoint;
+    ``ranks``: the processes that train together, each with dropout of its own.
     """
 
     def __init__(
@@ -122,14 +77,17 @@ class Loop:
         backward: Backward,
         numbers: Numbers,
         folder: Path,
+        ranks: Ranks,
     ) -> None:
         self.model, self.options, self.numbers = model, options, numbers
-        self.step, self.steps = 0, len(batches) // options.accumulate
+        self._per_step = options.accumulate * ranks.count
+        self.step, self.steps = 0, len(batches) // self._per_step
         self._examples, self._batches, self._collate = examples, batches, collate
         self._backward = backward
-        self._file = folder / STATE
+        self._file, self._ranks = folder / STATE, ranks
         self._device = numbers.values.device
-        set_seed(options.seed)
+        ranks.spread(numbers.values)
+        set_seed((options.seed + ranks.number) % _SEEDS)
         torch.empty((), dtype=torch.int64).random_()  # what a data loader draws for its seed
 
     def run(self, log: StepLog) -> None:
@@ -142,22 +100,25 @@ class Loop:
             log.add(self.step + 1, lr, self._advance(made, lr))
             last = self.step == self.steps
             due = last or self.step % options.save_every == 0
-            if due or log.interrupted or self.step % options.log_every == 0:
-                log.flush()
-            if not last and (due or log.interrupted):
+            stopped = log.interrupted and self._ranks.count == 1  # several stop where all are asked
+            if due or stopped or self.step % options.log_every == 0:
+                log.flush(self._ranks.summed)
+                stopped = self._ranks.any(log.interrupted, self._device)
+            if not last and (due or stopped):
                 self.save()
-            if log.interrupted:
+            if stopped:
                 break
         log.listener.finish("training")
 
     def _advance(self, made: Step, lr: float) -> Tensor:
         """Make one step; return its sums, as the log takes them."""
         self.numbers.grads.zero_()
-        weight = sent(1.0 / max(made.targets, 1), self._device)
+        weight = sent(self._ranks.count / max(made.learnt, 1), self._device)
         found = [
             self._backward({k: v.to(self._device, non_blocking=True) for k, v in batch.items()}, weight)
             for batch in made.batches
         ]
+        self.numbers.average(self._ranks)
         self.numbers.update(lr, self.options.max_grad_norm)
         if rank_allocator(self.model) is not None:
             self.model.base_model.update_and_allocate(self.step)
@@ -167,22 +128,26 @@ class Loop:
         return torch.stack([nll, targets, tokens, balance, count])
 
     def _make(self, number: int) -> Step:
-        count = self.options.accumulate
-        planned = self._batches[number * count : (number + 1) * count]
-        batches = [self._collate([self._examples[i] for i in batch]) for batch in planned]
+        planned = self._batches[number * self._per_step : (number + 1) * self._per_step]
+        own = share(planned, process=self._ranks.number, processes=self._ranks.count)
+        batches = [self._collate([self._examples[i] for i in batch]) for batch in own]
         targets, tokens = sum(map(count_targets, batches)), sum(map(count_tokens, batches))
+        learnt = sum(count_learnt(self._examples[i]) for batch in planned for i in batch)
         if self._device.type == "cuda":
             batches = [{key: value.pin_memory() for key, value in batch.items()} for batch in batches]
-        return Step(batches, targets, tokens)
+        return Step(batches, targets, tokens, learnt)
 
     def save(self) -> None:
-        """Write all that the training needs to go on, in place of what is there."""
+        """Write all that the training needs to go on, in place of what is there; the first process does."""
+        random = self._ranks.of_all(self._random())
+        if self._ranks.number > 0:
+            return
         state = {
             "step": self.step,
             "values": self.numbers.values,
             "optimizer": self.numbers.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
+            **random[0],
+            "others": random[1:],
             "allocation": allocation(self.model),
         }
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +156,14 @@ class Loop:
 
     @torch.no_grad()
     def restore(self) -> bool:
-        """Go on where the checkpoint stands; return whether there is one. CmeError if it cannot be read."""
-        if not self._file.exists():
+        """Go on where the checkpoint stands; return whether there is one.
+
+        CmeError if it cannot be read, or some processes do not see it.
+        """
+        seen = self._ranks.of_all(self._file.exists())
+        if any(seen) and not all(seen):
+            raise CmeError(f"{self._file}: some processes do not see it; --out must be one folder for all")
+        if not all(seen):
             return False
         try:
             state = torch.load(self._file, map_location="cpu", weights_only=True)
@@ -202,14 +173,13 @@ class Loop:
         self.numbers.values.copy_(state["values"])
         self.numbers.optimizer.load_state_dict(state["optimizer"])
         restore_allocation(self.model, state["allocation"])
-        torch.set_rng_state(state["random"])
-        if self._device.type == "cuda" and state["random_cuda"] is not None:
-            torch.cuda.set_rng_state(state["random_cuda"], self._device)
+        random = [state, *state.get("others", ())][self._ranks.number]
+        torch.set_rng_state(random["random"])
+        if self._device.type == "cuda" and random["random_cuda"] is not None:
+            torch.cuda.set_rng_state(random["random_cuda"], self._device)
         return True
 
-
-def mixed_numbers(model: nn.Module) -> str | None:
-    """Return why a model's trained parameters cannot lie in one array; None if they can."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    mixed = len({(p.dtype, p.device) for p in trained}) != 1
-    return "trained parameters of several dtypes or devices" if mixed else None
+    def _random(self) -> dict[str, Tensor | None]:
+        """Return where this process's random numbers stand."""
+        cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        return {"random": torch.get_rng_state(), "random_cuda": cuda}

@@ -10,7 +10,8 @@ from accelerate.utils import set_seed
 
 from cme_bench.training.batches import share
 from cme_bench.training.curve import LossCurve
-from cme_bench.training.loop import STATE, Loop, Numbers
+from cme_bench.training.loop import STATE, Loop
+from cme_bench.training.numbers import Numbers
 from cme_bench.training.replay import Replay, static_shapes
 from cme_bench.training.session import Session
 from cme_bench.training.signals import stop_on_signal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def train_in_loop(session: Session) -> tuple[int, LossCurve]:
     """Train in this package's loop; return the steps that are made, and the curve."""
-    prepared, model = session.prepared, session.model
+    prepared, model, main = session.prepared, session.model, session.ranks.number == 0
     options, out = prepared.options, prepared.options.out
     if session.checkpointing.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -43,25 +44,27 @@ def train_in_loop(session: Session) -> tuple[int, LossCurve]:
             backward=Replay(eager, session.listener.note) if replayed else eager,
             numbers=numbers,
             folder=out / "checkpoints",
+            ranks=session.ranks,
         )
         if loop.restore():
             session.listener.note(f"resuming at step {loop.step}/{loop.steps}")
-        curve = LossCurve(out / "loss.csv", last_step=loop.step)
-        with session.report(loop.step) as report:
+        curve = LossCurve(out / "loss.csv", last_step=loop.step, writes=main)
+        with ExitStack() as stack:
+            report = stack.enter_context(session.report(loop.step)) if main else None
             log = StepLog(curve, session.listener, report)
-            with stop_on_signal(log):
-                loop.run(log)
+            stack.enter_context(stop_on_signal(log))
+            loop.run(log)
     numbers.release()
     return loop.step, curve
 
 
 def train_with_trainer(
-    session: Session, arguments: TrainingArguments, *, resumed: Path | None, step: int, main: bool
+    session: Session, arguments: TrainingArguments, *, resumed: Path | None, step: int
 ) -> tuple[int, LossCurve]:
     """Train with transformers' Trainer, from a checkpoint if one is given; arguments as for the loop."""
     from cme_bench.training.trainer import AllocateRanks, MixtureTrainer, Watch
 
-    plan, options = session.prepared.plan, session.prepared.options
+    plan, options, main = session.prepared.plan, session.prepared.options, session.ranks.number == 0
     if resumed:
         session.listener.note(f"resuming at step {step}/{plan.steps}")
     arguments.gradient_checkpointing = session.checkpointing.checkpointing
@@ -90,6 +93,6 @@ def refuse_other_checkpoint(checkpoints: Path, why: str | None) -> None:
     """Raise UsageError if the loop has made steps, which the Trainer cannot go on from."""
     if (checkpoints / STATE).exists():
         raise UsageError(
-            f"{checkpoints / STATE}: the training began on one device and would begin anew with "
-            f"transformers' Trainer ({why}); go on as it began, or remove that file"
+            f"{checkpoints / STATE}: the training began without transformers' Trainer and would begin anew "
+            f"with it ({why}); go on as it began, or remove that file"
         )

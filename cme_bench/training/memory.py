@@ -41,7 +41,7 @@ class Decision:
 
 
 def decide(
-    model: nn.Module, *, asked: bool | None, tokens: int, autocast: bool, free: int | None, alone: bool
+    model: nn.Module, *, asked: bool | None, tokens: int, autocast: bool, free: int | None, whole: bool
 ) -> Decision:
     """Return whether to use gradient checkpointing.
 
@@ -51,13 +51,13 @@ def decide(
         tokens: Of the largest batch, padding included.
         autocast: Whether the forward pass runs in bfloat16.
         free: Bytes of the device's memory that are free; None on a CPU.
-        alone: One process on one device; several must decide alike, and go without an estimate.
+        whole: The model lies on the device, as it is; of one that is shared out there is no estimate.
     """
     if asked is not None:
         return Decision(asked, f"--{'' if asked else 'no-'}checkpointing")
     if free is None:
         return Decision(False, "on a CPU")
-    if not alone:
+    if not whole:
         return Decision(True, "several GPUs; --no-checkpointing is faster where it fits")
     needed = step_bytes(model, tokens=tokens, autocast=autocast)
     said = f"a step of {tokens:,} tokens keeps about {gib(needed)} without it, {gib(free)} are free"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from cme_bench.training.memory import Decision, decide, free_bytes
 from cme_bench.training.packing import check_packing, prefer_varlen
 from cme_bench.training.packs import choose_width, most_learnt
 from cme_bench.training.prepared import Prepared
+from cme_bench.training.ranks import Ranks
 from cme_bench.training.reporting import TrainingReport
 from cme_bench.training.varlen import bound_examples, looks_apart
 from cme_bench.util.errors import UsageError
@@ -28,12 +28,18 @@ from cme_bench.util.errors import UsageError
 
 @dataclass(slots=True)
 class Session:
-    """A prepared training, its model with the adapter, and how it runs. ``words``: of MANNERS."""
+    """A prepared training, its model with the adapter, and how it runs.
+
+    ``by_trainer``: why transformers' Trainer makes the steps; None where the loop does. ``words``: of
+    MANNERS, for the loop.
+    """
 
     prepared: Prepared
     model: PeftModel
     listener: Listener
+    by_trainer: str | None
     words: frozenset[str]
+    ranks: Ranks
     device: torch.device
     bf16: bool
     layout: Layout = field(init=False)
@@ -43,14 +49,23 @@ class Session:
         if self.bf16:
             leave_casts(self.model.modules(), self.device)
         self.layout = self._layout()
-        self.checkpointing = decide(
+        self.checkpointing = self._decided()
+
+    def _decided(self) -> Decision:
+        """Return whether to use gradient checkpointing; in the loop all processes do if one must."""
+        looped = self.by_trainer is None
+        alone = self.ranks.count == 1 and self.prepared.options.device_map is None
+        found = decide(
             self.model,
             asked=self.prepared.options.checkpointing,
             tokens=self._most_tokens(),
             autocast=self.bf16,
             free=free_bytes(self.device),
-            alone=int(os.environ.get("WORLD_SIZE", "1")) == 1 and self.prepared.options.device_map is None,
+            whole=looped or alone,
         )
+        if looped and self.ranks.any(found.checkpointing, self.device) and not found.checkpointing:
+            return Decision(True, "another process has less free memory")
+        return found
 
     def _layout(self) -> Layout:
         """Return how batches are laid out. UsageError if packing is asked for and the model cannot."""
@@ -87,9 +102,12 @@ class Session:
         lengths = self.prepared.plan.examples.lengths
         return max(self.layout.places([int(lengths[i]) for i in b]) for b in self.prepared.plan.batches)
 
-    def note(self, by_trainer: str | None) -> None:
+    def note(self) -> None:
         """Say how the training runs."""
-        how = f"transformers' Trainer ({by_trainer})" if by_trainer else "one process, one device"
+        count = self.ranks.count
+        how = "one process, one device" if count == 1 else f"{count} processes, one device each"
+        if self.by_trainer is not None:
+            how = f"transformers' Trainer ({self.by_trainer})"
         rows = "padded rows"
         if self.layout.width is not None:
             rows = f"packs of {self.layout.width:,} tokens"

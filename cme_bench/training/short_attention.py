@@ -53,7 +53,7 @@ def _furthest(device: torch.device) -> float:
         q, k, v = (part.to(dtype, copy=True).requires_grad_() for part in drawn[:3])
         out = attend(q, k, v, starts, max(lengths), None)
         found.append([out, *torch.autograd.grad(out, (q, k, v), drawn[3].to(dtype))])
-    pairs = [(ours.float(), wanted.float()) for ours, wanted in zip(*found, strict=True)]
+    pairs = [(ours.detach().float(), wanted.detach().float()) for ours, wanted in zip(*found, strict=True)]
     return max(float((ours - wanted).norm() / wanted.norm()) for ours, wanted in pairs)
 
 

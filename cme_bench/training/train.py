@@ -6,7 +6,6 @@ Folder: ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT's, writt
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -46,9 +45,9 @@ from cme_bench.training.choose import batch_order, manner, needs_trainer
 from cme_bench.training.curve import LossCurve
 from cme_bench.training.fresh import put_fresh
 from cme_bench.training.liger import check_liger, fuse_base, models_restored
-from cme_bench.training.loop import mixed_numbers
 from cme_bench.training.manners import refuse_other_checkpoint, train_in_loop, train_with_trainer
 from cme_bench.training.methods import adapter_config, check_fit, check_switches
+from cme_bench.training.numbers import mixed_numbers
 from cme_bench.training.options import TrainOptions, check_options
 from cme_bench.training.plan import (
     ItemSet,
@@ -62,6 +61,7 @@ from cme_bench.training.plan import (
 )
 from cme_bench.training.prepared import Prepared
 from cme_bench.training.quantised import check_on_devices, check_trainable, prepare_quantised
+from cme_bench.training.ranks import Ranks
 from cme_bench.training.replay import replaying
 from cme_bench.training.session import Session
 from cme_bench.training.shared import Shared
@@ -92,6 +92,8 @@ def train(
     InterruptedRun. On several GPUs run under ``accelerate launch``: each process calls this.
     """
     listener = listener or Listener()
+    if needs_trainer(options) is None:
+        Ranks.here().take_device()
     with models_restored():
         prepared = prepare(options, listener, sets=sets, early=True)
         if prepared.finished:
@@ -139,7 +141,7 @@ def prepare(
     chosen = chosen_templates(options) if sets is None else []
     loading = _load_early(options, base, config, probed) if early else None
     sets = load_sets(options, note=listener.note, own=own, chosen=chosen) if sets is None else sets
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = Ranks.here().count
     if options.device_map is not None and processes > 1:
         raise UsageError(
             f"--device-map spreads one process over the GPUs, and there are {processes}: leave it out, or "
@@ -183,14 +185,14 @@ def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint
 def _load_early(
     options: TrainOptions, base: Checkpoint, config: Any, adapter: PeftConfig
 ) -> Early[PreTrainedModel] | None:
-    """Begin to load the base, where it is sure to be trained, in this process, on the usual device."""
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1 and needs_trainer(options) is None
-    if not alone or (options.out / record.FILE).exists():
+    """Begin to load the base, where it is sure to be trained, on the usual device."""
+    if needs_trainer(options) is not None or (options.out / record.FILE).exists():
         return None
     device = choose_device()
     dtype = choose_dtype(options.dtype, config, device)
 
     def loaded() -> PreTrainedModel:
+        Ranks.here().take_device()  # a thread begins on the first GPU
         model = frozen_base(base, dtype, device, options)
         warm_up(model, adapter, dtype)
         return model
@@ -213,7 +215,7 @@ def _note_plan(plan: TrainingPlan, listener: Listener) -> None:
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
     """Make the folder and lock it for the main process. UsageError if it is in use or unwritable."""
-    if not _is_main():
+    if Ranks.here().number > 0:
         yield
         return
     try:
@@ -231,7 +233,7 @@ def only_writer(out: Path) -> Iterator[None]:
 def _run(prepared: Prepared, listener: Listener) -> None:
     options, base, plan = prepared.options, prepared.base, prepared.plan
     out, checkpoints = options.out, options.out / "checkpoints"
-    by_trainer = needs_trainer(options)
+    by_trainer, ranks = needs_trainer(options), Ranks.here()
     resumed, step = last_checkpoint(checkpoints, processes=prepared.content["identity"]["processes"])
     if resumed:
         by_trainer = by_trainer or "it began so"
@@ -239,31 +241,34 @@ def _run(prepared: Prepared, listener: Listener) -> None:
     dtype = choose_dtype(options.dtype, load_config(base), device)
     bf16 = dtype == torch.bfloat16
     arguments = _trainer_arguments(prepared, bf16=bf16) if by_trainer else None
+    if arguments is None:
+        ranks.join(device)
     model = _adapted_model(prepared, dtype, arguments.device if arguments else device, listener.note)
     if by_trainer is None and (by_trainer := mixed_numbers(model)):
         arguments = _trainer_arguments(prepared, bf16=bf16)
-    if arguments is not None:
+    if by_trainer is not None:
         refuse_other_checkpoint(checkpoints, by_trainer)
-    session = Session(
-        prepared, model, listener, manner(device) if by_trainer is None else frozenset(), device, bf16
-    )
+    words = manner(device) if by_trainer is None else frozenset()
+    session = Session(prepared, model, listener, by_trainer, words, ranks, device, bf16)
     prepared.content["adapter"] = describe(model).to_dict()
-    if _is_main():
+    if ranks.number == 0:
         write_json(out / record.FILE, prepared.content)
     listener.note(
         f"{options.method}: {prepared.content['adapter']['trainable_parameters']:,} trainable parameters "
         f"({prepared.content['adapter']['percent_of_base']:.2f} % of {base.name})"
     )
-    session.note(by_trainer)
+    session.note()
     if arguments is None:
         done, curve = train_in_loop(session)
     else:
-        done, curve = train_with_trainer(session, arguments, resumed=resumed, step=step, main=_is_main())
+        done, curve = train_with_trainer(session, arguments, resumed=resumed, step=step)
     if done < plan.steps:
         raise InterruptedRun(f"stopped at step {done} of {plan.steps}; the same command goes on there")
-    if _is_main():
+    if ranks.number == 0:
         finish(model, curve, prepared)
         shutil.rmtree(checkpoints, ignore_errors=True)
+    if arguments is None:
+        ranks.any(False, device)  # no process goes on before the folder is whole
 
 
 def frozen_base(
@@ -334,7 +339,3 @@ def finish(model: PeftModel, curve: LossCurve, prepared: Prepared, *, together: 
         "final_loss": sum(p.loss for p in tail) / len(tail),
     }
     write_json(options.out / record.FILE, content)
-
-
-def _is_main() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0

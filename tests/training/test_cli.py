@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
@@ -76,32 +74,3 @@ def test_terminated_exits_with_3_and_the_same_command_goes_on(tiny_checkpoint: P
     assert f"resuming at step {steps}/150" in done.stderr
     assert f"The adapter is in {out}" in done.stdout
     assert (out / "adapter_model.safetensors").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("packing", [[], ["--pack", "2"]], ids=["padded", "packed"])
-def test_two_processes_train_as_one_does_with_accumulation(
-    packing: list[str], tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    """What ``accelerate launch`` sets up on several GPUs, here on the CPU (gloo)."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    shared = [str(tiny_checkpoint), "--method", "teamlora", *SMALL, "--max-steps", "6", "--batch-size", "4"]
-    shared += packing
-    alone = CliRunner().invoke(app, ["train", *shared, "--accumulate", "2", "--out", str(one)])
-    assert alone.exit_code == 0, alone.output
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29611",
-    ]
-    done = call([*launcher, "-m", "cme_bench", "train", *shared, "--out", str(two)])
-    assert done.returncode == 0, done.stderr
-    for first, second in zip(read_curve(one / "loss.csv"), read_curve(two / "loss.csv"), strict=True):
-        assert first.loss == pytest.approx(second.loss, rel=1e-5)
-        assert (first.tokens, first.target_tokens) == (second.tokens, second.target_tokens)
-    adapters = [load_file(folder / "adapter_model.safetensors") for folder in (one, two)]
-    assert all(torch.allclose(adapters[0][n], adapters[1][n], atol=1e-5) for n in adapters[0])

@@ -172,7 +172,7 @@ def test_its_checkpoint_is_not_lost_to_the_trainer(options: Make, monkeypatch: p
     with pytest.raises(KeyboardInterrupt):
         train(chosen, Lines(stop=3))
     monkeypatch.setenv(MANNER, "trainer")
-    with pytest.raises(UsageError, match=r"step\.pt: the training began on one device"):
+    with pytest.raises(UsageError, match=r"step\.pt: the training began without transformers' Trainer"):
         train(chosen)
     monkeypatch.delenv(MANNER)
     state = chosen.out / "checkpoints" / "step.pt"

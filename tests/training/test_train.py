@@ -380,16 +380,16 @@ def test_impossible_settings_fail_early_with_one_line(
     assert not loaded, "weights were loaded before the settings were checked"
 
 
-def test_weights_are_loaded_early_only_where_the_training_begins_in_one_process(
+def test_weights_are_loaded_early_only_where_the_training_begins_in_the_loop(
     options: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = options("lora", max_steps=1)
     begun = prepare(chosen, Listener(), early=True).loading
     assert begun is not None and not begun.result().training
     assert prepare(chosen, Listener()).loading is None
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(MANNER, "trainer")
     assert prepare(chosen, Listener(), early=True).loading is None
-    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv(MANNER)
     train(chosen)
     again = prepare(chosen, Listener(), early=True)
     assert again.finished and again.loading is None
