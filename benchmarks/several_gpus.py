@@ -1,15 +1,18 @@
 """Trainings and a base over several GPUs, each against one GPU: speed, and whether the results are equal.
 
-* train: one adapter by ``accelerate launch -m cme_bench train`` on every GPU against one process of the same
-  trainer, with the same rows in a step (``--batch-size`` is divided among the processes).
+* train: one adapter by ``accelerate launch -m cme_bench train`` on every GPU against one process, by the loop
+  of this package, which is the default, and by transformers' Trainer. A step has the same batches: several
+  processes compute them at once, one process one after the other.
 * sweep: adapters dealt to the processes of ``accelerate launch -m cme_bench sweep`` against one process.
 * device_map: a base of LLaMA-2-7B's shape with random weights on one GPU and by ``--device-map auto``; the
   answers of likelihood and generation tasks.
 * tensor_parallel: the same with a TeamLoRA of random numbers by vLLM, on one rank and on all, in float32.
 
-``train_ratio`` and ``sweep_ratio``: tokens a second on all GPUs over one GPU, behind the first logged step.
+``train_ratio``, ``trainer_ratio`` and ``sweep_ratio``: tokens a second on all GPUs over one GPU, behind the
+steps that are logged first. ``train_over_trainer``: of the loop over the Trainer, on all GPUs.
 ``*_difference``: the largest between the losses that are logged, step by step; of answers, between
-log-likelihoods. ``*_differ``: of ``*_records`` answers, those with another choice or text.
+log-likelihoods. ``*_differ``: of ``*_records`` answers, those with another choice or text. Trainings drop
+nothing out: draws hang on the process, and on a GPU on the adapters that are trained together.
 """
 
 from __future__ import annotations
@@ -56,17 +59,19 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def run(command: Sequence[str], log: Path, *, gpus: int, processes: int = 1) -> None:
-    """Run a command of cme-bench that sees so many GPUs; several ``processes`` by a launcher."""
+def run(command: Sequence[str], log: Path, *, gpus: int, processes: int = 1, manner: str = "") -> None:
+    """Run a command of cme-bench that sees so many GPUs; several ``processes`` by a launcher. ``manner``: of
+    training."""
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
     if not torch.cuda.is_available():  # accelerate launches several CPU processes by MPI alone
-        launcher = ["torch.distributed.run", "--nproc_per_node", str(processes)]
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     start = [*launcher, "-m", "cme_bench"] if processes > 1 else ["cme_bench"]
     with log.open("ab") as stream:
         done = subprocess.run(
             [sys.executable, "-m", *start, *command],
             cwd=measurements.ROOT,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))},
+            env=os.environ
+            | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))), "CME_BENCH_TRAIN": manner},
             stdout=stream,
             stderr=subprocess.STDOUT,
             check=False,
@@ -76,10 +81,11 @@ def run(command: Sequence[str], log: Path, *, gpus: int, processes: int = 1) -> 
 
 
 def speed(curves: Iterable[list[Point]]) -> float:
-    """Tokens a second of trainings together, behind the first logged step of each."""
+    """Tokens a second of trainings together, behind the steps of each that were logged first."""
     held = list(curves)
-    made = sum(curve[-1].tokens - curve[0].tokens for curve in held)
-    return float(made) / (max(c[-1].seconds for c in held) - min(c[0].seconds for c in held))
+    first = [[point for point in curve if point.seconds == curve[0].seconds][-1] for curve in held]
+    made = sum(curve[-1].tokens - start.tokens for curve, start in zip(held, first, strict=True))
+    return float(made) / (max(c[-1].seconds for c in held) - min(start.seconds for start in first))
 
 
 def difference(one: Iterable[list[Point]], other: Iterable[list[Point]]) -> float:
@@ -89,30 +95,33 @@ def difference(one: Iterable[list[Point]], other: Iterable[list[Point]]) -> floa
 
 
 def measure_train(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """One adapter by the trainer of several processes, on one and on all."""
-    curves = []
-    for processes in (1, args.gpus):
-        out = folder / f"train{processes}"
-        command = ["train", args.model, "--method", "teamlora", "--rank", "32", "--data", args.data]
-        command += ["--max-steps", str(args.steps), "--batch-size", str(args.batch_size // processes)]
-        command += ["--max-length", "256", "--log-every", str(max(1, args.steps // 10)), "--out", str(out)]
-        os.environ["CME_BENCH_TRAIN"] = "trainer"
-        run(command, folder / "log", gpus=processes, processes=processes)
-        del os.environ["CME_BENCH_TRAIN"]
-        curves.append(read_curve(out / "loss.csv"))
-    one, all_ = (speed([curve]) for curve in curves)
-    return {
-        "train_one": round(one, 1),
-        "train_all": round(all_, 1),
-        "train_ratio": round(all_ / one, 3),
-        "train_difference": difference([curves[0]], [curves[1]]),
-    }
+    """One adapter by the loop and by transformers' Trainer, on one and on all."""
+    metrics: dict[str, Any] = {}
+    for name, manner in (("train", ""), ("trainer", "trainer")):
+        curves = []
+        for processes in (1, args.gpus):
+            out = folder / f"{name}{processes}"
+            command = ["train", args.model, "--method", "teamlora", "--rank", "32", "--data", args.data]
+            command += ["--batch-size", str(args.batch_size // args.gpus), "--dropout", "0"]
+            command += ["--accumulate", str(args.gpus // processes), "--max-steps", str(args.steps)]
+            command += ["--max-length", "256", "--log-every", str(max(1, args.steps // 10))]
+            command += ["--out", str(out)]
+            run(command, folder / "log", gpus=processes, processes=processes, manner=manner)
+            curves.append(read_curve(out / "loss.csv"))
+        one, all_ = (speed([curve]) for curve in curves)
+        metrics |= {
+            f"{name}_one": round(one, 1),
+            f"{name}_all": round(all_, 1),
+            f"{name}_ratio": round(all_ / one, 3),
+            f"{name}_difference": difference([curves[0]], [curves[1]]),
+        }
+    return metrics | {"train_over_trainer": round(metrics["train_all"] / metrics["trainer_all"], 2)}
 
 
 def measure_sweep(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Adapters dealt to processes, against one process."""
     common = {"max_steps": args.steps, "batch_size": 4 if args.quick else 48, "max_length": 256}
-    common |= {"log_every": max(1, args.steps // 10)}
+    common |= {"log_every": max(1, args.steps // 10), "dropout": 0.0}
     adapters = {
         f"{method}-{seed}": {"method": method, "rank": 4 if args.quick else rank, "seed": seed}
         for method, rank in ROWS.items()

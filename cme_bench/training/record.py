@@ -54,9 +54,9 @@ def begun_order(out: Path) -> str | None:
 def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
     """Return whether ``out`` holds this very training, finished. UsageError if it holds anything else."""
     file = out / FILE
+    if not file.exists() and _holds_more(out) and not file.exists():  # another process may just begin it
+        raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
     if not file.exists():
-        if out.exists() and (not out.is_dir() or any(p.name != ".lock" for p in out.iterdir())):
-            raise UsageError(f"--out {out} exists and is no training of ours; name another folder")
         return False
     old = read_json(file)
     usual = dict.fromkeys(("bos", *USUAL))  # absent where they are as they always were
@@ -68,6 +68,12 @@ def check_folder(out: Path, identity: Mapping[str, Any]) -> bool:
                 f"{out} holds a training with other {key}{shown}; name another folder with --out"
             )
     return bool(old.get("finished"))
+
+
+def _holds_more(out: Path) -> bool:
+    """Return whether a path is more than an empty folder, or one in which a training is about to begin."""
+    begins = (".lock", f".{FILE}.tmp")
+    return out.exists() and (not out.is_dir() or any(each.name not in begins for each in out.iterdir()))
 
 
 def describe_training(

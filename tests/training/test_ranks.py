@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from cme_bench.adapters.registry import routed_names
+from cme_bench.training import record
 from cme_bench.training.batches import Layout, count_learnt, count_targets
 from cme_bench.training.choose import MANNER, batch_order, needs_trainer
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.ranks import Ranks
 from cme_bench.training.train import train
+from cme_bench.util.errors import UsageError
 
 CLOSE = 1e-5
 SHARED: dict[str, Any] = {
@@ -154,3 +156,13 @@ def test_one_process_speaks_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
     assert alone.any(True, cpu) and not alone.any(False, cpu)
     assert alone.summed(value) is value and alone.of_all("mine") == ["mine"]
+
+
+def test_a_folder_in_which_another_process_begins_is_no_foreign_one(tmp_path: Path) -> None:
+    """Processes of a sweep look at all folders, while others have made theirs."""
+    (tmp_path / ".lock").touch()
+    (tmp_path / f".{record.FILE}.tmp").touch()
+    assert not record.check_folder(tmp_path, {})
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match="is no training of ours"):
+        record.check_folder(tmp_path, {})

@@ -249,7 +249,10 @@ class _Sweep:
         """Return the states of those that wait, from the files of all processes that there were."""
         found: dict[str, dict[str, Any]] = {}
         for file in self._files.all():
-            held: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                held: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            except FileNotFoundError:  # of another process, which has just finished its work
+                continue
             for name, state in held["states"].items():
                 known = name in self._waiting and name in held["identities"]
                 if known and held["identities"][name] == self._waiting[name].content["identity"]:
