@@ -47,7 +47,8 @@ def evaluate(
     The same call goes on where an earlier one stopped: an answer that is stored is not computed again.
 
     Args:
-        model: A folder, a hub id, ``smollm2`` or ``smollava``; or a model in memory, which is left as it is.
+        model: A folder, a hub id, ``smollm2``, ``smollava`` or ``gemma3-270m``; or a model in memory, which
+            is left as it is.
         adapters: Adapter folders; None among them is the model alone. Of a ``PeftModel`` in memory they are
             names of its adapters, and without them it is evaluated as it is now.
         tasks: Tasks, domains and suites: names, or one text of names with commas.

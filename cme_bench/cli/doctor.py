@@ -182,6 +182,7 @@ _CHECKS: dict[str, Callable[[], tuple[bool, str]]] = {
     "quantised": _quantised,
     "smollm2": functools.partial(_bundled, "smollm2"),
     "smollava": functools.partial(_bundled, "smollava"),
+    "gemma3-270m": functools.partial(_bundled, "gemma3-270m"),
     "cache": _cache,
     "tasks": _tasks,
 }

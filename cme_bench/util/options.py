@@ -66,7 +66,7 @@ Worker = Literal["hf", "vllm"]
 Model = Annotated[
     str,
     Option(
-        "A model folder, a hub name (OWNER/NAME[/SUB][@REVISION]), 'smollm2' or 'smollava'.",
+        "A model folder, a hub name (OWNER/NAME[/SUB][@REVISION]), 'smollm2', 'smollava' or 'gemma3-270m'.",
         argument=True,
     ),
 ]
