@@ -125,6 +125,8 @@ def _check_sampling(settings: Mapping[str, Any], fail: Fail) -> None:
 
 def _check_filters(values: Mapping[str, Any], fail: Fail) -> None:
     """Check ``filter_list``: pipelines of filters that lm-eval registers, or of a task's own code."""
+    if values.get("filter_list") == []:
+        fail("filter_list", "'filter_list' is empty, so no answer is scored: leave it out")
     for i, pipeline in enumerate(values.get("filter_list") or ()):
         key = f"filter_list.{i}"
         if not isinstance(pipeline, Mapping) or not isinstance(pipeline.get("filter"), list):

@@ -19,7 +19,7 @@ from cme_bench.util.unchanged import note_read
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FunctionRef:
     """A ``!function`` tag: the qualified name and the file that holds it."""
 
@@ -27,7 +27,7 @@ class FunctionRef:
     file: Path
     line: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"!function {self.name}"
 
     @property

@@ -100,6 +100,8 @@ def test_filters_and_their_options() -> None:
             "metric_list: [{metric: !function own.f}]",
             "11: !function own.f: lm-eval calls a metric's function",
         ),
+        ("description: !function own.f", "11: 'description' must be a text, not !function own.f"),
+        ("filter_list: []", "11: 'filter_list' is empty, so no answer is scored"),
         ("filter_list: [{filter: [{function: take_first}]}]", "11: an entry of 'filter_list' needs a 'name'"),
         (
             "filter_list: [{name: x, filter: [{function: regexp}]}]",
