@@ -111,7 +111,8 @@ def count_targets(batch: Mapping[str, Tensor]) -> int:
 def count_learnt(example: Mapping[str, Any]) -> int:
     """Return the tokens of an example that are learnt, as :func:`count_targets` finds them in its batch."""
     gaps = sum(stop - start for start, stop in example.get("gaps", ()))
-    return max(0, len(example["ids"]) - max(1, example["source_length"])) - gaps
+    learnt: int = len(example["ids"]) - max(1, example["source_length"]) - gaps
+    return max(0, learnt)
 
 
 def count_tokens(batch: Mapping[str, Tensor]) -> int:

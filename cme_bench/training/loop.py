@@ -72,7 +72,7 @@ class Loop:
         options: TrainOptions,
         *,
         examples: Any,
-        batches: Sequence[Sequence[int]],
+        batches: Sequence[list[int]],
         collate: Collate,
         backward: Backward,
         numbers: Numbers,
