@@ -94,7 +94,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="the result's file; default: results/bench/NAME-HARDWARE.json"
     )
-    parser.add_argument("--head", action="store_true", help="only what the output layer costs")
+    parser.add_argument("--head", action="store_true", help="only what float32 logits and states cost")
     return parser.parse_args()
 
 
@@ -342,81 +342,130 @@ def metrics(rounds: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-# ---- what the output layer costs
+# ---- what float32 logits and hidden states cost
+
+STEPS = (("decode_1", 1), ("decode_32", 32), ("decode_256", 256))
+PROMPT, UNIT = 16, 128
+"""Tokens of a prompt before the decoding, and of each row of a pack."""
 
 
 def head_cost(quick: bool) -> dict[str, float]:
     """Percent of a step that float32 logits add, and float32 hidden states, decoding 1, 32 and 256 rows and
     scoring a full pack.
 
-    A step is the decoder of LLaMA-2-7B's shapes with random weights and no cache, which is less than a step
-    takes; the output layer is timed with all that reads its logits.
+    The model has LLaMA-2-7B's shapes and random weights. Both kinds of states are computed as the engine
+    does: steps of decoding in CUDA graphs, a pack of rows of 128 tokens in its own attention, both with
+    float32 logits. The output layer is timed by itself, with all that reads its logits.
     """
     import torch
-    from transformers import LlamaModel
+    from transformers import LlamaForCausalLM
 
-    from cme_bench.engines.hf.generate import _argmax_or_nan
-    from cme_bench.engines.hf.loglikelihood import read_logits
-    from cme_bench.engines.hf.wide_states import WideStates
+    from cme_bench.engines.hf.forward import CausalForward
     from cme_bench.experiments.efficiency.shapes import preset
-    from cme_bench.util.exact_logits import linear
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = preset("tiny" if quick or device.type == "cpu" else "llama-2-7b")
     torch.manual_seed(0)
     with device:
-        model = LlamaModel._from_config(config, dtype=torch.bfloat16).eval()
-        wide = WideStates(model)
-        weight = torch.randn(config.vocab_size, config.hidden_size, dtype=torch.bfloat16) / 64
-    scored = max(1, (1 << 28) // config.vocab_size) if device.type == "cuda" else 64
+        model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
+    seconds: dict[str, list[float]] = {}
+    for wide in (False, True):
+        forward = CausalForward(model, device, wide=wide)
+        if wide and forward.narrow_because:
+            raise SystemExit(f"hidden states are not float32: {forward.narrow_because}")
+        for name, act in actions(forward, 8192 if device.type == "cuda" else 256):
+            seconds.setdefault(name, []).append(timed(act, device))
     found = {}
-    for name, rows, tokens in (
-        ("decode_1", 1, 1),
-        ("decode_32", 32, 1),
-        ("decode_256", 256, 1),
-        ("scoring", 1, scored),
-    ):
-        x = torch.randn(rows * tokens, config.hidden_size, dtype=torch.bfloat16, device=device)
-        ids = torch.randint(0, config.vocab_size, (rows, tokens), device=device)
-        index, target = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
-
-        def read(logits: torch.Tensor) -> None:
-            if name == "scoring":  # noqa: B023 - called within its round
-                read_logits(logits, index, target)  # noqa: B023
-            else:
-                _argmax_or_nan(logits).tolist()
-
-        ways: dict[str, Callable[[], Any]] = {
-            "body": lambda: model(input_ids=ids, use_cache=False),  # noqa: B023
-            "before": lambda: read(torch.nn.functional.linear(x, weight)),  # noqa: B023
-            "after": lambda: read(linear(x, weight)),  # noqa: B023
-        }
-        with torch.inference_mode():
-            body, before, after = (timed(way, device) for way in ways.values())
-            with wide():
-                wider = timed(ways["body"], device)
-        found[f"states_percent_{name}"] = round(100 * (wider - body) / (body + after), 3)
-        found[f"head_percent_{name}"] = round(100 * (after - before) / (body + before), 3)
+    for name, (rounded, wider) in seconds.items():
+        rows = dict(STEPS).get(name) or max(
+            1, (1 << 28 if device.type == "cuda" else 1 << 16) // config.vocab_size
+        )
+        before, after = output_layer_seconds(model.lm_head.weight, rows, scored=name == "scoring")
+        found[f"states_percent_{name}"] = round(100 * (wider / rounded - 1), 3)
+        found[f"head_percent_{name}"] = round(100 * (after - before) / (rounded - after + before), 3)
         print(
-            f"{name}: decoder {1e3 * body:.3f} ms, with float32 states {1e3 * wider:.3f} ms, "
+            f"{name}: step {1e3 * rounded:.3f} ms, with float32 states {1e3 * wider:.3f} ms, "
             f"output layer {1e3 * before:.3f} -> {1e3 * after:.3f} ms"
         )
     return found
 
 
-def timed(act: Callable[[], Any], device: Any, rounds: int = 20) -> float:
-    """Median seconds of ``act``."""
+def actions(forward: Any, pack_tokens: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What is timed of a model, one after the other: steps of decoding, and a pack."""
+    import random
+
     import torch
 
-    seconds = []
-    for number in range(rounds + 3):
-        started = time.perf_counter()
+    from cme_bench.engines.hf.pack_forward import PackForward
+    from cme_bench.engines.hf.static_decoding import StaticSession, Stepper
+    from cme_bench.engines.hf.tree_attention import KeptPrefix
+    from cme_bench.engines.plan import PlanLimits, plan_packs
+
+    vocabulary = forward.model.config.vocab_size
+    for name, rows in STEPS:
+        session = StaticSession(forward, KeptPrefix(), 0, Stepper(forward))
+        ids, mask = (torch.ones(rows, PROMPT, dtype=torch.int64, device=forward.device) for _ in range(2))
+        with torch.inference_mode():
+            session.feed(ids, mask)
+
+        @torch.inference_mode()
+        def step(session: Any = session, ids: Any = ids[:, :1], mask: Any = mask) -> None:
+            session.feed(ids, mask)
+
+        yield name, step
+    drawn = random.Random(0)
+    units = [[drawn.randrange(vocabulary) for _ in range(UNIT + 1)] for _ in range(pack_tokens // UNIT)]
+    limits = PlanLimits(pack_tokens, pack_tokens, 2 * UNIT, 1, 0)
+    [pack] = plan_packs([((*unit[:1],), tuple(unit[1:])) for unit in units], limits)
+    run = PackForward(forward)
+    yield "scoring", lambda: run(pack)
+
+
+def output_layer_seconds(weight: Any, rows: int, *, scored: bool) -> tuple[float, float]:
+    """Seconds of the output layer, with rounded and with float32 logits of rounded states, all that reads
+    them included."""
+    import torch
+
+    from cme_bench.engines.hf.generate import _argmax_or_nan
+    from cme_bench.engines.hf.loglikelihood import read_logits
+    from cme_bench.util.exact_logits import linear
+
+    x = torch.randn(rows, weight.shape[1], dtype=weight.dtype, device=weight.device)
+    index, target = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64)
+
+    def read(logits: torch.Tensor) -> None:
+        if scored:
+            read_logits(logits, index, target)
+        else:
+            _argmax_or_nan(logits).tolist()
+
+    with torch.inference_mode():
+        before = timed(lambda: read(torch.nn.functional.linear(x, weight)), weight.device)
+        return before, timed(lambda: read(linear(x, weight)), weight.device)
+
+
+def timed(act: Callable[[], Any], device: Any, rounds: int = 7, times: int = 5) -> float:
+    """Median seconds of ``act``, of rounds of several that a device is given one after the other."""
+    import torch
+
+    for _ in range(4):  # kernels are built and chosen, a graph is captured
         act()
+    seconds = []
+    for _ in range(rounds):
         if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-        if number >= 3:
+            begin.record()
+            for _ in range(times):
+                act()
+            end.record()
+            end.synchronize()
+            seconds.append(begin.elapsed_time(end) / 1000 / times)
+        else:
+            started = time.perf_counter()
+            act()
             seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return float(statistics.median(seconds))
 
 
 def main() -> None:

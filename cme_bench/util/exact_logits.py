@@ -8,7 +8,6 @@ the model's forward changes: scaling, soft-capping and biases stay its own, comp
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -17,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from cme_bench.util.narrowing import Half, Narrowed, Way, narrowed
+from cme_bench.util.precision import full_float32
+
 NARROW = (torch.bfloat16, torch.float16)
 """Types in which a logit has too few digits."""
 _UPCAST_NUMBERS = 1 << 21
 """Weights upcast at a time, 8 MiB in float32: they are multiplied while a CPU's cache holds them."""
-_FEW_ROWS = 128
-"""Rows up to which a GPU multiplies twice as many in about the same time."""
-_IN_RANGE = 2.0**14
-"""What float16 holds with room: its largest number is 65,504."""
 _QUANTISED = frozenset({"Params4bit", "Int8Params"})
 """Weight classes of bitsandbytes, whose layers round what they return; HQQ's have no weight but ``W_q``."""
 
@@ -68,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     gradients an ``x`` of float32 may meet a weight of 16 bits, of which no copy is made.
     """
     weight = _plain(weight)
-    if _is_mixed(x, weight):
+    if is_mixed(x, weight):
         mixed = wide_product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], len(weight))
         return mixed if bias is None else mixed + bias
     x, weight = _alike(x, weight)
@@ -116,34 +114,32 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+def wide_product(
+    x: Tensor, weight: Tensor, half: Half | None = None, narrow: Callable[[Tensor, Way], Narrowed] = narrowed
+) -> Tensor:
     """Return ``x weight^T`` as float32, of float32 [rows, d] and [n, d] in a 16-bit type.
 
-    On CUDA few rows are the sum of two 16-bit matrices, which hold 16 of 24 bits in bfloat16; both are one
-    product, as its time is that of reading the weights. Many rows are multiplied once, in float16, which
-    holds 11 bits: weights are brought to it at every call, which takes a small part of the product's time.
+    CUDA multiplies 16-bit matrices, to which ``narrow`` brings ``x``: many rows in float16, which holds 11
+    bits, few rows as two numbers each (:mod:`cme_bench.util.narrowing`). bfloat16 weights are brought to
+    float16 for many rows, at every call unless ``half`` holds them.
     """
-    if not x.is_cuda or torch.version.hip is not None:
+    if not multiplies_halves(x):
         return product(x, weight)
-    if len(x) > _FEW_ROWS:
-        return product(*float16_factors(x, weight))
-    first = x.to(weight.dtype)
-    both = product(torch.cat([first, (x - first).to(weight.dtype)]), weight)
-    return both[: len(x)] + both[len(x) :]
+    way = Way.of(len(x), weight.dtype, half=half is not None)
+    if way.dtype == weight.dtype:
+        half = Half(weight)
+    elif half is None:
+        half = Half.at_once(weight)
+    found = narrow(x, way)
+    return found.restored(product(found.parts, half.numbers), half.scale)
 
 
-def float16_factors(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x`` and ``weight`` in float16, whose product is theirs.
-
-    A power of two that brings ``x`` into the range goes over to the weights, which are far within it. Nothing
-    waits for the device.
-    """
-    most = torch.linalg.vector_norm(x, math.inf)
-    shift = torch.exp2(torch.ceil(torch.log2((most / _IN_RANGE).clamp_min(1.0))))
-    return (x / shift).half(), (weight * shift).half()
+def multiplies_halves(x: Tensor) -> bool:
+    """Return whether float32 ``x`` meets 16-bit weights on matrix units that multiply 16 bits only."""
+    return x.is_cuda and torch.version.hip is None
 
 
-def _is_mixed(x: Tensor, weight: Tensor) -> bool:
+def is_mixed(x: Tensor, weight: Tensor) -> bool:
     """Return whether ``wide_product`` multiplies these."""
     wanted = x.dtype == torch.float32 and weight.dtype in NARROW
     return wanted and not _autocast_on(x) and not torch.is_grad_enabled()
@@ -215,6 +211,11 @@ class SameNumbers(functools.partial[Tensor]):
     """
 
 
+class WideNumbers(functools.partial[Tensor]):
+    """A forward lent to a linear layer of 16 bits, which returns a float32 tensor of the caller's own for a
+    float32 input."""
+
+
 @contextmanager
 def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Let ``module`` compute by ``forward`` for the block; a forward that was set on it (by accelerate, say)
@@ -250,36 +251,3 @@ def _autocast_on(x: Tensor) -> bool:
 
 def _autocast_off(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if _autocast_on(x) else nullcontext()
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Compute no product of float32 matrices with fewer digits (TF32, or bfloat16 on a CPU) in the block.
-
-    Both are off by default; a process may have asked for them (``torch.set_float32_matmul_precision``).
-    """
-    parts = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
-    if all(precision in {"none", "ieee"} for precision in before):
-        yield
-        return
-    older = _older_precision()
-    try:
-        if older != "highest":
-            torch.set_float32_matmul_precision("highest")
-        for part in parts:
-            part.fp32_precision = "ieee"
-        yield
-    finally:
-        if older != "highest":
-            torch.set_float32_matmul_precision(older)
-        for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
-
-
-def _older_precision() -> str:
-    """Return what the older of torch's two settings says, which must agree where some code reads them."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # only the newer was set, and the two differ
-        return "highest"

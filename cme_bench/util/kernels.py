@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from cme_bench.util.errors import first_line
-from cme_bench.util.exact_logits import full_float32
+from cme_bench.util.precision import full_float32
 
 
 def compute(right: Callable[[], bool], otherwise: str) -> bool:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, piece_products
+from cme_bench.engines.hf.kept_weights import why_too_much
 from cme_bench.engines.hf.piece_products import PieceProducts
 from cme_bench.util.float32_pieces import multiply, split
 from tests.util.test_exact_logits import FAMILIES, build
@@ -131,7 +132,7 @@ def test_layers_beside_each_other_split_what_they_share_once(
             engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
         assert len(splits) == 4 * layers + 1  # queries with keys and values, gate with up; each other alone
         assert engine._forward.pieces is not None
-        assert engine._forward.pieces._last is None
+        assert engine._forward.pieces._once._last is None
 
 
 def test_weights_of_more_digits_stay_as_they_are(
@@ -176,12 +177,12 @@ def test_engines_of_one_base_share_the_copies_and_free_them() -> None:
     up = model.model.layers[0].mlp.up_proj
     assert first._layers[up] is second._layers[up]
     del first, second
-    assert id(up) not in piece_products._alive
+    assert id(up) not in piece_products._shelf._alive
 
 
 def test_copies_take_a_part_of_the_free_memory_only() -> None:
-    assert piece_products.why_too_much(4 << 30, 10 << 30) is None
-    because = piece_products.why_too_much(41 << 30, 100 << 30)
+    assert why_too_much(4 << 30, 10 << 30) is None
+    because = why_too_much(41 << 30, 100 << 30)
     assert because == "copies of 41.0 GiB are too much for the 100.0 GiB that are free"
 
 

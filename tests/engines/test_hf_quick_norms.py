@@ -56,6 +56,19 @@ def test_a_norm_is_computed_by_one_operation(norm: nn.Module, monkeypatch: pytes
     assert "forward" not in norm.__dict__
 
 
+def test_weights_of_16_bits_meet_wide_states() -> None:
+    model, x = drawn(LlamaRMSNorm(48, 1e-5)).bfloat16(), torch.randn(2, 5, 48)
+    wanted = model(x)
+    assert wanted.dtype == torch.float32
+    quick, norm = QuickNorms(model), model.get_parameter("0.weight")
+    with quick(), torch.no_grad():
+        torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
+        norm.mul_(2)
+        torch.testing.assert_close(model(x), 2 * wanted, rtol=1e-6, atol=1e-6)
+        assert model(x.bfloat16()).dtype == torch.bfloat16  # rounded states are the norm's own matter
+    assert norm.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("norm", [Gemma2RMSNorm(48), HalvedRMSNorm(48), MovedRMSNorm(48), nn.LayerNorm(48)])
 def test_what_computes_something_else_keeps_its_own(norm: nn.Module) -> None:
     model, x = drawn(norm), torch.randn(3, 48)

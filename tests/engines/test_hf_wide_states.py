@@ -14,10 +14,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
-from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.hf import HFEngine, wide_states
 from cme_bench.engines.hf.wide_states import why_narrow
 from cme_bench.util import exact_logits
-from cme_bench.util.exact_logits import float16_factors, linear, product
+from cme_bench.util.exact_logits import linear, product
+from cme_bench.util.narrowing import Narrowed, Way, narrowed_plainly
 from tests.support.tiny_llama import random_llama
 from tests.util.test_exact_logits import FAMILIES, build
 
@@ -26,6 +27,8 @@ REQUESTS = [
     LoglikelihoodRequest(tuple(((*HEAD, 100 + q), (c, c + 1)) for c in range(5, 290, 40))) for q in range(4)
 ]
 """Questions with one header, so that it is kept and their choices are computed over it."""
+MULTIPLIED = ("llama", "gemma2", "gpt2", "gptj", "qwen3", "mixtral")
+"""Families whose products differ: scaled and soft-capped, of another layer, with biases, of experts."""
 ROUNDS_ITSELF = {"mixtral", "mamba"}
 """Families with parts that only take 16 bits: fused experts, and a state-space layer's own casts."""
 
@@ -182,7 +185,12 @@ def test_products_that_are_wrong_here_are_not_used(
 ) -> None:
     model = build("llama")
     before = scores(model, toy_tokenizer, wide=False)
-    monkeypatch.setattr(exact_logits, "wide_product", lambda x, weight: -product(x.to(weight.dtype), weight))
+
+    def negative(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        return -product(x.to(weight.dtype), weight)
+
+    monkeypatch.setattr(exact_logits, "wide_product", negative)
+    monkeypatch.setattr(wide_states, "wide_product", negative)
     engine = HFEngine(model, toy_tokenizer, max_length=64)
     assert answers(engine) == before
     assert engine.describe()["states"] == "bfloat16: a trial gave other logits"
@@ -197,16 +205,84 @@ def test_states_beyond_float16_are_no_error(toy_tokenizer: PreTrainedTokenizerFa
     assert torch.tensor(scores(model, toy_tokenizer)).isfinite().all()
 
 
-@pytest.mark.parametrize("size", [1e-3, 1.0, 300.0, 1e6])
-def test_factors_of_float16_hold_eleven_bits_of_any_size(size: float) -> None:
-    torch.manual_seed(0)
-    x, weight = size * torch.randn(20, 512), torch.randn(30, 512).bfloat16() / 20
-    left, right = float16_factors(x, weight)
-    wanted = x.double() @ weight.double().T
-    error = (left.double() @ right.double().T - wanted).abs().max()
-    rounded = (x.bfloat16().double() @ weight.double().T - wanted).abs().max()
-    assert left.dtype == right.dtype == torch.float16
-    assert error < rounded / 5
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Products as a GPU's units compute them, by plain operations; the shapes of what was narrowed."""
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(x: torch.Tensor, way: Way) -> Narrowed:
+        shapes.append(tuple(x.shape))
+        return narrowed_plainly(x, way)
+
+    monkeypatch.setattr(exact_logits, "multiplies_halves", lambda x: True)
+    monkeypatch.setattr(wide_states, "multiplies_halves", lambda x: True)
+    monkeypatch.setattr(wide_states, "narrowed", counted)
+    return shapes
+
+
+@pytest.mark.parametrize("family", [*MULTIPLIED, "llama in float16"])
+def test_the_products_of_a_gpu(
+    family: str, toy_tokenizer: PreTrainedTokenizerFast, as_on_a_gpu: list[tuple[int, ...]]
+) -> None:
+    model = build(family) if family in FAMILIES else build("llama", torch.float16)
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer, plain=True)
+    narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
+    assert not as_on_a_gpu
+    closer = 1 if family in ROUNDS_ITSELF or family not in FAMILIES else 3
+    assert gap(exact, scores(model, toy_tokenizer)) < narrow / closer
+
+
+@pytest.mark.parametrize("method", [None, "lora", "teamlora"])
+def test_layers_beside_each_other_narrow_what_they_share_once(
+    method: str | None, as_on_a_gpu: list[tuple[int, ...]], toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build("llama")
+    layers = model.config.num_hidden_layers
+    if method is not None:
+        config = copy.deepcopy(ADAPTERS[method])
+        config.task_type = "CAUSAL_LM"
+        torch.manual_seed(2)
+        model = peft.get_peft_model(model, config).eval()
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    engine = HFEngine(model, toy_tokenizer, max_length=64)
+    assert gap(exact, answers(engine)) < gap(exact, scores(model, toy_tokenizer, wide=False)) / 3
+    as_on_a_gpu.clear()
+    with torch.inference_mode():
+        engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
+    assert len(as_on_a_gpu) == 4 * layers + 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_weights_that_change_are_multiplied_as_they_are(
+    told: bool, as_on_a_gpu: list[tuple[int, ...]], toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build("llama")
+    engine = HFEngine(model, toy_tokenizer, max_length=64)
+    before, up = answers(engine), model.model.layers[0].mlp.up_proj
+    if told:
+        with torch.no_grad():
+            up.weight.mul_(2)
+    else:
+        up.weight.data.mul_(2)  # as PEFT merges: torch does not tell of it
+        engine = HFEngine(model, toy_tokenizer, max_length=64)
+    after, exact = answers(engine), scores(copy.deepcopy(model).float(), toy_tokenizer)
+    assert gap(after, exact) < gap(before, exact) / 20
+    halves = engine._forward.wide_layers
+    assert halves is not None
+    assert all(part.weight.dtype == torch.bfloat16 for part in model.modules() if type(part) is nn.Linear)
+    assert up in halves._halves
+
+
+def test_states_and_weights_beyond_float16_are_no_error(
+    as_on_a_gpu: list[tuple[int, ...]], toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(1e7)
+            layer.mlp.down_proj.weight.mul_(1e-7)
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    assert gap(exact, scores(model, toy_tokenizer)) < gap(exact, scores(model, toy_tokenizer, wide=False)) / 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -19,7 +19,8 @@ from cme_bench.engines.hf import HFEngine
 from cme_bench.engines.hf.wide_states import WideStates
 from cme_bench.harness.lm_eval_model import EngineLM
 from cme_bench.util import exact_logits as module
-from cme_bench.util.exact_logits import exact_logits, full_float32, is_rounded, linear
+from cme_bench.util.exact_logits import exact_logits, is_rounded, linear
+from cme_bench.util.precision import full_float32
 from tests.support.tiny_llama import random_llama
 
 PROMPT = tuple(range(20, 31))

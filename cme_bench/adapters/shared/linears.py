@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from transformers.pytorch_utils import Conv1D
 
 from cme_bench.adapters.shared.quantised import is_quantised_linear
-from cme_bench.util.exact_logits import SameNumbers
+from cme_bench.util.exact_logits import SameNumbers, WideNumbers
 
 LINEARS = (nn.Linear, Conv1D)
 _OWN_NUMBERS = (type(None), SameNumbers)
@@ -50,6 +51,14 @@ def plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
         and type(linear.weight) is nn.Parameter  # not torchao's, nor one that is spread over processes
         and isinstance(linear.__dict__.get("forward"), _OWN_NUMBERS)  # accelerate's move to other devices
     )
+
+
+def returns_like(linear: nn.Module, x: Tensor) -> bool:
+    """Return whether ``forward`` is all that calling torch's own linear layer does, and returns a new tensor
+    in the type of ``x``."""
+    if unheard(linear) and isinstance(linear.__dict__.get("forward"), WideNumbers):
+        return x.dtype == torch.float32
+    return plain(linear) and linear.weight.dtype == x.dtype
 
 
 def unheard(linear: nn.Module) -> TypeGuard[nn.Linear]:

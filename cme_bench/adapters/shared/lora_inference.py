@@ -15,7 +15,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
-from cme_bench.adapters.shared.linears import plain
+from cme_bench.adapters.shared.linears import plain, returns_like
 from cme_bench.adapters.shared.lowrank import autocast_on
 from cme_bench.util.exact_logits import replaced
 
@@ -25,11 +25,10 @@ class QuickLora:
 
     def __init__(self, model: nn.Module, head: nn.Module | None) -> None:
         others = set() if head is None else set(head.modules())
-        self._layers = [
-            (layer, functools.partial(_forward, layer, layer.forward))
-            for layer in model.modules()
-            if type(layer) is LoraLinear and layer not in others and "forward" not in layer.__dict__
+        layers = [
+            layer for layer in model.modules() if layer not in others and "forward" not in layer.__dict__
         ]
+        self._layers = [(layer, quick_forward(layer)) for layer in layers if type(layer) is LoraLinear]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -38,6 +37,12 @@ class QuickLora:
             for layer, forward in self._layers:
                 stack.enter_context(replaced(layer, forward))
             yield
+
+
+def quick_forward(layer: nn.Module, own: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return what PEFT's LoRA on a linear layer computes by; any other layer's is its ``own`` forward."""
+    own = layer.forward if own is None else own
+    return functools.partial(_forward, layer, own) if type(layer) is LoraLinear else own
 
 
 def _forward(layer: Any, own: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -58,10 +63,10 @@ def _quick(layer: Any, x: Tensor) -> str | None:
         return None
     if len(layer.active_adapters) != 1 or (name := layer.active_adapters[0]) not in layer.lora_A:
         return None
-    parts = (layer.base_layer, layer.lora_A[name], layer.lora_B[name])
-    if name in layer.lora_variant or not all(map(plain, parts)):
+    parts = (layer.lora_A[name], layer.lora_B[name])
+    if name in layer.lora_variant or not all(map(plain, parts)) or not returns_like(layer.base_layer, x):
         return None
     dropping = layer.lora_dropout[name].training and not isinstance(layer.lora_dropout[name], nn.Identity)
-    if dropping or any(part.bias is not None for part in parts[1:]):
+    if dropping or any(part.bias is not None for part in parts):
         return None
     return name if {part.weight.dtype for part in parts} == {x.dtype} else None

@@ -140,6 +140,9 @@ class HFEngine(Engine):
         because = None if found is None else found.plain_because
         if because and because not in {AS_ASKED, ONLY_A_GPU, NO_LAYERS, OTHER_NUMBERS}:
             note(f"products are computed in plain float32, which is slower: {because}")
+        layers = self._forward.wide_layers
+        if layers is not None and layers.no_halves_because:
+            note(f"weights become float16 at every product, which is slower: {layers.no_halves_because}")
 
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:
         """As ``Engine.serve``, batch by batch.

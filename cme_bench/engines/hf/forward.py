@@ -197,7 +197,11 @@ class CausalForward:
             return None
         if not self._asked_wide:
             return "asked for"
-        return why_narrow(self.model) or self._why_not_wide()
+        reason = why_narrow(self.model) or self._why_not_wide()
+        if reason:  # what the layers keep is freed
+            self.__dict__.pop("_wide_parts", None)
+            self.__dict__["wide_layers"] = None
+        return reason
 
     def _why_not_wide(self) -> str | None:
         """Return why hidden states cannot be wide, from a trial of some tokens; None if they can.
@@ -206,7 +210,7 @@ class CausalForward:
         """
         ids, wide, refused = self._trial_ids(), None, ""
         try:
-            wide = self._tried(ids, self._exactly(self._layers))
+            wide = self._tried(ids, self._exactly(self._widely))
         except Exception as error:  # a model's code raises anything
             refused = f"the model's code refuses others ({type(error).__name__}: {first_line(error)})"
         try:
@@ -239,9 +243,27 @@ class CausalForward:
             yield
 
     @functools.cached_property
-    def _layers(self) -> WideStates:
+    def wide_layers(self) -> WideStates | None:
+        """Return the layers that can compute with wide hidden states; None where none are asked for, or a
+        quantised base has none."""
+        if self._dtype not in NARROW or not self._asked_wide or why_narrow(self.model):
+            return None
         seen = self.model if self.images is None else language_model(base_model(self.model))
         return WideStates(self.model, seen)
+
+    @contextlib.contextmanager
+    def _widely(self) -> Iterator[None]:
+        """Let hidden states of a 16-bit model be float32."""
+        with contextlib.ExitStack() as stack:
+            for part in self._wide_parts:
+                stack.enter_context(part())
+            yield
+
+    @functools.cached_property
+    def _wide_parts(self) -> list[Callable[[], contextlib.AbstractContextManager[None]]]:
+        assert self.wide_layers is not None
+        norms = [QuickNorms(self.model)] if self.device.type == "cuda" else []
+        return [self.wide_layers, *norms]
 
     @functools.cached_property
     def _loras(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -283,7 +305,7 @@ class CausalForward:
         """Return the context in which the model computes."""
         if self._dtype not in NARROW:
             return self._exactly(self._quickly)
-        return self._exactly(self._layers if self.narrow_because is None else contextlib.nullcontext)
+        return self._exactly(self._widely if self.narrow_because is None else contextlib.nullcontext)
 
     def _run(self, arguments: dict[str, Any], model: Any = None) -> Any:
         with self._products():

@@ -7,13 +7,13 @@ adapters' own products stay as they are. A trial on the device decides, once for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from cme_bench.engines.hf.kept_weights import Kept, Once, Shelf, adapters_own, parent_of
 from cme_bench.util.errors import first_line
 from cme_bench.util.exact_logits import SameNumbers, replaced
 from cme_bench.util.float32_pieces import BYTES, has_units, multiply, split, thrice
@@ -26,43 +26,18 @@ _WORTH = 1 << 27
 _FEW_ROWS, _MANY_WEIGHTS = 32, 1 << 24
 """Rows below which a GPU waits for the weights, and numbers from which reading half their bytes is faster."""
 _ALIGNED = 8  # numbers of a row, 16 bytes in bfloat16: matrix units read no others fast
-_SHARE = 0.4
-"""Most of the free memory of a GPU that the pieces' weights may take."""
 _TRIED_ROWS, _TRIED_COLUMNS = 512, 256
 _FACTOR, _EXACT = 8.0, 2.0**-18
 """Most error of a trial: so many times that of float32's product, or a part of the numbers, if that is more.
 Matrix units that sum in float32 make less than four times; TF32 makes a thousand times."""
 
 
-class _Repeated:
-    """A layer's weights as pieces meet them: ``weights``, None where they are not bfloat16's numbers."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._take(weight)
-
-    def _take(self, weight: Tensor) -> None:
-        self.weights = thrice(weight)
-        self._made_of = _state(weight)
-
-    def of(self, weight: Tensor) -> Tensor | None:
-        """Return ``weights``, made anew once the layer has others, as far as torch tells."""
-        if self._made_of != _state(weight):
-            self._take(weight)
-        return self.weights
-
-    def check(self, weight: Tensor) -> None:
-        """Make ``weights`` anew where the numbers differ: torch does not tell of every change."""
-        kept = self.of(weight)
-        if kept is None or not torch.equal(kept[:, : weight.shape[1]].float(), weight):
-            self._take(weight)
+def _agrees(repeated: Tensor | None, weight: Tensor) -> bool:
+    return repeated is not None and torch.equal(repeated[:, : weight.shape[1]].float(), weight)
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
-    return 0 if weight.is_inference() else weight._version, weight.data_ptr()
-
-
-_alive: WeakValueDictionary[int, _Repeated] = WeakValueDictionary()
-"""What engines hold, by the layer's id. Engines of one base share it: adapters come and go, weights stay."""
+_shelf: Shelf[Tensor | None] = Shelf(thrice, _agrees, BYTES)
+"""Layers' weights as pieces meet them, None where they are not bfloat16's numbers."""
 _right: set[tuple[torch.Size, torch.device]] = set()
 """Shapes of weights, and devices, whose trial went well."""
 
@@ -75,17 +50,17 @@ class PieceProducts:
     """
 
     def __init__(self, model: nn.Module, asked: bool | None) -> None:
-        self._layers: dict[nn.Linear, _Repeated] = {}
-        self._last: tuple[str, Tensor, Tensor] | None = None
+        self._layers: dict[nn.Linear, Kept[Tensor | None]] = {}
+        self._once: Once[Tensor] = Once()
         self._parents: dict[nn.Linear, str] = {} if asked is False else _candidates(model)
         self.plain_because = _why_not(model, asked) or self._begin()
 
     def _begin(self) -> str | None:
         """Know the layers that multiply by pieces; return why there are none."""
-        if reason := _why_no_room(self._parents):
+        if reason := _shelf.why_no_room(self._parents):
             return reason
-        held = {layer: _held(layer) for layer in self._parents}
-        held = {layer: found for layer, found in held.items() if found.weights is not None}
+        held = {layer: _shelf.held(layer) for layer in self._parents}
+        held = {layer: found for layer, found in held.items() if found.made is not None}
         if not held:
             return OTHER_NUMBERS if self._parents else NO_LAYERS
         try:
@@ -104,41 +79,22 @@ class PieceProducts:
             return
         with ExitStack() as stack:
             stack.enter_context(_summed_in_float32())
-            stack.callback(self._forget)
+            stack.callback(self._once.forget)
             for layer, found in self._layers.items():
                 stack.enter_context(replaced(layer, SameNumbers(self._linear, layer, found)))
             yield
 
-    def _forget(self) -> None:
-        self._last = None
-
-    def _linear(self, layer: nn.Linear, kept: _Repeated, x: Tensor) -> Tensor:
+    def _linear(self, layer: nn.Linear, kept: Kept[Tensor | None], x: Tensor) -> Tensor:
         """Return what ``layer`` computes; as its own forward does where pieces gain nothing."""
         rows = x.numel() // max(1, x.shape[-1])
         repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
         if repeated is None:
             return nn.functional.linear(x, layer.weight, layer.bias)
-        out = multiply(self._split(self._parents[layer], x), repeated)
+        pieces = self._once.of(self._parents[layer], x, lambda: split(x.reshape(-1, x.shape[-1])))
+        out = multiply(pieces, repeated)
         if layer.bias is not None:
             out += layer.bias
         return out.view(*x.shape[:-1], -1)
-
-    def _split(self, parent: str, x: Tensor) -> Tensor:
-        """Return the pieces of ``x``, [rows, 3 d]: those of the layer before, if it lies beside this one and
-        was given the very same, as queries, keys and values are."""
-        if self._last is None or self._last[0] != parent or self._last[1] is not x:
-            self._last = None  # free it before there are others
-            self._last = parent, x, split(x.reshape(-1, x.shape[-1]))
-        return self._last[2]
-
-
-def _held(layer: nn.Linear) -> _Repeated:
-    found = _alive.get(id(layer))
-    if found is None:
-        found = _alive[id(layer)] = _Repeated(layer.weight)
-    else:
-        found.check(layer.weight)
-    return found
 
 
 def _why_not(model: nn.Module, asked: bool | None) -> str | None:
@@ -149,43 +105,15 @@ def _why_not(model: nn.Module, asked: bool | None) -> str | None:
 
 
 def _candidates(model: nn.Module) -> dict[nn.Linear, str]:
-    """Return torch's linear layers in float32 that are the base model's, with the name of what each is part
-    of; an adapter's layer around it is none."""
-    own = _adapters_own(model)
+    """Return torch's linear layers in float32 that are the base model's, with what each is part of."""
+    own = adapters_own(model)
     found = {}
     for name, module in model.named_modules():
         if type(module) is nn.Linear and module not in own and "forward" not in module.__dict__:
             plain = type(module.weight) is nn.Parameter and module.weight.dtype == torch.float32
             if plain and module.in_features % _ALIGNED == 0:
-                found[module] = name.removesuffix(".base_layer").rpartition(".")[0]
+                found[module] = parent_of(name)
     return found
-
-
-def _adapters_own(model: nn.Module) -> set[nn.Module]:
-    """Return modules within an adapter's layers that are not the base's."""
-    own: set[nn.Module] = set()
-    for layer in model.modules():
-        if isinstance(base := getattr(layer, "base_layer", None), nn.Module):
-            own |= set(layer.modules()) - set(base.modules())
-    return own
-
-
-def _why_no_room(layers: Iterable[nn.Linear]) -> str | None:
-    new = [layer.weight for layer in layers if id(layer) not in _alive and layer.weight.is_cuda]
-    for device in {weight.device for weight in new}:
-        needed = BYTES * sum(weight.numel() for weight in new if weight.device == device)
-        free, _ = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        if reason := why_too_much(needed, free):
-            return reason
-    return None
-
-
-def why_too_much(needed: int, free: int) -> str | None:
-    """Return why copies of ``needed`` bytes are not made where so many are ``free``; None if they are."""
-    if needed <= _SHARE * free:
-        return None
-    return f"copies of {needed / 2**30:.1f} GiB are too much for the {free / 2**30:.1f} GiB that are free"
 
 
 def _suits(x: Tensor) -> bool:
@@ -213,7 +141,7 @@ def _summed_in_float32() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _why_wrong(layer: nn.Linear, kept: _Repeated) -> str | None:
+def _why_wrong(layer: nn.Linear, kept: Kept[Tensor | None]) -> str | None:
     """Return how far a layer's product by pieces is from float64's, if float32's is much nearer."""
     weight, repeated = layer.weight, kept.of(layer.weight)
     if repeated is None or (weight.shape, weight.device) in _right:

@@ -1,4 +1,4 @@
-"""RMS norms of a float32 model by torch's one kernel, where a model's own code takes six.
+"""RMS norms of float32 states by torch's one kernel, where a model's own code takes six.
 
 No family is named: a norm is known by what it computes from some numbers.
 """
@@ -13,19 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cme_bench.util.exact_logits import replaced
+from cme_bench.engines.hf.kept_weights import Kept
+from cme_bench.util.exact_logits import NARROW, replaced
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
+_TYPES = (torch.float32, *NARROW)
 _TOLERANCE = 4e-6
 
 
 class QuickNorms:
-    """The RMS norms of ``model``, and what they compute by within a context."""
+    """The RMS norms of ``model``, and what they compute by within a context, of states that are float32.
+
+    Weights may have 16 bits.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         found = ((norm, _epsilon(norm)) for norm in model.modules())
         self._norms = [
-            (norm, functools.partial(_forward, norm, epsilon, norm.forward))
+            (norm, functools.partial(_forward, norm, epsilon, norm.forward, Kept(_weight(norm), _wide)))
             for norm, epsilon in found
             if epsilon is not None and _is_rms_norm(norm, epsilon)
         ]
@@ -40,12 +45,12 @@ class QuickNorms:
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    """Return the epsilon of what may be an RMS norm in float32; None for other modules."""
+    """Return the epsilon of what may be an RMS norm; None for other modules."""
     parts = [*norm.named_parameters(), *norm.named_buffers(), *norm.named_children()]
     if "RMSNorm" not in type(norm).__name__ or [name for name, _ in parts] != ["weight"]:
         return None
     weight = norm.weight
-    plain = isinstance(weight, Tensor) and weight.dim() == 1 and weight.dtype == torch.float32
+    plain = isinstance(weight, Tensor) and weight.dim() == 1 and weight.dtype in _TYPES
     found = (getattr(norm, name, None) for name in _EPSILONS)
     epsilon = next((value for value in found if isinstance(value, float)), None)
     return epsilon if plain and "forward" not in norm.__dict__ else None
@@ -55,23 +60,37 @@ def _epsilon(norm: nn.Module) -> float | None:
 def _is_rms_norm(norm: nn.Module, epsilon: float) -> bool:
     """Return whether ``norm`` computes what torch's RMS norm does, of large numbers and of some for which
     epsilon counts."""
-    generator, weight = torch.Generator().manual_seed(0), norm.get_parameter("weight")
+    generator, weight = torch.Generator().manual_seed(0), _weight(norm)
     x = torch.randn(6, len(weight), generator=generator)
     x = (x * torch.tensor([1e2, 1.0, 1.0, 1e-2, 1e-3, 1e-4])[:, None]).to(weight.device)
     try:
         wanted = norm.forward(x)  # whoever listens to the layer need not hear of it
     except Exception:  # it takes more than states
         return False
-    found = _rms_norm(norm, epsilon, x)
+    found = _rms_norm(_wide(weight), epsilon, x)
     return isinstance(wanted, Tensor) and torch.allclose(found, wanted, _TOLERANCE, _TOLERANCE)
 
 
 def _forward(
-    norm: nn.Module, epsilon: float, own: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+    norm: nn.Module,
+    epsilon: float,
+    own: Callable[..., Tensor],
+    weight: Kept[Tensor],
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    plain = not (args or kwargs) and x.dtype == norm.weight.dtype
-    return _rms_norm(norm, epsilon, x) if plain else own(x, *args, **kwargs)
+    plain = not (args or kwargs) and x.dtype == torch.float32
+    return _rms_norm(weight.of(_weight(norm)), epsilon, x) if plain else own(x, *args, **kwargs)
 
 
-def _rms_norm(norm: nn.Module, epsilon: float, x: Tensor) -> Tensor:
-    return nn.functional.rms_norm(x, x.shape[-1:], norm.weight, epsilon)  # type: ignore[arg-type]
+def _rms_norm(weight: Tensor, epsilon: float, x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+
+
+def _weight(norm: nn.Module) -> nn.Parameter:
+    return norm.get_parameter("weight")
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.detach().float()

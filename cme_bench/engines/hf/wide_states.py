@@ -9,19 +9,30 @@ model's own code computes all of it; its layers are lent other products for the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters.shared.quantised import is_quantised_linear
-from cme_bench.util.exact_logits import NARROW, Float32Products, linear, output_layer, replaced
+from cme_bench.engines.hf.kept_weights import Kept, Once, Shelf, adapters_own, parent_of
+from cme_bench.util.exact_logits import (
+    NARROW,
+    Float32Products,
+    WideNumbers,
+    is_mixed,
+    linear,
+    multiplies_halves,
+    output_layer,
+    replaced,
+    wide_product,
+)
+from cme_bench.util.narrowing import Half, Narrowed, Way, halved, narrowed
 
 _wide: ContextVar[bool] = ContextVar("cme_wide_states", default=False)
-_MOST = torch.finfo(torch.float16).max
 
 
 class WideStates:
@@ -30,15 +41,23 @@ class WideStates:
     ``model`` is a causal language model in 16 bits, or an adapter's wrapper around one; ``part`` is what of
     it computes so, by default all. Its output layer is that of
     :func:`~cme_bench.util.exact_logits.exact_logits`. Adapters compute with hidden states that are not
-    rounded, in the type of their own weights.
+    rounded, in the type of their own weights. ``no_halves_because``: why bfloat16 weights are brought to
+    float16 at every product; None if they are kept so, or no device asks for it.
     """
 
     def __init__(self, model: nn.Module, part: nn.Module | None = None) -> None:
+        self._once: Once[Narrowed] = Once()
+        parents = {layer: parent_of(name) for name, layer in model.named_modules()}
         head = output_layer(model)
         others = set() if head is None else set(head.modules())
-        layers = (module for module in (model if part is None else part).modules() if module not in others)
-        found = ((module, _forward(module)) for module in layers)
-        self._layers = [(module, forward) for module, forward in found if forward is not None]
+        layers = [module for module in (model if part is None else part).modules() if module not in others]
+        self._halves, self.no_halves_because = _halves({*layers, *others} - adapters_own(model))
+        self._layers: list[tuple[nn.Module, Callable[..., Any]]] = []
+        for module in (*layers, *others):
+            if _is_plain(module):
+                self._layers.append((module, WideNumbers(self._linear, module, parents.get(module, ""))))
+            elif module not in others and (forward := _forward(module)) is not None:
+                self._layers.append((module, forward))
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -46,11 +65,40 @@ class WideStates:
         token = _wide.set(True)
         try:
             with ExitStack() as stack:
+                stack.callback(self._once.forget)
                 for module, forward in self._layers:
                     stack.enter_context(replaced(module, forward))
                 yield
         finally:
             _wide.reset(token)
+
+    def _linear(self, layer: nn.Linear, parent: str, x: Tensor) -> Tensor:
+        """Return what ``layer`` computes, in float32; layers beside each other narrow their input once."""
+        weight = layer.weight
+        if not is_mixed(x, weight):
+            return linear(x, weight, layer.bias)
+        kept = self._halves.get(layer)
+
+        def narrow(rows: Tensor, way: Way) -> Narrowed:
+            return self._once.of((parent, way), x, lambda: narrowed(rows, way))
+
+        rows = x.reshape(-1, x.shape[-1])
+        out = wide_product(rows, weight, None if kept is None else kept.of(weight), narrow)
+        if layer.bias is not None:
+            out += layer.bias
+        return out.view(*x.shape[:-1], -1)
+
+
+_shelf: Shelf[Half] = Shelf(Half.of, Half.is_of, torch.float16.itemsize)
+
+
+def _halves(layers: Iterable[nn.Module]) -> tuple[dict[nn.Linear, Kept[Half]], str | None]:
+    """Return the bfloat16 weights of ``layers`` in float16, where products need them so, or why there is no
+    room for them."""
+    found = [layer for layer in layers if _is_plain(layer) and layer.weight.dtype == torch.bfloat16]
+    found = [layer for layer in found if multiplies_halves(layer.weight)]
+    reason = _shelf.why_no_room(found)
+    return ({} if reason else {layer: _shelf.held(layer) for layer in found}), reason
 
 
 def for_attention(states: Tensor) -> Tensor:
@@ -60,7 +108,7 @@ def for_attention(states: Tensor) -> Tensor:
     bfloat16; what is beyond its range, which no model was seen to need, becomes its largest number.
     """
     if _wide.get() and states.dtype == torch.float32:
-        return states.clamp(-_MOST, _MOST).half()
+        return halved(states)
     return states
 
 
@@ -84,19 +132,34 @@ def _forward(module: nn.Module) -> Callable[..., Any] | None:
     narrow = any(_is_narrow(own) for own in (*module._parameters.values(), *module._buffers.values()))
     if isinstance(module, nn.Embedding) and narrow:
         return _widened(module.forward)
-    if type(module) is nn.Linear and narrow and "forward" not in module.__dict__:
-        return functools.partial(_linear, module)
-    if hasattr(module, "base_layer"):  # PEFT's layers may multiply with the base's weight themselves
-        return _within(_adapter_products, module.forward)
+    if hasattr(module, "base_layer"):
+        return _within(_as_tf32, _adapter_forward(module))
     return _within(_WideProducts, module.forward) if narrow else None
+
+
+def _adapter_forward(layer: nn.Module) -> Callable[..., Any]:
+    """Return by what an adapter's layer computes: its own forward, if it only calls the base's layer and all
+    else is float32. PEFT's layers may multiply with the base's weight themselves."""
+    from cme_bench.adapters.shared.layer import AdapterLinear
+    from cme_bench.adapters.shared.lora_inference import quick_forward
+
+    base = getattr(layer, "base_layer", None)
+    of_base = set() if base is None else set(base.parameters())
+    wide = all(own.dtype == torch.float32 for own in set(layer.parameters()) - of_base)
+    if isinstance(layer, AdapterLinear) and wide:
+        return layer.forward
+    return quick_forward(layer, _within(_WideProducts, layer.forward))
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether a module is torch's own linear layer of 16 bits, with a forward of its own."""
+    if type(module) is not nn.Linear or "forward" in module.__dict__:
+        return False
+    return type(module.weight) is nn.Parameter and _is_narrow(module.weight)
 
 
 def _is_narrow(own: Tensor | None) -> bool:
     return own is not None and own.dtype in NARROW
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, layer.weight, layer.bias)
 
 
 def _widened(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -118,7 +181,7 @@ def _within(
 
 
 @contextmanager
-def _adapter_products() -> Iterator[None]:
+def _as_tf32() -> Iterator[None]:
     """Let a GPU multiply an adapter's float32 numbers as TF32, of 11 bits like float16: many times as fast,
     and eight times as exact as bfloat16. A process that has chosen a precision of its own keeps it."""
     part = torch.backends.cuda.matmul
@@ -126,8 +189,7 @@ def _adapter_products() -> Iterator[None]:
     try:
         if free:
             part.allow_tf32 = True  # torch's older and newer settings must agree
-        with _WideProducts():
-            yield
+        yield
     finally:
         if free:
             part.allow_tf32 = False
