@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-TILES = (16, 32, 64, 128)
-"""Most tokens of a tile; every size has a table of its own."""
+TILES = {16: 64, 32: 512, 64: 2048, 128: 1 << 30}
+"""Most tokens of a tile, and of a step that is cut into such tiles; every size has a table of its own."""
 TILE = 3
 """Numbers of a tile: its slot, and its first and last + 1 place. Slots count from 0 here; behind the last is
 the base model, and -1 is no tile."""
@@ -21,6 +21,11 @@ SPARE = 1024
 """Tokens beyond the most that a step has, to which a graph may pad it."""
 COUNTERS = 4096
 """More than kernels that share a sum have of tiles and pieces: with more of them they share none."""
+
+
+def tile_of(tokens: int) -> int:
+    """Return the size of the tiles of a step, one of ``TILES``."""
+    return next(size for size, most in TILES.items() if tokens <= most)
 
 
 class SlotIndex:
@@ -33,7 +38,8 @@ class SlotIndex:
     def __init__(self, max_tokens: int, slots: int, device: torch.device | None = None) -> None:
         self.n_slots = slots
         self.max_tokens = max_tokens + SPARE
-        numbers = [TILE * self.most_tiles(self.max_tokens, size) for size in TILES]
+        most = [min(most, self.max_tokens) for most in TILES.values()]
+        numbers = [TILE * self.most_tiles(n, size) for n, size in zip(most, TILES, strict=True)]
         sizes = [-(-n // ALIGNMENT) * ALIGNMENT for n in (self.max_tokens, self.max_tokens, *numbers)]
         self._all = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         self.slots, self.order, *tables = torch.split(self._all, sizes)
@@ -41,6 +47,7 @@ class SlotIndex:
         self._edges = np.cumsum([0, *sizes])
         self.counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         self.groups: list[tuple[int, torch.Tensor]] = []
+        self._last: npt.NDArray[np.int32] | None = None
         self.set(np.zeros(0, np.int32))
 
     def most_tiles(self, tokens: int, size: int) -> int:
@@ -51,33 +58,36 @@ class SlotIndex:
         """Begin a step whose tokens belong to ``slots``; what a graph adds to them is the base model's."""
         if len(slots) > self.max_tokens:
             raise ValueError(f"a step of {len(slots)} tokens, where {self.max_tokens} were expected")
+        if self._last is not None and np.array_equal(slots, self._last):
+            return  # as in most steps that generate: each request has one token again
         # A new one each time: the device may not have copied the last one yet.
         staged = torch.zeros(len(self._all), dtype=torch.int32, device="cpu", pin_memory=self._all.is_cuda)
         views = np.split(staged.numpy(), self._edges[1:-1])
         views[0][: len(slots)] = slots
-        order, base = np.argsort(slots, kind="stable"), np.count_nonzero(slots == 0)
-        views[1][: len(slots)] = np.roll(order, -base)
+        counts = np.bincount(slots, minlength=self.n_slots + 1)[1:]
+        base = len(slots) - int(counts.sum())
+        views[1][: len(slots)] = np.roll(np.argsort(slots, kind="stable"), -base)
         views[1][len(slots) : self.max_tokens] = np.arange(len(slots), self.max_tokens)
-        counts = np.roll(np.bincount(slots, minlength=self.n_slots + 1), -1)
-        counts[-1] += self.max_tokens - len(slots)
-        for size, table in zip(TILES, views[2:], strict=True):
-            _fill(table.reshape(-1, TILE), counts, size)
-        self._all.copy_(staged, non_blocking=True)
-        counts = counts[:-1]
         stops = np.cumsum(counts)
+        for (size, most), table in zip(TILES.items(), views[2:], strict=True):
+            table.fill(-1)
+            if len(slots) <= most:  # a graph may pad the step, but never shortens it
+                places = min(most, self.max_tokens)
+                rows = _tiles([*stops.tolist(), max(places, int(stops[-1]))], size)
+                table[: len(rows)] = rows
+        self._all.copy_(staged, non_blocking=True)
         self.groups = [
             (slot + 1, self.order[stops[slot] - counts[slot] : stops[slot]])
             for slot in np.flatnonzero(counts)
         ]
+        self._last = slots.copy()
 
 
-def _fill(table: npt.NDArray[np.int32], counts: npt.NDArray[np.int64], size: int) -> None:
-    """Write the tiles of slots, and of the base model, that have ``counts`` tokens each, one after the
-    other."""
-    tiles = -(-counts // size)
-    total, stops = int(tiles.sum()), np.cumsum(counts)
-    slot = np.repeat(np.arange(len(counts)), tiles)
-    within = np.arange(total) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-    first = (stops - counts)[slot] + within * size
-    table[:total] = np.stack([slot, first, np.minimum(first + size, stops[slot])], axis=1)
-    table[total:] = -1
+def _tiles(stops: list[int], size: int) -> list[int]:
+    """Return the tiles of slots, and behind them of the base model, whose places end at ``stops``."""
+    found, start = [], 0
+    for slot, stop in enumerate(stops):
+        for first in range(start, stop, size):
+            found += [slot, first, min(first + size, stop)]
+        start = stop
+    return found

@@ -91,11 +91,12 @@ class SlotManager:
         """Begin a step: ``requests`` name its adapters, ``mapping`` the id of every token's, 0 for none."""
         for request in requests:
             self._know(request)
-        ids, inverse = np.unique(np.asarray(mapping.index_mapping, dtype=np.int64), return_inverse=True)
-        digests = [self._of_id[number][1] if number > 0 else None for number in ids.tolist()]
+        ids = np.asarray(mapping.index_mapping, dtype=np.int64)
+        starts = np.flatnonzero(np.diff(ids, prepend=-1))  # a request's tokens are one behind the other
+        digests = [self._of_id[number][1] if number > 0 else None for number in ids[starts].tolist()]
         self._hold([digest for digest in digests if digest is not None])
-        slots = [0 if digest is None else self._slots[digest] for digest in digests]
-        self._index.set(np.array(slots, dtype=np.int32)[inverse])
+        slots = np.array([0 if digest is None else self._slots[digest] for digest in digests], np.int32)
+        self._index.set(np.repeat(slots, np.diff(starts, append=len(ids))))
 
     # How it is done.
 

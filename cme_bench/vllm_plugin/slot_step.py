@@ -58,13 +58,6 @@ PLANS = dict(
 once."""
 
 
-def tile_of(tokens: int) -> int:
-    """Return the tokens of a tile, one of ``slot_index.TILES``."""
-    if tokens <= 64:
-        return 16
-    return 32 if tokens <= 512 else 64 if tokens <= 2048 else 128
-
-
 def splits_of(programs: int, d_in: int) -> int:
     """Return into how many pieces d_in is cut, a power of two, so that there are enough programs."""
     splits = 1
