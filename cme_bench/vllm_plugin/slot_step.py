@@ -144,7 +144,7 @@ class Step:
         self.z = x.new_empty(*terms, shape.parts * shape.latent, dtype=torch.float32)
         self.logits = x.new_empty(*terms, self.pieces * shape.padded, dtype=torch.float32)
         summed = shape.parts * shape.experts if shape.partial else 0
-        self.sums = x.new_zeros(tokens, summed, dtype=torch.float32)
+        self.sums = x.new_empty(tokens, summed, dtype=torch.float32)
 
     def shrink(self) -> None:
         """Compute omega z of every tile; of a row-parallel layer only the terms of z and the logits."""
