@@ -110,13 +110,15 @@ def _read(text: str, origin: str, separator: str, quotes: bool | None, first: in
         return _strict(text, separator, quotes, first)
     try:
         quoted = _strict(text, separator, True, first)
-    except CsvError:
+    except CsvError as error:
         if '"' not in text:
             raise
         named = f"parted by {_NAMES.get(separator, separator)}"
         if (escaped := _escaped(text, separator, first)) is not None:
             return replace(escaped, note=f'{named}, \\" read as a quotation mark')
         bare = _strict(text, separator, False, first)
+        if _mostly_enclosed(bare):
+            raise error  # a mark is missing somewhere
         return replace(bare, note=f'{named}, quotation marks (") kept as characters')
     if '"' in text and (bare_rows := _bare_rows(text, separator, first)) not in (None, len(quoted.rows)):
         raise UsageError(
@@ -125,6 +127,12 @@ def _read(text: str, origin: str, separator: str, quotes: bool | None, first: in
         )
     note = "" if separator in (",", "\t") else f"parted by {_NAMES.get(separator, repr(separator))}"
     return replace(quoted, note="; ".join(each for each in (note, quoted.note) if each))
+
+
+def _mostly_enclosed(read: CsvText) -> bool:
+    """Return whether most fields with quotation marks have one at both ends: they are no characters then."""
+    marked = [field for row in read.rows for field in row if '"' in field]
+    return 2 * sum(len(f) > 1 and f.startswith('"') and f.endswith('"') for f in marked) > len(marked)
 
 
 def _escaped(text: str, separator: str, first: int) -> CsvText | None:
@@ -167,7 +175,7 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
         rows: list[list[str]] = []
         lines: list[int] = []
         header: list[str] | None = None
-        before = 0
+        before = repeated = 0
         try:
             for row in reader:
                 line, before = before + first, reader.line_num
@@ -175,6 +183,8 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
                     continue
                 if header is None:
                     header = [name.strip() for name in row]
+                elif len(header) > 1 and [name.strip() for name in row] == header:
+                    repeated += 1
                 elif len(row) != len(header) and not (len(row) == len(header) + 1 and not row[-1].strip()):
                     raise _uneven(line, row, header)
                 else:
@@ -182,7 +192,8 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
                     lines.append(line)
         except csv.Error as err:
             raise CsvError(before + first, f"broken CSV ({first_line(err)})", len(header or ())) from err
-    return _without_trailing(CsvText(header or [], rows, lines))
+    note = f"{repeated} rows that repeat the header left out" if repeated else ""
+    return _without_trailing(CsvText(header or [], rows, lines, note))
 
 
 def _uneven(line: int, row: Sequence[str], header: Sequence[str]) -> CsvError:
@@ -198,7 +209,8 @@ def _without_trailing(read: CsvText) -> CsvText:
     if len(longer) < len(read.rows):
         raise _uneven(read.lines[longer[0]], read.rows[longer[0]], read.header)
     rows = [row[:-1] for row in read.rows]
-    return replace(read, rows=rows, note="every row ends in a separator, the header does not")
+    note = "every row ends in a separator, the header does not"
+    return replace(read, rows=rows, note="; ".join(each for each in (read.note, note) if each))
 
 
 @contextmanager

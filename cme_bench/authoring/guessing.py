@@ -45,6 +45,9 @@ def guess_answer(table: Table, told: Told) -> str:
     weak = [name for name in named(table, WEAK_ANSWERS) if name not in taken]
     candidates = strong or weak
     if not candidates:
+        for name in table.unread:
+            if in_one_spelling(name) in (*STRONG_ANSWERS, *WEAK_ANSWERS):
+                raise UsageError(table.unread[name])
         columns = ", ".join(table.columns)
         raise UsageError(f"{table.origin}: no column of the answer among {columns}; name it with --answer")
     if len(candidates) == 1 or _say_the_same(table, candidates):

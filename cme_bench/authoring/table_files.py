@@ -155,7 +155,8 @@ def _is_rows(value: Any) -> bool:
 def _json_lines(file: Path, text: str) -> Table:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    for number, line in enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), start=1):
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n\ufeff", "\n")
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -33,12 +33,12 @@ def decoded(file: Path, content: bytes, options: FileOptions) -> str:
         raise UsageError(f"--encoding {encoding}: no such encoding") from None
     except UnicodeError as error:
         place = getattr(error, "start", 0)
-        hint = "" if options.encoding else _hint(content, place)
+        hint = "" if options.encoding or marked else _hint(content, place)
         line = content[:place].count(b"\n") + 1
         raise UsageError(f"{file}:{line}: not {encoding.upper()} text (byte {place}){hint}") from error
     if (place := text.find("\0")) >= 0:
         raise UsageError(f"{file}:{text.count(chr(10), 0, place) + 1}: a NUL character, which no text has")
-    return text
+    return text.removesuffix("\x1a")  # the end of a file on DOS
 
 
 def _wide(content: bytes) -> str:

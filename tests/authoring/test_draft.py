@@ -358,6 +358,12 @@ def test_answers_that_look_like_lists_stay_texts() -> None:
     assert several.references == (("x", "y"),)
 
 
+def test_an_answer_that_no_json_holds_is_named() -> None:
+    rows = Table([Q, Q], "rows", unread={"answer": "rows:3: answer holds an infinite number"})
+    with pytest.raises(UsageError, match=r"^rows:3: answer holds an infinite number$"):
+        guess(rows)
+
+
 def test_a_sign_of_markup_parts_no_answers() -> None:
     rows = table(*(Q | {"answer": f"{name} &amp; Co"} for name in ("Ann", "Bo", "Cy")), typed=False)
     assert guess(rows, Told(kind="qa")).references[0] == ("Ann &amp; Co",)
