@@ -150,6 +150,8 @@ def test_the_forest_has_every_claim_with_an_interval(recipe: Recipe, tmp_path: P
     frame = forest_frame(recipe, claims)
     assert frame["claim"].tolist() == ["A", "B"]
     assert frame["margin"].tolist() == [0.5, 0.05]
+    drawn = frame[["value", "low", "high", "paper"]].to_numpy().tolist()
+    assert drawn == [[0.1, -0.2, 0.4, 0.6], [0.9, 0.8, 1.1, 0.7]]
     assert list(write_forest(recipe, claims, tmp_path / "figures", said="x")) == ["forest: png, pdf, csv"]
     once = (tmp_path / "figures" / "forest.pdf").read_bytes()
     list(write_forest(recipe, claims, tmp_path / "figures", said="x"))

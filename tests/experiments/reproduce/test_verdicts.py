@@ -43,3 +43,10 @@ def test_equivalence_is_two_one_sided_tests() -> None:
     assert higher(found, 0.5) == EQUIVALENT
     assert same(found, 0.5) == HOLDS
     assert higher(found, 0.4) == UNKNOWN
+
+
+def test_a_difference_needs_the_outer_interval() -> None:
+    """The inner one alone excludes 0 too often."""
+    found = Interval(-0.05, 1.3, 0.1, 1.1)
+    assert higher(found, 0.5) == higher(Interval(-1.3, 0.05, -1.1, -0.1), 0.5) == UNKNOWN
+    assert same(Interval(0.4, 1.3, 0.6, 1.1), 0.5) == UNKNOWN
