@@ -88,7 +88,7 @@ def check_weights(folder: Path, config: Any) -> None:
     stored = stored_tensors(weight_files(folder))
     block = quantisation(config)
     quantised = block is not None and method_of(block) != QUANT_METHOD
-    if block is not None:
+    if block is not None and quantised:
         check_packed(folder, block, stored)
     elif line := _no_floats(stored):
         raise UsageError(f"{folder}: {line}")

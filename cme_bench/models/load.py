@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from cme_bench.models.causal import check_causal, check_class, check_model
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
+from cme_bench.models.exported import check_exported
 from cme_bench.models.folder import adapter_note, check_model_folder, only_the_model, only_the_model_kept
 from cme_bench.models.placement import DeviceMap, check_complete
-from cme_bench.models.quantisation import check_quantisation, method_of, quantisation, stated_dtype
+from cme_bench.models.quantisation import check_quantisation, label_of, method_of, quantisation, stated_dtype
 from cme_bench.models.quantise import check_quantize, loading_config, quiet, settle
 from cme_bench.util.auto_model import model_class
 from cme_bench.util.building import BUILDING
@@ -95,6 +96,8 @@ def check_base(
     if engine == "vllm":
         check_class(checkpoint.path, config)
     check_quantisation(checkpoint.path, config, engine)
+    if engine == "vllm":
+        check_exported(checkpoint.path, quantisation(config))
     check_quantize(quantize, checkpoint.path, config, engine)
     check_weights(checkpoint.path, config)
 
@@ -300,13 +303,16 @@ def evaluation_dtype(
         return choose_dtype(name, config, device), "as asked for"
     if (stated := stated_dtype(config)) is not None:
         return stated, "auto: the type of products that the quantised checkpoint names"
-    if engine == "vllm" and quantisation(config) is not None:
+    packed = (
+        label_of(config) is not None
+    )  # an exported folder's adapter is called a quantisation, and is none
+    if engine == "vllm" and packed:
         stored = getattr(config, "dtype", None)
         own = stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
         return own, "auto: vLLM multiplies quantised weights in 16 bits"
     if device.type == "cpu":
         return torch.float32, "auto: a CPU"
-    quantised = quantize is not None or quantisation(config) is not None
+    quantised = quantize is not None or packed
     if not quantised and (count := parameters()) <= FLOAT32_PARAMETERS:
         return torch.float32, f"auto: float32 costs no time at {count / 1e6:.0f} M parameters"
     because = "a quantised checkpoint's own" if quantised else "the checkpoint's own, above 200 M parameters"

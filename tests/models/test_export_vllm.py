@@ -39,7 +39,7 @@ from cme_bench.engines.vllm.adapter import read_gated
 from cme_bench.engines.vllm.settings import WORKER
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.export_vllm import export_checkpoint, serve_command
-from cme_bench.models.load import load_config, load_named
+from cme_bench.models.load import check_base, evaluation_dtype, load_config, load_named
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.options import ModelOptions, RunOptions
 from cme_bench.runs.runner import run
@@ -114,6 +114,39 @@ def test_another_adapter_of_one_shape_is_another_model(base: Path, adapter: Path
     first, second = (tmp_path / f"served-{source.name}" for source in (adapter, other))
     assert {k for k, v in block(first).items() if v != block(second)[k]} == {"adapter_sha256"}
     assert resolve_model(str(first)).hash != resolve_model(str(second)).hash
+
+
+def unblocked(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    del content["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "adapter" / ADAPTER_FILE).unlink(), "cannot be read"),
+        (lambda f: (f / "adapter" / ADAPTER_FILE).write_bytes(b"x"), "not the file that config.json names"),
+        (unblocked, "config.json does not speak of this adapter"),
+    ],
+)
+def test_a_damaged_export_is_bad_input(
+    damage: Any, message: str, base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    export_vllm(adapter, str(base), tmp_path / "served", offline=True)
+    checkpoint = resolve_model(str(tmp_path / "served"))
+    check_base(checkpoint, load_config(checkpoint), "vllm")
+    damage(tmp_path / "served")
+    with pytest.raises(UsageError, match=message):
+        check_base(checkpoint, load_config(checkpoint), "vllm")
+
+
+def test_an_exported_folder_is_not_quantised(base: Path, adapter: Path, tmp_path: Path) -> None:
+    export_vllm(adapter, str(base), tmp_path / "served", offline=True)
+    config = load_config(resolve_model(str(tmp_path / "served")))
+    for device in ("cpu", "cuda"):
+        found, _ = evaluation_dtype("auto", config, torch.device(device), lambda: 10**6, engine="vllm")
+        assert found is torch.float32
 
 
 def test_a_second_copy_in_another_format_stays_behind(base: Path, adapter: Path, tmp_path: Path) -> None:
