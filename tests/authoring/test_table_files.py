@@ -114,6 +114,7 @@ def test_packed_files_are_read_as_what_they_hold(
             ": save the sheet as CSV (UTF-8); rows are read from .jsonl",
         ),
     ],
+    ids=lambda value: None if isinstance(value, str) else "",  # bytes hold the time
 )
 def test_what_cannot_be_unpacked_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     file = tmp_path / name
