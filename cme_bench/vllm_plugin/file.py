@@ -28,9 +28,10 @@ class AdapterFileError(ValueError):
 
 
 def write_adapter(path: Path, spec: GatedSpec, tensors: Mapping[str, Tensor]) -> None:
-    """Write an adapter file; ``tensors`` by ``<module>.<part>``."""
+    """Write an adapter file; ``tensors`` by ``<module>.<part>``. Equal adapters give equal bytes."""
     content = {name: tensor.detach().float().contiguous() for name, tensor in tensors.items()}
-    save_file(content, path, metadata={"format": "pt", _SPEC: json.dumps(spec.to_block())})
+    metadata = {_SPEC: json.dumps(spec.to_block())}  # one entry: safetensors writes several in any order
+    save_file(content, path, metadata=metadata)
 
 
 def file_digest(path: Path) -> str:

@@ -141,6 +141,13 @@ def test_a_damaged_export_is_bad_input(
         check_base(checkpoint, load_config(checkpoint), "vllm")
 
 
+def test_one_adapter_exported_again_is_the_same_model(base: Path, adapter: Path, tmp_path: Path) -> None:
+    gated = read_gated(adapter, load_config(resolve_model(str(base))))
+    for number in range(8):
+        export_checkpoint(base, gated, tmp_path / str(number))
+    assert len({resolve_model(str(tmp_path / str(number))).hash for number in range(8)}) == 1
+
+
 def test_an_exported_folder_is_not_quantised(base: Path, adapter: Path, tmp_path: Path) -> None:
     export_vllm(adapter, str(base), tmp_path / "served", offline=True)
     config = load_config(resolve_model(str(tmp_path / "served")))
