@@ -60,7 +60,7 @@ class State:
                 f"the state has {sum(map(len, streams)):,} bytes, more than {MOST_PARTS} parts of "
                 f"{part_bytes:,}; {folder.path} is intact: lower the limit of items, or the seeds"
             )
-        self.parts.mkdir(parents=True, exist_ok=True)
+        self._make_place()
         files = [self.parts / f"state-{number:02d}.tar.xz.part" for number in range(len(contents))]
         for file, content in zip(files, contents, strict=True):
             write_bytes(file, content)
@@ -71,19 +71,27 @@ class State:
     def unpack(self, folder: Folder) -> bool:
         """Put back what :meth:`pack` wrote, where the folder is new; return whether it did.
 
-        UsageError if the files are damaged.
+        UsageError if the files are damaged, or nothing can be written there later.
         """
+        self._make_place()
         files = self._files()
         if not files or any((folder.path / "jobs").glob("*.json")):
             return False
         try:
             for stream in _streams(b"".join(file.read_bytes() for file in files)):
                 with tarfile.open(fileobj=io.BytesIO(stream), mode="r:xz") as archive:
-                    self._units[archive.getnames()[0]] = stream
+                    self._units.update((name, stream) for name in archive.getnames()[:1])
                     archive.extractall(folder.path, filter="data")
         except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
             raise UsageError(f"{self.parts}: the parts of the state do not fit together ({error})") from error
         return True
+
+    def _make_place(self) -> None:
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            text = f"--state {self.parts}: cannot be written ({error.strerror or error})"
+            raise UsageError(text) from error
 
     def _files(self) -> list[Path]:
         return sorted(self.parts.glob("state-*.tar.xz.part"))
@@ -103,6 +111,8 @@ def _compressed(folder: Folder, files: Sequence[Path]) -> bytes:
 
 def _streams(content: bytes) -> Iterator[bytes]:
     """Yield the xz streams that lie one behind the other in ``content``."""
+    if not content:
+        raise EOFError("they are empty")
     while content:
         reader = lzma.LZMADecompressor()
         reader.decompress(content)

@@ -91,12 +91,18 @@ def test_a_part_that_was_cut_is_refused(recipe: Recipe, folder: Folder, tmp_path
     finish(recipe, folder, 0)
     (part,) = State(tmp_path / "parts").pack(recipe, folder)
     whole = part.read_bytes()
-    for content in (whole[:-5], whole[: len(whole) // 2], b"\0" * 40):
+    for content in (whole[:-5], whole[: len(whole) // 2], b"\0" * 40, b""):
         part.write_bytes(content)
         there = tmp_path / f"there{len(content)}"
         there.mkdir()
         with pytest.raises(UsageError, match="do not fit together"):
             State(tmp_path / "parts").unpack(Folder(there))
+
+
+def test_a_place_for_it_that_is_no_folder_is_refused_at_the_start(folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"--state .*file: cannot be written"):
+        State(tmp_path / "file").unpack(folder)
 
 
 def test_many_runs_are_published_as_one_archive(
