@@ -47,7 +47,7 @@ def multiply(pieces: Tensor, repeated: Tensor) -> Tensor:
     """
     d = repeated.shape[1] // PIECES
     if len(pieces) * _WIDE < d:
-        return product(pieces.view(-1, d), repeated[:, :d]).view(len(pieces), PIECES, -1).sum(1)
+        return product(pieces.view(-1, d), repeated[:, :d]).view(len(pieces), PIECES, len(repeated)).sum(1)
     return product(pieces, repeated)
 
 

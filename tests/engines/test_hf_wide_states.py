@@ -119,6 +119,20 @@ def test_texts_are_those_of_float32_however_they_are_decoded(
         assert texts(HFEngine(model, toy_tokenizer, max_length=64, **how), asked) == wanted
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_the_first_work_of_an_engine_that_is_told_all_other_verdicts(
+    static: bool, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model, asked = build("llama"), [GenerateRequest((*HEAD, 100 + i), 4) for i in range(2)]
+    verdicts = {"rowwise": None, "pads": True, "caches": True}
+    engine = HFEngine(model, toy_tokenizer, static=static, verdicts=verdicts)
+    assert HFEngine(model, toy_tokenizer, static=static).rowwise_because is None
+    assert texts(engine, asked) == texts(HFEngine(model, toy_tokenizer, plain=True), asked)
+    assert answers(HFEngine(model, toy_tokenizer, verdicts=verdicts)) == pytest.approx(
+        scores(model, toy_tokenizer), abs=2e-3
+    )
+
+
 def texts(engine: HFEngine, asked: list[GenerateRequest]) -> list[str]:
     engine.limits.forward_tokens = 8  # so that short headers are kept
     found = dict(engine.generate(asked))
@@ -229,7 +243,9 @@ def test_the_products_of_a_gpu(
     narrow = gap(exact, scores(model, toy_tokenizer, wide=False))
     assert not as_on_a_gpu
     closer = 1 if family in ROUNDS_ITSELF or family not in FAMILIES else 3
-    assert gap(exact, scores(model, toy_tokenizer)) < narrow / closer
+    engine = HFEngine(model, toy_tokenizer)
+    assert gap(exact, answers(engine)) < narrow / closer
+    assert engine.rowwise_because == HFEngine(model, toy_tokenizer, wide=False).rowwise_because
 
 
 @pytest.mark.parametrize("method", [None, "lora", "teamlora"])

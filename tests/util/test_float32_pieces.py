@@ -49,6 +49,14 @@ def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, rows: int, d
     assert error <= (4 if device == "cpu" else 8) * plain  # a GPU's units cut sums off, where others round
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("d", [8, 4096])
+def test_the_product_of_no_rows_is_empty(d: int, device: str) -> None:
+    repeated = thrice(torch.ones(5, d, device=device))
+    assert repeated is not None
+    assert multiply(split(torch.ones(0, d, device=device)), repeated).shape == (0, 5)
+
+
 def test_other_weights_than_numbers_of_bfloat16_are_told_apart() -> None:
     weight = states(30, 16, "cpu").bfloat16().float()
     assert thrice(weight) is not None

@@ -116,4 +116,5 @@ def test_the_product_is_that_of_float32_whatever_holds_the_weights(
     rounded = worst(product(x.bfloat16(), weight), wanted)
     for half in (None, Half.of(weight)):
         assert worst(wide_product(x, weight, half), wanted) < rounded / 5
+        assert wide_product(x[:0], weight, half).shape == (0, 48)
     assert worst(wide_product(x, weight.float().clamp(-6e4, 6e4).half()), wanted) < 1

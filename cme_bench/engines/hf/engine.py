@@ -170,6 +170,7 @@ class HFEngine(Engine):
     def _answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer one batch, which is of one kind; numbers are indices in it."""
         self._expect(requests)
+        _ = self._forward.narrow_because  # its trial comes before a model's attention is taken over
         if isinstance(requests[0], GenerateRequest):
             return self._generate(cast("Sequence[GenerateRequest]", requests))
         return self._loglikelihood(cast("Sequence[LoglikelihoodRequest]", requests))

@@ -94,7 +94,7 @@ class PieceProducts:
         out = multiply(pieces, repeated)
         if layer.bias is not None:
             out += layer.bias
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], layer.out_features)
 
 
 def _why_not(model: nn.Module, asked: bool | None) -> str | None:
@@ -122,7 +122,7 @@ def _suits(x: Tensor) -> bool:
 
 
 def _pays(rows: int, layer: nn.Linear) -> bool:
-    if not layer.weight.is_cuda:
+    if not (rows and layer.weight.is_cuda):
         return rows > 0
     numbers = layer.weight.numel()
     return rows * numbers >= _WORTH if rows >= _FEW_ROWS else numbers >= _MANY_WEIGHTS

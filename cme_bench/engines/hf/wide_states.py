@@ -86,7 +86,7 @@ class WideStates:
         out = wide_product(rows, weight, None if kept is None else kept.of(weight), narrow)
         if layer.bias is not None:
             out += layer.bias
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(weight))
 
 
 _shelf: Shelf[Half] = Shelf(Half.of, Half.is_of, torch.float16.itemsize)
