@@ -1,4 +1,4 @@
-"""What is made of a layer's weights once, and kept while some engine multiplies with it; and of its input."""
+"""Copies of a layer's weights, made once and kept while some engine multiplies with it; and of its input."""
 
 from __future__ import annotations
 
