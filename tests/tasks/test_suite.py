@@ -45,7 +45,7 @@ def test_version_2_adds_to_the_suite_and_leaves_it_as_it_was() -> None:
 
 
 def test_each_version_of_the_suite_has_a_hash_of_its_own() -> None:
-    """A suite of other tasks gets a name of its own, as cme2 did; new versions of its tasks change its hash."""
+    """A suite of other tasks gets a name of its own, as cme2 did; new versions of tasks change the hash."""
     assert {name: SUITE.hash_of(name)[:12] for name in SUITES} == SUITES
 
 
