@@ -16,7 +16,7 @@ _SHARE = 0.4
 
 
 class Kept(Generic[MadeT]):
-    """What ``make`` makes of a weight."""
+    """A weight in the form that ``make`` gives it."""
 
     def __init__(self, weight: Tensor, make: Callable[[Tensor], MadeT]) -> None:
         self._make = make
@@ -35,7 +35,7 @@ class Kept(Generic[MadeT]):
 
 
 class Shelf(Generic[MadeT]):
-    """What engines hold, by the layer. Engines of one base share it: adapters come and go, weights stay.
+    """Weights that engines keep, by the layer. Engines of one base share it: adapters come and go, weights stay.
 
     ``agrees`` tells whether what was made still is of a weight: torch does not tell of every change.
     """
@@ -75,7 +75,7 @@ def why_too_much(needed: int, free: int) -> str | None:
 
 
 class Once(Generic[MadeT]):
-    """What was made last of a layer's input, for the layers beside it: queries, keys and values have one."""
+    """The last form of a layer's input, for the layers beside it: queries, keys and values have one."""
 
     def __init__(self) -> None:
         self._last: tuple[Hashable, Tensor, MadeT] | None = None
