@@ -121,7 +121,7 @@ def load_model(
     logging.disable_progress_bar()
     quiet()
     path = checkpoint.path
-    settings = _placing(checkpoint, device, device_map, quantize)
+    settings, config = _placing(checkpoint, device, device_map, quantize), load_config(checkpoint)
     if quantize is not None:
         settings["quantization_config"] = loading_config(quantize, dtype)
     with ExitStack() as stack:
@@ -129,12 +129,13 @@ def load_model(
         folder = only_the_model_kept(path) if kept else stack.enter_context(only_the_model(path))
         stack.enter_context(_named(path, device))
         with BUILDING:
-            model, info = model_class(load_config(checkpoint)).from_pretrained(
+            model, info = model_class(config).from_pretrained(
                 folder,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **_attention(config),
                 **settings,
             )
         model = model if settings else model.to(device)
@@ -146,6 +147,13 @@ def load_model(
     settle(model, dtype)
     check_model(model.eval(), path)
     return model
+
+
+def _attention(config: Any) -> dict[str, str]:
+    """Return transformers' argument for attention that computes all that ``config`` asks for: torch's own
+    kernel leaves out the soft-capping of scores (Gemma 2), without a word."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return {} if capped is None else {"attn_implementation": "eager"}
 
 
 @contextmanager
@@ -232,6 +240,7 @@ def load_named(
             check_weights(folder, config)
         stack.enter_context(_named(folder, device))
         stack.enter_context(BUILDING)
+        settings = _attention(config) | settings
         model, info = model_class(config).from_pretrained(
             name, dtype=dtype, output_loading_info=True, use_safetensors=True, **source, **settings
         )
