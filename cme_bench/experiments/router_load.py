@@ -71,7 +71,7 @@ def measure_router(options: RouterOptions, listener: Listener | None = None) -> 
 
 
 def _forward(engine: HFEngine, group: PromptGroup, listener: Listener) -> RouterSlice:
-    forward = CausalForward(engine.model, engine.device)
+    forward = CausalForward(engine.model, engine.device).tried()  # whose tokens do not count
     heard: list[LayerLoad] = []
 
     def compute(batch: Sequence[_Prompt]) -> list[None]:

@@ -76,7 +76,7 @@ def test_a_batch_too_large_is_halved_and_the_smaller_budget_stays(
 
     monkeypatch.setattr(tiny_model, "forward", small_memory)
     found = dict(engine.loglikelihood(scoring))
-    assert sizes == [1, 1, 1, 3, 16, 8, 4, 4, 4, 4], "three rows alone and together try padding first"
+    assert sizes == [1, 1, 1, 1, 1, 3, 16, 8, 4, 4, 4, 4], "positions and padding are tried first"
     assert engine.budget.tokens == 4 * 12
     for index, response in scores.items():
         assert found[index].logprobs == pytest.approx(response.logprobs, abs=1e-4)

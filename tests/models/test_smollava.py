@@ -167,7 +167,7 @@ def test_another_projector_is_another_model(tmp_path: Path, monkeypatch: pytest.
     shipped = smollava.model_folder()
     monkeypatch.setattr(smollava, "PROJECTOR", FEATURES)
     assert smollava.model_folder() != shipped
-    assert BUNDLED == ("smollm2", "smollava")
+    assert BUNDLED == ("smollm2", "smollava", "gemma3-270m")
     assert bundled_folder("smollava") == smollava.model_folder()
     with pytest.raises(UsageError, match=r"smollava is not in .*; make it once without --offline"):
         ensure_bundled("smollava", offline=True)

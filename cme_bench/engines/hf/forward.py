@@ -164,6 +164,11 @@ class CausalForward:
         logits: Tensor = self._run(arguments).logits
         return logits[:, -keep:]
 
+    def tried(self) -> CausalForward:
+        """Return itself, once all is tried that is otherwise tried within the first forward."""
+        _ = self.takes_positions, self.narrow_because
+        return self
+
     @functools.cached_property
     def takes_positions(self) -> bool:
         """Whether positions that count from 0 are the model's own; RoBERTa's begin behind its padding's id.

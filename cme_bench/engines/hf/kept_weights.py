@@ -35,7 +35,7 @@ class Kept(Generic[MadeT]):
 
 
 class Shelf(Generic[MadeT]):
-    """Weights that engines keep, by the layer. Engines of one base share it: adapters come and go, weights stay.
+    """Weights that engines keep, by the layer. Engines of one base share it: adapters come and go, it stays.
 
     ``agrees`` tells whether what was made still is of a weight: torch does not tell of every change.
     """
