@@ -23,13 +23,12 @@ def fuse_activations(model: nn.Module, vllm_config: Any) -> int:
     for block in model.modules():
         layer: Any = getattr(block, "gate_up_proj", None)
         method = getattr(layer, "quant_method", None)
-        alone = isinstance(method, SlottedMethod) or vllm_config.lora_config is None
         if (
             isinstance(method, (GatedLinearMethod, SlottedMethod))
-            and alone
             and layer.bias is None
             and _is_known(block)
             and method.can_silu
+            and (isinstance(method, SlottedMethod) or vllm_config.lora_config is None)
         ):
             method.silu, block.act_fn = True, nn.Identity()
             done += 1
