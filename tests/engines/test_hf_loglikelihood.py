@@ -50,7 +50,7 @@ def requests_of_all_shapes(make_ids: Callable[[int], TokenIds]) -> list[Loglikel
 
 
 @pytest.mark.parametrize("plain", [False, True])
-@pytest.mark.parametrize("tokens_per_batch", [1, 150, 100_000])
+@pytest.mark.parametrize("tokens_per_batch", [pytest.param(1, marks=pytest.mark.slow), 150, 100_000])
 def test_every_family_equals_each_row_alone(
     family_model: Any,
     toy_tokenizer: PreTrainedTokenizerFast,

@@ -31,7 +31,7 @@ from tests.support.tiny_llama import random_llama
 from tests.support.tries import limits, requests
 
 SMALL = settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -54,7 +54,7 @@ def follow(rows: list[Row], plan: PlanLimits) -> tuple[list[Pack], int]:
     return packs, longest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(requests(), limits)
 def test_any_trie_under_any_limits(asked: list[LoglikelihoodRequest], plan: PlanLimits) -> None:
     rows = distinct_rows(asked)
