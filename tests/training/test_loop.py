@@ -22,7 +22,7 @@ from cme_bench.training.train import prepare, train
 from cme_bench.util.errors import CmeError, UsageError
 
 Make = Callable[..., TrainOptions]
-FAST = ("teamlora")
+FAST = ("teamlora",)
 METHODS = [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in method_names()]
 CLOSE = 1e-5
 MIXED = {"datasets": "sst2,rte,winogrande", "batch_size": 2, "learning_rate": 2e-3, "rank": 2}
