@@ -44,11 +44,11 @@ def beside(folder: Path, base: Any) -> AdapterTokenizer:
     files of a tokenizer are there that give none.
     """
     if not any((folder / name).is_file() for name in _VOCABULARIES):
-        template = _template_alone(folder)
+        template = template_alone(folder)
         return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
     own = _load(folder)
     if own.chat_template is None:
-        own.chat_template = _template_alone(folder)
+        own.chat_template = template_alone(folder)
     if _decides(own) == _decides(base):
         template = own.chat_template
         return AdapterTokenizer(base) if template is None else _templated(folder, base, template)
@@ -68,7 +68,7 @@ def _templated(folder: Path, base: Any, template: Any) -> AdapterTokenizer:
     return AdapterTokenizer(tokenizer, f"{folder}: the chat template beside the adapter is used")
 
 
-def _template_alone(folder: Path) -> Any:
+def template_alone(folder: Path) -> Any:
     """Return a template without a vocabulary: in a file of its own, or in the tokenizer's settings."""
     if (file := folder / _TEMPLATE).is_file():
         return file.read_text(encoding="utf-8")

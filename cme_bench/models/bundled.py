@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from cme_bench.util.notes import Note, unheard
 
@@ -11,12 +12,17 @@ NAMES = "'smollm2', 'smollava' or 'gemma3-270m'"
 """For messages."""
 
 
+class _Maker(Protocol):
+    """A module that makes a model."""
+
+    def model_folder(self) -> Path: ...
+
+    def ensure(self, *, offline: bool = False, note: Note = unheard) -> Path: ...
+
+
 def bundled_folder(name: str) -> Path:
     """Return where the bundled model ``name`` is, made or not."""
-    from cme_bench.models import gemma3, smollava, smollm2
-
-    folders = {"smollm2": smollm2.model_folder, "smollava": smollava.model_folder}
-    return (folders | {"gemma3-270m": gemma3.model_folder})[name]()
+    return _maker(name).model_folder()
 
 
 def ensure_bundled(name: str, *, offline: bool = False, note: Note = unheard) -> Path:
@@ -24,7 +30,11 @@ def ensure_bundled(name: str, *, offline: bool = False, note: Note = unheard) ->
 
     Raises UsageError if it is absent and ``offline``, CmeError if it cannot be made.
     """
+    return _maker(name).ensure(offline=offline, note=note)
+
+
+def _maker(name: str) -> _Maker:
     from cme_bench.models import gemma3, smollava, smollm2
 
-    makers = {"smollm2": smollm2.ensure, "smollava": smollava.ensure, "gemma3-270m": gemma3.ensure}
-    return makers[name](offline=offline, note=note)
+    makers: tuple[_Maker, ...] = (smollm2, smollava, gemma3)
+    return dict(zip(BUNDLED, makers, strict=True))[name]

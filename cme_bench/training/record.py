@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,7 @@ from cme_bench.prompts.bos import Bos
 from cme_bench.runs.identity import short
 from cme_bench.training.options import USUAL, TrainOptions
 from cme_bench.training.parts import data_parts
+from cme_bench.training.ranks import Ranks
 from cme_bench.training.tokens import TrainingEncoder
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json
@@ -105,7 +105,7 @@ def hardware() -> dict[str, Any]:
     """Return the devices, processes and the machine that computed."""
     return {
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "processes": Ranks.here().count,
         **machine(),
     }
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import torch
-
 from cme_bench.training.prepared import Prepared
+from cme_bench.training.ranks import Ranks
 
 _OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -67,11 +66,10 @@ def one_process() -> Iterator[Process]:
 
     Adapters share nothing in training, so no process waits for another.
     """
+    ranks = Ranks.here()
     held = {name: os.environ.pop(name) for name in _OF_A_LAUNCHER if name in os.environ}
-    here = Process(int(held.get("RANK", 0)), int(held.get("WORLD_SIZE", 1)))
     try:
-        if here.count > 1 and torch.cuda.is_available():
-            torch.cuda.set_device(int(held.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        yield here
+        ranks.take_device()
+        yield Process(ranks.number, ranks.count)
     finally:
         os.environ.update(held)
