@@ -31,7 +31,6 @@ from cme_bench.models.quantise import LABELS
 from cme_bench.models.records import ModelRecord
 from cme_bench.models.values import check_stored
 from cme_bench.models.vision import Vision, vision_of
-from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType, Quantize
 
@@ -174,7 +173,6 @@ class SavedModel(FolderModel):
         check_base(self.checkpoint, self.config, engine, quantize)
         check_covers(device_map, self.config)
         self._quantize, self._device_map = quantize, device_map
-        self._early: Early[PreTrainedModel] | None = None
         self.quantisation = label_of(self.config) if quantize is None else LABELS[quantize]
         self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
         self.place = str(self.checkpoint.path)
@@ -194,17 +192,11 @@ class SavedModel(FolderModel):
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
-        early, self._early = self._early, None
-        return self._load() if early is None else early.result()
+        return self._load()
 
     @functools.cached_property
     def vision(self) -> Vision | None:
         return vision_of(self.checkpoint.path, self.config, self.tokenizer)
-
-    def load_early(self) -> None:
-        """Begin to load the weights in another thread. What fails there is raised by ``model``."""
-        if self._early is None and "model" not in self.__dict__:
-            self._early = Early(self._load)
 
     def _load(self) -> PreTrainedModel:
         return load_model(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cme_bench.engines.base import Engine
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from cme_bench.models.adapter import Adapter, AdapterCheckpoint
     from cme_bench.models.fingerprint import Fingerprint
     from cme_bench.models.loaded import SavedModel
+    from cme_bench.runs.engine_choice import Waiting
     from cme_bench.runs.options import ModelOptions
+
+
+class Base(NamedTuple):
+    """What the base alone decides, for all of its adapters.
+
+    ``positions``: whether it takes those that count from 0; ``clean``: its fingerprint before any adapter,
+    None where there is none to put on.
+    """
+
+    positions: bool
+    clean: Fingerprint | None
 
 
 class HFSource(SavedSource):
@@ -33,14 +46,26 @@ class HFSource(SavedSource):
         self._peft: Any = None
         self._name = ""
         self._builds: Early[None] | None = None
+        self._early: Early[Base] | None = None
+        self._adapts = False
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """What trials found, by the adapter's hash: engines of one base with one adapter need no second."""
 
+    def decide(
+        self,
+        adapters: Sequence[Adapter | None],
+        waiting: Callable[[], Waiting],
+        begun: Callable[[str], bool],
+    ) -> None:
+        """Know whether an adapter will be put on."""
+        self._adapts = any(adapter is not None for adapter in adapters)
+
     def begin(self) -> None:
-        """Begin to load the weights, and to build the kernel that float32 needs on a GPU."""
-        self.model.load_early()
+        """Begin to load the weights and to try the base, and to build the kernel that float32 needs on a
+        GPU."""
+        self._early = self._early or Early(self._tried)
         if self._builds is None and self._takes_pieces():
             self._builds = Early(self._build)
 
@@ -53,6 +78,19 @@ class HFSource(SavedSource):
 
         build_early(self.model.config, self.model.device)
 
+    @functools.cached_property
+    def _base(self) -> Base:
+        """What the base decides. Waits for the weights."""
+        return self._tried() if self._early is None else self._early.result()
+
+    def _tried(self) -> Base:
+        from cme_bench.engines.hf.forward import CausalForward
+        from cme_bench.models.fingerprint import fingerprint
+
+        model = self.model.model
+        clean = fingerprint(model) if self._adapts else None
+        return Base(CausalForward(model, self.model.device).takes_positions, clean)
+
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         from cme_bench.engines.hf.engine import HFEngine
 
@@ -60,7 +98,7 @@ class HFSource(SavedSource):
         if self._changed is not None:
             self.note(f"{self._changed}: it is loaded again")
             self._changed = None
-        found = saved(adapter)
+        found, positions = saved(adapter), self._base.positions
         model = self.model.model if found is None else self._adapted(found, job)
         return HFEngine(
             model,
@@ -74,6 +112,7 @@ class HFSource(SavedSource):
             wide=bool(settings.get(WIDE, 1)),
             pieces=bool(settings[PIECES]) if PIECES in settings else None,
             verdicts=self._verdicts["" if found is None else found.hash],
+            positions=positions,
         )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:
@@ -81,7 +120,7 @@ class HFSource(SavedSource):
         from cme_bench.models.fingerprint import fingerprint
 
         if self._clean is None:
-            self._clean = fingerprint(self.model.model)
+            self._clean = self._base.clean or fingerprint(self.model.model)
         try:
             self._peft = load_adapter(
                 self.model.model, adapter.path, task=adapter.task, note=self._note_of(adapter)

@@ -178,11 +178,11 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
     stopping = threading.Event()
     ready = prepare(questions, engines, listener.note, root, stopping.is_set)
     responders, folders = ready.responders, list(ready.folders)
+    if not all((folder / "run.json").exists() for folder in folders):
+        engines.begin()  # a run that goes on may have nothing left to ask
     shared = _Shared(
         options, questions.tasks, questions.source, ready.planner, listener, stopping, len(folders)
     )
-    if not all((folder / "run.json").exists() for folder in folders):
-        engines.begin()  # a run that goes on may have nothing left to ask
     unanswered: list[str] = []
     with _interruptible(stopping):
         for group in engines.groups([responder.adapter for responder in responders]):

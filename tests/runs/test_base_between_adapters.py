@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
 
 import peft
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest
+from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.models.fingerprint import difference, fingerprint
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineJob, EngineSource
@@ -133,3 +136,22 @@ def test_a_fingerprint_sees_what_changes_answers(tiny_checkpoint: Path, harm: ob
     assert difference(before, fingerprint(model)) is None
     harm(model)  # type: ignore[operator]
     assert str(difference(before, fingerprint(model))).startswith(where)
+
+
+def test_positions_are_tried_once_for_the_base_beside_the_planning(
+    tiny_checkpoint: Path, adapters: dict[str, Path], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, tried = vars(CausalForward)["takes_positions"].func, []
+
+    def trial(forward: CausalForward) -> bool:
+        tried.append(threading.current_thread().name)
+        return bool(own(forward))
+
+    counted = functools.cached_property(trial)
+    counted.__set_name__(CausalForward, "takes_positions")
+    monkeypatch.setattr(CausalForward, "takes_positions", counted)
+    with open_engines(ModelOptions(model=str(tiny_checkpoint), engine="hf")) as engines:
+        engines.begin()
+        for adapter in (adapters["teamlora"], plain, None):
+            answer(engines, adapter)
+    assert tried == ["cme-bench-early"]

@@ -85,6 +85,7 @@ class HFEngine(Engine):
             are bfloat16's numbers; by default on a GPU.
         verdicts: What trials of this model with this adapter found, by name; filled here. Other engines of
             both can be given them, and try nothing again.
+        positions: Whether the base model takes positions that count from 0, where that was tried already.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class HFEngine(Engine):
         verdicts: dict[str, Any] | None = None,
         wide: bool = True,
         pieces: bool | None = None,
+        positions: bool | None = None,
     ) -> None:
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
@@ -110,7 +112,9 @@ class HFEngine(Engine):
         self.device: torch.device = computing_device(base.get_input_embeddings())
         self.dtype: torch.dtype = base.dtype
         self.images = None if reader is None else Images(model, reader, self.device)
-        self._forward = CausalForward(model, self.device, self.images, wide=wide, pieces=pieces)
+        self._forward = CausalForward(
+            model, self.device, self.images, wide=wide, pieces=pieces, positions=positions
+        )
         self._tell_of_products(note)
         if max_length is None:
             max_length = max_positions(base.config) - adapter_positions(model) + 1

@@ -68,7 +68,8 @@ class CausalForward:
     other way rounded them all the same; known after the first logits. ``spread``: whether its layers lie on
     several devices. ``images``: what puts images in the place of their virtual ids. ``wide``: whether hidden
     states of a 16-bit model are float32. ``pieces``: whether a float32 model multiplies by
-    :mod:`cme_bench.engines.hf.piece_products`; None where the device decides.
+    :mod:`cme_bench.engines.hf.piece_products`; None where the device decides. ``positions``: what an earlier
+    trial of the base model found of ``takes_positions``; None for none.
     """
 
     def __init__(
@@ -79,7 +80,10 @@ class CausalForward:
         *,
         wide: bool = True,
         pieces: bool | None = False,
+        positions: bool | None = None,
     ) -> None:
+        if positions is not None:
+            self.__dict__["takes_positions"] = positions
         self._asked_wide = wide
         self._asked_pieces = pieces
         self.model = model
