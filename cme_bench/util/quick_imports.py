@@ -2,9 +2,10 @@
 
 transformers imports scikit-learn, pandas, SciPy and what reads images for a curve that assisted generation
 may draw and for losses of detectors: 1,300 modules. torch's compiler and its tensors of several devices,
-which it imports for masks and plans that few models use, are 900 more. While a module that does so is
-executed, a stand-in is in the place of what it imports. The functions of a stand-in import the real module
-when they are called. It is gone afterwards, and what it does not know it takes from the real module.
+which it imports for masks and plans that few models use, are 900 more; torchvision,
+where it is there, imports the compiler as well. While a module that does so is executed, a stand-in is in the
+place of what it imports. The functions of a stand-in import the real module when they are called. It is gone
+afterwards, and what it does not know it takes from the real module.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ _TENSOR = "torch.distributed.tensor"
 _PARALLEL: Mapping[str, Sequence[str]] = {
     "transformers.distributed.tensor_parallel": (
         "_get_parameter_plan",
+        "_get_parameter_tp_plan",  # as 5.17 calls it, and
+        "_validate_tp_plan_styles",
         "_validate_parallel_plan_styles",
         "apply_expert_parallelism",
         "apply_tensor_parallelism",
@@ -71,6 +74,7 @@ STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "transformers.distributed.mixin": _PARALLEL,
     "transformers.modeling_utils": _PARALLEL,
     "peft.import_utils": _PARALLEL,
+    "torchvision.ops.roi_align": {"torch._dynamo.utils": ("is_compile_supported",)},
     "transformers.generation.candidate_generator": {"sklearn.metrics": ("roc_curve",)},
     f"{_LOSS}utils": {
         f"{_LOSS}d_fine": ("DFineForObjectDetectionLoss",),

@@ -140,8 +140,8 @@ def test_attention_stays_on_each_layers_own_device() -> None:
     [
         ('{"model.layers.9": "cpu"}', "the model has no module 'model.layers.9'"),
         ('{"model.layers": "cpu"}', "gives no device for model.embed_tokens.weight"),
-        ('{"": "cuda:7"}', "is to lie on 'cuda:7'; devices here: cpu, disk"),
-        ('{"": 0}', "is to lie on 0; devices here: cpu, disk"),
+        ('{"": "cuda:7"}', "is to lie on 'cuda:7'; devices here: (0, )*cpu, disk"),
+        ('{"": 77}', "is to lie on 77; devices here: (0, )*cpu, disk"),
         ('{"": "gpu"}', "is to lie on 'gpu'"),
         ("{}", "names no module"),
         ("[1", "map.json"),

@@ -46,7 +46,9 @@ def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, rows: int, d
         for found in (multiply(split(x), repeated), x @ weight.T)
     )
     print(f"{d} x {n} on {device}: {error:.1e}, float32 {plain:.1e}")
-    assert error <= (4 if device == "cpu" else 8) * plain  # a GPU's units cut sums off, where others round
+    if device == "cpu":
+        assert error <= 4 * plain
+    assert error <= 2e-9 * (d + 300)  # a GPU's units cut each sum off, where others round
 
 
 @pytest.mark.parametrize("device", DEVICES)
