@@ -37,12 +37,18 @@ class Spread:
     """Variances that methods share, of one method's weighted average. In the unit of its scores, squared.
 
     between: of the seeds' true averages; residual: of item by seed, for one seed; interaction: of item by
-    method. Var(B - A) with S seeds each is 2 (between / S + residual / S + interaction).
+    method. Var(B - A) with S seeds each is 2 (between / S + residual / S + interaction). ``paired``: seed by
+    seed, on the same training rows; the variances are then half of those of the differences.
     """
 
     between: float
     residual: float
     interaction: float
+    paired: bool = False
+
+    def degrees(self, seeds: int) -> int:
+        """Return the degrees of freedom of a difference of two methods with ``seeds`` each."""
+        return seeds - 1 if self.paired else 2 * (seeds - 1)
 
     def stderr(self, seeds: int) -> float:
         """Return the standard error of a difference of two methods with ``seeds`` each."""
@@ -50,8 +56,8 @@ class Spread:
 
     def detectable(self, seeds: int, *, level: float = 0.05, power: float = 0.8) -> float:
         """Return the true difference that a two-sided t test at ``level`` finds with probability ``power``:
-        (t_{1 - level/2} + t_power) SE, with 2 (S - 1) degrees of freedom."""
-        df = 2 * (seeds - 1)
+        (t_{1 - level/2} + t_power) SE, with the degrees of freedom of so many seeds."""
+        df = self.degrees(seeds)
         return float(stats.t.isf(level / 2, df) + stats.t.ppf(power, df)) * self.stderr(seeds)
 
 
@@ -80,6 +86,31 @@ def pooled_spread(methods: Sequence[CentredScores], weights: Sequence[float]) ->
         interaction += weight**2 * max(of_means - noise, 0.0) / n
     of_seeds = [float(np.var(_averages(method, weights), ddof=1)) for method in methods]
     return Spread(max(float(np.mean(of_seeds)) - residual, 0.0), residual, interaction)
+
+
+def paired_spread(differences: Sequence[CentredScores], weights: Sequence[float]) -> Spread:
+    """Return the spread of methods that are compared seed by seed, from the differences of some pairs of
+    them: per pair and task [S seeds, its n items]; the mean over the pairs.
+
+    With y_s the weighted sum of a seed's differences, and MS_i and MS_e the mean squares of items and of what
+    seeds and items leave of a task's table, half of
+
+        residual = sum_t w_t^2 MS_e,t / n_t
+        between = max(var(y_s) - residual, 0)
+        interaction = sum_t w_t^2 max(MS_i,t - MS_e,t, 0) / (S n_t)
+    """
+    found = []
+    for pair in differences:
+        residual = interaction = 0.0
+        for table, weight in zip(pair.tasks, weights, strict=True):
+            seeds, n = table.shape
+            rest, items = _rest(table), seeds * float(table.mean(axis=0).var(ddof=1))
+            residual += weight**2 * rest / n
+            interaction += weight**2 * max(items - rest, 0.0) / (seeds * n)
+        between = max(float(np.var(_averages(pair, weights), ddof=1)) - residual, 0.0)
+        found.append((between, residual, interaction))
+    between, residual, interaction = (float(v) / 2 for v in np.mean(found, axis=0))
+    return Spread(between, residual, interaction, paired=True)
 
 
 def _averages(method: CentredScores, weights: Sequence[float]) -> Floats:
@@ -114,7 +145,7 @@ def seeds_to_decide(
     if ``cap`` seeds do neither: then more items are needed."""
     size = abs(difference)
     for seeds in range(2, cap + 1):
-        df, stderr = 2 * (seeds - 1), spread.stderr(seeds)
+        df, stderr = spread.degrees(seeds), spread.stderr(seeds)
         apart = size > float(stats.t.isf(level / 2, df)) * stderr
         alike = size + float(stats.t.isf(level, df)) * stderr < margin
         if apart or alike:

@@ -9,11 +9,12 @@ from cme_bench.stats.seed_planning import (
     CentredScores,
     Floats,
     Spread,
+    paired_spread,
     pooled_spread,
     seeds_for,
     seeds_to_decide,
 )
-from cme_bench.stats.seeds import seeds_difference
+from cme_bench.stats.seeds import seeds_difference, seeds_mean
 
 TASKS, ITEMS, SEEDS = 4, 150, 8
 WEIGHTS = [0.4, 0.3, 0.2, 0.1]
@@ -64,6 +65,43 @@ def test_who_scores_higher_cannot_be_seen() -> None:
     assert set(vars(CentredScores(given[0]))) == {"tasks"}, "nothing else is kept"
 
 
+def pairs(random: np.random.Generator, shift: float = 0.0) -> list[list[Floats]]:
+    """Two methods as above, of which a seed does the same to both, five times as much as to one alone."""
+    first, second = methods(random, 2)
+    shared = random.normal(0, 5 * BETWEEN, (SEEDS, 1))
+    return [[task + shared for task in first], [task + shared + shift for task in second]]
+
+
+def less(first: list[Floats], second: list[Floats]) -> list[Floats]:
+    return [b - a for a, b in zip(first, second, strict=True)]
+
+
+def test_what_a_seed_does_to_both_methods_falls_out_of_pairs() -> None:
+    random = np.random.default_rng(4)
+    given = [less(*pairs(random)) for _ in range(40)]
+    found = [paired_spread([CentredScores(d)], WEIGHTS) for d in given]
+    shares = sum(w**2 for w in WEIGHTS) / ITEMS
+    mean = np.mean([[s.between, s.residual, s.interaction] for s in found], axis=0)
+    assert mean == pytest.approx([BETWEEN**2, RESIDUAL**2 * shares, INTERACTION**2 * shares], rel=0.15)
+    errors = [seeds_mean(d, WEIGHTS).estimate.stderr for d in given]
+    planned = [spread.stderr(SEEDS) for spread in found]
+    assert planned == pytest.approx(errors, rel=0.02), "the very formula that decides"
+    assert found[0].degrees(SEEDS) == SEEDS - 1
+    alone = [seeds_difference(*pairs(random), WEIGHTS).estimate.stderr for _ in range(40)]
+    assert np.mean(planned) < 0.5 * np.mean(alone)
+    all_pairs = paired_spread([CentredScores(d) for d in given], WEIGHTS)
+    assert all_pairs.between == pytest.approx(mean[0]), "the mean over pairs"
+
+
+def test_pairs_show_no_difference_either() -> None:
+    one, other = (
+        paired_spread([CentredScores(less(*pairs(np.random.default_rng(5), shift)))], WEIGHTS)
+        for shift in (0.0, 0.4)
+    )
+    for name in ("between", "residual", "interaction"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-9, abs=1e-15)
+
+
 def test_the_smallest_number_of_seeds_is_found() -> None:
     spread = Spread(between=0.24, residual=0.09, interaction=0.002)
     seeds = seeds_for(spread, 0.5)
@@ -75,6 +113,8 @@ def test_the_smallest_number_of_seeds_is_found() -> None:
     assert seeds_for(spread, 0.5, cap=seeds - 1) is None
     too_much = Spread(between=0.24, residual=0.09, interaction=0.03)
     assert seeds_for(too_much, 0.5) is None, "item by method alone is more: no seeds help"
+    pairs = Spread(between=0.24, residual=0.09, interaction=0.002, paired=True)
+    assert (seeds_for(pairs, 0.5) or 0) > seeds, "fewer degrees of freedom"
 
 
 @pytest.mark.parametrize(("difference", "apart"), [(0.45, True), (-0.45, True), (0.02, False)])

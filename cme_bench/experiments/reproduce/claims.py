@@ -68,7 +68,8 @@ def _scores(recipe: Recipe, rows: Mapping[str, RowRuns], paper: Mapping[str, Any
         a, b = rows[claim.a], rows[claim.b]
         level = protocol.level_of(sizes[family(claim, protocol)])
         for form in seeing_forms([*a.seeds, *b.seeds]):
-            yield judged(claim, contrast(a, b, form, level=level), protocol)
+            found = contrast(a, b, form, level=level, paired=protocol.pairing == "seeds")
+            yield judged(claim, found, protocol)
 
 
 def judged(claim: ScoreClaim, c: Contrast, protocol: Protocol) -> PaperClaim:

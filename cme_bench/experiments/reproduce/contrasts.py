@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from cme_bench.reports.scores import AVERAGE, paired_tasks, weights
 from cme_bench.stats.estimates import Estimate
 from cme_bench.stats.intervals import student
 from cme_bench.stats.power import detectable
-from cme_bench.stats.seed_planning import CentredScores, Floats, Spread, pooled_spread
-from cme_bench.stats.seeds import seeds_difference
+from cme_bench.stats.seed_planning import CentredScores, Floats, Spread, paired_spread, pooled_spread
+from cme_bench.stats.seeds import seeds_difference, seeds_mean
 
 USUAL_LEVEL = 0.05
 
@@ -89,14 +89,16 @@ class Found:
         )
 
 
-def contrast(a: RowRuns, b: RowRuns, form: str, *, level: float = USUAL_LEVEL) -> Contrast:
+def contrast(
+    a: RowRuns, b: RowRuns, form: str, *, level: float = USUAL_LEVEL, paired: bool = False
+) -> Contrast:
     """Return b less a. With one seed on either side only items are random: then it speaks of these
-    adapters."""
+    adapters. ``paired``: seed by seed, over those that both have."""
     if min(len(a.seeds), len(b.seeds)) < 2:
         found = _over_items(a, b, form)
     else:
         (first, second), shares = row_scores([a, b], form)
-        found = over_seeds(first, second, shares)
+        found = (over_pairs if paired else over_seeds)(first, second, shares)
     return found.contrast(a.title, b.title, form, level)
 
 
@@ -116,6 +118,22 @@ def over_seeds(first: Sequence[Floats], second: Sequence[Floats], shares: Sequen
     return Found(pooled.estimate, pooled.df, pooled.pvalue(), test, spread=in_points(spread))
 
 
+def over_pairs(first: Sequence[Floats], second: Sequence[Floats], shares: Sequence[float]) -> Found:
+    """Return the second row's average less the first's, seed by seed: the same seed has the same training
+    rows in the same order, and what it does to both rows falls out."""
+    differences = seed_differences(first, second)
+    pooled = seeds_mean(differences, shares)
+    spread = paired_spread([CentredScores(differences)], shares)
+    test = f"t test over {len(differences[0])} pairs of seeds and items"
+    return Found(pooled.estimate, pooled.df, pooled.pvalue(), test, spread=in_points(spread))
+
+
+def seed_differences(first: Sequence[Floats], second: Sequence[Floats]) -> list[Floats]:
+    """Return the second row's scores less the first's of each task, over the seeds that both have."""
+    seeds = min(len(first[0]), len(second[0]))
+    return [b[:seeds] - a[:seeds] for a, b in zip(first, second, strict=True)]
+
+
 def row_scores(rows: Sequence[RowRuns], form: str) -> tuple[list[list[Floats]], list[float]]:
     """Return, for each row, the scores of each task [seeds, items], the same items in all; and the tasks'
     weights in the average."""
@@ -132,4 +150,9 @@ def row_scores(rows: Sequence[RowRuns], form: str) -> tuple[list[list[Floats]], 
 
 def in_points(spread: Spread) -> Spread:
     """Return a spread of shares in points squared."""
-    return Spread(*(1e4 * v for v in (spread.between, spread.residual, spread.interaction)))
+    return replace(
+        spread,
+        between=1e4 * spread.between,
+        residual=1e4 * spread.residual,
+        interaction=1e4 * spread.interaction,
+    )

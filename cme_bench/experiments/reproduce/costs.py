@@ -31,7 +31,7 @@ def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
     for kind in dict.fromkeys(job.kind for job in jobs):
         own = [job for job in jobs if job.kind == kind]
         steps = sum(_steps(recipe, job) for job in own)
-        items = rates.items * len(own) if kind == "evaluate" else 0
+        items = sum(rates.items_of(recipe, job.row) for job in own) if kind == "evaluate" else 0
         count = -(-len(own) // recipe.together) if kind in TRAININGS else len(own)
         seconds = steps * rates.step_seconds / rates.together + items * rates.item_seconds
         timed = [60 * job.minutes for job in own if job.minutes is not None]
@@ -69,12 +69,15 @@ def _stage_lines(recipe: Recipe, rates: Rates) -> list[str]:
     """Say which stage was counted, and what the second may cost at most."""
     if recipe.protocol is None:
         return []
-    if recipe.row_seeds:
-        return ["Both stages are counted: the second stage's seeds are decided."]
-    most = total_minutes(with_seeds(recipe, recipe.protocol.cap, recipe.protocol.cap), rates)
+    first, cap = recipe.protocol.first_seeds, recipe.protocol.cap
+    seeds = {name: recipe.seeds_of(name) for name in recipe.rows}
+    pair = max(seeds[name] for name in recipe.headline)
+    others = max((n for name, n in seeds.items() if name not in recipe.headline), default=0)
+    least = total_minutes(with_seeds(recipe, max(first, pair), max(first, others)), rates)
+    most = total_minutes(with_seeds(recipe, cap, cap), rates)
     return [
-        f"Counted is the first stage, {recipe.protocol.first_seeds} seeds a row; with the cap of "
-        f"{recipe.protocol.cap} seeds a row it would be {most:.1f} minutes in all."
+        f"Counted are {pair} seeds of the headline's rows and {others} of others, as decided so far. With "
+        f"at least {first} seeds a row it is {least:.1f} minutes in all, with the cap of {cap} {most:.1f}."
     ]
 
 

@@ -52,9 +52,8 @@ def all_jobs(recipe: Recipe) -> list[Job]:
     """
     grids: dict[str, list[Job]] = {}
     if len(recipe.learning_rates) > 1:
-        for row in recipe.rows.values():
-            if row.tuned_as == row.name:
-                grids[row.name] = [Job("grid", row.name, rate=rate) for rate in recipe.learning_rates]
+        for name in dict.fromkeys(row.tuned_as for row in recipe.rows.values() if recipe.seeds_of(row.name)):
+            grids[name] = [Job("grid", name, rate=rate) for rate in recipe.learning_rates]
     jobs = [Job("evaluate", BASE), *(job for group in grids.values() for job in group)]
     names = sorted(recipe.rows, key=lambda name: name not in recipe.main)
     for seed in range(max(map(recipe.seeds_of, names))):

@@ -30,7 +30,8 @@ class RecipeOptions:
 class CallOptions:
     """One call of the command: where it works, and when it stops.
 
-    helper_command: what starts a further process of the same recipe; is_helper: whether this is one.
+    helper_command: what starts a further process of the same recipe; is_helper: whether this is one;
+    stage_seeds: the seeds of the headline's rows and of all others that a helper computes, as "20,0".
     """
 
     out: Annotated[Path, Option("Folder of everything that is computed.")]
@@ -50,3 +51,4 @@ class CallOptions:
     ] = None
     helper_command: tuple[str, ...] = ()
     is_helper: Annotated[bool, Option("", flag="--helper", hidden=True)] = False
+    stage_seeds: Annotated[str | None, Option("", hidden=True)] = None

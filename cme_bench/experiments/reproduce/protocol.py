@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cme_bench.util.errors import UsageError, did_you_mean
 
 Correction = Literal["bonferroni", "none"]
+Pairing = Literal["seeds", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +20,10 @@ class Protocol:
     headline: the rows B and A of the primary outcome, the difference of their averages in every form; all
     other claims of scores are secondary. margin: of equivalence. mde: the difference that the seeds must be
     able to show with ``power``; headline_mde: that of the headline pair, if it is another. level: of a family
-    of claims, and correction: how the claims of a family share it. first_seeds: of every row, before the
-    spread is looked at; cap: most seeds of a row. others_form: the form in which all other rows must show
+    of claims, and correction: how the claims of a family share it. pairing: whether rows are compared seed by
+    seed. first_seeds: of every row, before the
+    spread is looked at; cap: most seeds of a row; others_cap: of a row outside
+    the headline, if it is another. others_form: the form in which all other rows must show
     ``mde``. speed_margin: rounds whose ratio lies so near 1 count as equal. learning_rate, stopping: the
     rules in words.
     """
@@ -31,8 +34,10 @@ class Protocol:
     level: float = 0.05
     power: float = 0.8
     correction: Correction = "none"
+    pairing: Pairing = "none"
     first_seeds: int = 10
     cap: int = 40
+    others_cap: int | None = None
     others_form: str = "likelihood"
     speed_margin: float = 0.05
     headline_mde: float | None = None
@@ -72,33 +77,51 @@ def read_protocol(given: Mapping[str, Any], rows: Mapping[str, Any], place: str)
     return protocol
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _above_zero(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _share(value: Any) -> bool:
+    return _is_number(value) and 0 < value < 1
+
+
+def _two_or_more(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
+
+
+_NUMBERS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (("margin", "mde", "speed_margin", "headline_mde"), _above_zero, "be a number above 0"),
+    (("level", "power"), _share, "lie between 0 and 1"),
+    (("first_seeds", "cap", "others_cap"), _two_or_more, "be a whole number of 2 or more"),
+)
+_OPTIONAL = ("headline_mde", "others_cap")
+_CHOICES = {
+    "correction": get_args(Correction),
+    "pairing": get_args(Pairing),
+    "others_form": ("generated", "likelihood"),
+}
+
+
 def _check(protocol: Protocol, place: str) -> None:
     def fail(text: str) -> None:
         raise UsageError(f"{place}: protocol: {text}")
 
-    for name in ("margin", "mde", "speed_margin", "headline_mde"):
-        value = getattr(protocol, name)
-        if name == "headline_mde" and value is None:
-            continue
-        if not _is_number(value) or value <= 0:
-            fail(f"{name} must be a number above 0, not {value!r}")
-    for name in ("level", "power"):
-        if not _is_number(getattr(protocol, name)) or not 0 < getattr(protocol, name) < 1:
-            fail(f"{name} must lie between 0 and 1, not {getattr(protocol, name)!r}")
-    for name in ("first_seeds", "cap"):
-        value = getattr(protocol, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-            fail(f"{name} must be a whole number of 2 or more, not {value!r}")
+    for names, fits, must in _NUMBERS:
+        for name in names:
+            value = getattr(protocol, name)
+            if not fits(value) and not (value is None and name in _OPTIONAL):
+                fail(f"{name} must {must}, not {value!r}")
     for name in ("learning_rate", "stopping"):
         if not isinstance(getattr(protocol, name), str):
             fail(f"{name} must be a text, not {getattr(protocol, name)!r}")
     if protocol.cap < protocol.first_seeds:
         fail(f"cap ({protocol.cap}) lies below first_seeds ({protocol.first_seeds})")
-    if protocol.correction not in ("bonferroni", "none"):
-        fail(f"correction {protocol.correction!r} is none of bonferroni, none")
-    if protocol.others_form not in ("generated", "likelihood"):
-        fail(f"others_form {protocol.others_form!r} is none of generated, likelihood")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if protocol.others_cap is not None and protocol.others_cap < protocol.first_seeds:
+        fail(f"others_cap ({protocol.others_cap}) lies below first_seeds ({protocol.first_seeds})")
+    for name, choices in _CHOICES.items():
+        if (value := getattr(protocol, name)) not in choices:
+            fail(f"{name} {value!r} is none of {', '.join(choices)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
+from cme_bench.experiments.reproduce.registered_rows import suite
 from cme_bench.experiments.reproduce.workbench import Workbench
 from cme_bench.runs.folder import read_run
 from cme_bench.runs.runner import ask
@@ -27,6 +28,7 @@ class Rates:
     item of an evaluation, and the ``start`` of a job (loading rows and model), in seconds.
 
     ``together``: how many trainings took that step at once, in one process; each counts its part of it.
+    ``side_items``: of an evaluation of a row that is asked less.
     """
 
     hardware: str
@@ -37,6 +39,11 @@ class Rates:
     items: int
     start: float
     together: int = 1
+    side_items: int = 0
+
+    def items_of(self, recipe: Recipe, row: str) -> int:
+        """Return the items of an evaluation of a row."""
+        return self.items if recipe.tasks_of(row) == recipe.tasks else self.side_items
 
 
 def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Callable[[str], None]) -> Rates:
@@ -58,9 +65,9 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
     shutil.rmtree(scratch, ignore_errors=True)
     step_seconds, step_tokens, start = _probe_training(recipe, bench, rows, scratch)
     adapter = scratch / f"adapter{rows.index(row) if row in rows else 0}"
-    item_seconds, items = _probe_evaluation(recipe, bench, scratch / "run", adapter, asked)
+    item_seconds, items, side_items = _probe_evaluation(recipe, bench, scratch / "run", adapter, asked)
     shutil.rmtree(scratch)
-    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start, together)
+    rates = Rates(here, row, step_seconds, step_tokens, item_seconds, items, start, together, side_items)
     write_json(file, {name: getattr(rates, name) for name in Rates.__slots__})
     return rates
 
@@ -116,12 +123,13 @@ def _probe_items(recipe: Recipe, *, cuda: bool) -> int:
 
 def _probe_evaluation(
     recipe: Recipe, bench: Workbench, out: Path, adapter: Path, asked: int
-) -> tuple[float, int]:
+) -> tuple[float, int, int]:
     questions = bench.questions(BASE, 0)
     options = replace(questions, limit=asked, out=out, adapters=(str(adapter),))
     (folder,) = ask(bench.engines, options)
     record = read_run(folder)
-    tasks = record.tasks.values()
     limit = recipe.limit
-    items = sum(task.rows if limit is None else min(limit, task.rows) for task in tasks)
-    return record.stats.model_seconds / sum(task.n for task in tasks), items
+    whole = {n: t.rows if limit is None else min(limit, t.rows) for n, t in record.tasks.items()}
+    side = [spec.name for spec in suite().select(recipe.side_tasks or recipe.tasks)]
+    seconds = record.stats.model_seconds / sum(task.n for task in record.tasks.values())
+    return seconds, sum(whole.values()), sum(whole[name] for name in side)

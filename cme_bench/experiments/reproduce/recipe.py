@@ -8,8 +8,8 @@ names the rows that it trains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cme_bench.util.options import DType, Engine
 ABLATION = ("neither", "collaboration", "competition", "both")
 SHAPE_MINUTES = 4.0
 """Expected of a measurement of speed unless the recipe says otherwise."""
-_AT_TIMES = ("evaluation_dtype", "kept", "training_tasks", "training_limit")
+_AT_TIMES = ("evaluation_dtype", "kept", "training_tasks", "training_limit", "side_tasks")
 """Parts of a recipe's identity that most recipes do not have."""
 CLAIMS = ("text", "multimodal")
 BASE = "base"
@@ -54,19 +54,19 @@ class Recipe:
 
     steps: optimizer steps of a whole training; grid_steps: of each learning rate that is tried. seeds: of the
     rows in ``main``; side_seeds: of all others. limit: items of each task, None for all. tasks: of the
-    evaluation. workers: trainings and evaluations at once; together: trainings of one process at once, as in
-    ``cme-bench sweep``. training: fields of TrainOptions that all rows share. sweeps: further tables by name,
-    with the row of each value that varies. routers: rows whose router is measured, on ``router_limit`` items
-    a task and
+    evaluation; side_tasks: of rows outside the protocol's headline, where they are asked less. workers:
+    trainings and evaluations at once; together: trainings of one process at once, as in ``cme-bench sweep``.
+    training: fields of TrainOptions that all rows share. sweeps: further tables by name, with the row of each
+    value that varies. routers: rows whose router is measured, on ``router_limit`` items a task and
     ``subject_limit`` a subject. efficiency: what is measured of speed. keep_weights: False drops an adapter's
     weights once everything that needs them is done. kept: rows whose adapter of seed 0 is published with its
     weights, rounded to bfloat16 before it is evaluated. budget_minutes: what the plan compares its cost with.
     carry_scores: keep each run's scores of items in a small file, and carry those alone to other machines.
     evaluation_dtype: of evaluations, where it is not that of trainings. protocol: what is registered before
-    the first score, where something is; row_seeds: what its second stage decided of each row. training_tasks:
-    made tasks on whose training rows adapters are trained, in place of CME's mixture, at most
-    ``training_limit`` of each dataset. claims: which of the paper's claims are checked, those on ``text`` or
-    those on images (``multimodal``).
+    the first score, where something is; row_seeds: what its stages decided of each row. training_tasks: made
+    tasks on whose training rows adapters are trained, in place of CME's mixture, at most ``training_limit``
+    of each dataset. claims: which of the paper's claims are checked, those on ``text`` or those on images
+    (``multimodal``).
     """
 
     name: str
@@ -86,6 +86,7 @@ class Recipe:
     side_seeds: int = 1
     limit: int | None = None
     tasks: str = "cme,cme_ll"
+    side_tasks: str | None = None
     engine: Engine = "hf"
     dtype: DType = "auto"
     evaluation_dtype: DType | None = None
@@ -117,8 +118,35 @@ class Recipe:
         """Return how many seeds of a row are evaluated."""
         row = self.rows[row].busiest_of or row
         if self.protocol is not None:
-            return self.row_seeds.get(row, self.protocol.first_seeds)
+            first = self.protocol.first_seeds if row in self.headline else 0
+            return self.row_seeds.get(row, first)
         return self.seeds if row in self.main else self.side_seeds
+
+    @property
+    def headline(self) -> tuple[str, ...]:
+        """The rows of the primary outcome, which are trained and evaluated before all others."""
+        return self.analysis.headline or ()
+
+    def tasks_of(self, row: str) -> str:
+        """Return what a row is asked; the bare model is asked everything."""
+        if self.side_tasks is None or row == BASE or row in self.headline:
+            return self.tasks
+        return self.side_tasks
+
+    def of_rows(self, names: Collection[str]) -> Recipe:
+        """Return the recipe of some of its rows alone, without measurements of speed."""
+        return replace(
+            self,
+            rows={name: row for name, row in self.rows.items() if name in names},
+            main=tuple(name for name in self.main if name in names),
+            routers=tuple(name for name in self.routers if name in names),
+            kept=tuple(name for name in self.kept if name in names),
+            ablation={k: name for k, name in self.ablation.items() if name in names},
+            experts={k: name for k, name in self.experts.items() if name in names},
+            data_scale={k: name for k, name in self.data_scale.items() if name in names},
+            sweeps={},
+            efficiency=(),
+        )
 
     def steps_of(self, row: str) -> int:
         """Return the optimizer steps of a whole training of a row."""
@@ -255,5 +283,7 @@ def _check(recipe: Recipe, where: Mapping[str, str]) -> None:
     if recipe.training_tasks is not None and recipe.protocol is not None:
         place = where.get("training_tasks", recipe.source)
         raise UsageError(f"{place}: a protocol registers the rows of CME's mixture: leave training_tasks out")
+    if recipe.side_tasks is not None and recipe.protocol is None:
+        raise UsageError(f"{where.get('side_tasks', recipe.source)}: side_tasks needs a protocol")
     if not recipe.learning_rates:
         raise UsageError(f"{recipe.source}: learning_rates is empty")

@@ -66,8 +66,11 @@ def registered_part(recipe: Recipe) -> dict[str, Any]:
     """
     assert recipe.protocol is not None
     tasks = suite().select(recipe.tasks)
-    if (form := recipe.protocol.others_form) not in {_form(spec) for spec in tasks if spec.in_cme}:
-        raise UsageError(f"{recipe.source}: protocol: others_form {form}: the tasks {recipe.tasks} have none")
+    form, asked = recipe.protocol.others_form, recipe.side_tasks or recipe.tasks
+    if form not in {_form(spec) for spec in suite().select(asked) if spec.in_cme}:
+        raise UsageError(f"{recipe.source}: protocol: others_form {form}: the tasks {asked} have none")
+    if extra := sorted({s.name for s in suite().select(asked)} - {s.name for s in tasks}):
+        raise UsageError(f"{recipe.source}: side_tasks: the headline is not asked {', '.join(extra)}")
     fixed = {key: value for key, value in recipe.identity().items() if key != "engine"}
     return fixed | {
         "training": {key: v for key, v in recipe.training.items() if key not in _FREE},

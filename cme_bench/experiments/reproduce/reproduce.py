@@ -9,6 +9,7 @@ from pathlib import Path
 from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
 from cme_bench.experiments.reproduce.costs import plan_text
 from cme_bench.experiments.reproduce.forest import write_forest
+from cme_bench.experiments.reproduce.headline import write_headline
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs, pending
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.publish import publish
@@ -16,7 +17,14 @@ from cme_bench.experiments.reproduce.rates import measured_rates
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import Registration, check_registration
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
-from cme_bench.experiments.reproduce.stages import second_stage, stage_text, staged
+from cme_bench.experiments.reproduce.stages import (
+    headline_done,
+    next_stage,
+    stage_text,
+    staged,
+    undecided,
+    with_seeds,
+)
 from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.work import Clock, helpers, interrupted_at, work
 from cme_bench.experiments.reproduce.workbench import Workbench
@@ -42,8 +50,9 @@ def plan(recipe: Recipe, out: Path, *, offline: bool, note: Note) -> str:
 def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     """Run the jobs that are not finished; once all are, write tables, figures and claims.
 
-    Of a recipe with a protocol the first stage comes first, and nothing of its scores is written. Raises
-    InterruptedRun when the time is up or on a signal: what is done is saved.
+    Of a recipe with a protocol the headline's rows come first. Their results are written once both of their
+    stages are done, all others at the end; of a first stage nothing is. Raises InterruptedRun when the time
+    is up or on a signal: what is done is saved.
     """
     clock = Clock.of_minutes(call.minutes)
     folder = Folder(call.out)
@@ -52,15 +61,20 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         note(f"went on from {call.state}")
     folder.open(recipe)
     registration = None if call.is_helper else _registration(recipe, folder, note)
-    recipe = staged(recipe, folder)
+    if call.stage_seeds is None:
+        recipe = staged(recipe, folder)
+    else:
+        recipe = with_seeds(recipe, *map(int, call.stage_seeds.split(",")))
     bench = Workbench(recipe, folder, offline=call.offline)
     try:
         with interrupted_at(clock):
-            _compute(recipe, folder, bench, state, call=call, clock=clock, note=note)
-            if not call.is_helper and (stage := second_stage(recipe, folder)) is not None:
-                note(stage_text(stage))
-                bench.recipe = recipe = staged(recipe, folder)
+            while True:
+                if not call.is_helper and undecided(recipe, folder) and headline_done(recipe, folder):
+                    write_headline(recipe, folder, registration, call.published, note)
                 _compute(recipe, folder, bench, state, call=call, clock=clock, note=note)
+                if call.is_helper or not _goes_on(recipe, folder, note):
+                    break
+                bench.recipe = recipe = staged(recipe, folder)
             if not call.is_helper:
                 write_results(recipe, folder, registration, note)
     except InterruptedRun:
@@ -84,6 +98,16 @@ def _registration(recipe: Recipe, folder: Folder, note: Note) -> Registration | 
     return found
 
 
+def _goes_on(recipe: Recipe, folder: Folder, note: Note) -> bool:
+    """Return whether there is more to compute: other rows, or the second stage that is decided now."""
+    if staged(recipe, folder) != recipe:
+        return True
+    stage = next_stage(recipe, folder)
+    if stage is not None:
+        note(stage_text(stage))
+    return stage is not None
+
+
 def _compute(
     recipe: Recipe,
     folder: Folder,
@@ -102,16 +126,20 @@ def _compute(
     with ExitStack() as stack:
         if not call.is_helper and recipe.workers > 1 and shared:
             count = min(recipe.workers, len(shared)) - 1
-            command = (*call.helper_command, *clock.arguments())
+            command = (*call.helper_command, *clock.arguments(), *_seeds_arguments(recipe))
             stack.enter_context(helpers(command, count, folder.path))
         begun = work(recipe, folder, bench, note, alone=False, clock=clock, saved=saved)
-    if not call.is_helper and not _first_stage(recipe):
+    if not call.is_helper and not undecided(recipe, folder):
         work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun, saved=saved)
 
 
-def _first_stage(recipe: Recipe) -> bool:
-    """Return whether a second stage is still to be decided."""
-    return recipe.protocol is not None and not recipe.row_seeds
+def _seeds_arguments(recipe: Recipe) -> list[str]:
+    """Return the option that gives another process the same seeds of a stage."""
+    if not recipe.row_seeds:
+        return []
+    headline = max(recipe.seeds_of(name) for name in recipe.headline)
+    others = [recipe.seeds_of(name) for name in recipe.rows if name not in recipe.headline]
+    return ["--stage-seeds", f"{headline},{max(others, default=0)}"]
 
 
 def write_results(recipe: Recipe, folder: Folder, registration: Registration | None, note: Note) -> None:

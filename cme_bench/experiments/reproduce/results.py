@@ -11,7 +11,7 @@ import pandas as pd
 
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs
 from cme_bench.experiments.reproduce.recipe import ABLATION, Recipe
-from cme_bench.experiments.reproduce.views import open_base, open_rows, titled
+from cme_bench.experiments.reproduce.views import alike, forms, of_forms, open_base, open_rows, titled
 from cme_bench.reports.figures.inputs import CURVE, ROUTER, FigureInputs, read_curve_frame
 from cme_bench.reports.figures.write import write_figures
 from cme_bench.reports.grids import markdown
@@ -63,7 +63,7 @@ def write_tables(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") -
 def _table(
     views: Sequence[RunView], stem: Path, *, paper: bool = False, note: str = "", said: str = ""
 ) -> Iterator[str]:
-    tables = comparison_tables(views, paper=paper)
+    tables = [table for group in alike(views) for table in comparison_tables(group, paper=paper)]
     for fmt, ending in (("md", "md"), ("latex", "tex"), ("csv", "csv")):
         text = render(tables, fmt)
         if fmt == "md":
@@ -115,7 +115,7 @@ def _trainings(recipe: Recipe, folder: Folder) -> str:
 def write_all_figures(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str]:
     """Yield the paper's figures into ``out`` (1, 4a, 4b and domains of the main rows), ``out/experts`` (3a),
     ``out/data_scale`` (3b) and a folder a routed row (5b, by subject of MMLU, and by domain)."""
-    main = [row.pooled for row in open_rows(recipe, folder, recipe.main)]
+    main = _shared([row.pooled for row in open_rows(recipe, folder, recipe.main)])
     curves = [
         read_curve_frame(folder.adapter(name, 0), recipe.rows[name].title)
         for name in recipe.main
@@ -127,7 +127,7 @@ def write_all_figures(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str
     yield from _figures(inputs, out, ("figure1_tradeoff", "figure4a_latency", "figure4b_loss", "domains"))
     for name, names in (("experts", recipe.experts), ("data_scale", recipe.data_scale)):
         if len(names) > 1:
-            runs = [row.pooled for row in open_rows(recipe, folder, names.values())]
+            runs = _shared([row.pooled for row in open_rows(recipe, folder, names.values())])
             figure = {"experts": "figure3a_experts", "data_scale": "figure3b_data_scale"}[name]
             yield from _figures(FigureInputs(runs=runs), out / name, (figure,))
     for row in recipe.routers:
@@ -136,6 +136,13 @@ def write_all_figures(recipe: Recipe, folder: Folder, out: Path) -> Iterator[str
             if source.is_file():
                 frame = pd.read_csv(source, keep_default_na=False)
                 yield from _figures(FigureInputs(router=[frame]), out / f"{row}-{by}", ("figure5b_router",))
+
+
+def _shared(views: Sequence[RunView]) -> list[RunView]:
+    """Return the views with the forms that all of them have: a figure compares them all."""
+    if len(alike(views)) == 1:
+        return list(views)
+    return [of_forms(view, forms(views)) for view in views]
 
 
 def _benchmark(folder: Folder, job: Job) -> dict[str, object]:

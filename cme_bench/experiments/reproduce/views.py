@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -46,6 +46,27 @@ def titled(view: RunView, title: str) -> RunView:
     assert view.run.adapter is not None
     adapter = structs.replace(view.run.adapter, name=title)
     return replace(view, run=structs.replace(view.run, adapter=adapter))
+
+
+def of_forms(view: RunView, wanted: Collection[str]) -> RunView:
+    """Return the view with its tasks and averages of some forms alone."""
+    tasks = {name: result for name, result in view.results.tasks.items() if result.form in wanted}
+    kept = {form: record for form, record in view.results.forms.items() if form in wanted}
+    return replace(
+        view,
+        run=structs.replace(view.run, tasks={name: view.run.tasks[name] for name in tasks}),
+        results=structs.replace(view.results, forms=kept, tasks=tasks),
+        members=tuple(of_forms(member, wanted) for member in view.members),
+    )
+
+
+def alike(views: Sequence[RunView]) -> list[list[RunView]]:
+    """Return the views in groups that were asked the same: one group, or one for each form that only some
+    were asked."""
+    every = dict.fromkeys(form for view in views for form in view.results.forms)
+    if all(view.results.forms.keys() == every.keys() for view in views):
+        return [list(views)]
+    return [[of_forms(v, (form,)) for v in views if form in v.results.forms] for form in every]
 
 
 def forms(views: Sequence[RunView]) -> list[str]:

@@ -183,7 +183,7 @@ class Workbench:
     def questions(self, row: str, seed: int) -> AskOptions:
         """Return what the run of one row and seed asks."""
         return AskOptions(
-            tasks=self.recipe.tasks,
+            tasks=self.recipe.tasks_of(row),
             adapters=() if row == BASE else (str(self.folder.adapter(row, seed)),),
             data=self.recipe.data,
             limit=self.recipe.limit,

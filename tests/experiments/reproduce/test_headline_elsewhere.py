@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 
-from cme_bench.experiments.reproduce.contrasts import contrast, over_seeds
+from cme_bench.experiments.reproduce.contrasts import contrast, over_pairs, over_seeds
 from cme_bench.experiments.reproduce.views import RowRuns
 from cme_bench.reports.runs import open_run
 from cme_bench.runs.pack import pack_run
@@ -94,3 +94,26 @@ def test_welchs_test_of_the_seeds_averages_gives_the_same_interval() -> None:
     assert found.value == pytest.approx(np.mean(averages[1]) - np.mean(averages[0]), abs=1e-9)
     assert (found.low, found.high) == pytest.approx((outer.low, outer.high), abs=TOLERANCE)
     assert (found.inner_low, found.inner_high) == pytest.approx((inner.low, inner.high), abs=TOLERANCE)
+
+
+def test_a_paired_test_of_the_seeds_averages_gives_the_same_interval() -> None:
+    """Seeds that move both methods alike, one side with more of them: those of both sides are compared."""
+    random = np.random.default_rng(1)
+    moves = random.normal(0, 0.02, (20, 1))
+    sides: tuple[list[Floats], list[Floats]] = ([], [])
+    for _ in range(11):
+        item = random.normal(0.55, 0.2, 500)
+        for side, shift in zip(sides, (0.0, 0.004), strict=True):
+            chance = shift + item + moves + random.normal(0, 0.005, (20, 1))
+            side.append((random.random((20, 500)) < chance).astype(float))
+    more = [np.concatenate([bits, bits[:7]]) for bits in sides[1]]
+    found = over_pairs(sides[0], more, [1 / 11] * 11).contrast("a", "b", "generated", level=0.025)
+    averages = [100 * np.mean([bits.mean(axis=1) for bits in side], axis=0) for side in sides]
+    tested = stats.ttest_rel(averages[1], averages[0])
+    outer, inner = tested.confidence_interval(0.975), tested.confidence_interval(0.95)
+    assert found.value == pytest.approx(np.mean(averages[1] - averages[0]), abs=1e-9)
+    assert (found.low, found.high) == pytest.approx((outer.low, outer.high), abs=TOLERANCE)
+    assert (found.inner_low, found.inner_high) == pytest.approx((inner.low, inner.high), abs=TOLERANCE)
+    apart = over_seeds(*sides, [1 / 11] * 11).contrast("a", "b", "generated", level=0.025)
+    assert found.stderr < 0.7 * apart.stderr, "what a seed does to both falls out"
+    assert "20 pairs of seeds" in found.test

@@ -22,12 +22,13 @@ from cme_bench.experiments.reproduce.verdicts import VERDICTS
 pytestmark = pytest.mark.slow
 PROTOCOL = """\
   verdict:
-    only: [moelora-32, teamlora-32]
+    only: [lora, moelora-32, teamlora-32]
     training: {batch_size: 4, spare: cme2}
     steps: 6
     grid_steps: 2
     learning_rates: [0.1]
     tasks: cme_emotion,cme_mmlu_ll,cme_commonsense_qa_ll
+    side_tasks: cme_mmlu_ll,cme_commonsense_qa_ll
     limit: 12
     together: 4
     routers: []
@@ -39,6 +40,7 @@ PROTOCOL = """\
       first_seeds: 2
       cap: 3
       correction: bonferroni
+      pairing: seeds
 """
 
 
@@ -61,18 +63,32 @@ def test_from_registration_to_verdicts(recipe_file: Path, tmp_path: Path) -> Non
     reproduce(recipe, CallOptions(out, offline=True, published=tmp_path / "published"), said.append)
     assert said[0].startswith("Pre-registered: sha256 ")
     begun = [line for line in said if "begins" in line]
-    decided = next(number for number, line in enumerate(said) if line.startswith("second stage: 3 seeds"))
-    assert not any("seed2" in line for line in said[:decided]), "the second stage comes after its decision"
-    assert sum("seed2" in line for line in begun) == 4
+    decisions = [number for number, line in enumerate(said) if line.startswith("second stage: 3 seeds")]
+    assert len(decisions) == 2, "of the headline, and of other rows"
+    first, second = (said[:number] for number in decisions)
+    written = next(number for number, line in enumerate(said) if line.startswith("headline/tables"))
+    assert decisions[0] < written < decisions[1]
+    assert not any("seed2" in line for line in first), "the second stage comes after its decision"
+    assert not any("-lora-" in line for line in said[:written]), "other rows come after the headline"
+    assert not any("evaluate-lora-seed2" in line for line in second)
+    assert sum("seed2" in line for line in begun) == 6
     stage = json.loads((out / "stage.json").read_text())
-    assert (stage["headline"], stage["first_seeds"], stage["capped"]) == (3, 2, True)
+    assert (stage["headline"], stage["others"], stage["first_seeds"], stage["capped"]) == (3, 3, 2, True)
+    assert stage["wanted"].keys() == {"headline, generated", "headline, likelihood", "others"}
     assert "value" not in json.dumps(stage), "variances alone"
 
     claims = json.loads((out / "claims.json").read_text())
     assert claims["registration"]["pre_registered"]
     assert {claim["verdict"] for claim in claims["claims"]} <= set(VERDICTS)
     scored = [claim for claim in claims["claims"] if claim["family"] == "primary"]
-    assert all("3 and 3 seeds" in claim["ours"] for claim in scored)
+    assert all("3 pairs of seeds" in claim["ours"] for claim in scored)
+    early = json.loads((out / "headline" / "claims.json").read_text())["claims"]
+    assert [c for c in early if c["family"] == "primary"] == scored, "nothing later changes the headline"
+    other = [c["claim"] for c in claims["claims"] if c["family"] == "secondary"]
+    assert other == ["1 experts score higher than 4 (likelihood)"] or len(other) == 1
+    table = (out / "tables" / "table1.md").read_text()
+    generated, likelihood = table.split("likelihood", 1)
+    assert "LoRA " not in generated.replace("MoELoRA", "") and "LoRA " in likelihood
     sha256 = claims["registration"]["sha256"][:16]
     for name in ("claims.md", "README.md", "tables/table1.md", "tables/table1.tex"):
         assert sha256 in (out / name).read_text(), name
