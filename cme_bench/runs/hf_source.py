@@ -47,7 +47,7 @@ class HFSource(SavedSource):
         self._name = ""
         self._builds: Early[None] | None = None
         self._early: Early[Base] | None = None
-        self._adapts = False
+        self._adapters: Sequence[AdapterCheckpoint] = ()
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -59,24 +59,29 @@ class HFSource(SavedSource):
         waiting: Callable[[], Waiting],
         begun: Callable[[str], bool],
     ) -> None:
-        """Know whether an adapter will be put on."""
-        self._adapts = any(adapter is not None for adapter in adapters)
+        """Know the adapters that will be put on."""
+        self._adapters = [found for adapter in adapters if (found := saved(adapter)) is not None]
 
     def begin(self) -> None:
-        """Begin to load the weights and to try the base, and to build the kernel that float32 needs on a
-        GPU."""
+        """Begin to load the weights and to try the base, and to build the kernels that a GPU needs."""
         self._early = self._early or Early(self._tried)
-        if self._builds is None and self._takes_pieces():
+        if self._builds is None and self.model.device.type == "cuda":
             self._builds = Early(self._build)
 
     def _takes_pieces(self) -> bool:
-        float32 = self.model.dtype_name == "float32" and self.model.device.type == "cuda"
-        return float32 and bool(self.options.settings.get(PIECES, 1))
+        return self.model.dtype_name == "float32" and bool(self.options.settings.get(PIECES, 1))
 
     def _build(self) -> None:
-        from cme_bench.engines.hf.tree_kernel import build_early
+        if self._takes_pieces():
+            from cme_bench.engines.hf.tree_kernel import build_early
 
-        build_early(self.model.config, self.model.device)
+            build_early(self.model.config, self.model.device)
+        if self._adapters:
+            from cme_bench.adapters.files import read_config
+            from cme_bench.adapters.routing.building import build
+
+            for adapter in self._adapters:
+                build(read_config(adapter.path), self.model.device)
 
     @functools.cached_property
     def _base(self) -> Base:
@@ -88,7 +93,7 @@ class HFSource(SavedSource):
         from cme_bench.models.fingerprint import fingerprint
 
         model = self.model.model
-        clean = fingerprint(model) if self._adapts else None
+        clean = fingerprint(model) if self._adapters else None
         return Base(CausalForward(model, self.model.device).takes_positions, clean)
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:

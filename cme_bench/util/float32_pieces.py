@@ -13,6 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
+from cme_bench.util.early import Early
 from cme_bench.util.exact_logits import product
 from cme_bench.util.kernels import compute
 
@@ -84,15 +85,17 @@ def _split_by_kernel(x: Tensor) -> Tensor:
 
 
 def _runs_on(x: Tensor) -> bool:
-    return x.is_cuda and torch.version.hip is None and _works(x.device)
+    return x.is_cuda and torch.version.hip is None and _trial(x.device).result()
 
 
 @functools.cache
-def _works(device: torch.device) -> bool:
-    """Return whether the kernel can be built for a device, and splits there as torch does; tried once."""
+def _trial(device: torch.device) -> Early[bool]:
+    """Find whether the kernel can be built for a device, and splits there as torch does; once."""
+    return Early(lambda: compute(lambda: _splits(device), "float32 is split by torch's operations, slower"))
 
-    def right() -> bool:
-        wide = torch.linspace(-9.0, 9.0, 3 * 1400, device=device).exp().reshape(3, 1400)
-        return torch.equal(_split_by_kernel(wide), split_plainly(wide))
 
-    return compute(right, "float32 numbers are split by torch's operations, slower")
+def _splits(device: torch.device) -> bool:
+    """Return whether rows are split so; they are as long as a kernel is built for that most models need."""
+    columns = _BLOCK + 16
+    wide = torch.linspace(-9.0, 9.0, 3 * columns, device=device).exp().reshape(3, columns)
+    return torch.equal(_split_by_kernel(wide), split_plainly(wide))

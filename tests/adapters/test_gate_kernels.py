@@ -130,6 +130,23 @@ def test_they_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch) ->
     gate_kernels.work.cache_clear()
 
 
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if not shape[4]])
+@pytest.mark.parametrize(("dtype", "pieces"), [(torch.bfloat16, PIECES), (torch.float32, 1)])
+def test_a_gate_without_gradients_is_tried_by_the_forward_kernel_alone(
+    shape: Any, dtype: torch.dtype, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    k, shared, mixed, divided, _ = shape
+    width = RANK if shared else k * RANK
+    columns = width + pieces * k + 3
+    form = gate_kernels.Form(k, RANK, width, pieces, columns, mixed, divided, torch.float32, dtype)
+    monkeypatch.setattr(gate_kernels, "gate_backward", None)
+    monkeypatch.setattr(gate_kernels, "stack", None)
+    assert gate_kernels._infers(torch.device(DEVICE), form)
+    real = gate_kernels.gate
+    monkeypatch.setattr(gate_kernels, "gate", lambda *a, **k: tuple(1.1 * t for t in real(*a, **k)))
+    assert not gate_kernels._infers(torch.device(DEVICE), form)
+
+
 @pytest.mark.parametrize("adapters", [0, 2])
 @pytest.mark.parametrize(("width", "k", "d_in"), [(128, 4, 1100), (0, 3, 70), (12, 5, 2048)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

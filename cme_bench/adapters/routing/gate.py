@@ -53,10 +53,16 @@ class GateGrads(NamedTuple):
     gated: Tensor
 
 
-def gate(found: Narrow, interaction: Tensor | None, k: int, settings: GateSettings) -> Gated:
-    """Return the gated latent and the routing. ``interaction``: M, (k, k); None for the identity."""
+def gate(
+    found: Narrow, interaction: Tensor | None, k: int, settings: GateSettings, *, columns: int | None = None
+) -> Gated:
+    """Return the gated latent and the routing. ``interaction``: M, (k, k); None for the identity.
+
+    ``columns``: of the matrix whose first ones are those of z and of the logits, of a gate without gradients;
+    None for any other.
+    """
     logits = found.logits
-    if gate_kernels.suits(found.z, logits, k, settings.rank):
+    if _by_kernel(found, interaction is not None, k, settings, columns):
         return Gated(
             *gate_kernels.gate(
                 found.z,
@@ -75,6 +81,23 @@ def gate(found: Narrow, interaction: Tensor | None, k: int, settings: GateSettin
     omega, _ = _shares(phi, interaction, settings.normalize)
     z = found.z.to(settings.dtype)
     return Gated(_spread(z, omega * settings.scale, settings.rank), z, phi, omega)
+
+
+def _by_kernel(found: Narrow, mixed: bool, k: int, settings: GateSettings, columns: int | None) -> bool:
+    if columns is None:
+        return gate_kernels.suits(found.z, found.logits, k, settings.rank)
+    form = gate_kernels.Form(
+        k=k,
+        rank=settings.rank,
+        width=found.z.shape[-1],
+        pieces=found.logits.shape[-1] // k,
+        columns=columns,
+        mixed=mixed,
+        divided=settings.normalize,
+        found=found.z.dtype,
+        dtype=settings.dtype,
+    )
+    return gate_kernels.infers(found.z, form)
 
 
 def gate_backward(  # noqa: PLR0917

@@ -8,11 +8,12 @@ step: on a small model most of a training step, on a large one a few per cent. A
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cme_bench.util.early import Early
 from cme_bench.util.kernels import compute
 
 MOST_EXPERTS, WIDEST_RANK = 16, 256
@@ -23,7 +24,11 @@ _DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 def runs_on(tensor: Tensor) -> bool:
     """Return whether kernels are launched on a tensor: on CUDA where they work, and not within
     ``torch.compile``, which fuses plain operations itself."""
-    return tensor.is_cuda and not torch.compiler.is_compiling() and work(tensor.device)
+    return _takes(tensor) and work(tensor.device)
+
+
+def _takes(tensor: Tensor) -> bool:
+    return tensor.is_cuda and not torch.compiler.is_compiling()
 
 
 @functools.cache
@@ -87,16 +92,72 @@ def _drops(device: torch.device) -> bool:
     return fine and torch.equal(kept, again) and 0.3 < float((kept != others).float().mean()) < 0.45
 
 
+class Form(NamedTuple):
+    """A gate whose inputs are columns of one matrix, as a kernel is built for it.
+
+    Attributes:
+        k, rank: Numbers of experts, and of latent values of one.
+        width: Columns of z; those of the logits follow.
+        pieces: The logits are the sum of so many.
+        columns: Those of the matrix.
+        mixed, divided: Whether omega is of a product with M, and is divided by its sum.
+        found, dtype: Types of the matrix and of the gated latent.
+    """
+
+    k: int
+    rank: int
+    width: int
+    pieces: int
+    columns: int
+    mixed: bool
+    divided: bool
+    found: torch.dtype
+    dtype: torch.dtype
+
+
+def infers(z: Tensor, form: Form) -> bool:
+    """Return whether the forward kernel alone can be used: it is built, and tried, without those of a
+    backward pass, which take most of the time of that."""
+    fits = _common(z, form.k, form.rank) and form.found == torch.float32
+    return _takes(z) and fits and _trial(z.device, form).result()
+
+
+@functools.cache
+def _trial(device: torch.device, form: Form) -> Early[bool]:
+    return Early(
+        lambda: compute(lambda: _infers(device, form), "routed layers run without their GPU kernel, slower")
+    )
+
+
+def _infers(device: torch.device, form: Form) -> bool:
+    """Return whether the kernel gives what the formula does."""
+    tokens, width, logits = 40, form.width, form.pieces * form.k
+    generator = torch.Generator().manual_seed(0)
+    out = torch.randn(tokens, form.columns, generator=generator).to(device, form.found)
+    matrix = torch.rand(form.k, form.k, generator=generator).to(device) if form.mixed else None
+    z, parts = out[:, :width], out[:, width : width + logits]
+    phi = parts.float().reshape(tokens, form.pieces, form.k).sum(1).softmax(-1)
+    omega = phi if matrix is None else phi @ matrix.T
+    if form.divided:
+        omega = omega / omega.sum(-1, keepdim=True)
+    latent = z.to(form.dtype).float().reshape(tokens, width // form.rank, form.rank)
+    wanted = (2.0 * omega[:, :, None] * latent).flatten(1)
+    floor = 1e-6 if form.divided else None
+    gated, _, *routing = gate(
+        z, parts, matrix, form.k, rank=form.rank, scale=2.0, floor=floor, dtype=form.dtype
+    )
+    near = 1e-4 if form.dtype == torch.float32 else 2e-2  # rounded twice
+    alike = (torch.allclose(got, right, 1e-4, 1e-4) for got, right in zip(routing, (phi, omega), strict=True))
+    return torch.allclose(gated.float(), wanted, near, near) and all(alike)
+
+
 def suits(z: Tensor, logits: Tensor, k: int, rank: int) -> bool:
     """Return whether the gate's kernels can be used: for some tokens and a gate of common size."""
-    return (
-        runs_on(z)
-        and z.dtype in _DTYPES
-        and logits.dtype == torch.float32
-        and k <= MOST_EXPERTS
-        and rank <= WIDEST_RANK
-        and z.numel() > 0
-    )
+    return _common(z, k, rank) and logits.dtype == torch.float32 and runs_on(z)
+
+
+def _common(z: Tensor, k: int, rank: int) -> bool:
+    return z.dtype in _DTYPES and k <= MOST_EXPERTS and rank <= WIDEST_RANK and z.numel() > 0
 
 
 def gate(
@@ -123,27 +184,28 @@ def gate(
     rounded = z.new_empty(z.shape, dtype=dtype) if z.dtype != dtype else z.contiguous()
     phi, omega = (logits.new_empty(*lead, k) for _ in range(2))
     block = _block(k)
-    gate_kernel[(-(-tokens // block), slots)](
-        z,
-        logits,
-        phi if interaction is None else interaction.contiguous(),
-        gated,
-        rounded,
-        phi,
-        omega,
-        tokens,
-        _slot_stride(z),
-        z.stride(-2),
-        _slot_stride(logits),
-        logits.stride(-2),
-        scale,
-        floor or 0.0,
-        PIECES=logits.shape[-1] // k,
-        NORMALIZE=floor is not None,
-        STORE_Z=z.dtype != dtype,
-        BLOCK=block,
-        **_sizes(z, interaction, k, rank),
-    )
+    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
+        gate_kernel[(-(-tokens // block), slots)](
+            z,
+            logits,
+            phi if interaction is None else interaction.contiguous(),
+            gated,
+            rounded,
+            phi,
+            omega,
+            tokens,
+            _slot_stride(z),
+            z.stride(-2),
+            _slot_stride(logits),
+            logits.stride(-2),
+            scale,
+            floor or 0.0,
+            PIECES=logits.shape[-1] // k,
+            NORMALIZE=floor is not None,
+            STORE_Z=z.dtype != dtype,
+            BLOCK=block,
+            **_sizes(z, interaction, k, rank),
+        )
     return gated, rounded, phi, omega
 
 

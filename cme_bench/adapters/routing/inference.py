@@ -95,9 +95,8 @@ def gated(
         many = bf16_products.product if found.pieces > 1 else torch.mm
         out = many(x, found.rows.mT)
         logits = out[:, found.width : found.width + found.pieces * k]
-        latent, _, phi, omega = gate(
-            Narrow(out[:, : found.width], logits, found.rows, None), interaction, k, settings
-        )
+        narrow = Narrow(out[:, : found.width], logits, found.rows, None)
+        latent, _, phi, omega = gate(narrow, interaction, k, settings, columns=out.shape[1])
     return latent, Routing(phi, omega)
 
 
