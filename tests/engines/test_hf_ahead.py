@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, Request, Response, TokenIds
-from cme_bench.engines.hf.batching import PACK_PARAMETERS, plan_limits
+from cme_bench.engines.hf.batching import PACK_PARAMETERS, base_size, plan_limits
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.work import Work
 from cme_bench.engines.inbox import Batches
@@ -93,6 +96,15 @@ def test_a_pack_of_a_small_model_holds_more(tiny_model: LlamaForCausalLM) -> Non
     sizes = (2 * PACK_PARAMETERS, PACK_PARAMETERS, PACK_PARAMETERS // 2, 1)
     forwards = [plan_limits(config, cuda, 1 << 20, size).forward_tokens for size in sizes]
     assert forwards == [1024, 1024, 2048, 8192]  # a forward costs as much as an eighth of a pack
+
+
+@pytest.mark.parametrize("config", [TeamLoraConfig(r=4), LoraConfig(r=4)], ids=["teamlora", "lora"])
+def test_an_adapter_makes_no_pack_smaller(config: PeftConfig, tiny_model: LlamaForCausalLM) -> None:
+    size = base_size(tiny_model)
+    assert size == sum(parameter.numel() for parameter in tiny_model.parameters())
+    adapted = get_peft_model(copy.deepcopy(tiny_model), config).get_base_model()
+    assert sum(parameter.numel() for parameter in adapted.parameters()) > size
+    assert base_size(adapted) == size
 
 
 def test_the_floor_counts_products_alone(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
@@ -145,6 +146,15 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
     return max(least, min(most, free // 2 // (cache + activations + logits)))
 
 
+def base_size(model: nn.Module) -> int:
+    """Return the number of the parameters that are the base's, and none of an adapter's; tied ones count once."""
+    added: set[nn.Parameter] = set()
+    for layer in model.modules():
+        if isinstance(base := getattr(layer, "base_layer", None), nn.Module):
+            added |= set(layer.parameters()) - set(base.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter not in added)
+
+
 def plan_limits(
     config: Any, device: torch.device, tokens_per_batch: int, parameters: int = PACK_PARAMETERS
 ) -> PlanLimits:
@@ -152,7 +162,7 @@ def plan_limits(
 
     The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
     pack stay below 128 MiB there and 1 GiB on CUDA. A GPU takes as long to be told of a pack of a small model
-    as of a large one, so a pack holds as much work: more tokens, the fewer ``parameters`` there are. A
+    as of a large one, so a pack holds as much work: more tokens, the fewer ``parameters`` the base has. A
     forward of its own then costs as much as more tokens, too.
     """
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)

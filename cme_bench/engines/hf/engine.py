@@ -24,7 +24,13 @@ from cme_bench.engines.base import (
 from cme_bench.engines.hf import generate as generation
 from cme_bench.engines.hf import loglikelihood as scoring
 from cme_bench.engines.hf.alone import SeenSession, adapter_positions, alone_session, why_alone
-from cme_bench.engines.hf.batching import TokenBudget, default_tokens_per_batch, plan_limits, run_batches
+from cme_bench.engines.hf.batching import (
+    TokenBudget,
+    base_size,
+    default_tokens_per_batch,
+    plan_limits,
+    run_batches,
+)
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.images import Images
 from cme_bench.engines.hf.joined_decoding import (
@@ -124,8 +130,7 @@ class HFEngine(Engine):
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, size)
         self.budget = TokenBudget(tokens_per_batch)
         self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
-        size = sum(parameter.numel() for parameter in base.parameters())
-        self.limits = plan_limits(base.config, self.device, self.budget.tokens, size)
+        self.limits = plan_limits(base.config, self.device, self.budget.tokens, base_size(base))
         self.ahead = 0 if self.device.type == "cpu" else 1
         self.together = 2 * self.limits.pack_tokens * self.ahead  # tokens for which small batches are joined
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
