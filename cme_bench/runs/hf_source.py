@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Base(NamedTuple):
-    """What the base alone decides, for all of its adapters.
+    """Hold what the base alone decides, for all of its adapters.
 
     ``positions``: whether it takes those that count from 0; ``clean``: its fingerprint before any adapter,
     None where there is none to put on.
@@ -51,7 +51,7 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
-        """What trials found, by the adapter's hash: engines of one base with one adapter need no second."""
+        """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
 
     def decide(
         self,
@@ -85,7 +85,7 @@ class HFSource(SavedSource):
 
     @functools.cached_property
     def _base(self) -> Base:
-        """What the base decides. Waits for the weights."""
+        """Return what the base decides; waits for the weights."""
         return self._tried() if self._early is None else self._early.result()
 
     def _tried(self) -> Base:
