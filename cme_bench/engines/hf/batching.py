@@ -147,7 +147,7 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
 
 
 def base_size(model: nn.Module) -> int:
-    """Return the number of the parameters that are the base's, and none of an adapter's; tied ones count once."""
+    """Return how many parameters are the base's, and none of an adapter's; tied ones count once."""
     added: set[nn.Parameter] = set()
     for layer in model.modules():
         if isinstance(base := getattr(layer, "base_layer", None), nn.Module):
