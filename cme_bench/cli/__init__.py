@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 from cme_bench.cli.help import group
+from cme_bench.util.collection import uncollected_at_exit
 from cme_bench.util.errors import CmeError, InterruptedRun
 from cme_bench.util.terminal import say
 
@@ -26,6 +27,7 @@ def main() -> None:
     """Run a command; an error that a user can act on becomes one line on stderr and its exit code."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # one live display, ours
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    uncollected_at_exit()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a run takes both over
     try:
         app()

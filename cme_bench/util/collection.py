@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,3 +37,11 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def uncollected_at_exit() -> None:
+    """Search for no garbage when the process ends: a second of its end, for memory that nobody wants back.
+
+    What is to be done at exit, such as removing temporary folders, is done.
+    """
+    atexit.register(gc.freeze)
