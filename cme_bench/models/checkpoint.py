@@ -16,6 +16,7 @@ from cme_bench.models.hub_fetch import Role, Snapshot, fetch_snapshot
 from cme_bench.models.hub_lock import default_lock_file, read_lock
 from cme_bench.models.hub_name import HubName, parse_hub_name, path_hint
 from cme_bench.models.weights import adapter_files, weight_files
+from cme_bench.util.early import Early
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import replacing
 from cme_bench.util.locks import locked
@@ -32,14 +33,19 @@ HUB_FILE = "hub.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model folder. ``hash``: sha256 over its weight and config files; ``revision``: the hub's commit;
+    """A model folder. ``hashed``: its hash, or the work of making it; ``revision``: the hub's commit;
     ``hub``: the hub name that it was asked for by."""
 
     name: str
     path: Path
-    hash: str
+    hashed: str | Early[str]
     revision: str | None = None
     hub: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """The sha256 over its weight and config files. Waits for it: large weights take seconds to read."""
+        return self.hashed if isinstance(self.hashed, str) else self.hashed.result()
 
 
 def resolve_model(
@@ -52,16 +58,21 @@ def resolve_model(
     """
     if name in BUNDLED:
         path = ensure_bundled(name, offline=offline, note=note)
-        return Checkpoint(name, path, hash_model(path))
+        return Checkpoint(name, path, _hashed(path))
     found = folder_or_snapshot(name, "model", offline=offline, lock_file=lock_file, note=note)
     if isinstance(found, Snapshot):
         check_model_folder(found.folder)
         return Checkpoint(
-            found.name.label, found.folder, hash_model(found.folder), found.commit, str(found.name)
+            found.name.label, found.folder, _hashed(found.folder), found.commit, str(found.name)
         )
     check_model_folder(found)
     origin = fetched_origin(found)
-    return Checkpoint(found.name, found, hash_model(found), origin.get("revision"), origin.get("id"))
+    return Checkpoint(found.name, found, _hashed(found), origin.get("revision"), origin.get("id"))
+
+
+def _hashed(folder: Path) -> Early[str]:
+    """Begin to hash a model, while libraries are imported."""
+    return Early(lambda: hash_model(folder))
 
 
 def config_folder(name: str, *, offline: bool = False, note: Note = unheard) -> Path:

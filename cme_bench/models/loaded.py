@@ -174,7 +174,7 @@ class SavedModel(FolderModel):
         check_covers(device_map, self.config)
         self._quantize, self._device_map = quantize, device_map
         self.quantisation = label_of(self.config) if quantize is None else LABELS[quantize]
-        self.name, self.hash = self.checkpoint.name, self.checkpoint.hash
+        self.name = self.checkpoint.name
         self.place = str(self.checkpoint.path)
         beside_weights = adapter_note(self.checkpoint.path)
         self.notes = () if beside_weights is None else (beside_weights,)
@@ -185,6 +185,11 @@ class SavedModel(FolderModel):
         self.quantised_as = self._quantised_as(engine)
         if self.quantised_as == DEQUANTISED:
             self.notes += (f"{self.place}: {self.quantisation} {DEQUANTISED_NOTE}",)
+
+    @property
+    def hash(self) -> str:  # type: ignore[override]  # it is only read
+        """The hash of its files. Waits for it."""
+        return self.checkpoint.hash
 
     @functools.cached_property
     def parameters(self) -> int:

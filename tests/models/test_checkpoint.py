@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cme_bench.models import smollm2
+from cme_bench.models import checkpoint, smollm2
 from cme_bench.models.checkpoint import hash_checkpoint, hash_file, hash_model, resolve_model
 from cme_bench.models.load import choose_dtype, evaluation_dtype, load_config, load_model, load_tokenizer
 from cme_bench.util.errors import CmeError, UsageError
@@ -38,6 +39,21 @@ def test_new_weights_under_the_same_path_are_another_model(tiny_checkpoint: Path
     weights["model.norm.weight"][0] += 1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     assert resolve_model(str(folder)).hash != before
+
+
+def test_a_model_is_hashed_beside_whoever_resolves_it(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = threading.Event()
+
+    def hash_model(folder: Path) -> str:
+        assert resolved.wait(60)
+        return folder.name
+
+    monkeypatch.setattr(checkpoint, "hash_model", hash_model)
+    found = resolve_model(str(tiny_checkpoint))
+    resolved.set()
+    assert found.hash == tiny_checkpoint.name
 
 
 def test_a_config_change_is_another_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
