@@ -33,7 +33,8 @@ class Head:
     """Stands in the place of ``own``, a processor's ``_apply_head``.
 
     A layer whose weight is quantised is multiplied out once. Where that is not what it computes, or there is
-    no memory for it, the layer answers itself, rounded. ``exact``: whether the last answer was not.
+    no memory for it, the layer answers itself, rounded. ``exact``: whether the last answer was not. A hidden
+    state that left float16's range has logits that are NaN, which is looked for wherever they are used.
     """
 
     def __init__(self, own: Any) -> None:
@@ -46,6 +47,8 @@ class Head:
             self.exact = True
             logits: Tensor = self.own(lm_head, hidden_states, embedding_bias)
             return logits
+        if hidden_states.dtype == torch.float16:  # an infinite one would make logits infinite, and none NaN
+            hidden_states = hidden_states.masked_fill(hidden_states.isinf(), torch.nan)
         weight = self._weight(lm_head, hidden_states)
         self.exact = weight is not None
         if weight is None:
