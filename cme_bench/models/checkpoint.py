@@ -18,10 +18,9 @@ from cme_bench.models.hub_name import HubName, parse_hub_name, path_hint
 from cme_bench.models.weights import adapter_files, weight_files
 from cme_bench.util.early import Early
 from cme_bench.util.errors import UsageError
-from cme_bench.util.files import replacing
-from cme_bench.util.locks import locked
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.paths import cache_folder
+from cme_bench.util.remembered import remember, remembered
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
 _CONFIG = "config.json"
@@ -159,27 +158,10 @@ def hash_file(file: Path) -> str:
     before = real.stat()
     memory = cache_folder() / "file-hashes.json"
     key = f"{real}:{before.st_size}:{before.st_ino}:{before.st_mtime_ns}:{before.st_ctime_ns}"
-    if known := _remembered(memory).get(key):
+    if known := remembered(memory).get(key):
         return known
     with real.open("rb") as stream:
         value = hashlib.file_digest(stream, "sha256").hexdigest()
     if time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_SECONDS:
-        _remember(memory, key, value)
+        remember(memory, key, value)
     return value
-
-
-def _remembered(memory: Path) -> dict[str, str]:
-    try:
-        known = orjson.loads(memory.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
-        return {}  # only a cache: a missing or broken one costs a hash, nothing else
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(memory: Path, key: str, value: str) -> None:
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with locked(memory.with_suffix(".flock")), replacing(memory) as stream:
-            stream.write(orjson.dumps(_remembered(memory) | {key: value}))
-    except OSError:
-        return  # a read-only home: hash again next time
