@@ -56,8 +56,8 @@ def test_the_update_is_added_to_the_quantised_product(
     kind: str, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     pytest.importorskip("vllm")
-    if kind == "fp8 blocks" and torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("vLLM has FP8 products on CPUs with AVX512 only")
+    if kind == "fp8 blocks" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("vLLM has FP8 products on CPUs with AMX only")
     model = random_llama(
         1, hidden=128, heads=2, kv_heads=2, positions=512, vocab=512, spread=0.08, tokenizer=toy_tokenizer
     )
