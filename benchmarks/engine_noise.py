@@ -9,6 +9,8 @@ engines in bfloat16 and float32. The reference of every case is transformers in 
 * ``average_gap_likelihood`` and ``average_gap_generated``: what the average differs by between hf and vLLM in
   bfloat16, the larger of base and adapter.
 
+``computed`` is the type that a run computed in: vLLM takes float16 for bfloat16 where that holds the model.
+
 Every case is a ``cme-bench run`` in a process of its own; engines and types work side by side on a GPU.
 Results are written after each case. With ``--work`` a command goes on where another was cut off, and cases
 can be asked one at a time (``--engines vllm --dtypes bfloat16 --seconds 100``): the result is of all that the
@@ -263,6 +265,7 @@ class Run:
             for task, result in results.tasks.items()
             for record in current_records(folder, task, run.tasks[task])
         }
+        self.computed = run.engine.get("dtype")
         self.near = {t: r.quality.get("near_ties", 0.0) for t, r in results.tasks.items()}
 
 
@@ -271,6 +274,7 @@ def compared(run: Run, reference: Run) -> dict[str, Any]:
     shared = run.records.keys() & reference.records.keys()
     pairs = [(run.records[key], reference.records[key]) for key in sorted(shared)]
     found: dict[str, Any] = {
+        "computed": run.computed,
         "items": len(pairs),
         "average": run.average,
         "average_gap": run.average - reference.average,

@@ -9,6 +9,21 @@ _BROKEN = (
 )
 
 
+OVERFLOWED = "its hidden states left the range of float16"
+"""Begins the reason for which a run of a bfloat16 model is not computed in float16 any more."""
+
+
+class OverflowedError(CmeError):
+    """A bfloat16 model that was computed in float16 gave no numbers: it is to be computed in bfloat16.
+
+    ``place``: where.
+    """
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"{OVERFLOWED} ({place})")
+        self.place = place
+
+
 class LogitsError(CmeError):
     """A model computed NaN, or a logit of plus infinity, after which no probability is known.
 
@@ -27,5 +42,9 @@ class LogitsError(CmeError):
 
     def within(self, task: str, item: int | None) -> CmeError:
         """Return the same error for a user, who knows tasks and items in place of requests."""
-        name = f"task {task}" if item is None else f"task {task}, item {item}"
-        return CmeError(f"{name}{self.where}: {_BROKEN} (what was computed before is stored)")
+        place = self.place(task, item)
+        return CmeError(f"{place}: {_BROKEN} (what was computed before is stored)")
+
+    def place(self, task: str, item: int | None) -> str:
+        """Return where it was seen, in a user's words."""
+        return (f"task {task}" if item is None else f"task {task}, item {item}") + self.where

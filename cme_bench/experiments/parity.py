@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cme_bench.engines.base import GenerateRequest, GenerateResponse, LoglikelihoodRequest, Request
+from cme_bench.engines.logits import OVERFLOWED, LogitsError
 from cme_bench.harness.task_result import task_result
 from cme_bench.prompts import items as prompts
 from cme_bench.runs.engine_factory import open_engines
@@ -116,10 +117,7 @@ def measure_parity(
         with open_engines(replace(options, engine=engine)) as source:
             responder = Responder(source, *options.adapters[:1], bos=options.bos)
             items = items or list(task_items(options, responder))
-            try:
-                answers.append(_answers(responder, [item.request for item in items]))
-            finally:
-                responder.close()
+            answers.append(_answers(responder, [item.request for item in items]))
         dtype = responder.identity["dtype"]
     allowed = TOLERANCES[dtype] if tolerance is None else tolerance
     return compare_answers(items, answers[0], answers[1], engines=engines, dtype=dtype, tolerance=allowed)
@@ -137,6 +135,19 @@ def task_items(options: AskOptions, responder: Responder) -> Iterator[ParityItem
 
 
 def _answers(responder: Responder, requests: Sequence[Request]) -> list[Any]:
+    """Return what a responder answers, as a run would record it: of one type, in which it gives numbers."""
+    try:
+        return _asked(responder, requests)
+    except LogitsError:
+        if not responder.in_float16:
+            raise
+    finally:
+        responder.close()
+    responder.overflowed = OVERFLOWED
+    return _answers(responder, requests)
+
+
+def _asked(responder: Responder, requests: Sequence[Request]) -> list[Any]:
     found: list[Any] = [None] * len(requests)
     longest = max(request.n_tokens for request in requests)
     for kind in (LoglikelihoodRequest, GenerateRequest):

@@ -322,10 +322,7 @@ def evaluation_dtype(
     if not quantised and (count := parameters()) <= FLOAT32_PARAMETERS:
         return torch.float32, f"auto: float32 costs no time at {count / 1e6:.0f} M parameters"
     because = "a quantised checkpoint's own" if quantised else "the checkpoint's own, above 200 M parameters"
-    own = choose_dtype(name, config, device)
-    if engine == "vllm" and own is torch.bfloat16:
-        because += "; vLLM rounds hidden states to it, --dtype float16 or float32 changes fewer labels"
-    return own, f"auto: {because}"
+    return choose_dtype(name, config, device), f"auto: {because}"
 
 
 def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:

@@ -72,7 +72,8 @@ class AutoSource(SavedSource):
         )
         if self._images:
             return Choice("hf", "its tasks show images")
-        held: list[LocalChoice] = [engine for engine in ("hf", "vllm") if begun(engine)]
+        there: tuple[LocalChoice, ...] = ("hf", "vllm") if vllm_is_there() else ("hf",)
+        held = [engine for engine in there if begun(engine)]
         if held == ["hf"]:
             return Choice("hf", "the run was begun with it")
         if held == ["vllm"] and self._why_not_vllm(adapters) is None:

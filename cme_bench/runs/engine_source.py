@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 from cme_bench.engines.base import Engine, Request, TokenIds
 from cme_bench.images.image import Image
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint, resolve_adapter
+from cme_bench.models.float16 import ASKED, MORE, Computed, why_not_adapter, why_not_float16
 from cme_bench.prompts.pieces import Pieces, pieces_of
+from cme_bench.runs.options import HALF
 from cme_bench.util.notes import Note, unheard
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class EngineJob:
         probe: A prompt of the run, whose answer an adapter must change.
         generated: Most tokens that the whole command may generate; None if that is not known.
         images: Those of the probe.
+        computed: The type that vLLM computes a bfloat16 model in; None: what model and adapter say.
     """
 
     max_length: int
@@ -46,6 +50,7 @@ class EngineJob:
     probe: TokenIds
     generated: int | None = None
     images: tuple[Image, ...] = ()
+    computed: Computed | None = None
 
     @property
     def liveness(self) -> TokenIds:
@@ -96,6 +101,10 @@ class EngineSource(ABC):
     @property
     def because(self) -> str | None:
         """Return why it is this engine; None if it was asked for."""
+        return None
+
+    def computed(self, adapter: Adapter | None, engine: str) -> Computed | None:
+        """Return the type that ``engine`` computes in and why, where that may be another than the model's."""
         return None
 
     def decide(  # noqa: B027 - most engines are asked for by name
@@ -162,6 +171,41 @@ class SavedSource(EngineSource):
         if self.computes == "vllm":
             self.check_vllm(found)
         return found
+
+    def computed(self, adapter: Adapter | None, engine: str) -> Computed | None:
+        """Return float16 for a bfloat16 model on vLLM: its numbers have three bits more.
+
+        It stays in bfloat16 where its range is needed, by the base or by ``adapter``, or if asked for.
+        """
+        if engine != "vllm" or self.model.dtype_name != "bfloat16":
+            return None
+        if not self.options.settings.get(HALF, 1):
+            return Computed("bfloat16", ASKED)
+        if reason := self._why_bfloat16 or self._why_adapter(saved(adapter)):
+            return Computed("bfloat16", reason)
+        return Computed("float16", MORE)
+
+    @functools.cached_property
+    def _why_bfloat16(self) -> str | None:
+        return why_not_float16(self.model.checkpoint.path, self.model.config)
+
+    def _why_adapter(self, adapter: AdapterCheckpoint | None) -> str | None:
+        """Return why an adapter needs bfloat16's range. What is wrong with one is told when it is opened."""
+        from cme_bench.adapters.errors import AdapterError
+        from cme_bench.engines.vllm.adapter import read_gated
+
+        if adapter is None:
+            return None
+        if adapter.hash not in self._adapters_ranges:
+            reason = None
+            with contextlib.suppress(AdapterError):
+                reason = why_not_adapter(read_gated(adapter.path, self.model.config).tensors)
+            self._adapters_ranges[adapter.hash] = reason
+        return self._adapters_ranges[adapter.hash]
+
+    @functools.cached_property
+    def _adapters_ranges(self) -> dict[str, str | None]:
+        return {}
 
     def check_vllm(self, adapter: AdapterCheckpoint) -> None:
         """Raise AdapterError or UsageError for an adapter that vLLM does not compute.

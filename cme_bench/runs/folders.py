@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from cme_bench.engines.logits import OVERFLOWED
 from cme_bench.models.adapter import AdapterCheckpoint
 from cme_bench.models.packaged import locate_adapter
 from cme_bench.runs.manifest import default_folder
@@ -26,12 +27,17 @@ class _BegunTask(Struct):
     limit: int | None = None
 
 
+class _Computed(Struct):
+    because: str = ""
+
+
 class _Begun(Struct):
     """The parts of a ``run.json`` that say whether a command goes on with it."""
 
     identity: dict[str, Any]
     finished: bool = False
     tasks: Mapping[str, _BegunTask] = {}
+    computed: _Computed = field(default_factory=_Computed)
 
 
 def run_folder(
@@ -42,7 +48,7 @@ def run_folder(
     ``engine``: where the run would be if that engine computed it.
     """
     if options.out is None:
-        identity = responder.identity | ({} if engine is None else {"engine": engine})
+        identity = responder.identity if engine is None else responder.identity_by(engine)
         return root / default_folder(options, responder.name, identity).name
     if len(options.adapters) < 2:
         return options.out
@@ -73,6 +79,16 @@ def check_distinct(folders: Sequence[Path]) -> None:
     for folder in folders:
         if folders.count(folder) > 1:
             raise UsageError(f"two adapters would write {folder}: name their folders differently")
+
+
+def overflowed(folder: Path) -> str | None:
+    """Return why the run in ``folder`` is not computed in float16 any more; None if there is none, or it may
+    be."""
+    file = folder / "run.json"
+    if not file.is_file():
+        return None
+    because = decoded(read_json(file), _Begun, str(file)).computed.because
+    return because if because.startswith(OVERFLOWED) else None
 
 
 def goes_on(folder: Path, engine: str, tasks: Iterable[str], options: AskOptions) -> bool:

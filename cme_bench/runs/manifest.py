@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from cme_bench.engines.base import Engine
 from cme_bench.runs.identity import short
 from cme_bench.runs.options import AskOptions, arguments
-from cme_bench.runs.records import BosRecord, Identity, RunRecord, SessionRecord, TaskRecord
+from cme_bench.runs.records import (
+    BosRecord,
+    ComputedRecord,
+    Identity,
+    RunRecord,
+    SessionRecord,
+    TaskRecord,
+)
 from cme_bench.util.decode import decoded, without_absent
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
@@ -74,8 +81,9 @@ class Manifest:
             versions=versions(),
             commit=commit(),
             machine=machine(),
-            sessions=_earlier_sessions(file, identity),
+            sessions=_earlier_sessions(file, identity, overflowed=responder.overflowed is not None),
             engine_because=responder.engines.because or UNSET,
+            computed=_computed(responder),
         )
         return cls(file, run)
 
@@ -119,12 +127,24 @@ class Manifest:
         self._saved = time.monotonic()
 
 
-def _earlier_sessions(file: Path, identity: Identity) -> list[SessionRecord]:
-    """Return the sessions of a run that is resumed. UsageError if it has another identity."""
+def _computed(responder: Responder) -> ComputedRecord | UnsetType:
+    found = responder.computed
+    if found is None:
+        return UNSET
+    return ComputedRecord(asked=responder.model.dtype_name, dtype=found.dtype, because=found.because)
+
+
+def _earlier_sessions(file: Path, identity: Identity, *, overflowed: bool) -> list[SessionRecord]:
+    """Return the sessions of a run that is resumed. UsageError if it has another identity.
+
+    One that was begun in float16 goes on in bfloat16 if it ``overflowed``; its answers have other keys.
+    """
     if not file.exists():
         return []
     old = decoded(read_json(file), _Resumed, str(file))
     before = {"logits": old.identity.get("dtype")} | old.identity  # as earlier versions had them: rounded
+    if overflowed and before.get("states") == "float16":
+        del before["states"]
     wanted = without_absent(identity)
     absent = {name: wanted.get(name) for name in ("quantised", "tokenizer", "states")}
     for part, value in (wanted | absent).items():

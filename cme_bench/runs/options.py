@@ -36,13 +36,14 @@ ENGINE, PROMPTS, GENERATION = "Engine", "Prompts", "Generated answers"
 """The headings of the options."""
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
 """Below the least vLLM samples as at it; at the most all tokens are about alike."""
-WIDE, PIECES = "wide_states", "float32_pieces"
+WIDE, PIECES, HALF = "wide_states", "float32_pieces", "float16_states"
 SETTINGS = {
     "tokens_per_batch": "hf: most tokens of a batch (rows x padded length)",
     "shared_prefixes": "hf: 1 computes every shared prefix once (default), 0 computes every row alone",
     "graphs": "hf on a GPU: 1 replays steps of generation as CUDA graphs (default), 0 computes each anew",
     WIDE: "hf in 16 bits: 1 keeps hidden states in float32 (default), 0 rounds them as weights are",
     PIECES: "hf in float32: 1 multiplies by three bfloat16 pieces (default on a GPU, as exact), 0 does not",
+    HALF: "vllm in bfloat16: 1 computes in float16, with more digits, what fits it (default), 0 does not",
     "block_size": "vllm: tokens of a cache block; default: 32 on a CPU, vLLM's own on a GPU",
     "kv_gib": "vllm: GiB of key-value cache; default: all (GPU); a quarter of what is free, 8 at most (CPU)",
     "memory_percent": "vllm on a GPU: percent of memory to take; default: 90, less where others hold some",
@@ -59,7 +60,7 @@ SETTINGS = {
     "max_length": "most tokens the model is fed of a row; default: the positions its config allows",
 }
 """Keys of ``--set KEY=VALUE`` and what they mean."""
-SWITCHES = frozenset({"shared_prefixes", "graphs", WIDE, PIECES, "compile", "in_process", "packs"})
+SWITCHES = frozenset({"shared_prefixes", "graphs", WIDE, PIECES, HALF, "compile", "in_process", "packs"})
 """Those that are 0 or 1."""
 
 

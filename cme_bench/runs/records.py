@@ -43,6 +43,14 @@ class Identity(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_format: str | None = None
 
 
+class ComputedRecord(Struct, frozen=True, kw_only=True):
+    """The type that vLLM computed a model in, which was ``asked`` for in bfloat16, and why."""
+
+    asked: str
+    dtype: str
+    because: str
+
+
 class BosRecord(Struct, frozen=True, kw_only=True):
     """How prompts begin. ``prefix``: the token ids; ``own``: those that the tokenizer adds by itself."""
 
@@ -123,8 +131,9 @@ class RunRecord(Struct, kw_only=True):
     """``run.json``: what was run, with what, by which command, and how long it took.
 
     ``arguments``: those of the command, by name; ``engine_because``: why that engine, where it was not asked
-    for by name; ``notes``: what a user must know of the prompts; ``engine``:
-    what computed, and how; ``unanswered``: by task and item, what the last worker died of that was asked it.
+    for by name; ``computed``: the type that vLLM computes a bfloat16 model in; ``notes``: what a user must
+    know of the prompts; ``engine``: what computed, and how; ``unanswered``: by task and item, what the last
+    worker died of that was asked it.
     """
 
     schema: int = 1
@@ -145,6 +154,7 @@ class RunRecord(Struct, kw_only=True):
     sessions: list[SessionRecord] = field(default_factory=list)
     rescored: list[RescoreRecord] | UnsetType = UNSET
     engine_because: str | UnsetType = UNSET
+    computed: ComputedRecord | UnsetType = UNSET
 
     @property
     def logits(self) -> str:

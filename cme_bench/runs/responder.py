@@ -8,6 +8,7 @@ from typing import Any
 
 from cme_bench.engines.base import Engine, Request
 from cme_bench.models.adapter import Adapter, AdapterCheckpoint
+from cme_bench.models.float16 import Computed
 from cme_bench.models.loaded import LoadedModel
 from cme_bench.models.quantisation import DEQUANTISED
 from cme_bench.models.vision import Vision
@@ -43,6 +44,8 @@ class Responder:
         self._bos = bos
         self._stopping = stopping
         self._engine: Engine | None = None
+        self.overflowed: str | None = None
+        """Why it is computed in bfloat16 though nothing before it ran spoke against float16."""
         self.generated: int | None = None
         """Most tokens that the whole command may generate, all adapters together, once that is known."""
 
@@ -129,14 +132,36 @@ class Responder:
         return min(given, positions - taken) if taken else given
 
     @property
+    def computed(self) -> Computed | None:
+        """The type that it is computed in and why, where that may be another than the model's."""
+        return self.computed_by(self.engines.computes)
+
+    def computed_by(self, engine: str) -> Computed | None:
+        """Return the type that ``engine`` would compute it in, and why."""
+        found = self.engines.computed(self.adapter, engine)
+        if found is not None and found.dtype == "float16" and self.overflowed is not None:
+            return Computed("bfloat16", self.overflowed)
+        return found
+
+    @property
+    def in_float16(self) -> bool:
+        """Whether it is a bfloat16 model that is computed in float16."""
+        return self.computed is not None and self.computed.dtype == "float16"
+
+    @property
     def identity(self) -> dict[str, str]:
-        """The identity of its responses: two responders with one identity answer alike.
+        """The identity of its responses, by the engine that computes; see ``identity_by``."""
+        return self.identity_by(self.engines.computes)
+
+    def identity_by(self, engine: str) -> dict[str, str]:
+        """Return the identity of its responses: two responders with one identity answer alike.
 
         Engine ray changes where an answer is computed and not how, so its workers' engine stands here. The
         base's tokenizer goes without saying; one beside the adapter does not. ``logits`` is there for 16-bit
         types only: earlier versions rounded logits to them. So is ``states``, where the engine keeps hidden
-        states in float32, which earlier versions rounded too. ``quantised`` is there where the hash of the
-        model's files does not tell how its weights are quantised, ``processor`` where a model takes images.
+        states in float32, or in float16 those of a bfloat16 model; earlier versions rounded both.
+        ``quantised`` is there where the hash of the model's files does not tell how its weights are
+        quantised, ``processor`` where a model takes images.
         """
         own = self.model.tokenizer_of(self.adapter).identity
         quantised = self.model.quantised_as
@@ -146,19 +171,22 @@ class Responder:
             "model": self.model.hash,
             "adapter": "none" if self.adapter is None else self.adapter.hash,
             "dtype": dtype,
-            "engine": self.engines.computes,
+            "engine": engine,
             **({"quantised": quantised} if quantised else {}),
             **({"tokenizer": own} if own else {}),
             **({"processor": self._processor} if self._processor else {}),
             **({"logits": "float32"} if narrow else {}),
-            **({"states": "float32"} if narrow and self._wide else {}),
+            **({"states": states} if narrow and (states := self._states(engine)) else {}),
         }
 
-    @property
-    def _wide(self) -> bool:
-        """Whether its engine keeps hidden states of a 16-bit model in float32."""
+    def _states(self, engine: str) -> str | None:
+        """Return the type of a 16-bit model's hidden states with ``engine``; None: that of the model."""
+        computed = self.computed_by(engine)
+        if computed is not None:
+            return None if computed.dtype == self.model.dtype_name else computed.dtype
         plain = self.model.quantisation is None or self.model.quantised_as == DEQUANTISED
-        return plain and self.engines.computes == "hf" and bool(self.engines.options.settings.get(WIDE, 1))
+        wide = plain and engine == "hf" and bool(self.engines.options.settings.get(WIDE, 1))
+        return "float32" if wide else None
 
     def engine(self, first: Request, longest: int | None = None) -> Engine:
         """Return the engine, made when it is first asked for.
@@ -171,7 +199,8 @@ class Responder:
         """
         if self._engine is None:
             most = self.max_length + 1  # a row's last token is scored, or generated, but never fed
-            job = EngineJob(most, longest or most, first.prompt, self.generated, first.images)
+            longest = longest or most
+            job = EngineJob(most, longest, first.prompt, self.generated, first.images, self.computed)
             self._engine = self.engines.open(self.adapter, job, self._stopping)
         return self._engine
 

@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cme_bench.engines.logits import OverflowedError
 from cme_bench.harness.task_result import task_result
+from cme_bench.models.float16 import ASKED
 from cme_bench.prompts.encode import Encoder
 from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.engine_choice import Waiting
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource, never
-from cme_bench.runs.folders import DEFAULT_ROOT, check_distinct, goes_on, run_folder
+from cme_bench.runs.folders import DEFAULT_ROOT, check_distinct, goes_on, overflowed, run_folder
 from cme_bench.runs.manifest import Manifest
-from cme_bench.runs.options import AskOptions, RunOptions, check_ask, check_model
+from cme_bench.runs.options import HALF, AskOptions, RunOptions, check_ask, check_model
 from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
 from cme_bench.runs.recorder import Recorder
@@ -34,7 +36,7 @@ from cme_bench.runs.responder import Responder
 from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
 from cme_bench.runs.store import RunWriter
-from cme_bench.runs.together import Company, run_together
+from cme_bench.runs.together import Company, Stopping, run_together
 from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
@@ -109,16 +111,17 @@ class Questions:
 
 @dataclass(frozen=True)
 class _Shared:
-    """The parts that the runs of all adapters share."""
+    """The parts that the runs of all adapters share. ``done``: the folders of those that are finished."""
 
     options: AskOptions
     tasks: Sequence[Task]
     source: str
     planner: Planner
     listener: Listener
-    stopping: threading.Event
+    stopping: Stopping
     rows: int
     told: set[str] = field(default_factory=set)
+    done: set[Path] = field(default_factory=set)
 
     def tell(self, notes: Sequence[str]) -> None:
         """Tell each note once."""
@@ -159,7 +162,22 @@ def prepare(
     note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
     folders = [run_folder(options, responder, root) for responder in responders]
     check_distinct(folders)
+    for responder, folder in zip(responders, folders, strict=True):
+        responder.overflowed = overflowed(folder) if responder.in_float16 else None
+    for each in dict.fromkeys(filter(None, map(_computed_note, responders))):
+        note(each)
     return Prepared(responders, planner, folders)
+
+
+def _computed_note(responder: Responder) -> str | None:
+    """Return what a user is told of the type that vLLM computes in, where it may be another than asked."""
+    if (found := responder.computed) is None or found.because == ASKED:
+        return None
+    if responder.in_float16:
+        return (
+            f"vLLM computes it in float16 ({found.because}); --set {HALF}=0 computes in bfloat16, as before"
+        )
+    return f"vLLM computes it in bfloat16 and not in float16: {found.because}"
 
 
 def planned(
@@ -175,7 +193,7 @@ def planned(
 
 def _run_all(questions: Questions, engines: EngineSource, listener: Listener, root: Path) -> list[Path]:
     options = questions.options
-    stopping = threading.Event()
+    stopping = Stopping()
     ready = prepare(questions, engines, listener.note, root, stopping.is_set)
     responders, folders = ready.responders, list(ready.folders)
     if not all((folder / "run.json").exists() for folder in folders):
@@ -185,13 +203,52 @@ def _run_all(questions: Questions, engines: EngineSource, listener: Listener, ro
     )
     unanswered: list[str] = []
     with _interruptible(stopping):
-        for group in engines.groups([responder.adapter for responder in responders]):
-            works = [_work(shared, responders[i], folders[i], alone=len(group) == 1) for i in group]
-            for i, manifest in zip(group, run_together(works, stopping), strict=True):
+        for group in _groups(engines, responders):
+            for i, manifest in zip(group, _answered(shared, responders, folders, group), strict=True):
                 unanswered += [f"{folders[i]}: {line}" for line in manifest.unanswered_lines()]
     if unanswered:
         raise CmeError(f"no worker survived {'; '.join(unanswered)}; all other items are scored")
     return folders
+
+
+def _groups(engines: EngineSource, responders: Sequence[Responder]) -> Iterator[list[int]]:
+    """Yield which responders answer at the same time, by place: those that are computed in one type."""
+    left = list(range(len(responders)))
+    while left:
+        alike = [i for i in left if responders[i].in_float16 == responders[left[0]].in_float16]
+        for group in engines.groups([responders[i].adapter for i in alike]):
+            members = [alike[i] for i in group]
+            if len({responders[i].in_float16 for i in members}) > 1:
+                break  # float16 has overflowed meanwhile
+            yield members
+            left = [i for i in left if i not in members]
+
+
+def _answered(
+    shared: _Shared, responders: Sequence[Responder], folders: Sequence[Path], group: Sequence[int]
+) -> list[Manifest]:
+    """Have the runs of ``group`` done, in one type each.
+
+    Where float16 overflows, all of a run is asked again, in bfloat16; so are the adapters that come later.
+    """
+
+    def works() -> list[Callable[[Company], Manifest]]:
+        return [_work(shared, responders[i], folders[i], alone=len(group) == 1) for i in group]
+
+    try:
+        return run_together(works(), shared.stopping)
+    except OverflowedError as error:
+        if shared.stopping.asked:
+            raise
+        shared.stopping.clear()
+        shared.listener.note(f"{error}: all is asked again, of vLLM in bfloat16")
+        for i, (responder, folder) in enumerate(zip(responders, folders, strict=True)):
+            if i in group and folder not in shared.done:
+                (folder / "results.json").unlink(missing_ok=True)
+                responder.overflowed = str(error)
+            elif not (folder / "run.json").exists():
+                responder.overflowed = str(error)
+    return run_together(works(), shared.stopping)
 
 
 def _decide(questions: Questions, planner: Planner, responders: Sequence[Responder], root: Path) -> None:
@@ -259,6 +316,7 @@ def _run_one(
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
             manifest.finish()
             report.finish()
+            shared.done.add(folder)
         finally:
             report.close()
             manifest.note(_notes(plans, encoder, responder))  # loading may have told more
@@ -314,7 +372,7 @@ def _outcome(result: TaskResult) -> str:
 
 
 @contextmanager
-def _interruptible(stopping: threading.Event) -> Iterator[None]:
+def _interruptible(stopping: Stopping) -> Iterator[None]:
     """Set ``stopping`` on the first SIGINT or SIGTERM, so that the current window is stored; the second one
     kills."""
     if threading.current_thread() is not threading.main_thread():
@@ -324,7 +382,7 @@ def _interruptible(stopping: threading.Event) -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         if stopping.is_set():
             raise KeyboardInterrupt
-        stopping.set()
+        stopping.ask()
 
     previous = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

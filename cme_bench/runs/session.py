@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cme_bench.engines.base import Response, UnansweredError
 from cme_bench.engines.inbox import Batches
-from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.logits import LogitsError, OverflowedError
 from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.planner import TaskPlan
 from cme_bench.runs.progress import Listener
@@ -106,10 +106,13 @@ class Session:
                 self.manifest.unanswered.setdefault(task.name, {})[task.plan.items[i].id] = reason
         except LogitsError as error:
             self.responder.model.check_stored()  # which engine vllm does not look at
-            if error.request is None:
-                raise error.within(waiting[0].name, None) from error
-            task, i = order[error.request]
-            raise error.within(task.name, task.plan.items[i].id) from error
+            name, item = waiting[0].name, None
+            if error.request is not None:
+                task, i = order[error.request]
+                name, item = task.name, task.plan.items[i].id
+            if self.responder.in_float16:
+                raise OverflowedError(error.place(name, item)) from error
+            raise error.within(name, item) from error
 
 
 def by_task(

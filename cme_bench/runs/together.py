@@ -17,6 +17,17 @@ from cme_bench.util.turns import Turns, let_go
 T = TypeVar("T")
 
 
+class Stopping(threading.Event):
+    """Set where runs are to stop after what they have in work; ``asked``: by the user, for good."""
+
+    asked = False
+
+    def ask(self) -> None:
+        """Stop for good."""
+        self.asked = True
+        self.set()
+
+
 class Company:
     """Those who run at the same time, or one that runs alone."""
 

@@ -81,20 +81,21 @@ class VLLMSource(SavedSource):
 
         return self._held.enter_context(only_the_model(self.model.checkpoint.path))
 
-    def _host_of(self, folder: Path, job: EngineJob) -> Host:
-        """Return the running engine if it is of the model in ``folder``; else stop it and return another."""
+    def _host_of(self, folder: Path, job: EngineJob, dtype: str) -> Host:
+        """Return the running engine if it is of the model in ``folder`` and of ``dtype``; else stop it, and
+        return another."""
         from cme_bench.engines.vllm.host import Host
         from cme_bench.engines.vllm.settings import VllmSettings, require_vllm, row_length
         from cme_bench.models.quantisation import quantisation
 
-        if self._host is None or self._host.model != folder:
+        if self._host is None or (self._host.model, self._host.dtype) != (folder, dtype):
             require_vllm() if self._early is None else self._early.result()
             if self._host is not None:
                 self._host.close()
             settings = VllmSettings.from_pairs(self.options.settings).for_work(job.generated)
             quantised = quantisation(self.model.config)
             reader = reader_of(self.model)
-            self._host = Host(folder, self.model.dtype_name, settings, self.note, quantised, reader)
+            self._host = Host(folder, dtype, settings, self.note, quantised, reader)
             self._held.callback(self._host.close)
         slots = self._slots if folder == self._base else 0
         if folder == self._base and len(self._adapters) > 1 and (slots or not self._host.settings.compiles):
@@ -129,15 +130,17 @@ class VLLMSource(SavedSource):
         tokenizer = self.model.tokenizer_of(adapter).tokenizer
         ends = end_token_ids(self.model.eos, tokenizer)
         found = saved(adapter)
+        computed = job.computed or self.computed(adapter, "vllm")
+        dtype, states = (self.model.dtype_name, None) if computed is None else (computed.dtype, computed.told)
         if found is None:
-            return VLLMEngine(self._host_of(self._base, job), tokenizer, ends)
+            return VLLMEngine(self._host_of(self._base, job, dtype), tokenizer, ends, states=states)
         if needs_merging(found.path):
             text = tuple(token for token in job.liveness if not is_virtual(token))
             merged = self._merged(found, text)
-            return VLLMEngine(self._host_of(merged, job), tokenizer, ends)
+            return VLLMEngine(self._host_of(merged, job, dtype), tokenizer, ends)
         spec, file = self._written(found)
-        host = self._host_of(self._base, job)
-        engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=spec)
+        host = self._host_of(self._base, job, dtype)
+        engine = VLLMEngine(host, tokenizer, ends, adapter=file, spec=spec, states=states)
         engine.check_liveness(repr(found.name), job.liveness, job.images)
         return engine
 

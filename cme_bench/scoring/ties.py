@@ -22,7 +22,7 @@ def rounds_as(dtype: str, states: str | None) -> str:
 
     Where a 16-bit model has wide ones, products and attention hold 11 bits, as float16 does.
     """
-    return "float16" if states == "float32" and dtype != "float32" else dtype
+    return "float16" if states in ("float32", "float16") and dtype != "float32" else dtype
 
 
 class Decision(IntEnum):

@@ -216,19 +216,6 @@ def test_models_are_evaluated_in_float32_where_it_costs_nothing(
     assert because in reason
 
 
-def test_vllm_in_bfloat16_says_what_that_costs(tiny_checkpoint: Path) -> None:
-    config = load_config(resolve_model(str(tiny_checkpoint)))
-    for stored, engine, said in (
-        (torch.bfloat16, "vllm", True),
-        (torch.bfloat16, "hf", False),
-        (torch.float16, "vllm", False),
-    ):
-        config.dtype = stored
-        found, reason = evaluation_dtype("auto", config, torch.device("cuda"), lambda: 10**9, engine=engine)
-        assert found is stored
-        assert ("vLLM rounds hidden states to it" in reason) == said
-
-
 def deliver(wheel: bytes) -> Any:
     """A stand-in for pip that delivers ``wheel``."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import psutil
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.ray.pool import Slot
@@ -31,6 +32,7 @@ from cme_bench.runs.runner import ask, run
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.scoring.record import StoredResponse
 from cme_bench.util.files import read_json
+from tests.support.float16_models import overflowing, save_bfloat16
 from tests.support.scripted import END, save_scripted
 from tests.support.thinking_templates import QWEN3
 
@@ -204,6 +206,27 @@ def test_vllm_workers_equal_one_process(nodes: TwoNodes, tmp_path: Path) -> None
     (alone,) = run(replace(asked, **ALONE, engine="vllm", out=tmp_path / "alone"))
     check_equal(folder, alone)
     assert read_json(folder / "run.json")["identity"] == read_json(alone / "run.json")["identity"]
+
+
+def test_vllm_workers_leave_float16_together(
+    nodes: TwoNodes, tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    bfloat16 = {"worker": "vllm", "dtype": "bfloat16", "settings": {"kv_gib": 1}, "tasks": TASKS[0]}
+    for name, change, dtype in (
+        ("holds", lambda model: None, "float16"),
+        ("overflows", overflowing, "bfloat16"),
+    ):
+        model = save_bfloat16(tmp_path / name, toy_tokenizer, change)
+        asked = replace(on_ray(nodes, tmp_path / f"{name}-run", **bfloat16), model=str(model))
+        (folder,) = run(asked)
+        record = read_json(folder / "run.json")
+        assert record["finished"]
+        assert record["computed"]["dtype"] == record["engine"]["dtype"] == dtype
+        assert record["identity"].get("states", "bfloat16") == dtype
+        last = {r.id: r.response.logprobs for r in read_records(samples_file(folder, TASKS[0]))}
+        assert all(math.isfinite(value) for values in last.values() for value in values or ())
 
 
 DICE = {

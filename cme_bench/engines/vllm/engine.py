@@ -37,7 +37,8 @@ class VLLMEngine(Engine):
     """Compute on a ``Host`` with one adapter file, or as the base model.
 
     Likelihoods are asked in ways that use the prefix cache (``choices.py``) and are exact: the same logits,
-    read at the same places. ``end_ids`` end a generation.
+    read at the same places. ``end_ids`` end a generation; ``states``: what a record says of the type of
+    hidden states, where there was a choice.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class VLLMEngine(Engine):
         *,
         adapter: Path | None = None,
         spec: GatedSpec | None = None,
+        states: str | None = None,
     ) -> None:
         self.host = host
         self.tokenizer = tokenizer
@@ -56,6 +58,7 @@ class VLLMEngine(Engine):
         self.target_in_flight = 1 if on_cpu() else host.settings.window // 2
         self.stats = EngineStats()
         self._adapter, self._spec = adapter, spec
+        self._states = states
         self._named: Any = None
         """What names the adapter in a flight, where the engine holds several."""
 
@@ -165,6 +168,7 @@ class VLLMEngine(Engine):
             "engine": "vllm",
             "dtype": self.host.dtype,
             "logits": self.host.logits,
+            **({} if self._states is None else {"states": self._states}),
             "device": device,
             "compiled": "yes" if self.host.settings.compiles else "no",
             "tensor_parallel": str(self.host.settings.tensor_parallel),
