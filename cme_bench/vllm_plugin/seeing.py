@@ -2,6 +2,7 @@
 
 * vLLM's LLaVA imports one function from a module of transformers that needs torchvision; the module's twin
   for Pillow has the same function.
+* vLLM 0.26 imports names of Pixtral that transformers 5.17 no longer has; without them it loads no LLaVA.
 * Where torchvision is installed transformers would resize by it, and pixels would differ from engine hf's.
 * transformers 5 names a tower's weights without ``vision_model``, vLLM 0.32 still with it.
 """
@@ -18,6 +19,8 @@ from typing import Any
 
 _PIXTRAL = "transformers.models.pixtral.image_processing_pixtral"
 _FOR_PILLOW = "transformers.models.pixtral.image_processing_pil_pixtral"
+_PIXTRAL_MODEL = "transformers.models.pixtral.modeling_pixtral"
+_RENAMED = ("PixtralRotaryEmbedding", "position_ids_in_meshgrid")
 _TOWER = re.compile(r"^((?:model\.)?vision_tower\.)(?!vision_model\.)")
 _MARK = "_cme_bench_sees"
 
@@ -27,8 +30,22 @@ def install() -> None:
     lacks what that needs."""
     if importlib.util.find_spec("torchvision") is None and _PIXTRAL not in sys.modules:
         sys.modules[_PIXTRAL] = importlib.import_module(_FOR_PILLOW)
+    _stand_in_for_renamed()
     _resize_by_pillow()
     _name_towers()
+
+
+def _stand_in_for_renamed() -> None:
+    """Give transformers' module of Pixtral the names that it had, so that models which import Pixtral but are
+    none can be loaded. Pixtral itself fails where it uses one."""
+    modeling = importlib.import_module(_PIXTRAL_MODEL)
+    for name in _RENAMED:
+        if not hasattr(modeling, name):
+            setattr(modeling, name, functools.partial(_renamed, name))
+
+
+def _renamed(name: str, *args: Any, **kwargs: Any) -> None:
+    raise RuntimeError(f"transformers has no {name} any more; a newer vLLM runs Pixtral with it")
 
 
 def _resize_by_pillow() -> None:
