@@ -167,10 +167,11 @@ def _all_seconds(outcome: Mapping[str, float]) -> float:
 def _company(recipe: Recipe) -> list[str]:
     """Explain the times of trainings and runs where several processes shared the machine."""
     lines = []
+    measured = " `efficiency/` measures {} alone." if recipe.efficiency else ""
     if recipe.together > 1:
         lines += [
             f"Up to {recipe.together} adapters were trained together on one base (`cme-bench sweep`): a "
-            "training has no time of its own. `efficiency/` measures a step of each method alone.",
+            f"training has no time of its own.{measured.format('a step of each method')}",
             "",
         ]
     if recipe.workers < 2:
@@ -178,7 +179,7 @@ def _company(recipe: Recipe) -> list[str]:
     return [
         *lines,
         f"{recipe.workers} processes shared the machine: the times of trainings and of runs, in Table 1 and "
-        "figure 1, are those of a process in that company. `efficiency/` measures each method alone.",
+        f"figure 1, are those of a process in that company.{measured.format('each method')}",
         "",
     ]
 
@@ -237,7 +238,7 @@ def write_summary(recipe: Recipe, folder: Folder, out: Path, *, said: str = "") 
         "- `figures/`: the paper's figures, each with its numbers as csv",
         "- `trainings.json`: configurations and records of all trainings, as published; weights are not kept",
         "- `runs/` (`runs.tar.xz` where runs are many): results of every run, and scores of its items "
-        "without texts; `efficiency/`",
+        f"without texts{'; `efficiency/`' if recipe.efficiency else ''}",
         "",
     ]
     write_text(out / "README.md", "\n".join(text))

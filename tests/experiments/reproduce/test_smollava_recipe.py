@@ -21,12 +21,12 @@ from tests.support.tiny_llava import llava_processor, random_llava, save_llava, 
 OURS = Path(__file__).resolve().parents[3] / "experiments" / "smollava.yaml"
 
 
-@pytest.mark.parametrize("scale", ["h200", "short", "cpu", "smoke"])
+@pytest.mark.parametrize("scale", ["h200", "middle", "short", "cpu", "smoke"])
 def test_every_scale_is_read(scale: str) -> None:
     recipe = read_recipe(OURS, scale)
     assert recipe.training_tasks and recipe.identity()["training_tasks"] == recipe.training_tasks
     assert "_blind" in recipe.tasks
-    if scale in ("h200", "short"):
+    if scale in ("h200", "middle", "short"):
         assert len(recipe.main) == 8 and recipe.seeds == 3
 
 
@@ -88,5 +88,6 @@ def test_the_smoke_scale_runs_to_its_end(toy_tokenizer: PreTrainedTokenizerFast,
     columns = trained["mixture"]["datasets"][0]["parts"][0]["columns"]
     assert "image" in columns
     assert "None" not in (out / "claims.md").read_text()
+    assert "efficiency" not in (out / "README.md").read_text()  # nothing of it is measured
     claims = json.loads((out / "claims.json").read_bytes())["claims"]
     assert len(claims) == 2 and not any("blind" in claim["claim"] for claim in claims)
