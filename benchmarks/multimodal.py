@@ -89,6 +89,10 @@ def theirs(args: argparse.Namespace, folder: Path, task: Task, new: int) -> tupl
 
     device = str(evaluation_device())
     model = LlavaHf(str(folder), device=device, dtype=args.dtype, device_map=device, batch_size=1)
+    checkpoint = resolve_model(str(folder))
+    tokenizer = load_tokenizer(checkpoint)
+    pillow = load_vision(folder, load_config(checkpoint), tokenizer).processor.image_processor
+    model._image_processor.image_processor = pillow  # where torchvision is, theirs would see other pixels
     model.task_dict[args.task] = {"test": task.docs}
     ids = range(len(task.docs))
     lm_task: Any = task.lm_eval
