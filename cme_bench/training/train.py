@@ -317,6 +317,14 @@ def name_base(config: PeftConfig, base: Checkpoint) -> None:
         config.base_model_name_or_path, config.revision = name.repo, base.revision
 
 
+def in_order(config: PeftConfig) -> None:
+    """Give a config sorted lists in place of sets, whose order in its file, and so the adapter's hash, is
+    another in every process."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
+
+
 def finish(model: PeftModel, curve: LossCurve, prepared: Prepared, *, together: int = 1) -> None:
     """Write the adapter's files first, then the record that calls them finished.
 
@@ -326,6 +334,8 @@ def finish(model: PeftModel, curve: LossCurve, prepared: Prepared, *, together: 
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(getattr(torch, options.save_dtype))
+    for config in model.peft_config.values():
+        in_order(config)
     model.save_pretrained(options.out)
     last = curve.last
     tail = curve.points[-max(1, prepared.plan.steps // 20) :]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -25,7 +25,7 @@ from cme_bench.training.choose import MANNER
 from cme_bench.training.curve import Point, read_curve
 from cme_bench.training.options import TrainOptions, method_names, parse_fields
 from cme_bench.training.schedule import warmup_steps
-from cme_bench.training.train import prepare, train
+from cme_bench.training.train import in_order, prepare, train
 from cme_bench.training.trainer import MixtureTrainer
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
@@ -303,6 +303,17 @@ def test_adalora_allocates_ranks(options: Make) -> None:
     ranks = [sum(kept) for kept in config["rank_pattern"].values()]
     assert len(ranks) == 6
     assert sum(ranks) == 4 * len(ranks)
+
+
+def test_a_config_does_not_depend_on_the_order_of_a_set(options: Make) -> None:
+    """Which is another in every process; the adapter's hash covers the file."""
+    names = {f"module_{n}" for n in range(30)}
+    config = LoraConfig(target_modules=names, modules_to_save=["head"])
+    in_order(config)
+    assert config.target_modules == sorted(names) and config.modules_to_save == ["head"]
+    folder = train(options("lora", max_steps=1))
+    saved = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert saved == sorted(saved) and len(saved) > 2
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(options: Make) -> None:

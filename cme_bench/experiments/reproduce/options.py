@@ -41,7 +41,7 @@ class CallOptions:
     )
     state: Annotated[
         Path | None,
-        Option("Folder of parts of at most 16 MiB: read at the start, written each minute and at the end."),
+        Option("Folder of files of at most 16 MiB: read at the start, added to each minute and at the end."),
     ] = None
     published: Annotated[
         Path | None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from cme_bench.experiments.reproduce.claims import check_claims, claims_json, claims_markdown
@@ -17,6 +17,7 @@ from cme_bench.experiments.reproduce.rates import measured_rates
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.registration import Registration, check_registration
 from cme_bench.experiments.reproduce.results import write_all_figures, write_summary, write_tables
+from cme_bench.experiments.reproduce.saver import saved_meanwhile
 from cme_bench.experiments.reproduce.stages import (
     headline_done,
     next_stage,
@@ -66,28 +67,35 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
     else:
         recipe = with_seeds(recipe, *map(int, call.stage_seeds.split(",")))
     bench = Workbench(recipe, folder, offline=call.offline)
-    try:
-        with interrupted_at(clock):
-            while True:
-                if not call.is_helper and undecided(recipe, folder) and headline_done(recipe, folder):
-                    write_headline(recipe, folder, registration, call.published, note)
-                _compute(recipe, folder, bench, state, call=call, clock=clock, note=note)
-                if call.is_helper or not _goes_on(recipe, folder, note):
-                    break
-                bench.recipe = recipe = staged(recipe, folder)
-            if not call.is_helper:
-                write_results(recipe, folder, registration, note)
-    except InterruptedRun:
-        jobs = all_jobs(recipe)
-        done = len(jobs) - len(pending(jobs, folder))
-        raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
-    finally:
-        bench.close()
-        if state is not None:
-            files = state.pack(recipe, folder)
-            note(f"{call.state}: {len(files)} parts, {sum(f.stat().st_size for f in files):,} bytes")
+    with nullcontext() if state is None else saved_meanwhile(lambda: state.pack(bench.recipe, folder), note):
+        try:
+            with interrupted_at(clock):
+                _work_on(bench, registration, call, clock, note)
+        except InterruptedRun:
+            jobs = all_jobs(bench.recipe)
+            done = len(jobs) - len(pending(jobs, folder))
+            raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
+        finally:
+            bench.close()
     if call.published is not None:
-        publish(recipe, folder, call.published)
+        publish(bench.recipe, folder, call.published)
+
+
+def _work_on(
+    bench: Workbench, registration: Registration | None, call: CallOptions, clock: Clock, note: Note
+) -> None:
+    """Go from stage to stage until all is computed, and write the results."""
+    recipe, folder = bench.recipe, bench.folder
+    while True:
+        if not call.is_helper and undecided(recipe, folder) and headline_done(recipe, folder):
+            write_headline(recipe, folder, registration, call.published, note)
+        _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+        if call.is_helper:
+            return
+        if not _goes_on(recipe, folder, note):
+            break
+        bench.recipe = recipe = staged(recipe, folder)
+    write_results(recipe, folder, registration, note)
 
 
 def _registration(recipe: Recipe, folder: Folder, note: Note) -> Registration | None:
@@ -112,25 +120,20 @@ def _compute(
     recipe: Recipe,
     folder: Folder,
     bench: Workbench,
-    state: State | None,
     *,
     call: CallOptions,
     clock: Clock,
     note: Note,
 ) -> None:
-    def saved() -> None:
-        if state is not None:
-            state.pack(recipe, folder)
-
     shared = [job for job in pending(all_jobs(recipe), folder) if not job.alone]
     with ExitStack() as stack:
         if not call.is_helper and recipe.workers > 1 and shared:
             count = min(recipe.workers, len(shared)) - 1
             command = (*call.helper_command, *clock.arguments(), *_seeds_arguments(recipe))
             stack.enter_context(helpers(command, count, folder.path))
-        begun = work(recipe, folder, bench, note, alone=False, clock=clock, saved=saved)
+        begun = work(recipe, folder, bench, note, alone=False, clock=clock)
     if not call.is_helper and not undecided(recipe, folder):
-        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun, saved=saved)
+        work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
 
 
 def _seeds_arguments(recipe: Recipe) -> list[str]:

@@ -1,11 +1,12 @@
-"""Carrying what is done from one machine to the next in files of bounded size.
+"""Carrying what is done from one machine to the next in files of bounded size, that only grow in number.
 
 Prompts and items do not travel, nor do weights, but those that are published. Only rows whose every job is
 done are carried, as scores, answers and records of training. What was half done is done again.
 
-The files together are tar archives in xz, one behind the other (``tar --ignore-zeros``). Each archive is a
-unit: all of one row and seed. A unit is compressed once, however often the files are written, and files that
-were copied while they were written lack a unit at worst.
+``state-head.tar.xz`` says which recipe it is, and what was decided. The others, from ``state-000.tar.xz`` on,
+hold units, each all of one row and seed; what units have in common is stored once a file. A file that came
+from elsewhere is never written again, so a repository that keeps the state grows by what is new. A file is
+replaced in one step, so one that was copied meanwhile lacks the last units at worst.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ from cme_bench.runs.store import read_records, record_bytes
 from cme_bench.util.errors import CmeError, UsageError
 from cme_bench.util.files import write_bytes
 
-PART_BYTES = 16 * 2**20
-MOST_PARTS = 8
-_HEAD = ("recipe.json", "rates.json", STAGE, RECORD)
+FILE_BYTES = 16 * 2**20
+"""Most of a file."""
+ROOM = 15 * 2**20
+"""Bytes of units, before they are compressed, after which a file is closed and the next begun."""
+RECIPE = "recipe.json"
+_HEAD = (RECIPE, "rates.json", STAGE, RECORD)
+_HEAD_FILE, _UNIT_FILES = "state-head.tar.xz", "state-[0-9]*.tar.xz"
 _RUN_FILES = ("run.json", "results.json", "summary.csv")
 _PRESET = 3
 """Of xz: three times as fast as the usual one, for a tenth more bytes."""
@@ -38,53 +43,82 @@ _PRESET = 3
 class State:
     """The files in ``parts`` that carry a folder's finished work."""
 
-    def __init__(self, parts: Path) -> None:
-        self.parts = parts
-        self._units: dict[str, bytes] = {}
-        """Compressed units by the first file in them."""
+    def __init__(self, parts: Path, *, room: int = ROOM) -> None:
+        self.parts, self.room = parts, room
+        self._carried: set[str] = set()
+        """Stored files; a unit goes by the marker of its first job."""
+        self._open: list[bytes] = []
+        """Members of the file that is being filled."""
+        self._file: Path | None = None
 
-    def pack(self, recipe: Recipe, folder: Folder, *, part_bytes: int = PART_BYTES) -> list[Path]:
-        """Write ``state-NN.tar.xz.part`` files, at most ``MOST_PARTS`` of ``part_bytes``, in place of those
-        there. CmeError if more would be needed."""
-        head = [folder.path / name for name in _HEAD if (folder.path / name).is_file()]
-        streams = [_compressed(folder, head)]
+    def pack(self, recipe: Recipe, folder: Folder) -> list[Path]:
+        """Store the units that are not stored yet, and the head; return all files.
+
+        CmeError for a unit that does not fit into a file.
+        """
+        self._make_place()
+        added = False
         for jobs in _units(whole_jobs(recipe, folder)):
             name = str(folder.marker(jobs[0].name).relative_to(folder.path))
-            if name not in self._units:
-                files = [file for job in jobs for file in _files_of(recipe, folder, job)]
-                self._units[name] = _compressed(folder, files)
-            streams.append(self._units[name])
-        contents = _filled(streams, part_bytes)
-        if len(contents) > MOST_PARTS:
-            raise CmeError(
-                f"the state has {sum(map(len, streams)):,} bytes, more than {MOST_PARTS} parts of "
-                f"{part_bytes:,}; {folder.path} is intact: lower the limit of items, or the seeds"
-            )
-        self._make_place()
-        files = [self.parts / f"state-{number:02d}.tar.xz.part" for number in range(len(contents))]
-        for file, content in zip(files, contents, strict=True):
+            if name in self._carried:
+                continue
+            unit = _members(folder, [file for job in jobs for file in _files_of(recipe, folder, job)])
+            if self._open and sum(map(len, self._open)) + len(unit) > self.room:
+                self._store()
+                self._open, self._file = [], None
+            self._open.append(unit)
+            self._carried.add(name)
+            added = True
+        if added:
+            self._store()
+        head = [folder.path / name for name in _HEAD if (folder.path / name).is_file()]
+        content, file = _compressed([_members(folder, head)]), self.parts / _HEAD_FILE
+        if not file.is_file() or file.read_bytes() != content:
             write_bytes(file, content)
-        for old in set(self._files()) - set(files):
-            old.unlink()
-        return files
+        return [file, *self._files()]
 
     def unpack(self, folder: Folder) -> bool:
         """Put back what :meth:`pack` wrote, where the folder is new; return whether it did.
 
-        UsageError if the files are damaged, or nothing can be written there later.
+        UsageError if a file is damaged, or nothing can be written there later.
         """
         self._make_place()
-        files = self._files()
-        if not files or any((folder.path / "jobs").glob("*.json")):
-            return False
-        try:
-            for stream in _streams(b"".join(file.read_bytes() for file in files)):
-                with tarfile.open(fileobj=io.BytesIO(stream), mode="r:xz") as archive:
-                    self._units.update((name, stream) for name in archive.getnames()[:1])
-                    archive.extractall(folder.path, filter="data")
-        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
-            raise UsageError(f"{self.parts}: the parts of the state do not fit together ({error})") from error
-        return True
+        files = [file for file in (self.parts / _HEAD_FILE, *self._files()) if file.is_file()]
+        new = not any((folder.path / "jobs").glob("*.json"))
+        for file in files:
+            try:
+                self._read(file, folder, put=new)
+            except (tarfile.TarError, lzma.LZMAError, OSError) as error:
+                raise UsageError(f"{file}: this part of the state is damaged ({error})") from error
+        return bool(files) and new
+
+    def _read(self, file: Path, folder: Folder, *, put: bool) -> None:
+        """Put a file's content back, or note which units in it are those of the folder."""
+        content = lzma.decompress(file.read_bytes())  # whole, or it is damaged
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            if put:
+                archive.extractall(folder.path, filter="data")
+                self._carried.update(archive.getnames())
+                return
+            for member in archive:
+                stored = archive.extractfile(member)
+                here = folder.path / member.name
+                same = stored is not None and here.is_file() and here.read_bytes() == stored.read()
+                if same:
+                    self._carried.add(member.name)
+                elif member.name == RECIPE:
+                    raise UsageError(f"{self.parts} is the state of another recipe than {folder.path}")
+
+    def _store(self) -> None:
+        """Write the file that is being filled."""
+        if self._file is None:
+            numbers = [int(file.name.split(".")[0].removeprefix("state-")) for file in self._files()]
+            self._file = self.parts / f"state-{max(numbers, default=-1) + 1:03d}.tar.xz"
+        content = _compressed(self._open)
+        if len(content) > FILE_BYTES:
+            text = f"the state's {self._file.name} has {len(content):,} bytes, more than {FILE_BYTES:,}"
+            raise CmeError(f"{text}; nothing is lost: lower the limit of items")
+        write_bytes(self._file, content)
 
     def _make_place(self) -> None:
         try:
@@ -94,46 +128,24 @@ class State:
             raise UsageError(text) from error
 
     def _files(self) -> list[Path]:
-        return sorted(self.parts.glob("state-*.tar.xz.part"))
+        return sorted(self.parts.glob(_UNIT_FILES))
 
 
-def _compressed(folder: Folder, files: Sequence[Path]) -> bytes:
-    """Return a tar archive in xz, of texts without prompts and items."""
+def _members(folder: Folder, files: Sequence[Path]) -> bytes:
+    """Return files as members of a tar archive, texts without prompts and items."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for file in files:
-            content = _slim(file) if file.suffix == ".jsonl" else file.read_bytes()
-            entry = tarfile.TarInfo(str(file.relative_to(folder.path)))
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-    return lzma.compress(buffer.getvalue(), preset=_PRESET)
+    for file in files:
+        content = _slim(file) if file.suffix == ".jsonl" else file.read_bytes()
+        entry = tarfile.TarInfo(str(file.relative_to(folder.path)))
+        entry.size = len(content)
+        buffer.write(entry.tobuf())
+        buffer.write(content + b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+    return buffer.getvalue()
 
 
-def _streams(content: bytes) -> Iterator[bytes]:
-    """Yield the xz streams that lie one behind the other in ``content``."""
-    if not content:
-        raise EOFError("they are empty")
-    while content:
-        reader = lzma.LZMADecompressor()
-        reader.decompress(content)
-        if not reader.eof:
-            raise EOFError("the last one is cut")
-        yield content[: len(content) - len(reader.unused_data)]
-        content = reader.unused_data
-
-
-def _filled(streams: Sequence[bytes], size: int) -> list[bytes]:
-    """Return the streams in order, in parts of at most ``size``; only those that are larger are cut."""
-    parts = [bytearray()]
-    for stream in streams:
-        if parts[-1] and len(parts[-1]) + len(stream) > size:
-            parts.append(bytearray())
-        for start in range(0, len(stream), size):
-            piece = stream[start : start + size]
-            if len(parts[-1]) + len(piece) > size:
-                parts.append(bytearray())
-            parts[-1] += piece
-    return [bytes(part) for part in parts]
+def _compressed(members: Sequence[bytes]) -> bytes:
+    """Return a tar archive in xz."""
+    return lzma.compress(b"".join(members) + b"\0" * (2 * tarfile.BLOCKSIZE), preset=_PRESET)
 
 
 def _units(jobs: Sequence[Job]) -> list[list[Job]]:

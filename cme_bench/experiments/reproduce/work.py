@@ -23,7 +23,6 @@ from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.util.errors import CmeError, InterruptedRun
 
 WAIT_SECONDS = 0.5
-SAVE_SECONDS = 60.0
 MARGIN_SECONDS = 20.0
 """Left before the end of the time for what a stopping job still has to write."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -84,21 +83,16 @@ def work(
     alone: bool,
     clock: Clock,
     begun: int = 0,
-    saved: Callable[[], object] = lambda: None,
 ) -> int:
     """Do jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
-    ``begun``: how often the call has done some before; the new number is returned. ``saved`` is called after
-    jobs, at most once in ``SAVE_SECONDS``: a machine may be lost with all on it. Raises what a job raises,
+    ``begun``: how often the call has done some before; the new number is returned. Raises what a job raises,
     the jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it
     is the first of the call.
     """
-    jobs, last, held = all_jobs(recipe), time.monotonic(), 0
+    jobs = all_jobs(recipe)
     while True:
         left = [job for job in pending(jobs, folder) if alone or not job.alone]
-        if time.monotonic() - last >= SAVE_SECONDS and len(left) != held:
-            saved()
-            last, held = time.monotonic(), len(left)
         if not left:
             return begun
         ready = [job for job in left if all(map(folder.is_done, job.needs))]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import signal
 import subprocess
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
-from cme_bench.experiments.reproduce.jobs import Folder
 from cme_bench.experiments.reproduce.options import CallOptions
 from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
-from cme_bench.experiments.reproduce.stages import staged
-from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.verdicts import VERDICTS
 
 pytestmark = pytest.mark.slow
@@ -47,6 +49,49 @@ PROTOCOL = """\
 def git(folder: Path, *command: str) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+
+
+OFTEN = """
+import sys
+from cme_bench.cli import app
+from cme_bench.experiments.reproduce import saver
+saver.SECONDS = 0.2
+app(sys.argv[1:])
+"""
+"""The command line, saving its state often enough for a rehearsal."""
+LEASES = 4
+
+
+def resumed(asked: Sequence[str], folder: Path) -> int:
+    """Run it on one bare machine after the other, each killed as soon as it has stored something, the last
+    one to its end; return how many there were."""
+    for lease in range(1, LEASES + 1):
+        state = (
+            shutil.copytree(folder / f"state{lease - 1}", folder / f"state{lease}")
+            if lease > 1
+            else (folder / "state1")
+        )
+        out = str(folder / f"lease{lease}")
+        command = [sys.executable, "-c", OFTEN, *asked[:-1], out, "--state", str(state), "--offline"]
+        held = contents(state)
+        with (folder / f"lease{lease}.log").open("w") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+            while process.poll() is None and (lease == LEASES or contents(state).keys() == held.keys()):
+                time.sleep(0.1)
+            process.kill()
+            code = process.wait()
+        assert code in (0, -signal.SIGKILL), (folder / f"lease{lease}.log").read_text()
+        found = contents(state)
+        assert {name: found[name] for name in held if name != "state-head.tar.xz"} == {
+            name: content for name, content in held.items() if name != "state-head.tar.xz"
+        }, "what came from elsewhere is not written again"
+        if code == 0:
+            return lease
+    raise AssertionError("it did not end")
+
+
+def contents(state: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in state.glob("state-*.tar.xz")}
 
 
 def test_from_registration_to_verdicts(recipe_file: Path, tmp_path: Path) -> None:
@@ -98,14 +143,20 @@ def test_from_registration_to_verdicts(recipe_file: Path, tmp_path: Path) -> Non
     for folder in (out, tmp_path / "published"):
         assert (folder / "figures" / "forest.png").stat().st_size > 10_000
 
-    # carried as scores alone, and gone on with elsewhere: nothing is done twice
-    State(tmp_path / "parts").pack(staged(recipe, Folder(out)), Folder(out))
-    there = Folder(tmp_path / "there")
-    there.path.mkdir()
-    State(tmp_path / "parts").unpack(there)
-    assert not list(there.path.rglob("*.jsonl"))
+    leases = resumed(asked, tmp_path)
+    assert leases > 2, "it was killed in the midst"
+    same_tables(tmp_path / f"lease{leases}", out)
+
+    # all of it carried as scores alone: nothing is done twice
     said.clear()
-    reproduce(recipe, CallOptions(there.path, offline=True), said.append)
+    there, state = tmp_path / "there", tmp_path / f"state{leases}"
+    reproduce(recipe, CallOptions(there, state=state, offline=True), said.append)
     assert not [line for line in said if "begins" in line]
-    for name in ("claims.json", "tables/table1.csv", "figures/forest.csv"):
-        assert (there.path / name).read_bytes() == (out / name).read_bytes(), name
+    assert not list(there.rglob("*.jsonl"))
+    same_tables(there, out)
+
+
+def same_tables(here: Path, there: Path) -> None:
+    names = ["stage.json", "registration.json", "claims.json", "claims.md", "figures/forest.csv"]
+    for name in [*names, "tables/table1.csv", "tables/table1.md", "tables/experts.csv"]:
+        assert (here / name).read_bytes() == (there / name).read_bytes(), name

@@ -76,21 +76,6 @@ def test_trainings_that_are_ready_are_done_together(recipe: Recipe, folder: Fold
     assert folder.is_done("grid-lora-0.001") and not folder.is_done("train-moelora-32-seed0")
 
 
-def test_what_is_done_is_saved_between_jobs(
-    recipe: Recipe, folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A machine may be lost with all on it; nothing is saved twice while nothing was done."""
-    monkeypatch.setattr("cme_bench.experiments.reproduce.work.SAVE_SECONDS", 0.0)
-    left: list[int] = []
-
-    def saved() -> None:
-        left.append(len(pending(all_jobs(recipe), folder)))
-
-    work(recipe, folder, lambda jobs: [{} for _ in jobs], silent, alone=True, clock=Clock(None), saved=saved)
-    assert left == sorted(left, reverse=True) and len(set(left)) == len(left) > 3
-    assert left[-1] == 0
-
-
 def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> None:
     def do(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         if jobs[0].kind == "grid":
