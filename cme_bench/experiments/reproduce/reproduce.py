@@ -74,7 +74,9 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         except InterruptedRun:
             jobs = all_jobs(bench.recipe)
             done = len(jobs) - len(pending(jobs, folder))
-            raise InterruptedRun(f"{done} of {len(jobs)} jobs are done; the same command goes on") from None
+            which = "jobs of this stage" if undecided(bench.recipe, folder) else "jobs"
+            text = f"{done} of {len(jobs)} {which} are done; the same command goes on"
+            raise InterruptedRun(text) from None
         finally:
             bench.close()
     if call.published is not None:

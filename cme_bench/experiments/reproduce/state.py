@@ -195,7 +195,7 @@ def _files_of(recipe: Recipe, folder: Folder, job: Job) -> Iterator[Path]:
         yield from sorted((run / "samples").glob("*.jsonl"))
     elif job.kind == "router":
         for by in ("domain", "subject"):
-            yield from sorted(folder.router(job.row, by).glob("*"))
+            yield from sorted(folder.router(job.row, by).glob("*.csv"))  # figures are drawn from them
     else:
         yield folder.efficiency(job.row, job.part)
 

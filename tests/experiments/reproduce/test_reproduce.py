@@ -136,7 +136,7 @@ def test_the_state_travels_in_bounded_parts(
     out, _ = finished
     recipe = read_recipe(OURS, "smoke", model=str(tiny_checkpoint))
     files = State(tmp_path / "parts", room=400_000).pack(recipe, Folder(out))
-    assert len(files) > 2 and all(file.stat().st_size <= 400_000 for file in files)
+    assert len(files) > 2 and all(file.stat().st_size <= 100_000 for file in files)
     there = Folder(tmp_path / "there")
     there.path.mkdir()
     state = State(tmp_path / "parts")
@@ -145,7 +145,8 @@ def test_the_state_travels_in_bounded_parts(
     said: list[str] = []
     reproduce(recipe, CallOptions(there.path, offline=True), said.append)
     assert not [line for line in said if "begins" in line], "everything was carried"
-    for name in ("claims.json", "tables/table1.csv", "tables/ablation.csv"):
+    router = "figures/teamlora-32-subject/figure5b_router.csv"
+    for name in ("claims.json", "tables/table1.csv", "tables/ablation.csv", router):
         assert (there.path / name).read_bytes() == (out / name).read_bytes()
 
 
