@@ -14,6 +14,7 @@ from cme_bench.cli.help import EVALUATE, command
 from cme_bench.cli.plugins import Plugins
 from cme_bench.runs.options import RunOptions, check_ask, check_model
 from cme_bench.util.options import Option
+from cme_bench.util.phases import phase
 
 _EXAMPLES = {
     "evaluate the embedded SmolLM2 on our own smoke-test items": "cme-bench run smollm2 --data mini",
@@ -40,7 +41,9 @@ def run(
     config: ConfigFile = None,
     again: FromRun = None,
     plugin: Plugins = (),
-    engine_stats: Annotated[bool, Option("Print what the engine computed, and how fast.")] = False,
+    engine_stats: Annotated[
+        bool, Option("Print what the engine computed, and how fast; and where the command's seconds went.")
+    ] = False,
     dry_run: Annotated[
         bool,
         Option(
@@ -60,14 +63,21 @@ def run(
     if dry_run:
         _print_dry_run(options)
         return
-    from cme_bench.runs.display import show_progress
-    from cme_bench.runs.runner import run as evaluate
+    with phase("libraries"):
+        from cme_bench.runs.display import show_progress
+        from cme_bench.runs.runner import run as evaluate
 
     with show_progress() as listener:
         listener.note(f"cme-bench run {options.model}: preparing")
         folders = evaluate(replace(options, command=tuple(sys.argv)), listener)
-    for folder in folders:
-        _print_summary(folder, engine_stats)
+    with phase("table"):
+        for folder in folders:
+            _print_summary(folder, engine_stats)
+    if engine_stats:
+        from cme_bench.reports.engine_stats import phases_line
+        from cme_bench.util.terminal import say
+
+        say(phases_line(*phase.seconds()))
 
 
 def _print_dry_run(options: RunOptions) -> None:

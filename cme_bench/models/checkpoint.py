@@ -20,6 +20,7 @@ from cme_bench.util.early import Early
 from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.paths import cache_folder
+from cme_bench.util.phases import phase
 from cme_bench.util.remembered import remember, remembered
 from cme_bench.vllm_plugin.spec import QUANT_METHOD, SUBFOLDER
 
@@ -71,7 +72,12 @@ def resolve_model(
 
 def _hashed(folder: Path) -> Early[str]:
     """Begin to hash a model, while libraries are imported."""
-    return Early(lambda: hash_model(folder))
+
+    def hashed() -> str:
+        with phase("hash"):
+            return hash_model(folder)
+
+    return Early(hashed)
 
 
 def config_folder(name: str, *, offline: bool = False, note: Note = unheard) -> Path:

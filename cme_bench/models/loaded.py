@@ -33,6 +33,7 @@ from cme_bench.models.values import check_stored
 from cme_bench.models.vision import Vision, vision_of
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import DType, Quantize
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +170,8 @@ class SavedModel(FolderModel):
         note: Note = unheard,
     ) -> None:
         self.checkpoint = resolve_model(name, offline=offline, note=note)
+        with phase("libraries"):
+            import cme_bench.adapters  # noqa: F401  # and with it torch, transformers and PEFT
         self.config = load_config(self.checkpoint)
         check_base(self.checkpoint, self.config, engine, quantize)
         check_covers(device_map, self.config)

@@ -37,6 +37,17 @@ def stats_lines(folder: Path) -> Iterator[str]:
     yield from _limits(total.extra, run.engine)
 
 
+def phases_line(mine: Mapping[str, float], beside: Mapping[str, float]) -> str:
+    """Return where the seconds of a command went, by phase, those of a tenth and more; and what other threads
+    did meanwhile."""
+    line = f"time: {sum(mine.values()):,.1f} s: {_listed(mine)}"
+    return f"{line}; beside: {_listed(beside)}" if _listed(beside) else line
+
+
+def _listed(spent: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:,.1f}" for name, seconds in spent.items() if seconds >= 0.05)
+
+
 def _limits(counted: Mapping[str, float], engine: Mapping[str, Any]) -> Iterator[str]:
     """Yield what share of the time the device waited for its host, and how near the work came to the least
     time that its products take on the machine this is."""

@@ -16,6 +16,7 @@ from cme_bench.models.float16 import ASKED, MORE, Computed, why_not_adapter, why
 from cme_bench.prompts.pieces import Pieces, pieces_of
 from cme_bench.runs.options import HALF
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -150,7 +151,8 @@ class EngineSource(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with phase("closing"):
+            self.close()
 
 
 class SavedSource(EngineSource):

@@ -13,6 +13,7 @@ from cme_bench.runs.options import PIECES, WIDE
 from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     from cme_bench.models.adapter import Adapter, AdapterCheckpoint
@@ -72,6 +73,10 @@ class HFSource(SavedSource):
         return self.model.dtype_name == "float32" and bool(self.options.settings.get(PIECES, 1))
 
     def _build(self) -> None:
+        with phase("kernels"):
+            self._build_all()
+
+    def _build_all(self) -> None:
         if self._takes_pieces():
             from cme_bench.engines.hf.tree_kernel import build_early
 
@@ -86,9 +91,14 @@ class HFSource(SavedSource):
     @functools.cached_property
     def _base(self) -> Base:
         """Return what the base decides; waits for the weights."""
-        return self._tried() if self._early is None else self._early.result()
+        with phase("weights"):
+            return self._tried() if self._early is None else self._early.result()
 
     def _tried(self) -> Base:
+        with phase("weights"):
+            return self._known()
+
+    def _known(self) -> Base:
         from cme_bench.engines.hf.forward import CausalForward
         from cme_bench.models.fingerprint import fingerprint
 
@@ -97,28 +107,31 @@ class HFSource(SavedSource):
         return Base(CausalForward(model, self.model.device).takes_positions, clean)
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
-        from cme_bench.engines.hf.engine import HFEngine
+        with phase("libraries"):
+            from cme_bench.engines.hf.engine import HFEngine
 
         settings = self.options.settings
         if self._changed is not None:
             self.note(f"{self._changed}: it is loaded again")
             self._changed = None
         found, positions = saved(adapter), self._base.positions
-        model = self.model.model if found is None else self._adapted(found, job)
-        return HFEngine(
-            model,
-            self.model.tokenizer_of(adapter).tokenizer,
-            max_length=job.max_length,
-            tokens_per_batch=settings.get("tokens_per_batch"),
-            plain=not settings.get("shared_prefixes", 1),
-            static=bool(settings["graphs"]) if "graphs" in settings else None,
-            note=self.note,
-            reader=reader_of(self.model),
-            wide=bool(settings.get(WIDE, 1)),
-            pieces=bool(settings[PIECES]) if PIECES in settings else None,
-            verdicts=self._verdicts["" if found is None else found.hash],
-            positions=positions,
-        )
+        with phase("adapters"):
+            model = self.model.model if found is None else self._adapted(found, job)
+        with phase("trials"):
+            return HFEngine(
+                model,
+                self.model.tokenizer_of(adapter).tokenizer,
+                max_length=job.max_length,
+                tokens_per_batch=settings.get("tokens_per_batch"),
+                plain=not settings.get("shared_prefixes", 1),
+                static=bool(settings["graphs"]) if "graphs" in settings else None,
+                note=self.note,
+                reader=reader_of(self.model),
+                wide=bool(settings.get(WIDE, 1)),
+                pieces=bool(settings[PIECES]) if PIECES in settings else None,
+                verdicts=self._verdicts["" if found is None else found.hash],
+                positions=positions,
+            )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:
         from cme_bench.adapters.load import load_adapter
@@ -149,7 +162,8 @@ class HFSource(SavedSource):
 
     def release(self) -> None:
         if self._peft is not None:
-            self._take_off(self._name)
+            with phase("adapters"):
+                self._take_off(self._name)
 
     def _take_off(self, name: str) -> None:
         """Remove the adapter ``name``; free the base if that, or a failure to put it on, left it changed."""

@@ -10,6 +10,7 @@ from cme_bench.models.loaded import SavedModel
 from cme_bench.runs.auto_source import SOURCES, open_auto
 from cme_bench.runs.engine_source import SavedSource
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,14 @@ def find_model(
 ) -> SavedModel:
     """Return the model that ``options`` name, checked for the engine that will compute: ``engine``, or what
     ``options`` say."""
-    return SavedModel(
-        options.model,
-        engine=engine or options.computes,
-        dtype=options.dtype,
-        device=device,
-        offline=options.offline,
-        quantize=options.quantize,
-        device_map=options.device_map,
-        note=note,
-    )
+    with phase("model"):
+        return SavedModel(
+            options.model,
+            engine=engine or options.computes,
+            dtype=options.dtype,
+            device=device,
+            offline=options.offline,
+            quantize=options.quantize,
+            device_map=options.device_map,
+            note=note,
+        )

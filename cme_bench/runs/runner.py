@@ -48,6 +48,7 @@ from cme_bench.tasks.suite import load_suite
 from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.notes import Note
+from cme_bench.util.phases import phase
 
 
 def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
@@ -59,7 +60,8 @@ def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     listener = listener or Listener()
     check_model(options)
     with rarely_collected():
-        questions = Questions(options, offline=options.offline)
+        with phase("tasks"):
+            questions = Questions(options, offline=options.offline)
         with open_engines(options, listener.note) as engines:
             return _run_all(questions, engines, listener, DEFAULT_ROOT)
 
@@ -103,9 +105,11 @@ class Questions:
     @functools.cached_property
     def tasks(self) -> list[Task]:
         """The tasks, with their rows."""
-        found = [build_task(s, self._suite, self._source, shots=self.options.shots) for s in self._specs]
-        for task in found:
-            refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
+        with phase("tasks"):
+            shots = self.options.shots
+            found = [build_task(spec, self._suite, self._source, shots=shots) for spec in self._specs]
+            for task in found:
+                refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
         return found
 
 
@@ -184,10 +188,11 @@ def planned(
     options: AskOptions, tasks: Sequence[Task], planner: Planner, responder: Responder
 ) -> list[TaskPlan]:
     """Return the plans of all tasks. UsageError if they ask what may not, or cannot, be asked."""
-    plans = [planner.plan(task, responder) for task in tasks]
-    _check_truncation(plans, options.max_truncated)
-    responder.engines.check(item.request for plan in plans for item in plan.items)
-    _check_budget(plans, options.thinking_budget)
+    with phase("prompts"):
+        plans = [planner.plan(task, responder) for task in tasks]
+        _check_truncation(plans, options.max_truncated)
+        responder.engines.check(item.request for plan in plans for item in plan.items)
+        _check_budget(plans, options.thinking_budget)
     return plans
 
 
@@ -302,16 +307,22 @@ def _run_one(
         results: list[TaskResult] = []
         kind = RunReport if company.alone else LateReport
         report = kind(folder, shared.options, manifest.run, listener.note)
+
+        def finished(plan: TaskPlan, stored: int) -> None:
+            """Score a task of whose items so many have an answer."""
+            with phase("results"):
+                dtype = rounds_as(responder.identity["dtype"], responder.identity.get("states"))
+                results.append(_result(plan, session.records(plan), stored, dtype))
+                write_results(folder, manifest.run, results, more=len(results) < len(plans))
+                report.task(results[-1])
+                listener.finish(plan.task.name, _outcome(results[-1]))
+
         try:
             for _, alike in itertools.groupby(plans, lambda plan: plan.generated):
-                for plan, stored in session.answer(list(alike)):
-                    if not stored:
-                        continue  # no item has an answer
-                    dtype = rounds_as(responder.identity["dtype"], responder.identity.get("states"))
-                    results.append(_result(plan, session.records(plan), stored, dtype))
-                    write_results(folder, manifest.run, results, more=len(results) < len(plans))
-                    report.task(results[-1])
-                    listener.finish(plan.task.name, _outcome(results[-1]))
+                with phase("answers"):
+                    for plan, stored in session.answer(list(alike)):
+                        if stored:
+                            finished(plan, stored)
                 if stopping.is_set():
                     raise InterruptedRun(f"stopped; the same command resumes the run in {folder}")
             manifest.finish()

@@ -19,6 +19,7 @@ from cme_bench.runs.recorder import Recorder, TaskInWork
 from cme_bench.runs.responder import Responder
 from cme_bench.scoring.record import Record
 from cme_bench.util.errors import CmeError
+from cme_bench.util.phases import phase
 
 WINDOW_ITEMS = 16
 WINDOW_SECONDS = 1.0
@@ -56,11 +57,12 @@ class Session:
         yield from self._finished(waiting)
         with self._faults_named(order, waiting):
             for window in windows(self._serve(tasks)):
-                for task, found in by_task(window, order):
-                    self.recorder.write(task, found)
-                    if task is waiting[0]:
-                        self.listener.advance(len(found))
-                self.manifest.count(len(window), self.responder.loaded)
+                with phase("records"):
+                    for task, found in by_task(window, order):
+                        self.recorder.write(task, found)
+                        if task is waiting[0]:
+                            self.listener.advance(len(found))
+                    self.manifest.count(len(window), self.responder.loaded)
                 if self.stopping.is_set():
                     return
                 yield from self._finished(waiting)

@@ -17,6 +17,7 @@ from cme_bench.runs.probing import reader_of
 from cme_bench.util.early import Early
 from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     from cme_bench.engines.vllm.host import Host
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from cme_bench.runs.engine_choice import Waiting
     from cme_bench.runs.options import ModelOptions
     from cme_bench.vllm_plugin.spec import GatedSpec
+
+
+def _imported() -> str:
+    from cme_bench.engines.vllm.settings import require_vllm
+
+    with phase("libraries"):
+        return require_vllm()
 
 
 class VLLMSource(SavedSource):
@@ -66,9 +74,7 @@ class VLLMSource(SavedSource):
 
     def begin(self) -> None:
         """Begin to import vLLM, which takes longer than to plan a few thousand questions."""
-        from cme_bench.engines.vllm.settings import require_vllm
-
-        self._early = self._early or Early(require_vllm)
+        self._early = self._early or Early(_imported)
 
     @functools.cached_property
     def _files(self) -> Path:
@@ -89,7 +95,8 @@ class VLLMSource(SavedSource):
         from cme_bench.models.quantisation import quantisation
 
         if self._host is None or (self._host.model, self._host.dtype) != (folder, dtype):
-            require_vllm() if self._early is None else self._early.result()
+            with phase("libraries"):
+                require_vllm() if self._early is None else self._early.result()
             if self._host is not None:
                 self._host.close()
             settings = VllmSettings.from_pairs(self.options.settings).for_work(job.generated)

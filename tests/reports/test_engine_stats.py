@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.reports.engine_stats import stats_lines
+from cme_bench.reports.engine_stats import phases_line, stats_lines
 from cme_bench.runs.options import parse_settings
 from cme_bench.util.errors import UsageError
 from cme_bench.util.float32_pieces import BY_PIECES
@@ -51,3 +51,10 @@ def test_the_switch_for_plain_rows() -> None:
     assert parse_settings(["shared_prefixes=0"]) == {"shared_prefixes": 0}
     with pytest.raises(UsageError, match="shared_prefixes takes 0 or 1"):
         parse_settings(["shared_prefixes=2"])
+
+
+def test_phases_add_up_to_the_whole_time_and_short_ones_are_left_out() -> None:
+    mine = {"start": 0.26, "libraries": 4.0, "tasks": 0.04, "answers": 1200.0, "other": 0.5}
+    line = "time: 1,204.8 s: start 0.3, libraries 4.0, answers 1,200.0, other 0.5"
+    assert phases_line(mine, {"hash": 0.01}) == line
+    assert phases_line(mine, {"weights": 2.0, "hash": 0.01}) == f"{line}; beside: weights 2.0"

@@ -60,6 +60,7 @@ from cme_bench.util.errors import CmeError
 from cme_bench.util.exact_logits import NARROW
 from cme_bench.util.float32_pieces import BY_PIECES
 from cme_bench.util.notes import Note, unheard
+from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -280,7 +281,8 @@ class HFEngine(Engine):
     def _verdict(self, name: str, trial: Callable[[], ResultT]) -> ResultT:
         """Return what a trial found; it is made once."""
         if name not in self._verdicts:
-            self._verdicts[name] = trial()
+            with phase("trials"):
+                self._verdicts[name] = trial()
         return cast("ResultT", self._verdicts[name])
 
     def _score_pack(self, run: PackForward, pack: Pack) -> Pending:

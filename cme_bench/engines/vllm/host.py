@@ -18,9 +18,11 @@ from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.vllm.engine_thread import EngineThread
 from cme_bench.engines.vllm.flight import Flight, Pump
+from cme_bench.engines.vllm.inspection import inspected_here
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
+from cme_bench.util.phases import phase
 from cme_bench.vllm_plugin.slot_form import common_room
 from cme_bench.vllm_plugin.spec import GatedSpec
 
@@ -176,7 +178,8 @@ class Host:
         return [(row, logprob, hit) for row, logprob, hit in reads]
 
     def _start(self, spec: GatedSpec | None) -> None:
-        self._thread.call(self._start_here, spec)
+        with phase("engine"):
+            self._thread.call(self._start_here, spec)
 
     def _start_here(self, spec: GatedSpec | None) -> None:
         for name, value in environment(self.settings, self.dtype).items():
@@ -192,7 +195,8 @@ class Host:
             try:
                 from vllm import LLM
 
-                self._llm = LLM(**arguments)
+                with inspected_here() if self.settings.alone else contextlib.nullcontext():
+                    self._llm = LLM(**arguments)
                 self._llm.collective_rpc("score_together")
                 reasons = self._llm.collective_rpc("exact_logits")
             except Exception as error:  # vLLM and what it builds on raise any type here

@@ -1,0 +1,43 @@
+"""A model's class is looked at in the process where it will run, as vLLM looks at it in one of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import sys
+import cme_bench
+from vllm.model_executor.models import registry
+from cme_bench.engines.vllm.inspection import inspected_here
+
+theirs = registry._run_in_subprocess
+model = registry.ModelRegistry.models["LlamaForCausalLM"]
+if sys.argv[1] == "here":
+    registry.subprocess = None
+    with inspected_here():
+        model.inspect_model_cls()
+else:
+    model.inspect_model_cls()
+assert registry._run_in_subprocess is theirs
+"""
+
+
+def found(folder: Path, how: str) -> object:
+    """Return what vLLM keeps of the class after it was looked at."""
+    variables = os.environ | {"VLLM_CACHE_ROOT": str(folder), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, env=variables)
+    (file,) = (folder / "modelinfos").iterdir()
+    return json.loads(file.read_text())
+
+
+def test_nothing_is_started_and_the_same_is_found(tmp_path: Path) -> None:
+    assert found(tmp_path / "here", "here") == found(tmp_path / "there", "there")
