@@ -89,9 +89,12 @@ def _work_on(
     """Go from stage to stage until all is computed, and write the results."""
     recipe, folder = bench.recipe, bench.folder
     while True:
-        if not call.is_helper and undecided(recipe, folder) and headline_done(recipe, folder):
-            write_headline(recipe, folder, registration, call.published, note)
-        _compute(recipe, folder, bench, call=call, clock=clock, note=note)
+
+        def meanwhile(recipe: Recipe = recipe) -> None:
+            if undecided(recipe, folder) and headline_done(recipe, folder):
+                write_headline(recipe, folder, registration, call.published, note)
+
+        _compute(recipe, folder, bench, meanwhile, call=call, clock=clock, note=note)
         if call.is_helper:
             return
         if not _goes_on(recipe, folder, note):
@@ -122,6 +125,7 @@ def _compute(
     recipe: Recipe,
     folder: Folder,
     bench: Workbench,
+    meanwhile: Callable[[], None],
     *,
     call: CallOptions,
     clock: Clock,
@@ -133,6 +137,8 @@ def _compute(
             count = min(recipe.workers, len(shared)) - 1
             command = (*call.helper_command, *clock.arguments(), *_seeds_arguments(recipe))
             stack.enter_context(helpers(command, count, folder.path))
+        if not call.is_helper:
+            meanwhile()  # helpers need seconds to begin
         begun = work(recipe, folder, bench, note, alone=False, clock=clock)
     if not call.is_helper and not undecided(recipe, folder):
         work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
