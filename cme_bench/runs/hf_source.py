@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cme_bench.engines.base import Engine
+from cme_bench.engines.kept_plans import KeptPlans
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
 from cme_bench.runs.options import PIECES, WIDE
 from cme_bench.runs.probing import check_probe, reader_of
@@ -51,6 +52,7 @@ class HFSource(SavedSource):
         self._adapters: Sequence[AdapterCheckpoint] = ()
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
+        self._plans = KeptPlans()
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
 
@@ -131,6 +133,7 @@ class HFSource(SavedSource):
                 pieces=bool(settings[PIECES]) if PIECES in settings else None,
                 verdicts=self._verdicts["" if found is None else found.hash],
                 positions=positions,
+                plans=self._plans,
             )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:

@@ -49,8 +49,9 @@ from cme_bench.engines.hf.static_decoding import StaticSession, Stepper
 from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
+from cme_bench.engines.kept_plans import KeptPlans
 from cme_bench.engines.packs import Pack
-from cme_bench.engines.plan import chain_packs, plan_groups, plan_packs
+from cme_bench.engines.plan import chain_packs, plan_groups
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs
@@ -93,6 +94,7 @@ class HFEngine(Engine):
         verdicts: What trials of this model with this adapter found, by name; filled here. Other engines of
             both can be given them, and try nothing again.
         positions: Whether the base model takes positions that count from 0, where that was tried already.
+        plans: Packs that other engines were asked; those of this one are added.
     """
 
     def __init__(
@@ -112,7 +114,9 @@ class HFEngine(Engine):
         wide: bool = True,
         pieces: bool | None = None,
         positions: bool | None = None,
+        plans: KeptPlans | None = None,
     ) -> None:
+        self._plans = KeptPlans(0) if plans is None else plans
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
         self.tokenizer = tokenizer
         base = base_model(model)
@@ -221,7 +225,7 @@ class HFEngine(Engine):
         if self.rowwise_because:
             return run_batches(rows, self.budget, self._score)
         compute = functools.partial(self._score_pack, PackForward(self._forward))
-        packs = plan_packs([(row.context, row.continuation) for row in rows], self.limits)
+        packs = self._plans.packs([(row.context, row.continuation) for row in rows], self.limits)
         return finished_rows(rows, run_packs(packs, self.limits, compute, self.ahead))
 
     @functools.cached_property
