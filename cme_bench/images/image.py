@@ -141,6 +141,8 @@ def rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(f"pixels of Pillow's mode {image.mode} have no fixed range; convert them to RGB")
+    if image.mode == "P":
+        image.info.pop("transparency", None)  # it is dropped in any case, of which Pillow would warn
     return image.convert("RGB")
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
+import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -219,7 +223,35 @@ def _processor_class(folder: Path, config: Any) -> Any:
     found = processor_class_from_name(names[0]) if names else None
     if found is None:
         raise ValueError("transformers has no class for it")
-    return found
+    return found if found.__module__ in sys.modules else _class_by_pillow(names[0], PROCESSOR_MAPPING_NAMES)
+
+
+def _class_by_pillow(name: str, known: Mapping[str, Any]) -> Any:
+    """Return a processor's class whose module asks for torchvision (Pixtral's): of its image processor's
+    module it wants functions that the twin for Pillow has as well. ImportError if that does not do."""
+    for kind in (kind for kind, named in known.items() if named == name):
+        package = f"transformers.models.{kind}"
+        if importlib.util.find_spec(f"{package}.image_processing_pil_{kind}") is None:
+            continue
+        wanted = f"{package}.image_processing_{kind}"
+        twin = importlib.import_module(f"{package}.image_processing_pil_{kind}")
+        with _in_place_of(wanted, twin):
+            return getattr(importlib.import_module(f"{package}.processing_{kind}"), name)
+    raise ImportError(f"transformers needs torchvision for {name}, which is not installed")
+
+
+@contextmanager
+def _in_place_of(name: str, module: ModuleType) -> Iterator[None]:
+    """Have ``module`` imported by another name in the block."""
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from cme_bench.engines.hf.joined_decoding import JoinedPrefixes, JoinedSession, 
 from cme_bench.engines.hf.pack_forward import PackForward
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.images.image import Image
-from cme_bench.util.errors import CmeError
+from cme_bench.util.errors import CmeError, UsageError
 from tests.support.seen import Seeing, noise
 from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
 from tests.support.tiny_vlms import FAMILIES
@@ -35,7 +35,7 @@ PROMPTS: tuple[tuple[str, tuple[Image, ...]], ...] = (
     ("Look: <image>\nIs it a cat? ", IMAGES[2:]),
 )
 CHOICES = (("y", "es"), ("n", "o", "!"), ("x",))
-SHARED = ("llava", "llava_clip", "llava_next", "idefics3", "smolvlm")
+SHARED = ("llava", "llava_clip", "llava_next", "idefics3", "smolvlm", "mistral3")
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +282,18 @@ def test_images_go_through_their_tower_alone_where_rows_are_alone(
     tower.remove()
     assert engine.rowwise_because == "an adapter pools over the sequence"
     assert rows and set(rows) == {1}
+
+
+def test_a_processor_of_another_model_is_refused_in_one_line(
+    tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    own = seeing(toy_tokenizer)
+    processor = llava_processor(own)
+    processor.patch_size = 16  # the tower's are 8
+    seen = Seeing.load(save_llava(tmp_path / "llava", random_llava(0, own), processor))
+    engine = HFEngine(seen.model, seen.tokenizer, reader=seen.vision)
+    with pytest.raises(UsageError, match=r"does not take images as its processor makes them \(.*tokens: 4"):
+        scores(engine, likelihoods(seen))
 
 
 def test_images_that_nothing_reads_are_refused(models: Any) -> None:

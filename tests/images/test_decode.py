@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import unicodedata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ def test_other_modes_become_rgb_as_pillow_makes_them(mode: str) -> None:
     data = encoded(made, "JPEG" if mode == "CMYK" else "PNG")
     expected = PIL.Image.open(io.BytesIO(data)).convert("RGB")
     assert decode_image(data, folder=None).pixels().tobytes() == expected.tobytes()
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning() -> None:
+    picture = PIL.Image.new("P", (4, 3))
+    picture.putpalette(bytes(range(48)))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", transparency=bytes([0, 128]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode_image(stream.getvalue(), folder=None).pixels()
+    assert pixels.getpixel((0, 0)) == (0, 1, 2)
 
 
 def test_grey_values_of_16_bits_keep_their_upper_byte() -> None:

@@ -143,12 +143,35 @@ def llava_next(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: i
     return folder
 
 
+def mistral3(folder: Path, tokenizer: PreTrainedTokenizerFast, *, positions: int = 512) -> Path:
+    """A Mistral 3, whose images are rows of tokens with a token of text behind each."""
+    from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+    own = seeing(tokenizer, "[IMG]", "[IMG_BREAK]", "[IMG_END]", chat=_chat("[IMG]"))
+    tower = {"model_type": "pixtral", "hidden_size": 32, "head_dim": 16, "image_size": 2 * SIDE}
+    settings = {
+        "vision_config": _TOWER | tower,
+        "text_config": text_config(positions) | {"model_type": "mistral", "head_dim": 16},
+        "image_token_id": int(own.convert_tokens_to_ids("[IMG]")),
+        "spatial_merge_size": 2,
+        "vision_feature_layer": -1,
+    }
+    reads = PixtralImageProcessorPil(
+        size={"longest_edge": 2 * SIDE}, patch_size={"height": PATCH, "width": PATCH}
+    )
+    _saved(folder, "mistral3", settings, own, reads)
+    named = {"processor_class": "PixtralProcessor", "patch_size": PATCH, "spatial_merge_size": 2}
+    (folder / "processor_config.json").write_text(json.dumps(named))
+    return folder
+
+
 FAMILIES: dict[str, Callable[..., Path]] = {
     "qwen2_vl": qwen2_vl,
     "gemma3": gemma3,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
     "llava_next": llava_next,
+    "mistral3": mistral3,
 }
 
 

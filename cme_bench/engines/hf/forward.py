@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cme_bench.engines.hf.images import Images, language_model
+from cme_bench.engines.hf.images import Images, language_model, taking_images
 from cme_bench.engines.hf.piece_products import PieceProducts
 from cme_bench.engines.hf.quick_norms import QuickNorms
 from cme_bench.engines.hf.wide_states import WideStates, why_narrow
@@ -165,7 +165,8 @@ class CausalForward:
         arguments: dict[str, Any] = {**self.images.arguments(ids), "use_cache": False}
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
-        logits: Tensor = self._run(arguments).logits
+        with taking_images():
+            logits: Tensor = self._run(arguments).logits
         return logits[:, -keep:]
 
     def tried(self) -> CausalForward:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cme_bench.engines.hf.batching import is_out_of_memory
 from cme_bench.engines.packs import Ints
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import Request
 from cme_bench.engines.virtual import VIRTUAL, key_of, keys_in, place_of, virtual_ids
 from cme_bench.images.image import Image
-from cme_bench.util.errors import CmeError
+from cme_bench.util.errors import CmeError, UsageError, first_line
 
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 """Arguments that tell a model which tokens are an image's."""
@@ -33,6 +34,21 @@ _TOWER_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 
 class _ReachedError(Exception):
     """The language model is reached."""
+
+
+@contextmanager
+def taking_images() -> Iterator[None]:
+    """Say in one line that a model does not take what its processor makes of images. UsageError; memory that
+    runs out is no such thing."""
+    try:
+        yield
+    except (ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise UsageError(
+            f"the model does not take images as its processor makes them ({first_line(error)}); do the files "
+            "of the processor belong to it?"
+        ) from error
 
 
 class Images:
@@ -202,7 +218,8 @@ class Images:
 
         hook = language_model(self.base).register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.base(**arguments, use_cache=False)
+            with taking_images():
+                self.base(**arguments, use_cache=False)
         except _ReachedError:
             return found[0]
         finally:
