@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from cme_bench.util.deferred import waits
+from cme_bench.util.deferred import defer, waits
 
 
 def called_later(real: Callable[[], Any], name: str) -> Callable[..., Any]:
@@ -164,8 +165,30 @@ def run_without_the_compiler(module: Any) -> None:
     module._disable_dynamo = hidden
 
 
-def check_without_symbols(torch: Any) -> None:
-    """Let a condition that holds not be asked of symbols, which torch imports for that."""
+def _itself(value: Any) -> Any:
+    return value
+
+
+_OF_NUMBERS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guarding_hint_or_throw"), _itself),
+    "has_guarding_hint": lambda value: True,
+    "is_nested_int": lambda value: False,
+    "statically_known_true": _itself,
+    "sym_and": lambda *values: all(values),
+    "sym_eq": operator.eq,
+    "sym_or": lambda *values: any(values),
+}
+"""Functions of torch's symbols -> what they return where there is none."""
+
+
+def compute_without_symbols(torch: Any) -> None:
+    """Let torch import its symbols, and sympy for them, only where there are some.
+
+    It computes in Python with what lies on the device "meta", as every model does while it is made, and asks
+    of every size whether it is a symbol; and of a condition that holds.
+    """
+    defer("sympy", ["Basic"])
+    defer("torch.fx.experimental.symbolic_shapes", plain=_OF_NUMBERS)
     check: Any = torch._check_with
 
     @functools.wraps(check)
@@ -174,3 +197,17 @@ def check_without_symbols(torch: Any) -> None:
             check(error_type, cond, message)
 
     torch._check_with = check_with
+
+
+def draw_nothing_without_memory(module: Any) -> None:
+    """Let ``torch.nn.init`` draw nothing from a normal distribution for a weight on the device "meta".
+
+    There is no memory to write to, but torch works out in Python what it would draw.
+    """
+    draw: Any = module._no_grad_normal_
+
+    @functools.wraps(draw)
+    def drawn(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
+
+    module._no_grad_normal_ = drawn

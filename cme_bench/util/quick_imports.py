@@ -27,9 +27,10 @@ from cme_bench.util.import_structure import kept_structure
 from cme_bench.util.late import (
     ask_for_bitsandbytes_late,
     called_later,
-    check_without_symbols,
     class_later,
+    compute_without_symbols,
     decorated_later,
+    draw_nothing_without_memory,
     have_tensors_late,
     look_for_dtensors_late,
     run_without_the_compiler,
@@ -97,7 +98,8 @@ CLASSES: Mapping[str, Sequence[str]] = {
 }
 """Those of the above that are classes -> what is asked of them at once."""
 _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
-    "torch": check_without_symbols,
+    "torch": compute_without_symbols,
+    "torch.nn.init": draw_nothing_without_memory,
     "torch.distributed": have_tensors_late,
     "torch._compile": run_without_the_compiler,
     "torch._dynamo": tell_the_compiler,

@@ -22,7 +22,7 @@ ids = torch.tensor([[0, 3, 4], [5, 6, 7]])
 mask = torch.tensor([[0, 1, 1], [1, 1, 1]])
 loss = adapted(input_ids=ids, attention_mask=mask, labels=ids).loss
 loss.backward()
-LARGE = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "bitsandbytes.nn")
+LARGE = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "bitsandbytes.nn", "sympy.core")
 found = {"large": [name for name in LARGE if name in sys.modules]}
 
 from transformers.distributed.sharding_utils import DTensor, Shard
@@ -83,3 +83,34 @@ def test_a_model_with_an_adapter_needs_no_compiler_and_has_it_when_asked(tiny_ch
         "told": [True, True, True, [2.0, 2.0]],
         "left alone": True,
     }
+
+
+SYMBOLS = """
+import sys
+import cme_bench
+import torch
+from torch.nn import Embedding
+from transformers import AutoModelForCausalLM, LlamaConfig
+config = LlamaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+with torch.device("meta"):
+    made = AutoModelForCausalLM.from_config(config)
+print(made.model.rotary_emb.inv_freq.shape, made.lm_head.weight.device, "sympy.core" in sys.modules)
+weights = Embedding(50, 16).weight
+torch.manual_seed(0)
+drawn = torch.nn.init.normal_(torch.empty(3))
+torch.manual_seed(0)
+print(bool(weights.std() > 0.5), torch.equal(drawn, torch.randn(3)))
+total = torch.compile(lambda x: x.sum() + x.shape[0], backend="aot_eager", dynamic=True)
+print(total(torch.ones(5)).item(), total(torch.ones(7)).item(), "sympy.core" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_without_memory_needs_no_symbols_and_a_compiled_function_has_them() -> None:
+    done = subprocess.run([sys.executable, "-c", SYMBOLS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "torch.Size([4]) meta False",
+        "True True",
+        "10.0 14.0 True",
+    ]
