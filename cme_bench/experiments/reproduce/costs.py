@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs
+from cme_bench.experiments.reproduce.bundles import bundles, job_steps
+from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
 from cme_bench.experiments.reproduce.rates import Rates
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.experiments.reproduce.stages import with_seeds
@@ -30,20 +31,14 @@ def costs(recipe: Recipe, rates: Rates) -> list[Cost]:
     found = []
     for kind in dict.fromkeys(job.kind for job in jobs):
         own = [job for job in jobs if job.kind == kind]
-        steps = sum(_steps(recipe, job) for job in own)
+        steps = sum(job_steps(recipe, job) for job in own)
         items = sum(rates.items_of(recipe, job.row) for job in own) if kind == "evaluate" else 0
-        count = -(-len(own) // recipe.together) if kind in TRAININGS else len(own)
+        count = len(bundles(own, recipe))
         seconds = steps * rates.step_seconds / rates.together + items * rates.item_seconds
         timed = [60 * job.minutes for job in own if job.minutes is not None]
         seconds += sum(timed) if timed else count * rates.start
         found.append(Cost(kind, len(own), count, steps * rates.step_tokens, items, seconds / 60))
     return found
-
-
-def _steps(recipe: Recipe, job: Job) -> int:
-    if job.kind == "grid":
-        return recipe.grid_steps
-    return recipe.steps_of(job.row) if job.kind == "train" else 0
 
 
 def total_minutes(recipe: Recipe, rates: Rates) -> float:

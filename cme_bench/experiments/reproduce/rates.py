@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cme_bench.experiments.reproduce.bundles import bundles
 from cme_bench.experiments.reproduce.jobs import Folder, all_jobs
 from cme_bench.experiments.reproduce.recipe import BASE, Recipe
 from cme_bench.experiments.reproduce.registered_rows import suite
@@ -58,7 +59,7 @@ def measured_rates(recipe: Recipe, folder: Folder, bench: Workbench, note: Calla
     if file.is_file() and _fits(held := Rates(**read_json(file)), here, together):
         return held
     row = max(recipe.main, key=lambda name: _weight(recipe, name))
-    rows = [row] if together == 1 else _first_rows(recipe, together)
+    rows = [row] if together == 1 else _first_rows(recipe)
     asked = _probe_items(recipe, cuda=torch.cuda.is_available())
     note(f"measuring a step of {', '.join(rows)}, and {asked} items of each task with {row}")
     scratch = folder.path / "probe"
@@ -90,9 +91,10 @@ def _weight(recipe: Recipe, row: str) -> tuple[bool, int]:
     return training["method"] in routed_names(), int(training.get("rank", 0))
 
 
-def _first_rows(recipe: Recipe, count: int) -> list[str]:
+def _first_rows(recipe: Recipe) -> list[str]:
     """Return the rows of the trainings that a process does first, a row once for each of its seeds."""
-    return [job.row for job in all_jobs(recipe) if job.kind == "train"][:count]
+    trainings = [job for job in all_jobs(recipe) if job.kind == "train"]
+    return [job.row for job in bundles(trainings, recipe)[0]]
 
 
 def _probe_training(

@@ -18,7 +18,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cme_bench.experiments.reproduce.jobs import TRAININGS, Folder, Job, all_jobs, pending
+from cme_bench.experiments.reproduce.bundles import bundles
+from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
 from cme_bench.experiments.reproduce.recipe import Recipe
 from cme_bench.util.errors import CmeError, InterruptedRun
 
@@ -100,7 +101,7 @@ def work(
         ready = shared or ([] if _others(left) else ready)
         if begun and ready and clock.left < 60 * (ready[0].minutes or 0):
             raise InterruptedRun(f"{ready[0].name} would not be done in time")
-        if any(_take(folder, jobs, do, note) for jobs in bundles(ready, recipe.together)):
+        if any(_take(folder, jobs, do, note) for jobs in bundles(ready, recipe)):
             begun += 1
         else:
             time.sleep(WAIT_SECONDS)
@@ -109,20 +110,6 @@ def work(
 def _others(left: Sequence[Job]) -> bool:
     """Return whether jobs that share the machine are still to be done."""
     return any(not job.alone for job in left)
-
-
-def bundles(jobs: Sequence[Job], together: int) -> list[list[Job]]:
-    """Return the jobs in order, trainings of one kind in bundles of at most ``together``."""
-    found: list[list[Job]] = []
-    open_bundles: dict[str, list[Job]] = {}
-    for job in jobs:
-        bundle = open_bundles.get(job.kind)
-        if job.kind in TRAININGS and bundle is not None and len(bundle) < together:
-            bundle.append(job)
-        else:
-            open_bundles[job.kind] = [job]
-            found.append(open_bundles[job.kind])
-    return found
 
 
 def _take(folder: Folder, jobs: Sequence[Job], do: Do, note: Callable[[str], None]) -> bool:

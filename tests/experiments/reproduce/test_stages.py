@@ -208,8 +208,8 @@ def test_trainings_of_one_process_are_counted_together(recipe: Recipe, tmp_path:
     four = replace(one, step_seconds=0.8, together=4)
     found = {cost.kind: cost for cost in costs(many, four)}
     assert (found["grid"].jobs, found["grid"].bundles) == (6, 2)
-    assert (found["train"].jobs, found["train"].bundles) == (4, 1)
-    assert found["train"].minutes == pytest.approx((14 * 0.8 / 4 + 2.0) / 60)
+    assert (found["train"].jobs, found["train"].bundles) == (4, 2)  # one has half the steps
+    assert found["train"].minutes == pytest.approx((14 * 0.8 / 4 + 2 * 2.0) / 60)
     assert total_minutes(many, four) < total_minutes(alone, one)
     text = plan_text(with_seeds(replace(recipe, together=4), 6, 5), four, Folder(tmp_path))
     assert "6 seeds of the headline's rows and 5 of others" in text and "4 trainings at once" in text

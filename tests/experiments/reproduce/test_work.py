@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from cme_bench.experiments.reproduce.bundles import bundles
 from cme_bench.experiments.reproduce.jobs import Folder, Job, all_jobs, pending
 from cme_bench.experiments.reproduce.recipe import Recipe, read_recipe
 from cme_bench.experiments.reproduce.work import Clock, dealt_cards, helpers, interrupted_at, work
@@ -71,9 +72,21 @@ def test_trainings_that_are_ready_are_done_together(recipe: Recipe, folder: Fold
         ["evaluate-base"],
         ["grid-lora-0.001", "grid-moelora-32-0.001", "grid-moelora-32-0.01"],
         ["grid-teamlora-32-0.001", "grid-teamlora-32-0.01"],
-        ["train-moelora-32-seed0", "train-teamlora-32-seed0", "train-team-half-seed0"],
+        ["train-moelora-32-seed0", "train-teamlora-32-seed0"],
     ]
     assert folder.is_done("grid-lora-0.001") and not folder.is_done("train-moelora-32-seed0")
+
+
+def test_a_bundle_has_all_seeds_of_a_row_and_trainings_of_one_length(recipe: Recipe) -> None:
+    recipe = replace(recipe, together=4, seeds=3, side_seeds=1)
+    jobs = [job for job in all_jobs(recipe) if job.kind == "train"]
+    assert [[f"{job.row}-{job.seed}" for job in bundle] for bundle in bundles(jobs, recipe)] == [
+        ["lora-0", "lora-1", "lora-2", "moelora-32-0"],
+        ["teamlora-32-0", "teamlora-32-1", "teamlora-32-2", "moelora-32-1"],
+        ["team-half-0"],
+        ["moelora-32-2"],
+    ]
+    assert bundles(jobs, replace(recipe, together=1)) == [[job] for job in jobs]
 
 
 def test_a_job_that_fails_is_left_to_be_done(recipe: Recipe, folder: Folder) -> None:
