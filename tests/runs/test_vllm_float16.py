@@ -123,12 +123,17 @@ def test_adapters_follow_in_turn_and_in_slots(tmp_path: Path, toy_tokenizer: Pre
 @pytest.mark.parametrize("change", [overflowing, overflowing_at_the_end])
 @pytest.mark.parametrize("tasks", [",".join(TASKS), "cme_rte"])
 def test_hidden_states_that_overflow_become_no_score(
-    tmp_path: Path, toy_tokenizer: PreTrainedTokenizerFast, tasks: str, change: Callable[[Any], None]
+    tmp_path: Path,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    capfd: pytest.CaptureFixture[str],
+    tasks: str,
+    change: Callable[[Any], None],
 ) -> None:
     base = save_bfloat16(tmp_path / "base", toy_tokenizer, change)
     heard = Heard()
     [folder] = run(asked(base, tmp_path / "now", tasks=tasks), heard)
     assert heard.count("left the range of float16") == 1
+    assert "Dumping" not in "".join(capfd.readouterr()), "that one line is all that is printed of it"
     assert heard.count("vLLM started") == 2
     [direct] = run(asked(base, tmp_path / "before", tasks=tasks, settings=OLD_WAY))
     for task in tasks.split(","):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -29,6 +30,8 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 WATCH_SECONDS = 1.0
 _UNSURE = Path()
 """Stands for an adapter that may be loaded in part: the next one must be loaded in any case."""
+_DUMPS = "vllm.logging_utils.dump_input"
+"""The logger by which an engine in this process prints all that it has in work when it fails: a page."""
 _NAN = "NaNs detected in logits"
 """Part of vLLM's error where ``VLLM_RAISE_ON_LOGIT_NANS`` is set and a request's logits are NaN."""
 
@@ -197,6 +200,7 @@ class Host:
 
                 with inspected_here() if self.settings.alone else contextlib.nullcontext():
                     self._llm = LLM(**arguments)
+                logging.getLogger(_DUMPS).setLevel(logging.CRITICAL)  # its start sets all levels anew
                 self._llm.collective_rpc("score_together")
                 reasons = self._llm.collective_rpc("exact_logits")
             except Exception as error:  # vLLM and what it builds on raise any type here
