@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import re
@@ -19,9 +20,9 @@ from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.vllm.engine_thread import EngineThread
 from cme_bench.engines.vllm.flight import Flight, Pump
-from cme_bench.engines.vllm.inspection import inspected_here
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
+from cme_bench.engines.vllm.starting import starting_here
 from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.util.phases import phase
 from cme_bench.vllm_plugin.slot_form import common_room
@@ -155,7 +156,10 @@ class Host:
         except CmeError:
             if room == spec:
                 raise
-            self._start(spec)
+        else:
+            return
+        gc.collect()  # what the failed start holds
+        self._start(spec)
 
     def _rpc(self, method: str, *args: str) -> None:
         with _as_usage_error():
@@ -198,7 +202,7 @@ class Host:
             try:
                 from vllm import LLM
 
-                with inspected_here() if self.settings.alone else contextlib.nullcontext():
+                with starting_here() if self.settings.alone else contextlib.nullcontext():
                     self._llm = LLM(**arguments)
                 logging.getLogger(_DUMPS).setLevel(logging.CRITICAL)  # its start sets all levels anew
                 self._llm.collective_rpc("score_together")

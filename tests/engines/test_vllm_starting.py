@@ -14,16 +14,17 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import sys
+import gc, sys
 import cme_bench
 from vllm.model_executor.models import registry
-from cme_bench.engines.vllm.inspection import inspected_here
+from cme_bench.engines.vllm.starting import starting_here
 
 theirs = registry._run_in_subprocess
 model = registry.ModelRegistry.models["LlamaForCausalLM"]
 if sys.argv[1] == "here":
     registry.subprocess = None
-    with inspected_here():
+    with starting_here():
+        assert gc.get_freeze_count() > 100_000
         model.inspect_model_cls()
 else:
     model.inspect_model_cls()
