@@ -22,6 +22,7 @@ import orjson
 from cme_bench.scoring.answer import NOTHING, Extraction
 from cme_bench.scoring.claims import ANSWER, UNDECIDED, Undecided, claims, until_next_question
 from cme_bench.scoring.markup import last_box, plain, unwrapped
+from cme_bench.scoring.maths_signs import in_signs_of_latex, told_apart, without_units
 from cme_bench.scoring.numbers import extract_number
 from cme_bench.scoring.numerals import read_number, same_value
 from cme_bench.scoring.short import first_sentence
@@ -90,8 +91,9 @@ def _content(m: re.Match[str]) -> str:
 
 def same_math(answer: str, reference: str) -> float:
     """Return 1.0 if two expressions are the same: in writing, as numbers, or by math-verify."""
+    answer, reference = without_units(_latex(answer), _latex(reference))
     a, b = _tidy(answer), _tidy(reference)
-    if not a or not b:
+    if not a or not b or told_apart(unwrapped(answer).strip(" $"), unwrapped(reference).strip(" $")):
         return 0.0
     if a == b:
         return 1.0
@@ -105,9 +107,14 @@ def same_math(answer: str, reference: str) -> float:
     return float(_verified(a, b))
 
 
+def _latex(expression: str) -> str:
+    text = in_signs_of_latex(fold(expression).strip())
+    return text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+
+
 def _tidy(expression: str) -> str:
-    """Return an expression in one spelling: without spaces of layout, wrappers and a full stop."""
-    text = unwrapped(fold(expression)).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
+    """Return an expression without spaces of layout, wrappers and a full stop."""
+    text = unwrapped(expression)
     return re.sub(r"\s+", " ", _SPACING.sub(" ", text)).strip().rstrip(".").strip()
 
 

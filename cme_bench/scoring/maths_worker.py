@@ -19,7 +19,10 @@ def main() -> None:
         try:
             gold = parse(f"${reference}$", parsing_timeout=None)
             read = parse(f"${answer}$", parsing_timeout=None)
-            same = bool(gold) and bool(read) and verify(gold, read, timeout_seconds=None)
+            # "x >= 2" is the interval [2, oo)
+            same = bool(gold and read) and verify(
+                gold, read, timeout_seconds=None, allow_set_relation_comp=True
+            )
         except Exception:  # sympy raises anything on what it cannot read: then it is not the same
             same = False
         print(int(same), flush=True)
