@@ -17,7 +17,7 @@ from cme_bench.prompts.reader import Reader
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import source_of
-from cme_bench.tasks.references import unreadable
+from cme_bench.tasks.references import unmet, unreadable
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import NoTaskError, TaskSpec, load_spec
 from cme_bench.tasks.suite import Suite, task_files
@@ -250,11 +250,13 @@ def _check_images(task: Task, prompts: Prompts, checked: _Checked) -> None:
 
 
 def _check_references(task: Task, prompts: Prompts, checked: _Checked) -> None:
-    """Check that every accepted answer can be read as the task's answer type."""
+    """Check that every accepted answer can be read as the task's answer type, a short one as itself."""
     faults = list(unreadable(task, prompts))
     checked.add("error", [f"{task.place(index)}: {reason}" for index, reason in faults if index is not None])
     line = task.spec.line("metadata.answer")
     checked.add("error", [f"{line}: {reason}" for index, reason in faults if index is None])
+    odd = [f"{task.place(index)}: {reason}" for index, reason in unmet(task, prompts)]
+    checked.add("warning", odd)
 
 
 def _check_labels(task: Task, checked: _Checked) -> None:

@@ -44,7 +44,8 @@ _DESCRIBES = (
 ).split()
 _GIVES_AWAY = (
     "explanation explanations rationale rationales reason reasons reasoning solution cot "
-    "chain_of_thought hint steps justification proof answer_explanation analysis"
+    "chain_of_thought hint steps justification proof answer_explanation analysis label_text label_name "
+    "answer_text class_name"
 ).split()
 
 PROSE_WORDS = 3

@@ -17,6 +17,8 @@ _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", ":": "colon",
 _SAMPLE = 50_000
 """Characters that the dialect is found by."""
 _COMMENT = re.compile(r"(#[^\r\n]*)(?:\r\n|\r|\n)")
+_MARKDOWN = re.compile(r"[^\n]*\n[ |:-]*---[ |:-]*\n")
+"""A header and a line of dashes."""
 _ESCAPED = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
 """A quotation mark after a backslash that no other one takes back."""
 
@@ -52,6 +54,8 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
     Raises UsageError with file and line for a row that has more or fewer fields than the header, and where
     two readings fit and give different rows.
     """
+    if _MARKDOWN.match(text):
+        raise UsageError(f"{origin}:2: holds a table of Markdown; save it as CSV")
     text, comments = _without_comments(text)
     text, stated = _told_separator(text)
     first = 1 + comments + bool(stated)

@@ -23,8 +23,10 @@ Way = Callable[[Options, Any], int | None]
 
 def _by_text(options: Options, answer: Any) -> int | None:
     wanted = as_text(answer).strip()
-    matches = [i for i, option in enumerate(options) if option.text.strip() == wanted]
-    return matches[0] if matches else None
+    texts = [option.text.strip() for option in options]
+    if isinstance(answer, bool):  # True is written true, "True" or TRUE
+        texts = [text.lower() for text in texts]
+    return texts.index(wanted) if wanted in texts else None
 
 
 def _by_key(options: Options, answer: Any) -> int | None:

@@ -18,7 +18,13 @@ from cme_bench.authoring.columns import (
 )
 from cme_bench.authoring.draft import KINDS, Draft
 from cme_bench.authoring.golds import read_golds
-from cme_bench.authoring.guessing import guess_answer, guess_choices, guess_kind, guess_question
+from cme_bench.authoring.guessing import (
+    guess_answer,
+    guess_choices,
+    guess_kind,
+    guess_question,
+    refuse_other_kinds,
+)
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import row_options
 from cme_bench.authoring.references import label_names, label_values, label_variants, read_references
@@ -55,6 +61,8 @@ def guess(table: Table, told: Told | None = None, *, seen: bool = False) -> Draf
     shown = told.question or guess_question(table, answer, choices, seen=seen)
     if not seen:
         _check_shown(table, shown)
+    if not told.kind and not told.labels:
+        refuse_other_kinds(table, answer, kind)
     told = replace(told, kind=kind, question=shown, answer=answer, choices=choices)
     return _with_unused(table, _read(table, told))
 

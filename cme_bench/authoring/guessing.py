@@ -8,6 +8,7 @@ from typing import Any
 
 from cme_bench.authoring.columns import (
     CONTEXTS,
+    FEW_ROWS,
     LISTS_OF_OPTIONS,
     OPTION_COLUMNS,
     PROSE_WORDS,
@@ -34,6 +35,7 @@ MOST_LABELS = 20
 SUMMARY_WORDS = 12
 """Answers of so many words in the mean are texts, not short answers."""
 _LABELS = frozenset("label labels class category intent".split())
+_LETTERS = frozenset("ABCDEF") | frozenset("abcdef")
 _SUMMARIES = ("summary", "highlights", "tldr", "abstract")
 _LATEX = re.compile(r"\\[a-zA-Z]+|\^|_\{|\$.+\$")
 
@@ -116,8 +118,51 @@ def guess_kind(table: Table, answer: str, choices: Sequence[str], told: Told) ->
         return "choice"
     values = [value for value in table.values(answer) if not is_blank(value)]
     if any(isinstance(value, list | dict) for value in values):
+        _refuse_listed_labels(table, answer, values)
         return "qa"
     return _kind_of_texts(table, answer, [as_text(value).strip() for value in values])
+
+
+def _refuse_listed_labels(table: Table, answer: str, values: Sequence[Any]) -> None:
+    """Refuse labels that each stand in a list: they may be one label a row, or accepted words."""
+    if in_one_spelling(answer) in _LABELS and all(isinstance(v, list) and len(v) == 1 for v in values):
+        raise UsageError(
+            f"{table.origin}: every {answer} is a list of one ({values[0]!r}); write the label itself, or "
+            "say --type qa if answers in other words are right too"
+        )
+
+
+def refuse_other_kinds(table: Table, answer: str, kind: str) -> None:
+    """Refuse answers that were guessed to be of one ``kind`` and may well be of another."""
+    texts = [as_text(value).strip() for value in table.values(answer) if not is_blank(value)]
+    distinct = sorted(set(texts))
+    labelled = in_one_spelling(answer) in _LABELS
+    if kind == "label" and len(distinct) == 1 and len(texts) >= FEW_ROWS:
+        message = f"{answer} is {distinct[0]!r} in every row: there is nothing to choose between"
+    elif kind == "label" and not labelled and len(distinct) > 1 and _LETTERS.issuperset(distinct):
+        message = (
+            f"the answers are letters ({', '.join(distinct)}), but no column holds options; name them with "
+            "--choices, or say --type label if they stand in the question"
+        )
+    elif kind == "label" and (joined := next((text for text in distinct if _joins(text, distinct)), "")):
+        message = (
+            f"{answer} {joined!r} joins other labels, and a row has one: leave such rows out, or say --type "
+            "label if it is a label of its own"
+        )
+    elif kind in ("qa", "number") and labelled and not any(isinstance(v, list) for v in table.values(answer)):
+        label = "--type label to ask for one of them, or " if len(distinct) <= MOST_LABELS else ""
+        message = (
+            f"{answer} has {len(distinct)} different values in {len(texts)} rows; say {label}--type {kind}"
+        )
+    else:
+        return
+    raise UsageError(f"{table.origin}: {message}")
+
+
+def _joins(text: str, labels: Sequence[str]) -> bool:
+    """Return whether a label is a list of other labels ("anger, joy")."""
+    parts = [part.strip() for part in re.split(r"[,;|/]", text)]
+    return len(parts) > 1 and all(part in labels for part in parts)
 
 
 def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:

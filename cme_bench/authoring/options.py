@@ -146,16 +146,26 @@ def _adjacent_texts(text: str) -> bool:
 
 def _without_letters(every: Sequence[Options]) -> list[Options]:
     """Return the options without the letters that they begin with, if every option of every row begins with
-    its own."""
+    one, and a row's letters are the first ones; where they stand in another order, they are keys too."""
+    stripped = [_bare(options) for options in every]
+    return [options for options in stripped if options] if all(stripped) else list(every)
 
-    def bare(option: AnswerOption) -> AnswerOption | None:
-        letter = _LETTERED.match(option.text)
-        own = (LETTERS[option.place : option.place + 1], str(option.place + 1))
-        if letter is None or (letter[1] or letter[2]).upper() not in own:
-            return None
-        return AnswerOption(option.text[letter.end() :], option.place, (*option.keys, option.text.strip()))
 
-    stripped = [tuple(bare(option) for option in options) for options in every]
-    if any(option is None for options in stripped for option in options):
-        return list(every)
-    return [tuple(option for option in options if option is not None) for options in stripped]
+def _bare(options: Options) -> Options:
+    """Return the options without their letters or numbers; empty where they do not name the options."""
+    marks = [_LETTERED.match(option.text) for option in options]
+    names = [(m[1] or m[2]).upper() if m else "" for m in marks]
+    places = [option.place for option in options]
+    for counted in (LETTERS, [str(i) for i in range(1, 100)]):
+        own = [counted[place] if place < len(counted) else "" for place in places]
+        if sorted(names) == sorted(own):
+            return tuple(
+                AnswerOption(
+                    option.text[m.end() :],
+                    option.place,
+                    (*option.keys, option.text.strip(), *([] if names == own else [name])),
+                )
+                for option, m, name in zip(options, marks, names, strict=True)
+                if m
+            )
+    return ()

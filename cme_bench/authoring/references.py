@@ -19,7 +19,9 @@ from cme_bench.util.errors import UsageError
 
 _SAYS = regex.compile(r"[\p{L}\p{N}\p{S}]")
 """What a label has that says something, as "-" or "?" has not."""
-_SEPARATORS = (";", "|")
+_SEPARATORS = (";", "|", " / ", " or ", "\n")
+_SEVERAL = frozenset("answers references labels".split())
+"""Names of columns that hold several answers a row."""
 _ENTITY = re.compile(r"&#?\w+;")
 _JUDGES = frozenset("correct is_correct right is_right score votes points".split())
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
@@ -98,7 +100,8 @@ def read_references(table: Table, kind: str, answer: str, told: Told) -> tuple[t
 def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str, ...]:
     """Return the accepted answers of a row; UsageError if there is none."""
     value = table.rows[index][answer]
-    if isinstance(value, str) and not table.typed and told.way not in ("text", "list"):
+    listed = not table.typed or in_one_spelling(answer) in _SEVERAL
+    if isinstance(value, str) and listed and told.way not in ("text", "list"):
         _refuse_written_list(table, answer)
     if isinstance(value, str) and told.kind == "qa" and not told.separator and told.way != "text":
         _refuse_parted(table, answer)
@@ -125,8 +128,7 @@ def _references(table: Table, index: int, answer: str, told: Told) -> tuple[str,
 
 
 def _refuse_written_list(table: Table, answer: str) -> None:
-    """Refuse a CSV column in which every text writes a list: it may be several answers, or one that looks
-    so."""
+    """Refuse a column in which every text writes a list: it may be several answers, or one that looks so."""
     if all(writes_list(value) for value in table.values(answer)):
         raise UsageError(
             f"{table.origin}: every {answer} is written as a list or mapping ({table.rows[0][answer]!r}); "
@@ -138,11 +140,16 @@ def _refuse_parted(table: Table, answer: str) -> None:
     """Refuse a column in which every text is parted by one sign: it may be several answers, or one."""
     texts = [as_text(value) for value in table.values(answer)]
     for sign in _SEPARATORS:
-        if len(texts) > 2 and all(sign in _ENTITY.sub("", text).strip(sign + " ") for text in texts):
+        if len(texts) > 2 and all(_parts(_ENTITY.sub("", text), sign) > 1 for text in texts):
+            told = "$'\\n'" if sign == "\n" else f"'{sign}'"
             raise UsageError(
-                f"{table.origin}: every {answer} has {sign!r} ({texts[0]!r}); say --separator '{sign}' (each "
+                f"{table.origin}: every {answer} has {sign!r} ({texts[0]!r}); say --separator {told} (each "
                 "part is accepted) or --answer-is text (the text itself is)"
             )
+
+
+def _parts(text: str, sign: str) -> int:
+    return sum(bool(part.strip()) for part in text.split(sign))
 
 
 def _accepted(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,15 @@ SUFFIXES = tuple(_READERS)
 """Suffixes of the files that :func:`read_table` reads; one of :data:`PACKINGS` may follow."""
 
 
+_ENCODED_TWICE = re.compile(
+    "\u00c3[\u0080-\u00bf\u2013]|\u00e2\u20ac[\u2122\u0153\u009d\u201c\u201d\u2018\u2019\u00a6]"
+)
+
+
+def _encoded_twice(value: Any) -> bool:
+    return isinstance(value, str) and _ENCODED_TWICE.search(value) is not None
+
+
 def _whole(table: Table) -> Table:
     """Return the same table with one set of columns, and JSON values only."""
     notes = list(table.notes)
@@ -221,6 +231,8 @@ def _whole(table: Table) -> Table:
     optional = [name for name in columns if any(name not in row for row in table.rows)]
     if optional:
         notes.append(f"not in every row, and empty there: {', '.join(optional)}")
+    if twice := next((text for row in table.rows for text in row.values() if _encoded_twice(text)), ""):
+        notes.append(f"warning: texts look encoded twice, as UTF-8 read as Windows-1252: {twice[:60]!r}")
     rows: list[dict[str, Any]] = [{} for _ in table.rows]
     unread: dict[str, str] = {}
     raw: dict[str, list[Any]] = {}

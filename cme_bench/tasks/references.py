@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from cme_bench.scoring.generation import score_text
 from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task
 from cme_bench.util.errors import UsageError
@@ -29,6 +30,19 @@ def unreadable(task: Task, items: Iterable[int]) -> Iterator[tuple[int | None, s
             yield index, problems[0] or "" if problems else "there is no right answer"
     if kind == "number" and (problem := decimal_problem(every, decimal)):
         yield None, problem
+
+
+def unmet(task: Task, items: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Yield each of ``items`` of a task of short answers whose right answers no rule reads out of themselves:
+    a text of two lines, of two sentences."""
+    if ((getattr(task.lm_eval, "answer", None) or {}).get("type")) != "short":
+        return
+    for index in items:
+        gold = task.lm_eval.gold_answer(task.docs[index])
+        said = [text for each in gold.references for text in (each, f"The answer is {each}.")]
+        scored = [score_text(text, gold) for text in said]
+        if scored and not any(each.scores["em"] for each in scored):
+            yield index, f"the right answer {gold.references[0]!r} is read as {scored[0].answer.text!r}"
 
 
 def refuse_unreadable(task: Task, items: Iterable[int]) -> None:

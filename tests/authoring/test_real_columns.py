@@ -31,7 +31,7 @@ OUTCOMES: dict[str, tuple[str, str, str]] = {
     "emotion": (LABELS, LABELS, ""),
     "gsm8k": ("number question", "same", "answer"),
     "hellaswag": ("choice ctx by index0", "same", "label is a place"),
-    "imdb": (LABELS, LABELS, ""),
+    "imdb": ("label is '0' in every row", "same", ""),  # its files are sorted by label
     "mmlu": ("choice question by index0", "same", "answer is a place"),
     "mnli": (LABELS, LABELS, ""),
     "mrpc": (LABELS, LABELS, ""),
