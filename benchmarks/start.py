@@ -5,6 +5,9 @@
 ``--vllm MODEL`` measures instead how long ``cme-bench run MODEL --engine vllm`` takes to its first answer,
 from its process's start on, to a second. ``first_answer_seconds_cold``: with empty caches of compiled code;
 ``_warm``: with those that the first run left. Both as the run decides; ``compiled_`` before them: compiled.
+
+``--run MODEL --adapter A --adapter B --data FOLDER`` measures a whole run of 20 tasks, 200 questions each,
+cold and warm alike, and prints where its seconds went.
 """
 
 from __future__ import annotations
@@ -66,6 +69,24 @@ def vllm_start(model: str, *, quick: bool) -> dict[str, float]:
     return found
 
 
+def whole_run(model: str, adapters: list[str], data: str) -> dict[str, float]:
+    """Seconds of a run of all scored tasks with each adapter, by empty caches and by those that it left."""
+    found = {}
+    named = [part for adapter in adapters for part in ("--adapter", adapter)]
+    asked = ["--tasks", "cme_ll", "--limit", "200", "--data", data, "--engine-stats", *named]
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {name: str(Path(folder) / name.lower()) for name in CACHES}
+        for state in ("cold", "warm"):
+            command = [sys.executable, "-m", "cme_bench", "run", model, *asked, "--out", f"{folder}/{state}"]
+            started = time.perf_counter()
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=os.environ | caches
+            )
+            found[f"run_seconds_{state}"] = round(time.perf_counter() - started, 1)
+            print(f"{state}: {done.stdout.splitlines()[-1]}", file=sys.stderr)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,15 +94,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="three rounds, no file")
     parser.add_argument("--vllm", metavar="MODEL", help="measure vLLM's start with it, and nothing else")
+    parser.add_argument("--run", metavar="MODEL", help="measure a whole run with it, and nothing else")
+    parser.add_argument("--adapter", action="append", default=[], help="of the whole run; may be repeated")
+    parser.add_argument("--data", default="hub", help="of the whole run")
     args = parser.parse_args()
-    if args.vllm:
+    if args.vllm or args.run:
         import torch
 
-        cuda = torch.cuda.is_available()
-        line = measurements.line("start", vllm_start(args.vllm, quick=args.quick), cuda=cuda)
+        name, settings = "start_vllm", {"model": args.vllm or args.run}
+        if args.run:
+            name, settings = "start_run", settings | {"adapters": len(args.adapter)}
+            metrics = whole_run(args.run, args.adapter, args.data)
+        else:
+            metrics = vllm_start(args.vllm, quick=args.quick)
+        line = measurements.line("start", metrics, cuda=torch.cuda.is_available())
         if not args.quick:
-            file = measurements.RESULTS / f"start_vllm-{line['hardware'].lower().replace(' ', '-')}.json"
-            measurements.save(line, file=file, settings={"model": args.vllm})
+            file = measurements.RESULTS / f"{name}-{line['hardware'].lower().replace(' ', '-')}.json"
+            measurements.save(line, file=file, settings=settings)
         print(json.dumps(line))
         return
     rounds = [
