@@ -14,10 +14,12 @@ import logging
 
 def register() -> None:
     """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
-    from cme_bench.vllm_plugin import seeing
+    from cme_bench.vllm_plugin import borrowed, seeing
 
     with contextlib.suppress(ImportError, AttributeError):  # vLLM itself says what it lacks for images
         seeing.install()
+    with contextlib.suppress(ImportError, AttributeError):  # such a vLLM is asked once in a process
+        borrowed.install()
     try:
         from cme_bench.vllm_plugin import guard, slot_manager  # importing guard registers the config
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GlmConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.adapters.errors import AdapterError
@@ -172,3 +172,33 @@ def test_parity_finds_the_engines_alike(base: Path, options: RunOptions) -> None
     assert found.alike, found
     assert {line.name: line.gap for line in found.scores if line.kind == "average"} == {"average": 0.0}
     assert (found.labels, found.texts) == (12, 6)
+
+
+def test_a_class_of_transformers_can_be_asked_again(
+    toy_tokenizer: PreTrainedTokenizerFast, options: RunOptions, tmp_path: Path
+) -> None:
+    """vLLM runs transformers' class of GLM, having none of its own; other runs in this process load it."""
+    config = GlmConfig(
+        vocab_size=384,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=1024,
+        bos_token_id=toy_tokenizer.bos_token_id,
+        eos_token_id=toy_tokenizer.eos_token_id,
+        pad_token_id=toy_tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    glm = save_checkpoint(tmp_path / "glm", AutoModelForCausalLM.from_config(config), toy_tokenizer)
+    asked = replace(options, model=str(glm), tasks=TASKS[0])
+    folders = [
+        run(replace(asked, engine=engine, out=tmp_path / out))[0]  # type: ignore[arg-type]
+        for out, engine in (("one", "vllm"), ("two", "vllm"), ("three", "hf"))
+    ]
+    one, two, three = (by_id(folder, TASKS[0]) for folder in folders)
+    for item, record in three.items():
+        for found in (one, two):
+            assert found[item].response.logprobs == pytest.approx(record.response.logprobs, abs=2e-3)
