@@ -127,7 +127,8 @@ class TaskSpec:
         elif answer := self.metadata.get("answer"):
             name = METRICS[answer["type"]][0]
         else:
-            name = str((self.config.get("metric_list") or [{"metric": "acc"}])[0]["metric"])
+            usual = "exact_match" if self.generated else "acc"  # lm-eval's, where the file names none
+            name = str((self.config.get("metric_list") or [{"metric": usual}])[0]["metric"])
         return LM_EVAL_ALIASES.get(name, name)
 
     @property

@@ -318,3 +318,15 @@ def test_a_path_that_is_not_there(
     assert (code, lines) == (2, [f"cme-bench: {tmp_path}/nosuch: no such file or folder"])
     code, lines = check(monkeypatch, capsys, tmp_path)
     assert (code, lines[0]) == (2, f"error: {tmp_path}: holds no task file (.yaml)")
+
+
+@pytest.mark.parametrize("metrics", ["", "metric_list: [{metric: bleu}]\n"])
+def test_a_generated_task_needs_to_name_no_metric(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, metrics: str
+) -> None:
+    own = GOOD["own.yaml"].replace('doc_to_choice: ["no", "yes"]\n', "")
+    own = own.replace("multiple_choice", "generate_until").replace("doc_to_target: label", "doc_to_target: a")
+    rows = '{"question": "a?", "a": "x"}\n{"question": "b?", "a": "y"}\n'
+    write(tmp_path, GOOD | {"own.yaml": own + metrics, "own.jsonl": rows, "shots.jsonl": rows[:28] + "\n"})
+    code, lines = check(monkeypatch, capsys, tmp_path)
+    assert code == 0, lines
