@@ -36,6 +36,12 @@ cme_bench = cme_bench.vllm_plugin:register
 P
 printf 'Metadata-Version: 2.1\nName: cme-bench\nVersion: 0\n' > "$PREFIX"/site/cme_bench-0.dist-info/METADATA
 tar xJf "$here"/data.tar.xz -C "$PREFIX"/data
+# As pip leaves what it installs: a host whose image has no bytecode would make it in the first run that is timed.
+packages=$(python3 -c "import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))")
+for name in torch torchvision transformers tokenizers safetensors huggingface_hub peft accelerate triton sympy numpy pandas PIL; do
+  [ ! -d "$packages/$name" ] || python3 -m compileall -q -j 0 "$packages/$name" || true
+done > /dev/null 2>&1
+python3 -m compileall -q -j 0 "$PREFIX"/site cme_bench || true
 printf '#!/bin/sh\nexec python3 -m cme_bench "$@"\n' > "$PREFIX"/cme-bench; chmod +x "$PREFIX"/cme-bench
 cat > "$PREFIX"/env.sh << P
 export PYTHONPATH=$PWD:$PREFIX/site:\$HOME/vllm_offline/site:\$HOME/vllm_offline/deps PATH=$PREFIX:\$PATH CME_DATA=$PREFIX/data
