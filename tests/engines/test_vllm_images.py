@@ -63,6 +63,7 @@ def host(seen: Seeing) -> Iterator[Any]:
 
 def asked(seen: Seeing) -> tuple[list[LoglikelihoodRequest], list[GenerateRequest]]:
     choices = [tuple(seen.tokenizer(word)["input_ids"]) for word in ("yes", "no", "x")]
+    choices.append((choices[0][0], seen.vision.token_id, choices[2][0]))  # a token of an image as text
     scored, written = [], []
     for first in range(len(IMAGES)):
         for text in TEXTS:

@@ -165,7 +165,7 @@ class CausalForward:
         arguments: dict[str, Any] = {**self.images.arguments(ids), "use_cache": False}
         if self._takes_keep:
             arguments["logits_to_keep"] = keep
-        with taking_images():
+        with taking_images(), self.images.as_text(ids):
             logits: Tensor = self._run(arguments).logits
         return logits[:, -keep:]
 

@@ -7,7 +7,9 @@ the virtual ids, so packs, prefixes, caches and adapters need not know of images
 
 from __future__ import annotations
 
+import functools
 import inspect
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,8 @@ from cme_bench.util.errors import CmeError, UsageError, first_line
 
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 """Arguments that tell a model which tokens are an image's."""
+_PLACES = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+"""Settings of a model that name the tokens which it looks for, to put pictures in their place."""
 _KEPT_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 _TOWER_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 """Tokens of images that are computed in one forward of a tower."""
@@ -108,10 +112,65 @@ class Images:
         if self._inputs is None or self._inputs[0] != keys:
             self._inputs = keys, self.reader.inputs([self._known[key] for key in keys]) if keys else {}
         own = {name: tensor.to(self._device) for name, tensor in self._inputs[1].items()}
-        own["input_ids"] = ids.masked_fill(virtual, self.reader.token_id).to(self._device)
+        plain = ids.masked_fill(self._named_as_text(ids), self._no_place)
+        own["input_ids"] = plain.masked_fill(virtual, self.reader.token_id).to(self._device)
         if keys:
             own |= {name: virtual.long().to(self._device) for name in self.types}
         return self._cast(own)
+
+    @contextmanager
+    def as_text(self, ids: Tensor) -> Iterator[None]:
+        """Let tokens of ``ids`` [1, n] that only name an image be text in a forward with ``arguments``.
+
+        A model looks for its images by such tokens, and counts them: it is fed another id for each that no
+        image has, and its language model the embedding of the id that stands there. What a model remembers
+        of its images' positions (Qwen-VL) is forgotten afterwards.
+        """
+        try:
+            with self._put_as_text(ids, self._named_as_text(ids)):
+                yield
+        finally:
+            for module in self.base.modules():  # text that follows has no images before it
+                if getattr(module, "rope_deltas", None) is not None:
+                    module.rope_deltas = None
+
+    @contextmanager
+    def _put_as_text(self, ids: Tensor, named: Tensor) -> Iterator[None]:
+        if not named.any():
+            yield
+            return
+        with torch.inference_mode():
+            embedded = self.base.get_input_embeddings()(ids[named].to(self._device))
+        places = named.to(self._device)
+
+        def put(module: nn.Module, fed: tuple[Any, ...], given: dict[str, Any]) -> Any:
+            states = given.get("inputs_embeds")
+            if states is None:
+                raise CmeError("the model does not hand its images to its language model as embeddings")
+            states = states.clone()
+            own = states[:, -places.shape[1] :]  # an adapter's virtual tokens come first
+            own[places.to(own.device)] = embedded.to(own.device, own.dtype)
+            return fed, given | {"inputs_embeds": states}
+
+        hook = language_model(self.base).register_forward_pre_hook(put, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _named_as_text(self, ids: Tensor) -> Tensor:
+        """Return which of ``ids`` are tokens that stand for images elsewhere."""
+        return torch.isin(ids, torch.tensor(sorted(self._place_ids), device=ids.device))
+
+    @functools.cached_property
+    def _place_ids(self) -> set[int]:
+        named = (getattr(self.base.config, name, None) for name in _PLACES)
+        return {self.reader.token_id, *(token for token in named if isinstance(token, int))}
+
+    @functools.cached_property
+    def _no_place(self) -> int:
+        """Return an id that stands for no image."""
+        return next(i for i in itertools.count() if i not in self._place_ids)
 
     def _cast(self, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = self.base.dtype
