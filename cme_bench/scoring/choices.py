@@ -21,6 +21,7 @@ LISTED = regex.compile(
     r"[\s\"'(\[]*(?:also\s|even\s|option\s|choice\s|选项)?[\"'(\[]*",
     regex.IGNORECASE,
 )
+_OR = regex.compile(r"[\"')\]]*\s*(?:\bn?or\b|/)\s*[\"'(\[]*")
 # a denial right before a choice, with up to two words between ("does not express any joy")
 _DENIED = regex.compile(
     r"(?:(?:(?:\b(?:not|never|neither|nor|cannot|without|hardly|far from|anything but|"
@@ -86,6 +87,7 @@ class Choices:
         """Return the one choice that occurs as whole words and is neither denied nor asked for, or None."""
         taken: list[tuple[int, int]] = []
         seen: set[int] = set()
+        denied: list[int] = []
         for i in self.order:
             for m in self._pattern(i).finditer(text):
                 if any(m.start() < end and start < m.end() for start, end in taken):
@@ -93,9 +95,19 @@ class Choices:
                 taken.append(m.span())
                 if _ASKED.match(text, m.end()):
                     return None
-                if not is_denied(text, m.start(), m.end()) and not is_determiner(text, m.start(), m.end()):
+                if is_denied(text, m.start(), m.end()):
+                    denied.append(m.start())
+                elif not is_determiner(text, m.start(), m.end()):
                     seen.add(i)
+        if any(self._with_another(text, start) for start in denied):
+            return None  # "I cannot say yes or no"
         return seen.pop() if len(seen) == 1 else None
+
+    def _with_another(self, text: str, pos: int) -> bool:
+        """Return whether the choice at ``pos`` is joined with another one by "or"."""
+        first = self.at(text, pos)
+        joined = None if first is None else _OR.match(text, pos + len(self.texts[first]))
+        return joined is not None and self.at(text, joined.end()) not in (None, first)
 
     def _pattern(self, i: int) -> regex.Pattern[str]:
         return _mention(self.texts[i])

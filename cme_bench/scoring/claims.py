@@ -211,12 +211,23 @@ def decide(text: str, read: Sequence[tuple[Claim, T | Undecided]]) -> T | Undeci
     return values.pop()
 
 
+_OFFER = re.compile(
+    r"(?:\n\s*|(?<=[.!?)*])\s+)(?:please\s+)?(?:(?:let me know|tell me) (?:if|whether)|would you like|"
+    r"do you want me to|if you(?:'d| would) like|if you want me to|feel free to)\b[^\n]*\s*\Z",
+    re.IGNORECASE,
+)
+
+
 def until_next_question(response: str) -> str:
-    """Return what stands before the first line that asks another question.
+    """Return what stands before the first line that asks another question, and before a last offer of help
+    ("Let me know if ...").
 
     Models that complete text go on with questions of their own. A question after nothing but an opening
     ("Sure! Here is the solution:") is the one that was asked, repeated.
     """
+    offer = _OFFER.search(response)
+    if offer and response[: offer.start()].strip():
+        response = response[: offer.start()]
     for m in _NEXT_QUESTION.finditer(response):
         before = response[: m.start()].strip()
         if not (_OPENING.fullmatch(before) or before.endswith(":")):

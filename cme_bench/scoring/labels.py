@@ -33,7 +33,7 @@ _AFTER_FIRST = re.compile(
 )
 _TAKES_BACK = re.compile(
     r"[,;.!]?\s*(?:(?:but|well|hmm|no|wait)\b,?\s*)?(?:(?:actually|rather|then again|on second thoughts?|"
-    r"i mean|maybe|also|in fact|really|wait)\b,?\s*)+(?:the answer is\s+|it'?s\s+)?"
+    r"i mean|maybe|also|in fact|really|wait)\b[,.!…]*\s*)+(?:the answer is\s+|it'?s\s+)?"
     r"|[,;]?\s*(?:but|(?:mixed|tinged|along)\s+with)\s+"
 )
 _THEN = re.compile(r"[\s.!,;:]*(?:or\s+)?")

@@ -32,6 +32,11 @@ WRONG_LINE = re.compile(
     re.IGNORECASE,
 )
 """After a letter: its line says that it is wrong."""
+OPTION_TAKEN_BACK = re.compile(
+    r"[\s,.;!…—–-]+(?:(?:oh|hmm|no|wait|sorry|actually|i mean|rather|make that|it'?s|that'?s|the answer is)"
+    r"[\s,.;:!…—–-]+)+",
+    re.IGNORECASE,
+)
 PICK = re.compile(
     r"\b(?:choose|chose|pick|picked|select|selected|go(?:ing)? (?:with|for)|settl(?:e|ing) on|"
     r"stick(?:ing)? with|vote for|opt for|left with|that leaves|lean(?:ing)? towards?|"

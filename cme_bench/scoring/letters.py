@@ -25,6 +25,7 @@ from cme_bench.scoring.letter_forms import (
     NOT_ONE,
     NOT_PICKED,
     OF_OPTIONS,
+    OPTION_TAKEN_BACK,
     PICK,
     SAYS_SO,
     TEXT_NEXT,
@@ -216,7 +217,11 @@ class _Reader:
 
     def _option_first(self, text: str) -> Found:
         option = self.options.listed_at(text, 0)
-        return None if isinstance(option, Undecided) else option
+        if option is None or isinstance(option, Undecided):
+            return None
+        back = OPTION_TAKEN_BACK.match(text, len(self.options.texts[option]))
+        other = self.options.at(text, back.end()) if back else None
+        return UNDECIDED if other is not None and other != option else option
 
 
 def _one(options: Set[Found]) -> Found:

@@ -33,6 +33,14 @@ SECOND_CLAUSE = re.compile(
     r"\s*[,;]?\s*(?:and|while|but)\s+(?:the\s+)?(?!(?:answer|result|total|sum|final|so)\b)\w+\s+"
     r"(?:is|are|was|were|equals)\s*$"
 )
+TAKEN_BACK = re.compile(
+    r"\s*(?:[a-z]+\s*)?[,.;!…—–-]*\s*(?:oh,?\s+|hmm,?\s+)?"
+    r"(?:(?:no,?\s+)?wait|sorry|scratch that|correction|i mean|make that|no,)[\s,.:;!…—–-]+"
+    r"(?:(?:no|wait|actually|sorry|i mean|make that|it'?s|that'?s|it is|it should be|the answer is)"
+    r"[\s,.:;!…—–-]+){0,3}",
+    re.IGNORECASE,
+)
+"""What takes a number back: the next one holds."""
 DENIED = re.compile(
     r"\s*(?:[a-z]+\s*)?[,;(]?\s*(?:and\s+)?\b(?:not|rather than|instead of)\s+", re.IGNORECASE
 )
@@ -44,7 +52,7 @@ A_YEAR = re.compile(r"\b(?:in|since|until|by|before|after|of)\s+(?:19|20)\d\d$",
 INEXACT = re.compile(
     r"(?:\b(?:not|never|nor|more than|less than|fewer than|greater than|at least|at most|over|under|up to|"
     r"above|below|between|either|neither|both|unknown|impossible|cannot|unclear|undefined|undetermined|doubt|could|might|may|"
-    r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
+    r"maybe|perhaps|possibly|nicht|pas|не|no)\b|n't\b|!=|[<>±]|[不非]|至少|最多|超过|大于|小于|多于|少于)",
     re.IGNORECASE,
 )
 LABELLED = re.compile(

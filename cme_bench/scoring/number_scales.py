@@ -6,11 +6,11 @@ import regex
 
 _POWERS = {
     2: "hundred",
-    3: "thousand tausend tsd тыс тысяч nghìn ngàn ribu",
-    5: "lakh",
+    3: "हज़ार हजार thousand tausend tsd тыс тысяч nghìn ngàn ribu",
+    5: "lakh लाख",
     6: "million mn mio millionen millón millone milione milioni млн миллион миллиона миллионов "
     "triệu juta milyon",
-    7: "crore",
+    7: "crore करोड़",
     9: "billion bn mrd milliard milliarde milliarden млрд tỷ milyar",
     12: "trillion",
 }

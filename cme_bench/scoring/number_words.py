@@ -26,7 +26,7 @@ _TIMES = {"十": 10, "百": 100, "千": 1000}
 _CHINESE = re.compile(
     r"负?(?:百分之|([零〇一二两三四五六七八九十百千万亿]+)分之)?([零〇一二两三四五六七八九十百千万亿]+)"
 )
-_CLAUSE_ENDS = re.compile(r"([^\W\d_]?)\s*(?:$|[,.;!。、\n)(])")
+_CLAUSE_ENDS = re.compile(r"([^\W\d_]?)(?:です|でした|だ)?\s*(?:$|[,.;!。、\n)(])")
 """After a Chinese numeral: at most a measure word, then the end of its clause (not 一样, 十分明显)."""
 
 

@@ -37,6 +37,7 @@ from cme_bench.scoring.number_forms import (
     RANGE,
     SECOND_CLAUSE,
     SPACED,
+    TAKEN_BACK,
     VARIABLE,
 )
 from cme_bench.scoring.number_words import number_word
@@ -174,6 +175,8 @@ class _Reader:
                 end = step
             else:
                 break
+        if (later := self._next_after(end, TAKEN_BACK)) is not None:
+            return self._value(later)
         token = self.tokens[end]
         if token.number is None or (not equation and end != index) or self._several(end):
             return UNDECIDED
@@ -216,7 +219,7 @@ class _Reader:
             i
             for i in outside
             if self.tokens[i].start >= start
-            and re.search(r"[=≈]\s*$", self.text[start : self.tokens[i].start])
+            and re.search(r"(?<![<>!])[=≈]\s*$", self.text[start : self.tokens[i].start])
         ]
         if any(i > 0 and self._next_after(i - 1, ANOTHER) == i for i in (*equal[-1:], last)):
             return UNDECIDED

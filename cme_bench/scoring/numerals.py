@@ -58,7 +58,7 @@ _MIXED = regex.compile(r"[ ](?:and[ ])?(\d+)\s*/\s*([1-9]\d*)(?![\d/])")
 _PERCENT = regex.compile(r"\s*(?:\\?%|percent\b|per cent\b|pct\b)")
 _LOWER_PLACES = regex.compile(r"(\d+)()([百千万萬만]*)(?![\d.,])")
 _INEXACT = regex.compile(
-    r"\+(?!\s*[\d.(a-z$√])|-?ish\b|\.\.\.|\u0305|\s*‰|\s+\+\s*[a-z]{3,}"
+    r"\+(?!\s*[\d.(a-z$√])|_\{?\d|-?ish\b|\.\.\.|\u0305|\s*‰|\s+\+\s*[a-z]{3,}"
     r"|\s+at (?:most|least)\b|\s+(?:minimum|maximum)\b|\s*(?:degrees?\s*)?(?:[CF]\s+)?below zero\b|\s+mil\b"
     r"|\s*(?:or|and)\s+(?:more|less|fewer|above|below|over|higher|lower|greater)\b",
     regex.IGNORECASE,
@@ -191,6 +191,7 @@ def same_value(a: Number, b: Number) -> bool:
     )
 
 
+_UNDERSCORED = regex.compile(r"(?<![\w.])[1-9]\d{0,2}(?:_\d{3})+(?!\w)")
 _SPACES = regex.compile(r"\\[,;: ]|~|\\thinspace|\\quad|\\qquad")
 _MINUS = regex.compile(r"(?<=[=(:≈])\s*-\s+(?=[\d.])")
 _LATEX = (
@@ -217,7 +218,7 @@ _LATEX = (
 def flat(text: str) -> str:
     """Return ``text`` (folded) with LaTeX numbers as plain ones: ``\\\\frac{3}{4}`` as "3/4"."""
     text = _DIGIT.sub(lambda m: str(unicodedata.digit(m.group())), text)
-    text = text.replace("٫", ".").replace("٬", ",")
+    text = _UNDERSCORED.sub(lambda m: m.group().replace("_", ""), text.replace("٫", ".").replace("٬", ","))
     if "\\" in text or "{" in text or not text.isascii() or "~" in text:
         text = _SPACES.sub(" ", text)
         for pattern, plain in _LATEX:
