@@ -26,9 +26,9 @@ def test_cme_is_22_datasets_in_11_domains() -> None:
 
 
 SUITES = {
-    "cme": "2724b07bdbcd",
+    "cme": "593e9ce0d801",
     "cme_ll": "d046615adbd6",
-    "cme2": "9156c0c8129c",
+    "cme2": "39f2f6cb2aeb",
     "cme2_ll": "cf5bc333cec2",
 }
 
