@@ -3,12 +3,15 @@
 # accelerate, pandas, scipy and the like; transfers to it are small (60 MB).
 #
 #   benchmarks/offline_host.sh OUT [DATA]   -> OUT/1 packages and rows, OUT/2 and OUT/3 the package with SmolLM2
+#   benchmarks/offline_host.sh OUT images   -> OUT/4 to OUT/6, for smollava: its tower, pictures, lmms-eval
 #   on the host, each part in turn:  bash 1/install.sh ; bash 2/install.sh ; bash 3/install.sh   (PREFIX, default ~/cme)
 #   then: . ~/cme/env.sh ; python3 benchmarks/on_gpus.py benchmarks/h200.yaml
 # env.sh names this checkout: the folder that install.sh of part 1 was started in.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=$(realpath -m "${1:?usage: offline_host.sh OUT [DATA]}") DATA=${2:-../shared/data}
+OUT=$(realpath -m "${1:?usage: offline_host.sh OUT [DATA | images]}")
+if [ "${2:-}" = images ]; then exec benchmarks/offline_images.sh "$OUT"; fi
+DATA=${2:-../shared/data}
 mkdir -p "$OUT"/1/whl "$OUT"/2 "$OUT"/3
 PLATFORMS=(manylinux2014_x86_64 manylinux1_x86_64)
 for n in 17 24 27 28 31 34 35; do PLATFORMS+=("manylinux_2_${n}_x86_64"); done
@@ -48,6 +51,7 @@ export PYTHONPATH=$PWD:$PREFIX/site:\$HOME/vllm_offline/site:\$HOME/vllm_offline
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 PIP_NO_INDEX=1 PIP_FIND_LINKS=$PREFIX/whl VLLM_USE_FLASHINFER_SAMPLER=0
 P
 I
+# shellcheck disable=SC2016 # expanded on the host
 echo 'cp "$(dirname "$0")"/smollm2.0 "${PREFIX:-$HOME/cme}"/whl/' > "$OUT"/2/install.sh
 cat > "$OUT"/3/install.sh << 'I'
 set -e; PREFIX=${PREFIX:-$HOME/cme}; here=$(dirname "$(realpath "$0")")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = json.loads((ROOT / "tests" / "cli" / "data" / "options.json").read_text())
 COUNT = (
     "i=0; while [ ! -e {here}/over ]; do "
     "i=$((i+1)); echo $i > {here}/new; mv {here}/new {here}/count; sleep 0.05; done"
@@ -72,3 +77,18 @@ def test_a_job_ends_when_its_time_is_over_and_others_go_on(tmp_path: Path) -> No
         gpus=1,
     )
     assert log == ["long begins on 0", "long ended with -15", "fails begins on 0", "fails ended with 7"]
+
+
+@pytest.mark.parametrize("file", ["benchmarks/h200.yaml", "experiments/smollava/h200.yaml"])
+def test_the_jobs_of_a_file_name_what_is_there(file: str) -> None:
+    jobs: list[dict[str, Any]] = yaml.safe_load((ROOT / file).read_text())
+    names = [job["name"] for job in jobs]
+    assert len(names) == len(set(names))
+    for job in jobs:
+        assert set(job.get("after", ())) <= set(names) - {job["name"]}
+        for program, options in re.findall(r"python3 (\S+\.py)([^&|;]*)", job["command"]):
+            source = (ROOT / program).read_text()
+            assert all(f'"{option}"' in source for option in re.findall(r"--[a-z-]+", options)), job
+        for command, options in re.findall(r"cme-bench (\w+)([^&|;]*)", job["command"]):
+            known = {"--helper", *OPTIONS[command]}  # this one is hidden
+            assert set(re.findall(r"--[a-z-]+", options)) <= known, job
