@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,6 +53,7 @@ def test_a_timed_job_has_its_card_alone_and_what_fills_it_stands_still(tmp_path:
     assert int((tmp_path / "count").read_text()) > int((tmp_path / "after").read_text())
 
 
+@pytest.mark.slow
 def test_a_job_of_two_cards_waits_for_both_and_nothing_goes_before_it(tmp_path: Path) -> None:
     show = "echo $CUDA_VISIBLE_DEVICES"
     log = log_of(
@@ -67,6 +70,7 @@ def test_a_job_of_two_cards_waits_for_both_and_nothing_goes_before_it(tmp_path: 
     assert shown == ["1", "0,1", "0"]
 
 
+@pytest.mark.slow
 def test_a_job_ends_when_its_time_is_over_and_others_go_on(tmp_path: Path) -> None:
     log = log_of(
         [

@@ -108,7 +108,9 @@ def engines(seen: Seeing) -> Iterator[HFEngine]:
 
 
 @pytest.mark.parametrize("family", ["llava", *FAMILIES])
-@pytest.mark.parametrize("sampling", [None, Sampling(1.0, seed=5)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [None, pytest.param(Sampling(1.0, seed=5), marks=pytest.mark.slow)], ids=["greedy", "sampled"]
+)
 def test_texts_are_transformers_own(family: str, sampling: Sampling | None, models: Any) -> None:
     seen = models(family)
     pick = likeliest if sampling is None else drawn(sampling)

@@ -88,6 +88,7 @@ def test_families_that_need_the_range_are_named(bare: Path, kinds: tuple[str, st
     assert why_not_float16(bare, config) == said
 
 
+@pytest.mark.slow
 def test_families_that_vllm_refuses_are_known() -> None:
     config: Any = pytest.importorskip("vllm.config.model")
     refused = config._FLOAT16_NOT_SUPPORTED_MODELS
