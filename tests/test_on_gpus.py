@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
