@@ -74,11 +74,8 @@ class HFSource(SavedSource):
     def _takes_pieces(self) -> bool:
         return self.model.dtype_name == "float32" and bool(self.options.settings.get(PIECES, 1))
 
+    @phase("kernels")
     def _build(self) -> None:
-        with phase("kernels"):
-            self._build_all()
-
-    def _build_all(self) -> None:
         if self._takes_pieces():
             from cme_bench.engines.hf.tree_kernel import build_early
 
@@ -96,11 +93,8 @@ class HFSource(SavedSource):
         with phase("weights"):
             return self._tried() if self._early is None else self._early.result()
 
+    @phase("weights")
     def _tried(self) -> Base:
-        with phase("weights"):
-            return self._known()
-
-    def _known(self) -> Base:
         from cme_bench.engines.hf.forward import CausalForward
         from cme_bench.models.fingerprint import fingerprint
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cme_bench.util.early import Early
 from cme_bench.util.exact_logits import product
-from cme_bench.util.kernels import compute
+from cme_bench.util.kernels import tried
 
 BY_PIECES = "float32 by bfloat16 pieces"
 """How records name it."""
@@ -91,7 +91,7 @@ def _runs_on(x: Tensor) -> bool:
 @functools.cache
 def _trial(device: torch.device) -> Early[bool]:
     """Find whether the kernel can be built for a device, and splits there as torch does; once."""
-    return Early(lambda: compute(lambda: _splits(device), "float32 is split by torch's operations, slower"))
+    return tried(lambda: _splits(device), "float32 is split by torch's operations, slower")
 
 
 def _splits(device: torch.device) -> bool:

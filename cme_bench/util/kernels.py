@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from cme_bench.util.early import Early
 from cme_bench.util.errors import first_line
 from cme_bench.util.precision import full_float32
 
@@ -25,3 +26,8 @@ def compute(right: Callable[[], bool], otherwise: str) -> bool:
     if wrong:
         warnings.warn(f"{otherwise} ({wrong})", stacklevel=3)
     return wrong is None
+
+
+def tried(right: Callable[[], bool], otherwise: str) -> Early[bool]:
+    """Begin to find what ``compute`` returns: who wants it meanwhile waits for the one trial."""
+    return Early(lambda: compute(right, otherwise))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,7 @@ from cme_bench.engines.hf.sampling import draw
 from cme_bench.engines.requests import Sampling
 from cme_bench.images.image import Image
 from tests.support.seen import Seeing, noise
-from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
-from tests.support.tiny_vlms import FAMILIES
+from tests.support.tiny_vlms import FAMILIES, save_family
 
 IMAGES = (noise(0, 40, 50), noise(1, 50, 40))
 PROMPTS = (
@@ -44,12 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTo
 
     @functools.cache
     def made(name: str) -> Seeing:
-        folder: Path = tmp_path_factory.mktemp(name)
-        if name in FAMILIES:
-            seen = Seeing.load(FAMILIES[name](folder, toy_tokenizer))
-        else:
-            own = seeing(toy_tokenizer)
-            seen = Seeing.load(save_llava(folder, random_llava(0, own), llava_processor(own)))
+        seen = Seeing.load(save_family(name, tmp_path_factory.mktemp(name), toy_tokenizer))
         head = seen.model.get_output_embeddings()
         bias = torch.zeros(head.weight.shape[0])
         bias[place_ids(seen)] = STEEP * float(seen.logits(*PROMPTS[0])[-1].std())

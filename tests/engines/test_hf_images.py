@@ -22,7 +22,7 @@ from cme_bench.images.image import Image
 from cme_bench.util.errors import CmeError, UsageError
 from tests.support.seen import Seeing, noise
 from tests.support.tiny_llava import llava_processor, random_llava, save_llava, seeing
-from tests.support.tiny_vlms import FAMILIES
+from tests.support.tiny_vlms import save_family
 
 SIZES = ((40, 50), (50, 40), (64, 33))
 IMAGES = tuple(noise(seed, *size) for seed, size in enumerate(SIZES))
@@ -44,13 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: PreTrainedTo
 
     @functools.cache
     def made(name: str) -> Seeing:
-        folder: Path = tmp_path_factory.mktemp(name)
-        if name in FAMILIES:
-            return Seeing.load(FAMILIES[name](folder, toy_tokenizer))
-        tower = "clip" if name == "llava_clip" else "siglip"
-        own = seeing(toy_tokenizer)
-        model = random_llava(0, own, tower=tower)
-        return Seeing.load(save_llava(folder, model, llava_processor(own, tower)))
+        return Seeing.load(save_family(name, tmp_path_factory.mktemp(name), toy_tokenizer))
 
     return made
 

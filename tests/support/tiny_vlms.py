@@ -11,7 +11,15 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from tests.support.tiny_llava import PATCH, SIDE, random_llava, seeing, text_config
+from tests.support.tiny_llava import (
+    PATCH,
+    SIDE,
+    llava_processor,
+    random_llava,
+    save_llava,
+    seeing,
+    text_config,
+)
 
 _TOWER = {
     "hidden_size": 24,
@@ -183,3 +191,12 @@ def _chat(image: str) -> str:
         "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
+
+
+def save_family(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Save a random model of a family, or a LLaVA ("llava", "llava_clip")."""
+    if name in FAMILIES:
+        return FAMILIES[name](folder, tokenizer)
+    tower = "clip" if name == "llava_clip" else "siglip"
+    own = seeing(tokenizer)
+    return save_llava(folder, random_llava(0, own, tower=tower), llava_processor(own, tower))

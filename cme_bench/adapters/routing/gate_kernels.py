@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.util.early import Early
-from cme_bench.util.kernels import compute
+from cme_bench.util.kernels import compute, tried
 
 MOST_EXPERTS, WIDEST_RANK = 16, 256
 """Beyond these a program's tile would be too large."""
@@ -124,9 +124,7 @@ def infers(z: Tensor, form: Form) -> bool:
 
 @functools.cache
 def _trial(device: torch.device, form: Form) -> Early[bool]:
-    return Early(
-        lambda: compute(lambda: _infers(device, form), "routed layers run without their GPU kernel, slower")
-    )
+    return tried(lambda: _infers(device, form), "routed layers run without their GPU kernel, slower")
 
 
 def _infers(device: torch.device, form: Form) -> bool:

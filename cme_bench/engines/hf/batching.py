@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import nn
 
+from cme_bench.engines.hf.kept_weights import adapters_own
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
 
@@ -148,11 +149,10 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
 
 def base_size(model: nn.Module) -> int:
     """Return how many parameters are the base's, and none of an adapter's; tied ones count once."""
-    added: set[nn.Parameter] = set()
-    for layer in model.modules():
-        if isinstance(base := getattr(layer, "base_layer", None), nn.Module):
-            added |= set(layer.parameters()) - set(base.parameters())
-    return sum(parameter.numel() for parameter in model.parameters() if parameter not in added)
+    added = adapters_own(model)
+    modules = (module for module in model.modules() if module not in added)
+    base = {parameter for module in modules for parameter in module.parameters(recurse=False)}
+    return sum(parameter.numel() for parameter in base)
 
 
 def plan_limits(

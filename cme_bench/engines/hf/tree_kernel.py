@@ -19,7 +19,7 @@ from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.packs import Ints, Pack
 from cme_bench.util.early import Early
 from cme_bench.util.float32_pieces import has_units, split
-from cme_bench.util.kernels import compute
+from cme_bench.util.kernels import tried
 
 BLOCK = 64
 _WIDTHS = frozenset({16, 32, 64, 128})
@@ -128,7 +128,7 @@ def _works(device: torch.device, width: int) -> bool:
 def _trial(device: torch.device, width: int) -> Early[bool]:
     """Find whether the kernel can be built for a device, and is as exact as it should be; once."""
     otherwise = "float32 packs attend by torch's kernel, slower"
-    return Early(lambda: compute(lambda: _error(device, width) < _TOLERANCE, otherwise))
+    return tried(lambda: _error(device, width) < _TOLERANCE, otherwise)
 
 
 def _error(device: torch.device, width: int) -> float:
