@@ -14,12 +14,13 @@ from cme_bench.adapters.load import load_adapter
 from cme_bench.models.checkpoint import resolve_model
 from cme_bench.models.load import load_config, load_tokenizer
 from cme_bench.tasks.open_source import open_source
+from cme_bench.training import validation
 from cme_bench.training.mixture import TrainingSet
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import load_sets, make_plan
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.train import train
-from cme_bench.training.validation import validate
+from cme_bench.training.validation import validate, validations
 
 Options = Callable[..., TrainOptions]
 
@@ -91,3 +92,32 @@ def test_without_held_out_items_there_is_nothing_to_score(options: Options) -> N
     sets = sets_of(chosen)
     with pytest.raises(ValueError, match="held out"):
         validate(train(chosen, sets=sets), chosen, sets)
+
+
+def test_adapters_are_scored_in_turn_on_one_base(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each as if it were alone, one that changes the base's own tensors too; other options get a new base."""
+    chosen = [
+        options(method, datasets="sst2,rte", holdout=2, max_steps=2, out=tmp_path / name, **more)
+        for name, method, more in [
+            ("first", "teamlora", {}),
+            ("second", "adalora", {}),
+            ("changes", "lora", {"settings": {"init_lora_weights": "pissa"}}),
+            ("third", "moelora", {}),
+            ("other", "lora", {"max_length": 32}),
+        ]
+    ]
+    sets = sets_of(chosen[0])
+    trained = [(train(one, sets=sets), one) for one in chosen]
+    alone = [validate(adapter, one, sets) for adapter, one in trained]
+    loads = []
+    load = validation.load_model
+
+    def counted(*args: object) -> object:
+        loads.append(args)
+        return load(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validation, "load_model", counted)
+    assert list(validations(trained, sets)) == alone
+    assert len(loads) == 3, "of the first three and, as one of them changed it, of the fourth; of the other"

@@ -145,17 +145,23 @@ def dealt_cards(count: int) -> list[dict[str, str]]:
 def helpers(command: Sequence[str], count: int, logs: Path) -> Iterator[None]:
     """Start ``count`` further processes of the same recipe; stop them when the block ends by an error.
 
-    They are dealt over the GPUs that this process sees, the first of which is its own. CmeError if one of
+    They are dealt over the GPUs that this process sees, the first of which is its own, and share its cores:
+    each would otherwise compute with a thread for every core, and wait for the others'. CmeError if one of
     them fails, with the last line that it wrote.
     """
+    import torch
+
     files = [logs / f"worker{number + 1}.log" for number in range(count)]
+    threads = torch.get_num_threads()
+    share = max(1, threads // (count + 1))
+    torch.set_num_threads(share)
     processes = []
     for file, card in zip(files, dealt_cards(count), strict=True):
         with file.open("a") as stream:
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "cme_bench", *command],
-                    env=os.environ | card,
+                    env=os.environ | {"OMP_NUM_THREADS": str(share)} | card,
                     stdout=stream,
                     stderr=stream,
                 )
@@ -168,6 +174,7 @@ def helpers(command: Sequence[str], count: int, logs: Path) -> Iterator[None]:
         raise
     finally:
         codes = [process.wait() for process in processes]
+        torch.set_num_threads(threads)
     for file, code in zip(files, codes, strict=True):
         if code not in (0, InterruptedRun.exit_code):
             last = file.read_text().strip().splitlines()[-1:]

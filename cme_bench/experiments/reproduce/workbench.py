@@ -35,7 +35,7 @@ from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, load_sets
 from cme_bench.training.sweep.sweep import sweep
 from cme_bench.training.train import train
-from cme_bench.training.validation import validate
+from cme_bench.training.validation import Validation, validations
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
 from cme_bench.util.provenance import commit, hardware
@@ -128,8 +128,15 @@ class Workbench:
 
     def _train(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         asked = [self._asked(job) for job in jobs]
-        trained = zip(jobs, asked, self.trained(*asked), strict=True)
-        return [outcome | self._afterwards(job, options) for job, options, outcome in trained]
+        outcomes = self.trained(*asked)
+        trials = [options for job, options in zip(jobs, asked, strict=True) if job.kind == "grid"]
+        held = validations(((options.out, options) for options in trials), self.sets)
+        return [
+            outcome
+            | {"learning_rate": options.learning_rate}
+            | (_held_out(next(held)) if job.kind == "grid" else self._kept(job, options))
+            for job, options, outcome in zip(jobs, asked, outcomes, strict=True)
+        ]
 
     def _asked(self, job: Job) -> TrainOptions:
         """Return the options of a training."""
@@ -142,19 +149,11 @@ class Workbench:
             steps, seed = self.recipe.steps_of(job.row), job.seed
         return self.training_options(job.row, out, rate=rate, steps=steps, seed=seed)
 
-    def _afterwards(self, job: Job, options: TrainOptions) -> dict[str, Any]:
-        """Return what is recorded of a finished training beside its own record: what choices rest on."""
-        rate = {"learning_rate": options.learning_rate}
-        if job.kind == "train":
-            if is_kept(self.recipe, job.row, job.seed):
-                halve(options.out)
-            return rate | {"sha256": hash_checkpoint(options.out)}
-        held = validate(options.out, options, self.sets)
-        return rate | {
-            "validation_loss": held.loss,
-            "validation_items": held.items,
-            "validation_target_tokens": held.target_tokens,
-        }
+    def _kept(self, job: Job, options: TrainOptions) -> dict[str, Any]:
+        """Return what is recorded of a trained row's folder."""
+        if is_kept(self.recipe, job.row, job.seed):
+            halve(options.out)
+        return {"sha256": hash_checkpoint(options.out)}
 
     def learning_rate(self, row: str) -> float:
         """Return the tried rate of lowest validation loss, for the row or the one that it is tuned as."""
@@ -280,6 +279,15 @@ class Workbench:
         self._drop_weights()
         if "engines" in self.__dict__:
             self.engines.close()
+
+
+def _held_out(found: Validation) -> dict[str, Any]:
+    """Return what is recorded of a learning rate's trial: what the choice rests on."""
+    return {
+        "validation_loss": found.loss,
+        "validation_items": found.items,
+        "validation_target_tokens": found.target_tokens,
+    }
 
 
 def _outcome(adapter: Path) -> dict[str, Any]:

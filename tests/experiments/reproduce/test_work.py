@@ -174,6 +174,21 @@ def test_a_helper_that_fails_is_told_of(tmp_path: Path) -> None:
         pass
 
 
+def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, pathlib\n"
+        "pathlib.Path(__file__).with_name('threads').write_text(os.environ['OMP_NUM_THREADS'])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    set_to: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
+    with helpers(["--help"], 2, tmp_path):
+        pass
+    assert (tmp_path / "threads").read_text() == "2"
+    assert set_to == [2, 8], "the leader takes its share, and all again at the end"
+
+
 @pytest.mark.parametrize(
     ("visible", "cards", "dealt"),
     [
