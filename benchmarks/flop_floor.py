@@ -1,8 +1,8 @@
 """How near a whole run comes to the time of its products alone: HellaSwag at LLaMA-2-7B's shape.
 
-Random weights with SmolLM2's tokenizer, saved and loaded as any checkpoint, then ``cme-bench run`` by engine hf
-with its defaults, on every row. ``share``: the time that the products would take, without attention, at the speed
-of a large product on this machine, over the time of serving (``cme-bench run --engine-stats``).
+Random weights with SmolLM2's tokenizer, saved and loaded as any checkpoint, then ``cme-bench run`` by
+engine hf with its defaults, on every row. ``share``: the time that the products would take, without
+attention, at the speed of a large product here, over the time of serving (``run --engine-stats``).
 """
 
 from __future__ import annotations
