@@ -20,7 +20,7 @@ from lm_eval.api.utils import maybe_delimit, messages_to_text
 
 from cme_bench.harness.choice_scores import METRICS as QUICK_METRICS
 from cme_bench.harness.choice_scores import choice_scores
-from cme_bench.harness.compiled_templates import keep_compiled
+from cme_bench.harness.compiled_templates import compiled_expression, keep_compiled
 from cme_bench.harness.row_images import RowImages
 from cme_bench.images.image import MARK, Image
 from cme_bench.images.marks import with_marks
@@ -215,7 +215,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
         expression = _EXPRESSION.fullmatch(template) if isinstance(template, str) else None
         if expression is None or template in self.features:
             return target
-        value = utils.env.compile_expression(expression.group(1))(**doc)
+        value = compiled_expression(expression.group(1))(**doc)
         return value if isinstance(value, str) else target
 
     def gold_answer(self, doc: dict[str, Any]) -> GoldAnswer:

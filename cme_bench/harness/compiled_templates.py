@@ -7,6 +7,8 @@ which takes longer than a small model's answer on a GPU. Rendering stays lm-eval
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 from jinja2 import Template
 from lm_eval.utils import env
@@ -26,3 +28,10 @@ def keep_compiled() -> None:
             return template
 
         env.from_string = compiled
+
+
+@functools.lru_cache(maxsize=MOST_TEMPLATES)
+def compiled_expression(source: str) -> Callable[..., Any]:
+    """Return what gives the value of an expression, by the names that it is called with."""
+    found: Callable[..., Any] = env.compile_expression(source)
+    return found

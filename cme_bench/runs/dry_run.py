@@ -13,8 +13,9 @@ from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.manifest import Manifest
 from cme_bench.runs.options import ModelOptions, RunOptions, check_model
 from cme_bench.runs.planner import TaskPlan
+from cme_bench.runs.questions import Questions
 from cme_bench.runs.responder import Responder
-from cme_bench.runs.runner import Questions, planned, prepare
+from cme_bench.runs.runner import planned, prepare
 from cme_bench.runs.speed import Work, estimated
 from cme_bench.runs.store import read_records, samples_file
 from cme_bench.util.notes import Note, unheard

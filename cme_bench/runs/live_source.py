@@ -16,8 +16,9 @@ from cme_bench.runs.folders import DEFAULT_ROOT
 from cme_bench.runs.options import PIECES, WIDE, ModelOptions, RunOptions, check_model, model_half
 from cme_bench.runs.probing import check_probe, reader_of
 from cme_bench.runs.progress import Listener
+from cme_bench.runs.questions import Questions
 from cme_bench.runs.responder import Responder
-from cme_bench.runs.runner import Questions, ask
+from cme_bench.runs.runner import ask
 from cme_bench.util.errors import UsageError
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.options import FormatName

@@ -132,7 +132,7 @@ class Planner:
         self._asked = GenerationOptions(
             **{name: getattr(options, name) for name in GenerationOptions.__dataclass_fields__}
         )
-        self._items: dict[ItemsKey, list[Item]] = {}
+        self._items: dict[ItemsKey, tuple[Any, list[Item]]] = {}  # and the tokenizer, which keeps its id
 
     def plan(self, task: Task, responder: Responder) -> TaskPlan:
         """Return the items that ``task`` asks of ``responder``, with the keys of their responses."""
@@ -176,8 +176,8 @@ class Planner:
             encoder.ends,
         )
         if key not in self._items:
-            self._items[key] = self._built(task, responder, prompt_format)
-        return prompt_format, self._items[key]
+            self._items[key] = responder.tokenizer, self._built(task, responder, prompt_format)
+        return prompt_format, self._items[key][1]
 
     def _format(self, task: Task, responder: Responder) -> PromptFormat:
         return resolve_format(

@@ -7,7 +7,6 @@ by key, the rest is computed, and every finished window of items is appended to 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import signal
@@ -21,15 +20,15 @@ from cme_bench.engines.logits import OverflowedError
 from cme_bench.harness.task_result import task_result
 from cme_bench.models.float16 import ASKED
 from cme_bench.prompts.encode import Encoder
-from cme_bench.prompts.items import limited_ids
 from cme_bench.runs.engine_choice import Waiting
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineSource, never
 from cme_bench.runs.folders import DEFAULT_ROOT, check_distinct, goes_on, overflowed, run_folder
 from cme_bench.runs.manifest import Manifest
-from cme_bench.runs.options import HALF, AskOptions, RunOptions, check_ask, check_model
+from cme_bench.runs.options import HALF, AskOptions, RunOptions, check_model
 from cme_bench.runs.planner import Planner, TaskPlan
 from cme_bench.runs.progress import Listener
+from cme_bench.runs.questions import KeptQuestions, Questions
 from cme_bench.runs.recorder import Recorder
 from cme_bench.runs.reporting import LateReport, RunReport
 from cme_bench.runs.responder import Responder
@@ -37,14 +36,10 @@ from cme_bench.runs.results import write_results
 from cme_bench.runs.session import Session
 from cme_bench.runs.store import RunWriter
 from cme_bench.runs.together import Company, Stopping, run_together
-from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.ties import rounds_as
-from cme_bench.tasks.build import Task, build_task
-from cme_bench.tasks.open_source import open_source
-from cme_bench.tasks.references import refuse_unreadable
-from cme_bench.tasks.suite import load_suite
+from cme_bench.tasks.build import Task
 from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.notes import Note
@@ -72,45 +67,17 @@ def ask(
     listener: Listener | None = None,
     *,
     root: Path = DEFAULT_ROOT,
+    kept: KeptQuestions | None = None,
 ) -> list[Path]:
     """Evaluate as ``run`` does, by engines that are open already and stay open.
 
-    ``root``: where folders are made that ``options`` do not name.
+    ``root``: where folders are made that ``options`` do not name; ``kept``: what earlier calls asked of the
+    same base.
     """
     with rarely_collected():
-        questions = Questions(options, offline=options.offline or engines.options.offline)
+        kept = KeptQuestions() if kept is None else kept
+        questions = kept.of(options, offline=options.offline or engines.options.offline)
         return _run_all(questions, engines, listener or Listener(), root)
-
-
-class Questions:
-    """The tasks that are asked; ``tasks`` reads their rows, once. Raises UsageError for unknown names."""
-
-    def __init__(self, options: AskOptions, *, offline: bool) -> None:
-        check_ask(options)
-        self.options = options
-        self._suite = load_suite(options.include, allow_code=options.allow_code)
-        self._specs = self._suite.select(options.tasks)
-        self._source = open_source(options.data, offline=offline)
-        self.source = self._source.name
-
-    def refuse_trained(self, responders: Sequence[Responder]) -> None:
-        """Raise UsageError if an adapter was trained on rows that are asked here."""
-        refuse_trained_rows(self._specs, [responder.adapter for responder in responders], self._suite)
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the tasks."""
-        return [spec.name for spec in self._specs]
-
-    @functools.cached_property
-    def tasks(self) -> list[Task]:
-        """The tasks, with their rows."""
-        with phase("tasks"):
-            shots = self.options.shots
-            found = [build_task(spec, self._suite, self._source, shots=shots) for spec in self._specs]
-            for task in found:
-                refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
-        return found
 
 
 @dataclass(frozen=True)
@@ -160,8 +127,7 @@ def prepare(
         for adapter in options.adapters or (None,)
     ]
     questions.refuse_trained(responders)
-    planner = Planner(options)
-    _decide(questions, planner, responders, root)
+    _decide(questions, responders, root)
     quantised = "" if model.quantisation is None else f" on {model.quantisation}"
     note(f"{model.dtype_name}{quantised} ({model.dtype_because})")
     folders = [run_folder(options, responder, root) for responder in responders]
@@ -170,7 +136,7 @@ def prepare(
         responder.overflowed = overflowed(folder) if responder.in_float16 else None
     for each in dict.fromkeys(filter(None, map(_computed_note, responders))):
         note(each)
-    return Prepared(responders, planner, folders)
+    return Prepared(responders, questions.planner, folders)
 
 
 def _computed_note(responder: Responder) -> str | None:
@@ -256,13 +222,13 @@ def _answered(
     return run_together(works(), shared.stopping)
 
 
-def _decide(questions: Questions, planner: Planner, responders: Sequence[Responder], root: Path) -> None:
+def _decide(questions: Questions, responders: Sequence[Responder], root: Path) -> None:
     """Have the engine chosen where it was left open, one for all adapters."""
     options = questions.options
 
     def waiting() -> Waiting:
         generated = [task for task in questions.tasks if task.spec.generated]  # choices decide nothing
-        items = (item for task in generated for item in planner.items(task, responders[0])[1])
+        items = (item for task in generated for item in questions.planner.items(task, responders[0])[1])
         return Waiting.of((item.request for item in items), len(responders))
 
     def begun(engine: str) -> bool:

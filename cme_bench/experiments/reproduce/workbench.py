@@ -29,6 +29,7 @@ from cme_bench.runs.folder import read_run
 from cme_bench.runs.options import AskOptions, ModelOptions
 from cme_bench.runs.pack import pack_run
 from cme_bench.runs.progress import Listener
+from cme_bench.runs.questions import KeptQuestions
 from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
 from cme_bench.training.options import TrainOptions
@@ -60,6 +61,8 @@ class Workbench:
     ) -> None:
         self.recipe, self.folder, self.offline = recipe, folder, offline
         self._training, self._running = training or Listener(), running or Listener()
+        self._asked_before = KeptQuestions()
+        self._trains = False
         self._done: dict[str, Callable[[Job], dict[str, Any]]] = {
             "evaluate": self._evaluate,
             "router": self._router,
@@ -70,13 +73,12 @@ class Workbench:
         import torch
 
         self._drop_weights()
-        gc.collect()  # trainers hold their models in cycles
+        if self._trains:
+            gc.collect()  # trainers hold their models in cycles
+        self._trains = jobs[0].kind in TRAININGS
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # other processes may share the card
-        if jobs[0].kind in TRAININGS:
-            outcomes = self._train(jobs)
-        else:
-            outcomes = [self._done[job.kind](job) for job in jobs]
+        outcomes = self._train(jobs) if self._trains else [self._done[job.kind](job) for job in jobs]
         where = {"hardware": hardware(cuda=torch.cuda.is_available()), "commit": commit()}
         return [outcome | where for outcome in outcomes]
 
@@ -194,7 +196,7 @@ class Workbench:
     def _evaluate(self, job: Job) -> dict[str, Any]:
         if job.row != BASE and (whole := self.recipe.rows[job.row].busiest_of):
             self._keep_busiest(whole, job)
-        (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running)
+        (out,) = ask(self.engines, self.questions(job.row, job.seed), self._running, kept=self._asked_before)
         record = read_run(out)
         if self.recipe.carry_scores:
             pack_run(out, self.folder.packed(job.row, job.seed))
