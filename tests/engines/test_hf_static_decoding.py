@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from cme_bench.engines import GenerateRequest, TokenIds
 from cme_bench.engines.hf import HFEngine, static_decoding
 from cme_bench.engines.hf.static_decoding import Stepper
+from cme_bench.engines.inbox import Batches
 from tests.support.greedy import ends_often, generate_all
 
 
@@ -66,6 +67,34 @@ def test_memory_and_steps_serve_batch_after_batch(
     assert generate_all(static, asked) == first
     assert set(stepper._steps) == steps
     assert {key: m.data_ptr() for key, m in stepper._memory.items()} == memory
+
+
+def test_small_tasks_are_decoded_together_those_of_as_many_steps(
+    tiny_model: LlamaForCausalLM,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    make_ids: Callable[[int], TokenIds],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each with a header of its own, which is worth less than steps of its own; a long one is worth more."""
+    long, headers = make_ids(40), [make_ids(6) for _ in range(4)]
+    tasks = [
+        [GenerateRequest(header + make_ids(3 + i), (2, 7)[number % 2]) for i in range(4)]
+        for number, header in enumerate(headers)
+    ] + [[GenerateRequest(long + make_ids(2), 3) for _ in range(4)]]
+    every = [request for task in tasks for request in task]
+    expected = generate_all(engine(tiny_model, toy_tokenizer, static=False), every)
+    static = engine(tiny_model, toy_tokenizer, static=True, tokens_per_batch=160)
+    batches: list[tuple[int, list[int]]] = []
+    decode = static._decoder.decode_batch
+
+    def counted(rows: Any, session: Any, positions: Any) -> Any:
+        batches.append((rows[0].prefix, [row.n_new for row in rows]))
+        return decode(rows, session, positions)
+
+    monkeypatch.setattr(static._decoder, "decode_batch", counted)
+    found = dict(static.serve(Batches(tasks)))
+    assert [found[i] for i in range(len(found))] == expected
+    assert batches == [(40, [3] * 4), (0, [7] * 8), (0, [2] * 8)]
 
 
 def test_finished_rows_leave_once_half_are(

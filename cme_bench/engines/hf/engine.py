@@ -7,6 +7,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -70,6 +71,10 @@ ResultT = TypeVar("ResultT")
 
 GPU_TARGET = 512
 """A step of generation takes a GPU about as long for a few sequences as for many."""
+_BATCHES_TOGETHER = 4
+"""Batches of texts that tasks fill together, where steps have fixed shapes: so they are of like rows."""
+_FEW_STEPS = 8
+"""Steps that a short answer takes, the eager ones of new shapes counted as what they cost."""
 
 
 class HFEngine(Engine):
@@ -171,11 +176,14 @@ class HFEngine(Engine):
             self.stats.add("serving_seconds", time.perf_counter() - started)
 
     def _is_enough(self, requests: Sequence[Request]) -> bool:
-        """Tell whether requests fill so many packs that more would not make them cheaper.
-
-        Texts are batched by their lengths, which differ more from task to task than within one.
-        """
-        if not self.together or isinstance(requests[0], GenerateRequest):
+        """Tell whether requests fill so many packs, or batches of texts, that more would not make them
+        cheaper."""
+        if isinstance(requests[0], GenerateRequest):
+            texts = cast("Sequence[GenerateRequest]", requests)
+            if self._stepper is None or any(request.images for request in texts):
+                return True
+            return sum(len(r.prompt) + r.n_new for r in texts) >= _BATCHES_TOGETHER * self.budget.tokens
+        if not self.together:
             return True
         waiting = cast("Sequence[LoglikelihoodRequest]", requests)
         tokens = (len(r.prompt) + sum(len(choice) for _, choice in r.rows) for r in waiting)
@@ -365,6 +373,8 @@ class HFEngine(Engine):
                 continue
             [(together, prefix)] = joined
             rows = generation.plan_generation(requests, together, prefix)
+            if self._stepper is not None:
+                rows = generation.most_steps_first(rows)
             run = PackForward(self._forward)
             if not prefix:
                 yield rows, self._alone if self._stepper is None else self._session(run, 0)
@@ -385,10 +395,16 @@ class HFEngine(Engine):
     def _joined_groups(
         self, requests: Sequence[GenerateRequest], indices: Sequence[int]
     ) -> Iterator[list[Group]]:
-        """Yield groups of requests that share a prefix, those of several images together."""
+        """Yield groups of requests that share a prefix, those of several images together.
+
+        Where steps have fixed shapes, a group of its own costs its own steps, each as much as a forward.
+        """
+        limits = self.limits
+        if self._stepper is not None:
+            limits = replace(limits, forward_tokens=_FEW_STEPS * limits.forward_tokens)
         groups = [
             ([indices[i] for i in group], prefix)
-            for group, prefix in plan_groups([requests[i].prompt for i in indices], self.limits)
+            for group, prefix in plan_groups([requests[i].prompt for i in indices], limits)
         ]
         config = base_model(self.model).config.get_text_config(decoder=True)
         if any(windows(config)) or not any(requests[i].images for i in indices):

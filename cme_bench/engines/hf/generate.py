@@ -82,6 +82,11 @@ def longest_first(rows: Sequence[GenerationRow]) -> list[GenerationRow]:
     return sorted(rows, key=lambda row: -(row.n_input + row.n_new))
 
 
+def most_steps_first(rows: Sequence[GenerationRow]) -> list[GenerationRow]:
+    """Return rows by the tokens that may be generated, then by those of the prompt: batches end together."""
+    return sorted(rows, key=lambda row: (-row.n_new, -row.n_input))
+
+
 class DecodingSession(Protocol):
     """Decode one batch: a model with what it has seen so far."""
 
