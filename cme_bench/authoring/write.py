@@ -56,6 +56,8 @@ _ANSWER_TYPES = {
     "math": "math",
     "summary": "summary",
 }
+_OURS = FunctionRef("cme_bench.tasks.cme_task.CmeTask", Path(), 1)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _JINJA_WORDS = frozenset("and or not in is if else true false none True False None".split())
 
 
@@ -249,7 +251,7 @@ def _yaml_values(
     metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in ("acc", "acc_norm")]
     return {
         "task": name,
-        **({"class": FunctionRef("cme_bench.tasks.cme_task.CmeTask", Path(), 1)} if generate else {}),
+        **({"class": _OURS} if generate or _shows_dates(plan) else {}),
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": dict(data)},
         "test_split": "test",
@@ -268,6 +270,15 @@ def _yaml_values(
             "random_baseline": round(_baseline(plan.draft), 4) if kind in ("choice", "label") else 0.0,
         },
     }
+
+
+def _shows_dates(plan: _Plan) -> bool:
+    """Return whether a text that is shown, or the options, are dates in every row: lm-eval reads such texts
+    from JSON as times of a day, and a task of our class as they are."""
+    shown = [[as_text(row[name]) for row in plan.table.rows] for name in plan.draft.question]
+    options = [option.text for options in plan.draft.options for option in options]
+    columns = [[text for text in texts if text.strip()] for texts in (*shown, options)]
+    return any(texts and all(map(_DATE.match, texts)) for texts in columns)
 
 
 def _right_keys(plan: _Plan) -> dict[str, Any]:

@@ -169,8 +169,10 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def doc_to_target(self, doc: Any, doc_to_target: Any = None) -> Any:
         target = self._rendered("target", doc, doc_to_target, super().doc_to_target)
+        if self.answer is None or not isinstance(target, list):  # lm-eval's own metrics get what it reads
+            return target
         template = self.config.doc_to_target if doc_to_target is None else doc_to_target
-        return self._as_written(doc, template, target) if isinstance(target, list) else target
+        return self._as_written(doc, template, target)
 
     def doc_to_choice(self, doc: Any, doc_to_choice: Any = None) -> Any:
         return self._rendered("choice", doc, doc_to_choice, super().doc_to_choice)
@@ -210,7 +212,8 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
     def _as_written(self, doc: dict[str, Any], template: Any, target: list[Any]) -> Any:
         """Return a text that only looks like a list ("[1, 2]", as of code) as the text it is.
 
-        lm-eval evaluates whatever a template renders in brackets; several answers are a list in the row.
+        lm-eval evaluates whatever a template renders in brackets; several answers are a list in the row, for
+        an answer that is scored here.
         """
         expression = _EXPRESSION.fullmatch(template) if isinstance(template, str) else None
         if expression is None or template in self.features:

@@ -99,6 +99,8 @@ def _check_generation(settings: Mapping[str, Any], fail: Fail) -> None:
     texts = until if isinstance(until, list) else [until] if until is not None else []
     if not all(isinstance(text, str) for text in texts):
         fail("generation_kwargs.until", f"'until' must be a text or a list of texts, not {until!r}")
+    if "" in texts:
+        fail("generation_kwargs.until", "an empty text in 'until' ends every answer in lm-eval: leave it out")
 
 
 _SAMPLING: Mapping[str, tuple[str, Callable[[float], bool]]] = {

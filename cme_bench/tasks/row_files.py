@@ -271,7 +271,10 @@ def read_csv(file: Path, settings: Mapping[str, Any] | None = None) -> Rows:
     if table.empty:
         raise UsageError(f"{file}: holds no rows")
     table.columns = [str(name) for name in table.columns]
-    rows = datasets.Dataset.from_pandas(table, preserve_index=False)
+    try:
+        rows = datasets.Dataset.from_pandas(table, preserve_index=False)
+    except OverflowError as error:
+        raise UsageError(f"{file}: holds an integer beyond 64 bits, which datasets does not read") from error
     return Rows(rows, str(file), lines or None, file.parent)
 
 
@@ -331,27 +334,39 @@ def read_parquet(file: Path) -> Rows:
 
     try:
         whole = pyarrow.parquet.read_table(file)
-        large = _large(whole)
-        rows = whole.drop_columns(large).to_pylist()
+        kept = _kept(whole)
+        rows = whole.drop_columns(kept).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
     if not rows:
         raise UsageError(f"{file}: holds no rows")
-    table = pyarrow.Table.from_pylist(rows)
-    for name in large:
+    try:
+        table = pyarrow.Table.from_pylist(rows)
+    except OverflowError as error:
+        raise UsageError(f"{file}: holds an integer beyond 64 bits") from error
+    for name in kept:
         table = table.append_column(name, whole.column(name))
     return Rows(
         _dataset(table.select(list(dict.fromkeys(whole.column_names)))), str(file), folder=file.parent
     )
 
 
-def _large(table: pyarrow.Table) -> list[str]:
-    """Return the columns of images and other contents of files, which are not copied; none if all are."""
+def _kept(table: pyarrow.Table) -> list[str]:
+    """Return the columns that are not made anew from Python's values; none if all are such.
+
+    Images and other contents of files are large; integers without a sign and times to the nanosecond would
+    change.
+    """
+    from pyarrow import types
+
     names = table.column_names
-    large = [
-        name for name in names if names.count(name) == 1 and holds_contents(table.schema.field(name).type)
+    kinds = {name: table.schema.field(name).type for name in names if names.count(name) == 1}
+    kept = [
+        name
+        for name, kind in kinds.items()
+        if types.is_uint64(kind) or getattr(kind, "unit", "") == "ns" or holds_contents(kind)
     ]
-    return large if len(large) < len(names) else []
+    return kept if len(kept) < len(names) else []
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {"json": read_jsonl, "csv": read_csv, "parquet": read_parquet}

@@ -16,6 +16,7 @@ from typing import Any
 
 from cme_bench.harness.lm_eval_table import LOADING_KEYS
 from cme_bench.models.hub_lock import LOCK_NAME, read_lock
+from cme_bench.tasks.json_rows import as_lm_eval_reads, may_differ
 from cme_bench.tasks.row_files import READERS, Rows, inside, joined, read_csv, read_jsonl, read_parquet
 from cme_bench.tasks.spec import TaskSpec
 from cme_bench.util.errors import UsageError
@@ -133,10 +134,7 @@ class BesideSource(DataSource):
         """Return the files of ``split``, in order. UsageError if the task file names none, or one outside its
         folder."""
         place = spec.line("dataset_kwargs.data_files")
-        named = (spec.config.get("dataset_kwargs") or {}).get("data_files")
-        if named is None:
-            raise UsageError(f"{place}: 'data_files' must name a file for each split")
-        splits = named if isinstance(named, dict) else {_UNNAMED_SPLIT: named}
+        splits = self._splits(spec)
         if split not in splits:
             known = ", ".join(map(str, splits))
             raise UsageError(f"{place}: no data file for split {split!r} (there are {known})")
@@ -157,7 +155,21 @@ class BesideSource(DataSource):
         if settings:
             place = spec.line(f"dataset_kwargs.{next(iter(settings))}")
             raise UsageError(f"{place}: {kind} files are read without the setting {next(iter(settings))!r}")
-        return joined([READERS[kind](file) for file in files])
+        rows = joined([READERS[kind](file) for file in files])
+        if kind == "json" and not spec.scored_here and any(map(may_differ, files)):
+            # of all splits: the types of the first hold for the others too
+            return as_lm_eval_reads(
+                rows, {name: self.files(spec, name) for name in self._splits(spec)}, split
+            )
+        return rows
+
+    def _splits(self, spec: TaskSpec) -> dict[str, Any]:
+        """Return what the task file names for each split. UsageError if it names no file."""
+        named = (spec.config.get("dataset_kwargs") or {}).get("data_files")
+        if named is None:
+            place = spec.line("dataset_kwargs.data_files")
+            raise UsageError(f"{place}: 'data_files' must name a file for each split")
+        return named if isinstance(named, dict) else {_UNNAMED_SPLIT: named}
 
     def _folder(self, spec: TaskSpec) -> Path:
         """Return the folder of the file that names the data files."""

@@ -92,6 +92,11 @@ class TaskSpec:
         return self.output_type == GENERATE_UNTIL
 
     @property
+    def scored_here(self) -> bool:
+        """Tell whether answers are read and scored by rules of ours; else all is as in lm-eval."""
+        return "class" in self.config or bool(self.metadata.get("answer"))
+
+    @property
     def tags(self) -> tuple[str, ...]:
         tag = self.config.get("tag") or ()
         return (tag,) if isinstance(tag, str) else tuple(tag)

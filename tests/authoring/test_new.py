@@ -325,3 +325,20 @@ def test_summaries_are_guessed_by_their_length(tmp_path: Path) -> None:
     assert (draft.kind, draft.question, draft.answer) == ("summary", ("document",), "summary")
     with pytest.raises(UsageError, match="name it with --answer"):
         guess(read_table(jsonl(tmp_path / "rows.jsonl", [{"document": "text"}])))
+
+
+@pytest.mark.parametrize("flags", [(), ("--form", "generate")])
+def test_dates_stay_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """lm-eval reads a JSON column of dates as times of a day."""
+    days = ["1914-07-28", "1939-09-01", "1945-05-08"]
+    rows = [{"question": f"When was {i}?", "options": days, "answer": days[i % 3]} for i in range(4)]
+    file = jsonl(tmp_path / "rows.jsonl", rows)
+    assert new(monkeypatch, "when", "--from", file, "-o", tmp_path / "out", *flags) == 0
+    [_, (prompt, choices, right), *_] = asked(built(tmp_path / "out", "when"))
+    assert "00:00" not in prompt
+    if flags:
+        assert "B. 1939-09-01" in prompt
+        assert right.strip() == "B"
+    else:
+        assert [choice.strip() for choice in choices] == days
+        assert right.strip() == days[1]
