@@ -128,7 +128,7 @@ def test_out_of_memory_and_an_early_interrupt_are_one_line(
     def raises(*arguments: object, **_: object) -> None:
         raise error
 
-    monkeypatch.setattr("cme_bench.runs.runner.load_suite", raises)
+    monkeypatch.setattr("cme_bench.runs.questions.load_suite", raises)
     monkeypatch.setattr(sys, "argv", ["cme-bench", "run", "smollm2", "--data", "mini"])
     with pytest.raises(SystemExit) as stop:
         main()

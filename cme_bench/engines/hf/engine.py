@@ -397,17 +397,17 @@ class HFEngine(Engine):
     ) -> Iterator[list[Group]]:
         """Yield groups of requests that share a prefix, those of several images together.
 
-        Where steps have fixed shapes, a group of its own costs its own steps, each as much as a forward.
+        Where steps have fixed shapes, a group of texts costs steps of its own, each as much as a forward.
         """
-        limits = self.limits
-        if self._stepper is not None:
+        limits, images = self.limits, any(requests[i].images for i in indices)
+        if self._stepper is not None and not images:
             limits = replace(limits, forward_tokens=_FEW_STEPS * limits.forward_tokens)
         groups = [
             ([indices[i] for i in group], prefix)
             for group, prefix in plan_groups([requests[i].prompt for i in indices], limits)
         ]
         config = base_model(self.model).config.get_text_config(decoder=True)
-        if any(windows(config)) or not any(requests[i].images for i in indices):
+        if any(windows(config)) or not images:
             yield from ([group] for group in groups)
             return
         sizes = [
