@@ -97,13 +97,23 @@ def test_small_tasks_are_decoded_together_those_of_as_many_steps(
     assert batches == [(40, [3] * 4), (0, [7] * 8), (0, [2] * 8)]
 
 
-def test_finished_rows_leave_once_half_are(
-    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, asked: list[GenerateRequest]
+def test_finished_rows_leave_once_a_quarter_is_at_work(
+    tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
 ) -> None:
+    header = make_ids(20)
+    new = [2] * 16 + [6] * 9 + [12] * 7
     static = engine(tiny_model, toy_tokenizer, static=True)
-    generate_all(static, asked[:20])
+    asked = [GenerateRequest(header + make_ids(3), n) for n in new]
+    assert generate_all(static, asked) == generate_all(engine(tiny_model, toy_tokenizer, static=False), asked)
     assert static._stepper is not None
-    assert {shape.rows for shape in static._stepper._steps} == {20, 8}
+    assert {shape.rows for shape in static._stepper._steps} == {32, 8}, "16 of 32 stay, 7 leave"
+
+
+def test_counts_of_rows_are_few() -> None:
+    counts = [static_decoding.Shape.of(rows, 1, 0).rows // 4 for rows in range(1, 97)]
+    assert counts[:8] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert sorted(set(counts)) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
+    assert all(4 * count >= rows for rows, count in enumerate(counts, start=1))
 
 
 def test_a_finished_row_takes_no_position_that_the_model_lacks(

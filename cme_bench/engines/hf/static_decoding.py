@@ -25,8 +25,11 @@ from cme_bench.util.cuda_graph import captured
 from cme_bench.util.errors import first_line
 from cme_bench.util.notes import Note, unheard
 
-COLUMNS, ROWS = 128, 8
-"""Lengths of kept keys, and counts of rows, are multiples of these."""
+COLUMNS, ROWS = 256, 8
+"""Lengths of kept keys are multiples of the first; counts of rows are the second times 1, 2, 3, 4, 6, 8, 12,
+... Few shapes come often, and each is computed twice by Python before it is replayed."""
+_LEAVE = 4
+"""So many times fewer rows at work make a step worth another shape."""
 
 
 class Shape(NamedTuple):
@@ -39,7 +42,13 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, rows: int, columns: int, prefix: int) -> Shape:
         """Return the smallest shape with room for so many."""
-        return cls(-(-rows // ROWS) * ROWS, -(-columns // COLUMNS) * COLUMNS, prefix)
+        return cls(_rounded(-(-rows // ROWS)) * ROWS, -(-columns // COLUMNS) * COLUMNS, prefix)
+
+
+def _rounded(count: int) -> int:
+    """Return the least of 1, 2, 3, 4, 6, 8, 12, ... from ``count`` on."""
+    power = 1 << max(0, count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
 
 
 class Step:
@@ -127,7 +136,7 @@ class Stepper:
 class StaticSession(PrefixSession):
     """Decode rows after a kept prefix, or after none, in steps of fixed shapes.
 
-    A row that is finished stays until half of them are: a step takes about as long for more rows.
+    Rows that are finished stay until a quarter is left: a step takes about as long for more rows.
     """
 
     def __init__(self, forward: CausalForward, kept: KeptPrefix, prefix: int, stepper: Stepper) -> None:
@@ -149,7 +158,7 @@ class StaticSession(PrefixSession):
         return logits[: self._rows]
 
     def can_select(self, kept: int) -> bool:
-        return self._step is not None and 2 * Shape.of(kept, 1, 0).rows <= self._step.shape.rows
+        return self._step is not None and _LEAVE * Shape.of(kept, 1, 0).rows <= self._step.shape.rows
 
     def select(self, kept: Tensor) -> None:
         self._move(kept)
