@@ -14,31 +14,43 @@ _SPACELESS = regex.compile(rf"[{SPACELESS}]")
 _WORD = regex.compile(r"[\p{L}\p{M}\p{N}_]")
 # what may stand between a choice and the next in a list ("yes or no", "joy, love, ...", "A和B")
 LISTED = regex.compile(
-    r"[\"')\]]*\s*(?:/|\||&|\+|,?\s*but\s|,\s*(?:or|and|&)\s|,|、|;"
+    r"[\"')\]]*\s*(?:/|\||&|\+|,?\s*but\s|[.,;!]?\s*\bor,?\s+(?:(?:maybe|perhaps|possibly|arguably|even"
+    r"|else)\b,?\s*)?"
+    r"|[.,;]?\s*(?:maybe|perhaps|possibly|arguably)\s|,\s*(?:or|and|&)\s|,|、|;"
     r"|(?:or|and|and/or|as well as|vs\.?|versus|oder|und|ou|et|o|"
     r"u|y|e|или|и|или же|lub|albo|atau|dan|veya|ve|hoặc|và|또는|혹은|そして|または|と|か|या|और|أو|หรือ)\s"
     r"|\((?:or|and|maybe|possibly)\s|或者?|和|与|及|还是|以及|、|または|か|と|又は|(?:와|과|이나|나)\s*|-|to\s|或是)"
     r"[\s\"'(\[]*(?:also\s|even\s|option\s|choice\s|选项)?[\"'(\[]*",
     regex.IGNORECASE,
 )
-_OR = regex.compile(r"[\"')\]]*\s*(?:\bn?or\b|/)\s*[\"'(\[]*")
+_OR = regex.compile(r"[\"')\]]*\s*(?:\bor\b|/)\s*[\"'(\[]*")
 # a denial right before a choice, with up to two words between ("does not express any joy")
 _DENIED = regex.compile(
     r"(?:(?:(?:\b(?:not|never|neither|nor|cannot|without|hardly|far from|anything but|"
     r"lack(?:s|ing)?|less|free of|devoid of|no longer|rather than|instead of|non|unlike|except|"
-    r"than|whether|if|(?:could|might|may|can) be|nicht|kein\w*|pas|ni|не|нет)|n['’]t)"
-    r"(?:[\s*\"'“”‘’(]+(?:\w+\s+){0,2}|-)[*\"'“”‘’(]*)"
+    r"than|whether|if|(?:(?:could|might|may) be|can be(?!\s+(?:best\s+)?(?:classif|describ|label"
+    r"|categori|summari|characteri)))|maybe,?|perhaps,?|possibly,?|fail(?:s|ed)? to be|(?:opposite"
+    r"|absence) of|"
+    r"(?:wrong|false|incorrect) (?:to|that)|partly|partially|half|almost|nearly|nicht|kein\w*|pas|ni|не"
+    r"|нет)|n['’]t)"
+    r"(?:[\s*\"'“”‘’(]+(?:(?:(?!but\b)\w+\s+){0,2}(?:classif|call|label|categori[sz]|describ|consider"
+    r"|regard|rat|think|"
+    r"believ|say)\w*\s+)?(?:(?!but\b)[\w'’]+\s+){0,2}|-)[*\"'“”‘’(]*)"
+    r"|\b(?:no one|nobody|nothing|none)\b(?:(?!\bbut\b)[^.,;:\n]){0,40}\s[*\"'“”‘’(]*"
     r"|\bno\s+|(?:不是?|并非|非|没有?|无|未|别|不应该?选?|而非)\s*[\"'(]?)$",
     regex.IGNORECASE,
 )
 _DENIED_AFTER = regex.compile(
-    r"[)\]\"'}.:]*\s*(?:(?:is|are|was|seems|looks|would be)(?:\s+(?:also|clearly|definitely|obviously|just))?"
+    r"[)\]\"'}.:]*\s*(?:(?:is|are|was|seems|looks|would be)(?:\s+(?:also|clearly|definitely|obviously"
+    r"|just))?"
     r"(?:\s+(?:not|wrong|incorrect|false|ruled out|out|never|impossible)\b|n't)|cannot be"
     r"|can be (?:ruled|eliminated|excluded)|depending\b|if\b|ではな|ではあり|じゃな|(?:가|이)\s*아[니닙]"
     r"|(?:değil|नहीं|नहीँ|نیست|نہیں|নয়|না(?!\p{L})|இல்லை|அல்ல|కాదు|അല്ല|ਨਹੀਂ)"
     r"|は(?:間違|誤|不正解)|项?是?错|项?是?不[正对]|项?错误|[项]?不(?:正确|对)|是错误)"
 )
 _ASKED = regex.compile(r"[)\]\"'}.]*\s*(?:吗|\?|,\s*(?:isn't it|right|correct|no)\?)")
+_BOUND_WORDS = r"\s+or\s+(?:later|earlier|more|less|fewer|before|after|above|below)\b"
+_BOUND = rf"(?!{_BOUND_WORDS})"
 _BUT = regex.compile(r"\bnot\s+[\w-]+,?\s+but\s+(?:rather\s+)?$", regex.IGNORECASE)
 
 
@@ -119,7 +131,8 @@ def _mention(choice: str) -> regex.Pattern[str]:
     after = r"(?![\p{L}\p{M}\p{N}_])(?![.,]\d)(?!-ish\b)"
     if choice[0].isdigit():
         before += r"(?<!(?:^|[\s(=])[-+])(?<![/:^])"
-        after += r"(?!\s*[/:^]\s*\d)"
+        before += r"(?<!\b(?:before|after|until|over|under|above|below|least|most)\s)"
+        after += r"(?!\s*[/:^]\s*\d)(?!\s*%|\s+percent\b)" + _BOUND
     if _SPACELESS.match(choice[0]):
         before = ""
     if _SPACELESS.match(choice[-1]):
@@ -136,7 +149,7 @@ def ends_word(text: str, end: int, length: int) -> bool:
     nxt, last = text[end], text[end - 1]
     if regex.match(r"-ish\b", text[end : end + 5]):
         return False
-    if last.isdigit() and regex.match(r"[.,:/^-]?\d|%", text[end : end + 2]):
+    if last.isdigit() and regex.match(rf"[.,:/^-]?\d|%|\s*[-+*/=]\s*\d|{_BOUND_WORDS}", text[end : end + 20]):
         return False
     if _SPACELESS.match(last):
         return not (length == 1 and _SPACELESS.match(nxt) and nxt not in "的でだ")

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from cme_bench.scoring.answer_object import answer_alone
+
 Stance = Literal["says", "hedges", "denies"]
 T = TypeVar("T")
 
@@ -29,7 +31,8 @@ LABEL = (
 
 _ASIDE = r"(?:\s*\([^()\n]*\))?(?:\s+(?:to|of|for|here|in|between|expressed|conveyed)\b[^.\n:?!=]{0,80}?)?"
 _SAYS = (
-    r"is|was|would be|would have to be|has got to be|should be|must be|has to be|needs to be|will be|remains"
+    r"is|was|would be|would have to be|has got to be|should be|must be|has to be|needs to be|will be"
+    r"|remains"
 )
 _HEDGES = r"(?:could|might|may|can)(?:\s+(?:also|well|possibly))?\s+be"
 _DENIES = r"(?:is|was|would|should|must|can|could)(?:n't|\s*not)\b|cannot be"
@@ -40,7 +43,8 @@ _COLON = r"[\"']?\s*(?::|=>|->|→|⇒|➜|➡|=)|\s+[-—]\s"
 def _english(nouns: str) -> re.Pattern[str]:
     return re.compile(
         rf"(?<![A-Za-z])(?:{nouns})(?![A-Za-z]){_ASIDE}"
-        rf"(?:(?P<denies>\s+(?:{_DENIES}))|(?P<hedges>\s+(?:{_HEDGES})\b)|(?:\s+(?:{_SAYS})\b\s*:?|{_COLON}))",
+        rf"(?:(?P<denies>\s+(?:{_DENIES}))|(?P<hedges>\s+(?:{_HEDGES})\b)|(?:\s+(?:{_SAYS})\b\s*:?"
+        rf"|{_COLON}))",
         re.IGNORECASE,
     )
 
@@ -59,11 +63,13 @@ _FINAL = re.compile(
 )
 _WRONG_ONE = re.compile(r"\b(?:incorrect|wrong|false|worst|least \w+|other|opposite)[ ]+$", re.IGNORECASE)
 _HEADING = re.compile(
-    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans|final|result)\s*:|^\W*ans\.\s+(?=[A-Z]\b)|^#{2,}\s+(?=\S+\s*$)",
+    r"^[#\s]*(?:(?:the|my)\s+)?(?:(?:final|correct|short|best)\s+)?answer\s*(?::\s*)?(?:\n"
+    r"|\s(?=[A-Z]\W*$))|^\W*(?:correct|ans|final|result)\s*:|^\W*ans\.\s+(?=[A-Z]\b)|^#{2,}\s+(?=\S+\s*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHINESE = re.compile(
-    r"(?:答案|(?:正确|最终)的?(?:选项|答案|结果)|情感(?:倾向|极性)?|类别|标签|关系|情绪|立场|(?<!不)正确的(?=[是为应])|(?<![回问解应作])答(?=\s*:))[】\])]?\s*"
+    r"(?:答案|(?:正确|最终)的?(?:选项|答案|结果)|情感(?:倾向|极性)?|类别|标签|关系|情绪|立场|(?<!不)正确的(?=[是为应])"
+    r"|(?<![回问解应作])答(?=\s*:))[】\])]?\s*"
     r"(?:(?P<denies>并?不(?:应|可能)?(?:该|当)?[是为选]|并?非)|(?P<hedges>(?:也|很|有)?可能(?:是|为|选)?)|"
     r"(?:应该|应当|应|就|只能)?(?:是|为|选择?)?\s*:?)"
 )
@@ -105,8 +111,10 @@ _ELSEWHERE = re.compile(
 
 FILLER = re.compile(
     r"\s*(?:(?:therefore|thus|hence|then|so|most likely|very likely|likely|probably|definitely|clearly|"
-    r"certainly|simply|indeed|obviously|overall|just|actually|the|la|le|el|die|der|das|il|that|it's|it is|"
-    r"option|choice|letter|number|opción|alternativ(?:et|a)?|vaihtoehto|možnost|varianta|η|אפשרות|گزینه|ข้อ|ตัวเลือก|विकल्प|বিকল্প|(?:a\s+)?letra|lettera|lettre|l'option|options?|选项|选|第|буква|вариант)\b"
+    r"certainly|simply|indeed|obviously|overall|just|as follows|given as|without (?:a|any) doubt"
+    r"|actually|the|la|le|el|die|der|das|il|that|it's|it is|"
+    r"option|choice|letter|number|opción|alternativ(?:et|a)?|vaihtoehto|možnost|varianta|η|אפשרות|گزینه"
+    r"|ข้อ|ตัวเลือก|विकल्प|বিকল্প|(?:a\s+)?letra|lettera|lettre|l'option|options?|选项|选|第|буква|вариант)\b"
     r"|选项|选|[,:;\"'(\[{「『【《<|*]|-(?=\s))",
     re.IGNORECASE,
 )
@@ -118,7 +126,8 @@ CORRECTED = re.compile(
     re.IGNORECASE,
 )
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:question|problem|q|passage|premise|sentence|review|user|human|题目|问题|问)\s*\d*\s*[:.]",
+    r"\n\s*(?:#{2,}\s*(?:instruction|input|question)s?\b|example\s+\d+\s*:)"
+    r"|\n\s*(?:question|problem|q|passage|premise|sentence|review|user|human|题目|问题|问)\s*\d*\s*[:.]",
     re.IGNORECASE,
 )
 
@@ -128,6 +137,14 @@ _OPENING = re.compile(
     r"to (?:answer|solve))\b[^\n]{0,100}|(?:\W*solution\W*)?)",
     re.IGNORECASE,
 )
+
+
+_RESTATED = re.compile(
+    r"(?:(?:passage|premise|context|text|sentence|review|hypothesis|question"
+    r"|article)\s*\d*\s*:[^\n]*(?:\n|\Z))+",
+    re.IGNORECASE,
+)
+"""Lines of the question, repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,11 +242,12 @@ def until_next_question(response: str) -> str:
     Models that complete text go on with questions of their own. A question after nothing but an opening
     ("Sure! Here is the solution:") is the one that was asked, repeated.
     """
+    response = answer_alone(response)
     offer = _OFFER.search(response)
     if offer and response[: offer.start()].strip():
         response = response[: offer.start()]
     for m in _NEXT_QUESTION.finditer(response):
         before = response[: m.start()].strip()
-        if not (_OPENING.fullmatch(before) or before.endswith(":")):
+        if not (_OPENING.fullmatch(before) or _RESTATED.fullmatch(before) or before.endswith(":")):
             return response[: m.start()]
     return response

@@ -17,6 +17,7 @@ from cme_bench.scoring.claims import (
     decide,
     until_next_question,
 )
+from cme_bench.scoring.letter_forms import NO_IDEA
 from cme_bench.scoring.markup import boxes, plain
 from cme_bench.scoring.text import fold, simplified, spelled_alike
 from cme_bench.scoring.thinking import without_thinking
@@ -32,10 +33,17 @@ _AFTER_FIRST = re.compile(
     r"|\s+(?:because|since|as|it|this|that|the|they|he|she|we|i|you|there|these|those|for|due|based|given|in)\b"
 )
 _TAKES_BACK = re.compile(
-    r"[,;.!]?\s*(?:(?:but|well|hmm|no|wait)\b,?\s*)?(?:(?:actually|rather|then again|on second thoughts?|"
+    r"[,;.!…]*\s*(?:(?:but|well|hmm|no|wait)\b,?\s*)?(?:(?:actually|rather|then again|on second thoughts?|"
     r"i mean|maybe|also|in fact|really|wait)\b[,.!…]*\s*)+(?:the answer is\s+|it'?s\s+)?"
     r"|[,;]?\s*(?:but|(?:mixed|tinged|along)\s+with)\s+"
 )
+_PICK = re.compile(
+    r"\bi(?:'d| would|'ll| will)?\s+(?:go with|choose|pick|select|opt for|settle on|lean towards?)\s+"
+)
+_CONDITION = re.compile(r"[,;]?\s*\(?\s*(?:but\s+)?(?:only\s+)?(?:if|unless|assuming|provided|depending)\b")
+_SAID_OF = re.compile(r"\s*[:?]\s*(?:no|not|false|nope)\b")
+"""After a label: it holds only then, or it is asked for and denied ("Equivalent: no")."""
+_WEIGHED = re.compile(r"\s*[:=(]\s*~?\d")
 _THEN = re.compile(r"[\s.!,;:]*(?:or\s+)?")
 _NOT_ONE = re.compile(r"(?:either|both|neither|between)\b")
 
@@ -58,6 +66,7 @@ class _Reader:
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = Choices([_spelled(label) for label in labels])
+        self._denied: set[Found] = set()
         self.numeric = all(label.isdigit() for label in self.labels.texts)
 
     def read(self, raw: str) -> tuple[Found, str]:
@@ -71,7 +80,7 @@ class _Reader:
         )
         for rule, find in rules:
             if (label := find()) is not None:
-                return label, rule
+                return UNDECIDED if label in self._denied else label, rule
         return None, "none"
 
     def _exact(self, text: str) -> int | None:
@@ -85,7 +94,11 @@ class _Reader:
         return None if not labels else labels.pop() if len(labels) == 1 else UNDECIDED
 
     def _claimed(self, text: str) -> Found:
-        made = sorted([*claims(text, LABEL), *self._echoes(text)], key=lambda claim: claim.end)
+        self._denied = {
+            self._after(text, claim.end) for claim in claims(text, LABEL) if claim.stance == "denies"
+        } - {None}
+        picked = (Claim(m.start(), m.end(), "says", final=True) for m in _PICK.finditer(text))
+        made = sorted([*claims(text, LABEL), *self._echoes(text), *picked], key=lambda claim: claim.end)
         read = [(claim, self._after(text, claim.end)) for claim in made]
         return decide(text, [(claim, value) for claim, value in read if value is not None])
 
@@ -118,9 +131,22 @@ class _Reader:
         first = self.labels.at(text, 0)
         if first is None or not _AFTER_FIRST.match(text, len(self.labels.texts[first])):
             return None
-        if self._taken_back(text, len(self.labels.texts[first])):
+        end = len(self.labels.texts[first])
+        if _CONDITION.match(text, end) or _SAID_OF.match(text, end) or NO_IDEA.match(text, end):
+            return UNDECIDED
+        if self._taken_back(text, end) or self._lists(text):
             return UNDECIDED
         return None if self.labels.end_of_list(text, 0) is not None else first
+
+    def _lists(self, text: str) -> bool:
+        """Return whether several labels stand each on a line, or each with a number ("joy: 8, love: 3")."""
+        alone = {self._exact(line) for line in text.splitlines()} - {None}
+        weighed = {
+            i
+            for i, label in enumerate(self.labels.texts)
+            if any(_WEIGHED.match(text, m.end()) for m in re.finditer(rf"(?<!\w){re.escape(label)}", text))
+        }
+        return len(alone) > 1 or len(weighed) > 1
 
     def _taken_back(self, text: str, pos: int) -> bool:
         """Return whether another label follows the first one in its sentence ("Yes, but actually no")."""

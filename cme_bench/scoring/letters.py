@@ -22,6 +22,7 @@ from cme_bench.scoring.letter_forms import (
     BEFORE_RIGHT,
     GOES_ON,
     NO_IDEA,
+    NOT_MINE,
     NOT_ONE,
     NOT_PICKED,
     OF_OPTIONS,
@@ -38,6 +39,7 @@ from cme_bench.scoring.text import fold, simplified
 from cme_bench.scoring.thinking import without_thinking
 
 Found = int | Undecided | None
+_SENTENCE = re.compile(r"\s+(?:is|was|are|were|has|have|had)\b[^.\n]*")
 
 
 def extract_letter(response: str, letters: Sequence[str], options: Sequence[str]) -> Extraction:
@@ -122,9 +124,20 @@ class _Reader:
 
     def _after(self, text: str, pos: int) -> Found:
         for start in after_fillers(text, pos):
+            if self._begins_list(text, start):
+                return None
             if (option := self._at(text, start)) is not None:
                 return option
         return None
+
+    def _begins_list(self, text: str, pos: int) -> bool:
+        """Return whether the options are listed from ``pos`` on, each on a line ("A. ...", "B. ...")."""
+        lines = self.is_.lines.finditer(text, text.rfind("\n", 0, pos) + 1)
+        first, second = next(lines, None), next(lines, None)
+        if first is None or second is None or not first.start() <= pos <= first.start("x"):
+            return False
+        a, b = self._index(first), self._index(second)
+        return a is not None and b == a + 1
 
     def _at(self, text: str, pos: int) -> Found:
         """Return the option named at ``pos``, by its text or its letter."""
@@ -180,7 +193,8 @@ class _Reader:
         denied = False
         for m in PICK.finditer(text):
             read = self._after(text, m.end())
-            if read is not None and NOT_PICKED.search(text[max(0, m.start() - 20) : m.start()]):
+            before = text[max(0, m.start() - 60) : m.start()]
+            if read is not None and (NOT_PICKED.search(before) or NOT_MINE.search(before)):
                 denied = True
             elif read is not None:
                 options.add(read)
@@ -197,6 +211,8 @@ class _Reader:
             return self._before_text(text)
         if len(listed) > 1 or WRONG_LINE.match(text, m.end("x")):
             return None
+        if len({found["x"] for found in self.is_.weighed.finditer(text)}) > 1:
+            return UNDECIDED
         if NO_IDEA.match(text, m.end()) or self._lists_another(text, m) or self._contradicted(text, m):
             return UNDECIDED
         return self._index(m)
@@ -219,6 +235,12 @@ class _Reader:
         option = self.options.listed_at(text, 0)
         if option is None or isinstance(option, Undecided):
             return None
+        goes_on = _SENTENCE.match(text, len(self.options.texts[option]))
+        if goes_on and self.options.only_mention(text[: goes_on.end()]) is None:
+            return UNDECIDED
+        named = self.is_.behind.match(text, len(self.options.texts[option]))
+        if named and self._index(named) != option:
+            return UNDECIDED
         back = OPTION_TAKEN_BACK.match(text, len(self.options.texts[option]))
         other = self.options.at(text, back.end()) if back else None
         return UNDECIDED if other is not None and other != option else option

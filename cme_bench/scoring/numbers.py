@@ -21,8 +21,10 @@ from cme_bench.scoring.markup import last_box, plain
 from cme_bench.scoring.number_forms import (
     A_YEAR,
     ANOTHER,
+    ANOTHER_HAS,
     ASKED,
     BOLD,
+    CIRCUMSTANCE,
     CLAUSE_END,
     COMPOUND,
     DENIED,
@@ -31,12 +33,16 @@ from cme_bench.scoring.number_forms import (
     INEXACT,
     JOINED,
     LABELLED,
+    LIST_OF_BOLD,
     MARK,
     NEXT_STEP,
+    NOT_BUT,
     ONE_UNIT,
     RANGE,
+    RELATED,
     SECOND_CLAUSE,
     SPACED,
+    STATED,
     TAKEN_BACK,
     VARIABLE,
 )
@@ -128,12 +134,16 @@ class _Reader:
         return last
 
     def _bold(self) -> Found:
-        numbers = [
-            n
+        bold = [
+            (m, n)
             for m in BOLD.finditer(self.raw)
             if (n := _alone(m.group(1) or m.group(2), self.decimal)) is not None
         ]
-        return numbers[-1] if numbers else None
+        if len(bold) > 1:
+            (before, first), (last, second) = bold[-2:]
+            if first != second and LIST_OF_BOLD.fullmatch(self.raw, before.end(), last.start()):
+                return UNDECIDED
+        return bold[-1][1] if bold else None
 
     def _after(self, claim: Claim) -> Found:
         """Return what is claimed: the number in front, or the only one of the clause, or what it equals."""
@@ -147,7 +157,7 @@ class _Reader:
         inside = [i for i, token in enumerate(self.tokens) if pos <= token.start < end]
         if not inside:
             return None
-        if INEXACT.search(self.text, pos, self.tokens[inside[-1]].start):
+        if any(words.search(self.text, pos, self.tokens[inside[-1]].start) for words in (INEXACT, RELATED)):
             return UNDECIDED
         equal = [i for i in inside if re.search(r"[=≈]\s*$", self.text[pos : self.tokens[i].start])]
         if equal or len(inside) == 1:
@@ -225,15 +235,30 @@ class _Reader:
             return UNDECIDED
         if equal:
             return self._left_side(equal[-1]) or self._value(equal[-1])
-        if ASKED.match(self.text, self.tokens[last].end):
-            return UNDECIDED
-        if (
-            self._goes_with(outside[-2] if len(outside) > 1 else last - 1, last)
-            or self.tokens[last].kind == "expression"
-        ):
-            return UNDECIDED
+        if (stated := self._stated(start, outside[-2:])) is not None:
+            return stated
         before = self.text[max(start, self.tokens[last].start - 25) : self.tokens[last].start]
-        return UNDECIDED if INEXACT.search(before) else self.tokens[last].number
+        doubted = (
+            ASKED.match(self.text, self.tokens[last].end)
+            or self._goes_with(outside[-2] if len(outside) > 1 else last - 1, last)
+            or self.tokens[last].kind == "expression"
+            or INEXACT.search(before)
+        )
+        return UNDECIDED if doubted else self.tokens[last].number
+
+    def _stated(self, start: int, two: list[int]) -> Number | None:
+        """Return the number that takes another's place ("not 11 but 12"), or a total before its circumstance
+        ("The total is 12 after 7 days"); ``two``: the last tokens of the clause."""
+        last = self.tokens[two[-1]]
+        if last.kind != "number" or ASKED.match(self.text, last.end):
+            return None
+        if NOT_BUT.search(self.text[start : last.start]):
+            return last.number
+        total, m = self.tokens[two[0]], STATED.match(self.text, start)
+        front = FRONT.match(self.text, m.end()) if m else None
+        if front is None or front.end() != total.start or total.kind != "number" or len(two) == 1:
+            return None
+        return total.number if CIRCUMSTANCE.fullmatch(self.text, total.end, last.start) else None
 
     def _words(self) -> Found:
         """Return the number that words alone name ("forty-two apples"), where there is no digit."""
@@ -264,6 +289,9 @@ class _Reader:
             return False
         joined = (JOINED, COMPOUND, RANGE, SPACED, SECOND_CLAUSE, ANOTHER)
         between = self.text[self.tokens[before].end : self.tokens[index].start]
+        verb = ANOTHER_HAS.fullmatch(between)
+        if verb and self.text[: self.tokens[before].start].rstrip("$€£ ").endswith(f" {verb[1]}"):
+            return True
         listed = LISTED.match(between)
         return bool(listed and listed.end() == len(between)) or any(
             (m := pattern.match(between)) and m.end() == len(between) for pattern in joined

@@ -1,4 +1,5 @@
-"""Numbers as people and models write them, read exactly: signs, groups of digits, fractions, powers, percent.
+"""Numbers as people and models write them, read exactly: signs, groups of digits, fractions, powers, "
+"percent.
 
 No library that we know reads these (unicode minus, "1,00,000", "70 000", "3,5", "2 1/2", "5 million") without
 also reading a time, a date or a version as a number; mathematics goes to :mod:`cme_bench.scoring.maths`.
@@ -59,6 +60,9 @@ _PERCENT = regex.compile(r"\s*(?:\\?%|percent\b|per cent\b|pct\b)")
 _LOWER_PLACES = regex.compile(r"(\d+)()([百千万萬만]*)(?![\d.,])")
 _INEXACT = regex.compile(
     r"\+(?!\s*[\d.(a-z$√])|_\{?\d|-?ish\b|\.\.\.|\u0305|\s*‰|\s+\+\s*[a-z]{3,}"
+    r"|\s*±|\s*\(mod\b|\.\(\d|\s+(?:squared|cubed)\b|,?\s+give or take\b|\s+(?:more|less|fewer)"
+    r" than\s+[$€£]?\d"
+    r"|\s+(?:plus|minus|times|divided by|multiplied by)\s+[$€£]?\d"
     r"|\s+at (?:most|least)\b|\s+(?:minimum|maximum)\b|\s*(?:degrees?\s*)?(?:[CF]\s+)?below zero\b|\s+mil\b"
     r"|\s*(?:or|and)\s+(?:more|less|fewer|above|below|over|higher|lower|greater)\b",
     regex.IGNORECASE,
@@ -68,7 +72,7 @@ _ROOT = regex.compile(r"(?:√|sqrt)\s*[({]?\s*$")
 _VARIABLE = regex.compile(
     r"[a-jnopqrtuvwxyzABOPQRXYZ](?![\p{L}\p{N}])|\\(?:pi|sqrt|frac|alpha|theta)|[π√]|\((?=[a-z])"
 )
-_OPERATOR = regex.compile(r"\s*[-+*/^]\s*(?=[\d.(\\$√π]|[a-z]\b)|\s*!(?=\s*[-+*/=])")
+_OPERATOR = regex.compile(r"\s*[-+*/^]\s*(?=[\d.(\\$√π]|[a-z]\b)|\s*!(?=\s*[-+*/=])|\s*[xX]\s*(?=\d)")
 _RAISED = regex.compile(r"\s*\^\s*[({]?\s*-?\d+\s*[)}]?")
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 
@@ -87,7 +91,8 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Something with digits at ``start:end``: a ``number``, an ``expression`` ("2x", "16-3") or an ``other``.
+    """Something with digits at ``start:end``: a ``number``, an ``expression`` ("2x", "16-3") or an "
+    "``other``.
     Other are times, dates, versions, lengths in feet, ordinals and lists without spaces."""
 
     start: int
@@ -196,6 +201,7 @@ _SPACES = regex.compile(r"\\[,;: ]|~|\\thinspace|\\quad|\\qquad")
 _MINUS = regex.compile(r"(?<=[=(:≈])\s*-\s+(?=[\d.])")
 _LATEX = (
     (regex.compile(r"\{,\}"), ","),
+    (regex.compile(r"(?:°|\^\s*\{?\s*\\circ\s*\}?)\s*(?=\d)"), " "),
     (regex.compile(r"\\!|\\left|\\right|\\displaystyle|\^\s*\{?\s*\\circ\s*\}?|\\degree|°"), ""),
     (regex.compile(r"\\(?:times|cdot|ast)\b"), "*"),
     (regex.compile(r"\\(?:div)\b"), "/"),

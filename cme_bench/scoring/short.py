@@ -19,6 +19,15 @@ _ABBREVIATED = re.compile(
     r"\b(?:Mrs|Prof|Gen|Col|Sgt|Capt|Rev|Hon|Gov|Sen|Rep|Inc|Ltd|Corp|Mts|approx|vol|Bros)$", re.I
 )
 _TAKES_BACK = re.compile(r"[.!?]?\s*(?:no\b|or\b|actually|wait|sorry|but\b|not\b|不对|不)", re.IGNORECASE)
+_PROBABLY = re.compile(
+    r"(?:probably|most likely|likely|definitely|certainly|simply|clearly)\s+", re.IGNORECASE
+)
+_ITEM = re.compile(r"^1[.)]\s+(?=\D)")
+_DECORATION = re.compile(
+    r"^(?:[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d]+\s*)+(?=.*\w)|(?<=[\w.!)'])\s*[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d\s]+$"
+)
+_ASKED = re.compile(r"(?:q|question|passage|context)\s*:", re.IGNORECASE)
+_LATER = re.compile(r"\W*(?:no\b|or\b|actually|wait|sorry|oops|correction)", re.IGNORECASE)
 _QUOTE_LAST = re.compile(r"[\"'*]+([.!?])$")
 _PREFIX = re.compile(r"^(?:A|Ans)\s*:\s+")
 _JSON = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\"'\n,{}\[\]]+))\s*(?=[,}\]]|$)")
@@ -58,14 +67,21 @@ def _after(text: str, claim: Claim) -> str:
         m = _JSON.match(rest)
         return next((part for part in m.groups() if part), "").strip() if m else ""
     line = next((line for line in rest.splitlines() if line.strip(_QUOTES)), "")
-    return _QUOTE_LAST.sub(r"\1", first_sentence(line.strip(_QUOTES)).strip(_QUOTES))
+    words = _PROBABLY.sub("", line.strip(_QUOTES), count=1) if _PROBABLY.match(line.strip(_QUOTES)) else line
+    return _QUOTE_LAST.sub(r"\1", first_sentence(words.strip(_QUOTES)).strip(_QUOTES))
 
 
 def _first_line(text: str) -> str:
-    for line in text.splitlines():
+    lines = [line for line in text.splitlines() if line.strip(_QUOTES)]
+    listed = any(re.match(r"2[.)]\s", line) for line in lines)
+    for place, line in enumerate(lines):
         words = plain(line) if _WRAPPED.fullmatch(line.strip(_QUOTES)) else line
-        words = words.strip(_QUOTES)
-        words = _PREFIX.sub("", words)
+        if _ASKED.match(words) and place + 1 < len(lines):
+            continue
+        words = _DECORATION.sub("", words.strip(_QUOTES))
+        words = _PREFIX.sub("", words if listed else _ITEM.sub("", words))
+        if words and place + 1 < len(lines) and _LATER.match(lines[place + 1]):
+            return " ".join([words, *lines[place + 1 :]])
         if words and not (re.fullmatch(r"(?:the\s+)?answer(?:\s+is)?\s*:?", words, re.IGNORECASE)):
             return first_sentence(words).strip(_QUOTES)
     return ""

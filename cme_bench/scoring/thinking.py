@@ -36,17 +36,49 @@ _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)[^<]*<\|message\|>")
 _BARE_CHANNEL = re.compile(r"\s*(?:assistant)?analysis(?=[A-Z\"'])")
 _BARE_FINAL = re.compile(r"assistant\s*final(?=\s*\S)")
 _SPECIAL = re.compile(
-    r"<\|(?:im_end|im_start|eot_id|end|start|return|endoftext|begin_of_solution|end_of_solution|end_of_text|"
-    r"begin_of_box|end_of_box|START_RESPONSE|END_RESPONSE|END_OF_TURN_TOKEN)\|>"
+    r"<\|(?:im_start|end|start|return|begin_of_solution|end_of_solution|"
+    r"begin_of_box|end_of_box|START_RESPONSE|END_RESPONSE)\|>"
     r"(?:assistant\b)?"
+)
+
+
+_TURN_BEGINS = re.compile(
+    r"\s*(?:<s>(?!.*</s>\s*\S)|<bos>|<\|begin_of_text\|>|<start_of_turn>\s*(?:model|assistant)\b"
+    r"|<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|\[/INST\]|<pad>"
+    r"|(?:assistant|model)\s*\n|#{2,}\s*(?:response|assistant)\s*:?\s*\n|assistant\s*:)",
+    re.IGNORECASE | re.DOTALL,
+)
+_TURN_ENDS = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|END_OF_TURN_TOKEN)\|>|<end_of_turn>|<eos>|<pad>|\[INST\]"
+    r"|<[|\uff5c]end\u2581of\u2581sentence[|\uff5c]>|(?<!<s>)</s>",
+    re.IGNORECASE,
 )
 
 
 def without_thinking(response: str) -> str:
     """Return what ``response`` says outside its blocks of reasoning; empty if such a block never ends.
 
-    A block that is closed but not opened began in the prompt, as chat templates do it.
+    A block that is closed but not opened began in the prompt, as chat templates do it. What stands after the
+    sign that ends a turn is another turn.
     """
+    return _one_turn(_outside_of_thinking(response))
+
+
+def _one_turn(text: str) -> str:
+    """Return the first turn that says something, without the signs at its beginning and end."""
+    while (m := _TURN_BEGINS.match(text)) and m.end() > 0:
+        text = text[m.end() :]
+    if "<" not in text and "[" not in text:
+        return text
+    for m in _TURN_ENDS.finditer(text):
+        if m.group().lower() == "</s>" and "<s>" in text[: m.start()].lower():
+            continue  # struck out
+        if text[: m.start()].strip():
+            return text[: m.start()]
+    return text
+
+
+def _outside_of_thinking(response: str) -> str:
     if not any(sign in response for sign in ("<", "[", "◁", "&lt;", "analysis", "hinking", "hought")):
         return response
     response = _ESCAPED.sub(r"<\1>", response)
