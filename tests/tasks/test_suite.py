@@ -26,9 +26,9 @@ def test_cme_is_22_datasets_in_11_domains() -> None:
 
 
 SUITES = {
-    "cme": "593e9ce0d801",
+    "cme": "efc660d5141f",
     "cme_ll": "d046615adbd6",
-    "cme2": "39f2f6cb2aeb",
+    "cme2": "52448217a270",
     "cme2_ll": "cf5bc333cec2",
 }
 
