@@ -31,12 +31,13 @@ _DENIED = regex.compile(
     r"than|whether|if|(?:(?:could|might|may) be|can be(?!\s+(?:best\s+)?(?:classif|describ|label"
     r"|categori|summari|characteri)))|maybe,?|perhaps,?|possibly,?|fail(?:s|ed)? to be|(?:opposite"
     r"|absence) of|"
-    r"(?:wrong|false|incorrect) (?:to|that)|partly|partially|half|almost|nearly|nicht|kein\w*|pas|ni|не"
+    r"(?:wrong|false|incorrect) (?:to|that)|nicht|kein\w*|pas|ni|не"
     r"|нет)|n['’]t)"
     r"(?:[\s*\"'“”‘’(]+(?:(?:(?!but\b)\w+\s+){0,2}(?:classif|call|label|categori[sz]|describ|consider"
     r"|regard|rat|think|"
     r"believ|say)\w*\s+)?(?:(?!but\b)[\w'’]+\s+){0,2}|-)[*\"'“”‘’(]*)"
     r"|\b(?:no one|nobody|nothing|none)\b(?:(?!\bbut\b)[^.,;:\n]){0,40}\s[*\"'“”‘’(]*"
+    r"|\b(?:partly|partially|half|almost|nearly)\s+"
     r"|\bno\s+|(?:不是?|并非|非|没有?|无|未|别|不应该?选?|而非)\s*[\"'(]?)$",
     regex.IGNORECASE,
 )

@@ -27,7 +27,7 @@ _DECORATION = re.compile(
     r"^(?:[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d]+\s*)+(?=.*\w)|(?<=[\w.!)'])\s*[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d\s]+$"
 )
 _ASKED = re.compile(r"(?:q|question|passage|context)\s*:", re.IGNORECASE)
-_LATER = re.compile(r"\W*(?:no\b|or\b|actually|wait|sorry|oops|correction)", re.IGNORECASE)
+_LATER = re.compile(r"\W*(?:no(?=[,.!:;])|or\b|actually|wait|sorry|oops|correction)", re.IGNORECASE)
 _QUOTE_LAST = re.compile(r"[\"'*]+([.!?])$")
 _PREFIX = re.compile(r"^(?:A|Ans)\s*:\s+")
 _JSON = re.compile(r"\s*(?:\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|([^\"'\n,{}\[\]]+))\s*(?=[,}\]]|$)")
