@@ -6,7 +6,7 @@ for any architecture and adapter. It grows with the tokens of a batch; the rest 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,34 +77,51 @@ def kept_bytes(model: nn.Module, *, autocast: bool) -> int:
 
     Random states are as before.
     """
-    few, many = (_kept(model, tokens, autocast=autocast) for tokens in (PROBED // 2, PROBED))
+    device = next(model.parameters()).device
+    decoder: Any = model.get_base_model().base_model  # type: ignore[operator]  # PEFT: the transformers model
+
+    def forward(tokens: int) -> None:
+        decoder(input_ids=torch.zeros((1, tokens), dtype=torch.int64, device=device), use_cache=False)
+
+    return kept_by(forward, _tensors(model), device=device, autocast=autocast)
+
+
+def kept_by(
+    forward: Callable[[int], None], held: Iterable[Tensor], *, device: torch.device, autocast: bool
+) -> int:
+    """Return the bytes that autograd keeps in ``forward``, of so many tokens, for each of them.
+
+    ``held``: tensors whose memory is no part of it, as weights. torch's random states are as before.
+    """
+    weights = {_memory(each) for each in held}
+    few, many = (
+        _kept(forward, tokens, weights, device=device, autocast=autocast) for tokens in (PROBED // 2, PROBED)
+    )
     return -(-(many - few) // (PROBED - PROBED // 2))
 
 
-def _kept(model: nn.Module, tokens: int, *, autocast: bool) -> int:
-    device = next(model.parameters()).device
-    decoder: Any = model.get_base_model().base_model  # type: ignore[operator]  # PEFT: the transformers model
-    parameters = {_memory(each) for each in _tensors(model)}
+def _kept(
+    forward: Callable[[int], None], tokens: int, weights: set[int], *, device: torch.device, autocast: bool
+) -> int:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         """Count a tensor, and hand it back."""
         memory = _memory(tensor)
-        if memory not in parameters and tensor.device == device:
+        if memory not in weights and tensor.device == device:
             kept[memory] = tensor.untyped_storage().nbytes()
             held.append(tensor.detach())  # else its memory is given to the next, which then is not counted
         return tensor
 
     setattr(keep, TRANSPARENT, True)
     held: list[Tensor] = []
-    ids = torch.zeros((1, tokens), dtype=torch.int64, device=device)
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(device.type, torch.bfloat16, enabled=autocast),
     ):
-        decoder(input_ids=ids, use_cache=False)
+        forward(tokens)
     held.clear()  # the graph holds the hooks, and they hold this
     return sum(kept.values())
 

@@ -120,17 +120,19 @@ def _field_of(option: str, method: Method) -> str | None:
     return next((name for name in names if name in method.fields), None)
 
 
-def check_fit(config: PeftConfig, base: PretrainedConfig) -> None:
-    """Put the adapter on a model without memory. UsageError, listing the linear layers, if none fits."""
+def check_fit(config: PeftConfig, base: PretrainedConfig) -> int:
+    """Put the adapter on a model without memory; return how many numbers are trained. UsageError, listing the
+    linear layers, if none fits."""
     model = bare_model(base)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            adapted(model, config)
+            fitted = adapted(model, config)
     except UsageError:
         raise
     except ValueError as err:
         raise UsageError(_no_fit(config, model, err)) from err
+    return sum(parameter.numel() for parameter in fitted.parameters() if parameter.requires_grad)
 
 
 def _no_fit(config: PeftConfig, model: nn.Module, err: ValueError) -> str:

@@ -22,6 +22,7 @@ class Prepared:
     """A training that is about to begin.
 
     ``content``: the record of it; ``pad_token``: fills its batches. ``finished``: its folder holds it, whole.
+    ``trained``: how many numbers it trains.
     ``loading``: the base as adapters are put on it, where its weights are being loaded already; ``book``: the
     images of its rows.
     """
@@ -33,6 +34,7 @@ class Prepared:
     pad_token: int
     content: dict[str, Any]
     finished: bool
+    trained: int
     loading: Early[PreTrainedModel] | None = None
     book: Book | None = None
 

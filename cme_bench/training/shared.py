@@ -28,7 +28,7 @@ class Shared:
 
     def __init__(self) -> None:
         self._bases: dict[str, tuple[Checkpoint, Any, Any]] = {}
-        self._fitting: set[str] = set()
+        self._fitting: dict[str, int] = {}
         self._book: Book | None = None
         self._plans: dict[tuple[str, int], tuple[Sequence[ItemSet], TrainingPlan]] = {}
 
@@ -41,12 +41,15 @@ class Shared:
             self._bases[key] = check()
         return self._bases[key]
 
-    def fit(self, adapter: PeftConfig, check: Callable[[], None]) -> None:
-        """Check an adapter's fit on the base; those that differ in numbers' start alone are checked once."""
+    def fit(self, adapter: PeftConfig, check: Callable[[], int]) -> int:
+        """Check an adapter's fit on the base; those that differ in numbers' start alone are checked once.
+
+        Return what ``check`` does: how many numbers are trained.
+        """
         key = json.dumps(adapter.to_dict(), sort_keys=True, default=str)
         if key not in self._fitting:
-            check()
-            self._fitting.add(key)
+            self._fitting[key] = check()
+        return self._fitting[key]
 
     def book(self, make: Callable[[], Book | None]) -> Book | None:
         """Return what numbers the images of all trainings, made for the first that shows some."""

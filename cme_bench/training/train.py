@@ -124,7 +124,7 @@ def prepare(
     shared = shared or Shared()
     base, config, tokenizer = shared.base(options, lambda: _checked_base(options, listener))
     probed = adapter_config(options, config, steps=PROBE_STEPS)
-    shared.fit(probed, lambda: check_fit(probed, config))
+    trained = shared.fit(probed, lambda: check_fit(probed, config))
     if options.max_length > (most := max_positions(config)):
         raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
@@ -163,6 +163,7 @@ def prepare(
         pad_token=pad_token(tokenizer, embeddings(config)),
         content=record.describe_training(options, base, encoder, plan.mixture, identity),
         finished=record.check_folder(options.out, identity),
+        trained=trained,
         loading=loading,
         book=book,
     )

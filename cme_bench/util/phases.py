@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 REST = "other"
+Spent = tuple[Mapping[str, float], Mapping[str, float]]
+"""Seconds by phase of the main thread, and of what was done beside it."""
 _LONGEST_START = 60.0
 """A process that is older when this module is imported has done other things before."""
 
@@ -54,7 +56,7 @@ class Phases:
         self._mine[self._stack[-1]] += now - self._mark
         self._mark = now
 
-    def seconds(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+    def seconds(self) -> Spent:
         """Return seconds by phase so far: of the main thread, in the order in which they began, the rest
         last; and of what was done beside it."""
         self._turn()
@@ -62,6 +64,14 @@ class Phases:
             others = dict(self._others)
         mine = {name: spent for name, spent in self._mine.items() if name != REST}
         return mine | {REST: self._mine[REST]}, others
+
+    def since(self, before: Spent) -> Spent:
+        """Return what :meth:`seconds` does, without what it returned before."""
+        mine, others = (
+            {name: spent - then.get(name, 0.0) for name, spent in now.items()}
+            for now, then in zip(self.seconds(), before, strict=True)
+        )
+        return mine, others
 
 
 def _age() -> float:

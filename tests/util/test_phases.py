@@ -53,3 +53,16 @@ def test_other_threads_stand_beside(clock: list[float]) -> None:
 
 def test_the_age_of_a_process_is_known_or_nothing() -> None:
     assert 0 <= phases._age() < phases._LONGEST_START
+
+
+def test_what_went_by_since_a_moment(clock: list[float]) -> None:
+    phase = Phases()
+    with phase("rows"):
+        clock[0] += 2
+    before = phase.seconds()
+    with phase("rows"):
+        clock[0] += 3
+    with phase("steps"):
+        clock[0] += 5
+    mine, _ = phase.since(before)
+    assert mine == {"start": 0.0, "rows": 3.0, "steps": 5.0, "other": 0.0}

@@ -66,7 +66,7 @@ def reproduce(recipe: Recipe, call: CallOptions, note: Note) -> None:
         recipe = staged(recipe, folder)
     else:
         recipe = with_seeds(recipe, *map(int, call.stage_seeds.split(",")))
-    bench = Workbench(recipe, folder, offline=call.offline)
+    bench = Workbench(recipe, folder, offline=call.offline, note=note)
     with nullcontext() if state is None else saved_meanwhile(lambda: state.pack(bench.recipe, folder), note):
         try:
             with interrupted_at(clock):

@@ -21,6 +21,7 @@ from cme_bench.experiments.reproduce.training_files import training_files
 from cme_bench.experiments.router import interaction_frame, load_frame, mean_by
 from cme_bench.experiments.router_load import measure_router
 from cme_bench.models.checkpoint import hash_checkpoint
+from cme_bench.reports.engine_stats import phases_line
 from cme_bench.reports.figures.router import write_router_figures
 from cme_bench.reports.router_tables import write_router_tables
 from cme_bench.runs.engine_factory import open_engines
@@ -34,11 +35,13 @@ from cme_bench.runs.runner import ask
 from cme_bench.tasks.open_source import open_source
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, load_sets
+from cme_bench.training.shared import Shared
 from cme_bench.training.sweep.sweep import sweep
 from cme_bench.training.train import train
 from cme_bench.training.validation import Validation, validations
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
+from cme_bench.util.phases import phase
 from cme_bench.util.provenance import commit, hardware
 
 GRID_SEED = 1_000
@@ -48,7 +51,7 @@ SUBJECT_TASK = "cme_mmlu_ll"
 
 class Workbench:
     """Does the jobs of a recipe. Calling it with jobs gives what their markers record: with several, if they
-    are trainings of one kind."""
+    are trainings of one kind. ``note``: is told where the seconds of trainings together went."""
 
     def __init__(
         self,
@@ -58,8 +61,10 @@ class Workbench:
         offline: bool = False,
         training: Listener | None = None,
         running: Listener | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.recipe, self.folder, self.offline = recipe, folder, offline
+        self.recipe, self.folder, self.offline, self._note = recipe, folder, offline, note
+        self._shared = Shared()
         self._training, self._running = training or Listener(), running or Listener()
         self._asked_before = KeptQuestions()
         self._trains = False
@@ -121,11 +126,15 @@ class Workbench:
 
     def trained(self, *asked: TrainOptions) -> list[dict[str, Any]]:
         """Train, or go on, all at once; return the trainings' records."""
+        before = phase.seconds()
+        with phase("rows"):
+            sets = self.sets
         if len(asked) == 1:
-            train(asked[0], self._training, sets=self.sets)
+            train(asked[0], self._training, sets=sets)
         else:
             states = self.folder.path / "jobs" / f".{asked[0].out.parent.name}-{asked[0].out.name}.sweep.pt"
-            sweep(asked, self._training, sets=self.sets, states=states)
+            sweep(asked, self._training, sets=sets, states=states, shared=self._shared)
+            self._note(f"{len(asked)} trainings, {phases_line(*phase.since(before))}")
         return [_outcome(options.out) for options in asked]
 
     def _train(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,7 @@ from cme_bench.training.prepared import Prepared
 from cme_bench.training.replay import Replay
 from cme_bench.training.sweep.join import Joined
 from cme_bench.training.sweep.making import Made, Making, layouts
+from cme_bench.training.sweep.room import most_places, rows_of
 from cme_bench.training.sweep.slots import Slot
 from cme_bench.training.sweep.together import Group, Together
 from cme_bench.training.varlen import bound_examples
@@ -82,6 +83,17 @@ class Crew:
             group.ranks.tell(row)
         return self._together.alone(number)
 
+    def step_bytes(self) -> int:
+        """Return the bytes that a step keeps beside base and trained numbers, by an estimate: what autograd
+        keeps for a few tokens of all members, times those of the largest batch."""
+        laid = self._making.layouts
+        rows = rows_of(self.members, laid)
+        widest = max(
+            -(-most_places(member, layout) // count)
+            for member, layout, count in zip(self.members, laid, rows, strict=True)
+        )
+        return widest * self._together.kept_bytes(rows, autocast=self._bf16)
+
     def advance(self) -> Tensor:
         """Make one step; return its sums, [members, 4]: loss, target tokens, tokens, and the balance loss."""
         sums = self._accumulate(next(self._made))
@@ -133,11 +145,13 @@ class Crew:
         for parameter in self.slots[number].parameters().values():
             parameter.data = parameter.data.clone()
 
-    def states(self) -> dict[str, dict[str, Any]]:
-        """Return what each member needs to go on, on the CPU."""
+    def states(self, names: Collection[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Return what each member, or each of ``names``, needs to go on, on the CPU."""
         found = {}
         for group in self._together.groups:
             for row, number in enumerate(group.slots):
+                if names is not None and self.members[number].name not in names:
+                    continue
                 held: dict[str, Any] = {
                     name: group.numbers.row(t, row) for name, t in group.numbers.state().items()
                 }

@@ -62,14 +62,15 @@ def read_sweep(
                     f"{where[f'adapters.{name}']}: {whole!r} stands twice or is no name of a folder"
                 )
             given = {**shared, **own, **varied}
-            places = {
-                **{k: where[f"settings.{k}"] for k in shared},
-                **{k: where[f"adapters.{name}.{k}"] for k in own},
+            place = where[f"adapters.{name}"]
+            places = {  # what an alias repeats has no line of its own
+                **{k: where.get(f"settings.{k}", str(file)) for k in shared},
+                **{k: where.get(f"adapters.{name}.{k}", place) for k in own},
                 **{k: where[f"vary.{k}"] for k in varied},
             }
             given |= {"model": base, "out": out / whole, "offline": offline}
             given |= {} if data is None else {"data": data}
-            found[whole] = _options(given, places, where[f"adapters.{name}"], name)
+            found[whole] = _options(given, places, place, name)
     return list(found.values())
 
 

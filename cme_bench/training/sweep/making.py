@@ -23,14 +23,15 @@ def layouts(members: Sequence[Prepared], base: PreTrainedModel, *, packed: bool)
     ``packed``: in packs of one fixed width for all, unless the options of a member say otherwise.
     """
     width = members[0].options.pack_tokens or None
+    plans = list({id(m.plan): m.plan for m in members}.values())  # many share one
     if packed and all(packs_are_free(m.options) for m in members):
         apart = looks_apart(base)
-        width = max(choose_width(m.plan.examples.lengths, m.plan.batches, apart=apart) for m in members)
+        width = max(choose_width(plan.examples.lengths, plan.batches, apart=apart) for plan in plans)
     multiple = width_multiple(base.device.type)
     if width is None:
         return [Layout(m.pad_token, multiple, per_row=m.options.pack) for m in members]
-    longest = max(int(m.plan.examples.lengths.max()) for m in members)
-    learnt = max(most_learnt(m.plan.examples.target_lengths, m.plan.batches) for m in members)
+    longest = max(int(plan.examples.lengths.max()) for plan in plans)
+    learnt = max(most_learnt(plan.examples.target_lengths, plan.batches) for plan in plans)
     return [Layout(m.pad_token, multiple, width=width, longest=longest, learnt=learnt) for m in members]
 
 

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-
-from peft import PeftConfig
-from transformers import PreTrainedModel
+from math import gcd
 
 from cme_bench.training.batches import Layout
-from cme_bench.training.fresh import leave_casts
-from cme_bench.training.memory import kept_bytes
 from cme_bench.training.prepared import Prepared
-from cme_bench.training.sweep.slots import Slot
 
-_NUMBERS = 4 + 1
-"""Values, gradients and two moments of the trained numbers, and once more what an update makes of them."""
+_NUMBERS = 4 * (4 + 1)
+"""Bytes of values, gradients and two moments of a trained number, and once more of what an update makes of
+it."""
 _SAMPLE = 100
 
 
-class Room:
-    """Estimates bytes, from a forward pass over a few tokens with an adapter of each configuration."""
-
-    def __init__(self, base: PreTrainedModel, *, bf16: bool) -> None:
-        self._base, self._bf16 = base, bf16
-        self._found: dict[str, tuple[int, int]] = {}
-
-    def bytes(self, members: Sequence[Prepared], laid: Sequence[Layout]) -> int:
-        """Return the bytes that a step of the members keeps beside the base."""
-        total = 0
-        for member, layout in zip(members, laid, strict=True):
-            per_token, trained = self._of(member.config)
-            total += _NUMBERS * trained + per_token * _places(member, layout)
-        return total
-
-    def _of(self, config: PeftConfig) -> tuple[int, int]:
-        """Return the bytes kept for a token, and those of the trained numbers."""
-        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
-        if key not in self._found:
-            slot = Slot(self._base, config, seed=0)
-            with slot.mounted() as model:
-                model.train()
-                if self._bf16:
-                    leave_casts(slot.layers.values(), self._base.device)
-                trained = sum(p.numel() * p.element_size() for p in slot.parameters().values())
-                self._found[key] = kept_bytes(model, autocast=self._bf16), trained
-        return self._found[key]
+def numbers_bytes(members: Sequence[Prepared]) -> int:
+    """Return the bytes that the trained numbers of the members take, with all that is kept of them."""
+    return _NUMBERS * sum(member.trained for member in members)
 
 
-def _places(member: Prepared, layout: Layout) -> int:
+def rows_of(members: Sequence[Prepared], laid: Sequence[Layout]) -> list[int]:
+    """Return numbers of rows that are to each other as those of the members' batches: in packs all alike."""
+    if laid[0].width is not None:
+        return [1] * len(members)
+    sizes = [member.options.batch_size for member in members]
+    return [size // gcd(*sizes) for size in sizes]
+
+
+def most_places(member: Prepared, layout: Layout) -> int:
     """Return the places of a member's largest batch, of some of them."""
     lengths, batches = member.plan.examples.lengths, member.plan.batches
     sample = batches[:: max(1, len(batches) // _SAMPLE)]

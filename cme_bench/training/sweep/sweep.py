@@ -34,14 +34,16 @@ from cme_bench.training.shared import Shared
 from cme_bench.training.signals import stop_on_signal
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
-from cme_bench.training.sweep.making import layouts
 from cme_bench.training.sweep.processes import StateFiles, one_process
-from cme_bench.training.sweep.room import Room
+from cme_bench.training.sweep.room import numbers_bytes
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import replacing, storing, write_json
+from cme_bench.util.phases import phase
 
 STATES = ".sweep.pt"
+_FIRST = 2
+"""Steps in which kernels are built and a graph is captured."""
 _DATA = (
     *("data", "row_form", "encoding", "delimiter", "quotes", "datasets", "cap", "holdout", "spare"),
     *("prompt_format", "max_length", "offline"),
@@ -55,19 +57,22 @@ def sweep(
     *,
     sets: Sequence[ItemSet] | None = None,
     states: Path | None = None,
+    shared: Shared | None = None,
 ) -> list[Path]:
     """Train all adapters, and return their folders, which lie in one folder.
 
     ``sets``: the rows that all draw from, as ``load_sets`` returns them, if they are loaded already;
     ``states``: the file of what is unfinished, by default ``.sweep.pt`` beside the folders; of several
-    processes (:mod:`.processes`) each has one, with its number in the name.
+    processes (:mod:`.processes`) each has one, with its number in the name. ``shared``: what sweeps before on
+    the same base have made.
 
     Raises UsageError before weights are loaded for every setting that is impossible, InterruptedRun after a
     signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
     """
     listener = listener or Listener()
     with one_process() as process:
-        waiting = [one for one in process.share(_prepared(options, listener, sets)) if not one.finished]
+        prepared = process.share(_prepared(options, listener, sets, shared or Shared()))
+        waiting = [one for one in prepared if not one.finished]
         if waiting:
             with ExitStack() as stack:
                 for one in waiting:
@@ -82,11 +87,11 @@ def sweep(
 
 
 def _prepared(
-    options: Sequence[TrainOptions], listener: Listener, sets: Sequence[ItemSet] | None
+    options: Sequence[TrainOptions], listener: Listener, sets: Sequence[ItemSet] | None, shared: Shared
 ) -> list[Prepared]:
     """Prepare every training; rows that several of them draw from are read once, if ``sets`` are not they."""
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
-    found, shared = [], Shared()
+    found = []
     for one in options:
         for name in ("device_map", "checkpointing"):
             if getattr(one, name):
@@ -98,8 +103,10 @@ def _prepared(
         listener.note(f"{one.out.name}: preparing")
         key = tuple(getattr(one, name) for name in _DATA)
         if key not in read:
-            read[key] = load_sets(one, note=listener.note) if sets is None else sets
-        found.append(prepare(one, listener, sets=read[key], shared=shared))
+            with phase("rows"):
+                read[key] = load_sets(one, note=listener.note) if sets is None else sets
+        with phase("batches"):
+            found.append(prepare(one, listener, sets=read[key], shared=shared))
     return found
 
 
@@ -113,13 +120,14 @@ class _Sweep:
         self._listener, self._files, self._together = listener, files, together
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
-        self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
+        with phase("weights"):
+            self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
         if (book := next((one.book for one in waiting if one.book is not None), None)) is not None:
             show(self._base, book, listener.note)
         self._words = manner(self._base.device)
         self._packed = self._use_packs(waiting)
         self._states = self._stored()
-        self._room = Room(self._base, bf16=self._dtype == torch.bfloat16)
+        self._fitting: set[str] = set()
         self._ledger = Ledger(listener, [one.plan.steps for one in waiting])
         self._diverged: list[str] = []
 
@@ -163,7 +171,7 @@ class _Sweep:
 
     def _train(self, members: Sequence[Prepared]) -> None:
         """Train members until all are finished; those that are leave the others."""
-        for part in self._fitting(members):
+        for part in self._parts(members, numbers_bytes(members)) or [list(members)]:
             left: Sequence[Prepared] = part
             while left:
                 left, halves = self._train_crew(left)
@@ -173,38 +181,51 @@ class _Sweep:
                 for half in halves:
                     self._train(half)
 
-    def _fitting(self, members: Sequence[Prepared]) -> list[Sequence[Prepared]]:
-        """Return the members in parts whose steps fit in memory, by estimate."""
+    def _parts(self, members: Sequence[Prepared], needed: int, share: float = SHARE) -> list[list[Prepared]]:
+        """Return the members in parts that fit in a share of the free memory, where all together need more,
+        ``needed`` bytes; none where they fit."""
         free = free_bytes(self._base.device)
-        if free is None:
-            return [members]
-        share = SHARE / 2 if "graph" in self._words else SHARE  # a graph holds a step's memory once more
-        laid = layouts(members, self._base, packed=self._packed)
-        needed = self._room.bytes(members, laid)
-        parts = min(len(members), -(-needed // int(share * free)))
+        if free is None or len(members) == 1 or needed <= share * free:
+            return []
+        parts = min(len(members), -(-needed // max(1, int(share * free))))
         size = -(-len(members) // parts)
-        if parts > 1:
-            self._listener.note(
-                f"a step of {len(members)} adapters keeps about {gib(needed)}, {gib(free)} are free: "
-                f"{size} at a time"
-            )
-        return [members[i : i + size] for i in range(0, len(members), size)]
+        self._listener.note(
+            f"a step of {len(members)} adapters keeps about {gib(needed)}, {gib(free)} are free: "
+            f"{size} at a time"
+        )
+        return [list(members[i : i + size]) for i in range(0, len(members), size)]
+
+    def _apart(self, crew: Crew) -> list[list[Prepared]]:
+        """Return the members in parts where a step of all is too large by an estimate, made once for each."""
+        names = {member.name for member in crew.members}
+        if names <= self._fitting or free_bytes(self._base.device) is None:
+            return []
+        share = SHARE / 2 if "graph" in self._words else SHARE  # a graph holds a step's memory once more
+        parts = self._parts(crew.members, crew.step_bytes(), share)
+        self._fitting |= set() if parts else names
+        return parts
 
     def _train_crew(self, members: Sequence[Prepared]) -> tuple[list[Prepared], list[list[Prepared]]]:
-        """Train until a member is finished or leaves; return those that are left, or their halves where a
+        """Train until a member is finished or leaves; return those that are left, or parts of them where a
         step does not fit in memory."""
-        crew = Crew(
-            self._base,
-            members,
-            step=self._step_of(members[0]),
-            states=self._states,
-            bf16=self._dtype == torch.bfloat16,
-            packed=self._packed,
-            replay=self._listener.note if "graph" in self._words else None,
-        )
+        with phase("adapters"):
+            crew = Crew(
+                self._base,
+                members,
+                step=self._step_of(members[0]),
+                states=self._states,
+                bf16=self._dtype == torch.bfloat16,
+                packed=self._packed,
+                replay=self._listener.note if "graph" in self._words else None,
+            )
         try:
+            with phase("memory"):
+                parts = self._apart(crew)
+            if parts:
+                return [], parts
             if crew.step == 0:
-                self._describe(crew)
+                with phase("records"):
+                    self._describe(crew)
             return self._advance(crew), []
         except torch.OutOfMemoryError:
             return [], self._halves(crew)
@@ -220,27 +241,31 @@ class _Sweep:
 
     def _advance(self, crew: Crew) -> list[Prepared]:
         """Advance until a member is finished or diverges; return those that are left."""
-        end = min(member.plan.steps for member in crew.members)
+        end, begun = min(member.plan.steps for member in crew.members), crew.step
         options = crew.members[0].options
         self._ledger.open(crew.members, crew.step)
-        while True:
-            sums = crew.advance()
-            self._ledger.add(crew.step, sums)
+        while crew.step < end:
+            with phase("first steps" if crew.step < begun + _FIRST else "steps"):
+                self._ledger.add(crew.step + 1, crew.advance())
             due = crew.step == end or crew.step % options.save_every == 0
             if not due and not self._ledger.interrupted and crew.step % options.log_every:
                 continue
-            diverged = self._ledger.flush(wait=due or self._ledger.interrupted)
-            diverged += self._ledger.flush() if diverged else []
+            with phase("steps"):
+                diverged = self._ledger.flush(wait=due or self._ledger.interrupted)
+                diverged += self._ledger.flush() if diverged else []
             stopped = self._ledger.interrupted and crew.step < end
-            if due or diverged or stopped:
-                self._keep(crew)
-            if stopped:
+            if not diverged and (stopped or (due and crew.step < end)):
+                self._keep(crew, crew.members)
+            if stopped and not diverged:
                 raise InterruptedRun(f"stopped at step {crew.step}; the same command goes on there")
-            if crew.step == end or diverged:
+            if diverged:
                 return self._part(crew, diverged)
+        return self._part(crew, [])
 
-    def _keep(self, crew: Crew) -> None:
-        self._states |= crew.states()
+    @phase("states")
+    def _keep(self, crew: Crew, members: Sequence[Prepared]) -> None:
+        """Write the states of all that wait, those of ``members`` as they are now."""
+        self._states |= crew.states({member.name for member in members})
         identities = {name: one.content["identity"] for name, one in self._waiting.items()}
         with storing(self._files.own), replacing(self._files.own) as stream:
             torch.save({"identities": identities, "states": self._states}, stream)
@@ -261,31 +286,46 @@ class _Sweep:
         return found
 
     def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Prepared]:
-        """Write the folders of those that are finished; return those that go on."""
-        left = []
-        for number, member in enumerate(crew.members):
-            if member.name in diverged:
-                self._diverged.append(member.name)
-                self._states.pop(member.name, None)
-            elif member.plan.steps == crew.step:
-                crew.detach(number)
-                with crew.alone(number) as model:
-                    finish(model, self._ledger.curve(member.name), member, together=self._together)
-                if member.options.report_to:
-                    curve = self._ledger.curve(member.name)
-                    report_whole(member.options, member.content, curve, self._listener.note)
-                self._states.pop(member.name, None)
-            else:
-                left.append(member)
+        """Write the folders of those that are finished; return those that go on.
+
+        The states of the finished are not written, which takes longer than the folders: where one of these
+        cannot be, they are, and killed meanwhile they are made again from the last states that were.
+        """
+        self._diverged += diverged
+        for name in diverged:
+            self._states.pop(name, None)
+        good = [member for member in crew.members if member.name not in diverged]
+        left = [member for member in good if member.plan.steps > crew.step]
+        if left:
+            self._keep(crew, left)
+        try:
+            for number, member in enumerate(crew.members):
+                if member.name not in diverged and member.plan.steps == crew.step:
+                    self._finish(crew, number)
+        except BaseException:
+            self._keep(crew, good)
+            raise
         return left
+
+    @phase("saving")
+    def _finish(self, crew: Crew, number: int) -> None:
+        member = crew.members[number]
+        crew.detach(number)
+        with crew.alone(number) as model:
+            finish(model, self._ledger.curve(member.name), member, together=self._together)
+        if member.options.report_to:
+            curve = self._ledger.curve(member.name)
+            report_whole(member.options, member.content, curve, self._listener.note)
+        self._states.pop(member.name, None)
 
     def _halves(self, crew: Crew) -> list[list[Prepared]]:
         """Return the members of a crew that did not fit in memory, in two parts."""
         crew.forget_gradients()
+        self._fitting.clear()
         if len(crew.members) == 1:
             raise CmeError(f"out of memory with {crew.members[0].name} alone; lower --batch-size")
         self._ledger.flush()
-        self._keep(crew)
+        self._keep(crew, crew.members)
         middle = (len(crew.members) + 1) // 2
         self._listener.note(
             f"out of memory with {len(crew.members)} adapters at a time: going on with {middle}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from cme_bench.adapters.decay import decayed_names
 from cme_bench.adapters.routing.balance import BalanceTape
 from cme_bench.training.loss import CHUNK_NUMBERS, output_head, placed_nlls, target_nlls
+from cme_bench.training.memory import kept_by
 from cme_bench.training.sweep.adalora import RankBudget, is_adalora
 from cme_bench.training.sweep.flat import FlatParameters
 from cme_bench.training.sweep.join import Joined
@@ -135,6 +137,31 @@ class Together:
             warnings.filterwarnings("ignore", "grad and param do not obey")  # one array holds an adapter's
             torch.autograd.backward(torch.stack([*wholes, *extra]).sum())
         return torch.stack([summed.detach(), balances.detach()], dim=1)
+
+    def kept_bytes(self, rows: Sequence[int], *, autocast: bool) -> int:
+        """Return the bytes that autograd keeps for each token of a row, if slots have so many ``rows``.
+
+        Found by a forward pass over a few tokens of all slots. Gradients and random numbers are as before.
+        """
+        base, turn = self._base, self.turn
+        decoder: Any = base.base_model
+        states = [generator.get_state() for generator in turn.generators]
+
+        def forward(tokens: int) -> None:
+            ids = torch.zeros((sum(rows), tokens), dtype=torch.int64, device=base.device)
+            turn.begin(rows, [tokens] * len(rows), torch.ones_like(ids))
+            decoder(input_ids=ids, use_cache=False)
+
+        numbers = (group.numbers.values for group in self.groups)
+        held = chain(base.parameters(), base.buffers(), numbers)
+        try:
+            return kept_by(forward, held, device=base.device, autocast=autocast)
+        finally:
+            for generator, state in zip(turn.generators, states, strict=True):
+                generator.set_state(state)
+            for tape in turn.tapes:
+                if tape is not None:
+                    tape.forget()
 
     def _losses(self, joined: Joined) -> Tensor:
         """Return the summed loss of each slot's target tokens, [slots]."""

@@ -15,16 +15,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from cme_bench.cli.sweep import sweep as sweep_command
 from cme_bench.models.adapter import own_seconds
 from cme_bench.runs.progress import Listener
 from cme_bench.training.curve import read_curve
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.file import read_sweep
-from cme_bench.training.sweep.making import layouts
-from cme_bench.training.sweep.room import Room
-from cme_bench.training.sweep.sweep import STATES, sweep
-from cme_bench.training.train import frozen_base, prepare, train
+from cme_bench.training.sweep.options import SweepOptions
+from cme_bench.training.sweep.room import numbers_bytes
+from cme_bench.training.sweep.sweep import STATES, _Sweep, sweep
+from cme_bench.training.train import finish, frozen_base, prepare, train
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 
 SETTINGS = {"data": "mini", "datasets": "sst2", "dropout": 0.1, "max_length": 256, "max_steps": 8}
@@ -112,6 +113,44 @@ def test_stopped_it_goes_on_bit_for_bit(
         ]
 
 
+def test_a_folder_that_cannot_be_written_costs_no_step(
+    asked: list[TrainOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are finished the states are written only then; the next call makes the folders alone."""
+    real, made = finish, list[str]()
+
+    def full(model: Any, curve: Any, member: Any, **more: Any) -> None:
+        if len(made) == 3:
+            raise CmeError("the disk is full")
+        made.append(member.name)
+        real(model, curve, member, **more)
+
+    monkeypatch.setattr("cme_bench.training.sweep.sweep.finish", full)
+    with pytest.raises(CmeError, match="the disk is full"):
+        sweep(asked)
+    assert made == ["plain-seed0", "plain-seed1", "team-seed0"]
+    monkeypatch.setattr("cme_bench.training.sweep.sweep.finish", real)
+    monkeypatch.setattr(Crew, "advance", None)
+    sweep(asked)
+    assert numbers(asked[1].out) and not (tmp_path / "out" / STATES).exists()
+
+
+def test_the_states_of_the_finished_are_not_written(
+    asked: list[TrainOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[list[str]] = []
+    real = Crew.states
+
+    def noted(crew: Crew, names: Any = None) -> Any:
+        kept.append(sorted(found := real(crew, names)))
+        return found
+
+    monkeypatch.setattr(Crew, "states", noted)
+    sweep([replace(one, save_every=3) for one in asked])
+    every = sorted(one.out.name for one in asked)
+    assert kept == [every, ["team-seed0", "team-seed1"], ["team-seed0", "team-seed1"]], "at 3, 5 and 6"
+
+
 @pytest.mark.slow
 def test_processes_of_a_launcher_train_adapters_of_their_own(
     asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
@@ -135,6 +174,25 @@ def test_processes_of_a_launcher_train_adapters_of_their_own(
         ours, theirs = numbers(one.out), numbers(other.out)
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_command_says_where_its_seconds_went(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of its adapters is an alias of another in the file."""
+    file = tmp_path / "sweep.yaml"
+    settings = json.dumps(SETTINGS | {"max_steps": 3})
+    file.write_text(
+        f"model: {tiny_checkpoint}\nsettings: {settings}\n"
+        "adapters:\n  a: &a\n    method: lora\n    rank: 2\n  b: *a\n"
+    )
+    sweep_command(SweepOptions(file, tmp_path / "out", offline=True))
+    said = capsys.readouterr()
+    (line,) = [line for line in (said.out + said.err).splitlines() if line.startswith("time: ")]
+    assert "batches" in line and "first steps" in line
+    assert all(
+        torch.equal(value, numbers(tmp_path / "out/b")[k]) for k, value in numbers(tmp_path / "out/a").items()
+    )
 
 
 def test_one_that_diverges_stops_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -188,25 +246,64 @@ def test_what_a_step_keeps_decides_how_many_go_together(
         start(crew, base, members, **more)
 
     monkeypatch.setattr(Crew, "__init__", noted)
-    monkeypatch.setattr(
-        "cme_bench.training.sweep.room.Room.bytes", lambda room, members, laid: 100 * len(members)
-    )
-    monkeypatch.setattr("cme_bench.training.sweep.sweep.free_bytes", lambda device: 300)
+    monkeypatch.setattr(Crew, "step_bytes", lambda crew: 10**9 * len(crew.members))
+    monkeypatch.setattr("cme_bench.training.sweep.sweep.free_bytes", lambda device: 3 * 10**9)
     listener = StopAt(10**9)
     sweep(asked, listener)
-    assert sizes == [2, 2]
+    assert sizes == [4, 2, 2]
     assert any(
         "a step of 4 adapters keeps about" in note and "2 at a time" in note for note in listener.notes
     )
 
 
-def test_room_grows_with_the_places_of_a_batch(asked: list[TrainOptions]) -> None:
-    few, many = ([prepare(replace(one, batch_size=size), Listener()) for one in asked] for size in (2, 6))
-    base = frozen_base(few[0].base, torch.float32, torch.device("cpu"), asked[0])
-    room = Room(base, bf16=False)
-    needed = [room.bytes(each, layouts(each, base, packed=False)) for each in (few, many)]
-    assert 0 < needed[0] < needed[1]
-    assert not hasattr(base, "peft_config") and not [n for n, _ in base.named_parameters() if "lora" in n]
+def test_numbers_that_do_not_fit_are_not_even_made(
+    asked: list[TrainOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [prepare(one, Listener()) for one in asked]
+    trained = [sum(map(torch.numel, numbers(f).values())) for f in sweep(asked)]
+    assert [member.trained for member in members] == trained
+    assert numbers_bytes(members) == 20 * sum(trained)
+    sizes: list[int] = []
+    monkeypatch.setattr(_Sweep, "_train_crew", lambda _, members: (sizes.append(len(members)), ([], []))[1])
+    monkeypatch.setattr("cme_bench.training.sweep.sweep.free_bytes", lambda device: 15 * sum(trained))
+    again = [replace(one, out=one.out.with_name(f"{one.out.name}-again")) for one in asked]
+    sweep(again)
+    assert sizes == [2, 2]
+
+
+@pytest.mark.parametrize("method", ["lora", "teamlora", "adalora", "mixlora"])
+def test_the_estimate_is_what_autograd_keeps_of_a_step(
+    method: str, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """Beside weights in other shapes, logits, and what a loss by parameters keeps."""
+    given = {"method": method, "rank": 2}
+    adapters = {"a": given, "b": given, "c": {"method": "lora", "rank": 3, "batch_size": 6}}
+    one, _, other = read_sweep(
+        write(tmp_path, tiny_checkpoint, adapters=adapters, vary={}), tmp_path / "out", offline=True
+    )
+    members = [prepare(each, Listener()) for each in (one, replace(one, out=tmp_path / "b", seed=1), other)]
+    base = frozen_base(members[0].base, torch.float32, torch.device("cpu"), one)
+    fresh = Crew(base, members, step=0, states={}, bf16=False)
+    sums = fresh.advance()
+    fresh.close()
+    crew = Crew(base, members, step=0, states={}, bf16=False)
+    batch = crew._making(0).turns[0]
+    _, width = batch.tensors["input_ids"].shape
+    assert batch.sizes == [3, 3, 6]
+    kept = crew._together.kept_bytes([1, 1, 2], autocast=False)
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.detach()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        again = crew.advance()
+    assert torch.equal(sums, again), "nothing but the estimate is left of it"
+    weights = {p.untyped_storage().data_ptr() for p in base.parameters()}
+    whole = sum(each.untyped_storage().nbytes() for at, each in held.items() if at not in weights)
+    assert whole == pytest.approx(kept * 3 * width, rel=0.35)
+    assert crew.step_bytes() >= kept * 3 * width
 
 
 @pytest.mark.parametrize(
