@@ -31,7 +31,8 @@ OPTION_COLUMNS = (
     r"(?:[a-j]|\d{1,2})",
     r"op[a-j]",
 )
-WRONG_OPTIONS = r"(?:distractor|incorrect(?:_answer)?|wrong(?:_answer)?)s?[ _-]?\d*"
+WRONG_OPTIONS = r"(?:distractor|(?:incorrect|wrong|false)(?:_(?:answer|option|choice))?)s?_?\d*"
+"""The name of a wrong option, in one spelling."""
 
 _IDS = (
     "id uid guid idx ind index key qid pid question_id item_id sample_id example_id source_id "
@@ -90,12 +91,17 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]")
 
 def role(table: Table, name: str) -> str:
     """Return ``id``, ``describes`` or ``gives away`` for a column that is not read, else an empty text."""
+    return named_role(name) or _role_by_values(table, name)
+
+
+def named_role(name: str) -> str:
+    """Return what a column's name says of its role; empty if it says nothing."""
     lower = in_one_spelling(name)
     if lower in _IDS or name.lower() in _IDS or re.search(r"(?:^|_)(?:id|idx|uid|url)s?$", lower):
         return "id"
     if lower in _GIVES_AWAY:
         return "gives away"
-    return "describes" if lower in _DESCRIBES else _role_by_values(table, name)
+    return "describes" if lower in _DESCRIBES else ""
 
 
 def _role_by_values(table: Table, name: str) -> str:
@@ -110,6 +116,27 @@ def _role_by_values(table: Table, name: str) -> str:
     if distinct == len(texts) and all(re.search(r"\d", text) for text in texts):
         return "id"
     return "describes" if len(texts) >= FEW_ROWS and distinct <= len(texts) / 3 else ""
+
+
+def holds_answer(table: Table, name: str, answer: str, others: Sequence[str]) -> bool:
+    """Return whether every text of a column holds the prose of another column and the answer behind it, as a
+    whole prompt with its answer does ("### Instruction: ... ### Response: ...")."""
+    return any(
+        all(
+            isinstance(row[answer], str) and _follows(as_text(row[name]), as_text(row[other]), row[answer])
+            for row in table.rows
+        )
+        for other in others
+        if other != name and words(table, other) >= PROSE_WORDS
+    )
+
+
+def _follows(whole: str, first: str, then: str) -> bool:
+    """Return whether both texts stand in the whole, the second behind the first."""
+    if is_blank(first) or is_blank(then):
+        return False
+    place = whole.find(first.strip())
+    return place >= 0 and whole.find(then.strip(), place + len(first.strip())) >= 0
 
 
 def is_part(table: Table, name: str, shown: Sequence[str]) -> bool:

@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 from cme_bench.util.errors import UsageError, first_line
 
 SEPARATORS = (",", ";", "\t", "|")
+_MARK = '"'
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", ":": "colon", " ": "blank"}
 _SAMPLE = 50_000
 """Characters that the dialect is found by."""
 _COMMENT = re.compile(r"(#[^\r\n]*)(?:\r\n|\r|\n)")
 _MARKDOWN = re.compile(r"[^\n]*\n[ |:-]*---[ |:-]*\n")
 """A header and a line of dashes."""
+_JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"')
+_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?")
+_SENTENCE = 5
+"""A name of a column has fewer words."""
 _ESCAPED = re.compile(r'(?<!\\)((?:\\\\)*)\\"')
 """A quotation mark after a backslash that no other one takes back."""
 
@@ -42,20 +47,22 @@ class CsvError(ValueError):
         self.line, self.columns = line, columns
 
 
-def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool | None) -> CsvText:
+def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: str | None) -> CsvText:
     """Return the rows of a CSV text, every field a text as it stands there.
 
     Args:
         text: The whole file, decoded.
         origin: Its path, for messages.
         separator: What parts fields; None finds it.
-        quotes: Whether ``"`` encloses fields; None finds that too.
+        quotes: The mark that encloses fields, empty for none; None finds whether ``"`` does.
 
-    Raises UsageError with file and line for a row that has more or fewer fields than the header, and where
-    two readings fit and give different rows.
+    Raises UsageError with file and line for a row that has more or fewer fields than the header, for a first
+    line that is a row, and where two readings fit and give different rows.
     """
     if _MARKDOWN.match(text):
         raise UsageError(f"{origin}:2: holds a table of Markdown; save it as CSV")
+    if _JSON.match(text):
+        raise UsageError(f"{origin}: holds JSON; name it .json, or .jsonl with an object a line")
     text, comments = _without_comments(text)
     text, stated = _told_separator(text)
     first = 1 + comments + bool(stated)
@@ -74,8 +81,36 @@ def read_csv_text(text: str, origin: str, *, separator: str | None, quotes: bool
     if worst is not None and not several and (not readings or worst.columns > 1):
         raise UsageError(f"{origin}:{worst.line}: {worst} (--sep and --quote say how the file is written)")
     read = readings[(several or list(readings))[0]]
+    _check_header(read, f"{origin}:{first}")
+    if quotes is None:
+        _refuse_enclosed(read, origin)
     said = f"{comments} lines of comments (#) before the header left out" if comments else ""
     return replace(read, note="; ".join(note for note in (said, read.note) if note))
+
+
+def _check_header(read: CsvText, place: str) -> None:
+    """Refuse a first line that is a row: a cell of it stands again and again in its own column, and another
+    one is a number or a sentence."""
+    if not any(_NUMBER.fullmatch(name) or len(name.split()) >= _SENTENCE for name in read.header):
+        return
+    for number, name in enumerate(read.header):
+        again = sum(row[number].strip() == name for row in read.rows)
+        if name and again > 1 and 20 * again >= len(read.rows):
+            raise UsageError(
+                f"{place}: seems to be a row, not the names of columns ({name!r} stands in {again} rows of "
+                "its column): put a line of names before it"
+            )
+
+
+def _refuse_enclosed(read: CsvText, origin: str) -> None:
+    """Refuse rows of which a column has every field in single quotation marks: they may enclose fields."""
+    for number, name in enumerate(read.header):
+        fields = [row[number].strip() for row in read.rows if row[number].strip()]
+        if len(fields) > 1 and all(len(f) > 1 and f[0] == f[-1] == "'" for f in fields):
+            raise UsageError(
+                f"{origin}: every field of {name} stands in single quotation marks ({fields[0]}); say "
+                "--quote single if they enclose fields, --quote no if they are characters"
+            )
 
 
 def _without_comments(text: str) -> tuple[str, int]:
@@ -109,18 +144,18 @@ def _candidates(text: str) -> list[str]:
     return list(dict.fromkeys([*([first] if first in SEPARATORS else []), *usual]))
 
 
-def _read(text: str, origin: str, separator: str, quotes: bool | None, first: int) -> CsvText:
+def _read(text: str, origin: str, separator: str, quotes: str | None, first: int) -> CsvText:
     if quotes is not None:
         return _strict(text, separator, quotes, first)
     try:
-        quoted = _strict(text, separator, True, first)
+        quoted = _strict(text, separator, _MARK, first)
     except CsvError as error:
         if '"' not in text:
             raise
         named = f"parted by {_NAMES.get(separator, separator)}"
         if (escaped := _escaped(text, separator, first)) is not None:
             return replace(escaped, note=f'{named}, \\" read as a quotation mark')
-        bare = _strict(text, separator, False, first)
+        bare = _strict(text, separator, "", first)
         if _mostly_enclosed(bare):
             raise error  # a mark is missing somewhere
         return replace(bare, note=f'{named}, quotation marks (") kept as characters')
@@ -143,7 +178,7 @@ def _escaped(text: str, separator: str, first: int) -> CsvText | None:
     """Return the rows where a backslash, not a second quotation mark, keeps one; None if they do not fit."""
     doubled = _ESCAPED.sub(r'\1""', text)
     try:
-        return _strict(doubled, separator, True, first) if doubled != text else None
+        return _strict(doubled, separator, _MARK, first) if doubled != text else None
     except CsvError:
         return None
 
@@ -157,13 +192,14 @@ def _bare_rows(text: str, separator: str, first: int) -> int | None:
     """Return the number of rows if quotation marks mean nothing; None if the rows do not fit the header
     then."""
     try:
-        return len(_strict(text, separator, False, first).rows)
+        return len(_strict(text, separator, "", first).rows)
     except CsvError:
         return None
 
 
-def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
-    """Return the rows in one dialect; CsvError for a row that does not fit the header.
+def _strict(text: str, separator: str, quotes: str, first: int) -> CsvText:
+    """Return the rows in one dialect, ``quotes`` around fields if it is not empty; CsvError for a row that
+    does not fit the header.
 
     Blanks after a separator are part of no field where a quoted field, or the header, follows them.
     """
@@ -172,6 +208,7 @@ def _strict(text: str, separator: str, quotes: bool, first: int) -> CsvText:
         reader = csv.reader(
             io.StringIO(text, newline=""),
             delimiter=separator,
+            quotechar=quotes or _MARK,
             quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
             skipinitialspace=spaced,
             strict=True,

@@ -11,6 +11,7 @@ from cme_bench.authoring.columns import (
     QUESTIONS,
     STRONG_ANSWERS,
     WEAK_ANSWERS,
+    holds_answer,
     is_part,
     is_text,
     named,
@@ -152,6 +153,7 @@ def _read(table: Table, told: Told) -> Draft:
 
 def _with_unused(table: Table, draft: Draft) -> Draft:
     """Return the draft with the columns that are in no place, and why."""
+    texts = [name for name in table.columns if is_text(table, name) and role(table, name) != "id"]
     reasons = {"id": "names the row", "describes": "describes the row", "gives away": "gives the answer away"}
     unused = {}
     for name in table.columns:
@@ -161,7 +163,9 @@ def _with_unused(table: Table, draft: Draft) -> Draft:
             continue
         part = is_text(table, name) and is_part(table, name, draft.question)
         other = name in named(table, STRONG_ANSWERS)
-        reason = "answers otherwise" if other else reasons.get(role(table, name), "")
+        given = is_text(table, name) and holds_answer(table, name, draft.answer, texts)
+        kind = "gives away" if given else role(table, name)
+        reason = "answers otherwise" if other else reasons.get(kind, "")
         unused[name] = "stands in what is shown" if part else reason
     notes = (*draft.notes, *label_variants(draft.values))
     return replace(draft, unused=unused, notes=notes)

@@ -16,6 +16,7 @@ from cme_bench.authoring.columns import (
     STRONG_ANSWERS,
     WEAK_ANSWERS,
     WRONG_OPTIONS,
+    holds_answer,
     in_one_spelling,
     is_part,
     is_text,
@@ -24,6 +25,7 @@ from cme_bench.authoring.columns import (
     words,
 )
 from cme_bench.authoring.golds import read_golds
+from cme_bench.authoring.nested import nested_hint, read_columns, refuse_nested
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import row_options, text_of_values
 from cme_bench.authoring.table_files import Table
@@ -36,6 +38,7 @@ SUMMARY_WORDS = 12
 """Answers of so many words in the mean are texts, not short answers."""
 _LABELS = frozenset("label labels class category intent".split())
 _LETTERS = frozenset("ABCDEF") | frozenset("abcdef")
+_AROUND_LETTERS = "()[].: "
 _SUMMARIES = ("summary", "highlights", "tldr", "abstract")
 _LATEX = re.compile(r"\\[a-zA-Z]+|\^|_\{|\$.+\$")
 
@@ -51,7 +54,10 @@ def guess_answer(table: Table, told: Told) -> str:
             if in_one_spelling(name) in (*STRONG_ANSWERS, *WEAK_ANSWERS):
                 raise UsageError(table.unread[name])
         columns = ", ".join(table.columns)
-        raise UsageError(f"{table.origin}: no column of the answer among {columns}; name it with --answer")
+        raise UsageError(
+            f"{table.origin}: no column of the answer among {columns}; name it with --answer"
+            f"{nested_hint(table)}"
+        )
     if len(candidates) == 1 or _say_the_same(table, candidates):
         return candidates[0]
     raise UsageError(
@@ -89,7 +95,7 @@ def guess_choices(table: Table, answer: str) -> tuple[str, ...]:
         # an empty one keeps its place, since answers may count it
         if sum(not all(map(is_blank, table.values(c))) for c in found) >= 2:
             return tuple(found)
-    wrong = [c for c in table.columns if re.fullmatch(WRONG_OPTIONS, c, re.IGNORECASE) and c != answer]
+    wrong = [c for c in table.columns if re.fullmatch(WRONG_OPTIONS, in_one_spelling(c)) and c != answer]
     wrong = [c for c in wrong if not all(map(is_blank, table.values(c)))]
     if wrong:
         every = ",".join([*wrong, answer])
@@ -139,7 +145,7 @@ def refuse_other_kinds(table: Table, answer: str, kind: str) -> None:
     labelled = in_one_spelling(answer) in _LABELS
     if kind == "label" and len(distinct) == 1 and len(texts) >= FEW_ROWS:
         message = f"{answer} is {distinct[0]!r} in every row: there is nothing to choose between"
-    elif kind == "label" and not labelled and len(distinct) > 1 and _LETTERS.issuperset(distinct):
+    elif kind == "label" and not labelled and len(distinct) > 1 and _are_letters(distinct):
         message = (
             f"the answers are letters ({', '.join(distinct)}), but no column holds options; name them with "
             "--choices, or say --type label if they stand in the question"
@@ -157,6 +163,10 @@ def refuse_other_kinds(table: Table, answer: str, kind: str) -> None:
     else:
         return
     raise UsageError(f"{table.origin}: {message}")
+
+
+def _are_letters(texts: Sequence[str]) -> bool:
+    return _LETTERS.issuperset(text.strip(_AROUND_LETTERS) for text in texts)
 
 
 def _joins(text: str, labels: Sequence[str]) -> bool:
@@ -194,6 +204,9 @@ def guess_question(
     Raises UsageError where a text of unknown name may or may not be part of the question.
     """
     left = [c for c in table.columns if c not in (answer, *choices) and is_text(table, c)]
+    left = [
+        c for c in left if not holds_answer(table, c, answer, [o for o in left if role(table, o) != "id"])
+    ]
     contexts = [c for c in named(table, CONTEXTS) if c in left and not _is_heading(table, c)]
     known = [c for c in named(table, QUESTIONS) if c in left]
     known = [
@@ -202,6 +215,8 @@ def guess_question(
     shown = list(dict.fromkeys([*contexts, *sorted(known, key=table.columns.index)]))
     open_ = [c for c in left if c not in shown and not role(table, c) and not is_part(table, c, shown)]
     open_ = [c for c in open_ if c not in named(table, (*STRONG_ANSWERS, *WEAK_ANSWERS))]
+    if nested := read_columns(table, (answer, *choices), [*shown, *open_]):
+        refuse_nested(table, nested, [*shown, *open_])
     if not shown and (len(open_) == 1 or (seen and not open_)):
         return tuple(open_)
     if open_ or not shown:

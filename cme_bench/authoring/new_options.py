@@ -21,11 +21,13 @@ def parse_delimiter(text: str) -> str:
     return delimiter
 
 
-def parse_quotes(text: str) -> bool:
-    """Return whether quotation marks enclose fields. Raises UsageError unless it is yes or no."""
-    if text not in ("yes", "no"):
-        raise UsageError(f"--quote {text}: yes or no")
-    return text == "yes"
+def parse_quotes(text: str) -> str:
+    """Return the mark that encloses fields, empty for none. Raises UsageError unless it is yes, single or
+    no."""
+    marks = {"yes": '"', "single": "'", "no": ""}
+    if text not in marks:
+        raise UsageError(f"--quote {text}: {', '.join(marks)}")
+    return marks[text]
 
 
 def parse_decimal(text: str) -> str:
@@ -44,9 +46,9 @@ def delimiter_option(panel: str) -> Option:
 def quotes_option(panel: str) -> Option:
     """Return the option ``--quote``, under a heading."""
     return Option(
-        'Whether quotation marks (") enclose fields of a CSV file, or are characters.',
+        "Whether quotation marks (\"; single: ') enclose fields of a CSV file, or are characters.",
         flag="--quote",
-        metavar="yes|no",
+        metavar="yes|single|no",
         parse=parse_quotes,
         panel=panel,
     )
@@ -140,11 +142,12 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """How a file is written, where the file does not say. ``quotes``: whether they enclose fields of CSV."""
+    """How a file is written, where the file does not say. ``quotes``: the mark that encloses fields of CSV,
+    empty for none."""
 
     encoding: Annotated[
         str | None,
         Option("Encoding of the files, where it is not UTF-8 and no byte order mark says it.", panel=FILES),
     ] = None
     delimiter: Annotated[str | None, delimiter_option(FILES)] = None
-    quotes: Annotated[bool | None, quotes_option(FILES)] = None
+    quotes: Annotated[str | None, quotes_option(FILES)] = None

@@ -56,12 +56,29 @@ def row_options(table: Table, columns: Sequence[str]) -> list[Options]:
 
 
 def _of_columns(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
+    """Return one option a column; a column of a list (wrong answers beside the right one) holds several.
+
+    ValueError for a mapping.
+    """
     shared = _shared_prefix(columns)
+    parts: list[tuple[Any, tuple[str, ...]]] = []
+    for name in columns:
+        value = row[name]
+        if isinstance(value, Mapping) or (isinstance(value, list) and _holds_parts(value)):
+            raise ValueError(f"{name} holds a mapping, and is no option")
+        if isinstance(value, list):
+            parts += [(each, ()) for each in value]
+        else:
+            parts.append((value, (name, name[len(shared) :])))
     return tuple(
-        AnswerOption(as_text(row[name]), place, (name, name[len(shared) :]))
-        for place, name in enumerate(columns)
-        if not is_blank(row[name])
+        AnswerOption(as_text(value), place, keys)
+        for place, (value, keys) in enumerate(parts)
+        if not is_blank(value)
     )
+
+
+def _holds_parts(value: list[Any]) -> bool:
+    return any(isinstance(each, Mapping | list) for each in value)
 
 
 def _shared_prefix(names: Sequence[str]) -> str:
@@ -81,7 +98,7 @@ def _of_one_column(row: Mapping[str, Any], columns: Sequence[str]) -> Options:
         raise ValueError(f"{value!r} is no list of options")
     if all(isinstance(each, Mapping) for each in value):
         return tuple(_of_object(each, place) for place, each in enumerate(value))
-    if any(isinstance(each, Mapping | list) for each in value):
+    if _holds_parts(value):
         raise ValueError("an option is a list or a mapping")
     return tuple(AnswerOption(as_text(each), place) for place, each in enumerate(value) if not is_blank(each))
 

@@ -22,6 +22,7 @@ _SAYS = regex.compile(r"[\p{L}\p{N}\p{S}]")
 _SEPARATORS = (";", "|", " / ", " or ", "\n")
 _SEVERAL = frozenset("answers references labels".split())
 """Names of columns that hold several answers a row."""
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:\.\d{3})+")
 _ENTITY = re.compile(r"&#?\w+;")
 _JUDGES = frozenset("correct is_correct right is_right score votes points".split())
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
@@ -175,8 +176,14 @@ def _check_references(table: Table, kind: str, references: Sequence[tuple[str, .
             hint = "; say another --type" if kind in ("number", "math") else ""
             raise UsageError(f"{table.place(index)}: {problems[0]}{hint}")
     texts = [text for accepted in references for text in accepted]
-    if kind == "number" and decimal_problem(texts, mark):
+    if kind == "number" and (decimal_problem(texts, mark) or (mark is None and _all_thousands(texts))):
         raise UsageError(
             f"{table.origin}: numbers with a comma or a point can be read in two ways; say --decimal comma "
             "or --decimal point"
         )
+
+
+def _all_thousands(texts: Sequence[str]) -> bool:
+    """Return whether every number with a point may be one of thousands ("1.250"), and there are several."""
+    parted = [text for text in texts if "." in text]
+    return len(set(parted)) > 1 and all(_THOUSANDS.fullmatch(text) for text in parted)

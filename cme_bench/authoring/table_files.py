@@ -11,7 +11,7 @@ from typing import Any
 
 from cme_bench.authoring.csv_files import read_csv_text
 from cme_bench.authoring.new_options import FileOptions
-from cme_bench.authoring.text_files import decoded
+from cme_bench.authoring.text_files import decoded, other_form
 from cme_bench.tasks.packed import PACKINGS, form_of, unpacked
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.values import NotJsonError, is_blank, plain
@@ -63,6 +63,8 @@ def read_table(file: Path, options: FileOptions | None = None) -> Table:
         sheet = "save the sheet as CSV (UTF-8); " if suffix in (".xlsx", ".xls", ".ods") else ""
         packed = ", ".join(PACKINGS)
         raise UsageError(f"{file}: {sheet}rows are read from {', '.join(_READERS)} ({packed} may follow)")
+    if (form := other_form(content)) and not (suffix == ".parquet" and content.startswith(b"PAR1")):
+        raise UsageError(f"{file}: holds {form}")
     table = _whole(reader(file, content, options))
     if not table.rows:
         raise UsageError(f"{file}: holds no rows")

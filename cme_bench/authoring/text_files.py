@@ -14,6 +14,18 @@ _MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+_OTHER_FORMS = (
+    (b"PK\x03\x04", "an archive, as an Excel workbook is (save the sheet as CSV)"),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook (save the sheet as CSV)"),
+    (b"par1", "a Parquet file (name it .parquet)"),
+    (b"arrow1", "an Arrow file (write it as Parquet)"),
+    (b"sqlite format 3", "a SQLite database (write the table as CSV)"),
+    (b"%pdf", "a PDF"),
+    (b"<!doctype html", "a web page"),
+    (b"<html", "a web page"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself ('git lfs pull' fetches it)"),
+)
+"""What files begin with, in lower case, that are named as rows and hold something else."""
 _GUESSES = 3
 _SHOWN = 60
 
@@ -39,6 +51,12 @@ def decoded(file: Path, content: bytes, options: FileOptions) -> str:
     if (place := text.find("\0")) >= 0:
         raise UsageError(f"{file}:{text.count(chr(10), 0, place) + 1}: a NUL character, which no text has")
     return text.removesuffix("\x1a")  # the end of a file on DOS
+
+
+def other_form(content: bytes) -> str:
+    """Return what a file holds that is none of rows; empty if it may hold rows."""
+    start = content[:64].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return next((form for mark, form in _OTHER_FORMS if start.startswith(mark.lower())), "")
 
 
 def _wide(content: bytes) -> str:

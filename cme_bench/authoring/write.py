@@ -12,6 +12,7 @@ from typing import Any
 from cme_bench.authoring.draft import KINDS, Draft
 from cme_bench.authoring.guess import guess
 from cme_bench.authoring.images import WrittenImages
+from cme_bench.authoring.nested import joined_text
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import LETTERS
 from cme_bench.authoring.references import as_label
@@ -207,7 +208,7 @@ def _rows(plan: _Plan, table: Table, draft: Draft) -> list[dict[str, Any]]:
     for index in range(len(table.rows)):
         row = {plan.columns[name]: values[index] for name, values in kept.items()}
         for name in draft.question:
-            row[plan.columns[name]] = as_text(table.rows[index][name])
+            row[plan.columns[name]] = _shown_text(table, index, name)
         if draft.kind == "choice":
             row[plan.options] = [option.text.strip() for option in draft.options[index]]
             row[plan.gold] = draft.golds[index]
@@ -217,6 +218,13 @@ def _rows(plan: _Plan, table: Table, draft: Draft) -> list[dict[str, Any]]:
             row[plan.references] = list(draft.references[index])
         rows.append(row)
     return rows
+
+
+def _shown_text(table: Table, index: int, name: str) -> str:
+    try:
+        return joined_text(table.rows[index][name])
+    except ValueError as error:
+        raise UsageError(f"{table.place(index)}: {name}: {error}") from error
 
 
 def _uniform(table: Table, name: str) -> list[Any]:
@@ -233,13 +241,9 @@ def _uniform(table: Table, name: str) -> list[Any]:
 def _kind(value: Any) -> str:
     if isinstance(value, list):
         inner = {_kind(each) for each in value if each is not None}
-        return (
-            f"list of {inner.pop()}"
-            if len(inner) == 1 and not inner & {"mapping"}
-            else "list of text"
-            if not inner
-            else "mixed"
-        )
+        if len(inner) > 1 or inner & {"mapping", "mixed"}:
+            return "mixed"
+        return f"list of {inner.pop()}" if inner else "list of text"
     return "mapping" if isinstance(value, dict) else type(value).__name__
 
 

@@ -188,6 +188,8 @@ def _open_file(path: Path, options: FileOptions) -> Table:
     from cme_bench.util.errors import UsageError
 
     file = path.expanduser()
+    if file.is_dir():
+        raise UsageError(f"{file}: a folder; name the file of the split that is scored")
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
     return read_table(file, options)

@@ -159,9 +159,9 @@ refused.
 * **Code** of a task file (`!function`) runs with `--allow-code` only, and never fetches a metric from the
   hub.
 * **Rows** beside a task file have the values that lm-eval reads from the same files. In JSON it takes
-  columns of dates for times of a day (`2020-01-01 00:00:00`), rounds integers beyond 64 bits, and keeps of each
-  mapping its own keys. Tasks whose answers are read here (`metadata.answer`, or our class) have the texts as
-  they stand there.
+  columns of dates for times of a day (`2020-01-01 00:00:00`), rounds integers beyond 64 bits, and keeps of
+  each mapping its own keys. Tasks whose answers are read here (`metadata.answer`, or our class) have the
+  texts as they stand there.
 * **Folders**: group files are passed over, and `trust_remote_code` has no effect. `data_files` may be a file,
   a pattern (`part-*.jsonl`), a list or a mapping, `.json` an array. Files may be packed (`.gz`, `.bz2`,
   `.xz`, `.zst`, or `.zip` around one file); csv files take the settings that `datasets` takes. A file that

@@ -101,7 +101,7 @@ class TrainOptions:
     ] = "auto"
     encoding: Annotated[str | None, Option("Of files of own rows that are not UTF-8.", panel=DATA)] = None
     delimiter: Annotated[str | None, delimiter_option(DATA)] = None
-    quotes: Annotated[bool | None, quotes_option(DATA)] = None
+    quotes: Annotated[str | None, quotes_option(DATA)] = None
     datasets: Annotated[
         str, Option("Of CME: comma-separated datasets and domains, or 'all' 22.", panel=DATA)
     ] = "all"

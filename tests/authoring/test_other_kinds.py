@@ -33,6 +33,14 @@ def golds(draft: Draft) -> list[str]:
 
 OPEN: dict[str, tuple[Table, str]] = {
     "letters of options that are nowhere": (asked("ABCD" * 3), "the answers are letters (A, B, C, D)"),
+    "letters in brackets": (asked(["(A)", "(B)"] * 6), "the answers are letters ((A), (B))"),
+    "numbers of thousands, or decimals": (asked([f"{i}.250" for i in range(1, N)]), "say --decimal comma or"),
+    "wrong options in other spellings": (
+        table(
+            *({"Question": f"Q {i}?", "Correct Answer": f"a{i}", "Incorrect Answer 1": "b"} for i in range(N))
+        ),
+        "Incorrect Answer 1 hold wrong options",
+    ),
     "labels in few rows": (
         asked(["pos", "neg", "neu", "pos"], "label"),
         "label has 3 different values in 4 rows; say --type label to ask for one of them, or --type qa",

@@ -205,8 +205,8 @@ def test_rows_that_quotation_marks_may_swallow_are_refused(tmp_path: Path) -> No
         UsageError, match="1 rows if quotation marks enclose fields, 3 if they are characters"
     ):
         read_table(file)
-    assert len(read_table(file, FileOptions(quotes=False)).rows) == 3
-    assert len(read_table(file, FileOptions(quotes=True)).rows) == 1
+    assert len(read_table(file, FileOptions(quotes="")).rows) == 3
+    assert len(read_table(file, FileOptions(quotes='"')).rows) == 1
 
 
 def test_long_fields_and_line_breaks_in_them(tmp_path: Path) -> None:
@@ -313,3 +313,55 @@ def test_parquet_with_what_json_cannot_hold(tmp_path: Path) -> None:
     gz.write_bytes(b"no gzip")
     with pytest.raises(UsageError, match="broken gzip file"):
         read_table(gz)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("q.csv", b"PK\x03\x04" + bytes(range(256)), "holds an archive, as an Excel workbook is"),
+        ("q.csv", b"\xd0\xcf\x11\xe0" + bytes(range(256)), "holds an Excel workbook"),
+        ("q.csv", b"PAR1" + bytes(range(256)), "holds a Parquet file (name it .parquet)"),
+        (
+            "q.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "holds a pointer of Git LFS",
+        ),
+        ("q.jsonl", b"<!DOCTYPE html>\n<html>Not found</html>\n", "holds a web page"),
+        ("q.csv", b'[{"question": "a", "answer": "b"}]', "holds JSON; name it .json"),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_table(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_single_quotation_marks_around_fields_are_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    file.write_text("text,label\n'It''s good, really','a'\n'bad','b'\n")
+    told = read_table(file, FileOptions(quotes="'"))
+    assert [row["text"] for row in told.rows] == ["It's good, really", "bad"]
+    file.write_text("text,label\n'good','a'\n'bad','b'\n")
+    with pytest.raises(UsageError, match="say --quote single if they enclose fields, --quote no if they are"):
+        read_table(file)
+    assert read_table(file, FileOptions(quotes="")).rows[0] == {"text": "'good'", "label": "'a'"}
+
+
+@pytest.mark.parametrize(
+    ("content", "is_row"),
+    [
+        ("positive,I like this film very much\n" + "positive,good one\nnegative,bad one\n" * 5, True),
+        ("1,A title\n1,Another\n1,A third\n2,More\n", True),
+        ("label,How do you like this film?\n" + "positive,good one\nnegative,bad one\n" * 5, False),
+        ("A,text\nA,good\nA,bad\n", False),
+    ],
+)
+def test_a_first_line_that_is_a_row_is_named(tmp_path: Path, content: str, is_row: bool) -> None:
+    file = tmp_path / "q.csv"
+    file.write_text(content)
+    if not is_row:
+        assert read_table(file).rows
+        return
+    with pytest.raises(UsageError, match=r"q.csv:1: seems to be a row, not the names of columns"):
+        read_table(file)
