@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -105,6 +105,13 @@ class DecodingSession(Protocol):
         """Go on with the rows ``kept`` only."""
 
 
+@runtime_checkable
+class InParts(Protocol):
+    """A session that computes prompts in parts; ``prefilled``: how many positions so far."""
+
+    prefilled: int
+
+
 Sessions: TypeAlias = Callable[[Sequence[GenerationRow]], DecodingSession]
 """Makes what decodes a batch of rows."""
 
@@ -187,10 +194,11 @@ class Decoder:
         n_fed = ids.shape[1]
         computed = sum(row.n_input for row in rows)
         positions.computed += computed
-        positions.padding += ids.numel() - computed
 
         batch = list(rows)
         logits = positions.feed(session, ids, mask[:, :n_fed])
+        fed = session.prefilled if isinstance(session, InParts) else ids.numel()
+        positions.padding += fed - computed
         while True:
             token = _next_tokens(logits, batch)  # [rows]
             for row, choice in zip(batch, token.tolist(), strict=True):

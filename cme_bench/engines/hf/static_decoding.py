@@ -8,9 +8,10 @@ graph; later ones are replayed. Without CUDA the same steps are computed as such
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -18,6 +19,7 @@ from torch.nn.functional import pad
 from cme_bench.engines.hf.attention import ALIGNED_KEYS, AttentionCall, additive
 from cme_bench.engines.hf.attention_hook import attention_of
 from cme_bench.engines.hf.batching import is_out_of_memory
+from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.tree_attention import KeptPrefix
@@ -81,10 +83,12 @@ class Stepper:
     """Hold the memory and the graphs of the batches that an engine decodes, one batch at a time.
 
     ``note`` is told, once, if CUDA takes no graph of the model: its steps are computed as such then.
+    ``forward_tokens``: how many tokens more in a forward cost as much as one more forward.
     """
 
-    def __init__(self, forward: CausalForward, note: Note = unheard) -> None:
+    def __init__(self, forward: CausalForward, note: Note = unheard, forward_tokens: int = 0) -> None:
         self.forward = forward
+        self.forward_tokens = forward_tokens
         self.most = max_positions(base_model(forward.model).config) - 1
         self.graphs = forward.device.type == "cuda"
         self._note = note
@@ -133,8 +137,25 @@ class Stepper:
             self._note(f"decoding without CUDA graphs: {first_line(error)}")
 
 
+def alike(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
+    """Return ``(rows, width)``: rows of like length, and how many tokens wide they are padded.
+
+    Padding of the rows of one width is ``most`` at most, beside what aligns them.
+    """
+    parts: list[tuple[list[int], int]] = []
+    longest = padding = 0
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padding += longest - lengths[row]
+        if not parts or padding > most:
+            longest, padding = lengths[row], 0
+            parts.append(([], longest + -longest % ALIGNED_KEYS))
+        parts[-1][0].append(row)
+    return parts
+
+
 class StaticSession(PrefixSession):
-    """Decode rows after a kept prefix, or after none, in steps of fixed shapes.
+    """Decode rows after a kept prefix, or after none, in steps of fixed shapes. ``prefilled``: positions
+    that were computed of prompts.
 
     Rows that are finished stay until a quarter is left: a step takes about as long for more rows.
     """
@@ -142,6 +163,7 @@ class StaticSession(PrefixSession):
     def __init__(self, forward: CausalForward, kept: KeptPrefix, prefix: int, stepper: Stepper) -> None:
         super().__init__(forward, kept, prefix)
         self._stepper = stepper
+        self.prefilled = 0
         self._like: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # empty, for heads, sizes and types
         self._rows = self._fed = 0
         self._step: Step | None = None
@@ -164,21 +186,39 @@ class StaticSession(PrefixSession):
         self._move(kept)
 
     def _prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Compute the prompts as a session without fixed shapes does, and lay what they keep into place."""
+        """Compute the prompts as a session without fixed shapes does, those of like length together, and lay
+        what they keep into place."""
         unaligned = (-ids.shape[1] % ALIGNED_KEYS, 0)
         ids, mask = pad(ids, unaligned), pad(mask, unaligned)
-        logits = super().feed(ids, mask)
         self._rows, self._fed = ids.shape
-        self._like = {module: (_empty(k), _empty(v)) for module, (k, v) in self._after.items()}
         shape = Shape.of(self._rows, self._fed + 1, self._prefix)
-        self._place(shape, lambda module, i: self._after[module][i])
-        if self._prefix:
-            for module, like in self._like.items():
-                for i, states in enumerate(self._kept.head(module, self._prefix)):
-                    self._prefix_view(module, i, like[i]).copy_(states)
+        logits: Tensor | None = None
+        for rows, width in alike(mask.sum(1).tolist(), self._stepper.forward_tokens):
+            some = to_device(np.array(rows), self.device)
+            found = super().feed(ids[some, -width:], mask[some, -width:])
+            if logits is None:
+                logits = found.new_empty(len(ids), found.shape[1])
+                self._make_room(shape)
+            logits[some] = found
+            for module in self._like:
+                for i, states in enumerate(self._after.pop(module)):
+                    self._view(shape, module, i)[some, :, self._fed - width : self._fed] = states
+            self.prefilled += len(rows) * width
+        assert logits is not None
+        self._mask = mask
         self._step = self._stepper.step(shape)
         self._step.begin(mask > 0, self._positions(1) + 1, self._fed)
         return logits
+
+    def _make_room(self, shape: Shape) -> None:
+        """Empty the memory of ``shape``, and lay the prefix into its own."""
+        self._like = {module: (_empty(k), _empty(v)) for module, (k, v) in self._after.items()}
+        for module, like in self._like.items():
+            for i in (0, 1):
+                self._view(shape, module, i).zero_()  # what no row sees must be a number all the same
+                if self._prefix:
+                    states = self._kept.head(module, self._prefix)[i]
+                    self._prefix_view(module, i, like[i]).copy_(states)
 
     def _move(self, kept: Tensor) -> None:
         """Go on with the rows ``kept`` in a shape that has room for one token more."""
@@ -199,7 +239,6 @@ class StaticSession(PrefixSession):
                 view = self._view(shape, module, i)
                 view.zero_()  # what no row sees must be a number all the same
                 view[: found.shape[0], :, : found.shape[2]] = found
-            self._after.pop(module, None)
 
     def _view(self, shape: Shape, module: nn.Module, i: int) -> Tensor:
         return self._stepper.view(module, f"after {i}", shape.rows, shape.columns, self._like[module][i])
