@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,17 @@ THREADS = torch.get_num_threads()
 hypothesis.settings.register_profile("repeat", derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS", "repeat"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Leave out of every garbage collection what stays to the end: modules and collected tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

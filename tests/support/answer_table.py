@@ -63,11 +63,16 @@ class Row:
 
 
 @functools.cache
+def _tables() -> tuple[dict[str, Any], ...]:
+    """Return the content of every file, each read once."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return tuple(yaml.load(file.read_bytes(), loader) for file in sorted(FOLDER.glob("*.yaml")))
+
+
+@functools.cache
 def rows() -> tuple[Row, ...]:
     """Rows with a reading, of all files."""
-    return tuple(
-        row for file in sorted(FOLDER.glob("*.yaml")) for row in _rows(yaml.safe_load(file.read_text()))
-    )
+    return tuple(row for table in _tables() for row in _rows(table))
 
 
 def _rows(table: dict[str, Any]) -> Iterator[Row]:
@@ -107,8 +112,7 @@ def _rows(table: dict[str, Any]) -> Iterator[Row]:
 def scored_rows() -> tuple[Row, ...]:
     """Rows of numbers and texts with their references and score alone."""
     found = []
-    for file in sorted(FOLDER.glob("*.yaml")):
-        table = yaml.safe_load(file.read_text())
+    for table in _tables():
         for response, reference, right in table.get("equal", ()):
             references = tuple(reference) if isinstance(reference, list) else (reference,)
             found.append(
