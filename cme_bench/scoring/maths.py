@@ -22,9 +22,10 @@ import orjson
 from cme_bench.scoring.answer import NOTHING, Extraction
 from cme_bench.scoring.claims import ANSWER, UNDECIDED, Undecided, claims, until_next_question
 from cme_bench.scoring.markup import last_box, plain, unwrapped
-from cme_bench.scoring.maths_signs import in_signs_of_latex, told_apart, without_units
+from cme_bench.scoring.maths_signs import in_signs_of_latex, listed, told_apart, without_units
+from cme_bench.scoring.number_words import number_word
 from cme_bench.scoring.numbers import extract_number
-from cme_bench.scoring.numerals import read_number, same_value
+from cme_bench.scoring.numerals import Number, read_number, same_value
 from cme_bench.scoring.short import first_sentence
 from cme_bench.scoring.text import fold
 from cme_bench.scoring.thinking import without_thinking
@@ -38,15 +39,21 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|(?<!\\)\$([^$\n]+?)(?<!\\)\$
 _LIST_NEXT = re.compile(r"\s*(?:,|or|and|/)\s*(?:or\s+|and\s+)?(?=\$|\\\()")
 _VARIABLE = re.compile(r"^[A-Za-z]\s*(?:=|\\in)\s*(?=[^=])")
 _DENIED = re.compile(r"\b(?:not|n't|neither|either|unknown|impossible)\b|n't\b", re.IGNORECASE)
+_FEW_WORDS = re.compile(r"(?!\w+\s+not\b)[A-Za-z]{3,}|[Nn]o(?:t|ne)?(?: [a-z]+){1,2}|[A-Za-z]{3,} [a-z]{3,}")
+_STRUCTURED = re.compile(r"[a-z({\\[]")
 _SPACING = re.compile(r"\\[,;:! ]|~|\\left|\\right|\\displaystyle|\\quad|\\qquad|\s+|\$|\\\(|\\\)|\\\[|\\\]")
-_ENDLESS = re.compile(r"\^\s*\{?[^{}]*\^|\^\s*\{?\s*-?\d{4,}|\d{3,}\s*!|!\s*!|\d{60,}")
+_ENDLESS = re.compile(
+    r"\^\s*(?:\{[^{}]*|\([^()]*|[A-Za-z0-9]+\s*)\^|\^\s*\{?\s*-?\d{4,}|\d{3,}\s*!|!\s*!|\d{60,}"
+)
+_MODULUS = re.compile(r"\s*(?:\\pmod\s*\{?\w+\}?|\\bmod\s*\w+|\(\s*(?:\\text\{\s*)?mod\b[^()]*\))$")
 
 
 def extract_math(response: str) -> Extraction:
     """Find the expression that ``response`` ends in.
 
     Rules, the first that decides: ``boxed`` (the last ``\\\\boxed{...}``), ``answer_is`` (the last "the
-    answer is ..."), ``last_formula`` (between the last signs of mathematics), ``last_number``.
+    answer is ..."), ``last_formula`` (between the last signs of mathematics), ``few_words`` (no more than
+    three of them: "No solution"), ``last_number``.
     """
     text = until_next_question(without_thinking(response))
     if (boxed := last_box(fold(text))) is not None:
@@ -57,7 +64,10 @@ def extract_math(response: str) -> Extraction:
     if claimed:
         return Extraction(claimed, "answer_is")
     formulas = [_content(m) for m in _FORMULA.finditer(fold(text))]
-    return Extraction(formulas[-1], "last_formula") if formulas else extract_number(text)
+    if formulas:
+        return Extraction(formulas[-1], "last_formula")
+    words = plain(text).strip().rstrip(".")
+    return Extraction(words, "few_words") if _FEW_WORDS.fullmatch(words) else extract_number(text)
 
 
 def _claimed(text: str) -> str | Undecided:
@@ -91,15 +101,18 @@ def _content(m: re.Match[str]) -> str:
 
 def same_math(answer: str, reference: str) -> float:
     """Return 1.0 if two expressions are the same: in writing, as numbers, or by math-verify."""
-    answer, reference = without_units(_latex(answer), _latex(reference))
+    answer, reference = without_units(*_without_modulus(_latex(answer), _latex(reference)))
     a, b = _tidy(answer), _tidy(reference)
     if not a or not b or told_apart(unwrapped(answer).strip(" $"), unwrapped(reference).strip(" $")):
         return 0.0
     if a == b:
         return 1.0
-    if bool(_VARIABLE.match(a)) != bool(_VARIABLE.match(b)):
+    if ("=" in a) != ("=" in b) or ("\\in " in a) != ("\\in " in b):
         a, b = _VARIABLE.sub("", a), _VARIABLE.sub("", b)
-    one, other = read_number(_without_unit(a)), read_number(_without_unit(b))
+    lists = listed(a), listed(b)
+    if any(lists) and (all(lists) or not _STRUCTURED.search(a + b)):
+        return float(sorted(lists[0]) == sorted(lists[1]))
+    one, other = _number(a), _number(b)
     if one is not None and other is not None:
         return float(same_value(one, other))
     if _is_words(a) or _is_words(b) or _too_much(a) or _too_much(b):
@@ -116,6 +129,20 @@ def _tidy(expression: str) -> str:
     """Return an expression without spaces of layout, wrappers and a full stop."""
     text = unwrapped(expression)
     return re.sub(r"\s+", " ", _SPACING.sub(" ", text)).strip().rstrip(".").strip()
+
+
+def _without_modulus(a: str, b: str) -> tuple[str, str]:
+    """Return both without "(mod 10)" at their end, where only one has it."""
+    one, other = _MODULUS.sub("", a), _MODULUS.sub("", b)
+    return (one, other) if (one == a) != (other == b) else (a, b)
+
+
+def _number(text: str) -> Number | None:
+    """Return the number that a text is, in digits with a unit or in words."""
+    if (number := read_number(text) or read_number(_without_unit(text))) is not None:
+        return number
+    word = number_word(text.strip(), 0)
+    return Number(word[0]) if word is not None and word[1] == len(text.strip()) else None
 
 
 def _without_unit(text: str) -> str:

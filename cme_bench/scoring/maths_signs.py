@@ -6,6 +6,7 @@ math-verify passes over bases, primes, units, the order of an angle's points, do
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 _SIGNS = {
@@ -25,7 +26,7 @@ _REPEATING = re.compile(r"(?<![\d.])(\d+)\.(\d*)\\(?:overline|bar)\s*(?:\{(\d+)\
 _THOUSANDS = re.compile(r",\\!\s*")
 
 _NUMBER_WITH_UNIT = re.compile(
-    r"(?<=[\d}])(?:\\[,;:! ]|[\s~])*([A-Za-z]+)(?:\s*/\s*([A-Za-z]+))?(?:\^\{?\d\}?)?$"
+    r"(?<=[\d}])(?:\\[,;:! ]|[\s~])*([A-Za-z]+)(?:\s*/\s*([A-Za-z]+))?(?:\s*\^\s*\{?(\d)\}?)?$"
 )
 _UNITS = {
     spelling: names.split()[0]
@@ -52,6 +53,9 @@ _UNITS = {
         "year years",
         "cent cents",
         "dollar dollars",
+        "percent pct",
+        "mph",
+        "kph kmh",
     )
     for spelling in names.split()
 }
@@ -69,6 +73,15 @@ _CUT = re.compile(r"\.\d+\s*(?:\\[lc]?dots|\.\.\.)\s*$")
 _BOUND = re.compile(
     r"\b(?:or|and)\s+(?:more|less|fewer|greater|above|below)\b|\b(?:at\s+(?:least|most)|(?:more|less)\s+than)\b"
 )
+_OPEN_END = re.compile(r"\d\s*[+?]$")
+_RATIO = re.compile(r"\d\s*:\s*\d")
+_INVERSE = re.compile(r"[fgh]\s*\^\s*\{?\s*-\s*1\s*\}?\s*\(")
+_DOLLARS = re.compile(r"\\?\$\s*\d")
+_NAMES = re.compile(r"[A-Z]{2,}")
+_VARIABLES = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_CHOICE = re.compile(r"\W*[A-Ea-e]\W*")
+_LISTED = re.compile(r"-?\d+(?:\.\d+)?(?:\s*,\s*-?\d+(?:\.\d+)?)+")
+_GROUPED = re.compile(r"-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|-?[1-9]\d?(?:,\d{2})+,\d{3}")
 _POINTS = re.compile(r"\\(angle|triangle)\s*([A-Z]{2,})")
 _TUPLE = re.compile(r"(?:\\left\s*)?(\\\{|\()[^()]*,[^()]*(?:\\right\s*)?(\\\}|\))")
 
@@ -97,6 +110,8 @@ def _fraction(m: re.Match[str]) -> str:
 def without_units(a: str, b: str) -> tuple[str, str]:
     r"""Return both without ``\text{ m/s}``, ``\text{ cm}^2`` and the like at their end, where only one has a
     unit."""
+    if _DOLLARS.match(a) or _DOLLARS.match(b):
+        return a, b  # "$5" is not "5 cents"
     one, other = _MARKED_UNIT.sub("", a), _MARKED_UNIT.sub("", b)
     return (one, other) if (one == a) != (other == b) else (a, b)
 
@@ -109,9 +124,28 @@ def told_apart(a: str, b: str) -> bool:
     """
     if any(one and other and one != other for one, other in zip(_stated(a), _stated(b), strict=True)):
         return True
+    if _NAMES.fullmatch(a) and _NAMES.fullmatch(b) and a != b:
+        return True
+    if _differ_in_case(a, b):
+        return True
     if ("=" in a) != ("=" in b):
         a, b = a.rpartition("=")[2], b.rpartition("=")[2]
     return _marks(a) != _marks(b)
+
+
+def listed(text: str) -> list[Fraction]:
+    """Return the numbers that commas part ("1, 2"); none where they part thousands, or nothing."""
+    if _GROUPED.fullmatch(text) or not _LISTED.fullmatch(text):
+        return []
+    return [Fraction(part.strip()) for part in text.split(",")]
+
+
+def _differ_in_case(a: str, b: str) -> bool:
+    """Return whether variables are the same but for capitals ("n" and "N"); a letter of a choice has none."""
+    if _CHOICE.fullmatch(a) and _CHOICE.fullmatch(b):
+        return False
+    one, other = set(_VARIABLES.findall(a)), set(_VARIABLES.findall(b))
+    return one != other and {name.lower() for name in one} == {name.lower() for name in other}
 
 
 def _stated(text: str) -> tuple[Any, ...]:
@@ -122,21 +156,26 @@ def _stated(text: str) -> tuple[Any, ...]:
 
 def _marks(text: str) -> tuple[Any, ...]:
     """Return what says something also by its absence: cut decimals, dots of a list, primes, derivatives,
-    bounds."""
+    bounds, ratios, inverse functions."""
     return (
         bool(_CUT.search(text)),
         _inner_dots(text),
         len(_PRIME.findall(text)),
         _DERIVATIVE.findall(text),
         _BOUND.findall(text.lower()),
+        bool(_OPEN_END.search(text)),
+        bool(_RATIO.search(text)),
+        bool(_INVERSE.search(text)),
     )
 
 
 def _units(text: str) -> tuple[str, ...]:
     """Return the units at the end of a number, each in one spelling; none if one of them is not known."""
     m = _NUMBER_WITH_UNIT.search(text)
-    found = tuple(_UNITS.get(name, "") for name in m.groups() if name) if m else ()
-    return found if all(found) else ()
+    if m is None:
+        return ("percent", "") if text.endswith("%") else ("dollar", "") if _DOLLARS.match(text) else ()
+    found = tuple(_UNITS.get(name, "") for name in m.groups()[:2] if name)
+    return (*found, m[3] or "") if all(found) else ()
 
 
 def _inner_dots(text: str) -> bool:

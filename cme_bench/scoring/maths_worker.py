@@ -21,7 +21,7 @@ def main() -> None:
             read = parse(f"${answer}$", parsing_timeout=None)
             # "x >= 2" is the interval [2, oo)
             same = bool(gold and read) and verify(
-                gold, read, timeout_seconds=None, allow_set_relation_comp=True
+                gold, read, float_rounding=14, timeout_seconds=None, allow_set_relation_comp=True
             )
         except Exception:  # sympy raises anything on what it cannot read: then it is not the same
             same = False
