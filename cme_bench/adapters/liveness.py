@@ -31,7 +31,8 @@ def check_liveness(
     """Return the greatest absolute difference between the logits with and without the active adapter.
 
     Args:
-        model: A causal language model with an active adapter; its training mode is restored afterwards.
+        model: A causal language model with an active adapter. Its training mode, and which parameters are
+            trained, are restored afterwards: PEFT trains an adapter that was off for a while.
         input_ids: (batch, length) token ids on the model's device.
         attention_mask: (batch, length), 0 for padding, which is left out of the comparison; None if there is
             none.
@@ -43,6 +44,7 @@ def check_liveness(
     """
     names = ", ".join(map(repr, model.active_adapters)) if name is None else repr(name)
     training = model.training
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.eval()
     try:
         with exact_logits(model):  # rounded logits would hide a small adapter
@@ -57,6 +59,9 @@ def check_liveness(
         raise AdapterError(f"adapter {names} cannot be computed on this base ({why})") from error
     finally:
         model.train(training)
+        for parameter, was in trained:
+            if parameter.requires_grad != was:
+                parameter.requires_grad_(was)
     difference = (with_adapter[:, -without.shape[1] :].float() - without.float()).abs()
     if attention_mask is not None:
         difference = difference[attention_mask.bool()]
