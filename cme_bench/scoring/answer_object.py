@@ -26,7 +26,7 @@ def answer_alone(response: str) -> str:
         return response
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON, or brackets without end
         return response
     if isinstance(found, list):
         alone = _one(found)

@@ -23,9 +23,8 @@ _PROBABLY = re.compile(
     r"(?:probably|most likely|likely|definitely|certainly|simply|clearly)\s+", re.IGNORECASE
 )
 _ITEM = re.compile(r"^1[.)]\s+(?=\D)")
-_DECORATION = re.compile(
-    r"^(?:[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d]+\s*)+(?=.*\w)|(?<=[\w.!)'])\s*[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d\s]+$"
-)
+_SIGN = r"[\u2600-\u27bf\u2b50\u2b55\U0001f000-\U0001faff\ufe0f\u200d\s]"
+_DECORATION = re.compile(rf"^(?=.*\w){_SIGN}+|(?<=[\w.!)']){_SIGN}+$")
 _ASKED = re.compile(r"(?:q|question|passage|context)\s*:", re.IGNORECASE)
 _LATER = re.compile(r"\W*(?:no(?=[,.!:;])|or\b|actually|wait|sorry|oops|correction)", re.IGNORECASE)
 _QUOTE_LAST = re.compile(r"[\"'*]+([.!?])$")
