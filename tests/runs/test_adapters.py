@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import cme_bench
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, MosLoraConfig, TeamLoraConfig
+from cme_bench.adapters.routing import inference
 from cme_bench.adapters.row_task import choose_task
 from cme_bench.models import loaded
 from cme_bench.reports.run_summary import warnings as warnings_of
@@ -71,6 +72,20 @@ def logprobs(folder: Path) -> list[list[float]]:
 def options(model: Path, out: Path, *adapters: Path, **changes: Any) -> RunOptions:
     settings: dict[str, Any] = {"tasks": "cme_rte_ll", "data": "mini", "limit": 4} | changes
     return RunOptions(model=str(model), out=out, adapters=tuple(str(a) for a in adapters), **settings)
+
+
+@pytest.mark.parametrize("method", ["teamlora", "hydralora"])
+def test_matrices_of_a_routed_adapter_are_made_once_in_a_run(
+    method: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check that an adapter does anything leaves it frozen, so that no layer makes them at every call."""
+    made = []
+    make = inference.Matrices.of
+    monkeypatch.setattr(inference.Matrices, "of", lambda *given: made.append(1) or make(*given))
+    adapter = save_adapter(tiny_checkpoint, tmp_path / method, CONFIGS[method])
+    run(options(tiny_checkpoint, tmp_path / "run", adapter))
+    layers = sum(name.endswith("_up") for name in load_file(adapter / "adapter_model.safetensors"))
+    assert len(made) == layers > 0
 
 
 def test_every_method_on_one_base(
