@@ -49,6 +49,15 @@ _GIVES_AWAY = (
     "answer_text class_name"
 ).split()
 
+_ASKED_ABOUT = re.compile(
+    r"(?:target_|head_|tail_|subject_|object_|opinion_)?(?:aspect|term|entity|word|phrase|span|mention|relation|"
+    r"predicate|aspect_term|aspect_category)s?_?\d?"
+)
+"""Names of what a question is about beside its text: a few words, which may repeat, without which nobody can
+answer."""
+RIVALS = "stance polarity sentiment emotion verdict veracity".split()
+"""Labels of something that another column, ``target``, names."""
+
 PROSE_WORDS = 3
 """A column whose values have so many words in the mean is something to read."""
 
@@ -109,6 +118,8 @@ def _role_by_values(table: Table, name: str) -> str:
     describe rows."""
     texts = [as_text(value).strip() for value in table.values(name)]
     distinct = len(set(texts))
+    if distinct > 1 and _ASKED_ABOUT.fullmatch(in_one_spelling(name)):
+        return ""
     if distinct == 1 and len(texts) > 1:
         return "describes"
     if words(table, name) >= PROSE_WORDS or any(" " in text for text in texts):

@@ -13,6 +13,7 @@ from cme_bench.authoring.columns import (
     OPTION_COLUMNS,
     PROSE_WORDS,
     QUESTIONS,
+    RIVALS,
     STRONG_ANSWERS,
     WEAK_ANSWERS,
     WRONG_OPTIONS,
@@ -49,6 +50,8 @@ def guess_answer(table: Table, told: Told) -> str:
     strong = [name for name in named(table, STRONG_ANSWERS) if name not in taken]
     weak = [name for name in named(table, WEAK_ANSWERS) if name not in taken]
     candidates = strong or weak
+    if [in_one_spelling(name) for name in candidates] == ["target"]:  # of a stance, say
+        candidates += [name for name in named(table, RIVALS) if name not in (*taken, *candidates)]
     if not candidates:
         for name in table.unread:
             if in_one_spelling(name) in (*STRONG_ANSWERS, *WEAK_ANSWERS):

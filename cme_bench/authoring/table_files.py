@@ -191,7 +191,30 @@ def _read_parquet(file: Path, content: bytes, options: FileOptions) -> Table:
         rows = table.to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a Parquet file ({first_line(error)})") from error
-    return Table(rows, str(file), label_names=_names_of_labels(table.schema.metadata or {}))
+    texts = _texts_of_bytes(rows)
+    notes = (f"read as UTF-8 texts: {', '.join(texts)}",) if texts else ()
+    rows = [row | {name: values[i] for name, values in texts.items()} for i, row in enumerate(rows)]
+    return Table(rows, str(file), notes=notes, label_names=_names_of_labels(table.schema.metadata or {}))
+
+
+def _texts_of_bytes(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
+    """Return the columns of bytes that are texts, as some writers store them; images and other contents are
+    none."""
+    found: dict[str, list[str | None]] = {}
+    for name in rows[0] if rows else ():
+        values = [row[name] for row in rows]
+        if not any(isinstance(value, bytes) for value in values):
+            continue
+        try:
+            texts = [value.decode() if isinstance(value, bytes) else None for value in values]
+        except UnicodeDecodeError:
+            continue
+        if not any(_CONTROL.search(text) for text in texts if text):
+            found[name] = texts
+    return found
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 
 
 def _names_of_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

@@ -332,7 +332,7 @@ def _question(plan: _Plan) -> str:
         draft.kind, _INSTRUCTIONS[draft.kind]
     )
     if draft.kind == "label" and not plan.instruction:
-        begins += f" Answer with one of: {', '.join(draft.labels)}."
+        begins += f" Answer with one of: {', '.join(map(_literal, draft.labels))}."
     text = f"{begins}\n\n"
     for name in draft.question:
         line = f"{_shown_name(columns[name])}: {{{{ {columns[name]} }}}}\n"
@@ -342,6 +342,12 @@ def _question(plan: _Plan) -> str:
         line = f"{{{{ '{LETTERS}'[loop.index0] }}}}. {{{{ option }}}}\n"
         text += f"{{% for option in {plan.options} %}}{line}{{% endfor %}}"
     return f"{text}\n{_ENDINGS[draft.kind]}"
+
+
+def _literal(text: str) -> str:
+    """Return what a template shows as ``text``, also where that has signs of templates."""
+    signs = ("{{", "{%", "{#")
+    return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if any(s in text for s in signs) else text
 
 
 def write_task(folder: Path, task: NewTask, source: Path | None, *, force: bool) -> Path:

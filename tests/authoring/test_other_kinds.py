@@ -13,6 +13,8 @@ from cme_bench.authoring.draft import Draft
 from cme_bench.authoring.guess import guess
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.table_files import Table, read_table
+from cme_bench.authoring.verify import verified
+from cme_bench.authoring.write import new_task
 from cme_bench.util.errors import UsageError
 from tests.support.command import called
 
@@ -40,6 +42,14 @@ OPEN: dict[str, tuple[Table, str]] = {
             *({"Question": f"Q {i}?", "Correct Answer": f"a{i}", "Incorrect Answer 1": "b"} for i in range(N))
         ),
         "Incorrect Answer 1 hold wrong options",
+    ),
+    "the target of a stance": (
+        table(*({"tweet": f"I like {i}", "target": "ab"[i % 2], "stance": "xy"[i % 2]} for i in range(N))),
+        "target and stance could each be the answer",
+    ),
+    "what a sentence is asked about": (
+        table(*({"sentence": f"It is {i}", "aspect": "abc"[i % 3], "label": "xy"[i % 2]} for i in range(N))),
+        "(aspect may or may not be part of the question)",
     ),
     "labels in few rows": (
         asked(["pos", "neg", "neu", "pos"], "label"),
@@ -193,3 +203,11 @@ def test_a_right_answer_that_is_read_otherwise_is_warned_of(
     assert code == 0, err
     warnings = [line for line in (out + err).splitlines() if "is read as" in line]
     assert [line.rpartition("is read as ")[2] for line in warnings] == ([repr(read)] if read else [])
+
+
+def test_labels_with_signs_of_templates_are_shown() -> None:
+    labels = ["{{a}}", "{% b %}", 'c "d" {#']
+    rows = table(*({"text": f"It is {i}", "label": labels[i % 3]} for i in range(N)))
+    draft = guess(rows)
+    [first, *_] = verified(new_task("t", rows, draft), rows, draft)
+    assert f"Answer with one of: {', '.join(draft.labels)}." in first.prompt

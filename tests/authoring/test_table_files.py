@@ -365,3 +365,12 @@ def test_a_first_line_that_is_a_row_is_named(tmp_path: Path, content: str, is_ro
         return
     with pytest.raises(UsageError, match=r"q.csv:1: seems to be a row, not the names of columns"):
         read_table(file)
+
+
+def test_bytes_that_are_texts_are_read(tmp_path: Path) -> None:
+    """Some writers of Parquet do not say that their bytes are UTF-8."""
+    values = {"passage": ["Ä text".encode(), None], "image": [b"\x89PNG\r\n", b"x"], "name": ["a", "b"]}
+    pyarrow.parquet.write_table(pyarrow.table(values), tmp_path / "q.parquet")
+    table = read_table(tmp_path / "q.parquet")
+    assert table.rows == [{"passage": "Ä text", "name": "a"}, {"passage": None, "name": "b"}]
+    assert table.notes[:2] == ("read as UTF-8 texts: passage", "column image holds bytes: left out")
