@@ -8,6 +8,7 @@ from typing import Any
 
 from cme_bench.scoring.metrics import LM_EVAL_ALIASES
 from cme_bench.scoring.record import Scored, StoredAnswer, StoredResponse
+from cme_bench.util.errors import UsageError
 
 _THEIRS = {ours: theirs for theirs, ours in LM_EVAL_ALIASES.items()}
 
@@ -49,6 +50,10 @@ def _filtered(lm_task: Any, doc: dict[str, Any], instances: Sequence[Any]) -> Sc
         if generated:
             texts[pipeline.name] = _voted(filtered[0])
         for name, value in lm_task.process_results(doc, filtered).items():
+            if value is None:  # the store could not tell it from NaN
+                raise UsageError(
+                    f"metric {name!r} is None for an item: give a number (or NaN), or leave it out there"
+                )
             scores[metric_name(name, pipeline.name, lm_task)] = _plain(value)
     for instance in instances:
         instance.resps, instance.filtered_resps = [], {}  # items outlive their scores

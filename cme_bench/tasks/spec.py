@@ -41,6 +41,7 @@ _OTHER_BUILDERS = frozenset(
 )
 """Readers of files that ``datasets`` has and we have not."""
 _TEXT, _NUMBER, _TABLE, _LIST = "a text", "a number of 0 or more", "a mapping", "a list"
+_COUNT = "a whole number of 0 or more"
 _TEXT_OR_CODE = "a text or !function"
 _SHAPES = {
     **dict.fromkeys(
@@ -49,7 +50,7 @@ _SHAPES = {
     **dict.fromkeys(("description", "target_delimiter", "fewshot_delimiter", "task_alias"), _TEXT),
     **dict.fromkeys(("dataset_kwargs", "fewshot_config", "generation_kwargs"), _TABLE),
     **dict.fromkeys(("process_docs", "doc_to_text"), _TEXT_OR_CODE),
-    "num_fewshot": _NUMBER,
+    "num_fewshot": _COUNT,
     "filter_list": _LIST,
     **dict.fromkeys((f"metadata.{key}" for key in ("domain", "dataset", "primary", "fewshot_group")), _TEXT),
     **dict.fromkeys((f"metadata.{key}" for key in ("cluster", "licence", "citation", "note")), _TEXT),
@@ -329,6 +330,8 @@ def _has_shape(value: Any, shape: str) -> bool:
             return isinstance(value, str | FunctionRef)
         case "a number of 0 or more":
             return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+        case "a whole number of 0 or more":
+            return isinstance(value, int) and not isinstance(value, bool) and value >= 0
         case "a mapping":
             return isinstance(value, Mapping)
         case _:

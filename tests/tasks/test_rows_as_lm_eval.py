@@ -131,3 +131,26 @@ def test_an_empty_stop_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(UsageError, match="an empty text in 'until'"):
         load_suite((tmp_path / "t.yaml",))
+
+
+def test_a_metric_without_a_value_is_refused(tmp_path: Path) -> None:
+    """lm-eval gives None to the task's own aggregation; a store of JSON has one word for it and for NaN."""
+    write(tmp_path, lines(["a", "b"]), name="rows.jsonl")
+    (tmp_path / "code.py").write_text(
+        "def results(doc, answers):\n    return {'n': None if doc['x'] == 'b' else 1.0}\n"
+        "def share(values):\n    return sum(v is not None for v in values) / len(values)\n"
+    )
+    own = "process_results: !function code.results\n"
+    own += "metric_list: [{metric: n, aggregation: !function code.share}]"
+    text = (tmp_path / "t.yaml").read_text().replace("metric_list: [{metric: exact_match}]", own)
+    (tmp_path / "t.yaml").write_text(text)
+    suite = load_suite((tmp_path,), allow_code=True)
+    with pytest.raises(UsageError, match="metric 'n' is None for an item"):
+        build_task(suite.task("t"), suite, mini_source())
+
+
+def test_half_an_exemplar_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, lines(["a", "b"]), name="rows.jsonl")
+    (tmp_path / "t.yaml").write_text((tmp_path / "t.yaml").read_text() + "num_fewshot: 1.5\n")
+    with pytest.raises(UsageError, match=r"'num_fewshot' must be a whole number of 0 or more, not 1\.5"):
+        load_suite((tmp_path / "t.yaml",))
