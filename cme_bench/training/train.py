@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,14 +119,9 @@ def prepare(
     ``early``: the weights are loaded meanwhile, from when the settings are found possible; ``shared``: what
     other trainings of the same base have made.
     """
-    check_options(options)
-    check_switches(options)
     shared = shared or Shared()
-    base, config, tokenizer = shared.base(options, lambda: _checked_base(options, listener))
-    probed = adapter_config(options, config, steps=PROBE_STEPS)
-    trained = shared.fit(probed, lambda: check_fit(probed, config))
-    if options.max_length > (most := max_positions(config)):
-        raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
+    found = possible(options, listener, shared)
+    base, config, tokenizer = found.base, found.config, found.tokenizer
     own = load_own_sets(options, note=listener.note) if sets is None else own_sets(sets)
     order = batch_order(options, choose_device(), record.begun_order(options.out))
     options = replace(options, prompt_format=usual_format(options, own), batches=order)
@@ -139,7 +134,7 @@ def prepare(
     for note in (*encoder.format.notes, *kept_bos(encoder.encoder.bos, encoder.format)):
         listener.note(f"note: {note}")
     chosen = chosen_templates(options) if sets is None else []
-    loading = _load_early(options, base, config, probed) if early else None
+    loading = _load_early(options, base, config, found.adapter) if early else None
     sets = load_sets(options, note=listener.note, own=own, chosen=chosen) if sets is None else sets
     processes = Ranks.here().count
     if options.device_map is not None and processes > 1:
@@ -163,10 +158,34 @@ def prepare(
         pad_token=pad_token(tokenizer, embeddings(config)),
         content=record.describe_training(options, base, encoder, plan.mixture, identity),
         finished=record.check_folder(options.out, identity),
-        trained=trained,
+        trained=found.trained,
         loading=loading,
         book=book,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Possible:
+    """A training by its settings alone, before rows are read: its base with config and tokenizer, and the
+    ``adapter``, except for what hangs on the number of steps. ``trained``: how many numbers it trains."""
+
+    base: Checkpoint
+    config: Any
+    tokenizer: Any
+    adapter: PeftConfig
+    trained: int
+
+
+def possible(options: TrainOptions, listener: Listener, shared: Shared) -> Possible:
+    """Check the settings of a training. UsageError for impossible ones."""
+    check_options(options)
+    check_switches(options)
+    base, config, tokenizer = shared.base(options, lambda: _checked_base(options, listener))
+    probed = adapter_config(options, config, steps=PROBE_STEPS)
+    trained = shared.fit(probed, lambda: check_fit(probed, config))
+    if options.max_length > (most := max_positions(config)):
+        raise UsageError(f"--max-length {options.max_length}: {base.name} has {most} positions")
+    return Possible(base, config, tokenizer, probed, trained)
 
 
 def _checked_base(options: TrainOptions, listener: Listener) -> tuple[Checkpoint, Any, Any]:

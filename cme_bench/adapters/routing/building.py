@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft import PeftConfig
 from torch import nn
@@ -9,7 +11,9 @@ from torch import nn
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.routing.layer import RoutedLinear
 
-_SIDE, _TOKENS, _NAME = 64, 16, "default"
+SIDE = 64
+"""Numbers of each side of the layer."""
+_TOKENS, _NAME = 16, "default"
 
 
 def build(config: PeftConfig, device: torch.device) -> None:
@@ -18,20 +22,31 @@ def build(config: PeftConfig, device: torch.device) -> None:
 
     A layer of zeros is run once. No random number is drawn.
     """
-    layer = _layer(config)
+    layer = small_layer(config, device)
     if layer is not None:
-        layer = layer.to_empty(device=device).requires_grad_(False).eval()
+        layer.requires_grad_(False).eval()
         with torch.inference_mode():
-            for parameter in layer.parameters():
-                parameter.zero_()
-            layer(torch.zeros(_TOKENS, _SIDE, device=device))
+            layer(torch.zeros(_TOKENS, SIDE, device=device))
 
 
-def _layer(config: PeftConfig) -> nn.Module | None:
-    """Return a small layer of an adapter's method, without memory; None if it is not routed."""
+def is_routed(config: PeftConfig) -> bool:
+    """Return whether layers of an adapter's method have experts behind a router."""
+    return _kind(config) is not None
+
+
+def small_layer(config: PeftConfig, device: torch.device) -> nn.Module | None:
+    """Return a small layer of zeros of an adapter's method; None if it is not routed."""
+    kind = _kind(config)
+    if kind is None:
+        return None
+    made = kind(nn.Linear(SIDE, SIDE, device="meta"), _NAME, config).to_empty(device=device)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.zero_()
+    return made
+
+
+def _kind(config: PeftConfig) -> type[RoutedLinear[Any]] | None:
     method = method_of(config)
     kind = None if method is None else getattr(method.model_class, "tuner_layer_cls", None)
-    if not (isinstance(kind, type) and issubclass(kind, RoutedLinear)):
-        return None
-    made: nn.Module = kind(nn.Linear(_SIDE, _SIDE, device="meta"), _NAME, config)
-    return made
+    return kind if isinstance(kind, type) and issubclass(kind, RoutedLinear) else None

@@ -51,7 +51,8 @@ def _gates(device: torch.device) -> bool:
     k, rank = 4, 8
     generator = torch.Generator().manual_seed(0)
     shapes = ((40, k * rank), (40, k), (k, k), (40, k * rank))
-    z, logits, mixing, grad = (torch.randn(s, generator=generator).to(device) for s in shapes)
+    made: dict[str, Any] = {"generator": generator, "dtype": torch.float32}  # whatever the usual one is now
+    z, logits, mixing, grad = (torch.randn(s, **made).to(device) for s in shapes)
     inputs = [t.clone().requires_grad_() for t in (z, logits, mixing)]
     omega = inputs[1].softmax(-1) @ inputs[2].T
     wanted = 2.0 * omega.repeat_interleave(rank, -1) * inputs[0]
@@ -84,7 +85,7 @@ def _gates(device: torch.device) -> bool:
 
 def _drops(device: torch.device) -> bool:
     """Return whether dropout keeps about as many of some ones as it should, and others in every call."""
-    ones = torch.ones(4096, device=device)
+    ones = torch.ones(4096, device=device, dtype=torch.float32)
     seed = torch.full((1,), 5, dtype=torch.int64, device=ones.device)
     (seen, kept), (_, others), (_, again) = (drop(ones, 0.25, seed, call) for call in (0, 1, 0))
     share = float(kept.float().mean())
@@ -131,8 +132,9 @@ def _infers(device: torch.device, form: Form) -> bool:
     """Return whether the kernel gives what the formula does."""
     tokens, width, logits = 40, form.width, form.pieces * form.k
     generator = torch.Generator().manual_seed(0)
-    out = torch.randn(tokens, form.columns, generator=generator).to(device, form.found)
-    matrix = torch.rand(form.k, form.k, generator=generator).to(device) if form.mixed else None
+    made: dict[str, Any] = {"generator": generator, "dtype": torch.float32}  # whatever the usual one is now
+    out = torch.randn(tokens, form.columns, **made).to(device, form.found)
+    matrix = torch.rand(form.k, form.k, **made).to(device) if form.mixed else None
     z, parts = out[:, :width], out[:, width : width + logits]
     phi = parts.float().reshape(tokens, form.pieces, form.k).sum(1).softmax(-1)
     omega = phi if matrix is None else phi @ matrix.T

@@ -127,13 +127,11 @@ class Workbench:
     def trained(self, *asked: TrainOptions) -> list[dict[str, Any]]:
         """Train, or go on, all at once; return the trainings' records."""
         before = phase.seconds()
-        with phase("rows"):
-            sets = self.sets
         if len(asked) == 1:
-            train(asked[0], self._training, sets=sets)
+            train(asked[0], self._training, sets=self.sets)
         else:
             states = self.folder.path / "jobs" / f".{asked[0].out.parent.name}-{asked[0].out.name}.sweep.pt"
-            sweep(asked, self._training, sets=sets, states=states, shared=self._shared)
+            sweep(asked, self._training, sets=lambda: self.sets, states=states, shared=self._shared)
             self._note(f"{len(asked)} trainings, {phases_line(*phase.since(before))}")
         return [_outcome(options.out) for options in asked]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ from cme_bench.training.replay import replaying
 from cme_bench.training.reporting import report_whole
 from cme_bench.training.shared import Shared
 from cme_bench.training.signals import stop_on_signal
+from cme_bench.training.sweep.begun import begin, refuse
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.sweep.processes import StateFiles, one_process
 from cme_bench.training.sweep.room import numbers_bytes
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
+from cme_bench.util.early import Early
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import replacing, storing, write_json
 from cme_bench.util.phases import phase
@@ -55,13 +57,13 @@ def sweep(
     options: Sequence[TrainOptions],
     listener: Listener | None = None,
     *,
-    sets: Sequence[ItemSet] | None = None,
+    sets: Callable[[], Sequence[ItemSet]] | None = None,
     states: Path | None = None,
     shared: Shared | None = None,
 ) -> list[Path]:
     """Train all adapters, and return their folders, which lie in one folder.
 
-    ``sets``: the rows that all draw from, as ``load_sets`` returns them, if they are loaded already;
+    ``sets``: returns the rows that all draw from, as ``load_sets`` does, where they are kept;
     ``states``: the file of what is unfinished, by default ``.sweep.pt`` beside the folders; of several
     processes (:mod:`.processes`) each has one, with its number in the name. ``shared``: what sweeps before on
     the same base have made.
@@ -69,42 +71,39 @@ def sweep(
     Raises UsageError before weights are loaded for every setting that is impossible, InterruptedRun after a
     signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
     """
-    listener = listener or Listener()
-    with one_process() as process:
-        prepared = process.share(_prepared(options, listener, sets, shared or Shared()))
+    listener, shared = listener or Listener(), shared or Shared()
+    with one_process() as process, models_restored():
+        base = begin(options, listener, shared) if process.count == 1 else None
+        prepared = process.share(_prepared(options, listener, sets, shared))
         waiting = [one for one in prepared if not one.finished]
         if waiting:
             with ExitStack() as stack:
                 for one in waiting:
                     stack.enter_context(only_writer(one.options.out))
-                stack.enter_context(models_restored())
                 stack.enter_context(replaying(choose_device()))
                 files = process.files(states or options[0].out.parent / STATES)
                 if process.count > 1:
                     listener.note(f"process {process.number + 1} of {process.count}: {len(waiting)} adapters")
-                _Sweep(waiting, listener, files=files, together=len(options)).run()
+                _Sweep(waiting, listener, files=files, together=len(options), loading=base).run()
     return [one.out for one in options]
 
 
 def _prepared(
-    options: Sequence[TrainOptions], listener: Listener, sets: Sequence[ItemSet] | None, shared: Shared
+    options: Sequence[TrainOptions],
+    listener: Listener,
+    sets: Callable[[], Sequence[ItemSet]] | None,
+    shared: Shared,
 ) -> list[Prepared]:
-    """Prepare every training; rows that several of them draw from are read once, if ``sets`` are not they."""
+    """Prepare every training; rows that several of them draw from are read once, if ``sets`` has none."""
     read: dict[tuple[Any, ...], Sequence[ItemSet]] = {}
     found = []
     for one in options:
-        for name in ("device_map", "checkpointing"):
-            if getattr(one, name):
-                flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{one.out.name}: {flag} is for a training of its own (cme-bench train)")
-        for name in ("dtype", "quantize", "liger"):
-            if getattr(one, name) != getattr(options[0], name):
-                raise UsageError(f"{one.out.name}: --{name} is the base's, which all adapters share")
+        refuse(one, options[0])
         listener.note(f"{one.out.name}: preparing")
         key = tuple(getattr(one, name) for name in _DATA)
         if key not in read:
             with phase("rows"):
-                read[key] = load_sets(one, note=listener.note) if sets is None else sets
+                read[key] = load_sets(one, note=listener.note) if sets is None else sets()
         with phase("batches"):
             found.append(prepare(one, listener, sets=read[key], shared=shared))
     return found
@@ -114,14 +113,24 @@ class _Sweep:
     """Everything between the prepared trainings and their folders."""
 
     def __init__(
-        self, waiting: Sequence[Prepared], listener: Listener, *, files: StateFiles, together: int
+        self,
+        waiting: Sequence[Prepared],
+        listener: Listener,
+        *,
+        files: StateFiles,
+        together: int,
+        loading: Early[PreTrainedModel] | None = None,
     ) -> None:
         self._waiting = {one.name: one for one in waiting}
         self._listener, self._files, self._together = listener, files, together
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         with phase("weights"):
-            self._base: PreTrainedModel = frozen_base(first.base, self._dtype, choose_device(), first.options)
+            self._base: PreTrainedModel = (
+                frozen_base(first.base, self._dtype, choose_device(), first.options)
+                if loading is None
+                else loading.result()
+            )
         if (book := next((one.book for one in waiting if one.book is not None), None)) is not None:
             show(self._base, book, listener.note)
         self._words = manner(self._base.device)
