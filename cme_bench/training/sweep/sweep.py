@@ -32,7 +32,7 @@ from cme_bench.training.replay import replaying
 from cme_bench.training.reporting import report_whole
 from cme_bench.training.shared import Shared
 from cme_bench.training.signals import stop_on_signal
-from cme_bench.training.sweep.begun import begin, refuse
+from cme_bench.training.sweep.beginning import begin, refuse
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.sweep.processes import StateFiles, one_process

@@ -17,7 +17,7 @@ from cme_bench.training.methods import adapter_config
 from cme_bench.training.options import TrainOptions, method_names
 from cme_bench.training.shared import Shared
 from cme_bench.training.sweep import rehearsal
-from cme_bench.training.sweep.begun import begin
+from cme_bench.training.sweep.beginning import begin
 from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.rehearsal import build_kernels, rehearse
 from cme_bench.training.sweep.sweep import sweep

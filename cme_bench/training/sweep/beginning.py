@@ -1,4 +1,4 @@
-"""What of a sweep begins before its rows are drawn: the base, and the kernels of its adapters."""
+"""Beginning a sweep before its rows are drawn: its base is loaded, and its kernels are built."""
 
 from __future__ import annotations
 
