@@ -9,6 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from cme_bench.engines.requests import TokenIds
+
 Ints: TypeAlias = NDArray[np.int64]
 
 
@@ -28,6 +30,13 @@ class Unit:
     read_place: Ints
     read_target: Ints
     read_row: Ints
+
+
+def chain(tokens: TokenIds | Ints, start: int = 0) -> Unit:
+    """Return the unit of a row's tokens from position ``start`` on, of which nothing is read."""
+    n, nothing = len(tokens), np.empty(0, np.int64)
+    positions = np.arange(start, start + n)
+    return Unit(np.array(tokens), positions, np.full(n, n), nothing, nothing, nothing)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from cme_bench.engines.packs import Pack, Unit
+from cme_bench.engines.packs import Pack, Unit, chain
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.sorted_rows import SortedRows
 
@@ -84,12 +82,8 @@ def plan_groups(prompts: Sequence[TokenIds], limits: PlanLimits) -> Iterator[tup
 
 def chain_packs(tokens: TokenIds, limits: PlanLimits) -> Iterator[Pack]:
     """Yield packs that compute and keep ``tokens``, and read nothing."""
-    nothing = np.empty(0, np.int64)
     for start in range(0, len(tokens), limits.pack_tokens):
-        part = np.array(tokens[start : start + limits.pack_tokens])
-        n = len(part)
-        positions = np.arange(start, start + n)
-        yield Pack(start, True, (Unit(part, positions, np.full(n, n), nothing, nothing, nothing),))
+        yield Pack(start, True, (chain(tokens[start : start + limits.pack_tokens], start),))
 
 
 class _Planner:

@@ -109,21 +109,20 @@ def test_finished_rows_leave_once_a_quarter_is_at_work(
     assert {shape.rows for shape in static._stepper._steps} == {32, 8}, "16 of 32 stay, 7 leave"
 
 
-def test_prompts_of_like_length_are_computed_together(
+def test_prompts_are_computed_without_padding(
     tiny_model: LlamaForCausalLM, toy_tokenizer: PreTrainedTokenizerFast, make_ids: Callable[[int], TokenIds]
 ) -> None:
     asked = [GenerateRequest(make_ids(n), 6) for n in (3, 33, 4, 30, 5, 9, 32)]
-    plain = engine(tiny_model, toy_tokenizer, static=False)
     static = engine(tiny_model, toy_tokenizer, static=True)
-    assert generate_all(static, asked) == generate_all(plain, asked)
-    computed = 3 * 40 + 2 * 16 + 2 * 8
-    assert static.stats.tokens_padding == computed - sum(len(r.prompt) for r in asked), "not 7 x 33"
+    assert generate_all(static, asked) == generate_all(engine(tiny_model, toy_tokenizer, static=False), asked)
+    assert static.stats.tokens_padding == 0
+    assert static.stats.tokens_computed == sum(len(r.prompt) for r in asked) + 7 * 5
 
 
-def test_rows_are_parted_where_their_padding_would_cost_more() -> None:
-    assert static_decoding.alike([5, 30, 9, 8, 28], 4) == [([1, 4], 32), ([2, 3], 16), ([0], 8)]
-    assert static_decoding.alike([5, 30, 9, 8, 28], 1000) == [([1, 4, 2, 3, 0], 32)]
-    assert static_decoding.alike([7, 7, 8], 0) == [([2], 8), ([0, 1], 8)]
+def test_prompts_are_computed_in_parts() -> None:
+    assert static_decoding.parts([5, 30, 9, 8, 28], 38) == [range(2), range(2, 4), range(4, 5)]
+    assert static_decoding.parts([50, 30, 9], 38) == [range(1), range(1, 2), range(2, 3)]
+    assert static_decoding.parts([7], 1) == [range(1)]
 
 
 def test_counts_of_rows_are_few() -> None:

@@ -452,7 +452,7 @@ class HFEngine(Engine):
         config = base_model(self.model).config.get_text_config(decoder=True)
         if not self._static or self._forward.spread or any(windows(config)):
             return None
-        return Stepper(self._forward, self._note, self.limits.forward_tokens)
+        return Stepper(self._forward, self._note, self.limits.pack_tokens)
 
     def _decode(
         self, session: generation.Sessions, rows: Sequence[generation.GenerationRow]

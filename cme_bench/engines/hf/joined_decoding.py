@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from cme_bench.engines.hf.attention import ALIGNED_KEYS, AttentionCall, additive
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
 from cme_bench.engines.hf.tree_attention import KeptPrefix
-from cme_bench.engines.packs import Pack, Unit
+from cme_bench.engines.packs import Pack, Unit, chain
 from cme_bench.engines.requests import TokenIds
 
 Group: TypeAlias = tuple[list[int], int]
@@ -54,14 +53,12 @@ def join_groups(
 
 def prefix_packs(prefixes: Sequence[TokenIds], most: int) -> Iterator[Pack]:
     """Yield packs that compute prefixes side by side, at most ``most`` tokens each, and read nothing."""
-    nothing = np.empty(0, np.int64)
     units: list[Unit] = []
     for prefix in prefixes:
-        n = len(prefix)
-        if units and sum(len(unit.tokens) for unit in units) + n > most:
+        if units and sum(len(unit.tokens) for unit in units) + len(prefix) > most:
             yield Pack(0, True, tuple(units))
             units = []
-        units.append(Unit(np.array(prefix), np.arange(n), np.full(n, n), nothing, nothing, nothing))
+        units.append(chain(prefix))
     if units:
         yield Pack(0, True, tuple(units))
 

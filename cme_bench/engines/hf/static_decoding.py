@@ -8,21 +8,22 @@ graph; later ones are replayed. Without CUDA the same steps are computed as such
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from cme_bench.engines.hf.attention import ALIGNED_KEYS, AttentionCall, additive
+from cme_bench.engines.hf.attention import AttentionCall, additive
 from cme_bench.engines.hf.attention_hook import attention_of
 from cme_bench.engines.hf.batching import is_out_of_memory
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.forward import CausalForward, base_model, max_positions
 from cme_bench.engines.hf.prefix_decoding import PrefixSession
-from cme_bench.engines.hf.tree_attention import KeptPrefix
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
+from cme_bench.engines.packs import Ints, Pack, chain
 from cme_bench.util.cuda_graph import captured
 from cme_bench.util.errors import first_line
 from cme_bench.util.notes import Note, unheard
@@ -83,12 +84,12 @@ class Stepper:
     """Hold the memory and the graphs of the batches that an engine decodes, one batch at a time.
 
     ``note`` is told, once, if CUDA takes no graph of the model: its steps are computed as such then.
-    ``forward_tokens``: how many tokens more in a forward cost as much as one more forward.
+    ``pack_tokens``: most tokens of prompts that are computed at once.
     """
 
-    def __init__(self, forward: CausalForward, note: Note = unheard, forward_tokens: int = 0) -> None:
+    def __init__(self, forward: CausalForward, note: Note = unheard, pack_tokens: int = 1 << 16) -> None:
         self.forward = forward
-        self.forward_tokens = forward_tokens
+        self.pack_tokens = pack_tokens
         self.most = max_positions(base_model(forward.model).config) - 1
         self.graphs = forward.device.type == "cuda"
         self._note = note
@@ -137,20 +138,15 @@ class Stepper:
             self._note(f"decoding without CUDA graphs: {first_line(error)}")
 
 
-def alike(lengths: Sequence[int], most: int) -> list[tuple[list[int], int]]:
-    """Return ``(rows, width)``: rows of like length, and how many tokens wide they are padded.
-
-    Padding of the rows of one width is ``most`` at most, beside what aligns them.
-    """
-    parts: list[tuple[list[int], int]] = []
-    longest = padding = 0
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padding += longest - lengths[row]
-        if not parts or padding > most:
-            longest, padding = lengths[row], 0
-            parts.append(([], longest + -longest % ALIGNED_KEYS))
-        parts[-1][0].append(row)
-    return parts
+def parts(lengths: Sequence[int], most: int) -> list[range]:
+    """Return rows of these lengths in parts, in order, of ``most`` tokens or one row."""
+    starts, tokens = [0], 0
+    for row, length in enumerate(lengths):
+        if row > starts[-1] and tokens + length > most:
+            starts.append(row)
+            tokens = 0
+        tokens += length
+    return [range(*ends) for ends in itertools.pairwise([*starts, len(lengths)])]
 
 
 class StaticSession(PrefixSession):
@@ -186,39 +182,50 @@ class StaticSession(PrefixSession):
         self._move(kept)
 
     def _prefill(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Compute the prompts as a session without fixed shapes does, those of like length together, and lay
-        what they keep into place."""
-        unaligned = (-ids.shape[1] % ALIGNED_KEYS, 0)
-        ids, mask = pad(ids, unaligned), pad(mask, unaligned)
+        """Compute the prompts side by side, as likelihoods are, and lay their keys and values into place."""
+        lengths, rows = mask.sum(1).tolist(), ids.cpu().numpy()
         self._rows, self._fed = ids.shape
         shape = Shape.of(self._rows, self._fed + 1, self._prefix)
-        logits: Tensor | None = None
-        for rows, width in alike(mask.sum(1).tolist(), self._stepper.forward_tokens):
-            some = to_device(np.array(rows), self.device)
-            found = super().feed(ids[some, -width:], mask[some, -width:])
-            if logits is None:
-                logits = found.new_empty(len(ids), found.shape[1])
-                self._make_room(shape)
-            logits[some] = found
-            for module in self._like:
-                for i, states in enumerate(self._after.pop(module)):
-                    self._view(shape, module, i)[some, :, self._fed - width : self._fed] = states
-            self.prefilled += len(rows) * width
-        assert logits is not None
+        logits = [
+            self._side_by_side([rows[i, self._fed - lengths[i] :] for i in some], some, shape)
+            for some in parts(lengths, self._stepper.pack_tokens)
+        ]
         self._mask = mask
         self._step = self._stepper.step(shape)
         self._step.begin(mask > 0, self._positions(1) + 1, self._fed)
+        return torch.cat(logits)
+
+    def _side_by_side(self, prompts: Sequence[Ints], rows: range, shape: Shape) -> Tensor:
+        """Return the logits [prompts, vocab] after prompts that have these ``rows`` of memory."""
+        pack = Pack(self._prefix, False, tuple(chain(tokens, self._prefix) for tokens in prompts))
+        lengths = [len(tokens) for tokens in prompts]
+        places = np.concatenate([np.arange(self._fed - n, self._fed) for n in lengths])
+        tokens, positions, last, row, column = (
+            to_device(part, self.device)
+            for part in (pack.tokens, pack.positions, pack.starts[1:] - 1, np.repeat(rows, lengths), places)
+        )
+        attention = PackAttention(pack, self._kept, self.device, kernel=self._forward.by_pieces)
+
+        def attend(call: AttentionCall) -> Tensor:
+            self._lay(call, shape, row, column)
+            return attention(call)
+
+        with self._forward.seeing(pack.tokens), attention_of(self._forward.model, attend):
+            logits: Tensor = self._forward.uncached(tokens[None], positions[None], last)[0]
+        self.prefilled += pack.n_tokens
         return logits
 
-    def _make_room(self, shape: Shape) -> None:
-        """Empty the memory of ``shape``, and lay the prefix into its own."""
-        self._like = {module: (_empty(k), _empty(v)) for module, (k, v) in self._after.items()}
-        for module, like in self._like.items():
-            for i in (0, 1):
+    def _lay(self, call: AttentionCall, shape: Shape, row: Tensor, column: Tensor) -> None:
+        """Lay keys and values of some tokens into the memory of ``shape``, emptied before the first."""
+        module, pair = call.module, (call.key, call.value)
+        if module not in self._like:
+            self._like[module] = _empty(call.key), _empty(call.value)
+            for i, like in enumerate(self._like[module]):
                 self._view(shape, module, i).zero_()  # what no row sees must be a number all the same
                 if self._prefix:
-                    states = self._kept.head(module, self._prefix)[i]
-                    self._prefix_view(module, i, like[i]).copy_(states)
+                    self._prefix_view(module, i, like).copy_(self._kept.head(module, self._prefix)[i])
+        for i, states in enumerate(pair):
+            self._view(shape, module, i)[row, :, column] = states[0].transpose(0, 1)
 
     def _move(self, kept: Tensor) -> None:
         """Go on with the rows ``kept`` in a shape that has room for one token more."""
@@ -261,24 +268,20 @@ class StaticSession(PrefixSession):
 
     def _keep(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         step = self._step
-        if step is None:
-            return super()._keep(call)
+        assert step is not None
         views = [self._view(step.shape, call.module, i) for i in (0, 1)]
         for view, states in zip(views, (call.key, call.value), strict=True):
             view.index_copy_(2, step.column, states)
         return views[0], views[1]
 
     def _prefix_of(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        if self._step is None:
-            return super()._prefix_of(module)
         keys, values = (self._prefix_view(module, i, self._like[module][i]) for i in (0, 1))
         return keys, values
 
     def _masks_for(
         self, window: int | None, groups: int, n: int, states: Tensor
     ) -> tuple[Tensor, int, Tensor | None]:
-        if self._step is None:
-            return super()._masks_for(window, groups, n, states)
+        assert self._step is not None
         key = (window, groups, states.dtype, states.device)
         if key not in self._masks:
             seen = self._step.seen[:, None].expand(-1, groups, -1)
