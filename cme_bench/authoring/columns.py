@@ -11,7 +11,7 @@ from cme_bench.tasks.values import as_text, is_blank
 STRONG_ANSWERS = (
     "answer answers label target gold answerkey answer_key correct_answer right_answer answer_idx "
     "answer_index answer_label gold_label labels correct_option correct_choice ground_truth "
-    "references reference summary highlights tldr"
+    "references reference summary highlights tldr correct_answers right_answers"
 ).split()
 WEAK_ANSWERS = "correct solution output class category sentiment completion response abstract".split()
 CONTEXTS = (
@@ -51,7 +51,7 @@ _GIVES_AWAY = (
 
 _ASKED_ABOUT = re.compile(
     r"(?:target_|head_|tail_|subject_|object_|opinion_)?(?:aspect|term|entity|word|phrase|span|mention|relation|"
-    r"predicate|aspect_term|aspect_category)s?_?\d?"
+    r"predicate|pronoun|quote|aspect_term|aspect_category)s?_?\d?"
 )
 """Names of what a question is about beside its text: a few words, which may repeat, without which nobody can
 answer."""

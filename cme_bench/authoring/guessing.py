@@ -22,6 +22,7 @@ from cme_bench.authoring.columns import (
     is_part,
     is_text,
     named,
+    named_role,
     role,
     words,
 )
@@ -143,15 +144,17 @@ def _refuse_listed_labels(table: Table, answer: str, values: Sequence[Any]) -> N
 
 def refuse_other_kinds(table: Table, answer: str, kind: str) -> None:
     """Refuse answers that were guessed to be of one ``kind`` and may well be of another."""
-    texts = [as_text(value).strip() for value in table.values(answer) if not is_blank(value)]
+    values = [value for value in table.values(answer) if not is_blank(value)]
+    bare = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
+    texts = [as_text(value).strip() for value in bare]
     distinct = sorted(set(texts))
     labelled = in_one_spelling(answer) in _LABELS
     if kind == "label" and len(distinct) == 1 and len(texts) >= FEW_ROWS:
         message = f"{answer} is {distinct[0]!r} in every row: there is nothing to choose between"
-    elif kind == "label" and not labelled and len(distinct) > 1 and _are_letters(distinct):
+    elif kind in ("label", "qa") and not labelled and len(distinct) > 1 and _are_letters(distinct):
         message = (
             f"the answers are letters ({', '.join(distinct)}), but no column holds options; name them with "
-            "--choices, or say --type label if they stand in the question"
+            f"--choices, or say --type {kind} if they stand in the question"
         )
     elif kind == "label" and (joined := next((text for text in distinct if _joins(text, distinct)), "")):
         message = (
@@ -211,7 +214,7 @@ def guess_question(
         c for c in left if not holds_answer(table, c, answer, [o for o in left if role(table, o) != "id"])
     ]
     contexts = [c for c in named(table, CONTEXTS) if c in left and not _is_heading(table, c)]
-    known = [c for c in named(table, QUESTIONS) if c in left]
+    known = [c for c in named(table, QUESTIONS) if c in left and not _is_remark(table, c)]
     known = [
         c for c in known if not is_part(table, c, [o for o in left if o != c and not is_part(table, o, [c])])
     ]
@@ -231,6 +234,11 @@ def guess_question(
             f" ({', '.join(open_ or candidates)} may or may not be part of the question)"
         )
     return tuple(shown)
+
+
+def _is_remark(table: Table, name: str) -> bool:
+    """Return whether a column describes rows in a few words ("source: BBC"), and is no text to read."""
+    return named_role(name) == "describes" and words(table, name) < PROSE_WORDS
 
 
 def _is_heading(table: Table, name: str) -> bool:

@@ -78,7 +78,7 @@ def _guessed(table: Table, every: Mapping[str, Sequence[Any]]) -> list[str]:
     if found:
         return found
     for name, values in every.items():
-        others = (value for value in _there(values) if not _is_image(value))
+        others = (v for v in _there(values) if not _is_image(v) and not isinstance(v, bool | int | float))
         value = next(others, None) if _NAMES.fullmatch(name) else None
         if value is not None and not (isinstance(value, str) and " " in value.strip()):  # no prose about it
             raise UsageError(

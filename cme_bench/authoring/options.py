@@ -18,7 +18,7 @@ from cme_bench.util.errors import UsageError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _TEXT_KEYS = ("text", "content", "option", "option_text", "value", "answer", "choice", "body")
-_KEY_KEYS = ("label", "key", "id", "letter", "option_label", "index", "name")
+_KEY_KEYS = ("label", "key", "id", "letter", "marker", "mark", "option_label", "index", "name")
 _LETTERED = re.compile(r"\s*\(?([A-Za-z]|\d{1,2})[).:]\s+(?=\S)|\s*\(?([A-Z])[).:]\s*(?=\S)")
 
 

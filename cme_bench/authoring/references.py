@@ -25,6 +25,8 @@ _SEVERAL = frozenset("answers references labels".split())
 _THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(?:\.\d{3})+")
 _ENTITY = re.compile(r"&#?\w+;")
 _JUDGES = frozenset("correct is_correct right is_right score votes points".split())
+_OPTION_MARKS = frozenset("label key letter marker mark option aid option_label".split())
+"""What a mapping holds beside its text if it is one of several options, not an accepted answer."""
 _READ_AS = {"qa": "short", "number": "number", "math": "math", "summary": "summary"}
 
 
@@ -161,6 +163,11 @@ def _accepted(value: Any) -> list[str]:
         judged = [key for key, inner in value.items() if isinstance(inner, bool) or key.lower() in _JUDGES]
         if judged:
             raise ValueError(f"{judged[0]!r} says which answers are right; give a column of the right ones")
+        if marks := [key for key in value if key.lower() in _OPTION_MARKS]:
+            raise ValueError(
+                f"{marks[0]!r} seems to name options; say --choices with this column and --answer with the "
+                "one that says which is right, or give a plain column of answers"
+            )
         return [text for key in keys for text in _accepted(value[key])]
     if isinstance(value, list):
         return [text for each in value for text in _accepted(each)]

@@ -100,7 +100,7 @@ BROKEN: dict[str, tuple[dict[str, str | bytes], str]] = {
     ),
     "shots that are no number": (
         swap("metadata:", "num_fewshot: many\nmetadata:"),
-        "own.yaml:10: 'num_fewshot' must be a number of 0 or more, not 'many'",
+        "own.yaml:10: 'num_fewshot' must be a whole number of 0 or more, not 'many'",
     ),
     "a name that leads elsewhere": (
         swap("task: own", "task: ../own"),

@@ -169,6 +169,7 @@ def test_images_can_be_left_out(
         ([{"question": f"Which file {n}?", "answer": f"{n}.png"} for n in range(2)], []),
         ([{"photo": "A man on a bike", "question": f"{n}?", "answer": "uv"[n]} for n in range(2)], []),
         ([{"image": None, "question": f"{n}?", "answer": "uv"[n]} for n in range(2)], []),
+        ([{"has_image": False, "question": f"{n}?", "answer": "uv"[n]} for n in range(2)], []),
         (
             [
                 {"image": f"{n}.png", "file": f"{n}.txt", "question": f"{n}?", "answer": "uv"[n]}

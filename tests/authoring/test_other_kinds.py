@@ -43,6 +43,17 @@ OPEN: dict[str, tuple[Table, str]] = {
         ),
         "Incorrect Answer 1 hold wrong options",
     ),
+    "options that are called answers": (
+        asked(
+            [[{"marker": "A", "text": f"a{i}"}, {"marker": "B", "text": "b"}] for i in range(N)], "answers"
+        ),
+        "'marker' seems to name options; say --choices",
+    ),
+    "options that are called answers beside the right ones": (
+        table(*({"question": f"Q {i}?", "answers": ["a", "b"], "correct_answers": ["a"]} for i in range(N))),
+        "answers and correct_answers could each be the answer",
+    ),
+    "letters that each stand in a list": (asked([["A"], ["B"]] * 6), "the answers are letters (A, B)"),
     "the target of a stance": (
         table(*({"tweet": f"I like {i}", "target": "ab"[i % 2], "stance": "xy"[i % 2]} for i in range(N))),
         "target and stance could each be the answer",
@@ -203,6 +214,13 @@ def test_a_right_answer_that_is_read_otherwise_is_warned_of(
     assert code == 0, err
     warnings = [line for line in (out + err).splitlines() if "is read as" in line]
     assert [line.rpartition("is read as ")[2] for line in warnings] == ([repr(read)] if read else [])
+
+
+def test_a_source_in_a_word_is_not_asked_about() -> None:
+    rows = table(*({"source": "abc"[i % 3], "question": f"Who is {i}?", "answer": f"x{i}"} for i in range(N)))
+    assert guess(rows).question == ("question",)
+    translated = table(*({"source": f"Das ist Haus {i}.", "target": f"That is house {i}."} for i in range(N)))
+    assert guess(translated).question == ("source",)
 
 
 def test_labels_with_signs_of_templates_are_shown() -> None:
