@@ -53,9 +53,9 @@ def builtin_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class OddFile:
-    """A file of an included folder that is no task of the suite. ``name``: the task that it would be, and
-    ``tags`` its tags, as far as it can be read; ``reason`` begins with the file. ``harmless``: it defines
-    no task (a group, or what is only included)."""
+    """A file of an included folder that is no task of the suite. ``name``: the task that it would be, or the
+    group, and ``tags`` its tags, as far as it can be read; ``reason`` begins with the file. ``harmless``: it
+    defines no task (a group, or what is only included)."""
 
     path: Path
     reason: str
@@ -99,6 +99,7 @@ class Suite:
         if name not in self.tasks:
             if (seeing := self.tasks.get(name.removesuffix(ENDING))) is not None:
                 return blind(seeing)
+            self._check_no_group(name)
             raise UsageError(f"unknown task {name!r}{did_you_mean(name, self.tasks)}{self._unread()}")
         return self.tasks[name]
 
@@ -112,6 +113,12 @@ class Suite:
         """Say why a name may be unknown: name the first file that could not be read at all."""
         unread = [odd for odd in self.odd if odd.name is None and not odd.harmless]
         return f" (not read: {unread[0].reason})" if unread else ""
+
+    def _check_no_group(self, name: str) -> None:
+        """Raise UsageError with the reason if ``name`` is a group of a file that was passed over."""
+        for odd in self.odd:
+            if odd.harmless and name == odd.name:
+                raise UsageError(f"{name!r}: {odd.reason}")
 
     def select(self, names: str | Sequence[str]) -> list[TaskSpec]:
         """Return the tasks that a comma-separated list names: tasks, suites, domains, and lm-eval's own tasks
@@ -134,6 +141,7 @@ class Suite:
                 if name.endswith(ENDING) and (seeing := self.selectors.get(name.removesuffix(ENDING))):
                     chosen.update((spec.name, spec) for spec in map(blind, seeing))
                     continue
+                self._check_no_group(name)
                 hint = did_you_mean(name, self.selectors)
                 raise UsageError(f"unknown task {name!r}{hint}{self._unread()}")
             for spec in self.selectors[name]:
@@ -220,12 +228,13 @@ def task_files(root: Path) -> list[Path]:
 
 def odd_file(file: Path, root: Path, error: UsageError) -> OddFile:
     """Describe a file that is no task."""
-    if isinstance(error, NoTaskError):
-        return OddFile(file, str(error), harmless=True)
     try:
         values = load_yaml(file, root=root.parent if root.is_file() else root).values
     except UsageError:
         return OddFile(file, str(error))
+    if isinstance(error, NoTaskError):
+        group = str(values["group"]) if error.group else None
+        return OddFile(file, str(error), group, harmless=True)
     tag = values.get("tag") or ()
     tags = (tag,) if isinstance(tag, str) else tuple(map(str, tag)) if isinstance(tag, list) else ()
     return OddFile(file, str(error), str(values.get("task")), tags)

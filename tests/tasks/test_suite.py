@@ -180,3 +180,15 @@ def test_a_task_file_that_cannot_work_is_refused(
 def test_an_include_folder_must_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder of task files"):
         load_suite((tmp_path / "nosuch",))
+
+
+def test_a_group_of_a_folder_is_named_as_one(workshop: Workshop) -> None:
+    workshop.write_yaml()
+    (workshop.yaml.parent / "group.yaml").write_text("group: both\ntask: [own_ll, other]\n")
+    suite = load_suite((workshop.yaml.parent,))
+    for ask in (suite.select, suite.task):
+        with pytest.raises(
+            UsageError, match=r"^'both': .*group\.yaml:1: a group of tasks, which is not read"
+        ):
+            ask("both")
+    assert suite.select("own_ll")
