@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
 
 def undecoded(table: datasets.Dataset) -> datasets.Dataset:
-    """Return a table whose images, sounds and the like stay ``{bytes, path}``, as they are stored."""
+    """Return a table whose images, sounds and the like stay ``{bytes, path}``, as they are stored.
+
+    A mapping that is stored as JSON (of rows with different keys) is a mapping all the same.
+    """
     import datasets
     from datasets.features.features import _visit
 
     found = []
 
     def keep(feature: Any) -> Any:
-        if getattr(feature, "decode", False) is True:
+        if getattr(feature, "decode", False) is True and not isinstance(feature, datasets.Json):
             found.append(feature)
             return replace(feature, decode=False)
         return feature  # None would leave what stands around it as it was

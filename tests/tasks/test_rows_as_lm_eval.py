@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,6 +18,7 @@ from cme_bench.prompts.formats import resolve_format
 from cme_bench.prompts.items import render_item
 from cme_bench.tasks.build import build_task
 from cme_bench.tasks.sources import mini_source
+from cme_bench.tasks.stored_rows import undecoded
 from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
 
@@ -154,3 +156,11 @@ def test_half_an_exemplar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text((tmp_path / "t.yaml").read_text() + "num_fewshot: 1.5\n")
     with pytest.raises(UsageError, match=r"'num_fewshot' must be a whole number of 0 or more, not 1\.5"):
         load_suite((tmp_path / "t.yaml",))
+
+
+def test_mappings_that_a_dataset_stores_as_json_are_mappings() -> None:
+    """So the hub has JSON files whose mappings have different keys."""
+    rows: list[dict[str, Any]] = [{"x": {"A": "1"}}, {"x": {"A": "1", "B": "2"}}]
+    features = datasets.Features({"x": datasets.Json()})
+    table = undecoded(datasets.Dataset.from_list(rows, features=features))
+    assert list(table) == rows
