@@ -76,6 +76,9 @@ class HFSource(SavedSource):
 
     @phase("kernels")
     def _build(self) -> None:
+        from cme_bench.engines.hf import quick_rotary
+
+        quick_rotary.build_early(self.model.device)
         if self._takes_pieces():
             from cme_bench.engines.hf.tree_kernel import build_early
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cme_bench.engines.hf.attention import AttentionCall
-from cme_bench.engines.hf.forward import base_model
+from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.wide_states import for_attention
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 NAME = "cme_tree"
 _IGNORED = frozenset({"position_ids", "use_cache", "cache_position"})
@@ -69,10 +66,10 @@ AttentionInterface.register(NAME, _tree_attention)
 
 
 @contextmanager
-def attention_of(model: PreTrainedModel, attend: Attention) -> Iterator[None]:
-    """Make ``model`` attend by ``attend`` within the context; it builds no masks of its own then."""
-    configs = {id(c): c for m in base_model(model).modules() if (c := getattr(m, "config", None)) is not None}
-    before = [(config, config._attn_implementation) for config in configs.values()]
+def attention_of(forward: CausalForward, attend: Attention) -> Iterator[None]:
+    """Make the model of ``forward`` attend by ``attend`` within the context; it builds no masks of its own
+    then."""
+    before = [(config, config._attn_implementation) for config in forward.configs]
     token = _active.set(attend)
     try:
         for config, _ in before:

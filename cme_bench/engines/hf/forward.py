@@ -14,6 +14,7 @@ from torch import Tensor
 from cme_bench.engines.hf.images import Images, language_model, taking_images
 from cme_bench.engines.hf.piece_products import PieceProducts
 from cme_bench.engines.hf.quick_norms import QuickNorms
+from cme_bench.engines.hf.quick_rotary import QuickRotary
 from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
@@ -155,6 +156,12 @@ class CausalForward:
             return logits
         return logits[:, -keep:] if isinstance(keep, int) else logits[:, keep]
 
+    @functools.cached_property
+    def configs(self) -> list[Any]:
+        """The configurations that the model's modules read."""
+        found = (getattr(module, "config", None) for module in base_model(self.model).modules())
+        return list({id(config): config for config in found if config is not None}.values())
+
     def seeing(self, ids: Tensor | Ints) -> contextlib.AbstractContextManager[None]:
         """Return the context in which ``ids`` may hold the virtual ids of images."""
         return contextlib.nullcontext() if self.images is None else self.images.placed(ids)
@@ -272,8 +279,9 @@ class CausalForward:
     @functools.cached_property
     def _wide_parts(self) -> list[Callable[[], contextlib.AbstractContextManager[None]]]:
         assert self.wide_layers is not None
-        norms = [QuickNorms(self.model)] if self.device.type == "cuda" else []
-        return [self.wide_layers, *norms]
+        if self.device.type != "cuda":
+            return [self.wide_layers]
+        return [self.wide_layers, QuickNorms(self.model), QuickRotary(self.model)]
 
     @functools.cached_property
     def _loras(self) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -303,12 +311,15 @@ class CausalForward:
 
     @functools.cached_property
     def _quick_parts(self) -> list[Callable[[], contextlib.AbstractContextManager[None]]]:
-        """Return what computes the same in less time: adapters' layers, products, and norms on a GPU."""
+        """Return what computes the same in less time: adapters' layers and products, and on a GPU norms and
+        positions."""
         parts = [self._loras]
         if self.pieces is not None and self.pieces.plain_because is None:
             parts.append(self.pieces)
         if self.by_pieces and (self._asked_pieces or self.device.type == "cuda"):
             parts.append(QuickNorms(self.model))
+        if self.device.type == "cuda":
+            parts.append(QuickRotary(self.model))
         return parts
 
     def _products(self) -> contextlib.AbstractContextManager[None]:

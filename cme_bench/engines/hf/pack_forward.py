@@ -40,7 +40,7 @@ class PackForward:
         device = self._forward.device
         places, index, target, row = pack.reads
         attention = PackAttention(pack, self.kept, device, kernel=self._forward.by_pieces)
-        with self._forward.seeing(pack.tokens), attention_of(self._forward.model, attention):
+        with self._forward.seeing(pack.tokens), attention_of(self._forward, attention):
             [logits] = self._forward.uncached(
                 to_device(pack.tokens, device)[None],
                 to_device(pack.positions, device)[None],

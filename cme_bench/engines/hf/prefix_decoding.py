@@ -34,7 +34,7 @@ class PrefixSession:
         self._mask = mask
         self._masks.clear()
         seeing = contextlib.nullcontext() if self._after else self._forward.seeing(ids)
-        with seeing, attention_of(self._forward.model, self._attend):
+        with seeing, attention_of(self._forward, self._attend):
             logits = self._forward.uncached(ids, self._positions(ids.shape[1]), 1)
         return logits[:, -1]
 

@@ -210,7 +210,7 @@ class StaticSession(PrefixSession):
             self._lay(call, shape, row, column)
             return attention(call)
 
-        with self._forward.seeing(pack.tokens), attention_of(self._forward.model, attend):
+        with self._forward.seeing(pack.tokens), attention_of(self._forward, attend):
             logits: Tensor = self._forward.uncached(tokens[None], positions[None], last)[0]
         self.prefilled += pack.n_tokens
         return logits
@@ -259,7 +259,7 @@ class StaticSession(PrefixSession):
         assert step is not None
         self._masks.clear()
         step.seen.index_fill_(1, step.column, True)
-        with attention_of(self._forward.model, self._attend):
+        with attention_of(self._forward, self._attend):
             logits = self._forward.uncached(step.ids, step.positions, 1)
         step.positions.add_(1).clamp_(max=self._stepper.most)  # a finished row has no place left to go
         step.column.add_(1)
