@@ -114,7 +114,6 @@ def read_jsonl(file: Path) -> Rows:
 
     UsageError with file and line for anything else.
     """
-    import datasets
     import pyarrow
 
     if (array := _read_array(file)) is not None:
@@ -142,7 +141,7 @@ def read_jsonl(file: Path) -> Rows:
         rows = [{key: row.get(key) for key in keys} for row in rows]
     try:
         table = _table(rows)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, datasets.table.CastError) as error:
+    except (ValueError, pyarrow.ArrowTypeError, OverflowError) as error:
         raise UsageError(_first_misfit(file, rows, lines, first_line(error))) from error
     return Rows(table, str(file), lines, file.parent)
 
@@ -190,17 +189,30 @@ def _read_array(file: Path) -> Rows | None:
     keys = dict.fromkeys(key for row in rows for key in row)
     try:
         table = _table([{key: row.get(key) for key in keys} for row in rows])
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+    except (ValueError, pyarrow.ArrowTypeError, OverflowError) as error:
         raise UsageError(f"{file}: types differ between rows ({first_line(error)})") from error
     return Rows(table, str(file), folder=file.parent)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
     """Return what ``datasets.Dataset.from_list`` does, without its hash of all values: it names files in
-    which derived tables are kept, and a table in memory has none."""
+    which derived tables are kept, and a table in memory has none.
+
+    Mappings of different keys keep their own ones, as they do from the hub.
+    """
+    import datasets
     import pyarrow
 
-    return _dataset(pyarrow.Table.from_pylist(list(rows)))
+    table = pyarrow.Table.from_pylist(list(rows))
+    if any(_holds_mappings(field.type) for field in table.schema):
+        return datasets.Dataset.from_list(list(rows), on_mixed_types="use_json")
+    return _dataset(table)
+
+
+def _holds_mappings(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_struct(kind) or (types.is_list(kind) and _holds_mappings(kind.value_type))
 
 
 def _dataset(table: pyarrow.Table) -> datasets.Dataset:

@@ -198,3 +198,16 @@ def test_a_linked_task_file_and_a_linked_include_are_not_followed(tmp_path: Path
     workshop.write_yaml(more="include: _link.yaml\n")
     with pytest.raises(UsageError, match="lies outside"):
         workshop.build()
+
+
+def test_mappings_keep_their_own_keys(tmp_path: Path) -> None:
+    rows = [
+        {"options": {"A": "x"}, "parts": [{"t": "a"}, {"t": "b", "n": 1}]},
+        {"options": {"A": "x", "B": "y"}, "parts": []},
+    ]
+    lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    array.write_text(json.dumps(rows))
+    for file in (lines, array):
+        assert list(read_jsonl(file).table) == rows
+        assert list(read_jsonl(file).each()) == rows
