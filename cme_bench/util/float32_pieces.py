@@ -40,6 +40,27 @@ def thrice(weight: Tensor) -> Tensor | None:
     return narrow.repeat(1, PIECES) if torch.equal(narrow.float(), weight) else None
 
 
+def thirds(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``[W1 | W1 | W1]``, ``[W2 | W2]`` and ``W3`` in bfloat16, of any float32 ``weight`` [n, d].
+
+    W1 is ``weight`` rounded, W2 what is left of it rounded, W3 the rest.
+    """
+    third, second, first = split_plainly(weight.detach()).chunk(PIECES, 1)
+    return first.repeat(1, PIECES), second.repeat(1, 2), third.contiguous()
+
+
+def multiply_any(pieces: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return ``x W^T`` [rows, n], of ``x`` as by ``split`` and of any W as by ``thirds``.
+
+    Of the nine products of pieces those three are left out that are below float32's last digit.
+    """
+    whole, half, rest = parts
+    d = rest.shape[1]
+    out = product(pieces[:, 2 * d :], rest)
+    out += product(pieces[:, d:], half)
+    return out.add_(product(pieces, whole))
+
+
 def multiply(pieces: Tensor, repeated: Tensor) -> Tensor:
     """Return ``x W^T`` [rows, n], of ``x`` [rows, d] as by ``split`` and of W [n, d] as by ``thrice``.
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from cme_bench.adapters import HydraLoraConfig, MoeLoraConfig, TeamLoraConfig
+from cme_bench.adapters.routing import inference
+from cme_bench.adapters.routing.layer import RoutedLinear
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, piece_products
 from cme_bench.engines.hf.kept_weights import why_too_much
@@ -110,6 +112,42 @@ def test_the_base_under_an_adapter_multiplies_by_pieces(
         engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
     again = len(multiplied) - count
     assert again == len(linears)  # each once where no gradients are kept, none of the adapter's
+
+
+@pytest.mark.parametrize("method", ["teamlora", "hydralora", "moelora"])
+def test_a_frozen_routed_adapter_meets_the_pieces_of_its_layers_input(
+    method: str, toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(2)
+    config = copy.deepcopy(ADAPTERS[method])
+    config.task_type = "CAUSAL_LM"
+    model = peft.get_peft_model(of_bfloat16("llama"), config).requires_grad_(False).eval()
+    wanted = scores(HFEngine(model, toy_tokenizer, max_length=64))
+    splits, products = [], []
+    multiply_any = piece_products.multiply_any
+    monkeypatch.setattr(piece_products, "split", lambda x: splits.append(1) or split(x))
+    monkeypatch.setattr(
+        piece_products, "multiply_any", lambda *given: products.append(1) or multiply_any(*given)
+    )
+    engine = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    assert scores(engine) == pytest.approx(wanted, abs=1e-5)
+    splits.clear(), products.clear()
+    layers = model.get_base_model().config.num_hidden_layers
+    with torch.inference_mode():
+        engine._forward(torch.tensor([[3, 4, 5]]), torch.ones(1, 3, dtype=torch.long), keep=1)
+    assert len(products) == 2 * layers
+    assert len(splits) == 4 * layers + 1, "as without the adapter"
+    assert inference.narrow_product.get() is None
+
+    monkeypatch.setattr(piece_products, "_right", set())
+    monkeypatch.setattr(piece_products, "_why_wrong", lambda weight, multiplied, kind: kind or None)
+    for layer in model.modules():
+        if isinstance(layer, RoutedLinear):
+            layer._matrices.clear()
+    plain = HFEngine(model, toy_tokenizer, max_length=64, pieces=True)
+    products.clear()
+    assert scores(plain) == pytest.approx(wanted, abs=1e-5)
+    assert not products, "its trial went wrong"
 
 
 def test_layers_beside_each_other_split_what_they_share_once(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cme_bench.util.float32_pieces import multiply, split, split_plainly, thrice
+from cme_bench.util.float32_pieces import multiply, multiply_any, split, split_plainly, thirds, thrice
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -49,6 +49,25 @@ def test_the_product_is_as_exact_as_that_of_float32(d: int, n: int, rows: int, d
     if device == "cpu":
         assert error <= 4 * plain
     assert error <= 2e-9 * (d + 300)  # a GPU's units cut each sum off, where others round
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [1, 200])
+@pytest.mark.parametrize(("d", "n"), [(64, 100), (576, 132), (1536, 132)])
+def test_weights_of_all_digits_are_pieces_too(d: int, n: int, rows: int, device: str) -> None:
+    x, weight = states(rows, d, device), states(n, d, device)
+    whole, half, rest = thirds(weight)
+    assert torch.equal(whole[:, :d].double() + half[:, :d].double() + rest.double(), weight.double())
+    wanted = x.double() @ weight.double().T
+    size = wanted.square().mean().sqrt()
+    error, plain = (
+        (float((found.double() - wanted).square().mean().sqrt() / size))
+        for found in (multiply_any(split(x), (whole, half, rest)), x @ weight.T)
+    )
+    print(f"{d} x {n} on {device}: {error:.1e}, float32 {plain:.1e}")
+    if device == "cpu":
+        assert error <= 4 * plain
+    assert error <= 2e-9 * (d + 300)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,7 +12,10 @@ In bfloat16 on CUDA, A, B and the gated latent are rounded as under autocast; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +39,7 @@ class Matrices:
         width: Columns of z.
         pieces: S is the sum of so many blocks of rows.
         made_of: The parameters and their state when these were made; None if a change would not be noticed.
+        kept: What others made of these, by their names for it.
     """
 
     rows: Tensor
@@ -43,6 +47,7 @@ class Matrices:
     width: int
     pieces: int
     made_of: tuple[object, ...] | None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> Matrices:
@@ -86,18 +91,32 @@ def product_dtype(x: Tensor, down: Tensor, up: Tensor, router: Tensor) -> torch.
     return x.dtype if types == {x.dtype} and x.dtype in {torch.float32, torch.float64} else None
 
 
+NarrowProduct: TypeAlias = Callable[[Tensor, Matrices], Tensor | None]
+"""Returns x A^T and x S^T side by side, (tokens, columns), of x, (..., d_in); None where it does not."""
+narrow_product: ContextVar[NarrowProduct | None] = ContextVar("cme_narrow_product", default=None)
+"""Lent by who multiplies float32 in another way, as exactly."""
+
+
 def gated(
     x: Tensor, found: Matrices, interaction: Tensor | None, settings: GateSettings
 ) -> tuple[Tensor, Routing]:
-    """Return the gated latent, (tokens, k r), and the routing of x, (tokens, d_in). ``interaction``: M."""
+    """Return the gated latent, (tokens, k r), and the routing of x, (..., d_in). ``interaction``: M."""
     k = found.columns.shape[1] // settings.rank
     with autocast_off(x):
-        many = bf16_products.product if found.pieces > 1 else torch.mm
-        out = many(x, found.rows.mT)
+        out = _narrow(x, found)
         logits = out[:, found.width : found.width + found.pieces * k]
         narrow = Narrow(out[:, : found.width], logits, found.rows, None)
         latent, _, phi, omega = gate(narrow, interaction, k, settings, columns=out.shape[1])
     return latent, Routing(phi, omega)
+
+
+def _narrow(x: Tensor, found: Matrices) -> Tensor:
+    tokens = x.reshape(-1, x.shape[-1])
+    if found.pieces > 1:
+        return bf16_products.product(tokens, found.rows.mT)
+    lent = narrow_product.get()
+    out = None if lent is None else lent(x, found)
+    return torch.mm(tokens, found.rows.mT) if out is None else out
 
 
 def added(y: Tensor, latent: Tensor, found: Matrices, *, own: bool) -> Tensor:

@@ -101,8 +101,7 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
         alone = plain(linear) and linear.weight.dtype == x.dtype
         y: Tensor = linear.forward(x) if alone else linear(x)
         settings = self._gate_settings(adapter_name, dtype)
-        tokens = x.reshape(-1, x.shape[-1])
-        latent, routing = inference.gated(tokens, found, self.interaction(adapter_name), settings)
+        latent, routing = inference.gated(x, found, self.interaction(adapter_name), settings)
         if self.routing_listeners:
             shape = (*x.shape[:-1], routing.phi.shape[-1])
             self.tell(adapter_name, Routing(routing.phi.reshape(shape), routing.omega.reshape(shape)))

@@ -87,6 +87,10 @@ class Once(Generic[MadeT]):
             self._last = parent, x, make()
         return self._last[2]
 
+    def found(self, x: Tensor) -> MadeT | None:
+        """Return what was made of the very same ``x`` last, for whichever layer; None if that was another."""
+        return self._last[2] if self._last is not None and self._last[1] is x else None
+
     def forget(self) -> None:
         """Free what was made."""
         self._last = None

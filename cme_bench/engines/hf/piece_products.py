@@ -1,28 +1,33 @@
 """Products of a float32 model's linear layers by bfloat16 pieces, as exact as float32's and faster on a GPU.
 
 Most models are published in bfloat16, so that their weights are its numbers in a float32 run too
-(:mod:`cme_bench.util.float32_pieces`). Their layers are lent another forward for the time of a model's;
-adapters' own products stay as they are. A trial on the device decides, once for an engine.
+(:mod:`cme_bench.util.float32_pieces`). Their layers are lent another forward for the time of a model's. So is
+the product of a routed adapter with A and the router, whose numbers are pieces too; adapters' other products
+stay as they are. A trial on the device decides, once for an engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from cme_bench.adapters.routing.inference import Matrices, narrow_product
 from cme_bench.engines.hf.kept_weights import Kept, Once, Shelf, adapters_own, parent_of
 from cme_bench.util.errors import first_line
 from cme_bench.util.exact_logits import SameNumbers, replaced
-from cme_bench.util.float32_pieces import BYTES, has_units, multiply, split, thrice
+from cme_bench.util.float32_pieces import BYTES, has_units, multiply, multiply_any, split, thirds, thrice
 
 AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
 NO_LAYERS, OTHER_NUMBERS = "no linear layers of torch's own", "no weights are bfloat16's numbers"
 """Why a model's products are plain float32; beside these, what goes wrong on a GPU is told."""
 _WORTH = 1 << 27
 """Multiplications from which a GPU is faster with pieces; below, both take about the time of a start."""
+_WORTH_THREE = 1 << 30
+"""The same of three products and their sums."""
 _FEW_ROWS, _MANY_WEIGHTS = 32, 1 << 24
 """Rows below which a GPU waits for the weights, and numbers from which reading half their bytes is faster."""
 _ALIGNED = 8  # numbers of a row, 16 bytes in bfloat16: matrix units read no others fast
@@ -38,8 +43,9 @@ def _agrees(repeated: Tensor | None, weight: Tensor) -> bool:
 
 _shelf: Shelf[Tensor | None] = Shelf(thrice, _agrees, BYTES)
 """Layers' weights as pieces meet them, None where they are not bfloat16's numbers."""
-_right: set[tuple[torch.Size, torch.device]] = set()
-"""Shapes of weights, and devices, whose trial went well."""
+_THIRDS = "thirds"
+_right: set[tuple[str, torch.Size, torch.device]] = set()
+"""Kinds of pieces, shapes of weights, and devices, whose trial went well."""
 
 
 class PieceProducts:
@@ -64,7 +70,7 @@ class PieceProducts:
         if not held:
             return OTHER_NUMBERS if self._parents else NO_LAYERS
         try:
-            wrong = next(filter(None, (_why_wrong(layer, found) for layer, found in held.items())), None)
+            wrong = next(filter(None, itertools.starmap(_why_layer_wrong, held.items())), None)
         except Exception as error:  # a kernel's are of many kinds
             wrong = f"a trial failed ({type(error).__name__}: {first_line(error)})"
         if wrong is None:
@@ -80,6 +86,7 @@ class PieceProducts:
         with ExitStack() as stack:
             stack.enter_context(_summed_in_float32())
             stack.callback(self._once.forget)
+            stack.callback(narrow_product.reset, narrow_product.set(self._narrow))
             for layer, found in self._layers.items():
                 stack.enter_context(replaced(layer, SameNumbers(self._linear, layer, found)))
             yield
@@ -87,7 +94,7 @@ class PieceProducts:
     def _linear(self, layer: nn.Linear, kept: Kept[Tensor | None], x: Tensor) -> Tensor:
         """Return what ``layer`` computes; as its own forward does where pieces gain nothing."""
         rows = x.numel() // max(1, x.shape[-1])
-        repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer) else None
+        repeated = kept.of(layer.weight) if _suits(x) and _pays(rows, layer.weight) else None
         if repeated is None:
             return nn.functional.linear(x, layer.weight, layer.bias)
         pieces = self._once.of(self._parents[layer], x, lambda: split(x.reshape(-1, x.shape[-1])))
@@ -95,6 +102,22 @@ class PieceProducts:
         if layer.bias is not None:
             out += layer.bias
         return out.view(*x.shape[:-1], layer.out_features)
+
+    def _narrow(self, x: Tensor, found: Matrices) -> Tensor | None:
+        """Return the narrow product of a routed adapter, whose numbers may have all digits of float32."""
+        d = x.shape[-1]
+        fits = found.made_of is not None and found.rows.dtype == torch.float32 and d % _ALIGNED == 0
+        few = x.is_cuda and x.numel() // d * found.rows.numel() < _WORTH_THREE
+        if few or not (fits and _suits(x)):
+            return None
+        if _THIRDS not in found.kept:
+            parts = thirds(found.rows)
+            right = _why_wrong(found.rows, lambda states: multiply_any(split(states), parts), _THIRDS) is None
+            found.kept[_THIRDS] = parts if right else None
+        if found.kept[_THIRDS] is None:
+            return None
+        pieces = self._once.found(x)
+        return multiply_any(split(x.reshape(-1, d)) if pieces is None else pieces, found.kept[_THIRDS])
 
 
 def _why_not(model: nn.Module, asked: bool | None) -> str | None:
@@ -121,10 +144,10 @@ def _suits(x: Tensor) -> bool:
     return x.dtype == torch.float32 and not torch.is_grad_enabled() and not autocast
 
 
-def _pays(rows: int, layer: nn.Linear) -> bool:
-    if not (rows and layer.weight.is_cuda):
+def _pays(rows: int, weight: Tensor) -> bool:
+    if not (rows and weight.is_cuda):
         return rows > 0
-    numbers = layer.weight.numel()
+    numbers = weight.numel()
     return rows * numbers >= _WORTH if rows >= _FEW_ROWS else numbers >= _MANY_WEIGHTS
 
 
@@ -140,25 +163,33 @@ def _summed_in_float32() -> Iterator[None]:
         part.allow_bf16_reduced_precision_reduction = before
 
 
+def _why_layer_wrong(layer: nn.Linear, kept: Kept[Tensor | None]) -> str | None:
+    if (repeated := kept.of(layer.weight)) is None:
+        return None
+    return _why_wrong(layer.weight, lambda x: multiply(split(x), repeated), "")
+
+
 @torch.no_grad()
-def _why_wrong(layer: nn.Linear, kept: Kept[Tensor | None]) -> str | None:
-    """Return how far a layer's product by pieces is from float64's, if float32's is much nearer."""
-    weight, repeated = layer.weight, kept.of(layer.weight)
-    if repeated is None or (weight.shape, weight.device) in _right:
+def _why_wrong(weight: Tensor, multiplied: Callable[[Tensor], Tensor], kind: str) -> str | None:
+    """Return how far a product by pieces is from float64's, if float32's is much nearer; ``kind``: of pieces.
+
+    Products of one kind and shape are tried once.
+    """
+    if (kind, weight.shape, weight.device) in _right:
         return None
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_TRIED_ROWS, layer.in_features, generator=generator)
+    x = torch.randn(_TRIED_ROWS, weight.shape[1], generator=generator)
     x = (x * torch.randn(x.shape, generator=generator).exp()).to(
         weight.device
     )  # some are large, as in states
     columns = torch.linspace(0, len(weight) - 1, min(_TRIED_COLUMNS, len(weight)), device=x.device).long()
     wanted = x.double() @ weight[columns].double().T
     with _summed_in_float32():
-        both = multiply(split(x), repeated), nn.functional.linear(x, weight)
+        both = multiplied(x), nn.functional.linear(x, weight)
     error, own = (_rms(found[:, columns].double() - wanted) / _rms(wanted) for found in both)
     if not error <= max(_FACTOR * own, _EXACT):
         return f"a trial's error was {error:.1e} of the numbers, float32's {own:.1e}"
-    _right.add((weight.shape, weight.device))
+    _right.add((kind, weight.shape, weight.device))
     return None
 
 
