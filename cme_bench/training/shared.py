@@ -13,6 +13,7 @@ from cme_bench.models.checkpoint import Checkpoint
 from cme_bench.training.book import Book
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, TrainingPlan
+from cme_bench.training.tokens import TrainingEncoder
 
 _OF_THE_ADAPTER = frozenset(
     """method out rank experts alpha dropout targets preset scaling collaboration competition balance_loss
@@ -30,6 +31,7 @@ class Shared:
         self._bases: dict[str, tuple[Checkpoint, Any, Any]] = {}
         self._fitting: dict[str, int] = {}
         self._book: Book | None = None
+        self._encoders: dict[str, TrainingEncoder] = {}
         self._plans: dict[tuple[str, int], tuple[Sequence[ItemSet], TrainingPlan]] = {}
 
     def base(
@@ -56,6 +58,17 @@ class Shared:
         if self._book is None:
             self._book = make()
         return self._book
+
+    def encoder(self, options: TrainOptions, make: Callable[[], TrainingEncoder]) -> TrainingEncoder:
+        """Return what tokenises the rows of a training: of several seeds' it knows most words already.
+
+        ``options``: with the format that is used.
+        """
+        key = repr([getattr(options, name) for name in (*_OF_THE_BASE, "prompt_format", "max_length", "bos")])
+        key += str(id(self._book))
+        if key not in self._encoders:
+            self._encoders[key] = make()
+        return self._encoders[key]
 
     def plan(
         self, options: TrainOptions, sets: Sequence[ItemSet], make: Callable[[], TrainingPlan]

@@ -126,7 +126,7 @@ def prepare(
     order = batch_order(options, choose_device(), record.begun_order(options.out))
     options = replace(options, prompt_format=usual_format(options, own), batches=order)
     book = shared.book(lambda: book_of(base, config, tokenizer, own))
-    encoder = training_encoder(options, tokenizer, config, book)
+    encoder = shared.encoder(options, lambda: training_encoder(options, tokenizer, config, book))
     if own:
         listener.note(f"prompt format: {encoder.format.name}")
     if encoder.encoder.bos.warning is not None:

@@ -31,6 +31,7 @@ class FlatParameters:
         self.stacked: dict[str, Tensor] = {}
         self._owners = list(owners)
         self._places: dict[str, tuple[slice, torch.Size]] = {}
+        self._under: dict[str, dict[str, str]] = {}
         start = 0
         for name, parameter in first.items():
             here = slice(start, start + len(owners) * parameter.numel())
@@ -55,9 +56,10 @@ class FlatParameters:
 
     def under(self, prefix: str) -> dict[str, Tensor]:
         """Return the leaves of the parameters whose names begin so, by the rest of their names."""
-        return {
-            name.removeprefix(prefix): self.leaf(name) for name in self._places if name.startswith(prefix)
-        }
+        if prefix not in self._under:
+            names = (name for name in self._places if name.startswith(prefix))
+            self._under[prefix] = {name: name.removeprefix(prefix) for name in names}
+        return {rest: self.leaf(name) for name, rest in self._under[prefix].items()}
 
     def of(self, array: Tensor, name: str) -> Tensor:
         """Return what an array like ``values`` has for a parameter, a view, [adapters, ...]."""

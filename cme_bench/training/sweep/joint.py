@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cme_bench.adapters.routing.layer import RoutedLinear
 from cme_bench.adapters.routing.narrow import Drop
+from cme_bench.adapters.shared.layer import AdapterLinear
 from cme_bench.training.sweep.call import Drops
 from cme_bench.training.sweep.joined_linear import Gated, LowRank, Part, Update, joined_linear
 from cme_bench.training.sweep.low_rank import low_rank
@@ -41,14 +42,14 @@ class Joint:
         rows = turn.rows(slots)
         update, weights = self._form(self._parameters(), product_dtype(x))
         part = Part(update, rows, len(slots), weights, heard=turn.listens(slots))
-        drops = self._drops.found(x[rows][:1], x.new_empty(1, x.shape[1], d_out))
-        if not drops:
+        p = drop_probability(self.layer)
+        if not p:
             return part
-        [(p, like)] = drops
         own = part.of(x.detach())
         if x.is_cuda:
             seen, kept = turn.dropped(own, p)
             return part._replace(drop=Drop(kept, 1.0 / (1.0 - p)), seen=seen)
+        [(_, like)] = self._drops.found(x[rows][:1], x.new_empty(1, x.shape[1], d_out))
         widths = [turn.widths[slot] for slot in slots]
         generators = [turn.generators[slot] for slot in slots]
         each = like.expand((rows.stop - rows.start) // len(slots), *x.shape[1:])
@@ -81,6 +82,17 @@ def _form(layer: Any, parameters: Mapping[str, Tensor]) -> _Form | None:
         return Gated(found[1]), found[0]
 
     return gated
+
+
+def drop_probability(layer: Any) -> float:
+    """Return with which probability a layer that :func:`joint` takes drops an element of its input."""
+    (name,) = layer.active_adapters
+    if not layer.training:
+        return 0.0
+    if isinstance(layer, AdapterLinear):
+        return layer.input_dropout(name)
+    dropout = layer.lora_dropout[name]
+    return float(dropout.p) if isinstance(dropout, nn.Dropout) else 0.0
 
 
 def add_joints(x: Tensor, linear: nn.Linear, joints: Sequence[Joint]) -> Tensor:

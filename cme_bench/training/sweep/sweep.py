@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ from cme_bench.training.sweep.crew import Crew
 from cme_bench.training.sweep.ledger import Ledger
 from cme_bench.training.sweep.processes import StateFiles, one_process
 from cme_bench.training.sweep.room import numbers_bytes
+from cme_bench.training.sweep.states import States
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
 from cme_bench.util.early import Early
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
-from cme_bench.util.files import replacing, storing, write_json
+from cme_bench.util.files import write_json
 from cme_bench.util.phases import phase
 
 STATES = ".sweep.pt"
@@ -122,7 +123,7 @@ class _Sweep:
         loading: Early[PreTrainedModel] | None = None,
     ) -> None:
         self._waiting = {one.name: one for one in waiting}
-        self._listener, self._files, self._together = listener, files, together
+        self._listener, self._together = listener, together
         first = waiting[0]
         self._dtype = choose_dtype(first.options.dtype, load_config(first.base), choose_device())
         with phase("weights"):
@@ -135,7 +136,8 @@ class _Sweep:
             show(self._base, book, listener.note)
         self._words = manner(self._base.device)
         self._packed = self._use_packs(waiting)
-        self._states = self._stored()
+        identities = {name: one.content["identity"] for name, one in self._waiting.items()}
+        self._states = States(files, identities)
         self._fitting: set[str] = set()
         self._ledger = Ledger(listener, [one.plan.steps for one in waiting])
         self._diverged: list[str] = []
@@ -161,22 +163,22 @@ class _Sweep:
     def run(self) -> None:
         """Train what waits, neighbours in time together."""
         members = list(self._waiting.values())
-        with stop_on_signal(self._ledger):
-            self._ledger.start(sum(self._step_of(m) for m in members))
-            for _, together in itertools.groupby(sorted(members, key=self._kind), key=self._kind):
-                self._train(list(together))
-        self._files.remove()
+        try:
+            with stop_on_signal(self._ledger):
+                self._ledger.start(sum(self._states.step_of(m.name) for m in members))
+                for _, together in itertools.groupby(sorted(members, key=self._kind), key=self._kind):
+                    self._train(list(together))
+                self._states.remove()
+        finally:
+            self._states.wait()  # nothing is written once a sweep has ended
         if self._diverged:
             raise CmeError(f"the loss of {', '.join(self._diverged)} was not finite; lower --learning-rate")
-
-    def _step_of(self, member: Prepared) -> int:
-        return int(self._states[member.name]["step"]) if member.name in self._states else 0
 
     def _kind(self, member: Prepared) -> tuple[int, int, bool, int]:
         """Members of one kind can share a forward pass."""
         options = member.options
         width = -1 if options.pack_tokens is None else options.pack_tokens
-        return self._step_of(member), options.accumulate, options.pack is not None, width
+        return self._states.step_of(member.name), options.accumulate, options.pack is not None, width
 
     def _train(self, members: Sequence[Prepared]) -> None:
         """Train members until all are finished; those that are leave the others."""
@@ -221,8 +223,8 @@ class _Sweep:
             crew = Crew(
                 self._base,
                 members,
-                step=self._step_of(members[0]),
-                states=self._states,
+                step=self._states.step_of(members[0].name),
+                states=self._states.held,
                 bf16=self._dtype == torch.bfloat16,
                 packed=self._packed,
                 replay=self._listener.note if "graph" in self._words else None,
@@ -266,6 +268,7 @@ class _Sweep:
             if not diverged and (stopped or (due and crew.step < end)):
                 self._keep(crew, crew.members)
             if stopped and not diverged:
+                self._states.wait()
                 raise InterruptedRun(f"stopped at step {crew.step}; the same command goes on there")
             if diverged:
                 return self._part(crew, diverged)
@@ -273,26 +276,8 @@ class _Sweep:
 
     @phase("states")
     def _keep(self, crew: Crew, members: Sequence[Prepared]) -> None:
-        """Write the states of all that wait, those of ``members`` as they are now."""
-        self._states |= crew.states({member.name for member in members})
-        identities = {name: one.content["identity"] for name, one in self._waiting.items()}
-        with storing(self._files.own), replacing(self._files.own) as stream:
-            torch.save({"identities": identities, "states": self._states}, stream)
-
-    def _stored(self) -> dict[str, dict[str, Any]]:
-        """Return the states of those that wait, from the files of all processes that there were."""
-        found: dict[str, dict[str, Any]] = {}
-        for file in self._files.all():
-            try:
-                held: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            except FileNotFoundError:  # of another process, which has just finished its work
-                continue
-            for name, state in held["states"].items():
-                known = name in self._waiting and name in held["identities"]
-                if known and held["identities"][name] == self._waiting[name].content["identity"]:
-                    further = name not in found or state["step"] > found[name]["step"]
-                    found |= {name: state} if further else {}
-        return found
+        """Keep the states of ``members`` as they are now; they are written meanwhile."""
+        self._states.put(crew.states({member.name for member in members}))
 
     def _part(self, crew: Crew, diverged: Sequence[str]) -> list[Prepared]:
         """Write the folders of those that are finished; return those that go on.
@@ -302,7 +287,7 @@ class _Sweep:
         """
         self._diverged += diverged
         for name in diverged:
-            self._states.pop(name, None)
+            self._states.drop(name)
         good = [member for member in crew.members if member.name not in diverged]
         left = [member for member in good if member.plan.steps > crew.step]
         if left:
@@ -325,7 +310,7 @@ class _Sweep:
         if member.options.report_to:
             curve = self._ledger.curve(member.name)
             report_whole(member.options, member.content, curve, self._listener.note)
-        self._states.pop(member.name, None)
+        self._states.drop(member.name)
 
     def _halves(self, crew: Crew) -> list[list[Prepared]]:
         """Return the members of a crew that did not fit in memory, in two parts."""

@@ -58,6 +58,24 @@ def test_joined_and_apart_are_equal(
     torch.testing.assert_close(*(each[1] for each in found), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("method", JOINED)
+def test_the_probability_is_that_of_the_one_dropout_of_the_layer(
+    method: str, dropout: float, options: Callable[..., TrainOptions], tmp_path: Path
+) -> None:
+    """As it is heard where the layer is called; a layer in inference drops nothing."""
+    asked = pair(options, method, tmp_path, dropout=dropout)
+    crew = Crew(base_of(asked[0]), members(asked), step=0, states={}, bf16=False)
+    shared = next(m for m in crew._together._base.modules() if isinstance(m, SharedLayer))
+    (one,) = shared._joints.values()
+    x = torch.ones(1, 2, shared.layer.in_features)
+    heard = [p for p, _ in one._drops.found(x, torch.zeros(1, 2, shared.layer.out_features))]
+    assert heard == ([dropout] if dropout else [])
+    assert joint.drop_probability(one.layer) == dropout
+    one.layer.eval()
+    assert joint.drop_probability(one.layer) == 0.0
+
+
 def plain(x: Tensor, weights: Any, drop: Drop, settings: GateSettings | None) -> tuple[Tensor, Any]:
     """An update written again, [adapters, tokens, d_out], and its routing."""
     seen = x * drop.factor * drop.scale

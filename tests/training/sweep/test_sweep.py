@@ -151,6 +151,27 @@ def test_the_states_of_the_finished_are_not_written(
     assert kept == [every, ["team-seed0", "team-seed1"], ["team-seed0", "team-seed1"]], "at 3, 5 and 6"
 
 
+def test_states_that_cannot_be_written_are_told_of(
+    asked: list[TrainOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written beside the next steps; the next time, or the end, says what failed."""
+    real, steps = torch.save, list[int]()
+
+    def full(content: Any, stream: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    advance = Crew.advance
+    monkeypatch.setattr(Crew, "advance", lambda crew: (steps.append(crew.step), advance(crew))[1])
+    with pytest.raises(CmeError, match=r"cannot write .*\.sweep\.pt \(No space left on device\)"):
+        sweep([replace(one, save_every=2) for one in asked])
+    assert steps == [0, 1, 2, 3], "steps of 2 to 4 were made beside the writing"
+    monkeypatch.setattr(torch, "save", real)
+    assert not (tmp_path / "out" / STATES).exists()
+    sweep([replace(one, save_every=2) for one in asked])
+    assert numbers(asked[0].out)
+
+
 @pytest.mark.slow
 def test_processes_of_a_launcher_train_adapters_of_their_own(
     asked: list[TrainOptions], tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
