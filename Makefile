@@ -56,7 +56,7 @@ test: setup  ## fast tests, under 5 minutes
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 test-slow: setup  ## real models, engines, training, and runs on two ray nodes
-	$(ONE_THREAD) $(PYTEST) -n 2 --dist loadfile -m slow $(addprefix --ignore ,$(RAY_TESTS))
+	$(ONE_THREAD) $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m slow $(addprefix --ignore ,$(RAY_TESTS))
 	$(PYTEST) -m slow tests/engines/test_ray.py  # of its own: ray changes how a process sees its children end
 	$(PYTEST) -m slow tests/runs/test_ray_run.py
 

@@ -39,6 +39,7 @@ def test_the_notebook_keeps_no_outputs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_trains_and_evaluates_the_live_model(tmp_path: Path) -> None:
     shown = executed(
         cells(),

@@ -67,6 +67,7 @@ def matched(pattern: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_page_runs(hub: Server, tmp_path: Path) -> None:
     folder, environment = tmp_path / "empty", stranger(tmp_path, hub)
     folder.mkdir()

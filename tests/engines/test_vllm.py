@@ -32,6 +32,7 @@ from tests.support.vllm_bench import BLOCK, Bench, ids
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 

@@ -72,6 +72,7 @@ def results(out: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_five_kills_lose_at_most_a_window_each(tmp_path: Path) -> None:
     resolve_model("smollm2")
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"

@@ -40,7 +40,7 @@ from cme_bench.tasks.suite import load_suite
 from cme_bench.util.errors import UsageError
 from tests.support.lm_eval_files import Survey, guesses, kind_of, missing_value, survey
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 SUITE = load_suite()
 PLAIN = resolve_format("plain", None, generated=False)
 ITEMS = 4

@@ -24,7 +24,7 @@ from cme_bench.experiments.reproduce.state import State
 from cme_bench.experiments.reproduce.verdicts import VERDICTS
 from cme_bench.runs.store import read_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 OURS = Path(__file__).resolve().parents[3] / "experiments" / "smollm2.yaml"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 FILES = """

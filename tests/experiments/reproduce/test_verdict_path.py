@@ -21,7 +21,7 @@ from cme_bench.experiments.reproduce.recipe import read_recipe
 from cme_bench.experiments.reproduce.reproduce import reproduce
 from cme_bench.experiments.reproduce.verdicts import VERDICTS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 PROTOCOL = """\
   verdict:
     only: [lora, moelora-32, teamlora-32]
