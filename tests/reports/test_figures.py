@@ -104,6 +104,7 @@ def test_speed_measured_by_itself_makes_figures_1_and_4a(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_files(everything: list[Path], tmp_path: Path) -> None:
     files = []
     for name in ("one", "two"):

@@ -20,7 +20,7 @@ ASKER = """
 import json, sys, time
 from pathlib import Path
 from cme_bench.util.errors import CmeError
-from cme_bench.tasks.hub import HubSource
+from cme_bench.tasks.hub import HubSource, hub_rows
 from cme_bench.tasks.spec import TaskSpec
 
 time.sleep = lambda seconds: None  # the libraries wait between their retries
@@ -28,6 +28,10 @@ for line in sys.stdin:
     repo, split, lock, offline = json.loads(line)
     spec = TaskSpec("tiny", Path("tiny.yaml"), {"dataset_path": repo}, {})
     try:
+        if split is None:
+            rows, commit = hub_rows(repo, offline=offline, lock_file=Path(lock))
+            print(json.dumps([list(rows.table), rows.origin, commit]), flush=True)
+            continue
         source = HubSource(lock_file=Path(lock), offline=offline)
         rows = source.rows(spec, split)
         answer = [list(rows.table), rows.origin, source.revision(spec), source.dataset_keys(spec, [])]
@@ -51,8 +55,9 @@ class Asker:
             text=True,
         )
 
-    def __call__(self, repo: str, lock: Path, *, split: str = "test", offline: bool = False) -> Any:
-        """[rows, origin, commit, lm-eval's keys], or an error as text."""
+    def __call__(self, repo: str, lock: Path, *, split: str | None = "test", offline: bool = False) -> Any:
+        """[rows, origin, commit, lm-eval's keys], or an error as text; without a split, of one's own rows,
+        which name theirs, and no keys."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps([repo, split, str(lock), offline]), file=self.process.stdin, flush=True)
@@ -189,29 +194,7 @@ def test_a_network_that_fails_is_one_of_the_hubs_errors(client: str) -> None:
     assert issubclass(module.ConnectError, hub_errors())
 
 
-OWN_ROWS = """
-import json, sys, time
-from pathlib import Path
-from cme_bench.tasks.hub import hub_rows
-from cme_bench.util.errors import CmeError
-
-time.sleep = lambda seconds: None
-for line in sys.stdin:
-    named, lock, offline = json.loads(line)
-    try:
-        rows, commit = hub_rows(named, offline=offline, lock_file=Path(lock))
-        answer = [list(rows.table), rows.origin, commit]
-    except CmeError as err:
-        answer = f"{type(err).__name__} {err.exit_code}: {err}"
-    print(json.dumps(answer), flush=True)
-"""
-
-
-def test_own_rows_are_those_of_a_revision_which_is_locked(
-    hub: Hub, lock: Path, server: Server, tmp_path: Path
-) -> None:
-    url = f"http://127.0.0.1:{server.server_port}"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+def test_own_rows_are_those_of_a_revision_which_is_locked(hub: Hub, ask: Asker, lock: Path) -> None:
     asked = [
         ("acme/rows:test", False),
         (f"acme/rows@{SECOND}:test", False),
@@ -221,16 +204,7 @@ def test_own_rows_are_those_of_a_revision_which_is_locked(
         ("acme/rows", False),
         ("rows", False),
     ]
-    done = subprocess.run(
-        [sys.executable, "-c", OWN_ROWS],
-        env=kept | {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")},
-        input="".join(json.dumps([named, str(lock), offline]) + "\n" for named, offline in asked),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
-    )
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [ask(named, lock, split=None, offline=offline) for named, offline in asked]
     first = [[{"text": "first", "label": 1}], "acme/rows@aaaaaaaa/test", FIRST]
     second = [[{"text": "second", "label": 1}], "acme/rows@bbbbbbbb/test", SECOND]
     assert answers[:4] == [first, second, first, second]

@@ -46,7 +46,7 @@ def losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_training_does_not_notice(checkpointing: bool, tiny_checkpoint: Path, tmp_path: Path) -> None:
     settings = {"gradient_checkpointing": checkpointing}
     plain = train(tiny_checkpoint, tmp_path / "plain", [], **settings)

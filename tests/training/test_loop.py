@@ -152,6 +152,7 @@ def test_a_row_that_fills_its_pack_and_rows_of_one_are_packed(options: Make, tmp
     assert furthest(packed.out, padded.out) < CLOSE
 
 
+@pytest.mark.slow
 def test_a_training_that_the_trainer_began_is_gone_on_with_by_it(
     options: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

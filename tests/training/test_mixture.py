@@ -111,6 +111,7 @@ def test_no_mini_item_is_trained_and_evaluated(name: str) -> None:
     assert trained and evaluated and not trained & evaluated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_real_item_is_trained_and_evaluated(name: str, shared_data: Path) -> None:
     trained, evaluated = trained_and_evaluated(name, FolderSource(shared_data))

@@ -106,7 +106,9 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("method", RESUMED)
+@pytest.mark.parametrize(
+    "method", ["teamlora", *(pytest.param(m, marks=pytest.mark.slow) for m in RESUMED if m != "teamlora")]
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(method: str, options: Make, tmp_path: Path) -> None:
     whole = options(method, datasets="sst2,rte,winogrande", max_steps=12, batch_size=2, **RESUMED[method])
     train(whole)
