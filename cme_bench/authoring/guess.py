@@ -12,6 +12,7 @@ from cme_bench.authoring.columns import (
     STRONG_ANSWERS,
     WEAK_ANSWERS,
     holds_answer,
+    in_one_spelling,
     is_part,
     is_text,
     named,
@@ -24,10 +25,10 @@ from cme_bench.authoring.guessing import (
     guess_choices,
     guess_kind,
     guess_question,
-    refuse_other_kinds,
 )
 from cme_bench.authoring.new_options import Told
 from cme_bench.authoring.options import row_options
+from cme_bench.authoring.other_kinds import refuse_other_kinds
 from cme_bench.authoring.references import label_names, label_values, label_variants, read_references
 from cme_bench.authoring.table_files import Table
 from cme_bench.tasks.values import is_blank
@@ -120,10 +121,11 @@ def _check_told(table: Table, told: Told) -> None:
 
 
 def _check_shown(table: Table, shown: tuple[str, ...]) -> None:
-    """Check that every row shows something: without its question nobody can answer it."""
+    """Check that every row shows more than its passage: without its question nobody can answer it."""
+    asked = [name for name in shown if in_one_spelling(name) not in CONTEXTS] or shown
     for index, row in enumerate(table.rows):
-        if all(is_blank(row[name]) for name in shown):
-            raise UsageError(f"{table.place(index)}: there is no question in {', '.join(shown)}")
+        if all(is_blank(row[name]) for name in asked):
+            raise UsageError(f"{table.place(index)}: there is no question in {', '.join(asked)}")
 
 
 def _read(table: Table, told: Told) -> Draft:

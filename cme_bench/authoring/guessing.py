@@ -8,7 +8,6 @@ from typing import Any
 
 from cme_bench.authoring.columns import (
     CONTEXTS,
-    FEW_ROWS,
     LISTS_OF_OPTIONS,
     OPTION_COLUMNS,
     PROSE_WORDS,
@@ -38,10 +37,9 @@ from cme_bench.util.errors import UsageError
 MOST_LABELS = 20
 SUMMARY_WORDS = 12
 """Answers of so many words in the mean are texts, not short answers."""
-_LABELS = frozenset("label labels class category intent".split())
-_LETTERS = frozenset("ABCDEF") | frozenset("abcdef")
-_AROUND_LETTERS = "()[].: "
-_SUMMARIES = ("summary", "highlights", "tldr", "abstract")
+LABELS = frozenset("label labels class category intent".split())
+"""Names of columns of labels, and of summaries."""
+SUMMARIES = frozenset("summary highlights tldr abstract".split())
 _LATEX = re.compile(r"\\[a-zA-Z]+|\^|_\{|\$.+\$")
 
 
@@ -135,50 +133,11 @@ def guess_kind(table: Table, answer: str, choices: Sequence[str], told: Told) ->
 
 def _refuse_listed_labels(table: Table, answer: str, values: Sequence[Any]) -> None:
     """Refuse labels that each stand in a list: they may be one label a row, or accepted words."""
-    if in_one_spelling(answer) in _LABELS and all(isinstance(v, list) and len(v) == 1 for v in values):
+    if in_one_spelling(answer) in LABELS and all(isinstance(v, list) and len(v) == 1 for v in values):
         raise UsageError(
             f"{table.origin}: every {answer} is a list of one ({values[0]!r}); write the label itself, or "
             "say --type qa if answers in other words are right too"
         )
-
-
-def refuse_other_kinds(table: Table, answer: str, kind: str) -> None:
-    """Refuse answers that were guessed to be of one ``kind`` and may well be of another."""
-    values = [value for value in table.values(answer) if not is_blank(value)]
-    bare = [v[0] if isinstance(v, list) and len(v) == 1 else v for v in values]
-    texts = [as_text(value).strip() for value in bare]
-    distinct = sorted(set(texts))
-    labelled = in_one_spelling(answer) in _LABELS
-    if kind == "label" and len(distinct) == 1 and len(texts) >= FEW_ROWS:
-        message = f"{answer} is {distinct[0]!r} in every row: there is nothing to choose between"
-    elif kind in ("label", "qa") and not labelled and len(distinct) > 1 and _are_letters(distinct):
-        message = (
-            f"the answers are letters ({', '.join(distinct)}), but no column holds options; name them with "
-            f"--choices, or say --type {kind} if they stand in the question"
-        )
-    elif kind == "label" and (joined := next((text for text in distinct if _joins(text, distinct)), "")):
-        message = (
-            f"{answer} {joined!r} joins other labels, and a row has one: leave such rows out, or say --type "
-            "label if it is a label of its own"
-        )
-    elif kind in ("qa", "number") and labelled and not any(isinstance(v, list) for v in table.values(answer)):
-        label = "--type label to ask for one of them, or " if len(distinct) <= MOST_LABELS else ""
-        message = (
-            f"{answer} has {len(distinct)} different values in {len(texts)} rows; say {label}--type {kind}"
-        )
-    else:
-        return
-    raise UsageError(f"{table.origin}: {message}")
-
-
-def _are_letters(texts: Sequence[str]) -> bool:
-    return _LETTERS.issuperset(text.strip(_AROUND_LETTERS) for text in texts)
-
-
-def _joins(text: str, labels: Sequence[str]) -> bool:
-    """Return whether a label is a list of other labels ("anger, joy")."""
-    parts = [part.strip() for part in re.split(r"[,;|/]", text)]
-    return len(parts) > 1 and all(part in labels for part in parts)
 
 
 def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
@@ -187,11 +146,11 @@ def _kind_of_texts(table: Table, answer: str, texts: Sequence[str]) -> str:
         return "number"
     if sum(bool(_LATEX.search(text)) for text in texts) > len(texts) / 5:
         return "math"
-    if answer.lower() in _SUMMARIES or words(table, answer) >= SUMMARY_WORDS:
+    if answer.lower() in SUMMARIES or words(table, answer) >= SUMMARY_WORDS:
         return "summary"
     if len(set(texts)) <= min(MOST_LABELS, max(2, len(texts) // 2)):
         return "label"
-    if in_one_spelling(answer) in _LABELS and 2 * len(set(texts)) <= len(texts):
+    if in_one_spelling(answer) in LABELS and 2 * len(set(texts)) <= len(texts):
         many = len(set(texts))
         raise UsageError(
             f"{table.origin}: {answer} has {many} different labels, and a label task {MOST_LABELS} at most; "

@@ -43,6 +43,27 @@ OPEN: dict[str, tuple[Table, str]] = {
         ),
         "Incorrect Answer 1 hold wrong options",
     ),
+    "long answers to questions": (
+        asked([f"It is {i} " + "and so on " * 9 for i in range(N)]),
+        "30 words in the",
+    ),
+    "lists of long answers": (
+        asked([["It is so " * 9, "and so on " * 9]] * N, "answers"),
+        "say --type summary",
+    ),
+    "answers as long as the text": (
+        table(*({"text": f"{i} " + "a b c " * 9, "output": f"{i} " + "a b c " * 8} for i in range(N))),
+        "output has 25 words in the mean",
+    ),
+    "summaries of several sentences": (
+        table(*({"article": f"{i} " + "a b " * 30, "summary": [f"It {i}.", "So."]} for i in range(N))),
+        "summary are lists of texts",
+    ),
+    "labels that are written as lists": (asked(["['a']", "['b']"] * 6, "label"), "is written as a list"),
+    "rows with a passage and no question": (
+        table(*({"passage": f"P {i}", "question": "Who?" * (i % 2), "answer": f"x{i}"} for i in range(N))),
+        "there is no question in question",
+    ),
     "options that are called answers": (
         asked(
             [[{"marker": "A", "text": f"a{i}"}, {"marker": "B", "text": "b"}] for i in range(N)], "answers"
@@ -111,6 +132,11 @@ KINDS: dict[str, tuple[Table, Told, str]] = {
         asked(["a", "b"] * 5 + ["a, b"], "label"),
         Told(kind="label"),
         "label",
+    ),
+    "a completion of a long prompt": (
+        table(*({"prompt": f"{i} " + "a b c " * 30, "completion": f"{i} " + "a b c " * 6} for i in range(N))),
+        Told(),
+        "summary",
     ),
     "fractions": (asked([f"{i}/7" for i in range(N)]), Told(), "number"),
     "some answers with or": (asked([f"c{i}" if i % 2 else f"a{i} or b{i}" for i in range(N)]), Told(), "qa"),
