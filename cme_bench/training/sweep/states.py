@@ -16,7 +16,7 @@ State = dict[str, Any]
 
 
 class States:
-    """The states of adapters by name, all that each needs to go on. The file is written beside what is done next.
+    """The states of adapters by name, all that each needs to go on; written beside what is done next.
 
     ``identities``: of the unfinished trainings, by name; of the stored states those of these very trainings
     are known from the start.

@@ -39,6 +39,7 @@ from cme_bench.training.sweep.processes import StateFiles, one_process
 from cme_bench.training.sweep.room import numbers_bytes
 from cme_bench.training.sweep.states import States
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
+from cme_bench.util.collection import rarely_collected
 from cme_bench.util.early import Early
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.files import write_json
@@ -74,7 +75,8 @@ def sweep(
     """
     listener, shared = listener or Listener(), shared or Shared()
     with one_process() as process, models_restored():
-        base = begin(options, listener, shared) if process.count == 1 else None
+        with phase("checks"):
+            base = begin(options, listener, shared) if process.count == 1 else None
         prepared = process.share(_prepared(options, listener, sets, shared))
         waiting = [one for one in prepared if not one.finished]
         if waiting:
@@ -82,6 +84,7 @@ def sweep(
                 for one in waiting:
                     stack.enter_context(only_writer(one.options.out))
                 stack.enter_context(replaying(choose_device()))
+                stack.enter_context(rarely_collected())  # libraries and rows are most of what is there
                 files = process.files(states or options[0].out.parent / STATES)
                 if process.count > 1:
                     listener.note(f"process {process.number + 1} of {process.count}: {len(waiting)} adapters")
@@ -135,7 +138,8 @@ class _Sweep:
         if (book := next((one.book for one in waiting if one.book is not None), None)) is not None:
             show(self._base, book, listener.note)
         self._words = manner(self._base.device)
-        self._packed = self._use_packs(waiting)
+        with phase("attention"):
+            self._packed = self._use_packs(waiting)
         identities = {name: one.content["identity"] for name, one in self._waiting.items()}
         self._states = States(files, identities)
         self._fitting: set[str] = set()
@@ -170,7 +174,8 @@ class _Sweep:
                     self._train(list(together))
                 self._states.remove()
         finally:
-            self._states.wait()  # nothing is written once a sweep has ended
+            with phase("states"):
+                self._states.wait()  # nothing is written once a sweep has ended
         if self._diverged:
             raise CmeError(f"the loss of {', '.join(self._diverged)} was not finite; lower --learning-rate")
 
@@ -186,9 +191,10 @@ class _Sweep:
             left: Sequence[Prepared] = part
             while left:
                 left, halves = self._train_crew(left)
-                gc.collect()  # modules that know each other hold what they computed
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                with phase("closing"):
+                    gc.collect()  # modules that know each other hold what they computed
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
                 for half in halves:
                     self._train(half)
 
@@ -241,7 +247,8 @@ class _Sweep:
         except torch.OutOfMemoryError:
             return [], self._halves(crew)
         finally:
-            crew.close()
+            with phase("closing"):
+                crew.close()
 
     def _describe(self, crew: Crew) -> None:
         for number, member in enumerate(crew.members):
