@@ -38,6 +38,7 @@ def build_kernels(
     """
     if device.type != "cuda":
         return
+    device = torch.empty(0, device=device).device  # by its number, as tensors name it
     gate_kernels.drops(device)
     routed = [config for config in configs if is_routed(config)]
     if routed:
