@@ -130,6 +130,8 @@ def test_counts_of_rows_are_few() -> None:
     assert counts[:8] == [1, 1, 1, 1, 2, 2, 2, 2]
     assert sorted(set(counts)) == [1, 2, 3, 4, 6, 8, 12, 16, 24]
     assert all(4 * count >= rows for rows, count in enumerate(counts, start=1))
+    columns = {static_decoding.Shape.of(1, n, 0).columns for n in range(1, 129)}
+    assert sorted(columns) == [16, 32, 48, 64, 96, 128]
 
 
 def test_a_finished_row_takes_no_position_that_the_model_lacks(

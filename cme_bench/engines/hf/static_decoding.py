@@ -28,9 +28,9 @@ from cme_bench.util.cuda_graph import captured
 from cme_bench.util.errors import first_line
 from cme_bench.util.notes import Note, unheard
 
-COLUMNS, ROWS = 256, 8
-"""Lengths of kept keys are multiples of the first; counts of rows are the second times 1, 2, 3, 4, 6, 8, 12,
-... Few shapes come often, and each is computed twice by Python before it is replayed."""
+COLUMNS, ROWS = 128, 8
+"""Lengths of kept keys, and counts of rows, are these times 1, 2, 3, 4, 6, 8, 12, ... Few shapes come often,
+and each is computed twice by Python before it is replayed."""
 _LEAVE = 4
 """So many times fewer rows at work make a step worth another shape."""
 
@@ -45,13 +45,14 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, rows: int, columns: int, prefix: int) -> Shape:
         """Return the smallest shape with room for so many."""
-        return cls(_rounded(-(-rows // ROWS)) * ROWS, -(-columns // COLUMNS) * COLUMNS, prefix)
+        return cls(_rounded(rows, ROWS), _rounded(columns, COLUMNS), prefix)
 
 
-def _rounded(count: int) -> int:
-    """Return the least of 1, 2, 3, 4, 6, 8, 12, ... from ``count`` on."""
-    power = 1 << max(0, count - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
+def _rounded(count: int, unit: int) -> int:
+    """Return the least of 1, 2, 3, 4, 6, 8, 12, ... units with room for so many."""
+    units = -(-count // unit)
+    power = 1 << max(0, units - 1).bit_length()
+    return unit * (power * 3 // 4 if power >= 4 and power * 3 // 4 >= units else power)
 
 
 class Step:
