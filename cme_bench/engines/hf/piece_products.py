@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cme_bench.adapters.routing.inference import Matrices, narrow_product
 from cme_bench.engines.hf.kept_weights import Kept, Once, Shelf, adapters_own, parent_of
 from cme_bench.util.errors import first_line
-from cme_bench.util.exact_logits import SameNumbers, replaced
+from cme_bench.util.exact_logits import SameNumbers, all_replaced
 from cme_bench.util.float32_pieces import BYTES, has_units, multiply, multiply_any, split, thirds, thrice
 
 AS_ASKED, ONLY_A_GPU = "asked for", "only a GPU with units for bfloat16 gains"
@@ -87,8 +87,8 @@ class PieceProducts:
             stack.enter_context(_summed_in_float32())
             stack.callback(self._once.forget)
             stack.callback(narrow_product.reset, narrow_product.set(self._narrow))
-            for layer, found in self._layers.items():
-                stack.enter_context(replaced(layer, SameNumbers(self._linear, layer, found)))
+            forwards = [(layer, SameNumbers(self._linear, layer, kept)) for layer, kept in self._layers.items()]
+            stack.enter_context(all_replaced(forwards))
             yield
 
     def _linear(self, layer: nn.Linear, kept: Kept[Tensor | None], x: Tensor) -> Tensor:

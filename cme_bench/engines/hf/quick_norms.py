@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cme_bench.engines.hf.kept_weights import Kept
-from cme_bench.util.exact_logits import NARROW, replaced
+from cme_bench.util.exact_logits import NARROW, all_replaced
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 _TYPES = (torch.float32, *NARROW)
@@ -38,9 +38,7 @@ class QuickNorms:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Compute so within the context; the model is as it was afterwards."""
-        with ExitStack() as stack:
-            for norm, forward in self._norms:
-                stack.enter_context(replaced(norm, forward))
+        with all_replaced(self._norms):
             yield
 
 

@@ -31,7 +31,7 @@ from cme_bench.util.notes import Note, unheard
 COLUMNS, ROWS = 128, 8
 """Lengths of kept keys, and counts of rows, are these times 1, 2, 3, 4, 6, 8, 12, ... Few shapes come often,
 and each is computed twice by Python before it is replayed."""
-_LEAVE = 4
+_LEAVE = 8
 """So many times fewer rows at work make a step worth another shape."""
 
 
@@ -154,7 +154,7 @@ class StaticSession(PrefixSession):
     """Decode rows after a kept prefix, or after none, in steps of fixed shapes. ``prefilled``: positions
     that were computed of prompts.
 
-    Rows that are finished stay until a quarter is left: a step takes about as long for more rows.
+    Rows that are finished stay until an eighth is left: a step takes about as long for more rows.
     """
 
     def __init__(self, forward: CausalForward, kept: KeptPrefix, prefix: int, stepper: Stepper) -> None:
