@@ -87,8 +87,8 @@ class PieceProducts:
             stack.enter_context(_summed_in_float32())
             stack.callback(self._once.forget)
             stack.callback(narrow_product.reset, narrow_product.set(self._narrow))
-            forwards = [(layer, SameNumbers(self._linear, layer, kept)) for layer, kept in self._layers.items()]
-            stack.enter_context(all_replaced(forwards))
+            lent = [(layer, SameNumbers(self._linear, layer, kept)) for layer, kept in self._layers.items()]
+            stack.enter_context(all_replaced(lent))
             yield
 
     def _linear(self, layer: nn.Linear, kept: Kept[Tensor | None], x: Tensor) -> Tensor:
