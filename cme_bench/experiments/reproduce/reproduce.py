@@ -139,7 +139,7 @@ def _compute(
             stack.enter_context(helpers(command, count, folder.path))
         if not call.is_helper:
             meanwhile()  # helpers need seconds to begin
-        begun = work(recipe, folder, bench, note, alone=False, clock=clock)
+        begun = work(recipe, folder, bench, note, alone=False, clock=clock, idle=bench.draw_ahead)
     if not call.is_helper and not undecided(recipe, folder):
         work(recipe, folder, bench, note, alone=True, clock=clock, begun=begun)
 

@@ -84,12 +84,15 @@ def work(
     alone: bool,
     clock: Clock,
     begun: int = 0,
+    idle: Callable[[Sequence[Job]], bool] = lambda _: False,
 ) -> int:
     """Do jobs until none is left for this process; ``alone``: also those that need the machine alone.
 
-    ``begun``: how often the call has done some before; the new number is returned. Raises what a job raises,
-    the jobs before it are done; and InterruptedRun if the next job would be lost for lack of time, unless it
-    is the first of the call.
+    ``begun``: how often the call has done some before; the new number is returned. ``idle``: is called with
+    the jobs that wait for others, where nothing can be done; returns whether it did something for them.
+
+    Raises what a job raises, the jobs before it are done; and InterruptedRun if the next job would be lost
+    for lack of time, unless it is the first of the call.
     """
     jobs = all_jobs(recipe)
     while True:
@@ -103,7 +106,7 @@ def work(
             raise InterruptedRun(f"{ready[0].name} would not be done in time")
         if any(_take(folder, jobs, do, note) for jobs in bundles(ready, recipe)):
             begun += 1
-        else:
+        elif not idle([job for job in left if job not in ready]):
             time.sleep(WAIT_SECONDS)
 
 

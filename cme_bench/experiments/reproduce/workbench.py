@@ -37,7 +37,7 @@ from cme_bench.training.options import TrainOptions
 from cme_bench.training.plan import ItemSet, load_sets
 from cme_bench.training.shared import Shared
 from cme_bench.training.sweep.sweep import sweep
-from cme_bench.training.train import train
+from cme_bench.training.train import prepare, train
 from cme_bench.training.validation import Validation, validations
 from cme_bench.util.errors import UsageError
 from cme_bench.util.files import read_json, write_json
@@ -64,7 +64,7 @@ class Workbench:
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.recipe, self.folder, self.offline, self._note = recipe, folder, offline, note
-        self._shared = Shared()
+        self._shared, self._ahead = Shared(), set[tuple[int, int]]()
         self._training, self._running = training or Listener(), running or Listener()
         self._asked_before = KeptQuestions()
         self._trains = False
@@ -134,6 +134,22 @@ class Workbench:
             sweep(asked, self._training, sets=lambda: self.sets, states=states, shared=self._shared)
             self._note(f"{len(asked)} trainings, {phases_line(*phase.since(before))}")
         return [_outcome(options.out) for options in asked]
+
+    def draw_ahead(self, waiting: Sequence[Job]) -> bool:
+        """Draw and tokenise the rows of a seed that waits to be trained; return whether there was one left.
+
+        Of so many seeds at most as are trained together.
+        """
+        for job in waiting if len(self._ahead) < self.recipe.together else ():
+            steps = self.recipe.steps_of(job.row) if job.kind == "train" else 0
+            if not steps or (steps, job.seed) in self._ahead:
+                continue
+            self._ahead.add((steps, job.seed))
+            out, rate = self.folder.path / "jobs" / ".ahead", self.recipe.learning_rates[0]
+            asked = self.training_options(job.row, out, rate=rate, steps=steps, seed=job.seed)
+            prepare(asked, self._training, sets=self.sets, shared=self._shared)
+            return True
+        return False
 
     def _train(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         asked = [self._asked(job) for job in jobs]
