@@ -62,6 +62,27 @@ def test_a_full_disk_says_what_to_do_and_keeps_what_was_there(tmp_path: Path) ->
     assert [r.id for r in read_records(samples_file(tmp_path, "t"))] == [0]
 
 
+def test_all_files_are_synced_and_closed_whichever_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(tmp_path)
+    for task in ("a", "b", "c"):
+        writer.append(task, [record(0)])
+    streams = {file.stem: stream for file, stream in writer._streams.items()}
+    bad, synced = streams["b"].fileno(), []
+
+    def sync(number: int) -> None:
+        if number == bad:
+            raise OSError(5, "Input/output error")
+        synced.append(number)
+
+    monkeypatch.setattr("os.fsync", sync)
+    with pytest.raises(CmeError, match=r"b\.jsonl \(Input/output error\)"):
+        writer.close()
+    assert len(synced) == 2
+    assert all(stream.closed for stream in streams.values())
+
+
 def test_write_json_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "run.json"
     write_json(file, {"a": 1})
