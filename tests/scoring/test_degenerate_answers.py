@@ -1,4 +1,4 @@
-"""Responses of a model that went astray: brackets or signs without end are no answer, and do not take for ever."""
+"""Responses of a model that went astray: brackets or signs without end are no answer, and end in time."""
 
 from __future__ import annotations
 
