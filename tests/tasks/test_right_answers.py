@@ -96,3 +96,56 @@ def test_a_text_that_looks_like_a_list_is_one_answer_and_a_list_is_several(tmp_p
         )
         task = own.build()
         assert task.lm_eval.gold_answer(task.docs[0]).references == ["1", "2"]
+
+
+CHOSEN = """\
+task: own
+class: !function cme_bench.tasks.cme_task.CmeTask
+dataset_path: own/data
+test_split: test
+output_type: generate_until
+doc_to_text: "Q: {{ question }}\\nA:"
+doc_to_choice: ["A", "B", "C"]
+doc_to_target: TARGET
+metadata: {dataset: own, answer: {type: letter, options: "OPTIONS"}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "said"),
+    [
+        (
+            "letter",
+            "{{ texts }}",
+            r"test\.jsonl:1: task own: doc_to_target gives 'B', but must give the place",
+        ),
+        ("place", "texts", r"metadata\.answer\.options gives no list of texts"),
+        ("place", "{{ texts | join(', ') }}", r"metadata\.answer\.options gives no list of texts"),
+        ("place", "{{ texts[:1] }}", r"the right answer is option 2, but there are 1"),
+        ("texts", "{{ texts }}", r"doc_to_target gives \['x', 'y', 'z'\], but must give the place"),
+        ("'{{ place + 2 }}'", "{{ texts }}", r"label 3 is out of range: there are 3 choices"),
+        ("place", "{{ texts }}", ""),
+    ],
+)
+def test_a_choice_that_is_named_otherwise_is_refused(
+    workshop: Workshop, target: str, options: str, said: str
+) -> None:
+    workshop.write_yaml()
+    workshop.yaml.write_text(CHOSEN.replace("TARGET", target).replace("OPTIONS", options))
+    row = {"question": "?", "letter": "B", "place": 1, "texts": ["x", "y", "z"]}
+    workshop.write_rows("test", [row, row])
+    if not said:
+        refuse_unreadable(workshop.build(), range(2))
+        return
+    with pytest.raises(UsageError, match=said):
+        refuse_unreadable(workshop.build(), range(2))
+
+
+def test_choices_and_texts_that_are_absent_are_refused(workshop: Workshop) -> None:
+    write(workshop, "label", "0", "1")
+    with pytest.raises(UsageError, match="answer type 'label' needs 'doc_to_choice'"):
+        refuse_unreadable(workshop.build(), range(2))
+    workshop.yaml.write_text(NUMBER.replace("TYPE", "short"))
+    workshop.write_rows("test", [{"question": "?", "answer": {"text": ["x"]}}])
+    with pytest.raises(UsageError, match=r"the right answer is no text, but \{'text': \['x'\]\}"):
+        refuse_unreadable(workshop.build(), range(1))
