@@ -8,7 +8,7 @@ from typing import Any
 from cme_bench.scoring.generation import score_text
 from cme_bench.scoring.references import decimal_problem, reference_problem
 from cme_bench.tasks.build import Task
-from cme_bench.util.errors import UsageError
+from cme_bench.util.errors import UsageError, template_problem
 
 _CHOSEN = frozenset({"label", "letter", "first_choice"})
 """Answer types whose right answer is the place of a choice."""
@@ -44,6 +44,13 @@ def unreadable(task: Task, items: Iterable[int]) -> Iterator[tuple[int | None, s
 
 def gold_problem(lm_task: Any, doc: dict[str, Any]) -> str:
     """Return why the right answer of a row cannot be what ``metadata.answer`` says; empty if it can."""
+    try:
+        return _gold_problem(lm_task, doc)
+    except Exception as error:  # a template may raise anything on a row it does not fit
+        return template_problem(error)
+
+
+def _gold_problem(lm_task: Any, doc: dict[str, Any]) -> str:
     target = lm_task.doc_to_target(doc)
     if lm_task.answer["type"] not in _CHOSEN:
         odd = (each for each in (target if isinstance(target, list) else [target]) if _is_nested(each))

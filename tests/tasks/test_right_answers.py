@@ -149,3 +149,13 @@ def test_choices_and_texts_that_are_absent_are_refused(workshop: Workshop) -> No
     workshop.write_rows("test", [{"question": "?", "answer": {"text": ["x"]}}])
     with pytest.raises(UsageError, match=r"the right answer is no text, but \{'text': \['x'\]\}"):
         refuse_unreadable(workshop.build(), range(1))
+
+
+def test_a_row_that_no_template_fits_is_one_line(workshop: Workshop) -> None:
+    workshop.write_yaml()
+    text = CHOSEN.replace("TARGET", "place").replace("OPTIONS", "{{ texts }}")
+    workshop.yaml.write_text(text.replace('["A", "B", "C"]', "\"{{ 'ABC'[:texts | length] | list }}\""))
+    row = {"question": "?", "letter": "B", "place": 1, "texts": ["x", "y", "z"]}
+    workshop.write_rows("test", [row, row | {"texts": None}])
+    with pytest.raises(UsageError, match=r"test\.jsonl:2: task own: TypeError: object of type 'NoneType'"):
+        refuse_unreadable(workshop.build(), range(2))
