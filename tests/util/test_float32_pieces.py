@@ -67,7 +67,7 @@ def test_weights_of_all_digits_are_pieces_too(d: int, n: int, rows: int, device:
     print(f"{d} x {n} on {device}: {error:.1e}, float32 {plain:.1e}")
     if device == "cpu":
         assert error <= 4 * plain
-    assert error <= 2e-9 * (d + 300)
+    assert error <= 4e-9 * (d + 300)  # a GPU's units cut six sums off, where others round
 
 
 @pytest.mark.parametrize("device", DEVICES)
