@@ -245,6 +245,10 @@ _ENCODED_TWICE = re.compile(
 )
 
 
+_BYTES = re.compile(r"b(['\"]).*\1", re.DOTALL)
+"""Bytes as Python prints them."""
+
+
 def _encoded_twice(value: Any) -> bool:
     return isinstance(value, str) and _ENCODED_TWICE.search(value) is not None
 
@@ -275,6 +279,12 @@ def _whole(table: Table) -> Table:
                 row.pop(name, None)
     if rows and not rows[0] and not raw:
         raise UsageError(f"{table.origin}: has no columns of texts or numbers")
+    for name in rows[0] if rows else ():
+        texts = [row[name] for row in rows if not is_blank(row[name])]
+        if len(texts) > 1 and all(isinstance(text, str) and _BYTES.fullmatch(text) for text in texts):
+            raise UsageError(
+                f"{table.origin}: {name} holds bytes as Python prints them ({texts[0]}): decode them"
+            )
     if dead := [name for name in rows[0] if all(is_blank(row[name]) for row in rows)] if rows else []:
         notes.append(f"empty in every row: {', '.join(dead)}")
     return Table(rows, table.origin, table.lines, table.typed, tuple(notes), table.label_names, unread, raw)

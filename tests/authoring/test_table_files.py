@@ -374,3 +374,12 @@ def test_bytes_that_are_texts_are_read(tmp_path: Path) -> None:
     table = read_table(tmp_path / "q.parquet")
     assert table.rows == [{"passage": "Ä text", "name": "a"}, {"passage": None, "name": "b"}]
     assert table.notes[:2] == ("read as UTF-8 texts: passage", "column image holds bytes: left out")
+
+
+def test_bytes_as_python_prints_them_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "q.csv"
+    file.write_text("text,label\nb'good',a\nb'bad',b\n")
+    with pytest.raises(UsageError, match=r"text holds bytes as Python prints them \(b'good'\)"):
+        read_table(file)
+    file.write_text("text,label\nb'good',a\nbad,b\n")
+    assert read_table(file).rows[0]["text"] == "b'good'"
