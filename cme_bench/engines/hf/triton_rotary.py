@@ -26,7 +26,7 @@ def _turn(x, out, cos, sin, at, row, step, column, live, size, HEADS: tl.constex
         tl.store(there + row, two * cos2 + one * sin2, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "query_row", "key_row", "place"])  # one build serves every pack
 def rotary_kernel(
     query,
     key,
