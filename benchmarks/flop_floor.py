@@ -16,22 +16,11 @@ from pathlib import Path
 
 import measurements
 import torch
-from hf_adapters import random_model
-from transformers import AutoTokenizer
+from hf_adapters import write_base
 
 from cme_bench.experiments.efficiency.shapes import preset
-from cme_bench.models.checkpoint import resolve_model
 from cme_bench.reports.engine_stats import products_per_second, stats_lines
 from cme_bench.runs.folder import read_run
-
-
-def write_base(folder: Path, shape: str, dtype: torch.dtype) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2").path)
-    config = preset(shape)
-    config.vocab_size = -(-len(tokenizer) // 64) * 64
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    random_model(config, "cuda" if torch.cuda.is_available() else "cpu", dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def main() -> None:
@@ -47,7 +36,7 @@ def main() -> None:
     shape = "tiny" if args.quick or not cuda else "llama-2-7b"
     with tempfile.TemporaryDirectory() as folder:
         base, out = Path(folder) / "base", Path(folder) / "out"
-        write_base(base, shape, getattr(torch, dtype))
+        write_base(base, preset(shape), "cuda" if cuda else "cpu", getattr(torch, dtype), "smollm2")
         if cuda:
             torch.cuda.empty_cache()
         asked = ["--tasks", args.task, "--data", str(args.data), "--dtype", dtype, "--engine", "hf"]

@@ -14,6 +14,7 @@ import json
 import random
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import measurements
@@ -34,6 +35,21 @@ def random_model(config: PretrainedConfig, device: str, dtype: Any) -> Any:
     with torch.device(device):
         model = LlamaForCausalLM(config).to(dtype)
     return model.eval()
+
+
+def write_base(folder: Path, config: PretrainedConfig, device: str, dtype: Any, tokenizer_of: str) -> Any:
+    """Write a base of these shapes with the tokenizer of ``tokenizer_of``, and return its model."""
+    from transformers import AutoTokenizer
+
+    from cme_bench.models.checkpoint import resolve_model
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_of).path)
+    config.vocab_size = -(-len(tokenizer) // 64) * 64
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model = random_model(config, device, dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
 
 
 def with_teamlora(model: Any, rank: int) -> Any:

@@ -50,9 +50,8 @@ SMALL: dict[str, Any] = {"batch_size": 4, "max_length": 64, "max_steps": 8, "pac
 
 def trained(way: str, asked: Sequence[TrainOptions], sets: Sequence[ItemSet]) -> list[Path]:
     """The adapters of one way."""
-    words = {"padded": "trainer", "packed": "", "swept": ""}[way]
-    if words or not torch.cuda.is_available():
-        os.environ[MANNER] = words or "packs+varlen"
+    if way == SLOW or not torch.cuda.is_available():
+        os.environ[MANNER] = "trainer" if way == SLOW else "packs+varlen"
     try:
         if way == "swept":
             return sweep(asked, sets=lambda: sets)

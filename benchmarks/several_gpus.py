@@ -29,8 +29,8 @@ from typing import Any
 
 import measurements
 import torch
+from hf_adapters import write_base
 
-from cme_bench.models.checkpoint import resolve_model
 from cme_bench.runs.store import read_records
 from cme_bench.training.curve import Point, read_curve
 
@@ -147,21 +147,12 @@ def measure_sweep(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def random_base(args: argparse.Namespace, folder: Path, *, layers: int, adapter: bool = False) -> None:
     """Write a base of LLaMA-2-7B's shape, with the model's tokenizer, and an adapter on it."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
     from cme_bench.adapters.methods.teamlora import TeamLoraConfig
     from cme_bench.experiments.efficiency.shapes import preset, targets, with_layers
     from cme_bench.training.fresh import put_fresh
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(args.model, offline=False).path)
     config = with_layers(preset("llama-2-7b"), layers)
-    config.vocab_size = -(-len(tokenizer) // 64) * 64
-    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        base = LlamaForCausalLM(config).to(torch.bfloat16)
-    base.save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    base = write_base(folder / "base", config, "cuda", torch.bfloat16, args.model)
     if adapter:
         settings = TeamLoraConfig(
             r=32, alpha=64.0, num_experts=4, init="random", target_modules=list(targets(config))
