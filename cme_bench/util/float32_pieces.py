@@ -118,5 +118,7 @@ def _trial(device: torch.device) -> Early[bool]:
 def _splits(device: torch.device) -> bool:
     """Return whether rows are split so; they are as long as a kernel is built for that most models need."""
     columns = _BLOCK + 16
-    wide = torch.linspace(-9.0, 9.0, 3 * columns, device=device).exp().reshape(3, columns)
+    wide = (
+        torch.linspace(-9.0, 9.0, 3 * columns, device=device, dtype=torch.float32).exp().reshape(3, columns)
+    )
     return torch.equal(_split_by_kernel(wide), split_plainly(wide))

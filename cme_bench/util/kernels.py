@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from cme_bench.util.early import Early
 from cme_bench.util.errors import first_line
@@ -31,3 +32,12 @@ def compute(right: Callable[[], bool], otherwise: str) -> bool:
 def tried(right: Callable[[], bool], otherwise: str) -> Early[bool]:
     """Begin to find what ``compute`` returns: who wants it meanwhile waits for the one trial."""
     return Early(lambda: compute(right, otherwise))
+
+
+def drawn(shapes: Iterable[Sequence[int]]) -> list[Tensor]:
+    """Return normally distributed numbers of these shapes for a trial, the same at every call.
+
+    They are float32, whatever torch's usual type is now: weights that load beside change it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=generator, dtype=torch.float32) for shape in shapes]

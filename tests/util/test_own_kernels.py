@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from cme_bench.util.kernels import compute
+from cme_bench.util.kernels import compute, drawn
 
 
 def right() -> bool:
@@ -45,3 +45,14 @@ def test_what_fails_is_told_in_one_line() -> None:
 
     with pytest.warns(UserWarning, match=r"^slower \(RuntimeError: no compiler\)$"):
         assert not compute(broken, "slower")
+
+
+def test_numbers_are_float32_while_weights_load_in_another_type() -> None:
+    usual = drawn([(2, 3), (4,)])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        beside = drawn([(2, 3), (4,)])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [x.dtype for x in beside] == [torch.float32] * 2
+    assert all(torch.equal(one, other) for one, other in zip(usual, beside, strict=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.util.early import Early
-from cme_bench.util.kernels import compute, tried
+from cme_bench.util.kernels import compute, drawn, tried
 
 MOST_EXPERTS, WIDEST_RANK = 16, 256
 """Beyond these a program's tile would be too large."""
@@ -49,10 +49,8 @@ def drops(device: torch.device) -> bool:
 def _gates(device: torch.device) -> bool:
     """Return whether a small gate is what autograd makes of the formula."""
     k, rank = 4, 8
-    generator = torch.Generator().manual_seed(0)
     shapes = ((40, k * rank), (40, k), (k, k), (40, k * rank))
-    made: dict[str, Any] = {"generator": generator, "dtype": torch.float32}  # whatever the usual one is now
-    z, logits, mixing, grad = (torch.randn(s, **made).to(device) for s in shapes)
+    z, logits, mixing, grad = (numbers.to(device) for numbers in drawn(shapes))
     inputs = [t.clone().requires_grad_() for t in (z, logits, mixing)]
     omega = inputs[1].softmax(-1) @ inputs[2].T
     wanted = 2.0 * omega.repeat_interleave(rank, -1) * inputs[0]

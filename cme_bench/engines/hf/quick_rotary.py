@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.util.early import Early
-from cme_bench.util.kernels import tried
+from cme_bench.util.kernels import drawn, tried
 
 _NAME = "apply_rotary_pos_emb"
 _HEADS = 4
@@ -60,11 +60,7 @@ def _turned(own: Callable[..., Pair], *given: Any, **named: Any) -> Pair:
 
 def _is_rotary(own: Callable[..., Any]) -> bool:
     """Return whether a function turns queries and keys by halves, as ``turn_plainly`` does."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, cos, sin = (
-        torch.randn(shape, generator=generator)
-        for shape in ((2, 3, 5, 8), (2, 1, 5, 8), (2, 5, 8), (2, 5, 8))
-    )
+    query, key, cos, sin = drawn(((2, 3, 5, 8), (2, 1, 5, 8), (2, 5, 8), (2, 5, 8)))
     try:
         found = own(query, key, cos, sin)
         pairs = zip(found, turn_plainly(query, key, cos, sin), strict=True)
@@ -148,10 +144,9 @@ def _trial(device: torch.device) -> Early[bool]:
 
 def _turns(device: torch.device) -> bool:
     """Return whether it turns drawn states, laid as a product leaves them, to the last digit."""
-    generator = torch.Generator().manual_seed(0)
     for rows, tokens, heads, size, placed in ((1, 67, 9, 64, 1), (3, 1, 4, 24, 3), (2, 5, 5, 64, 1)):
         shapes = (rows, tokens, heads, size), (rows, tokens, 3, size), *[(placed, tokens, size)] * 2
-        query, key, cos, sin = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+        query, key, cos, sin = (numbers.to(device) for numbers in drawn(shapes))
         given = query.transpose(1, 2), key.transpose(1, 2), cos, sin
         pairs = zip(turn(*given), turn_plainly(*given), strict=True)
         if not all(torch.equal(one, other) for one, other in pairs):

@@ -19,7 +19,7 @@ from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.packs import Ints, Pack
 from cme_bench.util.early import Early
 from cme_bench.util.float32_pieces import has_units, split
-from cme_bench.util.kernels import tried
+from cme_bench.util.kernels import drawn, tried
 
 BLOCK = 64
 _WIDTHS = frozenset({16, 32, 64, 128})
@@ -134,14 +134,13 @@ def _trial(device: torch.device, width: int) -> Early[bool]:
 def _error(device: torch.device, width: int) -> float:
     """Return how far the kernel is from the plain formula in float64, as a share of the numbers."""
     tokens, cached, heads, group = 3 * BLOCK - 5, BLOCK + 9, 4, 2
-    generator = torch.Generator().manual_seed(0)
     shapes = [(heads, tokens), *[(heads // group, tokens)] * 2, *[(heads // group, cached)] * 2]
-    drawn = [torch.randn(1, *shape, width, generator=generator).to(device) for shape in shapes]
-    call = AttentionCall(torch.nn.Module(), drawn[0], drawn[1], drawn[2])
+    states = [numbers.to(device) for numbers in drawn((1, *shape, width) for shape in shapes)]
+    call = AttentionCall(torch.nn.Module(), states[0], states[1], states[2])
     ends = np.minimum(np.arange(tokens) // 20 * 20 + 50, tokens)
     given = (to_device(part.astype(np.int32), device) for part in (ends, *block_lists(ends)))
-    found = attend(call, Sight(*given), (drawn[3], drawn[4])).double()
-    wanted = plainly(call, ends, (drawn[3], drawn[4]))
+    found = attend(call, Sight(*given), (states[3], states[4])).double()
+    wanted = plainly(call, ends, (states[3], states[4]))
     return float((found - wanted).abs().max() / wanted.square().mean().sqrt())
 
 
