@@ -24,6 +24,11 @@ _OF_THE_ADAPTER = frozenset(
 _OF_THE_BASE = ("model", "offline", "quantize", "device_map", "liger")
 
 
+def settings_key(adapter: PeftConfig) -> str:
+    """Return a text that adapters of equal settings have."""
+    return json.dumps(adapter.to_dict(), sort_keys=True, default=str)
+
+
 class Shared:
     """Makes once what several trainings can share; a training of its own shares nothing."""
 
@@ -48,7 +53,7 @@ class Shared:
 
         Return what ``check`` does: how many numbers are trained.
         """
-        key = json.dumps(adapter.to_dict(), sort_keys=True, default=str)
+        key = settings_key(adapter)
         if key not in self._fitting:
             self._fitting[key] = check()
         return self._fitting[key]

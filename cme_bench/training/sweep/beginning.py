@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from cme_bench.models.load import choose_device, choose_dtype
 from cme_bench.runs.progress import Listener
 from cme_bench.training import record
 from cme_bench.training.options import TrainOptions
-from cme_bench.training.shared import Shared
+from cme_bench.training.shared import Shared, settings_key
 from cme_bench.training.sweep.rehearsal import build_kernels
 from cme_bench.training.train import frozen_base, possible
 from cme_bench.training.warm import warm_up
@@ -37,7 +36,7 @@ def begin(
         return None
     first, asked, device = found[new[0]], options[new[0]], choose_device()
     dtype = choose_dtype(asked.dtype, first.config, device)
-    configs = {_key(found[number].adapter): found[number].adapter for number in new}
+    configs = {settings_key(found[number].adapter): found[number].adapter for number in new}
 
     @phase("weights")
     def loaded() -> PreTrainedModel:
@@ -52,10 +51,6 @@ def begin(
         return model
 
     return Early(loaded)
-
-
-def _key(config: object) -> str:
-    return json.dumps(config.to_dict(), sort_keys=True, default=str)  # type: ignore[attr-defined]
 
 
 def refuse(one: TrainOptions, first: TrainOptions) -> None:
