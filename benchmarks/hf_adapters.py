@@ -80,7 +80,7 @@ def seconds(engine: Any, asked: list[Any]) -> float:
 
 
 def ratio(config: PretrainedConfig, args: argparse.Namespace, device: str, dtype: Any) -> dict[str, Any]:
-    """Score with and without the adapter in turn, once each before the clock runs."""
+    """Score with and without the adapter in turn, by one engine each, once before the clock runs."""
     import torch
 
     from cme_bench.engines.hf import HFEngine
@@ -90,16 +90,15 @@ def ratio(config: PretrainedConfig, args: argparse.Namespace, device: str, dtype
     asked = rows(args.rows, args.length, config.vocab_size)
     tokenizer: Any = _NoTokenizer()
     taken: dict[str, list[float]] = {name: [] for name in models}
-    verdicts: dict[str, dict[str, Any]] = {name: {} for name in models}  # of trials, made in the first round
+    engines = {name: HFEngine(model, tokenizer) for name, model in models.items()}  # which try once
     for number in range(args.rounds + 1):
         for name, found in taken.items():
-            engine = HFEngine(models[name], tokenizer, verdicts=verdicts[name])
-            found.append(seconds(engine, asked))
+            found.append(seconds(engines[name], asked))
         if number == 0:
             for found in taken.values():
                 found.clear()
     medians = {name: statistics.median(found) for name, found in taken.items()}
-    del base, models
+    del base, models, engines
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

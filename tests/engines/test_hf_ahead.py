@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, Request, Response, TokenIds
-from cme_bench.engines.hf.batching import PACK_PARAMETERS, base_size, plan_limits
+from cme_bench.engines.hf.batching import PACK_PARAMETERS, base_size, free_memory, plan_limits
 from cme_bench.engines.hf.engine import HFEngine
 from cme_bench.engines.hf.work import Work
 from cme_bench.engines.inbox import Batches
@@ -96,6 +96,15 @@ def test_a_pack_of_a_small_model_holds_more(tiny_model: LlamaForCausalLM) -> Non
     sizes = (2 * PACK_PARAMETERS, PACK_PARAMETERS, PACK_PARAMETERS // 2, 1)
     forwards = [plan_limits(config, cuda, 1 << 20, size).forward_tokens for size in sizes]
     assert forwards == [1024, 1024, 2048, 8192]  # a forward costs as much as an eighth of a pack
+
+
+def test_much_free_memory_lets_a_pack_read_more_logits(tiny_model: LlamaForCausalLM) -> None:
+    config, words = tiny_model.config, tiny_model.config.vocab_size
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    scored = [plan_limits(config, cuda, 1 << 20, free=free).pack_scored for free in (0, 1 << 34, 1 << 36)]
+    assert scored == [(1 << 28) // words, (1 << 28) // words, (1 << 29) // words]
+    assert plan_limits(config, cpu, 1 << 20, free=1 << 36).pack_scored == (1 << 25) // words
+    assert free_memory(cpu) == 0
 
 
 @pytest.mark.parametrize("config", [TeamLoraConfig(r=4), LoraConfig(r=4)], ids=["teamlora", "lora"])

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, wide_states
+from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.wide_states import why_narrow
 from cme_bench.util import exact_logits
 from cme_bench.util.exact_logits import linear, product
@@ -192,6 +193,20 @@ def test_a_model_whose_code_refuses_wide_states_keeps_its_own(toy_tokenizer: Pre
     engine = HFEngine(model, toy_tokenizer)
     assert answers(engine) == scores(model, toy_tokenizer, wide=False)
     assert "TypeError: hidden states must be bfloat16" in engine.describe()["states"]
+
+
+@pytest.mark.parametrize("kind", [Refuses, LlamaForCausalLM], ids=["refuses", "takes"])
+def test_whether_states_are_wide_is_tried_once_for_engines_that_follow(
+    kind: Any, toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, verdicts = kind(random_llama(0).config).eval().bfloat16(), dict[str, Any]()
+    first = HFEngine(model, toy_tokenizer, verdicts=verdicts)
+    found = answers(first)
+    monkeypatch.setattr(CausalForward, "_why_not_wide", lambda _: pytest.fail("tried again"))
+    second = HFEngine(model, toy_tokenizer, verdicts=verdicts)
+    assert answers(second) == found
+    assert second.describe()["states"] == first.describe()["states"]
+    assert (second._forward.wide_layers is None) == (kind is Refuses)
 
 
 def test_products_that_are_wrong_here_are_not_used(

@@ -34,6 +34,9 @@ class BatchRow(Protocol):
 PACK_PARAMETERS = 1_100_000_000
 """Size of the model with which 8,192 tokens of a pack were measured to be enough on CUDA."""
 _MOST_PACK_TOKENS = 1 << 16
+_PACK_LOGITS, _MORE_PACK_LOGITS = 1 << 28, 1 << 29
+"""Logits of a pack on CUDA: 1 GiB in float32, or 2 where much memory is free."""
+_MUCH_MEMORY = 1 << 35
 RowT = TypeVar("RowT", bound=BatchRow)
 ResultT = TypeVar("ResultT")
 WorkT = TypeVar("WorkT")
@@ -142,9 +145,8 @@ def default_tokens_per_batch(config: Any, device: torch.device, bytes_per_value:
     cache = 2 * layers * kv_heads * head_dim * bytes_per_value
     activations = (12 * hidden + 4 * inner) * bytes_per_value
     logits = int(text.vocab_size) * (bytes_per_value + 4) // 8
-    free, _total = torch.cuda.mem_get_info(device)
     least, most = _CUDA_TOKENS_PER_BATCH
-    return max(least, min(most, free // 2 // (cache + activations + logits)))
+    return max(least, min(most, free_memory(device) // 2 // (cache + activations + logits)))
 
 
 def base_size(model: nn.Module) -> int:
@@ -155,20 +157,30 @@ def base_size(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in base)
 
 
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes of a GPU are free; 0 for other devices."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
 def plan_limits(
-    config: Any, device: torch.device, tokens_per_batch: int, parameters: int = PACK_PARAMETERS
+    config: Any,
+    device: torch.device,
+    tokens_per_batch: int,
+    parameters: int = PACK_PARAMETERS,
+    free: int = 0,
 ) -> PlanLimits:
     """Return the sizes of packs for a model of ``config``, ``tokens_per_batch`` at most.
 
     The numbers are measured (docs/engines.md). Beyond a thousand tokens a CPU gains nothing; logits of a
-    pack stay below 128 MiB there and 1 GiB on CUDA. A GPU takes as long to be told of a pack of a small model
-    as of a large one, so a pack holds as much work: more tokens, the fewer ``parameters`` the base has. A
-    forward of its own then costs as much as more tokens, too.
+    pack stay below 128 MiB there and 1 GiB on CUDA, 2 GiB with ``free`` bytes beyond 32 GiB. A GPU takes as
+    long to be told of a pack of a small model as of a large one, so a pack holds as much work: more tokens,
+    the fewer ``parameters`` the base has. A forward of its own then costs as much as more tokens, too.
     """
     vocabulary = int(config.get_text_config(decoder=True).vocab_size)
     on_cuda = device.type == "cuda"
-    pack, block, forward, logits = (8192, 1024, 1024, 1 << 28) if on_cuda else (1024, 256, 64, 1 << 25)
+    pack, block, forward, logits = (8192, 1024, 1024, _PACK_LOGITS) if on_cuda else (1024, 256, 64, 1 << 25)
     if on_cuda:
+        logits = _MORE_PACK_LOGITS if free > _MUCH_MEMORY else logits
         larger = max(1, min(_MOST_PACK_TOKENS / pack, PACK_PARAMETERS / max(1, parameters)))
         pack, forward = int(pack * larger), int(forward * larger)
     return PlanLimits(

@@ -29,6 +29,7 @@ from cme_bench.engines.hf.batching import (
     TokenBudget,
     base_size,
     default_tokens_per_batch,
+    free_memory,
     plan_limits,
     run_batches,
 )
@@ -71,6 +72,8 @@ ResultT = TypeVar("ResultT")
 
 GPU_TARGET = 512
 """A step of generation takes a GPU about as long for a few sequences as for many."""
+_PACKS_TOGETHER = 4
+"""Packs that small tasks fill together: of two, one is often cut short by the next task's."""
 _BATCHES_TOGETHER = 4
 """Batches of texts that tasks fill together, where steps have fixed shapes: so they are of like rows."""
 _FEW_STEPS = 8
@@ -128,8 +131,15 @@ class HFEngine(Engine):
         self.device: torch.device = computing_device(base.get_input_embeddings())
         self.dtype: torch.dtype = base.dtype
         self.images = None if reader is None else Images(model, reader, self.device)
+        self._verdicts = {} if verdicts is None else verdicts
         self._forward = CausalForward(
-            model, self.device, self.images, wide=wide, pieces=pieces, positions=positions
+            model,
+            self.device,
+            self.images,
+            wide=wide,
+            pieces=pieces,
+            positions=positions,
+            verdicts=self._verdicts,
         )
         self._tell_of_products(note)
         if max_length is None:
@@ -140,14 +150,14 @@ class HFEngine(Engine):
             tokens_per_batch = default_tokens_per_batch(base.config, self.device, size)
         self.budget = TokenBudget(tokens_per_batch)
         self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
-        self.limits = plan_limits(base.config, self.device, self.budget.tokens, base_size(base))
+        free = free_memory(self.device)
+        self.limits = plan_limits(base.config, self.device, self.budget.tokens, base_size(base), free)
         self.ahead = 0 if self.device.type == "cpu" else 1
-        self.together = 2 * self.limits.pack_tokens * self.ahead  # tokens for which small batches are joined
+        self.together = _PACKS_TOGETHER * self.limits.pack_tokens * self.ahead  # tokens: batches are joined
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
         self.plain = plain
         self._static = self.device.type == "cuda" if static is None else static
         self._note = note
-        self._verdicts = {} if verdicts is None else verdicts
         self.stats = EngineStats()
         self._attention = str(getattr(base.config, "_attn_implementation", "unknown"))
         eos = getattr(getattr(base, "generation_config", None), "eos_token_id", None)

@@ -33,6 +33,8 @@ makes a few hundredths of it."""
 _PLACED, _APART = 8, 0.01
 """Tokens on which positions are tried, and the most that logits may move, as a share of their spread: the
 same products on the same numbers."""
+_NARROW = "narrow"
+"""The verdict why hidden states have 16 bits."""
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
@@ -70,7 +72,8 @@ class CausalForward:
     several devices. ``images``: what puts images in the place of their virtual ids. ``wide``: whether hidden
     states of a 16-bit model are float32. ``pieces``: whether a float32 model multiplies by
     :mod:`cme_bench.engines.hf.piece_products`; None where the device decides. ``positions``: what an earlier
-    trial of the base model found of ``takes_positions``; None for none.
+    trial of the base model found of ``takes_positions``; None for none. ``verdicts``: what earlier trials of
+    this model found; those of this one are added.
     """
 
     def __init__(
@@ -82,9 +85,11 @@ class CausalForward:
         wide: bool = True,
         pieces: bool | None = False,
         positions: bool | None = None,
+        verdicts: dict[str, Any] | None = None,
     ) -> None:
         if positions is not None:
             self.__dict__["takes_positions"] = positions
+        self._verdicts = {} if verdicts is None else verdicts
         self._asked_wide = wide
         self._asked_pieces = pieces
         self.model = model
@@ -214,7 +219,9 @@ class CausalForward:
             return None
         if not self._asked_wide:
             return "asked for"
-        reason = why_narrow(self.model) or self._why_not_wide()
+        if _NARROW not in self._verdicts:
+            self._verdicts[_NARROW] = why_narrow(self.model) or self._why_not_wide()
+        reason: str | None = self._verdicts[_NARROW]
         if reason:  # what the layers keep is freed
             self.__dict__.pop("_wide_parts", None)
             self.__dict__["wide_layers"] = None
@@ -261,9 +268,11 @@ class CausalForward:
 
     @functools.cached_property
     def wide_layers(self) -> WideStates | None:
-        """Return the layers that can compute with wide hidden states; None where none are asked for, or a
-        quantised base has none."""
-        if self._dtype not in NARROW or not self._asked_wide or why_narrow(self.model):
+        """Return the layers that can compute with wide hidden states; None where none are asked for, a
+        quantised base has none, or a trial told against them."""
+        if self._dtype not in NARROW or not self._asked_wide:
+            return None
+        if why_narrow(self.model) or self._verdicts.get(_NARROW):
             return None
         seen = self.model if self.images is None else language_model(base_model(self.model))
         return WideStates(self.model, seen)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError
 from cme_bench.engines.hf.forward import CausalForward, base_model
-from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_rows
+from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_by_length
 from cme_bench.engines.hf.pack_forward import PackForward, finished_rows
 from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
 from cme_bench.engines.logits import LogitsError
@@ -67,9 +67,9 @@ def _told_apart(forward: CausalForward, max_length: int) -> str | None:
         ScoringRow(head + middle, ids[10:11], [(0, 0)]),
         ScoringRow(head + middle + ids[11:14], ids[14:17], [(0, 1)]),
         ScoringRow(head + middle + ids[17:19], ids[19:23], [(0, 2)]),
-        ScoringRow(head + ids[23:28], ids[28:30], [(0, 3)]),
+        ScoringRow(head + ids[23:31], ids[31:33], [(0, 3)]),  # as long as the two before it
     ]
-    alone = [score_rows(forward, [row])[0] for row in rows]  # what fails here is no matter of sharing
+    alone = score_by_length(forward, rows)  # what fails here is no matter of sharing
     try:
         shared = shared_scores(forward, rows, max_length)
     except UnsupportedAttentionError as err:
