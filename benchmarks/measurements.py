@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,22 @@ def line(bench: str, metrics: Any, *, cuda: bool = False, hardware: str | None =
 
 
 def save(measured: dict[str, Any], *, file: Path | None = None, **more: Any) -> None:
-    """Write a line and ``more`` to ``file``, or to results/bench; ``settings`` get the machine's load."""
-    more["settings"] = more.get("settings", {}) | {"load": round(os.getloadavg()[0], 2)}
+    """Write a line and ``more`` to ``file``, or to results/bench; ``settings`` get the machine's load, and
+    how fast its Python is."""
+    load, loop = round(os.getloadavg()[0], 2), round(loop_seconds(), 3)
+    more["settings"] = more.get("settings", {}) | {"load": load, "loop_s": loop}
     hardware = measured["hardware"].lower().replace(" ", "-")
     file = file or RESULTS / f"{measured['bench']}-{hardware}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(measured | more, indent=1) + "\n")
+
+
+def loop_seconds() -> float:
+    """Seconds of ten million additions in Python: machines with one GPU differ by more than twice."""
+    started, total = time.perf_counter(), 0
+    for number in range(10_000_000):
+        total += number
+    return time.perf_counter() - started
 
 
 def source(stored: dict[str, Any]) -> str:
