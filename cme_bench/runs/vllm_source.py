@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,17 @@ def _imported() -> str:
     from cme_bench.engines.vllm.settings import require_vllm
 
     with phase("libraries"):
-        return require_vllm()
+        version = require_vllm()
+    threading.Thread(target=_hash_triton, name="cme-bench-triton").start()
+    return version
+
+
+def _hash_triton() -> None:
+    """Compute the hash of Triton's files, by which its cache knows kernels: half a second, once for all."""
+    with contextlib.suppress(ImportError):
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 class VLLMSource(SavedSource):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,16 +28,26 @@ def rarely_collected() -> Iterator[None]:
             gc.unfreeze()
 
 
+_lock = threading.Lock()
+_waiting: list[bool] = []
+"""Whether the search was on, as each of those that want none now found it; the first one's is given back."""
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Search for no garbage in cycles meanwhile; what nobody refers to is freed at once, as always."""
-    was = gc.isenabled()
-    gc.disable()
+    """Search for no garbage in cycles meanwhile; what nobody refers to is freed at once, as always.
+
+    Where several threads want that, the search is on again after the last of them.
+    """
+    with _lock:
+        _waiting.append(gc.isenabled() if not _waiting else _waiting[0])
+        gc.disable()
     try:
         yield
     finally:
-        if was:
-            gc.enable()
+        with _lock:
+            if _waiting.pop() and not _waiting:
+                gc.enable()
 
 
 def uncollected_at_exit() -> None:

@@ -211,3 +211,8 @@ def draw_nothing_without_memory(module: Any) -> None:
         return tensor if tensor.is_meta else draw(tensor, *args, **kwargs)
 
     module._no_grad_normal_ = drawn
+
+
+def forget_mistral_tokenizers(module: ModuleType) -> None:
+    """Take the stand-in for Mistral's tokenizers, which ``module`` has, from what transformers keeps."""
+    vars(sys.modules["transformers"]).pop("MistralCommonBackend", None)

@@ -2,10 +2,11 @@
 
 transformers imports scikit-learn, pandas, SciPy and what reads images for a curve that assisted generation
 may draw and for losses of detectors: 1,300 modules. torch's compiler and its tensors of several devices,
-which it imports for masks and plans that few models use, are 900 more; torchvision,
-where it is there, imports the compiler as well. While a module that does so is executed, a stand-in is in the
-place of what it imports. The functions of a stand-in import the real module when they are called. It is gone
-afterwards, and what it does not know it takes from the real module.
+which it imports for masks and plans that few models use, are 900 more; torchvision, where it is there,
+imports the compiler as well. vLLM imports SciPy for sound, Mistral's tokenizers, and what a server is asked.
+While a module that does so is executed, a stand-in is in the place of what it imports. The functions of a
+stand-in import the real module when they are called. It is gone afterwards, and what it does not know it
+takes from the real module.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cme_bench.util.late import (
     compute_without_symbols,
     decorated_later,
     draw_nothing_without_memory,
+    forget_mistral_tokenizers,
     have_tensors_late,
     look_for_dtensors_late,
     run_without_the_compiler,
@@ -76,6 +78,13 @@ STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "transformers.modeling_utils": _PARALLEL,
     "peft.import_utils": _PARALLEL,
     "torchvision.ops.roi_align": {"torch._dynamo.utils": ("is_compile_supported",)},
+    "vllm.multimodal.audio": {"scipy.signal": ("resample_poly",)},
+    "vllm.v1.structured_output.backend_guidance": {
+        "transformers.tokenization_mistral_common": ("MistralCommonBackend",)
+    },
+    "vllm.entrypoints.pooling.base.io_processor": {
+        "vllm.entrypoints.serve.engine.typing": ("RendererChatRequest", "RendererRequest")
+    },
     "transformers.generation.candidate_generator": {"sklearn.metrics": ("roc_curve",)},
     f"{_LOSS}utils": {
         f"{_LOSS}d_fine": ("DFineForObjectDetectionLoss",),
@@ -94,6 +103,9 @@ STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
 """Module -> what it imports in advance -> the functions that it takes from there, and only ever calls."""
 CLASSES: Mapping[str, Sequence[str]] = {
     "DTensor": (),
+    "MistralCommonBackend": (),
+    "RendererChatRequest": (),
+    "RendererRequest": (),
     "Shard": ("local_shard_size_and_offset",),
 }
 """Those of the above that are classes -> what is asked of them at once."""
@@ -104,6 +116,7 @@ _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch._compile": run_without_the_compiler,
     "torch._dynamo": tell_the_compiler,
     "transformers.distributed.utils": look_for_dtensors_late,
+    "vllm.v1.structured_output.backend_guidance": forget_mistral_tokenizers,
     **dict.fromkeys(BITSANDBYTES, ask_for_bitsandbytes_late),
 }
 """Module -> what changes it once it is executed."""
@@ -119,11 +132,22 @@ _DECORATE = frozenset(
     }
 )
 """What tells torch's compiler to leave a function alone."""
-LARGE = frozenset({"torch", "transformers", "transformers.modeling_utils", "peft", "datasets", "lm_eval"})
+LARGE = frozenset(
+    {
+        "torch",
+        "transformers",
+        "transformers.modeling_utils",
+        "peft",
+        "datasets",
+        "lm_eval",
+        "vllm",
+        "vllm.entrypoints.llm",
+    }
+)
 """What takes a second to import. A fifth of that is Python's search for garbage, of which there is none."""
 _LOOKS_AROUND = "transformers.utils.import_utils"
-_UNDER_THEIR_NAME = frozenset({"torch", "accelerate", "mistral_common"})
-"""Packages whose distribution bears their name, of those that transformers asks for at its start."""
+_UNDER_THEIR_NAME = frozenset({"torch", "torchvision", "accelerate", "mistral_common"})
+"""Packages whose distribution bears their name, of those that transformers asks for as it or vLLM starts."""
 
 
 def install() -> None:

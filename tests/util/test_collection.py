@@ -1,11 +1,15 @@
-"""Garbage in cycles is left alone when a process ends; what is to be done at its end is done."""
+"""Garbage in cycles is left alone when a process ends, and while much is made that stays."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from cme_bench.util.collection import uncollected
 
 PROGRAM = """
 import gc, sys, weakref
@@ -29,3 +33,37 @@ del link
 def test_the_end_of_a_process_collects_nothing(last: str, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM + last], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == said
+
+
+@pytest.mark.parametrize("last", ["this", "other"])
+def test_the_search_is_on_again_after_the_last_thread_that_wants_none(last: str) -> None:
+    within, leave = threading.Event(), threading.Event()
+
+    def importing() -> None:
+        with uncollected():
+            within.set()
+            leave.wait(10)
+
+    other = threading.Thread(target=importing)
+    assert gc.isenabled()
+    with uncollected():
+        other.start()
+        assert within.wait(10)
+        if last == "this":
+            leave.set()
+            other.join()
+        assert not gc.isenabled()
+    assert gc.isenabled() == (last == "this")
+    leave.set()
+    other.join()
+    assert gc.isenabled()
+
+
+def test_a_search_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with uncollected(), uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

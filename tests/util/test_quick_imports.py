@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cme_bench.util.quick_imports import STAND_INS, _Distributions
+from cme_bench.util.quick_imports import _UNDER_THEIR_NAME, STAND_INS, _Distributions
 
 UNUSED = (
     "bitsandbytes.nn",
@@ -35,8 +36,8 @@ read = import_utils.create_import_structure_from_path.cache_info()
 from cme_bench.util.quick_imports import STAND_INS
 wrong = []
 for importer, wanted in STAND_INS.items():
-    if importer not in sys.modules and importer.startswith("torchvision"):
-        continue  # not installed
+    if importer not in sys.modules and importer.startswith(("torchvision", "vllm")):
+        continue  # not installed, or not imported
     for name, members in wanted.items():
         for member in set(members) & set(vars(sys.modules[importer])):
             try:
@@ -117,5 +118,66 @@ def test_the_packages_are_looked_up_as_before() -> None:
     assert dict(lazily) == whole
 
 
-def test_every_stand_in_is_a_part_of_transformers_or_what_it_imports() -> None:
-    assert all(importer.startswith(("transformers.", "peft.", "torchvision.")) for importer in STAND_INS)
+def test_packages_that_bear_their_name_are_found_without_a_look_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in _UNDER_THEIR_NAME:
+        (tmp_path / f"{name}-1.0.dist-info").mkdir()
+        (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = _Distributions(lambda: pytest.fail("all packages were looked at"))
+    assert {name: found[name] for name in _UNDER_THEIR_NAME} == {name: [name] for name in _UNDER_THEIR_NAME}
+    assert "torchvision" in _UNDER_THEIR_NAME, "transformers asks for it, where it is there"
+
+
+VLLM = """
+import sys
+import cme_bench
+from cme_bench.engines.vllm.settings import require_vllm
+require_vllm()
+asleep = [name for name in ("scipy.signal", "mistral_common") if name in sys.modules]
+import numpy
+from scipy import signal
+from vllm.multimodal.audio import resample_audio_scipy
+wave = numpy.sin(numpy.arange(64.0))
+same = numpy.array_equal(resample_audio_scipy(wave, orig_sr=2, target_sr=1), signal.resample_poly(wave, 1, 2))
+print(asleep, same, signal.__name__)
+"""
+
+
+OLDER = """
+import sys
+import cme_bench
+from cme_bench.util import quick_imports as q
+guidance = "vllm.v1.structured_output.backend_guidance"
+q.STAND_INS = {"guidance": q.STAND_INS[guidance]}
+q._AFTERWARDS = {"guidance": q._AFTERWARDS[guidance]}
+sys.path.insert(0, sys.argv[1])
+import guidance, transformers
+print(isinstance(guidance, guidance.MistralCommonBackend), "mistral_common" in sys.modules)
+print(transformers.MistralCommonBackend is guidance.MistralCommonBackend)
+print(guidance.MistralCommonBackend.from_pretrained == transformers.MistralCommonBackend.from_pretrained)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mistral_common") is None, reason="mistral_common is not installed"
+)
+def test_what_stands_for_mistrals_tokenizers_is_not_what_transformers_gives(tmp_path: Path) -> None:
+    (tmp_path / "guidance.py").write_text("from transformers import MistralCommonBackend\n")
+    command = [sys.executable, "-c", OLDER, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\nFalse\nTrue\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_is_imported_without_what_hears() -> None:
+    done = subprocess.run([sys.executable, "-c", VLLM], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] True scipy.signal\n"
+
+
+def test_every_stand_in_is_for_a_part_of_a_library() -> None:
+    assert all(
+        importer.startswith(("transformers.", "peft.", "torchvision.", "vllm.")) for importer in STAND_INS
+    )

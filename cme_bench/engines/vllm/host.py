@@ -202,7 +202,7 @@ class Host:
             try:
                 from vllm import LLM
 
-                with starting_here() if self.settings.alone else contextlib.nullcontext():
+                with self._starting():
                     self._llm = LLM(**arguments)
                 logging.getLogger(_DUMPS).setLevel(logging.CRITICAL)  # its start sets all levels anew
                 self._llm.collective_rpc("score_together")
@@ -221,6 +221,11 @@ class Host:
         self._note(f"vLLM started in {time.monotonic() - started:.0f} s, {how}")
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
+
+    def _starting(self) -> contextlib.AbstractContextManager[None]:
+        if not self.settings.alone:
+            return contextlib.nullcontext()
+        return starting_here(compiles=self.settings.compiles, quantised=self.base is not None)
 
     def tell(self, message: str) -> None:
         """Tell who started this."""

@@ -1,31 +1,90 @@
-"""A start of vLLM in this process, which has imported all that it needs."""
+"""A start of vLLM in this process, which has imported all that it needs, for a job that is short."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from cme_bench.util.collection import uncollected
+
+_WORKER = "vllm.v1.worker.gpu_worker"
+_WARMING = ("kernel_warmup", "warmup_kernels")
 
 
 @contextmanager
-def starting_here() -> Iterator[None]:
-    """Let vLLM look at a model's class in this process, and for garbage among new objects only.
+def starting_here(*, compiles: bool, quantised: bool) -> Iterator[None]:
+    """Let vLLM do here what it would do elsewhere, or for a server that many will ask.
 
-    It would start a process of its own to look at the class, which imports torch and vLLM anew, unless it has
-    kept what that found: a third of a first start. It does so to keep CUDA out of a process that may fork.
-    Around each part of a start it searches for garbage: half a second each, all over the imported libraries.
-    When the engine stops, vLLM has everything searched again.
+    * It would start a process of its own to look at the model's class, which imports torch and vLLM anew,
+      unless it has kept what that found: a third of a first start. It does so to keep CUDA out of a process
+      that may fork.
+    * Around each part of a start it searches for garbage: half a second each, all over the imported
+      libraries. When the engine stops, vLLM has everything searched again.
+    * vLLM 0.26 builds Triton's kernels for every way to draw tokens before the first request, and warns of
+      each that it builds later: half of a first start. Newer ones do so for an engine that ``compiles`` only.
+    * It copies the tokenizer for threads that ask for texts at the same time; here one thread asks for ids.
+    * It imports the package ``humming``, which starts two processes to build kernels of ``quantised`` models.
     """
+    from vllm.config.kernel import KernelConfig
     from vllm.model_executor.models import registry
+    from vllm.renderers import hf
 
     gc.freeze()
-    name = "_run_in_subprocess"
-    theirs = getattr(registry, name, None)
-    if theirs is None:  # another version
+    with ExitStack() as stack:
+        stack.enter_context(uncollected())
+        stack.enter_context(_instead(registry, "_run_in_subprocess", lambda look: look()))
+        stack.enter_context(_instead(hf, "maybe_make_thread_pool", lambda tokenizer, copies=1: tokenizer))
+        if not quantised:
+            stack.enter_context(_variable("HUMMING_DISABLE_PARALLEL_BUILD", "1"))
+        if not compiles and "enable_jit_warmup" not in KernelConfig.__dataclass_fields__:
+            _without_warming(stack)
+        yield
+
+
+def _without_warming(stack: ExitStack) -> None:
+    """Have the worker, which is not imported yet, build no kernel before it is used, and not warn of it."""
+    from vllm.utils import jit_monitor
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    init = WorkerWrapperBase.init_worker
+
+    def init_worker(wrapper: Any, *args: Any, **kwargs: Any) -> None:
+        init(wrapper, *args, **kwargs)
+        for name in _WARMING:
+            stack.enter_context(_instead(sys.modules.get(_WORKER), name, _nothing))
+
+    stack.enter_context(_instead(WorkerWrapperBase, "init_worker", init_worker))
+    stack.enter_context(_instead(jit_monitor, "activate", _nothing))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
+@contextmanager
+def _instead(owner: Any, name: str, ours: Callable[..., Any]) -> Iterator[None]:
+    """Put a function in the place of one of vLLM's, where this version has it."""
+    theirs = getattr(owner, name, None)
+    if theirs is None:
         yield
         return
-    setattr(registry, name, lambda look: look())
+    setattr(owner, name, ours)
     try:
         yield
     finally:
-        setattr(registry, name, theirs)
+        setattr(owner, name, theirs)
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment meanwhile, unless it is set."""
+    given = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
