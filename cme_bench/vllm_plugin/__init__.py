@@ -14,10 +14,12 @@ import logging
 
 def register() -> None:
     """Make the plugin known to this process's vLLM; where that lacks what it needs, say so and go on."""
-    from cme_bench.vllm_plugin import borrowed, seeing
+    from cme_bench.vllm_plugin import borrowed, converted, seeing
 
     with contextlib.suppress(ImportError, AttributeError):  # vLLM itself says what it lacks for images
         seeing.install()
+    with contextlib.suppress(ImportError, AttributeError):  # such a vLLM loads as slowly as it does
+        converted.install()
     with contextlib.suppress(ImportError, AttributeError):  # such a vLLM is asked once in a process
         borrowed.install()
     try:
