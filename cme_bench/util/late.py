@@ -170,8 +170,9 @@ def _itself(value: Any) -> Any:
 
 
 _OF_NUMBERS: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guarding_hint_or_throw"), _itself),
-    "has_guarding_hint": lambda value: True,
+    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true"), _itself),
+    **dict.fromkeys(("guarding_hint_or_throw", "size_hint"), _itself),  # the latter in torch 2.11, and
+    **dict.fromkeys(("has_guarding_hint", "has_hint"), lambda value: True),
     "is_nested_int": lambda value: False,
     "statically_known_true": _itself,
     "sym_and": lambda *values: all(values),

@@ -114,3 +114,18 @@ def test_a_model_without_memory_needs_no_symbols_and_a_compiled_function_has_the
         "True True",
         "10.0 14.0 True",
     ]
+
+
+ASKED = """
+import sys
+import cme_bench
+import torch
+from torch.fx.experimental.symbolic_shapes import has_hint, size_hint
+print(has_hint(3), size_hint(3), "sympy.core" in sys.modules)
+"""
+
+
+def test_what_older_releases_of_torch_ask_of_a_size_needs_no_symbols() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True 3 False"]
