@@ -23,6 +23,7 @@ defer("bitsandbytes")
 defer("requests")
 defer("sacrebleu")
 quick_imports.install()
+defer("datasets")
 
 __all__ = [
     "Run",

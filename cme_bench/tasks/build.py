@@ -9,7 +9,7 @@ import importlib
 import logging
 import random
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cme_bench.tasks.exemplars import ExemplarPool, place_of_exemplars
 from cme_bench.tasks.identity import canonical
 from cme_bench.tasks.image_rows import pixels_hash, with_images
 from cme_bench.tasks.open_source import source_of
+from cme_bench.tasks.plain_table import real_table
 from cme_bench.tasks.row_files import Rows
 from cme_bench.tasks.sources import DataSource
 from cme_bench.tasks.spec import LOADER_KEYS, TaskSpec
@@ -110,6 +111,8 @@ def build_task(spec: TaskSpec, suite: Suite, source: DataSource, *, shots: int |
     splits = {spec.eval_split: eval_rows.table}
     if shot_rows is not None and spec.fewshot_split is not None:
         splits[spec.fewshot_split] = shot_rows.table
+    if _has_code(spec.config):  # which may do anything with a table
+        splits = {name: real_table(table) for name, table in splits.items()}
     config["custom_dataset"] = lambda **_: splits
     lm_task = _make(spec, suite, config, eval_rows)
     pool = _pool(spec, lm_task, shots, shot_rows) if shots else None
@@ -224,6 +227,15 @@ def _pool(spec: TaskSpec, lm_task: LmEvalTask, shots: int, rows: Rows | None) ->
     return pool
 
 
+def _has_code(value: Any) -> bool:
+    """Return whether a configuration names a function that is not ours."""
+    if isinstance(value, FunctionRef):
+        return value.is_local or value.name not in _OUR_FUNCTIONS
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return isinstance(value, list) and any(map(_has_code, value))
+
+
 def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
     """Return ``value`` with every FunctionRef in it imported."""
     if isinstance(value, FunctionRef):
@@ -236,7 +248,7 @@ def _resolve_functions(value: Any, spec: TaskSpec, suite: Suite) -> Any:
 
 
 def _import(ref: FunctionRef, spec: TaskSpec, suite: Suite) -> Any:
-    if not suite.trusts(spec) and (ref.is_local or ref.name not in _OUR_FUNCTIONS):
+    if not suite.trusts(spec) and _has_code(ref):
         raise UsageError(f"{ref.file}:{ref.line}: {ref} is Python code; it runs only with --allow-code")
     module, _, name = ref.name.rpartition(".")
     if ref.name not in _OUR_FUNCTIONS:

@@ -15,7 +15,7 @@ from cme_bench.util.quick_imports import _UNDER_THEIR_NAME, STAND_INS, _Distribu
 
 UNUSED = (
     "bitsandbytes.nn",
-    "datasets",
+    "datasets.features",
     "evaluate",
     "lm_eval",
     "matplotlib",
