@@ -15,7 +15,7 @@ from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
 
 CPU_TOKENS_PER_BATCH = 4096
-_CUDA_TOKENS_PER_BATCH = (4096, 131072)  # least and most that the default takes
+_CUDA_TOKENS_PER_BATCH = (4096, 262144)  # least and most that the default takes
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "DefaultCPUAllocator")
 
 
