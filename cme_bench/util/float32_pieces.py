@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cme_bench.util.early import Early
 from cme_bench.util.exact_logits import product
-from cme_bench.util.kernels import tried
+from cme_bench.util.kernels import launched_on, tried
 
 BY_PIECES = "float32 by bfloat16 pieces"
 """How records name it."""
@@ -100,7 +100,7 @@ def _split_by_kernel(x: Tensor) -> Tensor:
     rows, d = x.shape
     out = x.new_empty(rows, PIECES * d, dtype=torch.bfloat16)
     if out.numel():
-        with torch.cuda.device(x.device):
+        with launched_on(x):
             split_kernel[(rows,)](x, out, d, BLOCK=_BLOCK)
     return out
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,3 +44,18 @@ def drawn(shapes: Iterable[Sequence[int]]) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(*shape, generator=generator, dtype=torch.float32) for shape in shapes]
+
+
+def launched_on(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which Triton launches on a tensor's device.
+
+    With one GPU there is nothing to switch, and a switch takes Python as long as many a kernel takes the GPU.
+    """
+    if _one_gpu():
+        return contextlib.nullcontext()
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _one_gpu() -> bool:
+    return torch.cuda.device_count() == 1

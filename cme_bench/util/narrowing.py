@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cme_bench.util.kernels import compute
+from cme_bench.util.kernels import compute, launched_on
 
 _FEW_ROWS, _FEW_WITHOUT_HALF = 128, 384
 """Rows up to which each is two numbers. Without weights in float16 that takes less than to make some."""
@@ -171,7 +171,7 @@ def _halved_by_kernel(x: Tensor) -> Tensor:
 
     out = torch.empty_strided(x.shape, x.stride(), dtype=torch.float16, device=x.device)
     if x.numel():
-        with torch.cuda.device(x.device):
+        with launched_on(x):
             halve_kernel[(-(-x.numel() // _BLOCK),)](x, out, x.numel(), _LARGEST, BLOCK=_BLOCK)
     return out
 
@@ -185,7 +185,7 @@ def _narrowed_by_kernel(x: Tensor, way: Way) -> Narrowed:
     scales = x.new_empty(rows)
     if x.numel():
         block = min(_BLOCKS, 1 << (d - 1).bit_length())
-        with torch.cuda.device(x.device):
+        with launched_on(x):
             narrow_kernel[(rows,)](
                 x, parts, scales, rows, d, *way.kept, PIECES=way.pieces, BLOCK=block,
                 num_warps=max(4, min(16, block // 512)),
@@ -198,7 +198,7 @@ def _restored_by_kernel(product: Tensor, scales: Tensor) -> Tensor:
 
     rows, n = len(scales), product.shape[1]
     if product.numel():
-        with torch.cuda.device(product.device):
+        with launched_on(product):
             if len(product) > rows:
                 add_kernel[(rows, -(-n // _BLOCK))](product, scales, rows, n, BLOCK=_BLOCK)
             else:

@@ -50,6 +50,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Asked:
     def compute(model: PeftModel, x: Tensor) -> Tensor:
         with monkeypatch.context() as patch:
             patch.setattr(inference, "product_dtype", lambda *_: None)
+            patch.setattr(inference.Matrices, "still", lambda *_: False)
             return asked(model, x)
 
     return compute
@@ -131,6 +132,25 @@ def test_a_changed_adapter_is_made_anew(change: str, plainly: Asked) -> None:
     after = asked(model, x)
     assert not torch.allclose(after, before)
     torch.testing.assert_close(after, plainly(model, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["autocast", "traced"])
+def test_kept_matrices_compute_nothing_that_is_asked_in_another_way(way: str, plainly: Asked) -> None:
+    model, x = adapted(), torch.randn(5, D_IN)
+    asked(model, x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
+        if way == "traced":
+            found: list[Tensor] = [torch.vmap(lambda row: asked(model, row[None])[0])(x), plainly(model, x)]
+        else:
+            found = [asked(model, x), plainly(model, x)]
+    assert found[0].dtype == found[1].dtype
+    torch.testing.assert_close(*found)
+    assert layer_of(model)._matrices["default"].still(x, *held(model))
+    assert not layer_of(model)._matrices["default"].still(x.double(), *held(model))
+
+
+def held(model: PeftModel) -> list[nn.Parameter]:
+    return [layer_of(model).held(part, "default") for part in ("down", "up", "router")]
 
 
 def test_matrices_of_a_trained_adapter_are_never_old() -> None:

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from cme_bench.util.kernels import compute, drawn
+from cme_bench.util.kernels import _one_gpu, compute, drawn, launched_on
 
 
 def right() -> bool:
@@ -56,3 +56,15 @@ def test_numbers_are_float32_while_weights_load_in_another_type() -> None:
         torch.set_default_dtype(torch.float32)
     assert [x.dtype for x in beside] == [torch.float32] * 2
     assert all(torch.equal(one, other) for one, other in zip(usual, beside, strict=True))
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_launch_switches_devices_only_where_there_are_several(
+    gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    _one_gpu.cache_clear()
+    try:
+        assert isinstance(launched_on(torch.empty(0)), torch.cuda.device_of) == (gpus > 1)
+    finally:
+        _one_gpu.cache_clear()

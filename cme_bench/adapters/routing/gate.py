@@ -58,8 +58,8 @@ def gate(
 ) -> Gated:
     """Return the gated latent and the routing. ``interaction``: M, (k, k); None for the identity.
 
-    ``columns``: of the matrix whose first ones are those of z and of the logits, of a gate without gradients;
-    None for any other.
+    ``columns``: of the matrix whose first ones are those of z and of the logits, of a gate without gradients,
+    which need not give z back; None for any other.
     """
     logits = found.logits
     if _by_kernel(found, interaction is not None, k, settings, columns):
@@ -73,6 +73,7 @@ def gate(
                 scale=settings.scale,
                 floor=settings.floor,
                 dtype=settings.dtype,
+                for_backward=columns is None,
             )
         )
     if logits.shape[-1] != k:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.util.early import Early
-from cme_bench.util.kernels import compute, drawn, tried
+from cme_bench.util.kernels import compute, drawn, launched_on, tried
 
 MOST_EXPERTS, WIDEST_RANK = 16, 256
 """Beyond these a program's tile would be too large."""
@@ -142,7 +142,15 @@ def _infers(device: torch.device, form: Form) -> bool:
     wanted = (2.0 * omega[:, :, None] * latent).flatten(1)
     floor = 1e-6 if form.divided else None
     gated, _, *routing = gate(
-        z, parts, matrix, form.k, rank=form.rank, scale=2.0, floor=floor, dtype=form.dtype
+        z,
+        parts,
+        matrix,
+        form.k,
+        rank=form.rank,
+        scale=2.0,
+        floor=floor,
+        dtype=form.dtype,
+        for_backward=False,
     )
     near = 1e-4 if form.dtype == torch.float32 else 2e-2  # rounded twice
     alike = (torch.allclose(got, right, 1e-4, 1e-4) for got, right in zip(routing, (phi, omega), strict=True))
@@ -168,21 +176,23 @@ def gate(
     scale: float,
     floor: float | None,
     dtype: torch.dtype,
+    for_backward: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gated latent (..., k rank), z in ``dtype``, phi and omega (..., k).
 
     ``logits``: (..., pieces k), a sum over pieces. ``floor``: of omega's divisor; None where it is not
-    divided.
+    divided. ``for_backward``: whether z is needed; else it is returned as it came.
     """
     from cme_bench.adapters.routing.triton_gate import gate_kernel
 
     z, logits = (t if t.stride(-1) == 1 else t.contiguous() for t in (z, logits))
     lead, slots, tokens = _lead(z)
     gated = z.new_empty(*lead, k * rank, dtype=dtype)
-    rounded = z.new_empty(z.shape, dtype=dtype) if z.dtype != dtype else z.contiguous()
+    store_z = for_backward and z.dtype != dtype
+    rounded = z.new_empty(z.shape, dtype=dtype) if store_z else z.contiguous() if for_backward else z
     phi, omega = (logits.new_empty(*lead, k) for _ in range(2))
     block = _block(k)
-    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
+    with launched_on(z):
         gate_kernel[(-(-tokens // block), slots)](
             z,
             logits,
@@ -200,7 +210,7 @@ def gate(
             floor or 0.0,
             PIECES=logits.shape[-1] // k,
             NORMALIZE=floor is not None,
-            STORE_Z=z.dtype != dtype,
+            STORE_Z=store_z,
             BLOCK=block,
             **_sizes(z, interaction, k, rank),
         )

@@ -27,6 +27,8 @@ from cme_bench.adapters.routing.router import Routing
 from cme_bench.adapters.shared.lowrank import autocast_off, autocast_on
 
 _ALIGNMENT = 4  # columns of the narrow product: 16 bytes in float32
+State: TypeAlias = tuple[Tensor, int, int]
+"""A parameter, its version and its address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class Matrices:
         columns: The B_i side by side, (d_out, k r).
         width: Columns of z.
         pieces: S is the sum of so many blocks of rows.
-        made_of: The parameters and their state when these were made; None if a change would not be noticed.
+        made_of: The parameters with their versions and addresses when these were made; None if a change would
+            not be noticed.
+        asked: Type and device of the inputs that these were made for.
         kept: What others made of these, by their names for it.
     """
 
@@ -46,40 +50,49 @@ class Matrices:
     columns: Tensor
     width: int
     pieces: int
-    made_of: tuple[object, ...] | None
+    made_of: tuple[State, ...] | None
+    asked: tuple[torch.dtype, torch.device]
     kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> Matrices:
-        """Return the matrices for products in ``dtype``. Shapes as in ``fused_linear.Weights``."""
-        made_of = _state(down, up, router)
+    def of(cls, x: Tensor, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> Matrices:
+        """Return the matrices for products with ``x`` in ``dtype``. Shapes as in ``fused_linear.Weights``."""
+        made_of = _states(down, up, router)
         if dtype == torch.bfloat16:
             rows, pieces = bf16_products.stack(down, router, dim=-2), bf16_products.PIECES
         else:
             zeros = down.new_zeros(-(len(down) + len(router)) % _ALIGNMENT, down.shape[1])
             rows, pieces = torch.cat([down, router, zeros]), 1
-        return cls(rows, up.detach().to(dtype), len(down), pieces, made_of)
+        return cls(rows, up.detach().to(dtype), len(down), pieces, made_of, (x.dtype, x.device))
 
-    def still(self, down: Tensor, up: Tensor, router: Tensor, dtype: torch.dtype) -> bool:
-        """Return whether these are what would be made now."""
-        now = _state(down, up, router)
-        if self.made_of is None or now is None or self.columns.dtype != dtype:
+    def still(self, x: Tensor, down: Tensor, up: Tensor, router: Tensor) -> bool:
+        """Return whether these are what would be made now, and autocast decides nothing; a part of what a
+        launch costs, so it is written out."""
+        if self.made_of is None or self.asked[0] != x.dtype or self.asked[1] != x.device:
             return False
-        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.made_of, now, strict=True))
+        for part, (made, version, address) in zip((down, up, router), self.made_of, strict=True):
+            same = part is made and part._version == version and part.data_ptr() == address
+            if not same or part.requires_grad:
+                return False
+        return not (_is_traced() or autocast_on(x))
 
 
-def _state(*parts: Tensor) -> tuple[object, ...] | None:
+def _states(*parts: Tensor) -> tuple[State, ...] | None:
     """Return frozen parameters, their versions and addresses; None for others, as an optimizer may write
     without a trace."""
     if any(part.requires_grad or part.is_inference() for part in parts):
         return None
-    return tuple(fact for part in parts for fact in (part, part._version, part.data_ptr()))
+    return tuple((part, part._version, part.data_ptr()) for part in parts)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def product_dtype(x: Tensor, down: Tensor, up: Tensor, router: Tensor) -> torch.dtype | None:
     """Return the type in which a layer's products are computed; None where only the plain form is right."""
     parts = (down, up, router)
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _is_traced():
         return None
     if not all(type(part) is nn.Parameter and part.device == x.device for part in parts):
         return None

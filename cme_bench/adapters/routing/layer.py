@@ -90,17 +90,18 @@ class RoutedLinear(RoutedLayer, AdapterLinear[Routed]):
     def _inferred(self, x: Tensor, adapter_name: str) -> Tensor | None:
         """Return what ``together`` does, without gradients."""
         down, up, router = (self.held(part, adapter_name) for part in ("down", "up", "router"))
-        dtype = inference.product_dtype(x, down, up, router)
         dropping = self.training and (self.input_dropout(adapter_name) or self.latent_dropout(adapter_name))
-        if dtype is None or dropping or not (self._as_written and self.cast_input_dtype_enabled):
+        if dropping or not (self._as_written and self.cast_input_dtype_enabled):
             return None
         found = self._matrices.get(adapter_name)
-        if found is None or not found.still(down, up, router, dtype):
-            found = self._matrices[adapter_name] = inference.Matrices.of(down, up, router, dtype)
+        if found is None or not found.still(x, down, up, router):
+            if (dtype := inference.product_dtype(x, down, up, router)) is None:
+                return None
+            found = self._matrices[adapter_name] = inference.Matrices.of(x, down, up, router, dtype)
         linear: Any = self.base_layer
         alone = plain(linear) and linear.weight.dtype == x.dtype
         y: Tensor = linear.forward(x) if alone else linear(x)
-        settings = self._gate_settings(adapter_name, dtype)
+        settings = self._gate_settings(adapter_name, found.columns.dtype)
         latent, routing = inference.gated(x, found, self.interaction(adapter_name), settings)
         if self.routing_listeners:
             shape = (*x.shape[:-1], routing.phi.shape[-1])

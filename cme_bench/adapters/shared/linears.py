@@ -16,7 +16,6 @@ from cme_bench.util.exact_logits import SameNumbers, WideNumbers
 LINEARS = (nn.Linear, Conv1D)
 _OWN_NUMBERS = (type(None), SameNumbers)
 """What may stand in the place of a layer's forward without a change of what it returns."""
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def is_linear(module: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
@@ -64,8 +63,17 @@ def returns_like(linear: nn.Module, x: Tensor) -> bool:
 def unheard(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether a layer is torch's own linear, to which nobody listens: what it returns is the
     caller's."""
-    return (
-        type(linear) is nn.Linear
-        and not any(getattr(linear, hooks) for hooks in _HOOKS)
-        and not any(getattr(torch_module, f"_global{hooks}") for hooks in _HOOKS)
+    if type(linear) is not nn.Linear:
+        return False
+    own = linear.__dict__  # asked at every forward
+    heard = (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )
+    return not heard

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.util.early import Early
-from cme_bench.util.kernels import drawn, tried
+from cme_bench.util.kernels import drawn, launched_on, tried
 
 _NAME = "apply_rotary_pos_emb"
 _HEADS = 4
@@ -92,7 +92,7 @@ def turn(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> Pair:
     key_heads = key.shape[1]
     out = query.new_empty(rows, tokens, heads, size), key.new_empty(rows, tokens, key_heads, size)
     if rows * tokens:
-        with torch.cuda.device(query.device):
+        with launched_on(query):
             rotary_kernel[(rows * tokens,)](
                 query,
                 key,

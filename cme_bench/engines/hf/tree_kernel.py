@@ -19,7 +19,7 @@ from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.packs import Ints, Pack
 from cme_bench.util.early import Early
 from cme_bench.util.float32_pieces import has_units, split
-from cme_bench.util.kernels import drawn, tried
+from cme_bench.util.kernels import drawn, launched_on, tried
 
 BLOCK = 64
 _WIDTHS = frozenset({16, 32, 64, 128})
@@ -84,7 +84,7 @@ def attend(call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | No
     kept = (key, value) if prefix is None else tuple(_pieces(part) for part in prefix)
     _, heads, tokens, width = call.query.shape
     out = call.query.new_empty(1, tokens, heads, width)
-    with torch.cuda.device(query.device):
+    with launched_on(query):
         tree_kernel[(-(-tokens // BLOCK), heads)](
             query,
             key,
