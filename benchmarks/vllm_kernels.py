@@ -8,8 +8,8 @@ Of gate and up projection also with silu(gate) * up behind it: ``silu_base`` (a 
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
-CME_BENCH_VLLM_BESIDE=1. ``--shape smollm2`` takes SmolLM2-135M's
-layers. Needs a CUDA GPU.
+CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``. ``--shape smollm2``
+takes SmolLM2-135M's layers. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def exact(store: Any, spec: GatedSpec, up: Tensor, x: Tensor) -> Tensor:
     return y
 
 
-def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) -> tuple[Any, Tensor]:
-    """A layer with many adapters in a batch, and its weight; the first slot has the store's own, and so have
-    the tokens that are checked."""
+def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) -> tuple[Any, Tensor, Tensor]:
+    """A layer with many adapters in a batch, its weight, and the tokens of the first slot, which has the
+    store's own."""
     import numpy as np
 
     from cme_bench.vllm_plugin.slot_form import common_room, fitted
@@ -130,9 +130,10 @@ def slotted(store: Any, spec: GatedSpec, up: Tensor, slots: int, tokens: int) ->
     source = np.random.default_rng(0)
     runs = 256 if tokens >= 2048 else 1
     of_token = np.repeat(source.integers(1, slots + 1, -(-tokens // runs)), runs)[:tokens].astype(np.int32)
-    of_token[:64] = 1  # those that are checked
+    of_token[:runs] = 1  # at least one is checked
     index.set(of_token)
-    return Slotted(stack, index, partial=False), store.weight.contiguous()
+    checked = torch.from_numpy(np.flatnonzero(of_token == 1)).cuda()
+    return Slotted(stack, index, partial=False), store.weight.contiguous(), checked
 
 
 def beside(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -200,19 +201,21 @@ def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, An
             "silu_gated": lambda x: store.apply(x, "gated", silu=True),
             "silu_auto": lambda x: store.apply(x, silu=True),
         }
+    checked = torch.arange(tokens, device="cuda")
     if slots:
-        layer, weight = slotted(store, spec, up, slots, tokens)
+        layer, weight, checked = slotted(store, spec, up, slots, tokens)
         variants["slots"] = lambda x: layer.linear(x, weight)
         if tokens <= 512:
             variants["beside"] = beside(variants["slots"])
         if store.has_halves:
             variants["silu_slots"] = lambda x: layer.linear(x, weight, silu=True)
     x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
-    wanted = exact(store, spec, up, x[:64])
+    checked = checked[:64]
+    wanted = exact(store, spec, up, x[checked])
     errors = {}
     for kind, run in variants.items():
         if kind not in BASES:
-            found, right = run(x)[:64].double(), wanted
+            found, right = run(x)[checked].double(), wanted
             if kind.startswith("silu_"):
                 gate, other = wanted.chunk(2, dim=1)
                 right = torch.nn.functional.silu(gate) * other
@@ -304,6 +307,10 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.exit(2, "vllm_kernels: needs a CUDA GPU\n")
     LAYERS.update(SHAPES[args.shape])
+    if args.tune and args.slots:
+        import slot_plans
+
+        sys.exit(not slot_plans.tune(LAYERS, team_spec(), args.slots, graph_of))
     if args.tune:
         for name in LAYERS:
             for tokens in TOKENS:

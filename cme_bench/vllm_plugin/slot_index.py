@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-TILES = {16: 64, 32: 512, 64: 2048, 128: 1 << 30}
-"""Most tokens of a tile, and of a step that is cut into such tiles; every size has a table of its own."""
+TILES = {16: 128, 32: 512, 64: 2048, 128: 1 << 30}
+"""Most tokens of a tile, and of a step that may be cut into such tiles; every size has a table of its own."""
 TILE = 3
 """Numbers of a tile: its slot, and its first and last + 1 place. Slots count from 0 here; behind the last is
 the base model, and -1 is no tile."""
@@ -21,11 +21,6 @@ SPARE = 1024
 """Tokens beyond the most that a step has, to which a graph may pad it."""
 COUNTERS = 4096
 """More than kernels that share a sum have of tiles and pieces: with more of them they share none."""
-
-
-def tile_of(tokens: int) -> int:
-    """Return the size of the tiles of a step, one of ``TILES``."""
-    return next(size for size, most in TILES.items() if tokens <= most)
 
 
 class SlotIndex:

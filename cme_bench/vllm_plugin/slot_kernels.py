@@ -26,7 +26,7 @@ from torch.nn.functional import linear
 
 from cme_bench.vllm_plugin.kernels import GRAINS, grain_of
 from cme_bench.vllm_plugin.reference import has_halves
-from cme_bench.vllm_plugin.slot_index import TILES, SlotIndex, tile_of
+from cme_bench.vllm_plugin.slot_index import TILES, SlotIndex
 from cme_bench.vllm_plugin.slot_reference import Stack
 from cme_bench.vllm_plugin.slot_step import Held, Shape, Step
 
@@ -84,9 +84,8 @@ class Slotted:
 
 
 def _step(x: Tensor, order: Tensor, tables: list[Tensor], counters: Tensor, *rest: Any) -> Step:
-    held, shape = Held(*rest[:6]), Shape(*rest[6:])
-    size = tile_of(len(x))
-    return Step(x, order, tables[list(TILES).index(size)], counters, held, shape, size)
+    tiles = dict(zip(TILES, tables, strict=True))
+    return Step(x, order, tiles, counters, Held(*rest[:6]), Shape(*rest[6:]))
 
 
 def _slotted_linear(x: Tensor, weight: Tensor, *arguments: Any) -> Tensor:

@@ -104,6 +104,7 @@ def shrink_kernel(
     SHARED: tl.constexpr,
     CHUNK: tl.constexpr,
     EVEN: tl.constexpr,
+    Z_LAST: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -113,7 +114,8 @@ def shrink_kernel(
     programs share the sum over d_in, ``steps`` blocks each; their terms are in ``z_terms``
     (splits, places, parts * latent) and ``logit_terms`` (splits, places, pieces, PADDED). ``partial``: z goes
     to the first of ``z_terms`` and the logits to ``sums`` (places, parts * k), for ``gate_kernel``. EVEN:
-    BLOCK_K divides d_in. ``counters`` are zero before and after.
+    BLOCK_K divides d_in. Z_LAST: z is multiplied after the logits; of two products on the same x, the last
+    says how the compiler shares out both among warps. ``counters`` are zero before and after.
     """
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     chunks: tl.constexpr = latent // CHUNK
@@ -138,18 +140,24 @@ def shrink_kernel(
     begin = split * steps
     for step in range(begin, min(begin + steps, tl.cdiv(d_in, BLOCK_K))):
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
+        # x comes last: where it is, the order says, and loads begin one after the other.
         if EVEN:
-            xs = tl.load(x_at + k[None, :])
             a = tl.load(a_at + k[:, None])
         else:
-            xs = tl.load(x_at + k[None, :], mask=(k < d_in)[None, :], other=0.0)
             a = tl.load(a_at + k[:, None], mask=(k < d_in)[:, None], other=0.0)
-        z = tl.dot(xs, a, z)
         if EXPERTS > 1:
             if EVEN:
                 s = tl.load(s_at + k[:, None])
             else:
                 s = tl.load(s_at + k[:, None], mask=(k < d_in)[:, None], other=0.0)
+        if EVEN:
+            xs = tl.load(x_at + k[None, :])
+        else:
+            xs = tl.load(x_at + k[None, :], mask=(k < d_in)[None, :], other=0.0)
+        if EXPERTS > 1 and Z_LAST:
+            logits = tl.dot(xs, s, logits)
+        z = tl.dot(xs, a, z)
+        if EXPERTS > 1 and not Z_LAST:
             logits = tl.dot(xs, s, logits)
     z_row = rows.to(tl.int64)[:, None] * (parts * latent) + first + c[None, :]
     last = True
@@ -319,3 +327,107 @@ def expand_silu_slots_kernel(
     u = u.to(kind).to(tl.float32)
     to = out + t[:, None] * half + n[None, :]
     tl.store(to, (g * tl.sigmoid(g) * u).to(kind), mask=live[:, None])
+
+
+@triton.jit(do_not_specialize=["n_slots", "blocks"])
+def expand_add_slots_loop(
+    gated,
+    order,
+    tiles,
+    up,
+    part_of_grain,
+    y,
+    d_out,
+    gated_stride,
+    y_stride,
+    n_slots,
+    blocks,
+    WIDTH: tl.constexpr,
+    GRAIN: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Compute what ``expand_add_slots_kernel`` does, for ``blocks`` times BLOCK_N columns, which are of one
+    part: B and y of the next STAGES - 1 blocks are loaded meanwhile."""
+    tile = tiles + 3 * tl.program_id(1)
+    slot = tl.load(tile)
+    first = tl.program_id(0) * blocks
+    part = tl.load(part_of_grain + first * BLOCK_N // GRAIN)
+    if (slot < 0) | (slot >= n_slots) | (part < 0):
+        return
+    rows, live = _rows_of(tile, BLOCK_T)
+    t = tl.load(order + rows).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, WIDTH)
+    y_at = y + t[:, None] * y_stride + n[None, :]
+    b_at = up + (slot.to(tl.int64) * d_out + n[None, :]) * WIDTH + c[:, None]
+    own = tl.load(gated + rows.to(tl.int64)[:, None] * gated_stride + part * WIDTH + c[None, :])
+    for block in tl.range(first, first + blocks, num_stages=STAGES):
+        b = tl.load(b_at + block * (BLOCK_N * WIDTH))
+        acc = tl.dot(own, b, tl.load(y_at + block * BLOCK_N).to(tl.float32))
+        tl.store(y_at + block * BLOCK_N, acc.to(y.dtype.element_ty), mask=live[:, None])
+
+
+@triton.jit
+def _silu_of(g, u, kind):
+    """Return silu(g) * u, both rounded to ``kind`` before."""
+    g = g.to(kind).to(tl.float32)
+    return (g * tl.sigmoid(g) * u.to(kind).to(tl.float32)).to(kind)
+
+
+@triton.jit(do_not_specialize=["places", "n_slots", "blocks"])
+def expand_silu_slots_loop(
+    gated,
+    order,
+    tiles,
+    up,
+    y,
+    out,
+    places,
+    half,
+    gated_stride,
+    y_stride,
+    n_slots,
+    blocks,
+    WIDTH: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Compute what ``expand_silu_slots_kernel`` does, for ``blocks`` times BLOCK_N columns: see
+    ``expand_add_slots_loop``."""
+    tile = tiles + 3 * tl.program_id(1)
+    slot = tl.load(tile)
+    if slot < 0:
+        return
+    rows, live = _rows_of(tile, BLOCK_T)
+    t = tl.load(order + rows).to(tl.int64)
+    live = live & (t < places)
+    t = tl.minimum(t, places - 1)
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, WIDTH)
+    y_at = y + t[:, None] * y_stride + n[None, :]
+    to = out + t[:, None] * half + n[None, :]
+    kind = out.dtype.element_ty
+    first = tl.program_id(0) * blocks
+    last = tl.minimum(first + blocks, half // BLOCK_N)
+    if slot < n_slots:
+        b_at = up + (slot.to(tl.int64) * (2 * half) + n[None, :]) * WIDTH + c[:, None]
+        other = half.to(tl.int64) * WIDTH
+        g_at = gated + rows.to(tl.int64)[:, None] * gated_stride + c[None, :]
+        own_g = tl.load(g_at)
+        own_u = tl.load(g_at + WIDTH)
+        for block in tl.range(first, last, num_stages=STAGES):
+            b_g = tl.load(b_at + block * (BLOCK_N * WIDTH))
+            b_u = tl.load(b_at + other + block * (BLOCK_N * WIDTH))
+            y_g = tl.load(y_at + block * BLOCK_N)
+            y_u = tl.load(y_at + half + block * BLOCK_N)
+            g = tl.dot(own_g, b_g, y_g.to(tl.float32))
+            u = tl.dot(own_u, b_u, y_u.to(tl.float32))
+            tl.store(to + block * BLOCK_N, _silu_of(g, u, kind), mask=live[:, None])
+    else:
+        for block in range(first, last):
+            g = tl.load(y_at + block * BLOCK_N).to(tl.float32)
+            u = tl.load(y_at + half + block * BLOCK_N).to(tl.float32)
+            tl.store(to + block * BLOCK_N, _silu_of(g, u, kind), mask=live[:, None])

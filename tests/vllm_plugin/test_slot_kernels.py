@@ -19,18 +19,26 @@ TOLERANCE = 1e-2
 """Relative error by norm, in bfloat16."""
 
 
-@pytest.mark.parametrize("tokens", [1, 17, 70, 600, 2100])
+def with_programs(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small layers be computed as large ones are on a card that so many programs fill."""
+    from cme_bench.vllm_plugin import slot_step
+
+    plans = {most: plan.with_programs(programs) for most, plan in slot_step.PLANS.items()}
+    blocks = {most: replace(p, shrink=replace(p.shrink, block=32)) for most, p in plans.items()}
+    monkeypatch.setattr(slot_step, "PLANS", blocks)
+    monkeypatch.setattr(slot_step, "SPLIT_FROM", 32)
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 70, 300, 600, 2100])
 @pytest.mark.parametrize("name", ROOMS)
 @pytest.mark.parametrize("programs", [1, 264])
 def test_every_token_has_the_update_of_its_own_adapter(
     name: str, tokens: int, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``programs``: 264 splits the sums of few tokens, 1 never does."""
-    from cme_bench.vllm_plugin import slot_kernels, slot_step
+    """``programs``: 264 splits the sums of few tokens, 1 never does, and lets each do several blocks."""
+    from cme_bench.vllm_plugin import slot_kernels
 
-    monkeypatch.setattr(slot_step, "PROGRAMS", programs)
-    monkeypatch.setattr(slot_step, "BLOCK_K", 32)
-    monkeypatch.setattr(slot_step, "SPLIT_FROM", 32)
+    with_programs(programs, monkeypatch)
     case = Case(ROOMS[name], torch.bfloat16, "cuda")
     y, x, slots = batch(tokens, len(case.specs))
     index = SlotIndex(tokens, len(case.specs), torch.device("cuda"))
@@ -49,14 +57,16 @@ def test_every_token_has_the_update_of_its_own_adapter(
     assert not index.counters.any()
 
 
+@pytest.mark.parametrize("programs", [1, 264])
 @pytest.mark.parametrize("beside", ["0", "1"])
-@pytest.mark.parametrize("tokens", [1, 70, 600, 2100])
+@pytest.mark.parametrize("tokens", [1, 70, 300, 600, 2100])
 def test_the_activation_after_a_layer_is_computed_with_it(
-    tokens: int, beside: str, monkeypatch: pytest.MonkeyPatch
+    tokens: int, beside: str, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last two tokens are a graph's: they are of no request, and yet must be numbers."""
     from cme_bench.vllm_plugin import slot_kernels
 
+    with_programs(programs, monkeypatch)
     monkeypatch.setenv(slot_kernels.BESIDE_SWITCH, beside)
     device, kind, d_in, half = torch.device("cuda"), torch.bfloat16, 256, 192
     room = common_room(ROOMS["mixed"])
