@@ -47,14 +47,14 @@ class Layer:
         self.index.set(known.numpy().astype(np.int32))
         self.x, self.y = draw(tokens, D_IN), draw(tokens, 2 * HALF)
 
-    def step(self, plan: slot_step.Plan) -> slot_step.Step:
+    def step(self, plan: slot_step.Plan, partial: bool = False) -> slot_step.Step:
         s, grain = self.stack, 128
         held = slot_step.Held(
             s.down, s.up, s.router, s.interaction, s.settings,
             torch.tensor([start * grain >= HALF for start in range(2 * HALF // grain)], dtype=torch.int32),
         )  # fmt: skip
         room = self.room
-        shape = slot_step.Shape(2, room.rank, room.experts, room.shared_latent, False)
+        shape = slot_step.Shape(2, room.rank, room.experts, room.shared_latent, partial)
         index = self.index
         step = slot_step.Step(self.x, index.order, index.tiles, index.counters, held, shape, plan)
         step.shrink()
@@ -75,6 +75,18 @@ def test_every_plan_gives_what_the_loop_gives(
         torch.testing.assert_close(step.add(layer.y.clone()), wanted, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(step.silu(layer.y), silu_and_mul(wanted), atol=1e-4, rtol=1e-4)
         assert not layer.index.counters.any()
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_row_parallel_layer_is_gated_once_the_logits_are_summed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slot_step, "summed_over_ranks", lambda logits: logits)
+    layer = Layer(name, 37)
+    step = layer.step(slot_step.plan_of(37), partial=True)
+    step.gate()
+    wanted = by_rows(layer.y, layer.x, layer.index.groups, layer.stack)
+    torch.testing.assert_close(step.add(layer.y.clone()), wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_every_size_of_tiles_has_a_table_for_the_steps_of_its_plan() -> None:
