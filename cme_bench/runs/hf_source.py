@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cme_bench.engines.base import Engine
@@ -17,6 +17,7 @@ from cme_bench.util.notes import Note, unheard
 from cme_bench.util.phases import phase
 
 if TYPE_CHECKING:
+    from cme_bench.engines.hf.forward import CausalForward
     from cme_bench.models.adapter import Adapter, AdapterCheckpoint
     from cme_bench.models.fingerprint import Fingerprint
     from cme_bench.models.loaded import SavedModel
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from cme_bench.runs.options import ModelOptions
 
 
+_NO_ADAPTER = ""
+
+
 class Base(NamedTuple):
     """Hold what the base alone decides, for all of its adapters.
 
-    ``positions``: whether it takes those that count from 0; ``clean``: its fingerprint before any adapter,
-    None where there is none to put on.
+    ``positions``: whether it takes those that count from 0; ``verdicts``: of trials that hold with adapters
+    of single tokens too; ``clean``: its fingerprint before any adapter, None where there is none to put on.
     """
 
     positions: bool
+    verdicts: Mapping[str, Any]
     clean: Fingerprint | None
 
 
@@ -52,6 +57,8 @@ class HFSource(SavedSource):
         self._adapters: Sequence[AdapterCheckpoint] = ()
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
+        self._warm: CausalForward | None = None
+        """What multiplied in the base's trials, until an engine multiplies with the same."""
         self._plans = KeptPlans()
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
@@ -98,12 +105,48 @@ class HFSource(SavedSource):
 
     @phase("weights")
     def _tried(self) -> Base:
-        from cme_bench.engines.hf.forward import CausalForward
+        from cme_bench.engines.hf.engine import ROWWISE
+        from cme_bench.engines.hf.forward import CausalForward, max_positions
+        from cme_bench.engines.hf.sharing import why_rowwise
         from cme_bench.models.fingerprint import fingerprint
+        from cme_bench.util.auto_model import sees
 
         model = self.model.model
         clean = fingerprint(model) if self._adapters else None
-        return Base(CausalForward(model, self.model.device).takes_positions, clean)
+        forward = CausalForward(
+            model,
+            self.model.device,
+            wide=self._is_wide,
+            pieces=self._by_pieces,
+            verdicts=self._verdicts[_NO_ADAPTER],
+        )
+        positions, verdicts = forward.takes_positions, dict[str, Any]()
+        if self._shares and not sees(model.config):
+            verdicts[ROWWISE] = why_rowwise(forward, max_positions(model.config))
+            self._warm = forward
+        return Base(positions, verdicts, clean)
+
+    @property
+    def _shares(self) -> bool:
+        return bool(self.options.settings.get("shared_prefixes", 1))
+
+    @property
+    def _is_wide(self) -> bool:
+        return bool(self.options.settings.get(WIDE, 1))
+
+    @property
+    def _by_pieces(self) -> bool | None:
+        return bool(self.options.settings[PIECES]) if PIECES in self.options.settings else None
+
+    def _found(self, adapter: AdapterCheckpoint | None) -> dict[str, Any]:
+        """Return what trials found of the base, or of an adapter that is on."""
+        from cme_bench.engines.hf.alone import is_known_per_token
+
+        found = self._verdicts[_NO_ADAPTER if adapter is None else adapter.hash]
+        if adapter is None or is_known_per_token(self._peft):
+            for name, verdict in self._base.verdicts.items():
+                found.setdefault(name, verdict)
+        return found
 
     def open(self, adapter: Adapter | None, job: EngineJob, stopping: Callable[[], bool] = never) -> Engine:
         with phase("libraries"):
@@ -117,21 +160,23 @@ class HFSource(SavedSource):
         with phase("adapters"):
             model = self.model.model if found is None else self._adapted(found, job)
         with phase("trials"):
-            return HFEngine(
+            engine = HFEngine(
                 model,
                 self.model.tokenizer_of(adapter).tokenizer,
                 max_length=job.max_length,
                 tokens_per_batch=settings.get("tokens_per_batch"),
-                plain=not settings.get("shared_prefixes", 1),
+                plain=not self._shares,
                 static=bool(settings["graphs"]) if "graphs" in settings else None,
                 note=self.note,
                 reader=reader_of(self.model),
-                wide=bool(settings.get(WIDE, 1)),
-                pieces=bool(settings[PIECES]) if PIECES in settings else None,
-                verdicts=self._verdicts["" if found is None else found.hash],
+                wide=self._is_wide,
+                pieces=self._by_pieces,
+                verdicts=self._found(found),
                 positions=positions,
                 plans=self._plans,
             )
+        self._warm = None  # the engine holds what it made of the weights
+        return engine
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:
         from cme_bench.adapters.load import load_adapter

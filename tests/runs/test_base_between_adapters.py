@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest
 from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.models.fingerprint import difference, fingerprint
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineJob, EngineSource
@@ -136,6 +138,29 @@ def test_a_fingerprint_sees_what_changes_answers(tiny_checkpoint: Path, harm: ob
     assert difference(before, fingerprint(model)) is None
     harm(model)  # type: ignore[operator]
     assert str(difference(before, fingerprint(model))).startswith(where)
+
+
+def test_sharing_is_tried_once_for_the_base_and_adapters_of_single_tokens(
+    tiny_checkpoint: Path, adapters: dict[str, Path], plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def trial(*asked: Any) -> str | None:
+        tried.append(threading.current_thread().name)
+        return why_rowwise(*asked)
+
+    for module in ("sharing", "engine"):
+        monkeypatch.setattr(f"cme_bench.engines.hf.{module}.why_rowwise", trial)
+    with open_engines(ModelOptions(model=str(tiny_checkpoint), engine="hf")) as engines:
+        engines.begin()
+        found = [answer(engines, adapter) for adapter in (adapters["teamlora"], plain, None)]
+        assert tried == ["cme-bench-early"]
+        answer(engines, adapters["replicated"])  # which has other layers
+        assert tried.pop() == "MainThread"
+        monkeypatch.setattr("cme_bench.engines.hf.alone._is_users", lambda _: True)
+        engines._verdicts.clear()  # type: ignore[attr-defined]
+        assert answer(engines, plain) == found[1]
+    assert tried == ["cme-bench-early", "MainThread"]
 
 
 def test_positions_are_tried_once_for_the_base_beside_the_planning(

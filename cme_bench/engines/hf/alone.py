@@ -39,6 +39,14 @@ def why_alone(model: PreTrainedModel) -> str | None:
     return None
 
 
+def is_known_per_token(model: PreTrainedModel) -> bool:
+    """Return whether the methods of all adapters are known to update each token by itself, in the layers of
+    the bare model: what a trial of that found of rows beside each other is true with them."""
+    configs = (getattr(model, "peft_config", None) or {}).values()
+    others = any(_is_users(config) or getattr(config, "layer_replication", None) for config in configs)
+    return not others and why_alone(model) is None
+
+
 def _rounds_together(model: Any) -> str | None:
     """Return why a quantised layer gives a row other values beside other rows; None if none does."""
     for module in model.modules():

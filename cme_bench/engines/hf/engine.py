@@ -70,6 +70,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+ROWWISE = "rowwise"
+"""The verdict why no prefixes are shared."""
 GPU_TARGET = 512
 """A step of generation takes a GPU about as long for a few sequences as for many."""
 _PACKS_TOGETHER = 4
@@ -253,7 +255,7 @@ class HFEngine(Engine):
             return self.alone_because
         if self.plain:
             return "asked for"
-        return self._verdict("rowwise", lambda: why_rowwise(self._forward, self.max_length))
+        return self._verdict(ROWWISE, lambda: why_rowwise(self._forward, self.max_length))
 
     @functools.cached_property
     def alone_because(self) -> str | None:
