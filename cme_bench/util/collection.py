@@ -34,10 +34,11 @@ _waiting: list[bool] = []
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def uncollected(*, staying: bool = False) -> Iterator[None]:
     """Search for no garbage in cycles meanwhile; what nobody refers to is freed at once, as always.
 
-    Where several threads want that, the search is on again after the last of them.
+    Where several threads want that, the search is on again after the last of them. ``staying``: while it is
+    seldom, it leaves alone what was made here as well.
     """
     with _lock:
         _waiting.append(gc.isenabled() if not _waiting else _waiting[0])
@@ -47,6 +48,8 @@ def uncollected() -> Iterator[None]:
     finally:
         with _lock:
             if _waiting.pop() and not _waiting:
+                if staying and gc.get_freeze_count():
+                    gc.freeze()
                 gc.enable()
 
 

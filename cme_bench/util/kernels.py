@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 from cme_bench.util.early import Early
 from cme_bench.util.errors import first_line
 from cme_bench.util.precision import full_float32
+
+_one = threading.Lock()
 
 
 def compute(right: Callable[[], bool], otherwise: str) -> bool:
@@ -34,7 +37,21 @@ def compute(right: Callable[[], bool], otherwise: str) -> bool:
 
 def tried(right: Callable[[], bool], otherwise: str) -> Early[bool]:
     """Begin to find what ``compute`` returns: who wants it meanwhile waits for the one trial."""
-    return Early(lambda: compute(right, otherwise))
+
+    def named_and_right() -> bool:
+        _know_triton()
+        return right()
+
+    return Early(lambda: compute(named_and_right, otherwise))
+
+
+def _know_triton() -> None:
+    """Let Triton hash itself, for the names of what it builds, in one thread: half a second, which it takes
+    in every thread that builds before the first has finished."""
+    with _one, contextlib.suppress(ImportError):
+        from triton.runtime.cache import triton_key
+
+        triton_key()
 
 
 def drawn(shapes: Iterable[Sequence[int]]) -> list[Tensor]:

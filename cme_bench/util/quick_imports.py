@@ -180,7 +180,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         def prepared(module: ModuleType) -> None:
             with ExitStack() as stack:
                 if fullname in LARGE:
-                    stack.enter_context(uncollected())
+                    stack.enter_context(uncollected(staying=True))
                 if fullname == _LOOKS_AROUND:
                     stack.enter_context(_looking_once(module))
                 if fullname in _DECORATE:

@@ -67,3 +67,26 @@ def test_a_search_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+STAYING = """
+import gc
+from cme_bench.util.collection import rarely_collected, uncollected
+with uncollected(staying=True):
+    pass
+seen = [gc.get_freeze_count()]
+with rarely_collected():
+    before = gc.get_freeze_count()
+    with uncollected():
+        made = [[[]] for _ in range(1000)]
+    seen.append(gc.get_freeze_count() - before)
+    with uncollected(staying=True):
+        made += [[[]] for _ in range(1000)]
+    seen.append(gc.get_freeze_count() - before >= len(made))
+print(*seen, gc.get_freeze_count())
+"""
+
+
+def test_what_stays_is_left_alone_while_the_search_is_seldom() -> None:
+    done = subprocess.run([sys.executable, "-c", STAYING], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 0 True 0\n"

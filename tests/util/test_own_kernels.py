@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+import time
 import warnings
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from cme_bench.util.kernels import _one_gpu, compute, drawn, launched_on
+from cme_bench.util.kernels import _one_gpu, compute, drawn, launched_on, tried
 
 
 def right() -> bool:
@@ -68,3 +73,24 @@ def test_a_launch_switches_devices_only_where_there_are_several(
         assert isinstance(launched_on(torch.empty(0)), torch.cuda.device_of) == (gpus > 1)
     finally:
         _one_gpu.cache_clear()
+
+
+def test_triton_hashes_itself_once_for_trials_in_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[float] = []
+
+    @functools.lru_cache
+    def triton_key() -> str:
+        time.sleep(0.2)
+        hashed.append(time.perf_counter())
+        return "key"
+
+    cache: Any = ModuleType("triton.runtime.cache")
+    cache.triton_key = triton_key
+    for name in ("triton", "triton.runtime"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, cache.__name__, cache)
+    trials = [tried(lambda: bool(triton_key()), "slower") for _ in range(3)]
+    assert [trial.result() for trial in trials] == [True] * 3
+    assert len(hashed) == 1
+    monkeypatch.delattr(cache, "triton_key")
+    assert tried(lambda: True, "slower").result()
