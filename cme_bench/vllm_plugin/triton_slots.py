@@ -3,9 +3,10 @@
 A program works on one tile: up to BLOCK_T tokens of one slot. Tiles that a step does not have end at once.
 Rows of a tile beyond its last repeat that one: they are loaded without a mask, and never stored.
 
-Three things keep them fast. Where a piece of d_in begins is a multiple of BLOCK_K as the compiler sees it;
+Four things keep them fast. Where a piece of d_in begins is a multiple of BLOCK_K as the compiler sees it;
 else each number is loaded alone. What differs from layer to layer or step to step is no reason to compile a
 kernel anew. The pieces of a sum are added up by the program that finishes last, always in the same order.
+Where loads take longer than products, a loop has those of its next turns under way.
 """
 # mypy: ignore-errors
 # ruff: noqa: PLR0912, PLR0915, PLR0917
@@ -53,19 +54,21 @@ def _store_gated(
         tl.store(at + c[None, :], (z * scale).to(gated.dtype.element_ty), mask=live[:, None])
     else:
         e = tl.arange(0, PADDED)
+        known = e < EXPERTS
+        m_at = (
+            interaction + e[None, :] * EXPERTS + e[:, None]
+        )  # transposed, and at once: each load takes long
+        m = tl.load(m_at, mask=known[None, :] & known[:, None], other=0.0)
+        floor = tl.load(settings + 1)
         alive = e < tl.load(settings + 2).to(tl.int32)
         masked = tl.where(alive[None, :], logits, float("-inf"))
         powers = tl.exp(masked - tl.max(masked, axis=1)[:, None])
         phi = powers / tl.sum(powers, axis=1)[:, None]
-        total = tl.zeros([z.shape[0]], tl.float32)
-        for i in tl.static_range(EXPERTS):
-            row = tl.load(interaction + i * EXPERTS + e, mask=e < EXPERTS, other=0.0)
-            total += tl.sum(phi * row[None, :], axis=1)
-        floor = tl.load(settings + 1)
+        omega = tl.dot(phi, m, input_precision="ieee")
+        total = tl.sum(omega, axis=1)
         factor = scale / tl.where(floor > 0.0, tl.maximum(total, floor), 1.0)
         for i in tl.static_range(EXPERTS):
-            row = tl.load(interaction + i * EXPERTS + e, mask=e < EXPERTS, other=0.0)
-            share = factor * tl.sum(phi * row[None, :], axis=1)
+            share = factor * tl.sum(tl.where((e == i)[None, :], omega, 0.0), axis=1)
             if SHARED:
                 value = (z * share[:, None]).to(gated.dtype.element_ty)
                 tl.store(at + i * RANK + c[None, :], value, mask=live[:, None])
