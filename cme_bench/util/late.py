@@ -6,6 +6,7 @@ import functools
 import importlib
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -217,3 +218,50 @@ def draw_nothing_without_memory(module: Any) -> None:
 def forget_mistral_tokenizers(module: ModuleType) -> None:
     """Take the stand-in for Mistral's tokenizers, which ``module`` has, from what transformers keeps."""
     vars(sys.modules["transformers"]).pop("MistralCommonBackend", None)
+
+
+class _Handed(threading.local):
+    tokenizer: Any = None
+
+
+def hand_tokenizers_over(module: Any) -> None:
+    """Let transformers take the tokenizer that it has just read from a file for itself, and not a copy.
+
+    A copy prints and parses the vocabulary, which takes as long as to read the file. One that a caller gives
+    is copied as ever.
+    """
+    kind, own = module.TokenizersBackend, vars(module).get("copy")
+    convert = getattr(vars(kind).get("convert_to_native_format"), "__func__", None)
+    if own is None or convert is None:
+        return
+    handed = _Handed()
+
+    @functools.wraps(convert)
+    def converted(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        found = convert(cls, *args, **kwargs)
+        made = found.get("tokenizer_object")
+        handed.tokenizer = None if made is kwargs.get("tokenizer_object") else made
+        return found
+
+    def taken(value: Any, *args: Any) -> Any:
+        own_one, handed.tokenizer = handed.tokenizer, None
+        return value if value is own_one and value is not None else own.deepcopy(value, *args)
+
+    copying: Any = ModuleType("copy")
+    vars(copying).update(vars(own), deepcopy=taken)
+    kind.convert_to_native_format, module.copy = classmethod(converted), copying
+
+
+def import_itself_once(module: Any) -> None:
+    """Let transformers take itself, where it executes its package anew to ask classes of that by name."""
+    again: Any = vars(module).get("direct_transformers_import")
+    if again is None:
+        return
+
+    @functools.wraps(again)
+    def imported(path: Any, *args: Any, **kwargs: Any) -> Any:
+        there: Any = sys.modules.get("transformers")
+        same = not (args or kwargs) and list(getattr(there, "__path__", ())) == [str(path)]
+        return there if same else again(path, *args, **kwargs)
+
+    module.direct_transformers_import = imported

@@ -33,7 +33,9 @@ from cme_bench.util.late import (
     decorated_later,
     draw_nothing_without_memory,
     forget_mistral_tokenizers,
+    hand_tokenizers_over,
     have_tensors_late,
+    import_itself_once,
     look_for_dtensors_late,
     run_without_the_compiler,
     tell_the_compiler,
@@ -109,6 +111,7 @@ CLASSES: Mapping[str, Sequence[str]] = {
     "Shard": ("local_shard_size_and_offset",),
 }
 """Those of the above that are classes -> what is asked of them at once."""
+_LOOKS_AROUND = "transformers.utils.import_utils"
 _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch": compute_without_symbols,
     "torch.nn.init": draw_nothing_without_memory,
@@ -116,6 +119,8 @@ _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch._compile": run_without_the_compiler,
     "torch._dynamo": tell_the_compiler,
     "transformers.distributed.utils": look_for_dtensors_late,
+    _LOOKS_AROUND: import_itself_once,
+    "transformers.tokenization_utils_tokenizers": hand_tokenizers_over,
     "vllm.v1.structured_output.backend_guidance": forget_mistral_tokenizers,
     **dict.fromkeys(BITSANDBYTES, ask_for_bitsandbytes_late),
 }
@@ -145,7 +150,6 @@ LARGE = frozenset(
     }
 )
 """What takes a second to import. A fifth of that is Python's search for garbage, of which there is none."""
-_LOOKS_AROUND = "transformers.utils.import_utils"
 _UNDER_THEIR_NAME = frozenset({"torch", "torchvision", "accelerate", "mistral_common"})
 """Packages whose distribution bears their name, of those that transformers asks for as it or vLLM starts."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -129,3 +130,50 @@ def test_what_older_releases_of_torch_ask_of_a_size_needs_no_symbols() -> None:
     done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["True 3 False"]
+
+
+@pytest.mark.slow
+def test_a_tokenizer_read_from_a_file_is_not_copied_and_a_given_one_is(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, TokenizersBackend
+
+    import cme_bench  # noqa: F401  # whose finder changes transformers
+
+    copied: list[object] = []
+    deepcopy = copy.deepcopy
+
+    def counted(value: object, *args: object) -> object:
+        copied.extend([value] if isinstance(value, Tokenizer) else [])
+        return deepcopy(value, *args)
+
+    monkeypatch.setattr(copy, "deepcopy", counted)
+    first, second = (AutoTokenizer.from_pretrained(str(tiny_checkpoint)) for _ in range(2))
+    assert copied == []
+    assert first._tokenizer is not second._tokenizer
+    given = TokenizersBackend(tokenizer_object=first._tokenizer)
+    assert copied == [first._tokenizer]
+    assert given._tokenizer is not first._tokenizer
+    for tokenizer in (second, given):
+        assert tokenizer._tokenizer.to_str() == first._tokenizer.to_str()
+
+
+AGAIN = """
+import cme_bench, transformers
+from transformers.processing_utils import transformers_module
+from transformers.utils import direct_transformers_import
+import sys
+print(transformers_module is transformers, sys.modules["transformers"] is transformers)
+try:
+    direct_transformers_import("/nowhere")
+except OSError as error:
+    print(error.filename)
+"""
+
+
+@pytest.mark.slow
+def test_transformers_takes_itself_for_the_classes_of_processors() -> None:
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True True", "/nowhere/__init__.py"]
