@@ -15,6 +15,7 @@ from cme_bench.cli.plugins import Plugins
 from cme_bench.runs.options import RunOptions, check_ask, check_model
 from cme_bench.util.options import Option
 from cme_bench.util.phases import phase
+from cme_bench.util.shared_objects import load_early
 
 _EXAMPLES = {
     "evaluate the embedded SmolLM2 on our own smoke-test items": "cme-bench run smollm2 --data mini",
@@ -67,6 +68,8 @@ def run(
         from cme_bench.runs.display import show_progress
         from cme_bench.runs.runner import run as evaluate
 
+        if options.engine in ("auto", "hf", "vllm"):
+            load_early()
     with show_progress() as listener:
         listener.note(f"cme-bench run {options.model}: preparing")
         folders = evaluate(replace(options, command=tuple(sys.argv)), listener)
