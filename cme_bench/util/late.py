@@ -265,3 +265,11 @@ def import_itself_once(module: Any) -> None:
         return there if same else again(path, *args, **kwargs)
 
     module.direct_transformers_import = imported
+
+
+def allow_fallbacks_of_vllm(module: ModuleType) -> None:
+    """Change torch's lowerings as vLLM does when it is imported, if that was before they were."""
+    changed = getattr(sys.modules.get("vllm.env_override"), "_VllmFallbackAllowList", None)
+    listed = vars(module).get("FALLBACK_ALLOW_LIST")
+    if changed is not None and listed is not None and not isinstance(listed, changed):
+        vars(module)["FALLBACK_ALLOW_LIST"] = changed(listed)

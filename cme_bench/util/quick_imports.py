@@ -26,6 +26,7 @@ from typing import Any
 from cme_bench.util.collection import uncollected
 from cme_bench.util.import_structure import kept_structure
 from cme_bench.util.late import (
+    allow_fallbacks_of_vllm,
     ask_for_bitsandbytes_late,
     called_later,
     class_later,
@@ -48,6 +49,7 @@ BITSANDBYTES = tuple(
 """PEFT's modules that have layers of their own for those of bitsandbytes."""
 _INTEGRATIONS = "transformers.integrations."
 _TENSOR = "torch.distributed.tensor"
+_PLANS = "torch._functorch._activation_checkpointing"
 _PARALLEL: Mapping[str, Sequence[str]] = {
     "transformers.distributed.tensor_parallel": (
         "_get_parameter_plan",
@@ -80,12 +82,20 @@ STAND_INS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "transformers.modeling_utils": _PARALLEL,
     "peft.import_utils": _PARALLEL,
     "torchvision.ops.roi_align": {"torch._dynamo.utils": ("is_compile_supported",)},
+    f"{_PLANS}.graph_info_provider": {"networkx": ("DiGraph",)},
+    f"{_PLANS}.knapsack_evaluator": {"networkx": ("DiGraph",)},
+    "vllm._aiter_ops": {"pandas": ("read_csv",)},
+    "vllm.env_override": {"torch._inductor.lowering": ("FALLBACK_ALLOW_LIST",)},
+    "vllm.model_executor.warmup.flashinfer_autotune_cache": {
+        "vllm.compilation.caching": ("aot_compile_hash_factors",)
+    },
     "vllm.multimodal.audio": {"scipy.signal": ("resample_poly",)},
     "vllm.v1.structured_output.backend_guidance": {
         "transformers.tokenization_mistral_common": ("MistralCommonBackend",)
     },
     "vllm.entrypoints.pooling.base.io_processor": {
-        "vllm.entrypoints.serve.engine.typing": ("RendererChatRequest", "RendererRequest")
+        "vllm.entrypoints.serve.engine.typing": ("RendererChatRequest", "RendererRequest"),
+        "vllm.tool_parsers": ("ToolParser",),
     },
     "transformers.generation.candidate_generator": {"sklearn.metrics": ("roc_curve",)},
     f"{_LOSS}utils": {
@@ -108,16 +118,20 @@ CLASSES: Mapping[str, Sequence[str]] = {
     "MistralCommonBackend": (),
     "RendererChatRequest": (),
     "RendererRequest": (),
+    "ToolParser": (),
     "Shard": ("local_shard_size_and_offset",),
 }
 """Those of the above that are classes -> what is asked of them at once."""
 _LOOKS_AROUND = "transformers.utils.import_utils"
+_CHANGED_ONCE_THERE = frozenset({"FALLBACK_ALLOW_LIST"})
+"""Those of the above that are None meanwhile, and changed once the module is imported."""
 _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch": compute_without_symbols,
     "torch.nn.init": draw_nothing_without_memory,
     "torch.distributed": have_tensors_late,
     "torch._compile": run_without_the_compiler,
     "torch._dynamo": tell_the_compiler,
+    "torch._inductor.lowering": allow_fallbacks_of_vllm,
     "transformers.distributed.utils": look_for_dtensors_late,
     _LOOKS_AROUND: import_itself_once,
     "transformers.tokenization_utils_tokenizers": hand_tokenizers_over,
@@ -227,6 +241,9 @@ def _stand_in(name: str, members: Sequence[str]) -> ModuleType:
         return getattr(real(), attribute)
 
     for member in members:
+        if member in _CHANGED_ONCE_THERE:
+            setattr(module, member, None)
+            continue
         late = class_later(real, name, member, CLASSES[member]) if member in CLASSES else None
         setattr(module, member, late or called_later(real, member))
     module.__getattr__ = ask  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ read = import_utils.create_import_structure_from_path.cache_info()
 from cme_bench.util.quick_imports import STAND_INS
 wrong = []
 for importer, wanted in STAND_INS.items():
-    if importer not in sys.modules and importer.startswith(("torchvision", "vllm")):
+    if importer not in sys.modules and not importer.startswith(("transformers.", "peft.")):
         continue  # not installed, or not imported
     for name, members in wanted.items():
         for member in set(members) & set(vars(sys.modules[importer])):
@@ -135,7 +135,7 @@ import sys
 import cme_bench
 from cme_bench.engines.vllm.settings import require_vllm
 require_vllm()
-asleep = [name for name in ("scipy.signal", "mistral_common") if name in sys.modules]
+asleep = [name for name in ("scipy.signal", "mistral_common", "networkx") if name in sys.modules]
 import numpy
 from scipy import signal
 from vllm.multimodal.audio import resample_audio_scipy
@@ -143,6 +143,64 @@ wave = numpy.sin(numpy.arange(64.0))
 same = numpy.array_equal(resample_audio_scipy(wave, orig_sr=2, target_sr=1), signal.resample_poly(wave, 1, 2))
 print(asleep, same, signal.__name__)
 """
+
+
+LOWERINGS = """
+import sys
+from types import ModuleType
+import cme_bench
+from cme_bench.util import quick_imports as q
+sys.path.insert(0, sys.argv[1])
+q.STAND_INS = {"override": {"lowering": ("FALLBACK_ALLOW_LIST",)}}
+q._AFTERWARDS = {"lowering": q._AFTERWARDS["torch._inductor.lowering"]}
+sys.modules["vllm.env_override"] = __import__("override")
+print("lowering" in sys.modules)
+from lowering import FALLBACK_ALLOW_LIST, allowed
+print(allowed(), FALLBACK_ALLOW_LIST.inner)
+"""
+OVERRIDE = """
+class _VllmFallbackAllowList:
+    def __init__(self, inner):
+        self.inner = inner
+    def __contains__(self, item):
+        return item.startswith("vllm::") or item in self.inner
+import lowering
+if lowering.FALLBACK_ALLOW_LIST is not None:
+    lowering.FALLBACK_ALLOW_LIST = _VllmFallbackAllowList(lowering.FALLBACK_ALLOW_LIST)
+"""
+LOWERED = """
+FALLBACK_ALLOW_LIST = {"aten::one"}
+def allowed():
+    return [name in FALLBACK_ALLOW_LIST for name in ("aten::one", "vllm::two", "other::three")]
+"""
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_lowerings_that_are_imported_after_vllm_are_changed_as_it_does(early: bool, tmp_path: Path) -> None:
+    (tmp_path / "override.py").write_text(OVERRIDE)
+    (tmp_path / "lowering.py").write_text(LOWERED)
+    program = LOWERINGS.replace("q.STAND_INS = ", "import lowering\nq.STAND_INS = ") if early else LOWERINGS
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{early}\n[True, True, False] {{'aten::one'}}\n"
+
+
+@pytest.mark.parametrize("vllm", ["", "import vllm\n"], ids=["alone", "after vllm"])
+@pytest.mark.slow
+def test_vllms_lowerings_are_those_of_a_plain_import(vllm: str) -> None:
+    """In a plain interpreter vLLM imports them at once; here they come when somebody asks for them."""
+    if vllm and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    code = "from torch._inductor import graph, lowering\nlisted = lowering.FALLBACK_ALLOW_LIST\n"
+    code += "print('vllm::a' in listed, 'b::a' in listed, graph.FALLBACK_ALLOW_LIST is listed, len(listed))"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", start + vllm + code], capture_output=True, text=True, check=True
+        )
+        for start in ("import cme_bench\n", "")
+    ]
+    assert said[0].stdout == said[1].stdout
+    assert said[0].stdout.startswith(f"{bool(vllm)} False True")
 
 
 OLDER = """
@@ -179,5 +237,6 @@ def test_vllm_is_imported_without_what_hears() -> None:
 
 def test_every_stand_in_is_for_a_part_of_a_library() -> None:
     assert all(
-        importer.startswith(("transformers.", "peft.", "torchvision.", "vllm.")) for importer in STAND_INS
+        importer.startswith(("torch.", "transformers.", "peft.", "torchvision.", "vllm."))
+        for importer in STAND_INS
     )
