@@ -114,6 +114,7 @@ class VLLMSource(SavedSource):
             quantised = quantisation(self.model.config)
             reader = reader_of(self.model)
             self._host = Host(folder, dtype, settings, self.note, quantised, reader)
+            self._host.writes = job.generated != 0
             self._held.callback(self._host.close)
         slots = self._slots if folder == self._base else 0
         if folder == self._base and len(self._adapters) > 1 and (slots or not self._host.settings.compiles):

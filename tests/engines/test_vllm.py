@@ -275,6 +275,28 @@ def test_stopping_early_leaves_the_engine_usable(bench: Bench) -> None:
     assert_alike(answers(bench.vllm(), asked[:4]), answers(bench.transformers(), asked[:4]))
 
 
+def test_a_job_that_generates_nothing_needs_no_tokenizer(
+    base: Path, toy_tokenizer: PreTrainedTokenizerFast, adapters: dict[str, Path]
+) -> None:
+    """Should it generate after all, the engine starts anew; stop texts are found as ever."""
+    bench = Bench(base, toy_tokenizer, LENGTH)
+    bench.host.writes = False
+    asked, prompts = questions()[::4], [GenerateRequest(ids(5 + i, i), 8, stop=("a",)) for i in range(4)]
+    try:
+        engine = bench.vllm(adapters["teamlora"])
+        engine.check_liveness("'teamlora'", ids(9))
+        first = bench.host._llm.llm_engine
+        assert first.tokenizer is None
+        assert_alike(answers(engine, asked), answers(bench.transformers(adapters["teamlora"]), asked))
+        assert bench.host.runs(first)
+        texts = dict(engine.generate(prompts))
+        assert texts == dict(bench.transformers(adapters["teamlora"]).generate(prompts))
+        assert not bench.host.runs(first)
+        assert_alike(answers(engine, asked), answers(bench.transformers(adapters["teamlora"]), asked))
+    finally:
+        bench.host.close()
+
+
 @pytest.mark.parametrize("settings", [{"compile": True}, {"tensor_parallel": 3}], ids=["compiled", "tp3"])
 def test_compiled_and_in_three_processes(
     base: Path,

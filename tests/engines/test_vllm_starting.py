@@ -59,7 +59,7 @@ def test_nothing_is_started_and_the_same_is_found(tmp_path: Path) -> None:
 STARTS = """
 import os, sys
 from pathlib import Path
-import cme_bench
+import cme_bench, torch
 from vllm import LLM, SamplingParams
 from vllm.config.kernel import KernelConfig
 from vllm.renderers import hf
@@ -74,6 +74,7 @@ if old:
     KernelConfig.__dataclass_fields__.pop("enable_jit_warmup")
 owners = [(gpu_worker, "kernel_warmup"), (gpu_worker, "warmup_kernels"), (jit_monitor, "activate")]
 owners += [(hf, "maybe_make_thread_pool"), (worker_base.WorkerWrapperBase, "init_worker")]
+owners += [(torch, "compile")]
 theirs = [getattr(owner, name) for owner, name in owners]
 during = []
 
@@ -112,5 +113,7 @@ def test_what_a_short_job_does_not_use_is_not_built(
     command = [sys.executable, "-c", STARTS, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
     same, _, ids = done.stdout.strip().rpartition("] [")
-    assert same == f"[{left}, {left}, {left}, False, {left}, {compiles == 'compiles'}"
+    assert (
+        same == f"[{left}, {left}, {left}, False, False, {compiles == 'compiles'}, {compiles == 'compiles'}"
+    )
     assert len(ids.split(",")) == 3

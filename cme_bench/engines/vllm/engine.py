@@ -71,6 +71,8 @@ class VLLMEngine(Engine):
         if not batch:
             return
         generated = isinstance(batch[0][1], GenerateRequest)
+        if generated:
+            self.host.write()
         self._named = self.host.use(self._adapter, self._spec)
         if not generated and not any(request.images for _, request in batch) and self._takes_packs():
             yield from batch_by_batch(Resumed(batch, inbox), self._by_packs)

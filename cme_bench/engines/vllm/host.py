@@ -64,6 +64,9 @@ class Host:
         self.logits = "float32"
         """The dtype that logits are rounded to."""
         self.max_length = 0
+        self.writes = True
+        """Whether engines have a tokenizer, to make texts of what they generate. A small model loads sooner
+        without."""
         self.packs: bool | None = None
         """Whether the running engine answers packs as it does requests; None until that was tried."""
         self.settings = settings
@@ -84,6 +87,12 @@ class Host:
         if max_length > self.max_length:
             self.close()
             self.max_length = max_length
+
+    def write(self) -> None:
+        """Expect texts; an engine without a tokenizer is stopped."""
+        if not self.writes:
+            self.close()
+            self.writes = True
 
     def expect(self, specs: Sequence[GatedSpec]) -> None:
         """Start engines with room for adapters of these specs, where one engine can serve all."""
@@ -195,6 +204,8 @@ class Host:
         arguments = engine_arguments(
             self.model, self.dtype, self.max_length, self.settings, spec, self.base, self._slots
         )
+        if not self.writes and not self._sees:
+            arguments["skip_tokenizer_init"] = True
         if self._sees:
             arguments["limit_mm_per_prompt"] = {"image": MOST_IMAGES}
         started = time.monotonic()

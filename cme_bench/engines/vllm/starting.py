@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+
+import torch
 
 from cme_bench.util.collection import uncollected
 
@@ -26,39 +30,68 @@ def starting_here(*, compiles: bool, quantised: bool) -> Iterator[None]:
       libraries. When the engine stops, vLLM has everything searched again.
     * vLLM 0.26 builds Triton's kernels for every way to draw tokens before the first request, and warns of
       each that it builds later: half of a first start. Newer ones do so for an engine that ``compiles`` only.
+    * It has functions compiled that few models use, for which torch's compiler is imported: here each is when
+      it is first called.
     * It copies the tokenizer for threads that ask for texts at the same time; here one thread asks for ids.
     * It imports the package ``humming``, which starts two processes to build kernels of ``quantised`` models.
     """
     from vllm.config.kernel import KernelConfig
     from vllm.model_executor.models import registry
     from vllm.renderers import hf
+    from vllm.utils import jit_monitor
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     gc.freeze()
     with ExitStack() as stack:
         stack.enter_context(uncollected())
         stack.enter_context(_instead(registry, "_run_in_subprocess", lambda look: look()))
         stack.enter_context(_instead(hf, "maybe_make_thread_pool", lambda tokenizer, copies=1: tokenizer))
+        if not compiles:
+            stack.enter_context(_instead(torch, "compile", _compiled_late(torch.compile)))
         if not quantised:
             stack.enter_context(_variable("HUMMING_DISABLE_PARALLEL_BUILD", "1"))
-        if not compiles and "enable_jit_warmup" not in KernelConfig.__dataclass_fields__:
-            _without_warming(stack)
+        warms = compiles or "enable_jit_warmup" in KernelConfig.__dataclass_fields__
+        stack.enter_context(_instead(WorkerWrapperBase, "init_worker", _initialised(stack, warms=warms)))
+        if not warms:
+            stack.enter_context(_instead(jit_monitor, "activate", _nothing))
         yield
 
 
-def _without_warming(stack: ExitStack) -> None:
-    """Have the worker, which is not imported yet, build no kernel before it is used, and not warn of it."""
-    from vllm.utils import jit_monitor
+def _initialised(stack: ExitStack, *, warms: bool) -> Callable[..., None]:
+    """Return what makes a worker, which imports what is left: that is no garbage, either.
+
+    One that does not warm up builds no kernel before it is used.
+    """
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     init = WorkerWrapperBase.init_worker
 
     def init_worker(wrapper: Any, *args: Any, **kwargs: Any) -> None:
         init(wrapper, *args, **kwargs)
-        for name in _WARMING:
+        gc.freeze()
+        for name in () if warms else _WARMING:
             stack.enter_context(_instead(sys.modules.get(_WORKER), name, _nothing))
 
-    stack.enter_context(_instead(WorkerWrapperBase, "init_worker", init_worker))
-    stack.enter_context(_instead(jit_monitor, "activate", _nothing))
+    return init_worker
+
+
+def _compiled_late(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Return ``torch.compile`` as ``compiled`` does it, but for functions when they are first called."""
+
+    def late(function: Any = None, **options: Any) -> Any:
+        if function is None:
+            return lambda given: late(given, **options)
+        if not inspect.isfunction(function):
+            return compiled(function, **options)
+        made = functools.cache(lambda: compiled(function, **options))
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return made()(*args, **kwargs)
+
+        return called
+
+    return late
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None: ...
