@@ -34,16 +34,14 @@ def _imported() -> str:
 
     with phase("libraries"):
         version = require_vllm()
-    threading.Thread(target=_hash_triton, name="cme-bench-triton").start()
+    threading.Thread(target=_know_triton, name="cme-bench-triton").start()
     return version
 
 
-def _hash_triton() -> None:
-    """Compute the hash of Triton's files, by which its cache knows kernels: half a second, once for all."""
-    with contextlib.suppress(ImportError):
-        from triton.runtime.cache import triton_key
+def _know_triton() -> None:
+    from cme_bench.util.kernels import know_triton
 
-        triton_key()
+    know_triton()
 
 
 class VLLMSource(SavedSource):

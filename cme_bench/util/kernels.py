@@ -39,13 +39,13 @@ def tried(right: Callable[[], bool], otherwise: str) -> Early[bool]:
     """Begin to find what ``compute`` returns: who wants it meanwhile waits for the one trial."""
 
     def named_and_right() -> bool:
-        _know_triton()
+        know_triton()
         return right()
 
     return Early(lambda: compute(named_and_right, otherwise))
 
 
-def _know_triton() -> None:
+def know_triton() -> None:
     """Let Triton hash itself, for the names of what it builds, in one thread: half a second, which it takes
     in every thread that builds before the first has finished."""
     with _one, contextlib.suppress(ImportError):
