@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 LOADED = ("libtorch_global_deps.so", "libtorch.so")
 """Objects that hold no Python, in the order in which ``import torch`` opens them."""
+FIRST = ("_ssl", "_asyncio", "pyexpat", "PIL._imaging", "_brotli")
+"""Extensions that other libraries import before torch. One object is linked at a time: they would wait."""
 _NOW = 2  # RTLD_NOW of glibc
 
 
@@ -27,6 +31,9 @@ def load_early() -> threading.Thread | None:
     files = [Path(spec.origin).parent / "lib" / name for name in LOADED]
     if not all(file.is_file() for file in files):
         return None
+    for name in FIRST:
+        with suppress(ImportError):
+            importlib.import_module(name)
     thread = threading.Thread(target=_load, args=(files,), name="cme-bench-load", daemon=True)
     thread.start()
     return thread
