@@ -14,7 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from cme_bench.adapters.errors import AdapterError
 from cme_bench.adapters.files import read_config, tensor_shapes, weights_file
-from cme_bench.adapters.meta_model import adapted, bare_model, base_parameters, saved_shapes
+from cme_bench.adapters.meta_model import adapted, bare_model, base_parameters, kept_model, saved_shapes
 from cme_bench.adapters.registry import method_of
 from cme_bench.adapters.shared.towers import language_parameters
 from cme_bench.adapters.vocabulary import PREFIX, base_name
@@ -90,7 +90,7 @@ def describe(
         base = recorded if (recorded / "config.json").is_file() else None
     if base is None:
         return _describe(config, trainable, None)
-    whole = bare_model(_base_config(base))
+    whole = kept_model(_base_config(base))
     total = sum(p.numel() for p in whole.parameters())
     return _describe(config, trainable, total, language_parameters(whole))
 

@@ -22,6 +22,20 @@ def bare_model(config: PretrainedConfig) -> nn.Module:
     return model
 
 
+_kept: dict[tuple[type, str], nn.Module] = {}
+
+
+def kept_model(config: PretrainedConfig) -> nn.Module:
+    """Return what ``bare_model`` does, for those who change nothing of it: the last is kept for the next."""
+    key = type(config), repr(config.to_dict())
+    model = _kept.get(key)
+    if model is None:
+        model = bare_model(config)
+        _kept.clear()
+        _kept[key] = model
+    return model
+
+
 def adapted(base: nn.Module, config: PeftConfig) -> PeftModel:
     """Put a new adapter on a model from ``bare_model``, in place, without changing ``config``.
 

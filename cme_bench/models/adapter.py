@@ -103,12 +103,12 @@ def resolve_adapter(
     from cme_bench.adapters.describe import describe
     from cme_bench.adapters.examine import examine
     from cme_bench.adapters.load import check_numbers
-    from cme_bench.adapters.meta_model import bare_model
+    from cme_bench.adapters.meta_model import kept_model
 
     place = locate_adapter(name, offline=offline, note=note)
     path = place.path
     training = read_training(path)
-    asked = examine(bare_model(base_config), path, task=place.task)
+    asked = examine(kept_model(base_config), path, task=place.task)
     check_numbers(path, asked.config)
     found = describe(path, base_config)
     code = None

@@ -343,8 +343,8 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 def count_parameters(config: Any) -> int:
     """Return the parameters of the model that ``config`` describes, tied ones once. No memory is used."""
-    from cme_bench.adapters.meta_model import bare_model
+    from cme_bench.adapters.meta_model import kept_model
 
-    model: Any = bare_model(config)
+    model: Any = kept_model(config)
     model.tie_weights()
     return sum(p.numel() for p in model.parameters())

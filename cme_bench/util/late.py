@@ -273,3 +273,15 @@ def allow_fallbacks_of_vllm(module: ModuleType) -> None:
     listed = vars(module).get("FALLBACK_ALLOW_LIST")
     if changed is not None and listed is not None and not isinstance(listed, changed):
         vars(module)["FALLBACK_ALLOW_LIST"] = changed(listed)
+
+
+def name_callers_without_reading(module: Any) -> None:
+    """Let ``torch.library`` note where an operation was registered without reading that file, and without
+    resolving the paths of all modules for it."""
+    if "get_source" in vars(module):
+
+        def get_source(stacklevel: int) -> str:
+            frame = sys._getframe(stacklevel)
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+        module.get_source = get_source

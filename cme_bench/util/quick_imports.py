@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from cme_bench.util.collection import uncollected
+from cme_bench.util.deferred import defer
 from cme_bench.util.import_structure import kept_structure
 from cme_bench.util.late import (
     allow_fallbacks_of_vllm,
@@ -38,6 +39,7 @@ from cme_bench.util.late import (
     have_tensors_late,
     import_itself_once,
     look_for_dtensors_late,
+    name_callers_without_reading,
     run_without_the_compiler,
     tell_the_compiler,
 )
@@ -122,11 +124,12 @@ CLASSES: Mapping[str, Sequence[str]] = {
     "Shard": ("local_shard_size_and_offset",),
 }
 """Those of the above that are classes -> what is asked of them at once."""
-_LOOKS_AROUND = "transformers.utils.import_utils"
 _CHANGED_ONCE_THERE = frozenset({"FALLBACK_ALLOW_LIST"})
 """Those of the above that are None meanwhile, and changed once the module is imported."""
+_LOOKS_AROUND = "transformers.utils.import_utils"
 _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     "torch": compute_without_symbols,
+    "torch._library.utils": name_callers_without_reading,
     "torch.nn.init": draw_nothing_without_memory,
     "torch.distributed": have_tensors_late,
     "torch._compile": run_without_the_compiler,
@@ -136,6 +139,7 @@ _AFTERWARDS: Mapping[str, Callable[[ModuleType], None]] = {
     _LOOKS_AROUND: import_itself_once,
     "transformers.tokenization_utils_tokenizers": hand_tokenizers_over,
     "vllm.v1.structured_output.backend_guidance": forget_mistral_tokenizers,
+    "PIL": lambda module: defer("PIL.ExifTags"),
     **dict.fromkeys(BITSANDBYTES, ask_for_bitsandbytes_late),
 }
 """Module -> what changes it once it is executed."""

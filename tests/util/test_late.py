@@ -177,3 +177,30 @@ def test_transformers_takes_itself_for_the_classes_of_processors() -> None:
     done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["True True", "/nowhere/__init__.py"]
+
+
+SOURCE = """
+import sys
+import cme_bench
+import torch
+from torch._library.utils import get_source
+import PIL.Image
+import linecache
+linecache.clearcache()
+print(get_source(1).rpartition("/")[2], "PIL.ExifTags" in sys.modules, "ORIENTATION" in vars(PIL.ExifTags))
+print(__file__ in linecache.cache)
+image = PIL.Image.new("RGB", (2, 3))
+exif = image.getexif()
+exif[PIL.ExifTags.Base.Orientation] = 6
+from PIL import ImageOps
+print(ImageOps.exif_transpose(image).size)
+"""
+
+
+@pytest.mark.slow
+def test_where_an_operation_is_registered_is_noted_without_reading_the_file(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SOURCE)
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["program.py:9 True False", "False", "(3, 2)"]
