@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cme_bench.engines.vllm.starting import _compiled_late
+from cme_bench.engines.vllm.starting import _as_it_is, _compiled_late
 
 
 @pytest.mark.parametrize("decorates", [True, False])
@@ -35,3 +35,7 @@ def test_a_module_is_compiled_at_once() -> None:
         module,
         {"mode": "default"},
     )
+
+
+def test_on_a_cpu_nothing_is_compiled() -> None:
+    assert _as_it_is(dynamic=True)(abs) is _as_it_is(abs, backend="inductor") is abs

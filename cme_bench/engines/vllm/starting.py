@@ -31,12 +31,13 @@ def starting_here(*, compiles: bool, quantised: bool) -> Iterator[None]:
     * vLLM 0.26 builds Triton's kernels for every way to draw tokens before the first request, and warns of
       each that it builds later: half of a first start. Newer ones do so for an engine that ``compiles`` only.
     * It has functions compiled that few models use, for which torch's compiler is imported: here each is when
-      it is first called.
+      it is first called, and on a CPU, where one that counts ranks takes two seconds for it, none is.
     * It copies the tokenizer for threads that ask for texts at the same time; here one thread asks for ids.
     * It imports the package ``humming``, which starts two processes to build kernels of ``quantised`` models.
     """
     from vllm.config.kernel import KernelConfig
     from vllm.model_executor.models import registry
+    from vllm.platforms import current_platform
     from vllm.renderers import hf
     from vllm.utils import jit_monitor
     from vllm.v1.worker.worker_base import WorkerWrapperBase
@@ -47,7 +48,8 @@ def starting_here(*, compiles: bool, quantised: bool) -> Iterator[None]:
         stack.enter_context(_instead(registry, "_run_in_subprocess", lambda look: look()))
         stack.enter_context(_instead(hf, "maybe_make_thread_pool", lambda tokenizer, copies=1: tokenizer))
         if not compiles:
-            stack.enter_context(_instead(torch, "compile", _compiled_late(torch.compile)))
+            late = _as_it_is if current_platform.is_cpu() else _compiled_late(torch.compile)
+            stack.enter_context(_instead(torch, "compile", late))
         if not quantised:
             stack.enter_context(_variable("HUMMING_DISABLE_PARALLEL_BUILD", "1"))
         warms = compiles or "enable_jit_warmup" in KernelConfig.__dataclass_fields__
@@ -92,6 +94,11 @@ def _compiled_late(compiled: Callable[..., Any]) -> Callable[..., Any]:
         return called
 
     return late
+
+
+def _as_it_is(function: Any = None, **options: Any) -> Any:
+    """Stand for ``torch.compile``, without compiling."""
+    return (lambda given: given) if function is None else function
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None: ...
