@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import random
 import signal
@@ -287,6 +288,7 @@ def test_a_job_that_generates_nothing_needs_no_tokenizer(
         engine.check_liveness("'teamlora'", ids(9))
         first = bench.host._llm.llm_engine
         assert first.tokenizer is None
+        assert not logging.getLogger("vllm.renderers.base").isEnabledFor(logging.WARNING), "it warns of that"
         assert_alike(answers(engine, asked), answers(bench.transformers(adapters["teamlora"]), asked))
         assert bench.host.runs(first)
         texts = dict(engine.generate(prompts))

@@ -216,6 +216,7 @@ class Host:
                 with self._starting():
                     self._llm = LLM(**arguments)
                 logging.getLogger(_DUMPS).setLevel(logging.CRITICAL)  # its start sets all levels anew
+                logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"].upper())
                 self._llm.collective_rpc("score_together")
                 reasons = self._llm.collective_rpc("exact_logits")
             except Exception as error:  # vLLM and what it builds on raise any type here
