@@ -58,7 +58,7 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._warm: CausalForward | None = None
-        """What multiplied in the base's trials, until an engine multiplies with the same."""
+        """What multiplied in the base's trials: engines of all adapters share what it made of the weights."""
         self._plans = KeptPlans()
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
@@ -121,9 +121,9 @@ class HFSource(SavedSource):
             verdicts=self._verdicts[_NO_ADAPTER],
         )
         positions, verdicts = forward.takes_positions, dict[str, Any]()
+        self._warm = forward.tried()
         if self._shares and not sees(model.config):
             verdicts[ROWWISE] = why_rowwise(forward, max_positions(model.config))
-            self._warm = forward
         return Base(positions, verdicts, clean)
 
     @property
@@ -160,7 +160,7 @@ class HFSource(SavedSource):
         with phase("adapters"):
             model = self.model.model if found is None else self._adapted(found, job)
         with phase("trials"):
-            engine = HFEngine(
+            return HFEngine(
                 model,
                 self.model.tokenizer_of(adapter).tokenizer,
                 max_length=job.max_length,
@@ -175,8 +175,6 @@ class HFSource(SavedSource):
                 positions=positions,
                 plans=self._plans,
             )
-        self._warm = None  # the engine holds what it made of the weights
-        return engine
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:
         from cme_bench.adapters.load import load_adapter
@@ -222,4 +220,5 @@ class HFSource(SavedSource):
         assert self._clean is not None
         if found := difference(self._clean, fingerprint(self.model.model)):
             self._changed = f"adapter {name!r} left the base model changed ({found})"
+            self._warm = None
             self.model.reload()

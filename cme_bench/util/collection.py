@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import threading
 from collections.abc import Iterator
@@ -12,23 +13,35 @@ MOST_NEW = 50_000
 """Objects that are made between two searches, 700 otherwise."""
 
 
+_lock = threading.Lock()
+_seldom: list[bool] = []
+"""Of each who wants it to be seldom, whether it is the one who put aside what was there."""
+
+
 @contextmanager
 def rarely_collected() -> Iterator[None]:
     """Search for garbage seldom meanwhile, and not among what is there already, which is much and stays."""
     most, *others = gc.get_threshold()
-    freezes = gc.get_freeze_count() == 0
-    if freezes:
-        gc.freeze()
+    with _lock:
+        _seldom.append(not _seldom and not _frozen_by_others())
+        if _seldom[-1]:
+            gc.freeze()
     gc.set_threshold(most and max(most, MOST_NEW), *others)
     try:
         yield
     finally:
         gc.set_threshold(most, *others)
-        if freezes:
-            gc.unfreeze()
+        with _lock:
+            if _seldom.pop():
+                gc.unfreeze()
 
 
-_lock = threading.Lock()
+@functools.cache
+def _frozen_by_others() -> bool:
+    """Return whether the process had put objects aside before we did; counting them takes long, so once."""
+    return gc.get_freeze_count() > 0
+
+
 _waiting: list[bool] = []
 """Whether the search was on, as each of those that want none now found it; the first one's is given back."""
 
@@ -48,7 +61,7 @@ def uncollected(*, staying: bool = False) -> Iterator[None]:
     finally:
         with _lock:
             if _waiting.pop() and not _waiting:
-                if staying and gc.get_freeze_count():
+                if staying and _seldom:
                     gc.freeze()
                 gc.enable()
 

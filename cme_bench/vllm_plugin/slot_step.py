@@ -94,15 +94,16 @@ class Plan:
 
 
 PLANS = {
-    64: Plan(Shrink(16, 64, 64, 4, 4), Expand(16, 64, 4, 2), Expand(16, 64, 4, 2, 2)),
-    256: Plan(Shrink(32, 64, 64, 4, 4), Expand(32, 64, 4, 2), Expand(32, 64, 4, 2, 2)),
-    512: Plan(Shrink(32, 64, 64, 4, 4), Expand(64, 64, 4, 2), Expand(64, 32, 4, 8)),
+    128: Plan(Shrink(16, 64, 64, 4, 4, programs=132), Expand(16, 64, 4, 2), Expand(16, 64, 4, 2, 2)),
+    256: Plan(Shrink(32, 64, 64, 4, 4, programs=132), Expand(32, 64, 4, 2), Expand(32, 64, 4, 2, 2)),
+    512: Plan(Shrink(32, 64, 64, 4, 4), Expand(64, 128, 8), Expand(32, 64, 4, 4, 2)),
     2048: Plan(Shrink(64, 128, 64, 8, 3), Expand(64, 128, 8), Expand(64, 64, 8)),
     1 << 30: Plan(Shrink(128, 128, 64, 8, 3, 128), Expand(128, 128, 8), Expand(128, 64, 8)),
 }
-"""By the most tokens of a step. Chosen by bytes and registers, as compiled for an H100: none spills in a
-loop, and all load 16 bytes at once. As compiled for an L4 or RTX 4090 all fit its 99 KiB of shared memory.
-``benchmarks/vllm_kernels.py --tune --slots 8`` compares others."""
+"""By the most tokens of a step. Up to 512 the fastest that were tried on an H200; above, chosen by bytes and
+registers, as compiled for an H100: none spills in a loop, and all load 16 bytes at once. As compiled for an
+L4 or RTX 4090 all fit its 99 KiB of shared memory. ``benchmarks/vllm_kernels.py --tune --slots 8`` compares
+others."""
 
 
 def plan_of(tokens: int) -> Plan:

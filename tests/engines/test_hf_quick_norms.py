@@ -75,3 +75,21 @@ def test_what_computes_something_else_keeps_its_own(norm: nn.Module) -> None:
     wanted = model(x)
     with QuickNorms(model)():
         assert torch.equal(model(x), wanted)
+
+
+def test_a_norm_is_tried_once_for_every_state_of_its_weight() -> None:
+    tried: list[Tensor] = []
+
+    class CountedRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            tried.append(hidden_states)
+            return super().forward(hidden_states)
+
+    model = nn.Sequential(CountedRMSNorm(16), CountedRMSNorm(16))
+    for _ in range(2):
+        assert len(QuickNorms(model)._norms) == 2
+    assert len(tried) == 2
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(2)
+    QuickNorms(model)
+    assert len(tried) == 3

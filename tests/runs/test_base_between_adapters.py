@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines.base import LoglikelihoodRequest
+from cme_bench.engines.hf import piece_products
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.models.fingerprint import difference, fingerprint
@@ -161,6 +163,31 @@ def test_sharing_is_tried_once_for_the_base_and_adapters_of_single_tokens(
         engines._verdicts.clear()  # type: ignore[attr-defined]
         assert answer(engines, plain) == found[1]
     assert tried == ["cme-bench-early", "MainThread"]
+
+
+def test_weights_in_another_form_are_made_once_for_all_adapters(
+    tiny_checkpoint: Path,
+    adapters: dict[str, Path],
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint).bfloat16().float().save_pretrained(folder)
+    made: list[int] = []
+
+    def counted(weight: torch.Tensor) -> torch.Tensor | None:
+        made.append(weight.numel())
+        return piece_products.thrice(weight)
+
+    monkeypatch.setattr(piece_products._shelf, "_make", counted)
+    options = ModelOptions(model=str(folder), dtype="float32", settings={"float32_pieces": 1})
+    with open_engines(options) as engines:
+        answer(engines, adapters["teamlora"])
+        layers = len(made)
+        assert layers
+        answer(engines, plain)
+        assert len(made) <= layers + 1  # tied weights may be tied anew when an adapter comes off
 
 
 def test_positions_are_tried_once_for_the_base_beside_the_planning(

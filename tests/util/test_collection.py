@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from cme_bench.util.collection import uncollected
+from cme_bench.util.collection import _frozen_by_others, rarely_collected, uncollected
 
 PROGRAM = """
 import gc, sys, weakref
@@ -71,7 +71,7 @@ def test_a_search_that_was_off_stays_off() -> None:
 
 STAYING = """
 import gc
-from cme_bench.util.collection import rarely_collected, uncollected
+from cme_bench.util.collection import _frozen_by_others, rarely_collected, uncollected
 with uncollected(staying=True):
     pass
 seen = [gc.get_freeze_count()]
@@ -90,3 +90,25 @@ print(*seen, gc.get_freeze_count())
 def test_what_stays_is_left_alone_while_the_search_is_seldom() -> None:
     done = subprocess.run([sys.executable, "-c", STAYING], capture_output=True, text=True, check=True)
     assert done.stdout == "0 0 True 0\n"
+
+
+def test_what_was_put_aside_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python walks through all of it, some 40 ms of a run."""
+    counted: list[int] = []
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: counted.append(0) or 0)
+    for name in ("freeze", "unfreeze"):
+        monkeypatch.setattr(gc, name, lambda state=name == "freeze": frozen.append(state))
+    _frozen_by_others.cache_clear()
+    try:
+        with rarely_collected(), rarely_collected(), uncollected(staying=True):
+            assert frozen == [True]
+        assert frozen == [True, True, False], "what was made meanwhile stays, too; the first gives it back"
+        with rarely_collected():
+            pass
+        with uncollected(staying=True):
+            pass
+        assert frozen == [True, True, False, True, False]
+        assert len(counted) == 1
+    finally:
+        _frozen_by_others.cache_clear()

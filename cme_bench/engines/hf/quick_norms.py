@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,23 @@ def _epsilon(norm: nn.Module) -> float | None:
     return epsilon if plain and "forward" not in norm.__dict__ else None
 
 
-@torch.no_grad()
+_tried: WeakKeyDictionary[nn.Module, tuple[float, tuple[int, int, int], bool]] = WeakKeyDictionary()
+"""Of a norm: its epsilon and the state of its weight when it was tried, and whether it is one."""
+
+
 def _is_rms_norm(norm: nn.Module, epsilon: float) -> bool:
-    """Return whether ``norm`` computes what torch's RMS norm does, of large numbers and of some for which
+    """Return whether ``norm`` computes what torch's RMS norm does; tried once for every state of it."""
+    weight = _weight(norm)
+    state = (id(weight), 0 if weight.is_inference() else weight._version, weight.data_ptr())
+    found = _tried.get(norm)
+    if found is None or found[:2] != (epsilon, state):
+        found = _tried[norm] = (epsilon, state, _computes_rms_norm(norm, epsilon))
+    return found[2]
+
+
+@torch.no_grad()
+def _computes_rms_norm(norm: nn.Module, epsilon: float) -> bool:
+    """Return whether ``norm`` gives what torch's RMS norm does, of large numbers and of some for which
     epsilon counts."""
     generator, weight = torch.Generator().manual_seed(0), _weight(norm)
     x = torch.randn(6, len(weight), generator=generator)
