@@ -58,7 +58,7 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._warm: CausalForward | None = None
-        """What multiplied in the base's trials: engines of all adapters share what it made of the weights."""
+        """What calls the bare model. Engines with adapters share what it made of the weights."""
         self._plans = KeptPlans()
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
@@ -156,7 +156,7 @@ class HFSource(SavedSource):
         if self._changed is not None:
             self.note(f"{self._changed}: it is loaded again")
             self._changed = None
-        found, positions = saved(adapter), self._base.positions
+        found, positions, reader = saved(adapter), self._base.positions, reader_of(self.model)
         with phase("adapters"):
             model = self.model.model if found is None else self._adapted(found, job)
         with phase("trials"):
@@ -168,12 +168,13 @@ class HFSource(SavedSource):
                 plain=not self._shares,
                 static=bool(settings["graphs"]) if "graphs" in settings else None,
                 note=self.note,
-                reader=reader_of(self.model),
+                reader=reader,
                 wide=self._is_wide,
                 pieces=self._by_pieces,
                 verdicts=self._found(found),
                 positions=positions,
                 plans=self._plans,
+                forward=self._warm if found is None and reader is None else None,
             )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from cme_bench.adapters import TeamLoraConfig
@@ -19,6 +19,7 @@ from cme_bench.engines.base import LoglikelihoodRequest
 from cme_bench.engines.hf import piece_products
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.sharing import why_rowwise
+from cme_bench.engines.hf.wide_states import WideStates
 from cme_bench.models.fingerprint import difference, fingerprint
 from cme_bench.runs.engine_factory import open_engines
 from cme_bench.runs.engine_source import EngineJob, EngineSource
@@ -188,6 +189,24 @@ def test_weights_in_another_form_are_made_once_for_all_adapters(
         assert layers
         answer(engines, plain)
         assert len(made) <= layers + 1  # tied weights may be tied anew when an adapter comes off
+
+
+def test_engines_of_the_bare_model_know_its_layers_already(
+    tiny_checkpoint: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[torch.nn.Module] = []
+    own = WideStates.__init__
+
+    def counted(states: WideStates, model: torch.nn.Module, *others: Any) -> None:
+        looked.append(model)
+        own(states, model, *others)
+
+    monkeypatch.setattr(WideStates, "__init__", counted)
+    with open_engines(ModelOptions(model=str(tiny_checkpoint), dtype="bfloat16", engine="hf")) as engines:
+        bare = answer(engines, None)
+        answer(engines, plain)
+        assert answer(engines, None) == bare
+    assert [isinstance(model, PeftModel) for model in looked] == [False, True]
 
 
 def test_positions_are_tried_once_for_the_base_beside_the_planning(

@@ -105,6 +105,7 @@ class HFEngine(Engine):
             both can be given them, and try nothing again.
         positions: Whether the base model takes positions that count from 0, where that was tried already.
         plans: Packs that other engines were asked; those of this one are added.
+        forward: What calls ``model``, of text alone and as ``wide`` and ``pieces`` say, where it is there.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class HFEngine(Engine):
         pieces: bool | None = None,
         positions: bool | None = None,
         plans: KeptPlans | None = None,
+        forward: CausalForward | None = None,
     ) -> None:
         self._plans = KeptPlans(0) if plans is None else plans
         self.model = model.eval() if device is None else moved(model.eval(), torch.device(device))
@@ -134,7 +136,7 @@ class HFEngine(Engine):
         self.dtype: torch.dtype = base.dtype
         self.images = None if reader is None else Images(model, reader, self.device)
         self._verdicts = {} if verdicts is None else verdicts
-        self._forward = CausalForward(
+        self._forward = forward or CausalForward(
             model,
             self.device,
             self.images,
