@@ -77,17 +77,12 @@ ADDS = (
     Expand(64, 64, 4, 2, stages=2),
     Expand(64, 128, 8),
 )
-OLD = {
-    64: Plan(Shrink(16, 64, 64, 4, 4, z_last=False), Expand(16, 64, 4), Expand(16, 64, 4)),
-    512: Plan(Shrink(32, 64, 64, 4, 4, z_last=False), Expand(32, 64, 4), Expand(32, 64, 4)),
-}
-"""The plans of before, to compare."""
 
 
 def shown(piece: Shrink | Expand) -> str:
     """Return a piece of a plan as it is written in ``PLANS``."""
     values = [(field.name, getattr(piece, field.name), field.default) for field in fields(piece)]
-    said = [str(value) if name != "z_last" else f"{name}={value}" for name, value, default in values]
+    said = [str(value) for _, value, _ in values]
     while said and values[len(said) - 1][1] == values[len(said) - 1][2]:
         said.pop()
     return f"{type(piece).__name__}({', '.join(said)})"
@@ -100,10 +95,9 @@ def fits(piece: Shrink | Expand, tokens: int) -> bool:
 
 
 def plans(tokens: int, silu: bool) -> dict[str, Plan]:
-    """Return what is compared, by name: the default, the one before, and those that differ in one piece."""
+    """Return what is compared, by name: the default, and those that differ from it in one piece."""
     default = slot_step.plan_of(tokens)
-    old = next(plan for most, plan in OLD.items() if tokens <= most)
-    found = {"default": default, "before": old, "before, z last": replace(old, shrink=default.shrink)}
+    found = {"default": default}
     found |= {shown(piece): replace(default, shrink=piece) for piece in SHRINKS if fits(piece, tokens)}
     for piece in SILUS if silu else ADDS:
         if fits(piece, tokens):

@@ -33,7 +33,7 @@ MIN_EXPERTS = 16
 class Shrink:
     """How omega z is computed, in tiles of ``tile`` tokens. ``chunk``: most columns of A at once; ``block``:
     numbers of d_in at once; ``registers``: most of a thread, so that two programs share a processor;
-    ``programs``: d_in is split until there are so many; ``z_last``: see ``shrink_kernel``."""
+    ``programs``: d_in is split until there are so many."""
 
     tile: int
     chunk: int
@@ -42,7 +42,6 @@ class Shrink:
     stages: int
     registers: int | None = None
     programs: int = PROGRAMS
-    z_last: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
@@ -224,7 +223,7 @@ class Step:
             held.settings, self.gated, self.z, self.logits, self.sums, self.counters, tokens, d_in,
             self.x.stride(0), self.gated.stride(0), shape.parts, self.slots, steps, self.splits,
             int(shape.partial),
-            **self.constants, EVEN=d_in % plan.block == 0, Z_LAST=plan.z_last, BLOCK_K=plan.block,
+            **self.constants, EVEN=d_in % plan.block == 0, BLOCK_K=plan.block,
             **plan.options,
         )  # fmt: skip
 

@@ -107,7 +107,6 @@ def shrink_kernel(
     SHARED: tl.constexpr,
     CHUNK: tl.constexpr,
     EVEN: tl.constexpr,
-    Z_LAST: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
@@ -117,8 +116,8 @@ def shrink_kernel(
     programs share the sum over d_in, ``steps`` blocks each; their terms are in ``z_terms``
     (splits, places, parts * latent) and ``logit_terms`` (splits, places, pieces, PADDED). ``partial``: z goes
     to the first of ``z_terms`` and the logits to ``sums`` (places, parts * k), for ``gate_kernel``. EVEN:
-    BLOCK_K divides d_in. Z_LAST: z is multiplied after the logits; of two products on the same x, the last
-    says how the compiler shares out both among warps. ``counters`` are zero before and after.
+    BLOCK_K divides d_in. ``counters`` are zero before and after. z is multiplied after the logits: of two
+    products on the same x, the last says how the compiler shares out both among warps.
     """
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     chunks: tl.constexpr = latent // CHUNK
@@ -157,11 +156,9 @@ def shrink_kernel(
             xs = tl.load(x_at + k[None, :])
         else:
             xs = tl.load(x_at + k[None, :], mask=(k < d_in)[None, :], other=0.0)
-        if EXPERTS > 1 and Z_LAST:
+        if EXPERTS > 1:
             logits = tl.dot(xs, s, logits)
         z = tl.dot(xs, a, z)
-        if EXPERTS > 1 and not Z_LAST:
-            logits = tl.dot(xs, s, logits)
     z_row = rows.to(tl.int64)[:, None] * (parts * latent) + first + c[None, :]
     last = True
     if splits > 1:
