@@ -21,7 +21,8 @@ def load_early() -> threading.Thread | None:
     """Begin to load what ``import torch`` will load, while other modules are imported.
 
     Python would hold its lock meanwhile. Returns the thread that does it; None if there is nothing to load,
-    as on other systems than Linux. What cannot be loaded is left to torch, which says why.
+    as on other systems than Linux. What cannot be loaded is left to torch, which says why. A process does not
+    end before: it would tear down what is still being set up.
     """
     if sys.platform != "linux" or "torch" in sys.modules:
         return None
@@ -34,7 +35,7 @@ def load_early() -> threading.Thread | None:
     for name in FIRST:
         with suppress(ImportError):
             importlib.import_module(name)
-    thread = threading.Thread(target=_load, args=(files,), name="cme-bench-load", daemon=True)
+    thread = threading.Thread(target=_load, args=(files,), name="cme-bench-load")
     thread.start()
     return thread
 

@@ -29,6 +29,23 @@ def test_torch_is_loaded_before_it_is_imported() -> None:
     assert done.stdout.splitlines() == ["True False False", "3.0 None"], done.stderr
 
 
+ENDING = """
+import sys, time
+from cme_bench.util.shared_objects import load_early
+load_early()
+time.sleep(float(sys.argv[1]))
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2])
+def test_a_process_that_ends_meanwhile_ends_as_it_says(seconds: float) -> None:
+    """What an object sets up must not be torn down at the same time."""
+    command = [sys.executable, "-c", ENDING, str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "")
+
+
 def test_nothing_is_loaded_where_torch_is_there_already() -> None:
     import torch  # noqa: F401
 
