@@ -131,12 +131,16 @@ class RunWriter:
     def close(self) -> None:
         """Flush to disk and release the folder."""
         streams, self._streams = self._streams, {}
-        with ThreadPoolExecutor(_SYNCED_AT_ONCE) as pool:
-            list(pool.map(_to_disk, streams, streams.values()))
-        if not self._lock.closed:
-            with contextlib.suppress(OSError):  # the lock itself ends with the file's closing
-                self._lock.truncate(0)
-            self._lock.close()
+        with ThreadPoolExecutor(_SYNCED_AT_ONCE) as pool:  # map would give up those behind one that fails
+            done = [pool.submit(_to_disk, file, stream) for file, stream in streams.items()]
+        try:
+            for each in done:
+                each.result()
+        finally:
+            if not self._lock.closed:
+                with contextlib.suppress(OSError):  # the lock itself ends with the file's closing
+                    self._lock.truncate(0)
+                self._lock.close()
 
 
 def _to_disk(file: Path, stream: IO[bytes]) -> None:

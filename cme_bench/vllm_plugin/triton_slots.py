@@ -184,7 +184,7 @@ def shrink_kernel(
             tl.store(z_terms + z_row, z, mask=live[:, None])
             if EXPERTS > 1:
                 s_row = rows.to(tl.int64)[:, None] * (parts * EXPERTS) + part * EXPERTS + e[None, :]
-                known = live[:, None] & (e < EXPERTS)[None, :] & (chunk == 0)
+                known = live[:, None] & (e < tl.where(chunk == 0, EXPERTS, 0))[None, :]
                 tl.store(sums + s_row, logits, mask=known)
         else:
             _store_gated(

@@ -77,10 +77,12 @@ def test_all_files_are_synced_and_closed_whichever_fails(
         synced.append(number)
 
     monkeypatch.setattr("os.fsync", sync)
+    monkeypatch.setattr("cme_bench.runs.store._SYNCED_AT_ONCE", 1)  # the last waits until one has failed
     with pytest.raises(CmeError, match=r"b\.jsonl \(Input/output error\)"):
         writer.close()
     assert len(synced) == 2
     assert all(stream.closed for stream in streams.values())
+    RunWriter(tmp_path).close()  # the folder was given back
 
 
 def test_write_json_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
