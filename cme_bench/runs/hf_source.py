@@ -58,7 +58,7 @@ class HFSource(SavedSource):
         self._clean: Fingerprint | None = None
         self._changed: str | None = None
         self._warm: CausalForward | None = None
-        """What calls the bare model. Engines with adapters share what it made of the weights."""
+        """What calls the bare model, of text. Engines with adapters share what it made of the weights."""
         self._plans = KeptPlans()
         self._verdicts: dict[str, dict[str, Any]] = defaultdict(dict)
         """Of trials, by the adapter's hash: engines of one base with one adapter need no second."""
@@ -78,15 +78,12 @@ class HFSource(SavedSource):
         if self._builds is None and self.model.device.type == "cuda":
             self._builds = Early(self._build)
 
-    def _takes_pieces(self) -> bool:
-        return self.model.dtype_name == "float32" and bool(self.options.settings.get(PIECES, 1))
-
     @phase("kernels")
     def _build(self) -> None:
         from cme_bench.engines.hf import quick_rotary
 
         quick_rotary.build_early(self.model.device)
-        if self._takes_pieces():
+        if self.model.dtype_name == "float32" and self._by_pieces is not False:
             from cme_bench.engines.hf.tree_kernel import build_early
 
             build_early(self.model.config, self.model.device)
@@ -120,11 +117,12 @@ class HFSource(SavedSource):
             pieces=self._by_pieces,
             verdicts=self._verdicts[_NO_ADAPTER],
         )
-        positions, verdicts = forward.takes_positions, dict[str, Any]()
-        self._warm = forward.tried()
-        if self._shares and not sees(model.config):
-            verdicts[ROWWISE] = why_rowwise(forward, max_positions(model.config))
-        return Base(positions, verdicts, clean)
+        verdicts = dict[str, Any]()
+        if not sees(model.config):  # else engines have a forward of their own, which knows of images
+            self._warm = forward.tried()
+            if self._shares:
+                verdicts[ROWWISE] = why_rowwise(forward, max_positions(model.config))
+        return Base(forward.takes_positions, verdicts, clean)
 
     @property
     def _shares(self) -> bool:
@@ -156,7 +154,7 @@ class HFSource(SavedSource):
         if self._changed is not None:
             self.note(f"{self._changed}: it is loaded again")
             self._changed = None
-        found, positions, reader = saved(adapter), self._base.positions, reader_of(self.model)
+        found, positions = saved(adapter), self._base.positions
         with phase("adapters"):
             model = self.model.model if found is None else self._adapted(found, job)
         with phase("trials"):
@@ -168,13 +166,13 @@ class HFSource(SavedSource):
                 plain=not self._shares,
                 static=bool(settings["graphs"]) if "graphs" in settings else None,
                 note=self.note,
-                reader=reader,
+                reader=reader_of(self.model),
                 wide=self._is_wide,
                 pieces=self._by_pieces,
                 verdicts=self._found(found),
                 positions=positions,
                 plans=self._plans,
-                forward=self._warm if found is None and reader is None else None,
+                forward=self._warm if found is None else None,
             )
 
     def _adapted(self, adapter: AdapterCheckpoint, job: EngineJob) -> Any:

@@ -10,10 +10,12 @@ from typing import Any
 
 import orjson
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from cme_bench.cli import app
+from cme_bench.engines.hf.wide_states import WideStates
 from cme_bench.engines.requests import LoglikelihoodRequest
 from cme_bench.engines.virtual import is_virtual
 from cme_bench.images.image import Image, image_of
@@ -111,6 +113,21 @@ def test_a_run_has_the_answers_of_the_plain_forward(llava: Path, pictures: Path)
     assert run["engine"]["images"] == "each computed once"
     assert run["engine"]["image_processor"].startswith("LlavaImageProcessorPil (Pillow ")
     assert run["identity"]["processor"] == seen.vision.fingerprint
+
+
+def test_a_model_that_sees_is_tried_by_engines_that_know_of_images(
+    llava: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[torch.nn.Module | None] = []
+    own = WideStates.__init__
+
+    def counted(states: WideStates, model: torch.nn.Module, part: torch.nn.Module | None = None) -> None:
+        looked.append(part)
+        own(states, model, part)
+
+    monkeypatch.setattr(WideStates, "__init__", counted)
+    run_all(asked(llava, pictures, dtype="bfloat16"))
+    assert len(looked) == 1 and looked[0] is not None, "the language model's layers, not the tower's"
 
 
 def test_a_run_goes_on_where_it_was_killed(llava: Path, pictures: Path) -> None:

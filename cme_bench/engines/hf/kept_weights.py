@@ -25,11 +25,11 @@ class Kept(Generic[MadeT]):
     def renew(self, weight: Tensor) -> None:
         """Make it of a weight as it is now."""
         self.made = self._make(weight)
-        self._weight, self._state = weakref.ref(weight), _state(weight)
+        self._weight, self._state = weakref.ref(weight), state_of(weight)
 
     def of(self, weight: Tensor) -> MadeT:
         """Return what was made, made anew once the layer has others, as far as torch tells."""
-        if self._weight() is not weight or self._state != _state(weight):
+        if self._weight() is not weight or self._state != state_of(weight):
             self.renew(weight)
         return self.made
 
@@ -110,5 +110,6 @@ def adapters_own(model: nn.Module) -> set[nn.Module]:
     return own
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
+def state_of(weight: Tensor) -> tuple[int, int]:
+    """Return a weight's version and address: they change when it is written, as far as torch tells."""
     return 0 if weight.is_inference() else weight._version, weight.data_ptr()

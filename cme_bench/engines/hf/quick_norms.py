@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from cme_bench.engines.hf.kept_weights import Kept
+from cme_bench.engines.hf.kept_weights import Kept, state_of
 from cme_bench.util.exact_logits import NARROW, all_replaced
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
@@ -62,7 +62,7 @@ _tried: WeakKeyDictionary[nn.Module, tuple[float, tuple[int, int, int], bool]] =
 def _is_rms_norm(norm: nn.Module, epsilon: float) -> bool:
     """Return whether ``norm`` computes what torch's RMS norm does; tried once for every state of it."""
     weight = _weight(norm)
-    state = (id(weight), 0 if weight.is_inference() else weight._version, weight.data_ptr())
+    state = (id(weight), *state_of(weight))
     found = _tried.get(norm)
     if found is None or found[:2] != (epsilon, state):
         found = _tried[norm] = (epsilon, state, _computes_rms_norm(norm, epsilon))
