@@ -9,7 +9,8 @@ fit on the card together; a warm-up of every measurement is left out. Ratios are
 base model's (medians of the rounds); above 1 is faster. ``--with hf`` adds our transformers engine with the
 same TeamLoRA.
 
-``--profile`` writes the kernels of a decode step and of a prefill, by total time, into a folder.
+``--profile`` writes into a folder the kernels of decode steps and of a prefill, by total time, and how long
+each step's Python took and waited for the GPU.
 ``--tensor-parallel N`` spreads every engine over N GPUs. ``--slots N`` puts N adapters into every batch, each
 request by one in turn, for the plugin and for vLLM's own LoRA.
 Needs a CUDA GPU and the extra ``vllm``; vLLM's own LoRA needs Triton.

@@ -28,6 +28,7 @@ from cme_bench.engines.vllm.host import output_to
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
 from cme_bench.experiments.efficiency.methods import all_methods
 from cme_bench.experiments.efficiency.shapes import linear_sizes, targets
+from cme_bench.experiments.efficiency.vllm_steps import start_log, stop_log, summary
 from cme_bench.experiments.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
 from cme_bench.models.load import count_parameters
 from cme_bench.util.errors import CmeError
@@ -275,14 +276,26 @@ def _generate(llm: Any, requests: Sequence[Any], setup: Setup, asked: tuple[int,
 
 
 def _profile(llm: Any, requests: Sequence[Any], setup: Setup, folder: Path) -> None:
-    """Write kernels by total time: one request's decoding, and a prefill."""
+    """Write the steps of each workload, and on a GPU kernels by total time: decoding of one request and of
+    all, and a prefill."""
     import json
 
-    for name, (n, new) in {"single": (1, 32), "prefill": (setup.workloads.requests, 1)}.items():
+    def write(name: str, value: Any) -> None:
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n")
+
+    for name, (n, new) in setup.workloads.asked.items():
+        llm.collective_rpc(start_log)
+        seconds = _generate(llm, requests, setup, (n, new, 7))
+        steps, *_ = llm.collective_rpc(stop_log)  # of the first rank
+        write(f"steps-{setup.name}-{name}", {"seconds": seconds, **summary(steps), "rows": steps})
+    if on_cpu():
+        return
+    many = setup.workloads.requests
+    for name, (n, new) in {"single": (1, 32), "prefill": (many, 1), "batch": (many, 32)}.items():
         llm.collective_rpc(_profiled_start)
         _generate(llm, requests, setup, (n, new, 7))
-        rows, *_ = llm.collective_rpc(_profiled_stop)  # of the first rank
-        (folder / f"profile-{setup.name}-{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
+        kernels, *_ = llm.collective_rpc(_profiled_stop)
+        write(f"profile-{setup.name}-{name}", kernels)
 
 
 def _profiled_start(worker: Any) -> None:
@@ -298,7 +311,12 @@ def _profiled_stop(worker: Any) -> list[dict[str, Any]]:
         for event in worker.bench_profiler.key_averages()
         if event.device_time_total
     ]
-    return sorted(rows, key=lambda row: -row["microseconds"])[:30]
+    total = {
+        "kernel": "all",
+        "calls": sum(row["calls"] for row in rows),
+        "microseconds": round(sum(row["microseconds"] for row in rows), 1),
+    }
+    return [total, *sorted(rows, key=lambda row: -row["microseconds"])[:30]]
 
 
 # ---- what the engines read
