@@ -1,7 +1,12 @@
-"""The launches behind ``kernels.py``: what gates the latent of an adapter, and multiplies it by B."""
+"""The launches behind ``kernels.py``: what gates the latent of an adapter, and multiplies it by B.
+
+They come twice a layer and step, wherever no CUDA graph is replayed. A small model's GPU waits for them then,
+so what they need of Python is kept short: nothing is made twice, and no tensor is cut where a number does.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +20,7 @@ from cme_bench.vllm_plugin.triton_kernels import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """The settings of a layer's adapter that the kernels need. ``floor`` 0: omega is not divided by its sum.
     ``partial``: every tensor-parallel rank has a term of z and of the logits."""
@@ -28,12 +33,17 @@ class Settings:
     floor: float
     partial: bool = False
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """Columns of a part's gated latent."""
         return self.rank * self.experts
 
-    @property
+    @functools.cached_property
+    def first_logit(self) -> int:
+        """The column of the logits beside z of all parts."""
+        return self.parts * self.rank * (1 if self.shared else self.experts)
+
+    @functools.cached_property
     def constants(self) -> dict[str, Any]:
         """Return what all kernels are compiled for."""
         return {
@@ -51,9 +61,12 @@ class Settings:
 
     def logits(self, narrow: Tensor) -> Tensor:
         """Return the router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
-        first = self.parts * self.rank * (1 if self.shared else self.experts)
-        logits = narrow[:, first : first + self.parts * self.experts]
+        logits = narrow[:, self.first_logit : self.first_logit + self.parts * self.experts]
         return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
+
+
+settings_of = functools.cache(Settings)
+"""The settings for some numbers, always the same object."""
 
 
 def summed_over_ranks(terms: Tensor) -> Tensor:
@@ -106,40 +119,44 @@ class Widened:
         logits = self.settings.logits(narrow)
         return replace(self, gated=gated_beside(None, narrow, logits, self.interaction, self.settings))
 
-    def _arguments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``ext``, the latent, and the logits."""
+    def _where(self) -> tuple[Tensor, Tensor, int, int]:
+        """Return the tensors with the latent and the logits, and the columns in which these begin."""
         if self.gated is not None:
-            return self.ext, self.gated, self.gated
-        narrow = self.ext[:, self.d_out :]
-        return self.ext, narrow, self.settings.logits(narrow)
+            return self.gated, self.gated, 0, 0
+        settings, first = self.settings, self.d_out
+        if settings.partial and settings.experts > 1:
+            return self.ext, settings.logits(self.ext[:, first:]), first, 0
+        return self.ext, self.ext, first, first + settings.first_logit
 
     def expand_add(self, part_of_grain: Tensor, blocks: Blocks | None = None) -> Tensor:
         """Return (tokens, d_out): the base's output and the adapter's update."""
-        (tokens, _), grain = self.ext.shape, self.d_out // len(part_of_grain)
-        blocks = blocks or (expand_blocks(tokens, self.d_out) if self.gated is None else MANY)
+        ext, settings, d_out = self.ext, self.settings, self.d_out
+        (tokens, stride), grain = ext.shape, d_out // part_of_grain.shape[0]
+        blocks = blocks or (expand_blocks(tokens, d_out) if self.gated is None else MANY)
         columns = min(blocks.columns, grain)
-        ext, z, logits = self._arguments()
-        out = ext.new_empty(tokens, self.d_out)
-        expand_add_kernel[(triton.cdiv(self.d_out, columns), triton.cdiv(tokens, blocks.tokens))](
-            ext, z, logits, self.matrix, self.interaction, part_of_grain, out, tokens, self.d_in, self.d_out,
-            ext.stride(0), z.stride(0), logits.stride(0), self.matrix.stride(0), self.settings.scale,
-            self.settings.floor, **self.settings.constants, GATED=self.gated is not None, GRAIN=grain,
+        z, logits, z_first, logits_first = self._where()
+        out = ext.new_empty(tokens, d_out)
+        expand_add_kernel[(-(-d_out // columns), -(-tokens // blocks.tokens))](
+            ext, z, logits, self.matrix, self.interaction, part_of_grain, out, tokens, self.d_in, d_out,
+            stride, z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first,
+            settings.scale, settings.floor, **settings.constants, GATED=self.gated is not None, GRAIN=grain,
             BLOCK_T=blocks.tokens, BLOCK_N=columns, num_warps=blocks.warps,
         )  # fmt: skip
         return out
 
-    def expand_add_silu(self) -> Tensor:
+    def expand_add_silu(self, blocks: Blocks | None = None) -> Tensor:
         """Return silu(g) * u, (tokens, d_out / 2), where ``expand_add`` would return [g | u]."""
-        tokens, half = len(self.ext), self.d_out // 2
-        blocks = expand_blocks(tokens, half) if self.gated is None else MANY
+        ext, settings, half = self.ext, self.settings, self.d_out // 2
+        tokens, stride = ext.shape
+        blocks = blocks or (expand_blocks(tokens, half) if self.gated is None else MANY)
         columns = min(blocks.columns, 64)  # two products and two sums a program
-        ext, z, logits = self._arguments()
+        z, logits, z_first, logits_first = self._where()
         out = ext.new_empty(tokens, half)
-        expand_add_silu_kernel[(triton.cdiv(half, columns), triton.cdiv(tokens, blocks.tokens))](
-            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, half, ext.stride(0),
-            z.stride(0), logits.stride(0), self.matrix.stride(0), self.settings.scale, self.settings.floor,
-            **self.settings.constants, GATED=self.gated is not None, BLOCK_T=blocks.tokens, BLOCK_N=columns,
-            num_warps=blocks.warps,
+        expand_add_silu_kernel[(-(-half // columns), -(-tokens // blocks.tokens))](
+            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, half, stride,
+            z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first, settings.scale,
+            settings.floor, **settings.constants, GATED=self.gated is not None, BLOCK_T=blocks.tokens,
+            BLOCK_N=columns, num_warps=blocks.warps,
         )  # fmt: skip
         return out
 
@@ -149,13 +166,13 @@ def gated_beside(
 ) -> Tensor:
     """Return [x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the
     logits."""
-    tokens, d_in = len(ext), 0 if x is None else x.shape[1]
+    tokens, d_in = ext.shape[0], 0 if x is None else x.shape[1]
     width = settings.parts * settings.rank * settings.experts
     wide = ext.new_empty(tokens, d_in + width)
     block_t, block_d = 16, 512
-    copies = triton.cdiv(d_in, block_d)
+    copies = -(-d_in // block_d)
     chunks = width // settings.chunk
-    widen_kernel[(copies + chunks, triton.cdiv(tokens, block_t))](
+    widen_kernel[(copies + chunks, -(-tokens // block_t))](
         ext if x is None else x,
         ext,
         logits,

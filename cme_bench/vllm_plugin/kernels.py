@@ -40,7 +40,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from cme_bench.vllm_plugin.expansion import Settings, Widened, gated_beside, summed_over_ranks
+from cme_bench.vllm_plugin.expansion import (
+    Settings,
+    Widened,
+    gated_beside,
+    settings_of,
+    summed_over_ranks,
+)
 from cme_bench.vllm_plugin.reference import Span, has_halves, silu_and_mul
 from cme_bench.vllm_plugin.spec import GatedSpec
 
@@ -195,11 +201,11 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
     silu: bool,
 ) -> Tensor:
     x = x.contiguous()
-    d_in = x.shape[1]
-    settings = Settings(interaction.shape[0], rank, experts, shared, scale, floor, partial)
+    tokens, d_in = x.shape
+    settings = settings_of(interaction.shape[0], rank, experts, shared, scale, floor, partial)
     name = WAYS[way]
     if name == "auto":
-        name = way_of(len(x), d_in, d_out, total=total, silu=silu)
+        name = way_of(tokens, d_in, d_out, total=total, silu=silu)
     if name in {"rows", "gated"}:
         ext = linear(x, matrix[:, :d_in])
         if total:

@@ -1,4 +1,7 @@
-"""The Triton kernels behind ``kernels.py``, which launches them and says what their arguments are."""
+"""The Triton kernels behind ``kernels.py``, which launches them and says what their arguments are.
+
+The number of tokens is no reason to compile one anew: steps of a running engine have any.
+"""
 # mypy: ignore-errors
 # ruff: noqa: PLR0917, RET505
 
@@ -76,7 +79,7 @@ def _latent(
         return (latent * gates).to(latent.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def expand_add_kernel(
     ext,
     z,
@@ -92,6 +95,8 @@ def expand_add_kernel(
     z_stride,
     logits_stride,
     matrix_stride,
+    z_first,
+    logits_first,
     scale,
     floor,
     RANK: tl.constexpr,
@@ -104,7 +109,8 @@ def expand_add_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute out = y + sum_i (omega_i z_i) B_i, where ``ext`` begins with y; ``z``: see ``_latent``."""
+    """Compute out = y + sum_i (omega_i z_i) B_i, where rows of ``ext`` begin with y, those of ``z`` from
+    ``z_first`` on are what ``_latent`` takes, and those of ``logits`` from ``logits_first`` on the logits."""
     width: tl.constexpr = RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -114,14 +120,14 @@ def expand_add_kernel(
     part = tl.load(part_of_grain + tl.program_id(0) * BLOCK_N // GRAIN)
     acc = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
     if part >= 0:
-        logits_at = logits + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
+        logits_at = logits + logits_first + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
         for chunk in tl.static_range(width // CHUNK):
             c = chunk * CHUNK + tl.arange(0, CHUNK)
             b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
             b = tl.load(b_at, mask=(n < d_out)[None, :], other=0.0)
             m = interaction + part * EXPERTS * EXPERTS
             own = _latent(
-                z, t, z_stride, live, part, c, logits_at, m, scale, floor,
+                z + z_first, t, z_stride, live, part, c, logits_at, m, scale, floor,
                 RANK, EXPERTS, PADDED, SHARED, GATED,
             )  # fmt: skip
             acc = tl.dot(own, b, acc)
@@ -129,7 +135,7 @@ def expand_add_kernel(
     tl.store(at, acc.to(out.dtype.element_ty), mask=tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def expand_add_silu_kernel(
     ext,
     z,
@@ -144,6 +150,8 @@ def expand_add_silu_kernel(
     z_stride,
     logits_stride,
     matrix_stride,
+    z_first,
+    logits_first,
     scale,
     floor,
     RANK: tl.constexpr,
@@ -168,7 +176,7 @@ def expand_add_silu_kernel(
     g = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
     u = tl.load(ext + row[:, None] + half + n[None, :], mask=tile, other=0.0).to(tl.float32)
     for part in tl.static_range(2):
-        logits_at = logits + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
+        logits_at = logits + logits_first + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
         m = interaction + part * EXPERTS * EXPERTS
         for chunk in tl.static_range(width // CHUNK):
             c = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -176,7 +184,7 @@ def expand_add_silu_kernel(
             b_at = matrix + b_row[None, :] + d_in + part * width + c[:, None]
             b = tl.load(b_at, mask=(n < half)[None, :], other=0.0)
             own = _latent(
-                z, t, z_stride, live, part, c, logits_at, m, scale, floor,
+                z + z_first, t, z_stride, live, part, c, logits_at, m, scale, floor,
                 RANK, EXPERTS, PADDED, SHARED, GATED,
             )  # fmt: skip
             if part == 0:
@@ -190,7 +198,7 @@ def expand_add_silu_kernel(
     tl.store(at, (g * tl.sigmoid(g) * u).to(kind), mask=tile)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def widen_kernel(
     x,
     ext,

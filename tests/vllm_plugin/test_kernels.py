@@ -43,11 +43,13 @@ class Layer:
             y[:, start:stop] += update(x, part, self.spec)
         return y
 
-    def store(self, inputs: slice = slice(None)) -> Any:
-        """On the GPU in bfloat16, of a slice of the inputs."""
+    def store(
+        self, inputs: slice = slice(None), *, kind: torch.dtype = torch.bfloat16, device: str = "cuda"
+    ) -> Any:
+        """Return the layer as vLLM holds it, of a slice of the inputs."""
         from cme_bench.vllm_plugin.kernels import Store
 
-        store = Store.build(self.weight[:, inputs].cuda().bfloat16(), self.spans, self.spec)
+        store = Store.build(self.weight[:, inputs].to(device, kind), self.spans, self.spec)
         routed = self.spec.routed
         store.place(
             torch.cat([p["down"] for p in self.parts])[:, inputs],
