@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs of an engine")
     parser.add_argument("--slots", type=int, default=0, help="adapters mixed in every batch; 0: one")
     parser.add_argument("--graph-tokens", type=int, help="most tokens of a step with CUDA graphs")
+    parser.add_argument("--own-cores", action="store_true", help="no two processes share a CPU core")
     parser.add_argument("--profile", type=Path, help="folder for kernel times")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, 8 requests, two rounds")
     parser.add_argument("--out", type=Path, help="file to write")
@@ -83,6 +84,7 @@ def main() -> None:
         tensor_parallel=args.tensor_parallel,
         slots=args.slots,
         graph_tokens=args.graph_tokens,
+        own_cores=args.own_cores,
     )
     if args.also:
         found |= {"hf": _hf(args, workloads)}
@@ -140,6 +142,7 @@ def report(found: dict[str, Times], workloads: Workloads, args: argparse.Namespa
             "tensor_parallel": args.tensor_parallel,
             "slots": args.slots,
             "graph_tokens": args.graph_tokens,
+            "own_cores": args.own_cores,
             "paired": paired,
             "vllm": require_vllm(),
             "torch": torch.__version__,

@@ -9,7 +9,7 @@ All variants of a size are timed in turn, round by round, as replays of CUDA gra
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
 CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``. ``--shape smollm2``
-takes SmolLM2-135M's layers. Needs a CUDA GPU.
+takes SmolLM2-135M's layers, ``--tokens`` other numbers of tokens. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -260,23 +260,33 @@ def tune(name: str, tokens: int) -> None:
         "gz": lambda x: expansion.gated_beside(None, narrow, logits, store.interaction, settings),
         "[x | gz] [W0 | B]": lambda x: linear(wide, store.matrix[:d_out]),
     }
-    for block_t in {16, 32, 64, 128} if tokens > 16 else {16}:
-        for block_n in (32, 64, 128):
-            for warps in (2, 4, 8):
-                blocks = expansion.Blocks(block_t, block_n, warps)
+    for blocks in tiles_of(tokens):
+        shown = f"{blocks.tokens}x{blocks.columns}x{blocks.warps}"
+        for kind, held in {"expand": widened, "expand gated": widened.with_gates()}.items():
 
-                for kind, held in {"expand": widened, "expand gated": widened.with_gates()}.items():
+            def expand(x: Tensor, held: Any = held, blocks: Any = blocks) -> Tensor:
+                return held.expand_add(store.part_of_grain, blocks)  # type: ignore[no-any-return]
 
-                    def expand(x: Tensor, held: Any = held, blocks: Any = blocks) -> Tensor:
-                        return held.expand_add(store.part_of_grain, blocks)  # type: ignore[no-any-return]
+            def silu(x: Tensor, held: Any = held, blocks: Any = blocks) -> Tensor:
+                return held.expand_add_silu(blocks)  # type: ignore[no-any-return]
 
-                    pieces[f"{kind} {block_t}x{block_n}x{warps}"] = expand
-    times = {}
-    for kind, run in pieces.items():
-        times[kind] = timed(graph_of(run, x, 10), 10)
-    shown = sorted((us, kind) for kind, us in times.items() if kind.startswith("expand"))[:4]
-    print(name, tokens, {k: round(us, 1) for k, us in times.items() if not k.startswith("expand")})
-    print("   ", [(kind, round(us, 1)) for us, kind in shown], flush=True)
+            pieces[f"{kind} {shown}"] = expand
+            if store.has_halves and blocks.columns <= 64:
+                pieces[f"silu {kind} {shown}"] = silu
+    times = {kind: timed(graph_of(run, x, 10), 10) for kind, run in pieces.items()}
+    print(name, tokens, {k: round(us, 1) for k, us in times.items() if "expand" not in k})
+    for first in ("expand ", "silu "):
+        shown = sorted((round(us, 1), kind) for kind, us in times.items() if kind.startswith(first))[:5]
+        print("   ", shown, flush=True)
+
+
+def tiles_of(tokens: int) -> list[Any]:
+    """Tiles of the expanding kernels that are worth a try."""
+    from cme_bench.vllm_plugin.expansion import Blocks
+
+    sizes = (16, 32, 64, 128) if tokens > 16 else (16,)
+    tiles = [Blocks(size, n, warps) for size in sizes for n in (32, 64, 128) for warps in (2, 4, 8)]
+    return [tile for tile in tiles if 256 <= tile.tokens * tile.columns // tile.warps <= 2048]
 
 
 def timed(graph: torch.cuda.CUDAGraph, calls: int, rounds: int = 7) -> float:
@@ -300,6 +310,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--slots", type=int, default=0, help="adapters mixed in a batch; 0: leave that out")
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="sizes of a step")
     parser.add_argument("--quick", action="store_true", help="three sizes, three rounds")
     parser.add_argument("--tune", action="store_true", help="only print the time of pieces and tiles")
     parser.add_argument("--out", type=Path, help="file to write")
@@ -313,10 +324,10 @@ def main() -> None:
         sys.exit(not slot_plans.tune(LAYERS, team_spec(), args.slots, graph_of))
     if args.tune:
         for name in LAYERS:
-            for tokens in TOKENS:
+            for tokens in args.tokens:
                 tune(name, tokens)
         return
-    sizes, rounds = ((1, 256, 2048), 3) if args.quick else (TOKENS, args.rounds)
+    sizes, rounds = ((1, 256, 2048), 3) if args.quick else (args.tokens, args.rounds)
     results = []
     for name in LAYERS:
         for tokens in sizes:

@@ -27,6 +27,7 @@ from cme_bench.adapters.gated import GatedForm
 from cme_bench.engines.vllm.host import output_to
 from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
 from cme_bench.experiments.efficiency.methods import all_methods
+from cme_bench.experiments.efficiency.own_cores import shared_out, stay_on
 from cme_bench.experiments.efficiency.shapes import linear_sizes, targets
 from cme_bench.experiments.efficiency.vllm_steps import start_log, stop_log, summary
 from cme_bench.experiments.efficiency.workloads import Ask, Times, Workloads, in_turn, timed_round
@@ -59,7 +60,8 @@ def plugin_spec(name: str, modules: Sequence[str]) -> GatedSpec | None:
 class Setup:
     """The settings of one engine process. ``spec``: of the plugin. ``native``: with vLLM's own LoRA. ``log``:
     a file outside the scratch folder, read when something has failed. ``slots``: adapters that an engine
-    holds at a time, which answer in turn; 0 for one."""
+    holds at a time, which answer in turn; 0 for one. ``cores``: of the process that asks, and of the one that
+    computes."""
 
     name: str
     model: Path
@@ -76,6 +78,7 @@ class Setup:
     profile: Path | None = None
     slots: int = 0
     graph_tokens: int | None = None
+    cores: tuple[frozenset[int], frozenset[int]] | None = None
 
     @property
     def adapters(self) -> list[Path]:
@@ -98,13 +101,15 @@ def vllm_times(
     tensor_parallel: int = 1,
     slots: int = 0,
     graph_tokens: int | None = None,
+    own_cores: bool = False,
 ) -> tuple[dict[str, Times], bool]:
     """Return seconds by method and workload, and whether the rounds were paired.
 
     ``methods``: "base", names that :func:`plugin_spec` knows, and ``NATIVE``. ``profile``: a folder for the
     kernels of each engine by total time. ``tensor_parallel``: GPUs that share the model. ``slots``: adapters
     that are mixed in every batch, a request each in turn; 0 for one. ``graph_tokens``: as the setting of that
-    name. CmeError if an engine does not start.
+    name. ``own_cores``: no two processes share a CPU core, where there are enough. CmeError if an engine does
+    not start.
     """
     with tempfile.TemporaryDirectory(prefix="cme-bench-efficiency-") as scratch:
         files = Path(scratch)
@@ -112,8 +117,9 @@ def vllm_times(
         sizes = linear_sizes(config)
         cache = _cache_bytes(config, workloads) / tensor_parallel
         together = len(methods) > 1 and _fit_together(config, len(methods), cache, tensor_parallel)
+        cores = shared_out(sorted(os.sched_getaffinity(0)), len(methods)) if own_cores else []
         setups = []
-        for name in methods:
+        for number, name in enumerate(methods):
             spec = None if name in ("base", NATIVE) else plugin_spec(name, list(sizes))
             assert spec is not None or name in ("base", NATIVE), name
             setups.append(
@@ -133,6 +139,7 @@ def vllm_times(
                     profile=profile,
                     slots=slots,
                     graph_tokens=graph_tokens,
+                    cores=cores[number] if cores else None,
                 )
             )
             for seed, place in enumerate(setup.adapters):
@@ -220,6 +227,10 @@ def _serve(connection: Connection, setup: Setup) -> None:
     except Exception as error:  # vLLM and what it builds on raise any type here
         connection.send(f"did not start: {type(error).__name__}: {error} (log: {setup.log})")
         return
+    if setup.cores:
+        asking, computing = setup.cores
+        stay_on(None, asking)
+        llm.collective_rpc(stay_on, args=(computing,))
     connection.send(0.0)
     while (asked := connection.recv()) is not None:
         connection.send(_generate(llm, requests, setup, asked))
