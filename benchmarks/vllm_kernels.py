@@ -276,8 +276,8 @@ def tune(name: str, tokens: int) -> None:
     times = {kind: timed(graph_of(run, x, 10), 10) for kind, run in pieces.items()}
     print(name, tokens, {k: round(us, 1) for k, us in times.items() if "expand" not in k})
     for first in ("expand ", "silu "):
-        shown = sorted((round(us, 1), kind) for kind, us in times.items() if kind.startswith(first))[:5]
-        print("   ", shown, flush=True)
+        fastest = sorted((round(us, 1), kind) for kind, us in times.items() if kind.startswith(first))
+        print("   ", fastest[:5], flush=True)
 
 
 def tiles_of(tokens: int) -> list[Any]:
