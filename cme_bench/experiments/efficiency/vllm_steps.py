@@ -11,7 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 Row = dict[str, float]
+"""A step. ``at``: seconds since the first one began. ``tokens``, ``requests``. Milliseconds: ``execute`` and
+``sample``, the runner's two calls, ``cpu`` of them in which their thread computed, and ``wait`` for the GPU's
+answer. ``segments``: how often ``execute`` asked the driver for memory."""
 _NAME = "bench_steps"
 
 
@@ -25,11 +30,7 @@ def start_log(worker: Any) -> None:
 
 
 def stop_log(worker: Any) -> list[Row]:
-    """Return a row a step, and note no more.
-
-    ``at``: seconds since the first step. ``tokens``, ``requests``. Milliseconds: ``execute`` and ``sample``,
-    the runner's two calls, ``cpu`` of them in which their thread computed, and ``wait`` for the GPU's answer.
-    """
+    """Return all steps, and note no more."""
     runner = worker.model_runner
     rows: list[Row] = getattr(runner, _NAME)
     for name in ("execute_model", "sample_tokens"):
@@ -52,12 +53,22 @@ def _executing(own: Callable[..., Any], rows: list[Row]) -> Callable[..., Any]:
             "sample": 0.0,
             "cpu": 0.0,
             "wait": 0.0,
+            "segments": 0,
         }
         rows.append(row)
+        before = _segments()
         with _Timed(row, "execute"):
-            return own(scheduled, *args, **named)
+            output = own(scheduled, *args, **named)
+        row["segments"] = _segments() - before
+        return output
 
     return execute_model
+
+
+def _segments() -> int:
+    """Return how often this process has asked the GPU's driver for memory."""
+    asked = torch.cuda.memory_stats_as_nested_dict()  # empty without a GPU
+    return int(asked["segment"]["all"]["allocated"]) if asked else 0
 
 
 def _sampling(own: Callable[..., Any], rows: list[Row]) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cme_bench.experiments.efficiency import vllm_steps
 from cme_bench.experiments.efficiency.vllm_steps import start_log, stop_log, summary
 
 
@@ -43,6 +44,16 @@ def test_a_step_says_its_tokens_and_where_its_time_went() -> None:
     for row in (first, second):
         assert row["execute"] >= 10 > row["cpu"]
         assert row["wait"] >= 20 > row["sample"]
+
+
+def test_a_step_says_how_often_it_asked_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter((3, 5, 5, 5))
+    monkeypatch.setattr(vllm_steps, "_segments", lambda: next(asked))
+    worker = SimpleNamespace(model_runner=Runner())
+    start_log(worker)
+    for _ in range(2):
+        worker.model_runner.execute_model(scheduled(1))
+    assert [row["segments"] for row in stop_log(worker)] == [2, 0]
 
 
 def test_nothing_is_noted_any_more_after_the_log() -> None:
