@@ -8,8 +8,9 @@ Of gate and up projection also with silu(gate) * up behind it: ``silu_base`` (a 
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
-CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``. ``--shape smollm2``
-takes SmolLM2-135M's layers, ``--tokens`` other numbers of tokens. Needs a CUDA GPU.
+CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``. ``--host`` prints what
+a call takes of Python where no graph is replayed. ``--shape smollm2`` takes SmolLM2-135M's layers,
+``--tokens`` other numbers of tokens. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,32 @@ def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, An
     }
 
 
+def host_times(name: str, rounds: int, calls: int = 100) -> dict[str, float]:
+    """Return microseconds that a call takes of its thread: of 16 tokens, launched and not waited for."""
+    d_in, outs = LAYERS[name]
+    torch.manual_seed(0)
+    store = make_layer(d_in, outs, team_spec())
+    plain = store.weight.contiguous()
+    variants: dict[str, Callable[[Tensor], Tensor]] = {
+        "base": lambda x: torch.nn.functional.linear(x, plain),
+        "rows": lambda x: store.apply(x, "rows"),
+        "gated": lambda x: store.apply(x, "gated"),
+    }
+    if store.has_halves:
+        variants["silu_base"] = activated(variants["base"])
+        variants["silu_rows"] = lambda x: store.apply(x, "rows", silu=True)
+    x = torch.randn(16, d_in, device="cuda", dtype=torch.bfloat16)
+    times: dict[str, list[float]] = {kind: [] for kind in variants}
+    for _ in range(1 + rounds):
+        for kind, run in variants.items():
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            for _ in range(calls):
+                run(x)
+            times[kind].append(1e6 * (time.perf_counter() - started) / calls)
+    return {kind: statistics.median(found[1:]) for kind, found in times.items()}
+
+
 def tune(name: str, tokens: int) -> None:
     """Print what the pieces of ``rows`` and ``columns`` take, and the tiles of the expanding kernel."""
     from cme_bench.vllm_plugin import expansion
@@ -312,12 +340,19 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="sizes of a step")
     parser.add_argument("--quick", action="store_true", help="three sizes, three rounds")
+    parser.add_argument("--host", action="store_true", help="only print what calls take of Python")
     parser.add_argument("--tune", action="store_true", help="only print the time of pieces and tiles")
     parser.add_argument("--out", type=Path, help="file to write")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "vllm_kernels: needs a CUDA GPU\n")
     LAYERS.update(SHAPES[args.shape])
+    if args.host:
+        for name in LAYERS:
+            print(
+                name, {kind: round(us, 1) for kind, us in host_times(name, args.rounds).items()}, flush=True
+            )
+        return
     if args.tune and args.slots:
         import slot_plans
 

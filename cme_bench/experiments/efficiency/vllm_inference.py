@@ -248,7 +248,7 @@ def _start(setup: Setup) -> tuple[Any, list[Any]]:
         graph_tokens=setup.graph_tokens,
     )
     for name, value in environment(settings, setup.dtype).items():
-        os.environ[name] = value
+        os.environ.setdefault(name, value)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # the profiler's functions travel by pickle
     most = 2 * (setup.workloads.prompt + setup.workloads.new)
