@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
 
+from cme_bench.engines.contexts import Contexts
 from cme_bench.engines.packs import Pack
 from cme_bench.engines.plan import PlanLimits, plan_packs
 from cme_bench.engines.requests import TokenIds
@@ -29,7 +30,7 @@ class KeptPlans:
         A plan is kept once all of it was taken, unless ``limits`` shrank meanwhile.
         """
         asked = astuple(limits)
-        key = (*rows, asked)
+        key = (*_distinct(rows), asked)
         if (kept := self._kept.get(key)) is not None:
             yield from kept
             return
@@ -45,3 +46,10 @@ class KeptPlans:
         if tokens <= self._room and astuple(limits) == asked:
             self._room -= tokens
             self._kept[key] = made
+
+
+def _distinct(rows: Rows) -> tuple[Any, Any]:
+    """Return what tells ``rows`` from all others, with each context in it once."""
+    contexts = Contexts()
+    numbered = tuple((contexts.number(context), continuation) for context, continuation in rows)
+    return contexts.distinct, numbered

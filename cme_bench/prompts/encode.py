@@ -128,8 +128,13 @@ class Encoder:
             behind = [(a, b) for a, b in moved if a]
             cut = self._cuts(_some(behind)) and self._pieces
             ids = iter(cut.pairs(behind) if cut else self._whole_pairs(behind))
-            begin = {a: self._begin(a, rendered) for a, _ in behind}
-            split = [((), alone[b]) if not a else _behind(begin[a], *next(ids)) for a, b in moved]
+            begun: dict[str, TokenIds] = {}  # one object each: others tell them apart by that
+            split = []
+            for a, b in moved:
+                context, continuation = next(ids) if a else ((), alone[b])
+                if a not in begun:
+                    begun[a] = self._begin(a, rendered) + context if a else ()
+                split.append((begun[a], continuation))
         return [(a or (self.start_token,), b) for a, b in split]
 
     def prefix(self, text: str, *, rendered: bool = False) -> TokenIds:
@@ -143,10 +148,6 @@ class Encoder:
         if self._bos_text is None:
             return False
         return text.lstrip().startswith(self._bos_text) or (rendered and self._bos_text in text)
-
-
-def _behind(begin: TokenIds, context: TokenIds, continuation: TokenIds) -> tuple[TokenIds, TokenIds]:
-    return begin + context, continuation
 
 
 def _some(parts: Sequence[PartT]) -> Sequence[PartT]:

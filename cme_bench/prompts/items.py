@@ -380,5 +380,7 @@ def _share_contexts(
     rows: Sequence[tuple[TokenIds, TokenIds]],
 ) -> tuple[tuple[TokenIds, TokenIds], ...]:
     """Return equal contexts as one object: a question's context is held once, however many choices it has."""
+    if all(context is rows[0][0] for context, _ in rows):
+        return tuple(rows)
     seen: dict[TokenIds, TokenIds] = {}
     return tuple((seen.setdefault(context, context), continuation) for context, continuation in rows)

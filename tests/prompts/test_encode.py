@@ -118,3 +118,11 @@ def test_an_empty_context_becomes_the_start_token(toy_tokenizer: PreTrainedToken
 def test_nothing_to_encode_is_nothing(toy_tokenizer: PreTrainedTokenizerFast) -> None:
     assert Encoder(toy_tokenizer).encode([]) == {}
     assert Encoder(toy_tokenizer).encode_pairs([], "joint") == []
+
+
+def test_the_choices_of_a_context_get_it_as_one_object(tokenizer: Any) -> None:
+    pairs = [("A question.", " one"), ("Another.", " two"), ("A question. ", "two"), ("", "three")]
+    encoder = Encoder(tokenizer)
+    split = encoder.encode_pairs(pairs, "joint")
+    assert split[0][0] is split[2][0] and split[0][0] == encoder.encode(["A question."])["A question."]
+    assert [encoder.encode_pairs([pair], "joint")[0] for pair in pairs] == split

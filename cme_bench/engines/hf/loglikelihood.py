@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cme_bench.engines.base import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
+from cme_bench.engines.contexts import Contexts
 from cme_bench.engines.hf.batching import by_length
 from cme_bench.engines.hf.copies import to_host
 from cme_bench.engines.hf.forward import CausalForward, left_pad
@@ -63,12 +64,15 @@ def plan_rows(requests: Sequence[LoglikelihoodRequest]) -> list[ScoringRow]:
     def longest(index: int) -> int:
         return max((len(c) + len(t) for c, t in requests[index].rows), default=0)
 
-    rows: dict[tuple[TokenIds, TokenIds], ScoringRow] = {}
+    contexts = Contexts()
+    rows: dict[tuple[int, TokenIds], ScoringRow] = {}
     for index in sorted(range(len(requests)), key=longest, reverse=True):
         pairs = list(enumerate(requests[index].rows))
         for choice, (context, continuation) in sorted(pairs, key=lambda pair: -sum(map(len, pair[1]))):
             if continuation:
-                row = rows.setdefault((context, continuation), ScoringRow(context, continuation))
+                key = contexts.number(context), continuation
+                if (row := rows.get(key)) is None:
+                    row = rows[key] = ScoringRow(context, continuation)
                 row.owners.append((index, choice))
     return list(rows.values())
 
