@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.engines.requests import TokenIds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cme_bench.engines.plan import PlanLimits
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -50,6 +55,11 @@ class Pack:
     cached: int
     keep: bool
     units: tuple[Unit, ...]
+
+    @property
+    def packs(self) -> tuple[Pack, ...]:
+        """Return itself, as a sequence of packs has it."""
+        return (self,)
 
     @property
     def n_tokens(self) -> int:
@@ -98,6 +108,69 @@ class Pack:
             Pack(self.cached, True, (_slice_chain(unit, 0, half),)),
             Pack(self.cached + half, True, (_slice_chain(unit, half, self.n_tokens),)),
         )
+
+
+@dataclass(frozen=True)
+class PackSequence:
+    """Hold packs that go through the network in one forward; each sees what those before it keep."""
+
+    packs: tuple[Pack, ...]
+
+    @property
+    def cached(self) -> int:
+        return self.packs[0].cached
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return tuple(unit for pack in self.packs for unit in pack.units)
+
+    @cached_property
+    def n_tokens(self) -> int:
+        return sum(pack.n_tokens for pack in self.packs)
+
+    @cached_property
+    def tokens(self) -> Ints:
+        return np.concatenate([pack.tokens for pack in self.packs])
+
+    @cached_property
+    def positions(self) -> Ints:
+        return np.concatenate([pack.positions for pack in self.packs])
+
+    @cached_property
+    def reads(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Return what :attr:`Pack.reads` does, of all packs, one after the other."""
+        found, tokens, scored = [], 0, 0
+        for pack in self.packs:
+            places, index, target, row = pack.reads
+            found.append((places + tokens, index + scored, target, row))
+            tokens += pack.n_tokens
+            scored += len(places)
+        places, index, target, row = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return places, index, target, row
+
+    def split(self) -> tuple[PackSequence, PackSequence] | None:
+        """Return two sequences, to be run in order; None if it cannot be divided."""
+        if len(self.packs) > 1:
+            half = len(self.packs) // 2
+            return PackSequence(self.packs[:half]), PackSequence(self.packs[half:])
+        halves = self.packs[0].split()
+        return None if halves is None else (PackSequence(halves[:1]), PackSequence(halves[1:]))
+
+
+def pack_sequences(packs: Iterable[Pack], limits: PlanLimits) -> Iterator[PackSequence]:
+    """Yield ``packs`` in their order, in forwards no larger than a pack may be: each costs its start."""
+    waiting: list[Pack] = []
+    tokens = scored = 0
+    for pack in packs:
+        needed = len(pack.reads[0])
+        if waiting and (tokens + pack.n_tokens > limits.pack_tokens or scored + needed > limits.pack_scored):
+            yield PackSequence(tuple(waiting))
+            waiting, tokens, scored = [], 0, 0
+        waiting.append(pack)
+        tokens += pack.n_tokens
+        scored += needed
+    if waiting:
+        yield PackSequence(tuple(waiting))
 
 
 def _slice_chain(unit: Unit, start: int, stop: int) -> Unit:

@@ -219,8 +219,8 @@ def test_trials_take_few_forwards_and_each_prefix_is_computed_once(models: Any) 
     hook = layer.register_forward_pre_hook(lambda module, fed_in: fed.append(fed_in[0].shape[1]))
     dict(engine.generate(asked))
     hook.remove()
-    own, kept, tail, prefixes, questions = fed
-    assert (own, kept, tail) == (16 + 8, 16 + 4, 4)  # the trial: the image's row both ways
+    own, shared, prefixes, questions = fed
+    assert (own, shared) == (16 + 8, 16 + 4 + 4)  # the trial: the image's row both ways
     assert prefixes < sum(len(request.prompt) for request in asked) // 2
     assert questions + 16 <= max(len(request.prompt) for request in asked)
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import LoglikelihoodRequest, LoglikelihoodResponse, TokenIds
-from cme_bench.engines.hf import HFEngine, unit_attention
+from cme_bench.engines.hf import HFEngine, pack_forward, unit_attention
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
 from tests.support.tiny_llama import random_llama
@@ -119,6 +119,59 @@ def test_a_header_is_computed_once(
     assert engine.stats.tokens_computed <= 25 + 20 * (10 + 3 + 8)
     assert engine.stats.tokens_rowwise == 20 * (35 + 35 + 38 + 43)
     assert engine.stats.tokens_padding == 0
+
+
+def test_a_header_and_what_follows_it_take_one_forward(
+    tiny_model: LlamaForCausalLM,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    questions: list[LoglikelihoodRequest],
+) -> None:
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    assert engine.rowwise_because is None
+    fed: list[int] = []
+    hook = tiny_model.model.layers[0].register_forward_pre_hook(
+        lambda _, given: fed.append(given[0].shape[1])
+    )
+    score_all(engine, questions)
+    hook.remove()
+    assert fed == [engine.stats.tokens_computed]
+
+
+def test_a_forward_of_several_packs_that_fails_is_computed_in_parts(
+    tiny_model: LlamaForCausalLM,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    make_ids: Callable[[int], TokenIds],
+) -> None:
+    """Memory runs out in the last layer; those before it keep the next header and no longer this one."""
+    engine = HFEngine(tiny_model, toy_tokenizer)
+    assert engine.rowwise_because is None
+    engine.limits = PlanLimits(100, 1000, 20, 1, 64)
+    top = make_ids(15)
+    headers = [top + make_ids(15) for _ in range(2)]
+    asked = [
+        LoglikelihoodRequest(((header + make_ids(9), make_ids(1)),)) for header in headers for _ in range(15)
+    ]
+    expected = score_all(HFEngine(tiny_model, toy_tokenizer, plain=True), asked)
+    run, failing, failed = pack_forward.PackForward.__call__, [False], list[bool]()
+
+    def noted(self: Any, pack: Any) -> Any:
+        kept = [part.keep for part in pack.packs]
+        failing[0] = kept[0] is False and True in kept
+        return run(self, pack)
+
+    def small_memory(*_: Any) -> None:
+        if failing[0]:
+            failed.append(True)
+            raise RuntimeError("can't allocate memory")
+
+    hook = tiny_model.model.layers[-1].register_forward_pre_hook(small_memory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pack_forward.PackForward, "__call__", noted)
+        found = score_all(engine, asked)
+    hook.remove()
+    assert len(failed) == 1
+    for one, other in zip(found, expected, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "teamlora"])
@@ -262,7 +315,7 @@ def test_a_long_header_and_many_questions_stay_within_the_budget(
 ) -> None:
     """2,000 tokens x 1,000 questions: at no time are more keys kept than the header's, nor packs larger
     than asked for, nor attention masks larger than a pack needs."""
-    from cme_bench.engines.hf import pack_forward, tree_attention
+    from cme_bench.engines.hf import tree_attention
 
     kept, packs, masks = [], [], []
     run = pack_forward.PackForward.__call__
@@ -316,7 +369,7 @@ def test_a_pack_too_large_is_split_and_the_smaller_size_stays(
     for one, other in zip(score_all(engine, questions), expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     assert engine.limits.pack_tokens <= 110
-    assert sum(size > 100 for size in sizes) <= 3
+    assert sum(size > 100 for size in sizes) <= 4
 
 
 def test_a_block_too_large_says_its_length_and_what_to_do(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from cme_bench.engines import LoglikelihoodRequest, TokenIds
-from cme_bench.engines.packs import Pack
+from cme_bench.engines.packs import Pack, PackSequence, pack_sequences
 from cme_bench.engines.plan import PlanLimits, plan_packs
 from tests.support.tries import limits, requests
 
@@ -87,6 +88,47 @@ def test_split_packs_read_the_same(asked: list[LoglikelihoodRequest], plan: Plan
         assert sorted(zip(*parts, strict=True)) == sorted(zip(*whole, strict=True))
         assert sum(half.n_tokens for half in halves) == pack.n_tokens
         assert halves[1].cached == pack.cached + (halves[0].n_tokens if pack.keep else 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests(), limits)
+def test_sequences_read_what_their_packs_do(asked: list[LoglikelihoodRequest], plan: PlanLimits) -> None:
+    rows = distinct_rows(asked)
+    packs = list(plan_packs(rows, plan))
+    whole = list(pack_sequences(packs, plan))
+    assert [id(pack) for sequence in whole for pack in sequence.packs] == [id(pack) for pack in packs]
+    for sequence in whole:
+        scored = len(sequence.reads[0])
+        assert len(sequence.packs) == 1 or (
+            sequence.n_tokens <= plan.pack_tokens and scored <= plan.pack_scored
+        )
+    for one, other in itertools.pairwise(whole):  # no two would have fitted
+        first = PackSequence((*one.packs, other.packs[0]))
+        assert first.n_tokens > plan.pack_tokens or len(first.reads[0]) > plan.pack_scored
+
+
+@settings(max_examples=50, deadline=None)
+@given(requests(), limits)
+def test_a_sequence_reads_at_the_places_of_its_packs(
+    asked: list[LoglikelihoodRequest], plan: PlanLimits
+) -> None:
+    todo = [PackSequence(tuple(plan_packs(distinct_rows(asked), plan)))]
+    while todo:
+        sequence = todo.pop()
+        assert sequence.reads[0].tolist() == sorted(set(sequence.reads[0].tolist()))
+        found = reads_of(sequence)
+        assert found == [read for pack in sequence.packs for read in reads_of(pack)]
+        if halves := sequence.split():
+            assert sorted(read for half in halves for read in reads_of(half)) == sorted(found)
+            todo += halves
+
+
+def reads_of(pack: Pack | PackSequence) -> list[tuple[int, int, int, int]]:
+    """The id and the position at the place of every read, what is read there and for which row."""
+    places, index, target, row = pack.reads
+    at = places[index]
+    parts = (pack.tokens[at], pack.positions[at], target, row)
+    return list(zip(*(part.tolist() for part in parts), strict=True))
 
 
 def test_a_header_is_computed_once_and_questions_travel_together() -> None:

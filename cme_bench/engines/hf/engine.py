@@ -52,7 +52,7 @@ from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.kept_plans import KeptPlans
-from cme_bench.engines.packs import Pack
+from cme_bench.engines.packs import Pack, PackSequence, pack_sequences
 from cme_bench.engines.plan import chain_packs, plan_groups
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.stopping import end_token_ids
@@ -247,7 +247,8 @@ class HFEngine(Engine):
         if self.rowwise_because:
             return run_batches(rows, self.budget, self._score)
         compute = functools.partial(self._score_pack, PackForward(self._forward))
-        packs = self._plans.packs([(row.context, row.continuation) for row in rows], self.limits)
+        planned = self._plans.packs([(row.context, row.continuation) for row in rows], self.limits)
+        packs = pack_sequences(planned, self.limits)
         return finished_rows(rows, run_packs(packs, self.limits, compute, self.ahead))
 
     @functools.cached_property
@@ -311,7 +312,7 @@ class HFEngine(Engine):
                 self._verdicts[name] = trial()
         return cast("ResultT", self._verdicts[name])
 
-    def _score_pack(self, run: PackForward, pack: Pack) -> Pending:
+    def _score_pack(self, run: PackForward, pack: Pack | PackSequence) -> Pending:
         with self._measured():
             timer = DeviceTimer(self.device)
             pending = run(pack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 
@@ -14,8 +14,8 @@ from cme_bench.engines.hf.batching import try_compute
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_later
-from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
-from cme_bench.engines.packs import Pack
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention, SequenceAttention
+from cme_bench.engines.packs import Pack, PackSequence
 from cme_bench.engines.plan import PlanLimits
 from cme_bench.util.errors import CmeError
 
@@ -24,6 +24,9 @@ Reads: TypeAlias = list[tuple[int, float, bool]]
 
 Pending: TypeAlias = Callable[[], Reads]
 """A pack that is being computed: waits for its reads."""
+
+
+PackT = TypeVar("PackT", Pack, PackSequence)
 
 
 class PackForward:
@@ -35,12 +38,20 @@ class PackForward:
         self.windows: list[int | None] = []
 
     @torch.inference_mode()
-    def __call__(self, pack: Pack) -> Pending:
-        """Start computing ``pack``; return what waits for its reads, with one copy back from the device."""
+    def __call__(self, pack: Pack | PackSequence) -> Pending:
+        """Start computing ``pack``; return what waits for its reads, with one copy back from the device.
+
+        If a sequence fails, nothing but what was kept before is kept.
+        """
         device = self._forward.device
         places, index, target, row = pack.reads
-        attention = PackAttention(pack, self.kept, device, kernel=self._forward.by_pieces)
-        with self._forward.seeing(pack.tokens), attention_of(self._forward, attention):
+        kernel, kept = self._forward.by_pieces, self.kept
+        attention = SequenceAttention([PackAttention(p, kept, device, kernel=kernel) for p in pack.packs])
+        with (
+            kept.all_or_nothing(pack.packs),
+            self._forward.seeing(pack.tokens),
+            attention_of(self._forward, attention),
+        ):
             [logits] = self._forward.uncached(
                 to_device(pack.tokens, device)[None],
                 to_device(pack.positions, device)[None],
@@ -57,7 +68,7 @@ class PackForward:
 
 
 def run_packs(
-    packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Pending], ahead: int = 0
+    packs: Iterable[PackT], limits: PlanLimits, compute: Callable[[PackT], Pending], ahead: int = 0
 ) -> Iterator[Reads]:
     """Yield the reads of every pack, in order.
 
@@ -82,7 +93,7 @@ def run_packs(
 
 
 def _started(
-    packs: Iterable[Pack], limits: PlanLimits, compute: Callable[[Pack], Pending]
+    packs: Iterable[PackT], limits: PlanLimits, compute: Callable[[PackT], Pending]
 ) -> Iterator[Pending]:
     """Yield every pack, started; those that do not fit in memory in parts."""
     for planned in packs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError
@@ -11,6 +12,7 @@ from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_by_le
 from cme_bench.engines.hf.pack_forward import PackForward, finished_rows
 from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.packs import pack_sequences
 from cme_bench.engines.plan import PlanLimits, plan_packs
 from cme_bench.util.errors import first_line
 
@@ -91,7 +93,7 @@ def shared_scores(
     scored: int = 12,
 ) -> dict[int, RowScore]:
     """Return the scores of a few rows by packs of ``chunk`` tokens, ``scored`` of them read, at most, by
-    their choice's number.
+    their choice's number. Forwards are twice as large, so that some have several packs.
 
     Raises UnsupportedAttentionError where a layer does not attend by transformers' interface.
     """
@@ -99,7 +101,8 @@ def shared_scores(
         pack_tokens=chunk, pack_scored=scored, block_tokens=4, forward_tokens=1, kept_tokens=max_length
     )
     run = PackForward(forward)
-    packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
+    planned = plan_packs([(row.context, row.continuation) for row in rows], limits)
+    packs = pack_sequences(planned, replace(limits, pack_tokens=2 * chunk))
     scores = {row.owners[0][1]: score for row, score in finished_rows(rows, (run(pack)() for pack in packs))}
     if run.windows != windows(base_model(forward.model).config.get_text_config(decoder=True)):
         raise UnsupportedAttentionError(

@@ -8,6 +8,10 @@ The model is fed one row, ``[1, n]``. Two parts are computed and merged by their
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -43,6 +47,22 @@ class KeptPrefix:
             keys, values = keys.clone(), values.clone()
         self._kept[module] = keys, values
 
+    @contextmanager
+    def all_or_nothing(self, packs: Sequence[Pack]) -> Iterator[None]:
+        """Keep what was kept before if the forward of ``packs`` fails: layers got to different ones.
+
+        One pack needs no such care: what it sees is kept in every layer.
+        """
+        if len(packs) == 1:
+            yield
+            return
+        before = self._kept.copy()
+        try:
+            yield
+        except BaseException:
+            self._kept = before
+            raise
+
 
 class PackAttention:
     """Compute the attention of one pack, every layer on its own device.
@@ -64,9 +84,8 @@ class PackAttention:
 
     def __call__(self, call: AttentionCall) -> Tensor:
         """Return [1, n, heads, head size]."""
-        n, cached, query = self.pack.n_tokens, self.pack.cached, call.query
-        if call.key.shape[0] != 1 or call.key.shape[2] != n or query.shape[2] != n:
-            raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")
+        cached = self.pack.cached
+        check_fed(call, self.pack.n_tokens)
         self.windows.append(call.window)
         out = self._by_kernel(call) if self._kernel else None
         if out is None:
@@ -132,3 +151,34 @@ class PackAttention:
             seen = self._positions_on(query.device)[:, None] - kept < window
             self._prefix_masks[key] = additive(seen, query.dtype).repeat(groups, 1)
         return first, self._prefix_masks[key]
+
+
+class SequenceAttention:
+    """Compute the attention of packs that follow each other in one row, each by its own of ``parts``."""
+
+    def __init__(self, parts: Sequence[PackAttention]) -> None:
+        self._parts = parts
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Return the windows of every call so far."""
+        return self._parts[0].windows
+
+    def __call__(self, call: AttentionCall) -> Tensor:
+        """Return [1, n, heads, head size]."""
+        if len(self._parts) == 1:
+            return self._parts[0](call)
+        sizes = [part.pack.n_tokens for part in self._parts]
+        check_fed(call, sum(sizes))
+        states = (torch.split(part, sizes, 2) for part in (call.query, call.key, call.value))
+        found = [
+            attend(replace(call, query=query, key=key, value=value))
+            for attend, query, key, value in zip(self._parts, *states, strict=True)
+        ]
+        return torch.cat(found, 1)
+
+
+def check_fed(call: AttentionCall, tokens: int) -> None:
+    """Raise UnsupportedAttentionError if a layer attends to others than so many tokens of one row."""
+    if call.key.shape[0] != 1 or call.key.shape[2] != tokens or call.query.shape[2] != tokens:
+        raise UnsupportedAttentionError("the model does not attend to exactly the tokens it was fed")

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.loglikelihood import read_later
-from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
-from cme_bench.engines.packs import Pack
+from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention, SequenceAttention
+from cme_bench.engines.packs import PackSequence
 from cme_bench.vllm_plugin.worker import ExtendedWorker
 
 Reads = list[tuple[int, float, bool]]
@@ -49,16 +49,17 @@ class PackWorker(ExtendedWorker):
 
     @torch.inference_mode()
     def score_pack(self, packed: bytes) -> Reads:
-        """Return the reads of a pickled ``Pack``; packs must come in their order."""
+        """Return the reads of a pickled ``PackSequence``; they must come in their order."""
         from vllm.forward_context import set_forward_context
 
-        pack: Pack = pickle.loads(packed)
+        pack: PackSequence = pickle.loads(packed)
         if not pack.cached:
             self._kept_prefix = KeptPrefix()
         model, device = self.get_model(), self.device
-        attention = PackAttention(pack, self._kept_prefix, device)
+        attention = SequenceAttention([PackAttention(p, self._kept_prefix, device) for p in pack.packs])
         places, index, target, row = pack.reads
         with (
+            self._kept_prefix.all_or_nothing(pack.packs),
             set_forward_context(None, self.vllm_config, num_tokens=pack.n_tokens),
             _attending(model, attention),
         ):
@@ -92,7 +93,7 @@ def _unusual(layer: Any) -> str:
 
 
 @contextmanager
-def _attending(model: nn.Module, attention: PackAttention) -> Iterator[None]:
+def _attending(model: nn.Module, attention: SequenceAttention) -> Iterator[None]:
     """Have all attention layers of ``model`` compute by ``attention`` within the context."""
     layers = attention_layers(model)
     for layer in layers:
@@ -104,7 +105,7 @@ def _attending(model: nn.Module, attention: PackAttention) -> Iterator[None]:
             del layer.forward
 
 
-def _attend(layer: Any, attention: PackAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _attend(layer: Any, attention: SequenceAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Map [n, heads * size] of each to [n, heads * size]."""
 
     def heads(states: Tensor, count: int) -> Tensor:

@@ -17,7 +17,7 @@ from cme_bench.engines.base import EngineStats, LoglikelihoodRequest, Loglikelih
 from cme_bench.engines.hf.batching import plan_limits
 from cme_bench.engines.hf.loglikelihood import collect_responses, plan_rows
 from cme_bench.engines.hf.pack_forward import Pending, finished_rows, run_packs
-from cme_bench.engines.packs import Pack
+from cme_bench.engines.packs import PackSequence, pack_sequences
 from cme_bench.engines.plan import plan_packs
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import on_cpu
@@ -33,7 +33,7 @@ def by_packs(
 ) -> Iterator[tuple[int, LoglikelihoodResponse]]:
     """Yield ``(index, response)`` of every request, as they finish; count the tokens in ``stats``."""
 
-    def compute(pack: Pack) -> Pending:
+    def compute(pack: PackSequence) -> Pending:
         started = time.perf_counter()
         reads = host.score_pack(pickle.dumps(pack))
         stats.model_seconds += time.perf_counter() - started
@@ -44,7 +44,7 @@ def by_packs(
     limits = plan_limits(_config(host), torch.device("cpu" if on_cpu() else "cuda"), MOST_TOKENS)
     limits.kept_tokens = host.max_length
     rows = plan_rows(requests)
-    packs = plan_packs([(row.context, row.continuation) for row in rows], limits)
+    packs = pack_sequences(plan_packs([(row.context, row.continuation) for row in rows], limits), limits)
     yield from collect_responses(requests, finished_rows(rows, run_packs(packs, limits, compute)))
 
 
