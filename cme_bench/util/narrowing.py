@@ -32,6 +32,8 @@ _EXACT = 2.0**-14
 above 2^-17; states lose 2^-12."""
 _LARGEST = torch.finfo(torch.float16).max
 _CHECKED_AT_ONCE = 1 << 26
+_GATE = 2.0**-9
+"""Most that a gate of a trial may be off, as a share: float16 rounds by a quarter of it."""
 _BLOCKS, _BLOCK, _ROWS = 1 << 14, 1024, 32
 
 
@@ -137,6 +139,20 @@ def narrowed_plainly(x: Tensor, way: Way) -> Narrowed:
     return Narrowed(torch.cat([first, (scaled - first).to(way.dtype)]), scales)
 
 
+def gated(gate: Tensor, up: Tensor, scales: Tensor, way: Way) -> Narrowed:
+    """Return ``silu(gate) * up`` as factors, one number each, of float32 [rows, d] that are times ``scales``
+    [rows]: as ``narrowed`` does, without its float32 numbers."""
+    if _runs_on(gate):
+        return _gated_by_kernel(gate, up, scales, way)
+    return gated_plainly(gate, up, scales, way)
+
+
+def gated_plainly(gate: Tensor, up: Tensor, scales: Tensor, way: Way) -> Narrowed:
+    """Return what ``gated`` does, by operations of torch."""
+    opened = torch.nn.functional.silu(gate * scales[:, None])
+    return narrowed_plainly(opened.mul_(up).mul_(scales[:, None]), way)
+
+
 def restored_plainly(product: Tensor, scales: Tensor) -> Tensor:
     """Return what ``Narrowed.restored`` does, by operations of torch."""
     rows = len(scales)
@@ -193,6 +209,22 @@ def _narrowed_by_kernel(x: Tensor, way: Way) -> Narrowed:
     return Narrowed(parts, scales)
 
 
+def _gated_by_kernel(gate: Tensor, up: Tensor, scales: Tensor, way: Way) -> Narrowed:
+    from cme_bench.util.triton_narrowing import gate_kernel
+
+    rows, d = gate.shape
+    parts = gate.new_empty(rows, d, dtype=way.dtype)
+    found = gate.new_empty(rows)
+    if gate.numel():
+        block = min(_BLOCKS, 1 << (d - 1).bit_length())
+        with launched_on(gate):
+            gate_kernel[(rows,)](
+                gate, up, scales, parts, found, d, *way.kept, WHOLE=d <= block, BLOCK=block,
+                num_warps=max(4, min(16, block // 512)),
+            )  # fmt: skip
+    return Narrowed(parts, found)
+
+
 def _restored_by_kernel(product: Tensor, scales: Tensor) -> Tensor:
     from cme_bench.util.triton_narrowing import add_kernel, rescale_kernel
 
@@ -229,4 +261,15 @@ def _is_right(way: Way, device: torch.device) -> bool:
     wide = restored_plainly(product.clone(), wanted.scales)
     turned = x.T[:, :, None]
     halves = torch.equal(_halved_by_kernel(turned), halved_plainly(turned))
+    if way.dtype == torch.float16 and way.pieces == 1:
+        halves = halves and _gates_are_right(x, way)
     return halves and all(same) and torch.equal(_restored_by_kernel(product, found.scales), wide)
+
+
+def _gates_are_right(x: Tensor, way: Way) -> bool:
+    """Return whether gates are those of torch, but for the rounding of an exponential."""
+    given = x.sin() * x, x.cos(), x.new_tensor([1.0, 4.0, 0.25, 1.0, 1.0])
+    found, wanted = _gated_by_kernel(*given, way), gated_plainly(*given, way)
+    numbers, others = (part.parts.float() * part.scales[:, None] for part in (found, wanted))
+    most = torch.linalg.vector_norm(others, torch.inf, dim=1, keepdim=True)
+    return bool(torch.all((numbers - others).abs() <= _GATE * (others.abs() + 2.0**-13 * most)))

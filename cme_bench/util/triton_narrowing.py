@@ -40,6 +40,51 @@ def narrow_kernel(
             tl.store(out + (rows + row) * d + column, second, mask=live)
 
 
+@triton.jit
+def _gated(gate, up, column, live, scale):
+    """Return silu(gate) * up, of numbers that are times ``scale``."""
+    opened = tl.load(gate + column, mask=live, other=0.0) * scale
+    return opened / (1.0 + tl.exp(-opened)) * (tl.load(up + column, mask=live, other=0.0) * scale)
+
+
+@triton.jit
+def gate_kernel(
+    gate,
+    up,
+    scales,
+    out,
+    out_scales,
+    d,
+    LEAST: tl.constexpr,
+    MOST: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    gate, up, out = gate + row * d, up + row * d, out + row * d
+    scale = tl.load(scales + row)
+    column = tl.arange(0, BLOCK)
+    if WHOLE:  # one block: read once
+        numbers = _gated(gate, up, column, column < d, scale)
+        largest = tl.abs(numbers)
+    else:
+        largest = tl.zeros([BLOCK], dtype=tl.float32)
+        for start in range(0, d, BLOCK):
+            part = _gated(gate, up, start + column, start + column < d, scale)
+            largest = tl.maximum(largest, tl.abs(part))
+    exponent = tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23
+    kept = ((exponent >= LEAST) & (exponent < MOST)) | (exponent == 255)
+    shift = tl.where(kept, 127, tl.maximum(exponent, 15) - 14)
+    tl.store(out_scales + row, (shift << 23).to(tl.float32, bitcast=True))
+    inverse = ((254 - shift) << 23).to(tl.float32, bitcast=True)
+    if WHOLE:
+        tl.store(out + column, (numbers * inverse).to(tl.float16), mask=column < d)
+    else:
+        for start in range(0, d, BLOCK):
+            part = _gated(gate, up, start + column, start + column < d, scale)
+            tl.store(out + start + column, (part * inverse).to(tl.float16), mask=start + column < d)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def add_kernel(product, scales, rows, n, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)

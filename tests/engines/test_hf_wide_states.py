@@ -17,9 +17,9 @@ from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine, wide_states
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.wide_states import why_narrow
-from cme_bench.util import exact_logits
+from cme_bench.util import exact_logits, narrowing
 from cme_bench.util.exact_logits import linear, product
-from cme_bench.util.narrowing import Narrowed, Way, narrowed_plainly
+from cme_bench.util.narrowing import Narrowed, Way, gated_plainly, narrowed_plainly
 from tests.support.tiny_llama import random_llama
 from tests.util.test_exact_logits import FAMILIES, build
 
@@ -302,6 +302,47 @@ def test_weights_that_change_are_multiplied_as_they_are(
     assert halves is not None
     assert all(part.weight.dtype == torch.bfloat16 for part in model.modules() if type(part) is nn.Linear)
     assert up in halves._halves
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_many_rows_of_a_gated_block_have_no_inner_states_in_float32(
+    family: str,
+    as_on_a_gpu: list[tuple[int, ...]],
+    toy_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[int] = []
+    given: list[torch.dtype] = []
+
+    def counted(*parts: Any) -> Narrowed:
+        called.append(len(parts[0]))
+        return gated_plainly(*parts)
+
+    def computed() -> list[float]:
+        called.clear()
+        return answers(HFEngine(model, toy_tokenizer, max_length=64))
+
+    monkeypatch.setattr(narrowing, "_FEW_ROWS", 0)
+    monkeypatch.setattr(wide_states, "gated", counted)
+    model = build(family)
+    found = computed()
+    calls = len(called)
+    assert bool(calls) == (family != "gemma2")  # whose gate is another
+    layer = model.model.layers[0].mlp.down_proj
+    hook = layer.register_forward_pre_hook(lambda _, states: given.append(states[0].dtype))
+    heard = computed()
+    assert torch.float32 in given
+    assert len(called) == calls // 2  # of two layers
+    hook.remove()
+    with monkeypatch.context() as patch:
+        patch.setattr(wide_states, "gated_blocks", lambda _: {})
+        plain = computed()
+    assert not called
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    off = gap(exact, plain)
+    assert gap(plain, found) <= off
+    assert gap(exact, found) < 1.5 * off
+    assert gap(exact, heard) < 1.5 * off
 
 
 def test_states_and_weights_beyond_float16_are_no_error(

@@ -10,6 +10,7 @@ from cme_bench.util.exact_logits import product, wide_product
 from cme_bench.util.narrowing import (
     Half,
     Way,
+    gated,
     halved,
     halved_plainly,
     narrowed,
@@ -65,6 +66,23 @@ def test_a_row_of_zeros_is_zero_and_what_is_no_number_stays_so(way: Way, device:
     assert not out[1:3].isfinite().any()
     assert torch.equal(out[3], torch.full_like(out[3], 16.0))
     assert narrowed(x[:0], way).parts.shape == (0, 16)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("d", [96, 17000])
+def test_a_gate_is_that_of_float64_whatever_its_rows_are_times(d: int, device: str) -> None:
+    scales = 2.0 ** torch.arange(-3.0, 4.0, device=device)
+    gate, up = rows_of_sizes(device, d).clamp(-1e6, 1e6), rows_of_sizes(device, d).flip(0).clamp(-1e6, 1e6)
+    found = gated(gate, up, scales, ONE)
+    wide = (part.double() * scales[:, None] for part in (gate, up))
+    wanted = torch.nn.functional.silu(next(wide)) * next(wide)
+    assert worst(found.parts.double() * found.scales[:, None], wanted) < 2.0**-11
+    gate[0, 1], up[1, 1] = torch.nan, torch.inf
+    found = gated(gate, up, scales, ONE)
+    assert not found.parts[0].isfinite().all()
+    assert not found.parts[1].isfinite().all()
+    assert found.parts[2:].isfinite().all()
+    assert gated(gate[:0], up[:0], scales[:0], ONE).parts.shape == (0, d)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cme_bench.adapters.shared.quantised import is_quantised_linear
+from cme_bench.engines.hf.gated_blocks import GatedBlock, gated_blocks, is_heard
 from cme_bench.engines.hf.kept_weights import Kept, Once, Shelf, adapters_own, parent_of
 from cme_bench.util.exact_logits import (
     NARROW,
@@ -27,10 +28,11 @@ from cme_bench.util.exact_logits import (
     linear,
     multiplies_halves,
     output_layer,
+    product,
     replaced,
     wide_product,
 )
-from cme_bench.util.narrowing import Half, Narrowed, Way, halved, narrowed
+from cme_bench.util.narrowing import Half, Narrowed, Way, gated, halved, narrowed
 
 _wide: ContextVar[bool] = ContextVar("cme_wide_states", default=False)
 
@@ -53,8 +55,13 @@ class WideStates:
         layers = [module for module in (model if part is None else part).modules() if module not in others]
         self._halves, self.no_halves_because = _halves({*layers, *others} - adapters_own(model))
         self._layers: list[tuple[nn.Module, Callable[..., Any]]] = []
+        blocks = gated_blocks(layers) if any(map(_is_on_units, layers)) else {}
         for module in (*layers, *others):
-            if _is_plain(module):
+            block = blocks.get(module)
+            if block is not None and all(map(_is_plain, block)):
+                given = module, module.forward, block, parents.get(block.gate, "")
+                self._layers.append((module, functools.partial(self._gated, *given)))
+            elif _is_plain(module):
                 self._layers.append((module, WideNumbers(self._linear, module, parents.get(module, ""))))
             elif module not in others and (forward := _forward(module)) is not None:
                 self._layers.append((module, forward))
@@ -87,6 +94,27 @@ class WideStates:
         if layer.bias is not None:
             out += layer.bias
         return out.view(*x.shape[:-1], len(weight))
+
+    def _gated(
+        self, module: nn.Module, own: Callable[[Tensor], Tensor], block: GatedBlock, parent: str, x: Tensor
+    ) -> Tensor:
+        """Return what a block computes, in float32, its inner states as factors only; by ``own`` where few
+        rows are, or somebody listens to a layer of ``module``."""
+        rows = x.reshape(-1, x.shape[-1])
+        weights = [layer.weight for layer in block]
+        if not all(is_mixed(x, weight) for weight in weights) or is_heard(module):
+            return own(x)
+        kept = [self._halves.get(layer) for layer in block]
+        halves = [Half(w) if half is None else half.of(w) for w, half in zip(weights, kept, strict=True)]
+        way = Way.of(len(rows), weights[0].dtype, half=None not in kept)
+        same = all(half.numbers.dtype == way.dtype for half in halves)
+        if not (way.pieces == 1 and same and halves[0].scale is None and halves[1].scale is None):
+            return own(x)
+        found = self._once.of((parent, way), x, lambda: narrowed(rows, way))
+        gate, up = (product(found.parts, half.numbers) for half in halves[:2])
+        inner = gated(gate, up, found.scales, way)
+        del gate, up
+        return inner.restored(product(inner.parts, halves[2].numbers), halves[2].scale).view(x.shape)
 
 
 _shelf: Shelf[Half] = Shelf(Half.of, Half.is_of, torch.float16.itemsize)
@@ -156,6 +184,10 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear or "forward" in module.__dict__:
         return False
     return type(module.weight) is nn.Parameter and _is_narrow(module.weight)
+
+
+def _is_on_units(module: nn.Module) -> bool:
+    return _is_plain(module) and multiplies_halves(module.weight)
 
 
 def _is_narrow(own: Tensor | None) -> bool:
