@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeGuard
 
@@ -24,12 +24,12 @@ from cme_bench.util.exact_logits import (
     NARROW,
     Float32Products,
     WideNumbers,
+    all_replaced,
     is_mixed,
     linear,
     multiplies_halves,
     output_layer,
     product,
-    replaced,
     wide_product,
 )
 from cme_bench.util.narrowing import Half, Narrowed, Way, gated, halved, narrowed
@@ -71,12 +71,10 @@ class WideStates:
         """Keep hidden states in float32 within the context; the model is as it was afterwards."""
         token = _wide.set(True)
         try:
-            with ExitStack() as stack:
-                stack.callback(self._once.forget)
-                for module, forward in self._layers:
-                    stack.enter_context(replaced(module, forward))
+            with all_replaced(self._layers):
                 yield
         finally:
+            self._once.forget()
             _wide.reset(token)
 
     def _linear(self, layer: nn.Linear, parent: str, x: Tensor) -> Tensor:
