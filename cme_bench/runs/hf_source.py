@@ -83,10 +83,11 @@ class HFSource(SavedSource):
         from cme_bench.engines.hf import quick_rotary
 
         quick_rotary.build_early(self.model.device)
-        if self.model.dtype_name == "float32" and self._by_pieces is not False:
-            from cme_bench.engines.hf.tree_kernel import build_early
+        wide = self.model.dtype_name in {"bfloat16", "float16"} and self._is_wide
+        if wide or (self.model.dtype_name == "float32" and self._by_pieces is not False):
+            from cme_bench.engines.hf.tree_kernel import Factors, build_early
 
-            build_early(self.model.config, self.model.device)
+            build_early(self.model.config, self.model.device, Factors.HALVES if wide else Factors.PIECES)
         if self._adapters:
             from cme_bench.adapters.files import read_config
             from cme_bench.adapters.routing.building import build

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 from typing import Any
 
 import peft
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
-from cme_bench.engines.hf import HFEngine, wide_states
+from cme_bench.engines.hf import HFEngine, tree_kernel, wide_states
+from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.forward import CausalForward
+from cme_bench.engines.hf.tree_kernel import Factors, Sight, plainly
 from cme_bench.engines.hf.wide_states import why_narrow
 from cme_bench.util import exact_logits, narrowing
 from cme_bench.util.exact_logits import linear, product
@@ -302,6 +305,37 @@ def test_weights_that_change_are_multiplied_as_they_are(
     assert halves is not None
     assert all(part.weight.dtype == torch.bfloat16 for part in model.modules() if type(part) is nn.Linear)
     assert up in halves._halves
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_kernel_attends_to_wide_states_and_float16_is_kept(
+    family: str, toy_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the plain formula in the kernel's place; gemma2's scores are capped, which is not the kernel's."""
+    seen: list[tuple[torch.dtype, torch.dtype | None]] = []
+
+    def suits(call: AttentionCall, factors: Factors) -> bool:
+        return factors is Factors.HALVES and call.softcap is None
+
+    def attend(
+        call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | None, factors: Factors
+    ) -> Tensor:
+        seen.append((call.query.dtype, None if prefix is None else prefix[0].dtype))
+        kept = (call.key[:, :, :0], call.value[:, :, :0]) if prefix is None else prefix
+        return plainly(call, sight.ends.numpy(), kept).float()
+
+    monkeypatch.setattr(tree_kernel, "suits", suits)
+    monkeypatch.setattr(tree_kernel, "attend", attend)
+    model = build(family)
+    engine = HFEngine(model, toy_tokenizer)
+    engine.limits = dataclasses.replace(engine.limits, forward_tokens=1)
+    exact = scores(copy.deepcopy(model).float(), toy_tokenizer)
+    assert gap(exact, answers(engine)) < gap(exact, scores(model, toy_tokenizer, wide=False)) / 5
+    assert set(seen) == (
+        set() if family == "gemma2" else {(torch.float32, None), (torch.float32, torch.float16)}
+    )
+    monkeypatch.setattr(tree_kernel, "suits", lambda *_: pytest.fail("rounded states are no matter of it"))
+    scores(model, toy_tokenizer, wide=False)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])

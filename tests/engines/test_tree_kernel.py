@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention
-from cme_bench.engines.hf.tree_kernel import BLOCK, Sight, block_lists, ends_of, plainly, suits
+from cme_bench.engines.hf.tree_kernel import BLOCK, Factors, Sight, block_lists, ends_of, plainly, suits
 from cme_bench.engines.packs import Pack
 from tests.engines.test_unit_attention import unit
 
@@ -58,27 +59,35 @@ def attended(
 @pytest.mark.parametrize("cached", [0, CACHED])
 def test_the_plain_formula_is_the_attention_in_parts(cached: int) -> None:
     pack, call, kept, prefix = attended(1, cached, 8, "cpu")
-    found = PackAttention(pack, kept, torch.device("cpu"), kernel=True)(call)
-    assert not suits(call)
+    found = PackAttention(pack, kept, torch.device("cpu"), kernel=Factors.PIECES)(call)
+    assert not suits(call, Factors.PIECES)
     torch.testing.assert_close(found.double(), plainly(call, ends_of(pack), prefix), rtol=1e-5, atol=1e-5)
+
+
+ERRORS = {Factors.PIECES: 3e-6, Factors.HALVES: 1e-3}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("width", [16, 64, 128])
 @pytest.mark.parametrize("cached", [0, CACHED])
-def test_a_gpu_attends_by_the_kernel_as_exactly_as_in_parts(cached: int, width: int) -> None:
+@pytest.mark.parametrize("factors", list(Factors))
+def test_a_gpu_attends_by_the_kernel_as_exactly_as_in_parts(
+    factors: Factors, cached: int, width: int
+) -> None:
     pack, call, kept, prefix = attended(2, cached, width, "cuda")
-    assert suits(call)
+    assert suits(call, factors)
     device = torch.device("cuda", torch.cuda.current_device())
     wanted = plainly(call, ends_of(pack), prefix)
-    attend = PackAttention(pack, kept, device, kernel=True)
+    if factors is Factors.HALVES:
+        kept.extend(call.module, 0, prefix[0].half(), prefix[1].half())
+    attend = PackAttention(pack, kept, device, kernel=factors)
     found = attend(call)
     assert attend._sights
     assert isinstance(next(iter(attend._sights.values())), Sight)
+    in_parts = PackAttention(pack, kept, device)
+    halves = replace(call, query=call.query.half(), key=call.key.half(), value=call.value.half())
+    own = in_parts(call if factors is Factors.PIECES else halves)
     size = wanted.square().mean().sqrt()
-    error, own = (
-        float((got.double() - wanted).square().mean().sqrt() / size)
-        for got in (found, PackAttention(pack, kept, device)(call))
-    )
-    print(f"width {width}, {cached} before: {error:.1e}, torch's kernel {own:.1e}")
-    assert error < 3e-6
+    error, other = (float((got.double() - wanted).square().mean().sqrt() / size) for got in (found, own))
+    print(f"width {width}, {cached} before, {factors.value}: {error:.1e}, torch's kernel {other:.1e}")
+    assert error < ERRORS[factors]

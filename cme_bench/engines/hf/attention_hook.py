@@ -22,7 +22,10 @@ _IGNORED = frozenset({"position_ids", "use_cache", "cache_position"})
 """Arguments that say nothing which the attention function does not know."""
 
 Attention: TypeAlias = Callable[[AttentionCall], Tensor]
-"""The attention function of a model within ``attention_of``: it returns [rows, n, heads, size]."""
+"""The attention function of a model within ``attention_of``: it returns [rows, n, heads, size].
+
+Float32 states of a 16-bit model come in float16, or as they are where its attribute ``takes_wide`` is true.
+"""
 
 
 class UnsupportedAttentionError(Exception):
@@ -56,10 +59,11 @@ def _tree_attention(
         raise UnsupportedAttentionError(
             f"attention with {', '.join(unknown) or 'a mask or dropout'} of its own"
         )
-    dtype = value.dtype
-    query, key, value = (for_attention(states) for states in (query, key, value))
+    dtype, attend = value.dtype, _active.get()
+    if not getattr(attend, "takes_wide", False):
+        query, key, value = (for_attention(states) for states in (query, key, value))
     call = AttentionCall(module, query, key, value, scaling=scaling, window=sliding_window, softcap=softcap)
-    return _active.get()(call).contiguous().to(dtype), None
+    return attend(call).contiguous().to(dtype), None
 
 
 AttentionInterface.register(NAME, _tree_attention)

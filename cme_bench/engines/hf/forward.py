@@ -15,6 +15,7 @@ from cme_bench.engines.hf.images import Images, language_model, taking_images
 from cme_bench.engines.hf.piece_products import PieceProducts
 from cme_bench.engines.hf.quick_norms import QuickNorms
 from cme_bench.engines.hf.quick_rotary import QuickRotary
+from cme_bench.engines.hf.tree_kernel import Factors
 from cme_bench.engines.hf.wide_states import WideStates, why_narrow
 from cme_bench.engines.packs import Ints
 from cme_bench.util.devices import is_spread
@@ -304,6 +305,13 @@ class CausalForward:
     def by_pieces(self) -> bool:
         """Return whether float32 may be computed by bfloat16 pieces, where a device gains by it."""
         return self._dtype == torch.float32 and self._asked_pieces is not False
+
+    @property
+    def tree_kernel(self) -> Factors | None:
+        """Return what a kernel of our own may compute the attention of packs by; None if none may."""
+        if self.by_pieces:
+            return Factors.PIECES
+        return Factors.HALVES if self._dtype in NARROW and self.narrow_because is None else None
 
     @functools.cached_property
     def pieces(self) -> PieceProducts | None:

@@ -45,7 +45,7 @@ class PackForward:
         """
         device = self._forward.device
         places, index, target, row = pack.reads
-        kernel, kept = self._forward.by_pieces, self.kept
+        kernel, kept = self._forward.tree_kernel, self.kept
         attention = SequenceAttention([PackAttention(p, kept, device, kernel=kernel) for p in pack.packs])
         with (
             kept.all_or_nothing(pack.packs),

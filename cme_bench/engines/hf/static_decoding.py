@@ -205,7 +205,7 @@ class StaticSession(PrefixSession):
             to_device(part, self.device)
             for part in (pack.tokens, pack.positions, pack.starts[1:] - 1, np.repeat(rows, lengths), places)
         )
-        attention = PackAttention(pack, self._kept, self.device, kernel=self._forward.by_pieces)
+        attention = PackAttention(pack, self._kept, self.device, kernel=self._forward.tree_kernel)
 
         def attend(call: AttentionCall) -> Tensor:
             self._lay(call, shape, row, column)

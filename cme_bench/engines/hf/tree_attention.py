@@ -20,6 +20,7 @@ from cme_bench.engines.hf import tree_kernel
 from cme_bench.engines.hf.attention import AttentionCall, additive, fold, merge
 from cme_bench.engines.hf.attention_hook import UnsupportedAttentionError
 from cme_bench.engines.hf.unit_attention import UnitAttention, bands, launch_pairs
+from cme_bench.engines.hf.wide_states import for_attention
 from cme_bench.engines.packs import Pack
 
 
@@ -67,11 +68,13 @@ class KeptPrefix:
 class PackAttention:
     """Compute the attention of one pack, every layer on its own device.
 
-    ``windows``: of every call so far; with them a model is checked. ``kernel``: whether one of our own may
-    compute it (:mod:`cme_bench.engines.hf.tree_kernel`).
+    ``windows``: of every call so far; with them a model is checked. ``kernel``: what a kernel of our own may
+    compute it by (:mod:`cme_bench.engines.hf.tree_kernel`), if any. Wide states are kept in float16.
     """
 
-    def __init__(self, pack: Pack, kept: KeptPrefix, device: torch.device, *, kernel: bool = False) -> None:
+    def __init__(
+        self, pack: Pack, kept: KeptPrefix, device: torch.device, *, kernel: tree_kernel.Factors | None = None
+    ) -> None:
         self.pack = pack
         self.kept = kept
         self.windows: list[int | None] = []
@@ -87,23 +90,25 @@ class PackAttention:
         cached = self.pack.cached
         check_fed(call, self.pack.n_tokens)
         self.windows.append(call.window)
-        out = self._by_kernel(call) if self._kernel else None
+        out = None if self._kernel is None else self._by_kernel(call, self._kernel)
         if out is None:
+            call = _narrow(call)
             out = self._in_parts(call).transpose(1, 2)
         if self.pack.keep:
+            call = _narrow(call)
             self.kept.extend(call.module, cached, call.key, call.value)
         return out
 
-    def _by_kernel(self, call: AttentionCall) -> Tensor | None:
+    def _by_kernel(self, call: AttentionCall, factors: tree_kernel.Factors) -> Tensor | None:
         """Return the attention [1, n, heads, head size] of our kernel; None where it does not compute it."""
         cut = call.window is not None and int(self.pack.positions.max()) >= call.window
-        if cut or not tree_kernel.suits(call):
+        if cut or not tree_kernel.suits(call, factors):
             return None
         device = call.query.device
         if device not in self._sights:
             self._sights[device] = tree_kernel.Sight.of(self.pack, device)
         prefix = self.kept.head(call.module, self.pack.cached) if self.pack.cached else None
-        return tree_kernel.attend(call, self._sights[device], prefix)
+        return tree_kernel.attend(call, self._sights[device], prefix, factors)
 
     def _in_parts(self, call: AttentionCall) -> Tensor:
         """Return [1, heads, n, head size]: the units' own keys and the prefix, merged."""
@@ -156,6 +161,9 @@ class PackAttention:
 class SequenceAttention:
     """Compute the attention of packs that follow each other in one row, each by its own of ``parts``."""
 
+    takes_wide = True
+    """States come as the model has them (:mod:`cme_bench.engines.hf.attention_hook`)."""
+
     def __init__(self, parts: Sequence[PackAttention]) -> None:
         self._parts = parts
 
@@ -176,6 +184,12 @@ class SequenceAttention:
             for attend, query, key, value in zip(self._parts, *states, strict=True)
         ]
         return torch.cat(found, 1)
+
+
+def _narrow(call: AttentionCall) -> AttentionCall:
+    """Return a call whose states are as attention other than our kernels' takes them."""
+    query, key, value = (for_attention(part) for part in (call.query, call.key, call.value))
+    return call if query is call.query else replace(call, query=query, key=key, value=value)
 
 
 def check_fed(call: AttentionCall, tokens: int) -> None:

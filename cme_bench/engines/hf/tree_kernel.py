@@ -1,13 +1,15 @@
-"""Attention of a pack in float32 as one GPU kernel, in which each number is three bfloat16 pieces.
+"""Attention of a pack as one GPU kernel, over the kept prefix and the pack at once.
 
-torch's kernel for float32 takes a mask with a number for every pair of a query and a key, and computes all of
-them. This one computes the blocks of keys that some query sees, over the kept prefix and the pack at once,
-on matrix units for bfloat16, as exactly as float32 (:mod:`cme_bench.util.float32_pieces`).
+torch's kernels take a mask with a number for every pair of a query and a key, and compute all of them. This
+one computes the blocks of keys that some query sees. In a float32 model each number is three bfloat16 pieces,
+as exact as float32 (:mod:`cme_bench.util.float32_pieces`); in a 16-bit model with float32 states it is a
+float16 one.
 """
 
 from __future__ import annotations
 
 import functools
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,10 +23,20 @@ from cme_bench.util.early import Early
 from cme_bench.util.float32_pieces import has_units, split
 from cme_bench.util.kernels import drawn, launched_on, tried
 
+
+class Factors(Enum):
+    """Name what the kernel multiplies."""
+
+    PIECES = "bfloat16 pieces"
+    HALVES = "float16"
+
+
 BLOCK = 64
 _WIDTHS = frozenset({16, 32, 64, 128})
-_TOLERANCE = 3e-5
-"""Of a trial, the largest error as a share of the numbers; TF32 is at 1e-3."""
+_TOLERANCE = {Factors.PIECES: 3e-5, Factors.HALVES: 2e-2}
+"""Of a trial, the largest error as a share of the numbers: TF32 is at 1e-3, float16 at 4e-3."""
+_TYPES = {Factors.PIECES: (torch.float32,), Factors.HALVES: (torch.float32, torch.float16)}
+"""Types of the states that a kernel takes."""
 
 
 class Sight(NamedTuple):
@@ -59,31 +71,42 @@ def block_lists(ends: Ints) -> tuple[Ints, Ints]:
     return np.concatenate([[0], np.cumsum(np.bincount(queries, minlength=len(firsts)))]), keys[order]
 
 
-def suits(call: AttentionCall) -> bool:
+def suits(call: AttentionCall, factors: Factors) -> bool:
     """Return whether the kernel computes such attention, and works on its device; windows are not asked."""
     states = (call.query, call.key, call.value)
     sizes = {part.shape[-1] for part in states}
     return (
-        all(part.is_cuda and part.dtype == torch.float32 for part in states)
+        all(part.is_cuda and part.dtype in _TYPES[factors] and part.stride(-1) == 1 for part in states)
         and len(sizes) == 1
         and sizes <= _WIDTHS
         and call.softcap is None
         and has_units(call.query.device)
-        and _works(call.query.device, sizes.pop())
+        and _works(call.query.device, sizes.pop(), factors)
     )
 
 
-def attend(call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | None) -> Tensor:
+def attend(
+    call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | None, factors: Factors
+) -> Tensor:
     """Return attention of ``call`` over ``prefix`` and its own keys, [1, n, heads, size], float32.
 
     ``prefix``: keys and values [1, key heads, cached, size] that all see; None for none.
     """
+    by = _by_pieces if factors is Factors.PIECES else _by_halves
+    scale = call.query.shape[-1] ** -0.5 if call.scaling is None else call.scaling
+    cached = 0 if prefix is None else prefix[0].shape[2]
+    return by(call, sight, (call.key, call.value) if prefix is None else prefix, cached, scale)
+
+
+def _by_pieces(
+    call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor], cached: int, scale: float
+) -> Tensor:
     from cme_bench.engines.hf.triton_tree import tree_kernel
 
     query, key, value = (_pieces(part) for part in (call.query, call.key, call.value))
-    kept = (key, value) if prefix is None else tuple(_pieces(part) for part in prefix)
+    kept = tuple(_pieces(part) for part in prefix) if cached else (key, value)
     _, heads, tokens, width = call.query.shape
-    out = call.query.new_empty(1, tokens, heads, width)
+    out = query.new_empty(1, tokens, heads, width, dtype=torch.float32)
     with launched_on(query):
         tree_kernel[(-(-tokens // BLOCK), heads)](
             query,
@@ -93,14 +116,40 @@ def attend(call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor] | No
             *sight,
             out,
             tokens,
-            0 if prefix is None else prefix[0].shape[2],
+            cached,
             heads,
             call.groups,
-            width**-0.5 if call.scaling is None else call.scaling,
+            scale,
             WIDTH=width,
             BLOCK=BLOCK,
             num_warps=4,
             num_stages=1,  # programs side by side hide the loads; more stages leave room for one program only
+        )
+    return out
+
+
+def _by_halves(
+    call: AttentionCall, sight: Sight, prefix: tuple[Tensor, Tensor], cached: int, scale: float
+) -> Tensor:
+    from cme_bench.engines.hf.triton_half_tree import half_tree_kernel
+
+    states = (call.query, call.key, call.value, *prefix)
+    _, heads, tokens, width = call.query.shape
+    out = call.query.new_empty(1, tokens, heads, width, dtype=torch.float32)
+    with launched_on(out):
+        half_tree_kernel[(-(-tokens // BLOCK), heads)](
+            *states,
+            *sight,
+            out,
+            *(step for part in states for step in part.stride()[1:3]),
+            tokens,
+            cached,
+            call.groups,
+            scale,
+            WIDTH=width,
+            BLOCK=BLOCK,
+            num_warps=4,
+            num_stages=2,
         )
     return out
 
@@ -110,28 +159,28 @@ def _pieces(states: Tensor) -> Tensor:
     return split(states[0].transpose(0, 1).flatten(1))
 
 
-def build_early(config: Any, device: torch.device) -> None:
+def build_early(config: Any, device: torch.device, factors: Factors) -> None:
     """Build the kernel for the heads of a model in another thread: it takes seconds, while weights load."""
     text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     width = getattr(text, "head_dim", None) or getattr(text, "hidden_size", 0) // heads
     if has_units(device) and width in _WIDTHS:
         number = torch.cuda.current_device() if device.index is None else device.index
-        _trial(torch.device("cuda", number), width)
+        _trial(torch.device("cuda", number), width, factors)
 
 
-def _works(device: torch.device, width: int) -> bool:
-    return _trial(device, width).result()
+def _works(device: torch.device, width: int, factors: Factors) -> bool:
+    return _trial(device, width, factors).result()
 
 
 @functools.cache
-def _trial(device: torch.device, width: int) -> Early[bool]:
+def _trial(device: torch.device, width: int, factors: Factors) -> Early[bool]:
     """Find whether the kernel can be built for a device, and is as exact as it should be; once."""
-    otherwise = "float32 packs attend by torch's kernel, slower"
-    return tried(lambda: _error(device, width) < _TOLERANCE, otherwise)
+    otherwise = f"packs attend by torch's kernels, slower, and not by one of {factors.value}"
+    return tried(lambda: _error(device, width, factors) < _TOLERANCE[factors], otherwise)
 
 
-def _error(device: torch.device, width: int) -> float:
+def _error(device: torch.device, width: int, factors: Factors) -> float:
     """Return how far the kernel is from the plain formula in float64, as a share of the numbers."""
     tokens, cached, heads, group = 3 * BLOCK - 5, BLOCK + 9, 4, 2
     shapes = [(heads, tokens), *[(heads // group, tokens)] * 2, *[(heads // group, cached)] * 2]
@@ -139,7 +188,8 @@ def _error(device: torch.device, width: int) -> float:
     call = AttentionCall(torch.nn.Module(), states[0], states[1], states[2])
     ends = np.minimum(np.arange(tokens) // 20 * 20 + 50, tokens)
     given = (to_device(part.astype(np.int32), device) for part in (ends, *block_lists(ends)))
-    found = attend(call, Sight(*given), (states[3], states[4])).double()
+    kept = [part if factors is Factors.PIECES else part.half() for part in states[3:]]
+    found = attend(call, Sight(*given), (kept[0], kept[1]), factors).double()
     wanted = plainly(call, ends, (states[3], states[4]))
     return float((found - wanted).abs().max() / wanted.square().mean().sqrt())
 
