@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cme_bench.engines.requests import TokenIds
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from cme_bench.engines.plan import PlanLimits
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -155,22 +150,6 @@ class PackSequence:
             return PackSequence(self.packs[:half]), PackSequence(self.packs[half:])
         halves = self.packs[0].split()
         return None if halves is None else (PackSequence(halves[:1]), PackSequence(halves[1:]))
-
-
-def pack_sequences(packs: Iterable[Pack], limits: PlanLimits) -> Iterator[PackSequence]:
-    """Yield ``packs`` in their order, in forwards no larger than a pack may be: each costs its start."""
-    waiting: list[Pack] = []
-    tokens = scored = 0
-    for pack in packs:
-        needed = len(pack.reads[0])
-        if waiting and (tokens + pack.n_tokens > limits.pack_tokens or scored + needed > limits.pack_scored):
-            yield PackSequence(tuple(waiting))
-            waiting, tokens, scored = [], 0, 0
-        waiting.append(pack)
-        tokens += pack.n_tokens
-        scored += needed
-    if waiting:
-        yield PackSequence(tuple(waiting))
 
 
 def _slice_chain(unit: Unit, start: int, stop: int) -> Unit:

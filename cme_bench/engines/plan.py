@@ -18,10 +18,10 @@ Nothing here knows of tensors; packs depend on the rows' tokens only, not on the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cme_bench.engines.packs import Pack, Unit, chain
+from cme_bench.engines.packs import Pack, PackSequence, Unit, chain
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.sorted_rows import SortedRows
 
@@ -84,6 +84,22 @@ def chain_packs(tokens: TokenIds, limits: PlanLimits) -> Iterator[Pack]:
     """Yield packs that compute and keep ``tokens``, and read nothing."""
     for start in range(0, len(tokens), limits.pack_tokens):
         yield Pack(start, True, (chain(tokens[start : start + limits.pack_tokens], start),))
+
+
+def pack_sequences(packs: Iterable[Pack], limits: PlanLimits) -> Iterator[PackSequence]:
+    """Yield ``packs`` in their order, in forwards no larger than a pack may be: each costs its start."""
+    waiting: list[Pack] = []
+    tokens = scored = 0
+    for pack in packs:
+        needed = len(pack.reads[0])
+        if waiting and (tokens + pack.n_tokens > limits.pack_tokens or scored + needed > limits.pack_scored):
+            yield PackSequence(tuple(waiting))
+            waiting, tokens, scored = [], 0, 0
+        waiting.append(pack)
+        tokens += pack.n_tokens
+        scored += needed
+    if waiting:
+        yield PackSequence(tuple(waiting))
 
 
 class _Planner:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from cme_bench.engines import LoglikelihoodRequest, TokenIds
-from cme_bench.engines.packs import Pack, PackSequence, pack_sequences
-from cme_bench.engines.plan import PlanLimits, plan_packs
+from cme_bench.engines.packs import Pack, PackSequence
+from cme_bench.engines.plan import PlanLimits, pack_sequences, plan_packs
 from tests.support.tries import limits, requests
 
 Row = tuple[TokenIds, TokenIds]

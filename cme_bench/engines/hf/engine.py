@@ -52,8 +52,8 @@ from cme_bench.engines.hf.trials import caches, pads
 from cme_bench.engines.hf.work import DeviceTimer, Work
 from cme_bench.engines.inbox import Inbox, batch_by_batch
 from cme_bench.engines.kept_plans import KeptPlans
-from cme_bench.engines.packs import Pack, PackSequence, pack_sequences
-from cme_bench.engines.plan import chain_packs, plan_groups
+from cme_bench.engines.packs import Pack, PackSequence
+from cme_bench.engines.plan import chain_packs, pack_sequences, plan_groups
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.stopping import end_token_ids
 from cme_bench.engines.thoughts import Legs

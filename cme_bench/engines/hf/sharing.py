@@ -12,8 +12,7 @@ from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, score_by_le
 from cme_bench.engines.hf.pack_forward import PackForward, finished_rows
 from cme_bench.engines.hf.trials import MODEL_ERRORS, agree, fail_without_memory, trial_ids
 from cme_bench.engines.logits import LogitsError
-from cme_bench.engines.packs import pack_sequences
-from cme_bench.engines.plan import PlanLimits, plan_packs
+from cme_bench.engines.plan import PlanLimits, pack_sequences, plan_packs
 from cme_bench.util.errors import first_line
 
 if TYPE_CHECKING:

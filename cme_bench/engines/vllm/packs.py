@@ -17,8 +17,8 @@ from cme_bench.engines.base import EngineStats, LoglikelihoodRequest, Loglikelih
 from cme_bench.engines.hf.batching import plan_limits
 from cme_bench.engines.hf.loglikelihood import collect_responses, plan_rows
 from cme_bench.engines.hf.pack_forward import Pending, finished_rows, run_packs
-from cme_bench.engines.packs import PackSequence, pack_sequences
-from cme_bench.engines.plan import plan_packs
+from cme_bench.engines.packs import PackSequence
+from cme_bench.engines.plan import pack_sequences, plan_packs
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import on_cpu
 from cme_bench.util import memory
