@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from array import array
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import orjson
 
-from cme_bench.engines.base import GenerateRequest, Request
+from cme_bench.engines.base import GenerateRequest, Request, TokenIds
 
 
 def response_key(responder: Mapping[str, str], request: Request) -> str:
@@ -26,18 +26,23 @@ def response_key(responder: Mapping[str, str], request: Request) -> str:
             {"repeat": request.repeat, "sampling": _sampling(request)} | _thought(request) | _ends(request),
         ]
         digest.update(orjson.dumps(settings))
-        digest.update(array("q", request.prompt).tobytes())
+        digest.update(_bytes(request.prompt))
     else:
         digest.update(orjson.dumps(["loglikelihood", [(len(c), len(k)) for c, k in request.rows]]))
         previous = None
         for context, continuation in request.rows:
             if context != previous:
-                digest.update(array("q", context).tobytes())
+                digest.update(_bytes(context))
                 previous = context
-            digest.update(array("q", continuation).tobytes())
+            digest.update(_bytes(continuation))
     for image in request.images:  # virtual ids hold but the beginning of these
         digest.update(bytes.fromhex(image.digest))
     return digest.hexdigest()
+
+
+def _bytes(ids: TokenIds) -> bytes:
+    """Return eight bytes for each token id, in the machine's order."""
+    return struct.pack(f"{len(ids)}q", *ids)
 
 
 @functools.lru_cache(maxsize=64)

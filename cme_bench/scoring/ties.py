@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cme_bench.scoring.record import Record
 
@@ -53,11 +54,25 @@ def _margin(lm_task: Any, record: Record, metric: str) -> float | None:
         logprobs = logprobs[: len(logprobs) // 2]  # the rest are the choices alone
     if len(logprobs) < 2:
         return None
-    values, lengths = np.asarray(logprobs, dtype=float), np.ones(len(logprobs))
-    if metric in _LENGTHS:
-        lengths = _lengths(lm_task, record.doc, metric)
+    lengths = _lengths(lm_task, record.doc, metric) if metric in _LENGTHS else [1.0] * len(logprobs)
+    if all(map(math.isfinite, logprobs)) and all(lengths):
+        return _finite_margin(logprobs, lengths)
+    return _any_margin(logprobs, lengths)
+
+
+def _finite_margin(logprobs: Sequence[float], lengths: Sequence[float]) -> float:
+    """Return what ``_any_margin`` does, of finite numbers and choices that are not empty, several times
+    sooner."""
+    compared = [logprob / length for logprob, length in zip(logprobs, lengths, strict=True)]
+    second, best = sorted(range(len(compared)), key=compared.__getitem__)[-2:]
+    return (compared[best] - compared[second]) * lengths[best]
+
+
+def _any_margin(logprobs: Sequence[float], lengths: Sequence[float]) -> float:
+    """Return the lead of the best choice, in nats."""
+    values = np.asarray(logprobs, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):  # an empty choice
-        compared = values / lengths
+        compared = values / np.array(lengths)
         second, best = np.argsort(compared, kind="stable")[-2:]
         tied = compared[second] == compared[best]  # both may be minus infinity
         return 0.0 if tied else float((compared[best] - compared[second]) * lengths[best])
@@ -66,8 +81,8 @@ def _margin(lm_task: Any, record: Record, metric: str) -> float | None:
 _LENGTHS = ("acc_char", "acc_byte")
 
 
-def _lengths(lm_task: Any, doc: Any, metric: str) -> NDArray[np.float64]:
+def _lengths(lm_task: Any, doc: Any, metric: str) -> list[float]:
     """Return the choices' lengths as lm-eval measures them: in characters or bytes, without what stands
     before them."""
     texts = lm_task.doc_to_choice(doc)
-    return np.array([float(len(text.encode() if metric == "acc_byte" else text)) for text in texts])
+    return [float(len(text.encode() if metric == "acc_byte" else text)) for text in texts]

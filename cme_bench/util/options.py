@@ -8,6 +8,7 @@ Python code builds the same dataclass and calls :func:`check_choices`, so that b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -79,11 +80,15 @@ Offline = Annotated[bool, Option("Never use the network.")]
 
 def described(source: Any) -> Iterator[tuple[str, Any, Option]]:
     """Yield (name, type, description) of each field of a dataclass that has a description."""
+    yield from _described(source)
+
+
+@functools.cache
+def _described(source: Any) -> Sequence[tuple[str, Any, Option]]:
+    """Return what ``described`` yields: reading annotations takes long, and each call of a run asks."""
     hints = get_type_hints(source, include_extras=True)
-    for field in fields(source):
-        kind, option = split_hint(hints[field.name])
-        if option is not None:
-            yield field.name, kind, option
+    split = ((field.name, *split_hint(hints[field.name])) for field in fields(source))
+    return tuple((name, kind, option) for name, kind, option in split if option is not None)
 
 
 def split_hint(hint: Any) -> tuple[Any, Option | None]:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from cme_bench.engines.base import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.hf import HFEngine
+from cme_bench.engines.hf import engine as engine_module
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.sharing import why_rowwise
 from cme_bench.engines.hf.trials import caches, pads
@@ -123,3 +124,18 @@ def test_what_a_trial_found_serves_the_next_engine(
     for trial in ("why_rowwise", "pads", "caches"):
         monkeypatch.setattr(f"cme_bench.engines.hf.engine.{trial}", lambda *_: pytest.fail("tried again"))
     assert answers() == first
+
+
+def test_what_a_model_is_made_of_is_found_once_for_all_its_engines(
+    toy_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, verdicts = model_of("bloom"), dict[str, Any]()
+    first = HFEngine(model, toy_tokenizer, verdicts=verdicts)
+    found = first.alone_because, first._work, first.limits
+    alone = HFEngine(model, toy_tokenizer)
+    assert (alone.alone_because, alone._work, alone.limits) == found
+    for name in ("base_size", "why_alone"):
+        monkeypatch.delattr(engine_module, name)
+    monkeypatch.delattr(engine_module.Work, "of")
+    second = HFEngine(model, toy_tokenizer, verdicts=verdicts)
+    assert (second.alone_because, second._work, second.limits) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from cme_bench.harness.task_result import task_result
+from cme_bench.scoring import ties
 from cme_bench.scoring.record import Record, Scored, StoredResponse, scored_item
 from cme_bench.scoring.ties import NOISE, Decision, decision
 
@@ -50,6 +52,24 @@ def test_the_lead_of_the_choice_that_counts(
     logprobs: tuple[float, ...], metric: str, expected: Decision
 ) -> None:
     assert decision(TASK, record(*logprobs), metric, 0.15) is expected
+
+
+def test_the_quick_margin_of_finite_numbers_is_the_slow_one() -> None:
+    drawn = random.Random(0)
+    for _ in range(2000):
+        n = drawn.randint(2, 6)
+        logprobs = [drawn.choice([-drawn.expovariate(0.1), -1.5, -3.0, 0.0]) for _ in range(n)]
+        lengths = [float(drawn.randint(1, 4)) for _ in range(n)]
+        quick = ties._finite_margin(logprobs, lengths)
+        assert quick.hex() == ties._any_margin(logprobs, lengths).hex(), (logprobs, lengths)
+
+
+def test_numbers_that_are_not_finite_and_empty_choices_go_the_slow_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(ties, "_finite_margin")
+    assert decision(TASK, record(-np.inf, -2.0), "acc", 0.15) is Decision.CLEAR
+    assert decision(TASK, record(-1.0, -2.0, choices=["", "b"]), "acc_char", 0.15) is Decision.CLEAR
 
 
 def test_bytes_are_not_characters() -> None:

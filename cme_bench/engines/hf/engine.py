@@ -155,7 +155,8 @@ class HFEngine(Engine):
         self.budget = TokenBudget(tokens_per_batch)
         self.target_in_flight = 1 if self.device.type == "cpu" else GPU_TARGET
         free = free_memory(self.device)
-        self.limits = plan_limits(base.config, self.device, self.budget.tokens, base_size(base), free)
+        size = self._verdict("size", lambda: base_size(base))
+        self.limits = plan_limits(base.config, self.device, self.budget.tokens, size, free)
         self.ahead = 0 if self.device.type == "cpu" else 1
         self.together = _PACKS_TOGETHER * self.limits.pack_tokens * self.ahead  # tokens: batches are joined
         self.limits.kept_tokens = self.max_length if kept_tokens is None else kept_tokens
@@ -263,7 +264,7 @@ class HFEngine(Engine):
     @functools.cached_property
     def alone_because(self) -> str | None:
         """Return why rows are computed by themselves, as PEFT does; None if they may stand beside others."""
-        return why_alone(self.model)
+        return self._verdict("alone", lambda: why_alone(self.model))
 
     @property
     def _seen_alone(self) -> bool:
@@ -333,7 +334,7 @@ class HFEngine(Engine):
 
     @functools.cached_property
     def _work(self) -> Work:
-        return Work.of(self.model)
+        return self._verdict("work", lambda: Work.of(self.model))
 
     def _score_seen(self, rows: Sequence[scoring.ScoringRow]) -> list[scoring.RowScore]:
         [row] = rows
