@@ -230,12 +230,13 @@ def _serve(connection: Connection, setup: Setup) -> None:
     if setup.cores:
         asking, computing = setup.cores
         stay_on(None, asking)
-        llm.collective_rpc(stay_on, args=(computing,))
+        llm.collective_rpc(stay_on, args=(sorted(computing),))
     connection.send(0.0)
     while (asked := connection.recv()) is not None:
         connection.send(_generate(llm, requests, setup, asked))
     if setup.profile:
         _profile(llm, requests, setup, setup.profile)
+    llm.llm_engine.engine_core.shutdown()  # else this process waits for the engine's until it is terminated
 
 
 def _start(setup: Setup) -> tuple[Any, list[Any]]:
