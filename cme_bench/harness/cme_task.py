@@ -21,6 +21,7 @@ from lm_eval.api.utils import maybe_delimit, messages_to_text
 from cme_bench.harness.choice_scores import METRICS as QUICK_METRICS
 from cme_bench.harness.choice_scores import choice_scores
 from cme_bench.harness.compiled_templates import compiled_expression, keep_compiled
+from cme_bench.harness.literals import keep_literals_quick
 from cme_bench.harness.row_images import RowImages
 from cme_bench.images.image import MARK, Image
 from cme_bench.images.marks import with_marks
@@ -67,6 +68,7 @@ class CmeTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval is untyped
 
     def __init__(self, config: dict[str, Any] | None = None, **kwargs: Any) -> None:
         keep_compiled()
+        keep_literals_quick()
         config = {key: value for key, value in (config or {}).items() if key != "class"}
         self.row_images: RowImages | None = config.pop("row_images", None)
         self.shot_images: RowImages | None = config.pop("shot_images", self.row_images)

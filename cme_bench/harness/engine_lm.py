@@ -17,6 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cme_bench.engines.base import Engine, GenerateRequest, LoglikelihoodRequest, Request, TokenIds
 from cme_bench.harness.compiled_templates import keep_compiled
+from cme_bench.harness.literals import keep_literals_quick
 from cme_bench.harness.texts import LMEvalTexts
 from cme_bench.prompts.generation import DEFAULT_NEW_TOKENS, SAMPLING_KEYS
 from cme_bench.prompts.vocabulary import check_requests
@@ -57,6 +58,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> None:
         super().__init__()
         keep_compiled()
+        keep_literals_quick()
         self.engine = engine
         self._embeddings = embeddings
         self.tokenizer = tokenizer

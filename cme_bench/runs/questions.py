@@ -16,7 +16,9 @@ from cme_bench.runs.trained_rows import refuse_trained_rows
 from cme_bench.tasks.build import Task, build_task
 from cme_bench.tasks.open_source import open_source
 from cme_bench.tasks.references import refuse_unreadable
-from cme_bench.tasks.suite import load_suite
+from cme_bench.tasks.sources import DataSource
+from cme_bench.tasks.spec import TaskSpec
+from cme_bench.tasks.suite import Suite, load_suite
 from cme_bench.util.phases import phase
 
 _NO_MATTER = ("adapters", "out")
@@ -37,7 +39,8 @@ class Questions:
         self._source = open_source(options.data, offline=offline)
         self.source = self._source.name
         self.planner = Planner(options)
-        self._tasks = functools.cache(self._read)
+        read = functools.partial(_read, self._specs, self._suite, self._source, options)
+        self._tasks = functools.cache(read)  # which does not know this object: that is free with its last use
 
     def by(self, options: AskOptions) -> Questions:
         """Return these, asked by ``options``, which differ in what no question depends on."""
@@ -59,13 +62,14 @@ class Questions:
         """The tasks, with their rows."""
         return self._tasks()
 
-    def _read(self) -> list[Task]:
-        with phase("tasks"):
-            shots = self.options.shots
-            found = [build_task(spec, self._suite, self._source, shots=shots) for spec in self._specs]
-            for task in found:
-                refuse_unreadable(task, limited_ids(range(len(task.docs)), self.options.limit))
-        return found
+
+@phase("tasks")
+def _read(specs: Sequence[TaskSpec], suite: Suite, source: DataSource, options: AskOptions) -> list[Task]:
+    """Return the tasks with their rows."""
+    found = [build_task(spec, suite, source, shots=options.shots) for spec in specs]
+    for task in found:
+        refuse_unreadable(task, limited_ids(range(len(task.docs)), options.limit))
+    return found
 
 
 class KeptQuestions:

@@ -74,10 +74,15 @@ def ask(
     ``root``: where folders are made that ``options`` do not name; ``kept``: what earlier calls asked of the
     same base.
     """
-    with rarely_collected():
-        kept = KeptQuestions() if kept is None else kept
-        questions = kept.of(options, offline=options.offline or engines.options.offline)
+    offline = options.offline or engines.options.offline
+
+    def asked() -> list[Path]:
+        """Ask; what only this call knows of is free afterwards, before garbage is searched for again."""
+        questions = (KeptQuestions() if kept is None else kept).of(options, offline=offline)
         return _run_all(questions, engines, listener or Listener(), root)
+
+    with rarely_collected():
+        return asked()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ SURFACE = {
     "lm_eval.api.registry.register_aggregation",
     "lm_eval.api.registry.register_metric",
     "lm_eval.api.registry.register_model",
+    "lm_eval.api.task",
     "lm_eval.api.task.ConfigurableTask",
     "lm_eval.api.utils.maybe_delimit",
     "lm_eval.api.utils.messages_to_text",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,3 +51,23 @@ def test_what_is_shared_is_asked_by_the_options_at_hand(tmp_path: Path) -> None:
     assert first.planner is second.planner
     assert (first.options.out, second.options.out) == (tmp_path / "a", tmp_path / "b")
     assert kept.of(replace(ASKED, seed=1), offline=True).planner is not first.planner
+
+
+def test_what_one_run_asked_is_free_when_it_is_done_without_a_search_for_garbage(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[questions.Questions]] = []
+    plain = questions.Questions.__init__
+
+    def noted(self: questions.Questions, *args: object, **kwargs: object) -> None:
+        made.append(weakref.ref(self))
+        plain(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(questions.Questions, "__init__", noted)
+    with open_engines(ModelOptions(model=str(tiny_checkpoint), engine="hf")) as engines:
+        gc.disable()
+        try:
+            ask(engines, replace(ASKED, out=tmp_path / "run"))
+            assert [each() for each in made] == [None]
+        finally:
+            gc.enable()
