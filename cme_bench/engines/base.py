@@ -6,7 +6,7 @@ An engine never sees a task: it takes requests of token ids from an inbox and yi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import cast
 
@@ -112,6 +112,10 @@ class Engine(ABC):
     """Requests in work at a time with which it is about as fast as it can be."""
 
     stats: EngineStats
+
+    meanwhile: Callable[[], object] | None = None
+    """Work of who asks that needs no response. An engine may do it while a device computes, more than once or
+    not at all."""
 
     @abstractmethod
     def serve(self, inbox: Inbox) -> Iterator[tuple[int, Response]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -40,14 +41,14 @@ base that are asked alike."""
 class TaskPlan:
     """One task of a run, asked: its items and the keys of their responses.
 
-    ``notes``: what a user must know of how it is asked; ``generation``: how answers are generated, None
-    where choices are scored; ``thinking``: what was decided of thoughts; ``overrides``: as a
-    :class:`~cme_bench.runs.records.TaskRecord` has them.
+    ``made_keys``: makes the keys, once; ``notes``: what a user must know of how it is asked; ``generation``:
+    how answers are generated, None where choices are scored; ``thinking``: what was decided of thoughts;
+    ``overrides``: as a :class:`~cme_bench.runs.records.TaskRecord` has them.
     """
 
     task: Task
     items: Sequence[Item]
-    keys: Sequence[str]
+    made_keys: Callable[[], Sequence[str]]
     format_name: str
     policy: str
     limit: int | None
@@ -55,6 +56,11 @@ class TaskPlan:
     generation: Generation | None = None
     thinking: Thinking | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The keys of the items' responses, made when they are first asked for."""
+        return self.made_keys()
 
     @property
     def repeats(self) -> int:
@@ -151,7 +157,7 @@ class Planner:
         return TaskPlan(
             task=task,
             items=items,
-            keys=[response_key(identity, item.request) for item in items],
+            made_keys=functools.cache(lambda: [response_key(identity, item.request) for item in items]),
             format_name=prompt_format.name,
             policy=prompt_format.policy,
             limit=self._options.limit,

@@ -159,6 +159,8 @@ def _stored(plan: TaskPlan, writer: RunWriter, hash_: str) -> set[ItemKey]:
     every item is the current one.
     """
     file = samples_file(writer.folder, plan.task.name)
+    if not file.exists():
+        return set()  # without the keys, which are made while the engine computes
     keys, wanted = _keys(plan), set(plan.keys)
     answered: set[str] = set()
     current: set[ItemKey] = set()

@@ -76,8 +76,14 @@ class Session:
     def _serve(self, tasks: Sequence[TaskInWork]) -> Iterator[Numbered]:
         """Yield responses to what is pending, by number in the order of items; a task is a batch."""
         batches = [[task.plan.items[i].request for i in task.pending] for task in tasks if task.pending]
-        if batches:
-            yield from self.responder.engine(batches[0][0], self.longest).serve(Batches(batches))
+        if not batches:
+            return
+        engine = self.responder.engine(batches[0][0], self.longest)
+        engine.meanwhile = lambda: [task.plan.keys for task in tasks]
+        try:
+            yield from engine.serve(Batches(batches))
+        finally:
+            engine.meanwhile = None
 
     def _finished(
         self, waiting: deque[TaskInWork], *, complete: bool = True

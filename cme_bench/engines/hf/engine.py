@@ -249,8 +249,14 @@ class HFEngine(Engine):
             return run_batches(rows, self.budget, self._score)
         compute = functools.partial(self._score_pack, PackForward(self._forward))
         planned = self._plans.packs([(row.context, row.continuation) for row in rows], self.limits)
-        packs = pack_sequences(planned, self.limits)
+        packs = itertools.chain(pack_sequences(planned, self.limits), self._meanwhile())
         return finished_rows(rows, run_packs(packs, self.limits, compute, self.ahead))
+
+    def _meanwhile(self) -> Iterator[Any]:
+        """Yield nothing: when a pack is asked for here, all are started, and a device computes the last."""
+        if self.meanwhile is not None:
+            self.meanwhile()
+        yield from ()
 
     @functools.cached_property
     def rowwise_because(self) -> str | None:
