@@ -41,12 +41,19 @@ def may_cut(tokenizer: Any) -> bool:
     model = backend.model
     if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
         return False
-    if _state(backend.normalizer).get("type", "NFC") != "NFC":  # a space composes with nothing before it
+    if not _composes(_state(backend.normalizer)):
         return False
     tokens = backend.get_added_tokens_decoder().values()
     if any(" " in token.content or token.rstrip or token.single_word for token in tokens):
         return False
     return _splits_at_spaces(_state(backend.pre_tokenizer))
+
+
+def _composes(state: dict[str, Any]) -> bool:
+    """Return whether a normalizer does nothing but compose: a space composes with nothing before it."""
+    if state.get("type") == "Sequence":
+        return all(map(_composes, state["normalizers"]))
+    return state.get("type", "NFC") == "NFC"
 
 
 def _state(part: Any) -> dict[str, Any]:
