@@ -53,7 +53,7 @@ def _composes(state: dict[str, Any]) -> bool:
     """Return whether a normalizer does nothing but compose: a space composes with nothing before it."""
     if state.get("type") == "Sequence":
         return all(map(_composes, state["normalizers"]))
-    return state.get("type", "NFC") == "NFC"
+    return bool(state.get("type", "NFC") == "NFC")
 
 
 def _state(part: Any) -> dict[str, Any]:

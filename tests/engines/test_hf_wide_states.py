@@ -368,6 +368,10 @@ def test_many_rows_of_a_gated_block_have_no_inner_states_in_float32(
     assert torch.float32 in given
     assert len(called) == calls // 2  # of two layers
     hook.remove()
+    hook = nn.modules.module.register_module_forward_pre_hook(lambda *_: None)
+    assert computed() == pytest.approx(found, abs=1e-2)
+    assert not called  # all layers are listened to
+    hook.remove()
     with monkeypatch.context() as patch:
         patch.setattr(wide_states, "gated_blocks", lambda _: {})
         plain = computed()
@@ -377,6 +381,21 @@ def test_many_rows_of_a_gated_block_have_no_inner_states_in_float32(
     assert gap(plain, found) <= off
     assert gap(exact, found) < 1.5 * off
     assert gap(exact, heard) < 1.5 * off
+
+
+@torch.inference_mode()
+def test_a_block_that_is_called_by_name_computes_by_its_own_code(
+    as_on_a_gpu: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrowing, "_FEW_ROWS", 0)
+    model = build("llama")
+    block, x = model.model.layers[0].mlp, torch.randn(1, 8, model.config.hidden_size)
+    with wide_states.WideStates(model)():
+        by_place = block(x)
+        monkeypatch.setattr(wide_states, "gated", lambda *_: pytest.fail("only states may be given"))
+        by_name = block(x=x)
+    assert by_place.dtype == by_name.dtype == torch.float32
+    torch.testing.assert_close(by_place, by_name, rtol=1e-2, atol=1e-3)
 
 
 def test_states_and_weights_beyond_float16_are_no_error(

@@ -29,7 +29,9 @@ class GatedBlock(NamedTuple):
 
 def is_heard(module: nn.Module) -> bool:
     """Return whether somebody listens to what the parts of a module are given or return."""
-    return any(child._forward_hooks or child._forward_pre_hooks for child in module.children())
+    everywhere = nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks
+    own = any(child._forward_hooks or child._forward_pre_hooks for child in module.children())
+    return own or bool(everywhere)
 
 
 _tried: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], GatedBlock | None]] = WeakKeyDictionary()
@@ -58,7 +60,10 @@ def _by_shape(module: nn.Module) -> tuple[GatedBlock, GatedBlock] | None:
     """Return the two blocks that a module with such layers may be; None for others."""
     children = list(module.children())
     layers = [child for child in children if type(child) is nn.Linear]
-    if len(layers) != 3 or len(list(module.parameters())) != 3:  # a bias is a fourth
+    weights = list(module.parameters())
+    if (
+        len(layers) != 3 or len(weights) != 3 or any(weight.is_meta for weight in weights)
+    ):  # a bias is a fourth
         return None
     if any("forward" in part.__dict__ for part in (module, *layers)):
         return None

@@ -94,20 +94,32 @@ class WideStates:
         return out.view(*x.shape[:-1], len(weight))
 
     def _gated(
-        self, module: nn.Module, own: Callable[[Tensor], Tensor], block: GatedBlock, parent: str, x: Tensor
-    ) -> Tensor:
-        """Return what a block computes, in float32, its inner states as factors only; by ``own`` where few
-        rows are, or somebody listens to a layer of ``module``."""
+        self,
+        module: nn.Module,
+        own: Callable[..., Any],
+        block: GatedBlock,
+        parent: str,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """Return what a block computes, in float32, its inner states as factors only; by ``own`` where it is
+        given more than states, or few rows of them, or somebody listens to a layer of ``module``."""
+        x = args[0] if len(args) == 1 and not kw else None
+        found = self._by_factors(block, parent, x) if isinstance(x, Tensor) and not is_heard(module) else None
+        return own(*args, **kw) if found is None else found
+
+    def _by_factors(self, block: GatedBlock, parent: str, x: Tensor) -> Tensor | None:
+        """Return what ``block`` computes from float32 ``x`` [..., d]; None where it has no such factors."""
         rows = x.reshape(-1, x.shape[-1])
         weights = [layer.weight for layer in block]
-        if not all(is_mixed(x, weight) for weight in weights) or is_heard(module):
-            return own(x)
+        if not all(is_mixed(x, weight) for weight in weights):
+            return None
         kept = [self._halves.get(layer) for layer in block]
         halves = [Half(w) if half is None else half.of(w) for w, half in zip(weights, kept, strict=True)]
         way = Way.of(len(rows), weights[0].dtype, half=None not in kept)
         same = all(half.numbers.dtype == way.dtype for half in halves)
         if not (way.pieces == 1 and same and halves[0].scale is None and halves[1].scale is None):
-            return own(x)
+            return None
         found = self._once.of((parent, way), x, lambda: narrowed(rows, way))
         gate, up = (product(found.parts, half.numbers) for half in halves[:2])
         inner = gated(gate, up, found.scales, way)
