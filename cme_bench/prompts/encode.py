@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from cme_bench.engines.base import TokenIds
 from cme_bench.prompts.bos import Bos, own_bos
 from cme_bench.prompts.formats import Policy
-from cme_bench.prompts.pieces import Pieces, pieces_of
+from cme_bench.prompts.pieces import Pieces, pieces_of, tokenised, whole_pairs
 
 PartT = TypeVar("PartT")
 
@@ -78,15 +78,7 @@ class Encoder:
         return dict(zip(distinct, self._tokenised(distinct), strict=True))
 
     def _tokenised(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Return the ids of each text as the tokenizer gives them; one batch, on all cores."""
-        ids = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        return [tuple(row) for row in ids]
+        return tokenised(self.tokenizer, texts)
 
     def _cuts(self, pairs: Iterable[tuple[str, str]]) -> bool:
         """Return whether texts are tokenised piece by piece: the first ones are tokenised both ways."""
@@ -97,10 +89,7 @@ class Encoder:
         return pieces is not None and bool(pieces.right)
 
     def _whole_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[TokenIds, TokenIds]]:
-        """Return what ``Pieces.pairs`` does, without cutting a text: its slow and obvious reference."""
-        texts = list(dict.fromkeys(text for a, b in pairs for text in (a, a + b)))
-        whole = dict(zip(texts, self._tokenised(texts) if texts else (), strict=True))
-        return [(whole[a], whole[a + b][len(whole[a]) :]) for a, b in pairs]
+        return whole_pairs(self.tokenizer, pairs)
 
     def encode_behind(self, text: str) -> TokenIds:
         """Return the ids of a text behind another: without what a tokenizer puts before a first word."""
