@@ -146,7 +146,7 @@ def _blank_cuts(tokenizer: Any, steps: list[dict[str, Any]]) -> Cuts | None:
     spelled, parted = _SPELLS in normalizers, False
     if len(steps) == 1 and steps[0]["type"] == "Metaspace" and steps[0]["replacement"] == BLANK:
         spelled, parted = True, bool(steps[0]["split"])  # puts nothing before a space
-    elif steps and not (spelled and steps == [_SPLITS_SPACES]):  # which finds none: all are spelled by then
+    elif steps and steps != [_SPLITS_SPACES]:  # which finds none that a normalizer spelled
         return None
     if not spelled:
         return None
