@@ -75,21 +75,15 @@ class Encoder:
         if self._cuts((text, "") for text in _some(distinct)):
             assert self._pieces is not None
             return dict(zip(distinct, self._pieces.ids(distinct), strict=True))
-        return dict(zip(distinct, self._tokenised(distinct), strict=True))
-
-    def _tokenised(self, texts: Sequence[str]) -> list[TokenIds]:
-        return tokenised(self.tokenizer, texts)
+        return dict(zip(distinct, tokenised(self.tokenizer, distinct), strict=True))
 
     def _cuts(self, pairs: Iterable[tuple[str, str]]) -> bool:
         """Return whether texts are tokenised piece by piece: the first ones are tokenised both ways."""
         pieces = self._pieces
         if pieces is not None and pieces.right is None:
             some = list(pairs)
-            pieces.right = pieces.pairs(some) == self._whole_pairs(some)
+            pieces.right = pieces.pairs(some) == whole_pairs(self.tokenizer, some)
         return pieces is not None and bool(pieces.right)
-
-    def _whole_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[TokenIds, TokenIds]]:
-        return whole_pairs(self.tokenizer, pairs)
 
     def encode_behind(self, text: str) -> TokenIds:
         """Return the ids of a text behind another: without what a tokenizer puts before a first word."""
@@ -116,7 +110,7 @@ class Encoder:
             alone = self._bare(b for a, b in moved if not a)
             behind = [(a, b) for a, b in moved if a]
             cut = self._cuts(_some(behind)) and self._pieces
-            ids = iter(cut.pairs(behind) if cut else self._whole_pairs(behind))
+            ids = iter(cut.pairs(behind) if cut else whole_pairs(self.tokenizer, behind))
             begun: dict[str, TokenIds] = {}  # one object each: others tell them apart by that
             split = []
             for a, b in moved:
