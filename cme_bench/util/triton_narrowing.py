@@ -6,6 +6,16 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def _powers(largest, LEAST: tl.constexpr, MOST: tl.constexpr):
+    """Return the power of two of a row of such ``largest`` numbers [BLOCK], and its inverse."""
+    exponent = tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23
+    kept = ((exponent >= LEAST) & (exponent < MOST)) | (exponent == 255)
+    shift = tl.where(kept, 127, tl.maximum(exponent, 15) - 14)
+    scale = (shift << 23).to(tl.float32, bitcast=True)
+    return scale, ((254 - shift) << 23).to(tl.float32, bitcast=True)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def narrow_kernel(
     x,
@@ -24,11 +34,8 @@ def narrow_kernel(
     for start in range(0, d, BLOCK):
         column = start + tl.arange(0, BLOCK)
         largest = tl.maximum(largest, tl.abs(tl.load(read + column, mask=column < d, other=0.0)))
-    exponent = tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23
-    kept = ((exponent >= LEAST) & (exponent < MOST)) | (exponent == 255)
-    shift = tl.where(kept, 127, tl.maximum(exponent, 15) - 14)
-    tl.store(scales + row, (shift << 23).to(tl.float32, bitcast=True))
-    inverse = ((254 - shift) << 23).to(tl.float32, bitcast=True)
+    scale, inverse = _powers(largest, LEAST, MOST)
+    tl.store(scales + row, scale)
     for start in range(0, d, BLOCK):
         column = start + tl.arange(0, BLOCK)
         live = column < d
@@ -72,11 +79,8 @@ def gate_kernel(
         for start in range(0, d, BLOCK):
             part = _gated(gate, up, start + column, start + column < d, scale)
             largest = tl.maximum(largest, tl.abs(part))
-    exponent = tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23
-    kept = ((exponent >= LEAST) & (exponent < MOST)) | (exponent == 255)
-    shift = tl.where(kept, 127, tl.maximum(exponent, 15) - 14)
-    tl.store(out_scales + row, (shift << 23).to(tl.float32, bitcast=True))
-    inverse = ((254 - shift) << 23).to(tl.float32, bitcast=True)
+    found, inverse = _powers(largest, LEAST, MOST)
+    tl.store(out_scales + row, found)
     if WHOLE:
         tl.store(out + column, (numbers * inverse).to(tl.float16), mask=column < d)
     else:

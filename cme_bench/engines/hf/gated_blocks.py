@@ -61,11 +61,9 @@ def _by_shape(module: nn.Module) -> tuple[GatedBlock, GatedBlock] | None:
     children = list(module.children())
     layers = [child for child in children if type(child) is nn.Linear]
     weights = list(module.parameters())
-    if (
-        len(layers) != 3 or len(weights) != 3 or any(weight.is_meta for weight in weights)
-    ):  # a bias is a fourth
+    if len(layers) != 3 or len(weights) != 3:  # a bias is a fourth
         return None
-    if any("forward" in part.__dict__ for part in (module, *layers)):
+    if any(weight.is_meta for weight in weights) or any("forward" in p.__dict__ for p in (module, *layers)):
         return None
     first = layers[0].weight.shape
     alike = [layer for layer in layers if layer.weight.shape == first]
