@@ -69,7 +69,7 @@ def start(model_folder: Path, args: argparse.Namespace, longest: int) -> tuple[A
     from cme_bench.engines.vllm.host import Host
     from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
 
-    settings = VllmSettings()
+    settings = VllmSettings(packs=None if args.packs is None else bool(args.packs))
     os.environ.update({k: v for k, v in environment(settings, args.dtype).items() if k not in os.environ})
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if settings.alone else "1"
     arguments = engine_arguments(model_folder, args.dtype, longest + 1, settings, None)
@@ -163,6 +163,7 @@ def main() -> None:
     )
     parser.add_argument("--data", default=str(measurements.DATA), help="folder, or mini")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--packs", type=int, choices=(0, 1), help="as --set packs; default: the engine's own")
     parser.add_argument("--items", type=int, default=40, help="questions of each task")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="six of our own mini items of each task")
@@ -183,10 +184,12 @@ def main() -> None:
             folder = random_model(Path(scratch), args.shape, folder)
         engines = start(folder, args, longest)
         results = {name: measure(name, found, engines, args.rounds) for name, found in requests.items()}
-    report(results, args)
+        packs = any(engines[1].host.packs.values())
+        engines[1].host.close()
+    report(results, args, packs=packs)
 
 
-def report(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+def report(results: dict[str, dict[str, Any]], args: argparse.Namespace, *, packs: bool) -> None:
     import torch
     import vllm
 
@@ -196,6 +199,7 @@ def report(results: dict[str, dict[str, Any]], args: argparse.Namespace) -> None
         settings = {
             "model": args.shape or Path(args.model).name,
             "dtype": args.dtype,
+            "packs": packs,
             "vllm": vllm.__version__,
         }
         measurements.save(line, file=args.out, settings=settings, results=results)

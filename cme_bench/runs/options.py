@@ -52,7 +52,7 @@ SETTINGS = {
     "compile": "vllm: 1 compiles and captures graphs, 0 does not; default: on a GPU, for two million tokens",
     "in_process": "vllm: 1: the engine is in this process (default on a CPU, or if compile is 0); 0: not",
     "window": "vllm: most requests in the engine at a time; default 1024",
-    "packs": "vllm: 1 scores choices by packs of many questions, as hf does, without the cache; default 0",
+    "packs": "vllm: 1 scores choices by packs of many questions, as hf does; 0 not; default 1 on a GPU",
     "slots": "vllm: adapters that answer at the same time in one engine; default 1: one after the other",
     "graph_tokens": "vllm, compiled, on a GPU: most tokens of a step captured as a graph; default 512",
     "retries": "server: how often a request is asked again; default 8, over about a minute",

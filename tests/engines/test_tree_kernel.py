@@ -91,3 +91,17 @@ def test_a_gpu_attends_by_the_kernel_as_exactly_as_in_parts(
     error, other = (float((got.double() - wanted).square().mean().sqrt() / size) for got in (found, own))
     print(f"width {width}, {cached} before, {factors.value}: {error:.1e}, torch's kernel {other:.1e}")
     assert error < ERRORS[factors]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("cached", [0, CACHED])
+def test_a_gpu_attends_by_the_kernel_to_bfloat16_states_as_they_are(cached: int) -> None:
+    pack, call, kept, prefix = attended(3, cached, 64, "cuda")
+    query, key, value, *before = (part.bfloat16() for part in (call.query, call.key, call.value, *prefix))
+    call = replace(call, query=query, key=key, value=value)
+    kept.extend(call.module, 0, *before)
+    assert suits(call, Factors.HALVES)
+    found = PackAttention(pack, kept, query.device, kernel=Factors.HALVES)(call)
+    wanted = plainly(call, ends_of(pack), (before[0], before[1]))
+    error = (found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+    assert error < ERRORS[Factors.HALVES]

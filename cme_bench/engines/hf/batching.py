@@ -58,6 +58,10 @@ def width(rows: Sequence[BatchRow]) -> int:
     return max(row.n_input for row in rows) + max(row.n_new for row in rows)
 
 
+class NoRoomError(CmeError):
+    """Memory runs out on the smallest part of the work."""
+
+
 def by_length(rows: Sequence[BatchRow]) -> list[list[int]]:
     """Return the indices of rows that are equally long, one list a length."""
     indices: dict[int, list[int]] = {}
@@ -94,7 +98,7 @@ def run_batches(
         results = try_compute(compute, batch)
         if results is None:
             if len(batch) == 1:
-                raise CmeError(
+                raise NoRoomError(
                     f"out of memory on a single row of {width(batch)} tokens: use fewer shots or a smaller "
                     "max_length, a smaller dtype or model, or free memory on the device"
                 )

@@ -10,14 +10,13 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from cme_bench.engines.hf.attention_hook import attention_of
-from cme_bench.engines.hf.batching import try_compute
+from cme_bench.engines.hf.batching import NoRoomError, try_compute
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.forward import CausalForward
 from cme_bench.engines.hf.loglikelihood import RowScore, ScoringRow, check_not_nan, read_later
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention, SequenceAttention
 from cme_bench.engines.packs import Pack, PackSequence
 from cme_bench.engines.plan import PlanLimits
-from cme_bench.util.errors import CmeError
 
 Reads: TypeAlias = list[tuple[int, float, bool]]
 """(row, natural log of the probability of one of its tokens, whether argmax would have chosen it)."""
@@ -75,8 +74,8 @@ def run_packs(
     So many packs as ``ahead`` says are started before the reads of the one before them are waited for: a
     device computes while its host works on what was read. If one fails, those before it come out first.
 
-    A pack that runs out of memory is split, and ``limits`` shrink for all that follow. Raises CmeError when
-    one that cannot be split does.
+    A pack that runs out of memory is split, and ``limits`` shrink for all that follow. Raises NoRoomError
+    when one that cannot be split does.
     """
     started: deque[Pending] = deque()
     try:
@@ -107,7 +106,7 @@ def _started(
                     continue
             halves = pack.split()
             if halves is None:
-                raise CmeError(
+                raise NoRoomError(
                     f"out of memory on {pack.n_tokens} tokens after a shared prefix of {pack.cached}: use "
                     "fewer shots or a smaller max_length, a smaller dtype or model, or free memory on the "
                     "device"

@@ -2,8 +2,7 @@
 
 torch's kernels take a mask with a number for every pair of a query and a key, and compute all of them. This
 one computes the blocks of keys that some query sees. In a float32 model each number is three bfloat16 pieces,
-as exact as float32 (:mod:`cme_bench.util.float32_pieces`); in a 16-bit model with float32 states it is a
-float16 one.
+as exact as float32 (:mod:`cme_bench.util.float32_pieces`); in a 16-bit model it is a float16 one.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.packs import Ints, Pack
 from cme_bench.util.early import Early
+from cme_bench.util.exact_logits import NARROW
 from cme_bench.util.float32_pieces import has_units, split
 from cme_bench.util.kernels import drawn, launched_on, tried
 
@@ -30,12 +30,19 @@ class Factors(Enum):
     PIECES = "bfloat16 pieces"
     HALVES = "float16"
 
+    @classmethod
+    def of(cls, dtype: torch.dtype) -> Factors | None:
+        """Return the factors for a model of this type; None if there are none."""
+        if dtype == torch.float32:
+            return cls.PIECES
+        return cls.HALVES if dtype in NARROW else None
+
 
 BLOCK = 64
 _WIDTHS = frozenset({16, 32, 64, 128})
 _TOLERANCE = {Factors.PIECES: 3e-5, Factors.HALVES: 2e-2}
 """Of a trial, the largest error as a share of the numbers: TF32 is at 1e-3, float16 at 4e-3."""
-_TYPES = {Factors.PIECES: (torch.float32,), Factors.HALVES: (torch.float32, torch.float16)}
+_TYPES = {Factors.PIECES: (torch.float32,), Factors.HALVES: (torch.float32, *NARROW)}
 """Types of the states that a kernel takes."""
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernel behind ``tree_kernel`` whose factors are float16, of states in float32 or float16.
+"""The Triton kernel behind ``tree_kernel`` whose factors are float16, of states in float32 or 16 bits.
 
 A program has BLOCK tokens of the pack and one head. States are rounded as they are loaded; scores and sums
 are float32.
@@ -17,7 +17,8 @@ LARGEST = tl.constexpr(65504.0)
 def _halves(at, live, WIDTH: tl.constexpr):
     """Load rows [BLOCK, WIDTH] whose first numbers are at ``at``; zeros where none is ``live``."""
     found = tl.load(at[:, None] + tl.arange(0, WIDTH)[None, :], mask=live[:, None], other=0.0)
-    if found.dtype == tl.float32:  # no number stays none
+    if found.dtype != tl.float16:  # no number stays none
+        found = found.to(tl.float32)
         found = tl.where(found > LARGEST, LARGEST, tl.where(found < -LARGEST, -LARGEST, found)).to(tl.float16)
     return found
 

@@ -20,6 +20,7 @@ from cme_bench.engines.base import (
     Response,
     TokenIds,
 )
+from cme_bench.engines.hf.batching import NoRoomError
 from cme_bench.engines.inbox import Given, Inbox, Numbered, Resumed, batch_by_batch
 from cme_bench.engines.vllm.flight import Call, Flight
 from cme_bench.engines.vllm.host import Host
@@ -31,6 +32,9 @@ from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_NO_PACKS = "choices are scored without packs"
 
 
 class VLLMEngine(Engine):
@@ -96,15 +100,18 @@ class VLLMEngine(Engine):
 
     def _takes_packs(self) -> bool:
         """Tell whether choices are scored by packs: asked for, possible, and tried on a few short rows."""
-        host = self.host
-        if host.settings.packs and host.packs is None:
+        host, spec = self.host, None if self._adapter is None else self._spec
+        if not host.settings.takes_packs:
+            return False
+        if spec not in host.packs:
             reason = host.why_no_packs() if host.max_length >= TRIAL_LENGTH else "rows are too short"
-            if not reason and not self._tried():
+            if reason and host.settings.packs:
+                host.tell(f"{_NO_PACKS}: {reason}")
+            elif not reason and not self._tried():
                 reason = "a trial gave other scores"
-            if reason:
-                host.tell(f"choices are scored without packs: {reason}")
-            host.packs = not reason
-        return bool(host.packs)
+                host.tell(f"{_NO_PACKS}: {reason}")
+            host.packs[spec] = not reason
+        return host.packs[spec]
 
     def _tried(self) -> bool:
         asked = trial_requests()
@@ -114,10 +121,18 @@ class VLLMEngine(Engine):
         return all(agree(found[i], cast("LoglikelihoodResponse", wanted[i]), self.host.dtype) for i in found)
 
     def _by_packs(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
+        """Answer a batch; what there is no memory for in packs, and all that follows, without them."""
         asked = cast("Sequence[LoglikelihoodRequest]", requests)
-        for index, response in by_packs(self.host, asked, self.stats):
-            self.stats.count(asked[index], response)
-            yield index, response
+        left = dict(enumerate(asked))
+        try:
+            for index, response in by_packs(self.host, asked, self.stats) if self._takes_packs() else ():
+                self.stats.count(left.pop(index), response)
+                yield index, response
+        except NoRoomError as error:
+            self.host.tell(f"{_NO_PACKS}: {error}")
+            self.host.packs = dict.fromkeys(self.host.packs, False)
+        if left:
+            yield from self._served([*left.items()], Given(()), self._questions(generated=False))
 
     def _questions(self, *, generated: bool) -> Questions:
         if generated:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cme_bench.engines.logits import LogitsError
+from cme_bench.engines.plan import PlanLimits
 from cme_bench.engines.reader import ImageReader
 from cme_bench.engines.requests import TokenIds
 from cme_bench.engines.vllm.engine_thread import EngineThread
 from cme_bench.engines.vllm.flight import Flight, Pump
 from cme_bench.engines.vllm.seen import MOST_IMAGES, Prompts
-from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment
+from cme_bench.engines.vllm.settings import VllmSettings, engine_arguments, environment, on_cpu
 from cme_bench.engines.vllm.starting import starting_here
 from cme_bench.util.errors import CmeError, EngineDiedError, UsageError, first_line
 from cme_bench.util.phases import phase
@@ -67,8 +68,11 @@ class Host:
         self.writes = True
         """Whether engines have a tokenizer, to make texts of what they generate. A small model loads sooner
         without."""
-        self.packs: bool | None = None
-        """Whether the running engine answers packs as it does requests; None until that was tried."""
+        self.packs: dict[GatedSpec | None, bool] = {}
+        """Whether the running engine answers packs as it does requests, by the spec of the adapter with which
+        that was tried."""
+        self.pack_limits: PlanLimits | None = None
+        """Sizes of packs of the running engine, which shrink where memory runs out."""
         self.settings = settings
         self.log = Path(tempfile.mkdtemp(prefix="cme-bench-vllm-")) / "engine.log"
         self._note = note
@@ -180,10 +184,30 @@ class Host:
             return "the engine holds several adapters"
         return next(filter(None, self._llm.collective_rpc("why_no_packs")), "")
 
-    def score_pack(self, packed: bytes) -> list[tuple[int, float, bool]]:
-        """Return the reads of a pickled pack. Raises RuntimeError where memory runs out, else CmeError."""
+    @property
+    def step_tokens(self) -> int:
+        """Return the tokens of a forward for which the running engine has left memory beside its cache."""
+        return int(self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens)
+
+    def parameters(self) -> int:
+        """Return the number of parameters of the running engine's model."""
+        [count] = self._llm.collective_rpc("parameters")
+        return int(count)
+
+    def start_pack(self, packed: bytes, *, first: bool) -> None:
+        """Start computing a pickled pack, the ``first`` of a batch or one that follows it.
+
+        Raises RuntimeError where memory runs out, else CmeError.
+        """
+        self._ask_pack("start_pack", (packed,), {"first": first})
+
+    def pack_reads(self) -> list[tuple[int, float, bool]]:
+        """Wait for the pack that was started longest ago; return its reads. Raises as ``start_pack``."""
+        return [(row, logprob, hit) for row, logprob, hit in self._ask_pack("pack_reads")]
+
+    def _ask_pack(self, method: str, args: Sequence[Any] = (), named: Mapping[str, Any] | None = None) -> Any:
         try:
-            [reads] = self._llm.collective_rpc("score_pack", args=(packed,))
+            [found] = self._llm.collective_rpc(method, args=tuple(args), kwargs=named)
         except Exception as error:  # what a worker raises arrives as whatever its transport makes of it
             if (failure := self.failure(error, {})) is not None:
                 raise failure from error
@@ -191,7 +215,7 @@ class Host:
             if "out of memory" in reason:
                 raise RuntimeError(reason) from error
             raise CmeError(f"vLLM did not score a pack: {reason} (log: {self.log})") from error
-        return [(row, logprob, hit) for row, logprob, hit in reads]
+        return found
 
     def _start(self, spec: GatedSpec | None) -> None:
         with phase("engine"):
@@ -213,6 +237,7 @@ class Host:
             try:
                 from vllm import LLM
 
+                self._build_early()
                 with self._starting():
                     self._llm = LLM(**arguments)
                 logging.getLogger(_DUMPS).setLevel(logging.CRITICAL)  # its start sets all levels anew
@@ -227,12 +252,25 @@ class Host:
                 ) from error
         self._spec, self._adapter = spec, None
         self._pump, self._requests = Pump(self._llm.llm_engine, self._thread), {}
-        self.packs = None
+        self.packs, self.pack_limits = {}, None
         self._tell(next(filter(None, reasons), ""))
         how = "compiled" if self.settings.compiles else "without compiling"
         self._note(f"vLLM started in {time.monotonic() - started:.0f} s, {how}")
         core = self._llm.llm_engine.engine_core
         threading.Thread(target=_wake_when_dead, args=(core,), daemon=True).start()
+
+    def _build_early(self) -> None:
+        """Begin to build the kernel by which packs attend, for an engine in this process on a GPU."""
+        if on_cpu() or not (self.settings.alone and self.settings.takes_packs):
+            return
+        import torch
+        from transformers import AutoConfig
+
+        from cme_bench.engines.hf.tree_kernel import Factors, build_early
+
+        if (factors := Factors.of(getattr(torch, self.dtype))) is not None:
+            config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+            build_early(config, torch.device("cuda"), factors)
 
     def _starting(self) -> contextlib.AbstractContextManager[None]:
         if not self.settings.alone:

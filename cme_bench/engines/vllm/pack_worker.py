@@ -7,7 +7,9 @@ for the forward: they neither read nor write vLLM's cache.
 from __future__ import annotations
 
 import functools
+import inspect
 import pickle
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,11 @@ from torch import Tensor, nn
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.copies import to_device
 from cme_bench.engines.hf.loglikelihood import read_later
+from cme_bench.engines.hf.pack_forward import Pending, Reads
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention, SequenceAttention
+from cme_bench.engines.hf.tree_kernel import Factors
 from cme_bench.engines.packs import PackSequence
 from cme_bench.vllm_plugin.worker import ExtendedWorker
-
-Reads = list[tuple[int, float, bool]]
-"""As :data:`cme_bench.engines.hf.pack_forward.Reads`."""
 
 
 class PackWorker(ExtendedWorker):
@@ -40,35 +41,65 @@ class PackWorker(ExtendedWorker):
         parallel = self.vllm_config.parallel_config
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
             return "several processes share the model"
-        if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
-            return "the model is compiled"
+        mode = self.vllm_config.compilation_config.mode
+        plain = mode != CompilationMode.STOCK_TORCH_COMPILE and _skips_compiled()
+        if mode != CompilationMode.NONE and not plain:
+            return "the model is compiled, and this vLLM computes it in no other way"
         layers = attention_layers(self.get_model())
         if not layers:
             return "the model has no attention layers of vLLM's kind"
         return next(filter(None, map(_unusual, layers)), "")
 
+    def parameters(self) -> int:
+        """Return the number of the model's parameters."""
+        return sum(parameter.numel() for parameter in self.get_model().parameters())
+
     @torch.inference_mode()
-    def score_pack(self, packed: bytes) -> Reads:
-        """Return the reads of a pickled ``PackSequence``; they must come in their order."""
+    def start_pack(self, packed: bytes, *, first: bool) -> None:
+        """Start computing a pickled ``PackSequence``; they must come in their order.
+
+        The ``first`` one drops what was started for others and never read.
+        """
+        if first:
+            self._kept_prefix, self._started = KeptPrefix(), deque[Pending]()
+        self._started.append(self._computing(pickle.loads(packed)))
+
+    def pack_reads(self) -> Reads:
+        """Wait for the pack that was started longest ago; return its reads."""
+        return self._started.popleft()()
+
+    def _computing(self, pack: PackSequence) -> Pending:
         from vllm.forward_context import set_forward_context
 
-        pack: PackSequence = pickle.loads(packed)
-        if not pack.cached:
-            self._kept_prefix = KeptPrefix()
-        model, device = self.get_model(), self.device
-        attention = SequenceAttention([PackAttention(p, self._kept_prefix, device) for p in pack.packs])
+        model, device, kept = self.get_model(), self.device, self._kept_prefix
+        kernel = Factors.of(self.vllm_config.model_config.dtype)
+        attention = SequenceAttention([PackAttention(p, kept, device, kernel=kernel) for p in pack.packs])
         places, index, target, row = pack.reads
+        plainly = {"skip_compiled": True} if _skips_compiled() else {}
         with (
-            self._kept_prefix.all_or_nothing(pack.packs),
-            set_forward_context(None, self.vllm_config, num_tokens=pack.n_tokens),
+            kept.all_or_nothing(pack.packs),
+            set_forward_context(None, self.vllm_config, num_tokens=pack.n_tokens, **plainly),
             _attending(model, attention),
         ):
             hidden = model(to_device(pack.tokens, device), to_device(pack.positions, device), None)
         if not len(places):
-            return []
+            return list
         logits = model.compute_logits(hidden[to_device(places, device)])
-        logprobs, hits = read_later(logits, to_device(index, device), to_device(target, device))()
-        return list(zip(row.tolist(), logprobs, hits, strict=True))
+        found = read_later(logits, to_device(index, device), to_device(target, device))
+
+        def wait() -> Reads:
+            logprobs, hits = found()
+            return list(zip(row.tolist(), logprobs, hits, strict=True))
+
+        return wait
+
+
+@functools.cache
+def _skips_compiled() -> bool:
+    """Tell whether this vLLM computes a compiled model without its compiled code, if it is asked to."""
+    from vllm.forward_context import set_forward_context
+
+    return "skip_compiled" in inspect.signature(set_forward_context).parameters
 
 
 def attention_layers(model: nn.Module) -> list[Any]:
@@ -118,4 +149,4 @@ def _attend(layer: Any, attention: SequenceAttention, query: Tensor, key: Tensor
         heads(value, layer.num_kv_heads),
         scaling=layer.impl.scale,
     )
-    return attention(call)[0].reshape(len(query), -1)
+    return attention(call)[0].reshape(len(query), -1).to(query.dtype)

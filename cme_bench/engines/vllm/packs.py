@@ -9,23 +9,21 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 
 from cme_bench.engines.base import EngineStats, LoglikelihoodRequest, LoglikelihoodResponse
 from cme_bench.engines.hf.batching import plan_limits
 from cme_bench.engines.hf.loglikelihood import collect_responses, plan_rows
-from cme_bench.engines.hf.pack_forward import Pending, finished_rows, run_packs
+from cme_bench.engines.hf.pack_forward import Pending, Reads, finished_rows, run_packs
 from cme_bench.engines.packs import PackSequence
-from cme_bench.engines.plan import pack_sequences, plan_packs
+from cme_bench.engines.plan import PlanLimits, pack_sequences, plan_packs
 from cme_bench.engines.vllm.host import Host
 from cme_bench.engines.vllm.settings import on_cpu
 from cme_bench.util import memory
 
 TRIAL_LENGTH = 24
-MOST_TOKENS = 8192
-"""Tokens of a forward for which vLLM leaves memory beside its cache."""
 
 
 def by_packs(
@@ -34,24 +32,40 @@ def by_packs(
     """Yield ``(index, response)`` of every request, as they finish; count the tokens in ``stats``."""
 
     def compute(pack: PackSequence) -> Pending:
-        started = time.perf_counter()
-        reads = host.score_pack(pickle.dumps(pack))
-        stats.model_seconds += time.perf_counter() - started
-        stats.peak_memory_bytes = max(stats.peak_memory_bytes, memory.peak())
+        with _timed(stats):
+            host.start_pack(pickle.dumps(pack), first=not started)
+        started.append(True)
         stats.tokens_computed += pack.n_tokens
-        return lambda: reads
+        return reads
 
-    limits = plan_limits(_config(host), torch.device("cpu" if on_cpu() else "cuda"), MOST_TOKENS)
-    limits.kept_tokens = host.max_length
+    def reads() -> Reads:
+        with _timed(stats):
+            return host.pack_reads()
+
+    started: list[bool] = []
+    limits = host.pack_limits = host.pack_limits or _limits(host)
     rows = plan_rows(requests)
     packs = pack_sequences(plan_packs([(row.context, row.continuation) for row in rows], limits), limits)
-    yield from collect_responses(requests, finished_rows(rows, run_packs(packs, limits, compute)))
+    yield from collect_responses(requests, finished_rows(rows, run_packs(packs, limits, compute, ahead=1)))
 
 
-def _config(host: Host) -> Any:
+@contextmanager
+def _timed(stats: EngineStats) -> Iterator[None]:
+    """Count what a part of a pack takes."""
+    started = time.perf_counter()
+    yield
+    stats.model_seconds += time.perf_counter() - started
+    stats.peak_memory_bytes = max(stats.peak_memory_bytes, memory.peak())
+
+
+def _limits(host: Host) -> PlanLimits:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(host.model, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(host.model, trust_remote_code=False)
+    device = torch.device("cpu" if on_cpu() else "cuda")
+    limits = plan_limits(config, device, host.step_tokens, host.parameters())
+    limits.kept_tokens = host.max_length
+    return limits
 
 
 def trial_requests() -> list[LoglikelihoodRequest]:

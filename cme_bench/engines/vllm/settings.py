@@ -45,7 +45,7 @@ class VllmSettings:
     compile: bool | None = None
     in_process: bool | None = None
     window: int = 1024
-    packs: bool = False
+    packs: bool | None = None
     slots: int = 1
     graph_tokens: int | None = None
 
@@ -67,6 +67,11 @@ class VllmSettings:
     def compiles(self) -> bool:
         """Tell whether vLLM compiles the model and captures graphs."""
         return not on_cpu() if self.compile is None else self.compile
+
+    @property
+    def takes_packs(self) -> bool:
+        """Tell whether choices are scored by packs where a model allows it."""
+        return not on_cpu() if self.packs is None else self.packs
 
     @property
     def cache_block(self) -> int:
