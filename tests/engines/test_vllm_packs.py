@@ -15,6 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.inbox import Batches
+from cme_bench.engines.vllm import settings as vllm_settings
+from cme_bench.engines.vllm.settings import VllmSettings
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_bench import Bench, ids
 
@@ -78,7 +80,7 @@ def test_packs_and_vllms_own_way_are_alike_with_adapters_and_between_texts(
     for adapter in (adapters[0], None, adapters[1]):
         engine = bench.vllm(adapter)
         assert_alike(engine, bench.transformers(adapter), asked)
-        assert bench.host.packs
+        assert bench.host.packs[None if adapter is None else engine._spec]
         distinct = sum(len(c) for r in asked for c in {c for c, _ in r.rows}) + sum(
             len(t) for r in asked for _, t in r.rows
         )
@@ -88,3 +90,62 @@ def test_packs_and_vllms_own_way_are_alike_with_adapters_and_between_texts(
         expected = dict(bench.transformers(adapter).generate(texts))
         assert {n: r.text for n, r in engine.generate(texts)} == {n: r.text for n, r in expected.items()}
         assert_alike(engine, bench.transformers(adapter), asked[::-1])
+
+
+def test_questions_that_no_pack_has_memory_for_are_asked_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, notes = questions(), list[str]()
+    start, host = bench.host.start_pack, bench.host
+    calls: list[bool] = []
+
+    def full(packed: bytes, *, first: bool) -> None:
+        calls.append(first)
+        if len(calls) > 1:  # the trial's pack was the first
+            raise RuntimeError("CUDA out of memory")
+        start(packed, first=first)
+
+    host.packs.clear()
+    monkeypatch.setattr(host, "start_pack", full)
+    monkeypatch.setattr(host, "_note", notes.append)
+    assert_alike(bench.vllm(), bench.transformers(), asked)
+    assert [*host.packs.values()] == [False]
+    assert [note for note in notes if "out of memory" in note and "without packs" in note]
+    host.packs.clear()
+
+
+def test_what_was_started_and_never_read_is_of_no_later_question(bench: Bench) -> None:
+    engine, asked = bench.vllm(), questions()
+    wanted = dict(engine.loglikelihood(asked))
+    found = engine.loglikelihood(asked)
+    next(iter(found))
+    found.close()
+    assert dict(engine.loglikelihood(asked)) == wanted
+
+
+@pytest.mark.parametrize(("cpu", "chosen"), [(True, False), (False, True)])
+def test_packs_are_for_gpus_unless_asked(monkeypatch: pytest.MonkeyPatch, cpu: bool, chosen: bool) -> None:
+    monkeypatch.setattr(vllm_settings, "on_cpu", lambda: cpu)
+    assert VllmSettings().takes_packs is chosen
+    assert [VllmSettings.from_pairs({"packs": value}).takes_packs for value in (0, 1)] == [False, True]
+
+
+def test_a_compiled_engine_computes_packs_without_its_compiled_code(
+    base: Path,
+    toy_tokenizer: PreTrainedTokenizerFast,
+    adapters: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Letters are asked as requests there, by that code."""
+    bench = Bench(base, toy_tokenizer, 160, packs=True, compile=True)
+    try:
+        assert_alike(bench.vllm(adapters[0]), bench.transformers(adapters[0]), questions())
+        assert [*bench.host.packs.values()] == [True]
+        context = ids(40, 3)
+        letters = [
+            LoglikelihoodRequest(tuple(((*context, n), (choice,)) for choice in (5, 6))) for n in (7, 8)
+        ]
+        monkeypatch.setattr(bench.host, "start_pack", None)
+        assert_alike(bench.vllm(adapters[0]), bench.transformers(adapters[0]), letters)
+    finally:
+        bench.host.close()

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 _NO_PACKS = "choices are scored without packs"
 
 
+def _are_letters(asked: Sequence[LoglikelihoodRequest]) -> bool:
+    """Tell whether every question is one request: packs save it nothing but the compiled code."""
+    return all(len(choice) <= 1 for request in asked for _, choice in request.rows)
+
+
 class VLLMEngine(Engine):
     """Compute on a ``Host`` with one adapter file, or as the base model.
 
@@ -124,8 +129,9 @@ class VLLMEngine(Engine):
         """Answer a batch; what there is no memory for in packs, and all that follows, without them."""
         asked = cast("Sequence[LoglikelihoodRequest]", requests)
         left = dict(enumerate(asked))
+        packed = self._takes_packs() and not (self.host.settings.compiles and _are_letters(asked))
         try:
-            for index, response in by_packs(self.host, asked, self.stats) if self._takes_packs() else ():
+            for index, response in by_packs(self.host, asked, self.stats) if packed else ():
                 self.stats.count(left.pop(index), response)
                 yield index, response
         except NoRoomError as error:
