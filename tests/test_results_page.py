@@ -104,3 +104,20 @@ def test_the_demo() -> None:
     table = [line for line in shown.output.splitlines() if line.startswith("|")]
     assert len(table) == 4 and "†" in table[2]
     assert "\n".join(table) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+def test_eight_adapters_in_one_batch() -> None:
+    metrics = bench("vllm_adapters_8_slots-nvidia-h200")["metrics"]
+    table = {name.split(",")[0]: cells for name, *cells in rows("| eight adapters | 256")[2:]}
+    shown = {"eight TeamLoRAs": "teamlora", "eight LoRAs of rank 128": "lora_native"}
+    for name, method in shown.items():
+        ratios = [metrics[f"{method}_{work}_ratio"] for work in ("batch", "single", "prefill")]
+        assert table[name] == [f"{ratio:.3f}" for ratio in ratios]
+
+
+@pytest.mark.parametrize(("column", "model"), [(1, "smollm2"), (2, "llama-2-7b")])
+def test_the_speed_of_likelihoods_on_vllm(column: int, model: str) -> None:
+    results = bench(f"vllm_scoring-nvidia-h200-{model}-bfloat16")["results"]
+    table = [row[column].rpartition(": ")[2] for row in rows("| choices | SmolLM2, bfloat16")[2:]]
+    cases = ("single_token", "multi_token", "multi_token_0shot")
+    assert table == [f"{results[case]['speedup']:.1f}x" for case in cases]
