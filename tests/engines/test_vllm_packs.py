@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from cme_bench.adapters import TeamLoraConfig
 from cme_bench.engines import GenerateRequest, LoglikelihoodRequest
 from cme_bench.engines.inbox import Batches
 from cme_bench.engines.vllm import settings as vllm_settings
+from cme_bench.engines.vllm.pack_worker import attention_layers, unusual
 from cme_bench.engines.vllm.settings import VllmSettings
+from cme_bench.util.errors import CmeError
 from tests.support.tiny_llama import random_llama, save_checkpoint
 from tests.support.vllm_bench import Bench, ids
 
@@ -128,6 +132,51 @@ def test_packs_are_for_gpus_unless_asked(monkeypatch: pytest.MonkeyPatch, cpu: b
     monkeypatch.setattr(vllm_settings, "on_cpu", lambda: cpu)
     assert VllmSettings().takes_packs is chosen
     assert [VllmSettings.from_pairs({"packs": value}).takes_packs for value in (0, 1)] == [False, True]
+
+
+def layer(kind: str = "attention:Attention", **features: Any) -> Any:
+    """Return a layer of vLLM's that has nothing but what is asked of it."""
+    module, _, name = kind.partition(":")
+    cls = getattr(importlib.import_module(f"vllm.model_executor.layers.{module}"), name)
+    made = cls.__new__(cls)
+    torch.nn.Module.__init__(made)
+    own = {"attn_type": "decoder", "sliding_window": None, "kv_cache_dtype": "auto"}
+    for feature, value in (own | features).items():
+        setattr(made, feature, value)
+    made.impl = SimpleNamespace(logits_soft_cap=None, alibi_slopes=None, sinks=None)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ({}, ""),
+        ({"kind": "attention:ChunkedLocalAttention"}, "ChunkedLocalAttention"),
+        ({"kind": "mamba.mamba_mixer2:MambaMixer2"}, "MambaMixer2"),
+        ({"sliding_window": 4096}, "a window"),
+        ({"attn_type": "encoder_only"}, "ahead"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "quantised cache"),
+    ],
+)
+def test_layers_that_see_other_tokens_than_packs_show_them_are_found(
+    made: dict[str, Any], reason: str
+) -> None:
+    model = torch.nn.Sequential(layer(**made))
+    [found] = attention_layers(model)
+    assert unusual(found) == "" if not reason else reason in unusual(found)
+
+
+def test_a_trial_that_fails_leaves_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(packed: bytes, *, first: bool) -> None:
+        raise CmeError("vLLM did not score a pack: no such operator")
+
+    notes = list[str]()
+    bench.host.packs.clear()
+    monkeypatch.setattr(bench.host, "start_pack", fails)
+    monkeypatch.setattr(bench.host, "_note", notes.append)
+    assert_alike(bench.vllm(), bench.transformers(), questions())
+    assert notes == ["choices are scored without packs: vLLM did not score a pack: no such operator"]
+    bench.host.packs.clear()
 
 
 def test_a_compiled_engine_computes_packs_without_its_compiled_code(

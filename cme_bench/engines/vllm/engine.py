@@ -28,6 +28,7 @@ from cme_bench.engines.vllm.packs import TRIAL_LENGTH, agree, by_packs, trial_re
 from cme_bench.engines.vllm.questions import Continuations, Likelihoods, ProbeCall, Questions
 from cme_bench.engines.vllm.settings import on_cpu
 from cme_bench.images.image import Image
+from cme_bench.util.errors import CmeError, EngineDiedError
 from cme_bench.vllm_plugin.spec import GatedSpec
 
 if TYPE_CHECKING:
@@ -110,20 +111,25 @@ class VLLMEngine(Engine):
             return False
         if spec not in host.packs:
             reason = host.why_no_packs() if host.max_length >= TRIAL_LENGTH else "rows are too short"
-            if reason and host.settings.packs:
-                host.tell(f"{_NO_PACKS}: {reason}")
-            elif not reason and not self._tried():
-                reason = "a trial gave other scores"
-                host.tell(f"{_NO_PACKS}: {reason}")
-            host.packs[spec] = not reason
+            found = "" if reason else self._tried()
+            if found or (reason and host.settings.packs):
+                host.tell(f"{_NO_PACKS}: {reason or found}")
+            host.packs[spec] = not (reason or found)
         return host.packs[spec]
 
-    def _tried(self) -> bool:
+    def _tried(self) -> str:
+        """Return what is wrong with packs of a few short rows; "" if nothing."""
         asked = trial_requests()
         wanted = dict(self._served(list(enumerate(asked)), Given(()), self._questions(generated=False)))
-        found = dict(by_packs(self.host, asked, EngineStats()))
         self.stats = EngineStats()
-        return all(agree(found[i], cast("LoglikelihoodResponse", wanted[i]), self.host.dtype) for i in found)
+        try:
+            found = dict(by_packs(self.host, asked, EngineStats()))
+        except EngineDiedError:
+            raise
+        except CmeError as error:
+            return str(error)
+        right = (agree(found[i], cast("LoglikelihoodResponse", wanted[i]), self.host.dtype) for i in found)
+        return "" if all(right) else "a trial gave other scores"
 
     def _by_packs(self, requests: Sequence[Request]) -> Iterator[tuple[int, Response]]:
         """Answer a batch; what there is no memory for in packs, and all that follows, without them."""

@@ -26,6 +26,8 @@ from cme_bench.engines.hf.tree_kernel import Factors
 from cme_bench.engines.packs import PackSequence
 from cme_bench.vllm_plugin.worker import ExtendedWorker
 
+_PLAIN_CACHES = frozenset({"auto", "float32", "bfloat16", "float16"})
+
 
 class PackWorker(ExtendedWorker):
     """Mixed into vLLM's worker class."""
@@ -48,7 +50,7 @@ class PackWorker(ExtendedWorker):
         layers = attention_layers(self.get_model())
         if not layers:
             return "the model has no attention layers of vLLM's kind"
-        return next(filter(None, map(_unusual, layers)), "")
+        return next(filter(None, map(unusual, layers)), "")
 
     def parameters(self) -> int:
         """Return the number of the model's parameters."""
@@ -103,22 +105,30 @@ def _skips_compiled() -> bool:
 
 
 def attention_layers(model: nn.Module) -> list[Any]:
-    """Return the attention layers of vLLM's own kind in a model of vLLM."""
+    """Return the layers of a model of vLLM by which tokens see others, of whatever kind."""
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    return [module for module in model.modules() if isinstance(module, AttentionLayerBase)]
+
+
+def unusual(layer: Any) -> str:
+    """Return what of such a layer packs do not compute; "" if nothing.
+
+    A trial of short rows would not see it: chunks and windows are longer.
+    """
     from vllm.model_executor.layers.attention import Attention
 
-    return [module for module in model.modules() if isinstance(module, Attention)]
-
-
-def _unusual(layer: Any) -> str:
-    """Return what of an attention layer packs do not compute; "" if nothing."""
+    if type(layer) is not Attention:  # subclasses see other tokens, and Mamba's layers are none
+        return f"it has layers of the kind {type(layer).__name__}"
     impl = layer.impl
     found = {
+        "a side to which it looks ahead": layer.attn_type != "decoder",
         "a window": getattr(layer, "sliding_window", None) is not None,
         "soft-capped scores": bool(getattr(impl, "logits_soft_cap", None)),
         "ALiBi": getattr(impl, "alibi_slopes", None) is not None,
         "sinks": getattr(impl, "sinks", None) is not None,
         "keys of another layer": getattr(layer, "kv_sharing_target_layer_name", None) is not None,
-        "a quantised cache": getattr(layer, "query_quant", None) is not None,
+        "a quantised cache": layer.kv_cache_dtype not in _PLAIN_CACHES,
     }
     return next((f"its attention has {what}" for what, there in found.items() if there), "")
 
