@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,6 +28,13 @@ from cme_bench.vllm_plugin.slot_index import TILES, SlotIndex
 from cme_bench.vllm_plugin.slot_reference import Stack, by_rows
 from cme_bench.vllm_plugin.slot_step import Expand, Plan, Shrink
 from cme_bench.vllm_plugin.spec import GatedSpec
+from cme_bench.vllm_plugin.triton_slots import (
+    expand_add_slots_kernel,
+    expand_add_slots_loop,
+    expand_silu_slots_kernel,
+    expand_silu_slots_loop,
+    shrink_kernel,
+)
 
 TOKENS = (8, 32, 128, 256, 512)
 GRAIN = 128
@@ -79,8 +86,8 @@ ADDS = (
 )
 
 
-def shown(piece: Shrink | Expand) -> str:
-    """Return a piece of a plan as it is written in ``PLANS``."""
+def shown(piece: Any) -> str:
+    """Return a piece of a plan as it is written in ``PLANS``, or another dataclass of numbers."""
     values = [(field.name, getattr(piece, field.name), field.default) for field in fields(piece)]
     said = [str(value) for _, value, _ in values]
     while said and values[len(said) - 1][1] == values[len(said) - 1][2]:
@@ -180,17 +187,18 @@ def layer_of(  # noqa: PLR0917
 
 
 KERNELS = (
-    "shrink_kernel",
-    "expand_add_slots_kernel",
-    "expand_add_slots_loop",
-    "expand_silu_slots_kernel",
-    "expand_silu_slots_loop",
+    shrink_kernel,
+    expand_add_slots_kernel,
+    expand_add_slots_loop,
+    expand_silu_slots_kernel,
+    expand_silu_slots_loop,
 )
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Let launches only compile, many at a time; a Triton that cannot compiles each when it is launched."""
+def compiling(kernels: Sequence[Any]) -> Iterator[None]:
+    """Let launches of ``kernels`` only compile, many at a time; a Triton that cannot compiles each when it is
+    launched."""
     try:
         from triton import AsyncCompileMode
     except ImportError:
@@ -198,7 +206,6 @@ def compiling() -> Iterator[None]:
     if AsyncCompileMode is None:
         yield
         return
-    kernels = [getattr(slot_step, name) for name in KERNELS]
     runs = [kernel.run for kernel in kernels]
 
     def only_compile(run: Any) -> Any:
@@ -230,7 +237,7 @@ def tune(
         for name, (d_in, outs) in layers.items()
         for tokens in TOKENS
     }
-    with compiling():
+    with compiling(KERNELS):
         for (_, tokens), layer in made.items():
             for plan in plans(tokens, layer.silu).values():
                 layer.run(plan)

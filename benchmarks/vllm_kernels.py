@@ -8,9 +8,9 @@ Of gate and up projection also with silu(gate) * up behind it: ``silu_base`` (a 
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
-CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``. ``--host`` prints what
-a call takes of Python where no graph is replayed. ``--shape smollm2`` takes SmolLM2-135M's layers,
-``--tokens`` other numbers of tokens. Needs a CUDA GPU.
+CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``, ``--tune silu`` the
+tiles of ``silu_tiles.py``. ``--host`` prints what a call takes of Python where no graph is replayed.
+``--shape smollm2`` takes SmolLM2-135M's layers, ``--tokens`` other numbers of tokens. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -308,6 +308,22 @@ def tune(name: str, tokens: int) -> None:
         print("   ", fastest[:5], flush=True)
 
 
+def tune_silu(sizes: list[int]) -> bool:
+    """Print the tiles of silu(g) * u for many tokens; return whether all are right."""
+    import silu_tiles
+
+    from cme_bench.vllm_plugin.expansion import Settings
+
+    right, spec = True, team_spec()
+    for name, (d_in, outs) in LAYERS.items():
+        store = make_layer(d_in, outs, spec)
+        for tokens in sizes if store.has_halves else ():
+            settings = Settings(len(outs), spec.rank, spec.experts, False, spec.scale, 0.0)
+            x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
+            right &= silu_tiles.tune(name, store, settings, x, graph_of)
+    return right
+
+
 def tiles_of(tokens: int) -> list[Any]:
     """Tiles of the expanding kernels that are worth a try."""
     from cme_bench.vllm_plugin.expansion import Blocks
@@ -341,7 +357,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="sizes of a step")
     parser.add_argument("--quick", action="store_true", help="three sizes, three rounds")
     parser.add_argument("--host", action="store_true", help="only print what calls take of Python")
-    parser.add_argument("--tune", action="store_true", help="only print the time of pieces and tiles")
+    parser.add_argument(
+        "--tune",
+        nargs="?",
+        const="all",
+        choices=("all", "silu"),
+        help="only print the time of pieces and tiles; silu: of silu(g) * u for many tokens",
+    )
     parser.add_argument("--out", type=Path, help="file to write")
     args = parser.parse_args()
     if not torch.cuda.is_available():
@@ -357,6 +379,8 @@ def main() -> None:
         import slot_plans
 
         sys.exit(not slot_plans.tune(LAYERS, team_spec(), args.slots, graph_of))
+    if args.tune == "silu":
+        sys.exit(not tune_silu(args.tokens))
     if args.tune:
         for name in LAYERS:
             for tokens in args.tokens:

@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from cme_bench.vllm_plugin.triton_kernels import (
     expand_add_silu_kernel,
     widen_kernel,
 )
+from cme_bench.vllm_plugin.triton_silu_loop import expand_add_silu_loop
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,36 @@ MANY = Blocks(128, 128, 8)
 """The tile where the latent is gated already: of the many that fit, one that reads B least often."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Tile of a program of ``expand_add_silu_loop``, and its warps, stages and registers a thread at most.
+
+    ``programs``: of how many it is one, or somewhat fewer. ``ahead``, ``fast``: as the kernel says.
+    ``gates``: it gates the latent itself.
+    """
+
+    tokens: int
+    columns: int
+    warps: int
+    stages: int
+    ahead: int
+    programs: int
+    registers: int | None = None
+    gates: bool = False
+    fast: bool = True
+
+
+SILU_OF_MANY: Blocks | Loop = MANY
+"""The tile of silu(g) * u for many tokens; a ``Loop`` only from ``LOOP_FROM`` on, where the card has room."""
+LOOP_FROM = 4096
+
+
+@functools.cache
+def room_for_loops() -> bool:
+    """Tell whether the GPU's programs have the shared memory that any tile of a ``Loop`` needs."""
+    return torch.cuda.get_device_capability()[0] in {9, 10}
+
+
 def expand_blocks(tokens: int, d_out: int) -> Blocks:
     """Return the tile that was fastest on an H100 (``benchmarks/vllm_kernels.py --tune``)."""
     wide = d_out > 8192
@@ -146,17 +178,52 @@ class Widened:
 
     def expand_add_silu(self, blocks: Blocks | None = None) -> Tensor:
         """Return silu(g) * u, (tokens, d_out / 2), where ``expand_add`` would return [g | u]."""
+        tokens = len(self.ext)
+        blocks = blocks or (expand_blocks(tokens, self.d_out // 2) if self.gated is None else MANY)
+        columns = min(blocks.columns, 64)  # two products and two sums a program
+        grid = (-(-self.d_out // 2 // columns), -(-tokens // blocks.tokens))
+        return self._silu(
+            expand_add_silu_kernel[grid],
+            BLOCK_T=blocks.tokens,
+            BLOCK_N=columns,
+            num_warps=blocks.warps,
+        )
+
+    def silu_of_many(self, tile: Blocks | Loop | None = None) -> Tensor:
+        """Return the same for many tokens, whose latent is gated once and not for each block of columns."""
+        tile = tile or self._tile_of_many()
+        if isinstance(tile, Blocks):
+            return self.with_gates().expand_add_silu(tile)
+        held = self if tile.gates else self.with_gates()
+        blocks, rows = self.d_out // 2 // tile.columns, -(-len(self.ext) // tile.tokens)
+        return held._silu(
+            expand_add_silu_loop[max(1, min(blocks, tile.programs // rows)), rows],
+            BLOCK_T=tile.tokens,
+            BLOCK_N=tile.columns,
+            STAGES=tile.stages,
+            AHEAD=tile.ahead,
+            FAST=tile.fast,
+            num_warps=tile.warps,
+            maxnreg=tile.registers,
+        )
+
+    def _tile_of_many(self) -> Blocks | Loop:
+        tile, settings = SILU_OF_MANY, self.settings
+        if isinstance(tile, Blocks):
+            return tile
+        whole = settings.chunk == settings.width and not self.d_out // 2 % tile.columns
+        return tile if whole and len(self.ext) >= LOOP_FROM and room_for_loops() else MANY
+
+    def _silu(self, kernel: Any, **options: Any) -> Tensor:
+        """Launch one of the kernels that compute silu(g) * u."""
         ext, settings, half = self.ext, self.settings, self.d_out // 2
         tokens, stride = ext.shape
-        blocks = blocks or (expand_blocks(tokens, half) if self.gated is None else MANY)
-        columns = min(blocks.columns, 64)  # two products and two sums a program
         z, logits, z_first, logits_first = self._where()
         out = ext.new_empty(tokens, half)
-        expand_add_silu_kernel[(-(-half // columns), -(-tokens // blocks.tokens))](
+        kernel(
             ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, half, stride,
             z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first, settings.scale,
-            settings.floor, **settings.constants, GATED=self.gated is not None, BLOCK_T=blocks.tokens,
-            BLOCK_N=columns, num_warps=blocks.warps,
+            settings.floor, **settings.constants, GATED=self.gated is not None, **options,
         )  # fmt: skip
         return out
 

@@ -211,6 +211,8 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
         if total:
             ext, settings = summed_over_ranks(ext), replace(settings, partial=False)
         widened = Widened(ext, matrix, interaction, d_in, d_out, settings)
+        if name == "gated" and silu:
+            return widened.silu_of_many()
         widened = widened.with_gates() if name == "gated" else widened
         return widened.expand_add_silu() if silu else widened.expand_add(part_of_grain)
     triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))

@@ -157,3 +157,24 @@ def test_the_activation_after_a_layer_is_computed_with_it(name: str, way: str, t
     found = store.apply(x.cuda(), way, silu=True)
     assert found.shape == gate.shape
     assert_close(found, torch.nn.functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 300])
+@pytest.mark.parametrize("gates", [False, True])
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize("name", SPECS)
+def test_the_loop_over_columns_gives_the_same(name: str, ahead: int, gates: bool, tokens: int) -> None:
+    """bfloat16 and float16, by the fast roundings; programs have one block of columns or some."""
+    from cme_bench.vllm_plugin.expansion import Loop, Settings, Widened
+
+    torch.manual_seed(0)
+    layer = Layer(replace(SPECS[name], experts=4 if SPECS[name].routed else 1), "halves")
+    x, spec = torch.randn(tokens, layer.d_in), layer.spec
+    gate, up = layer.exact(x.bfloat16().float()).chunk(2, dim=-1)
+    settings = Settings(2, RANK, spec.experts, spec.shared_latent, spec.scale, spec.normalizer_floor or 0.0)
+    loop = Loop(64, 32, 4, (3, 2, 1)[ahead], ahead, 8, gates=gates)
+    for kind in (torch.bfloat16, torch.float16):
+        store = layer.store(kind=kind)
+        ext = x.bfloat16().to("cuda", kind) @ store.matrix[:, : layer.d_in].T
+        held = Widened(ext, store.matrix, store.interaction, layer.d_in, len(layer.weight), settings)
+        assert_close(held.silu_of_many(loop), torch.nn.functional.silu(gate) * up)
