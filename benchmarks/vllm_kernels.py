@@ -8,8 +8,8 @@ Of gate and up projection also with silu(gate) * up behind it: ``silu_base`` (a 
 All variants of a size are timed in turn, round by round, as replays of CUDA graphs; each is checked against
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
-CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``, ``--tune silu`` the
-tiles of ``silu_tiles.py``. ``--host`` prints what a call takes of Python where no graph is replayed.
+CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``, ``--tune loops`` the
+tiles of ``loop_tiles.py``. ``--host`` prints what a call takes of Python where no graph is replayed.
 ``--shape smollm2`` takes SmolLM2-135M's layers, ``--tokens`` other numbers of tokens. Needs a CUDA GPU.
 """
 
@@ -308,19 +308,19 @@ def tune(name: str, tokens: int) -> None:
         print("   ", fastest[:5], flush=True)
 
 
-def tune_silu(sizes: list[int]) -> bool:
-    """Print the tiles of silu(g) * u for many tokens; return whether all are right."""
-    import silu_tiles
+def tune_loops(sizes: list[int]) -> bool:
+    """Print the tiles of the expanding kernels for many tokens; return whether all are right."""
+    import loop_tiles
 
     from cme_bench.vllm_plugin.expansion import Settings
 
     right, spec = True, team_spec()
     for name, (d_in, outs) in LAYERS.items():
         store = make_layer(d_in, outs, spec)
-        for tokens in sizes if store.has_halves else ():
+        for tokens in sizes:
             settings = Settings(len(outs), spec.rank, spec.experts, False, spec.scale, 0.0)
             x = torch.randn(tokens, d_in, device="cuda", dtype=torch.bfloat16)
-            right &= silu_tiles.tune(name, store, settings, x, graph_of)
+            right &= loop_tiles.tune(name, store, settings, x, graph_of)
     return right
 
 
@@ -361,8 +361,8 @@ def main() -> None:
         "--tune",
         nargs="?",
         const="all",
-        choices=("all", "silu"),
-        help="only print the time of pieces and tiles; silu: of silu(g) * u for many tokens",
+        choices=("all", "loops"),
+        help="only print the time of pieces and tiles; loops: of kernels for many tokens",
     )
     parser.add_argument("--out", type=Path, help="file to write")
     args = parser.parse_args()
@@ -379,8 +379,8 @@ def main() -> None:
         import slot_plans
 
         sys.exit(not slot_plans.tune(LAYERS, team_spec(), args.slots, graph_of))
-    if args.tune == "silu":
-        sys.exit(not tune_silu(args.tokens))
+    if args.tune == "loops":
+        sys.exit(not tune_loops(args.tokens))
     if args.tune:
         for name in LAYERS:
             for tokens in args.tokens:

@@ -19,7 +19,7 @@ from cme_bench.vllm_plugin.triton_kernels import (
     expand_add_silu_kernel,
     widen_kernel,
 )
-from cme_bench.vllm_plugin.triton_silu_loop import expand_add_silu_loop
+from cme_bench.vllm_plugin.triton_loops import expand_add_loop, expand_add_silu_loop
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ MANY = Blocks(128, 128, 8)
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """Tile of a program of ``expand_add_silu_loop``, and its warps, stages and registers a thread at most.
+    """Tile of a program of ``triton_loops.py``, and its warps, stages and registers a thread at most.
 
     ``programs``: of how many it is one, or somewhat fewer. ``ahead``, ``fast``: as the kernel says.
     ``gates``: it gates the latent itself.
@@ -113,6 +113,8 @@ class Loop:
 
 SILU_OF_MANY: Blocks | Loop = MANY
 """The tile of silu(g) * u for many tokens; a ``Loop`` only from ``LOOP_FROM`` on, where the card has room."""
+ADD_OF_MANY: Loop | None = None
+"""The same of y + (omega z) B, where a layer is one part and nothing follows it; None: no loop."""
 LOOP_FROM = 4096
 
 
@@ -182,8 +184,9 @@ class Widened:
         blocks = blocks or (expand_blocks(tokens, self.d_out // 2) if self.gated is None else MANY)
         columns = min(blocks.columns, 64)  # two products and two sums a program
         grid = (-(-self.d_out // 2 // columns), -(-tokens // blocks.tokens))
-        return self._silu(
+        return self._launch(
             expand_add_silu_kernel[grid],
+            self.d_out // 2,
             BLOCK_T=blocks.tokens,
             BLOCK_N=columns,
             num_warps=blocks.warps,
@@ -191,37 +194,50 @@ class Widened:
 
     def silu_of_many(self, tile: Blocks | Loop | None = None) -> Tensor:
         """Return the same for many tokens, whose latent is gated once and not for each block of columns."""
-        tile = tile or self._tile_of_many()
+        half = self.d_out // 2
+        if tile is None:
+            tile = SILU_OF_MANY if self._can_loop(SILU_OF_MANY, half) else MANY
         if isinstance(tile, Blocks):
             return self.with_gates().expand_add_silu(tile)
-        held = self if tile.gates else self.with_gates()
-        blocks, rows = self.d_out // 2 // tile.columns, -(-len(self.ext) // tile.tokens)
-        return held._silu(
-            expand_add_silu_loop[max(1, min(blocks, tile.programs // rows)), rows],
+        return self._loop(expand_add_silu_loop, half, tile, FAST=tile.fast)
+
+    def add_of_many(self, part_of_grain: Tensor, tile: Loop | None = None) -> Tensor:
+        """Return ``expand_add`` of a layer whose one part writes all columns; for many tokens by a loop."""
+        if tile is None and self._can_loop(ADD_OF_MANY, self.d_out):
+            tile = ADD_OF_MANY
+        return self._loop(expand_add_loop, self.d_out, tile) if tile else self.expand_add(part_of_grain)
+
+    def _can_loop(self, tile: Blocks | Loop | None, columns: int) -> bool:
+        """Tell whether a step of this layer is one for a loop."""
+        if not isinstance(tile, Loop) or len(self.ext) < LOOP_FROM or columns % tile.columns:
+            return False
+        return self.settings.chunk == self.settings.width and room_for_loops()
+
+    def _loop(self, kernel: Any, columns: int, tile: Loop, **options: Any) -> Tensor:
+        """Launch a loop of which every program has some of the blocks of ``columns``."""
+        held = self if tile.gates or self.gated is not None else self.with_gates()
+        rows = -(-len(self.ext) // tile.tokens)
+        beside = max(1, min(columns // tile.columns, tile.programs // rows))
+        return held._launch(
+            kernel[beside, rows],
+            columns,
             BLOCK_T=tile.tokens,
             BLOCK_N=tile.columns,
             STAGES=tile.stages,
             AHEAD=tile.ahead,
-            FAST=tile.fast,
             num_warps=tile.warps,
             maxnreg=tile.registers,
+            **options,
         )
 
-    def _tile_of_many(self) -> Blocks | Loop:
-        tile, settings = SILU_OF_MANY, self.settings
-        if isinstance(tile, Blocks):
-            return tile
-        whole = settings.chunk == settings.width and not self.d_out // 2 % tile.columns
-        return tile if whole and len(self.ext) >= LOOP_FROM and room_for_loops() else MANY
-
-    def _silu(self, kernel: Any, **options: Any) -> Tensor:
-        """Launch one of the kernels that compute silu(g) * u."""
-        ext, settings, half = self.ext, self.settings, self.d_out // 2
+    def _launch(self, kernel: Any, columns: int, **options: Any) -> Tensor:
+        """Launch a kernel whose result is of that many columns, as is each of the layer's parts."""
+        ext, settings = self.ext, self.settings
         tokens, stride = ext.shape
         z, logits, z_first, logits_first = self._where()
-        out = ext.new_empty(tokens, half)
+        out = ext.new_empty(tokens, columns)
         kernel(
-            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, half, stride,
+            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, columns, stride,
             z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first, settings.scale,
             settings.floor, **settings.constants, GATED=self.gated is not None, **options,
         )  # fmt: skip

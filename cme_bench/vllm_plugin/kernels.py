@@ -214,7 +214,10 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
         if name == "gated" and silu:
             return widened.silu_of_many()
         widened = widened.with_gates() if name == "gated" else widened
-        return widened.expand_add_silu() if silu else widened.expand_add(part_of_grain)
+        if silu:
+            return widened.expand_add_silu()
+        whole = spans == [0, 0, d_out]
+        return (widened.add_of_many if whole else widened.expand_add)(part_of_grain)
     triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
     apart = _columns if name == "columns" else _split
     y = apart(x, matrix, interaction, d_out, settings, triples)

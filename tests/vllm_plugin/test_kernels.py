@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -166,15 +167,21 @@ def test_the_activation_after_a_layer_is_computed_with_it(name: str, way: str, t
 def test_the_loop_over_columns_gives_the_same(name: str, ahead: int, gates: bool, tokens: int) -> None:
     """bfloat16 and float16, by the fast roundings; programs have one block of columns or some."""
     from cme_bench.vllm_plugin.expansion import Loop, Settings, Widened
+    from cme_bench.vllm_plugin.reference import silu_and_mul
 
     torch.manual_seed(0)
-    layer = Layer(replace(SPECS[name], experts=4 if SPECS[name].routed else 1), "halves")
-    x, spec = torch.randn(tokens, layer.d_in), layer.spec
-    gate, up = layer.exact(x.bfloat16().float()).chunk(2, dim=-1)
-    settings = Settings(2, RANK, spec.experts, spec.shared_latent, spec.scale, spec.normalizer_floor or 0.0)
+    spec = replace(SPECS[name], experts=4 if SPECS[name].routed else 1)
     loop = Loop(64, 32, 4, (3, 2, 1)[ahead], ahead, 8, gates=gates)
-    for kind in (torch.bfloat16, torch.float16):
-        store = layer.store(kind=kind)
-        ext = x.bfloat16().to("cuda", kind) @ store.matrix[:, : layer.d_in].T
+    for shape, kind in itertools.product(("halves", "narrow"), (torch.bfloat16, torch.float16)):
+        layer = Layer(spec, shape)
+        x, store = torch.randn(tokens, layer.d_in).bfloat16(), layer.store(kind=kind)
+        settings = Settings(
+            len(layer.parts), RANK, spec.experts, spec.shared_latent, spec.scale, spec.normalizer_floor or 0.0
+        )
+        ext = x.to("cuda", kind) @ store.matrix[:, : layer.d_in].T
         held = Widened(ext, store.matrix, store.interaction, layer.d_in, len(layer.weight), settings)
-        assert_close(held.silu_of_many(loop), torch.nn.functional.silu(gate) * up)
+        wanted = layer.exact(x.float())
+        if shape == "halves":
+            assert_close(held.silu_of_many(loop), silu_and_mul(wanted))
+        else:
+            assert_close(held.add_of_many(store.part_of_grain, loop), wanted)

@@ -1,6 +1,6 @@
-"""silu(g) * u for many tokens: a program keeps the latent of its tokens and loops over columns.
+"""The expanding kernels for many tokens: a program keeps the latent of its tokens and loops over columns.
 
-There every program waits for y, B and z one after the other, and z is read anew for every block of columns.
+Those of ``triton_kernels.py`` wait for y, B and z one after the other, and read z for every block of columns.
 Here z is read once a program, and y and B of a block while the one before is computed.
 """
 # mypy: ignore-errors
@@ -127,3 +127,75 @@ def expand_add_silu_loop(
         if AHEAD >= 2:
             b_g = next_b_g
             b_u = next_b_u
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def expand_add_loop(
+    ext,
+    z,
+    logits,
+    matrix,
+    interaction,
+    out,
+    tokens,
+    d_in,
+    d_out,
+    ext_stride,
+    z_stride,
+    logits_stride,
+    matrix_stride,
+    z_first,
+    logits_first,
+    scale,
+    floor,
+    RANK: tl.constexpr,
+    EXPERTS: tl.constexpr,
+    PADDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    GATED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
+):
+    """Compute what ``expand_add_kernel`` does for one part that writes all columns; the rest as above."""
+    tl.static_assert(CHUNK == RANK * EXPERTS)
+    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
+    live = t < tokens
+    rows = live[:, None]
+    t = t.to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    c = tl.arange(0, CHUNK)
+    own = _latent(
+        z + z_first, t, z_stride, live, 0, c, logits + logits_first + (t * logits_stride)[:, None],
+        interaction, scale, floor, RANK, EXPERTS, PADDED, SHARED, GATED,
+    )  # fmt: skip
+    y_at = ext + t[:, None] * ext_stride + n[None, :]
+    b_stride = matrix_stride.to(tl.int64)
+    b_at = matrix + n[None, :] * b_stride + d_in + c[:, None]
+    out_at = out + t[:, None] * d_out + n[None, :]
+    first = tl.program_id(0)
+    step = tl.num_programs(0)
+    blocks = d_out // BLOCK_N
+    if AHEAD >= 1:
+        y = tl.load(y_at + first * BLOCK_N, mask=rows, other=0.0)
+    if AHEAD >= 2:
+        b = tl.load(b_at + first * BLOCK_N * b_stride)
+    for block in tl.range(first, blocks, step, num_stages=STAGES):
+        after = tl.minimum(block + step, blocks - 1) * BLOCK_N
+        column = block * BLOCK_N
+        if AHEAD >= 1:
+            next_y = tl.load(y_at + after, mask=rows & (block + step < blocks), other=0.0)
+        else:
+            y = tl.load(y_at + column, mask=rows, other=0.0)
+        if AHEAD >= 2:
+            next_b = tl.load(b_at + after * b_stride)
+        else:
+            b = tl.load(b_at + column * b_stride)
+        total = tl.dot(own, b, y.to(tl.float32))
+        tl.store(out_at + column, total.to(out.dtype.element_ty), mask=rows)
+        if AHEAD >= 1:
+            y = next_y
+        if AHEAD >= 2:
+            b = next_b
