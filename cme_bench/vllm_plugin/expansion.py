@@ -192,11 +192,16 @@ class Widened:
             num_warps=blocks.warps,
         )
 
+    @property
+    def loops_to_silu(self) -> bool:
+        """Tell whether ``silu_of_many`` is a loop, which is the best way even where z is not gated yet."""
+        return self._can_loop(SILU_OF_MANY, self.d_out // 2)
+
     def silu_of_many(self, tile: Blocks | Loop | None = None) -> Tensor:
         """Return the same for many tokens, whose latent is gated once and not for each block of columns."""
         half = self.d_out // 2
         if tile is None:
-            tile = SILU_OF_MANY if self._can_loop(SILU_OF_MANY, half) else MANY
+            tile = SILU_OF_MANY if self.loops_to_silu else MANY
         if isinstance(tile, Blocks):
             return self.with_gates().expand_add_silu(tile)
         return self._loop(expand_add_silu_loop, half, tile, FAST=tile.fast)

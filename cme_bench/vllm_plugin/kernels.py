@@ -211,7 +211,7 @@ def _gated_linear(  # noqa: PLR0917 - an operator's schema
         if total:
             ext, settings = summed_over_ranks(ext), replace(settings, partial=False)
         widened = Widened(ext, matrix, interaction, d_in, d_out, settings)
-        if name == "gated" and silu:
+        if silu and (name == "gated" or widened.loops_to_silu):
             return widened.silu_of_many()
         widened = widened.with_gates() if name == "gated" else widened
         if silu:

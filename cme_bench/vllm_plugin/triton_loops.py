@@ -1,7 +1,8 @@
 """The expanding kernels for many tokens: a program keeps the latent of its tokens and loops over columns.
 
 Those of ``triton_kernels.py`` wait for y, B and z one after the other, and read z for every block of columns.
-Here z is read once a program, and y and B of a block while the one before is computed.
+Here z is read once a program, and y and B of a block while the one before is computed. Nobody reads y twice,
+so it leaves the L1 to B, which the programs of a multiprocessor share.
 """
 # mypy: ignore-errors
 # ruff: noqa: PLR0917
@@ -97,8 +98,8 @@ def expand_add_silu_loop(
     step = tl.num_programs(0)
     blocks = half // BLOCK_N
     if AHEAD >= 1:
-        y_g = tl.load(y_at + first * BLOCK_N, mask=rows, other=0.0)
-        y_u = tl.load(y_at + half + first * BLOCK_N, mask=rows, other=0.0)
+        y_g = tl.load(y_at + first * BLOCK_N, mask=rows, other=0.0, cache_modifier=".cg")
+        y_u = tl.load(y_at + half + first * BLOCK_N, mask=rows, other=0.0, cache_modifier=".cg")
     if AHEAD >= 2:
         b_g = tl.load(b_at + first * BLOCK_N * b_stride)
         b_u = tl.load(b_at + (half + first * BLOCK_N) * b_stride + CHUNK)
@@ -107,11 +108,11 @@ def expand_add_silu_loop(
         column = block * BLOCK_N
         if AHEAD >= 1:
             more = rows & (block + step < blocks)
-            next_y_g = tl.load(y_at + after, mask=more, other=0.0)
-            next_y_u = tl.load(y_at + half + after, mask=more, other=0.0)
+            next_y_g = tl.load(y_at + after, mask=more, other=0.0, cache_modifier=".cg")
+            next_y_u = tl.load(y_at + half + after, mask=more, other=0.0, cache_modifier=".cg")
         else:
-            y_g = tl.load(y_at + column, mask=rows, other=0.0)
-            y_u = tl.load(y_at + half + column, mask=rows, other=0.0)
+            y_g = tl.load(y_at + column, mask=rows, other=0.0, cache_modifier=".cg")
+            y_u = tl.load(y_at + half + column, mask=rows, other=0.0, cache_modifier=".cg")
         if AHEAD >= 2:
             next_b_g = tl.load(b_at + after * b_stride)
             next_b_u = tl.load(b_at + (half + after) * b_stride + CHUNK)
@@ -179,16 +180,18 @@ def expand_add_loop(
     step = tl.num_programs(0)
     blocks = d_out // BLOCK_N
     if AHEAD >= 1:
-        y = tl.load(y_at + first * BLOCK_N, mask=rows, other=0.0)
+        y = tl.load(y_at + first * BLOCK_N, mask=rows, other=0.0, cache_modifier=".cg")
     if AHEAD >= 2:
         b = tl.load(b_at + first * BLOCK_N * b_stride)
     for block in tl.range(first, blocks, step, num_stages=STAGES):
         after = tl.minimum(block + step, blocks - 1) * BLOCK_N
         column = block * BLOCK_N
         if AHEAD >= 1:
-            next_y = tl.load(y_at + after, mask=rows & (block + step < blocks), other=0.0)
+            next_y = tl.load(
+                y_at + after, mask=rows & (block + step < blocks), other=0.0, cache_modifier=".cg"
+            )
         else:
-            y = tl.load(y_at + column, mask=rows, other=0.0)
+            y = tl.load(y_at + column, mask=rows, other=0.0, cache_modifier=".cg")
         if AHEAD >= 2:
             next_b = tl.load(b_at + after * b_stride)
         else:

@@ -105,6 +105,7 @@ def test_a_layer_s_result_comes_from_the_loops_that_are_chosen(monkeypatch: pyte
     spec = replace(SPECS["teamlora"], experts=4)
     for shape, way, silu in (
         ("halves", "gated", True),
+        ("halves", "rows", True),
         ("narrow", "rows", False),
         ("narrow", "gated", False),
     ):
