@@ -9,8 +9,9 @@ All variants of a size are timed in turn, round by round, as replays of CUDA gra
 float64 on the same bfloat16 weights first. ``--slots N`` adds ``slots``: N adapters, every token by one at
 random, in runs of 256 tokens from 2048 tokens on, as in a prefill; ``beside`` is the same with
 CME_BENCH_VLLM_BESIDE=1. ``--tune --slots N`` compares the plans of ``slot_plans.py``, ``--tune loops`` the
-tiles of ``loop_tiles.py``. ``--host`` prints what a call takes of Python where no graph is replayed.
-``--shape smollm2`` takes SmolLM2-135M's layers, ``--tokens`` other numbers of tokens. Needs a CUDA GPU.
+tiles of ``loop_tiles.py``. ``--host`` prints what a call takes of Python where no graph is replayed, and with
+every launch left to Triton. ``--shape smollm2`` takes SmolLM2-135M's layers, ``--tokens`` other numbers of
+tokens. Needs a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -152,6 +153,20 @@ def beside(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return on_two_streams
 
 
+def by_triton(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same with no launch kept."""
+    from cme_bench.vllm_plugin import launches
+
+    def left_to_triton(x: Tensor) -> Tensor:
+        launches.keep(False)
+        try:
+            return run(x)
+        finally:
+            launches.keep(True)
+
+    return left_to_triton
+
+
 def activated(run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """The same with silu(gate) * up behind it, by vLLM's kernel."""
     import vllm._custom_ops  # noqa: F401 - registers it
@@ -238,7 +253,10 @@ def measure(name: str, tokens: int, rounds: int, slots: int = 0) -> dict[str, An
 
 
 def host_times(name: str, rounds: int, calls: int = 100) -> dict[str, float]:
-    """Return microseconds that a call takes of its thread: of 16 tokens, launched and not waited for."""
+    """Return microseconds that a call takes of its thread: of 16 tokens, launched and not waited for.
+
+    ``_by_triton``: with every launch left to Triton.
+    """
     d_in, outs = LAYERS[name]
     torch.manual_seed(0)
     store = make_layer(d_in, outs, team_spec())
@@ -251,6 +269,8 @@ def host_times(name: str, rounds: int, calls: int = 100) -> dict[str, float]:
     if store.has_halves:
         variants["silu_base"] = activated(variants["base"])
         variants["silu_rows"] = lambda x: store.apply(x, "rows", silu=True)
+        variants["silu_gated"] = lambda x: store.apply(x, "gated", silu=True)
+    variants |= {f"{kind}_by_triton": by_triton(run) for kind, run in variants.items() if kind not in BASES}
     x = torch.randn(16, d_in, device="cuda", dtype=torch.bfloat16)
     times: dict[str, list[float]] = {kind: [] for kind in variants}
     for _ in range(1 + rounds):
@@ -275,8 +295,7 @@ def tune(name: str, tokens: int) -> None:
     linear = torch.nn.functional.linear
     ext = linear(x, store.matrix[:, :d_in])
     narrow = linear(x, store.matrix[d_out:, :d_in])
-    logits = settings.logits(narrow)
-    wide = expansion.gated_beside(x, narrow, logits, store.interaction, settings)
+    wide = expansion.gated_beside(x, narrow, 0, store.interaction, settings)
     plain = store.weight.contiguous()
     widened = expansion.Widened(ext, store.matrix, store.interaction, d_in, d_out, settings)
     pieces: dict[str, Callable[[Tensor], Tensor]] = {
@@ -284,8 +303,8 @@ def tune(name: str, tokens: int) -> None:
         "base, strided": lambda x: linear(x, store.weight),
         "x [W0; A; S]": lambda x: linear(x, store.matrix[:, :d_in]),
         "x [A; S]": lambda x: linear(x, store.matrix[d_out:, :d_in]),
-        "[x | gz]": lambda x: expansion.gated_beside(x, narrow, logits, store.interaction, settings),
-        "gz": lambda x: expansion.gated_beside(None, narrow, logits, store.interaction, settings),
+        "[x | gz]": lambda x: expansion.gated_beside(x, narrow, 0, store.interaction, settings),
+        "gz": lambda x: expansion.gated_beside(None, narrow, 0, store.interaction, settings),
         "[x | gz] [W0 | B]": lambda x: linear(wide, store.matrix[:d_out]),
     }
     for blocks in tiles_of(tokens):

@@ -1,19 +1,21 @@
 """The launches behind ``kernels.py``: what gates the latent of an adapter, and multiplies it by B.
 
 They come twice a layer and step, wherever no CUDA graph is replayed. A small model's GPU waits for them then,
-so what they need of Python is kept short: nothing is made twice, and no tensor is cut where a number does.
+so what they need of Python is kept short: nothing is made twice, no tensor is cut where a number does, and
+what Triton does before a launch is done once (``launches.py``).
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from cme_bench.vllm_plugin.launches import Launch
 from cme_bench.vllm_plugin.triton_kernels import (
     expand_add_kernel,
     expand_add_silu_kernel,
@@ -22,7 +24,7 @@ from cme_bench.vllm_plugin.triton_kernels import (
 from cme_bench.vllm_plugin.triton_loops import expand_add_loop, expand_add_silu_loop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
     """The settings of a layer's adapter that the kernels need. ``floor`` 0: omega is not divided by its sum.
     ``partial``: every tensor-parallel rank has a term of z and of the logits."""
@@ -56,15 +58,18 @@ class Settings:
             "CHUNK": self.chunk,
         }
 
-    @property
+    @functools.cached_property
     def chunk(self) -> int:
         """Columns of the gated latent that are multiplied at once: a power of two that divides k r."""
         return min(128, self.width & -self.width)
 
-    def logits(self, narrow: Tensor) -> Tensor:
-        """Return the router's logits (tokens, parts * k) in ``narrow`` (tokens, [z | logits | ...])."""
-        logits = narrow[:, self.first_logit : self.first_logit + self.parts * self.experts]
-        return summed_over_ranks(logits.float()) if self.partial and self.experts > 1 else logits
+    def logits(self, ext: Tensor, first: int) -> tuple[Tensor, int]:
+        """Return a tensor with the router's logits (tokens, parts * k), and the column in which they begin;
+        ``ext`` has [z | logits | ...] from the column ``first`` on."""
+        first += self.first_logit
+        if not self.partial or self.experts == 1:
+            return ext, first
+        return summed_over_ranks(ext[:, first : first + self.parts * self.experts].float()), 0
 
 
 settings_of = functools.cache(Settings)
@@ -79,8 +84,7 @@ def summed_over_ranks(terms: Tensor) -> Tensor:
     return total
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(NamedTuple):
     """Tile of a program of ``expand_add_kernel``: tokens x output columns, and its warps."""
 
     tokens: int
@@ -134,7 +138,41 @@ def expand_blocks(tokens: int, d_out: int) -> Blocks:
     return Blocks(64, 128 if wide else 64, 4)
 
 
-@dataclass(frozen=True, slots=True)
+WIDEN_TOKENS, WIDEN_COLUMNS = 16, 512
+"""The tile of ``widen_kernel``."""
+
+
+@functools.cache
+def _adding(settings: Settings, grain: int, gated: bool, columns: int, blocks: Blocks) -> Launch:
+    return Launch(
+        expand_add_kernel, blocks.warps, **settings.constants, GATED=gated, GRAIN=grain,
+        BLOCK_T=blocks.tokens, BLOCK_N=columns,
+    )  # fmt: skip
+
+
+@functools.cache
+def _activating(settings: Settings, gated: bool, columns: int, blocks: Blocks) -> Launch:
+    return Launch(
+        expand_add_silu_kernel, blocks.warps, **settings.constants, GATED=gated, BLOCK_T=blocks.tokens,
+        BLOCK_N=columns,
+    )  # fmt: skip
+
+
+@functools.cache
+def _looping(settings: Settings, silu: bool, gated: bool, tile: Loop) -> Launch:
+    kernel, fast = (expand_add_silu_loop, {"FAST": tile.fast}) if silu else (expand_add_loop, {})
+    return Launch(
+        kernel, tile.warps, **settings.constants, GATED=gated, BLOCK_T=tile.tokens, BLOCK_N=tile.columns,
+        STAGES=tile.stages, AHEAD=tile.ahead, **fast, maxnreg=tile.registers,
+    )  # fmt: skip
+
+
+@functools.cache
+def _widening(settings: Settings) -> Launch:
+    return Launch(widen_kernel, 4, **settings.constants, BLOCK_T=WIDEN_TOKENS, BLOCK_D=WIDEN_COLUMNS)
+
+
+@dataclass(slots=True)
 class Widened:
     """The product x [W0; A; S] of a layer: ``ext`` (tokens, rows of the matrix), its first ``d_out`` columns
     the base's. ``gated``: omega z of every part, where a kernel has computed that."""
@@ -149,48 +187,39 @@ class Widened:
 
     def with_gates(self) -> Widened:
         """Return the same with the latent gated."""
-        narrow = self.ext[:, self.d_out :]
-        logits = self.settings.logits(narrow)
-        return replace(self, gated=gated_beside(None, narrow, logits, self.interaction, self.settings))
+        gated = gated_beside(None, self.ext, self.d_out, self.interaction, self.settings)
+        return Widened(self.ext, self.matrix, self.interaction, self.d_in, self.d_out, self.settings, gated)
 
     def _where(self) -> tuple[Tensor, Tensor, int, int]:
         """Return the tensors with the latent and the logits, and the columns in which these begin."""
         if self.gated is not None:
             return self.gated, self.gated, 0, 0
-        settings, first = self.settings, self.d_out
-        if settings.partial and settings.experts > 1:
-            return self.ext, settings.logits(self.ext[:, first:]), first, 0
-        return self.ext, self.ext, first, first + settings.first_logit
+        logits, logits_first = self.settings.logits(self.ext, self.d_out)
+        return self.ext, logits, self.d_out, logits_first
 
     def expand_add(self, part_of_grain: Tensor, blocks: Blocks | None = None) -> Tensor:
         """Return (tokens, d_out): the base's output and the adapter's update."""
-        ext, settings, d_out = self.ext, self.settings, self.d_out
+        ext, settings, d_out, gated = self.ext, self.settings, self.d_out, self.gated is not None
         (tokens, stride), grain = ext.shape, d_out // part_of_grain.shape[0]
-        blocks = blocks or (expand_blocks(tokens, d_out) if self.gated is None else MANY)
+        blocks = blocks or (MANY if gated else expand_blocks(tokens, d_out))
         columns = min(blocks.columns, grain)
         z, logits, z_first, logits_first = self._where()
         out = ext.new_empty(tokens, d_out)
-        expand_add_kernel[(-(-d_out // columns), -(-tokens // blocks.tokens))](
-            ext, z, logits, self.matrix, self.interaction, part_of_grain, out, tokens, self.d_in, d_out,
-            stride, z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first,
-            settings.scale, settings.floor, **settings.constants, GATED=self.gated is not None, GRAIN=grain,
-            BLOCK_T=blocks.tokens, BLOCK_N=columns, num_warps=blocks.warps,
+        _adding(settings, grain, gated, columns, blocks)(
+            (-(-d_out // columns), -(-tokens // blocks.tokens)),
+            (ext, z, logits, self.matrix, self.interaction, part_of_grain, out),
+            tokens, self.d_in, d_out, stride, z.stride(0), logits.stride(0), self.matrix.stride(0),
+            z_first, logits_first, settings.scale, settings.floor,
         )  # fmt: skip
         return out
 
     def expand_add_silu(self, blocks: Blocks | None = None) -> Tensor:
         """Return silu(g) * u, (tokens, d_out / 2), where ``expand_add`` would return [g | u]."""
-        tokens = len(self.ext)
-        blocks = blocks or (expand_blocks(tokens, self.d_out // 2) if self.gated is None else MANY)
+        tokens, half = len(self.ext), self.d_out // 2
+        blocks = blocks or (expand_blocks(tokens, half) if self.gated is None else MANY)
         columns = min(blocks.columns, 64)  # two products and two sums a program
-        grid = (-(-self.d_out // 2 // columns), -(-tokens // blocks.tokens))
-        return self._launch(
-            expand_add_silu_kernel[grid],
-            self.d_out // 2,
-            BLOCK_T=blocks.tokens,
-            BLOCK_N=columns,
-            num_warps=blocks.warps,
-        )
+        grid = (-(-half // columns), -(-tokens // blocks.tokens))
+        return self._launch(_activating(self.settings, self.gated is not None, columns, blocks), grid, half)
 
     @property
     def loops_to_silu(self) -> bool:
@@ -204,13 +233,13 @@ class Widened:
             tile = SILU_OF_MANY if self.loops_to_silu else MANY
         if isinstance(tile, Blocks):
             return self.with_gates().expand_add_silu(tile)
-        return self._loop(expand_add_silu_loop, half, tile, FAST=tile.fast)
+        return self._loop(tile, half, silu=True)
 
     def add_of_many(self, part_of_grain: Tensor, tile: Loop | None = None) -> Tensor:
         """Return ``expand_add`` of a layer whose one part writes all columns; for many tokens by a loop."""
         if tile is None and self._can_loop(ADD_OF_MANY, self.d_out):
             tile = ADD_OF_MANY
-        return self._loop(expand_add_loop, self.d_out, tile) if tile else self.expand_add(part_of_grain)
+        return self._loop(tile, self.d_out, silu=False) if tile else self.expand_add(part_of_grain)
 
     def _can_loop(self, tile: Blocks | Loop | None, columns: int) -> bool:
         """Tell whether a step of this layer is one for a loop."""
@@ -218,65 +247,42 @@ class Widened:
             return False
         return self.settings.chunk == self.settings.width and room_for_loops()
 
-    def _loop(self, kernel: Any, columns: int, tile: Loop, **options: Any) -> Tensor:
+    def _loop(self, tile: Loop, columns: int, *, silu: bool) -> Tensor:
         """Launch a loop of which every program has some of the blocks of ``columns``."""
         held = self if tile.gates or self.gated is not None else self.with_gates()
         rows = -(-len(self.ext) // tile.tokens)
         beside = max(1, min(columns // tile.columns, tile.programs // rows))
-        return held._launch(
-            kernel[beside, rows],
-            columns,
-            BLOCK_T=tile.tokens,
-            BLOCK_N=tile.columns,
-            STAGES=tile.stages,
-            AHEAD=tile.ahead,
-            num_warps=tile.warps,
-            maxnreg=tile.registers,
-            **options,
-        )
+        launch = _looping(self.settings, silu, held.gated is not None, tile)
+        return held._launch(launch, (beside, rows), columns)
 
-    def _launch(self, kernel: Any, columns: int, **options: Any) -> Tensor:
+    def _launch(self, launch: Launch, grid: tuple[int, int], columns: int) -> Tensor:
         """Launch a kernel whose result is of that many columns, as is each of the layer's parts."""
         ext, settings = self.ext, self.settings
         tokens, stride = ext.shape
         z, logits, z_first, logits_first = self._where()
         out = ext.new_empty(tokens, columns)
-        kernel(
-            ext, z, logits, self.matrix, self.interaction, out, tokens, self.d_in, columns, stride,
-            z.stride(0), logits.stride(0), self.matrix.stride(0), z_first, logits_first, settings.scale,
-            settings.floor, **settings.constants, GATED=self.gated is not None, **options,
+        launch(
+            grid, (ext, z, logits, self.matrix, self.interaction, out),
+            tokens, self.d_in, columns, stride, z.stride(0), logits.stride(0), self.matrix.stride(0),
+            z_first, logits_first, settings.scale, settings.floor,
         )  # fmt: skip
         return out
 
 
 def gated_beside(
-    x: Tensor | None, ext: Tensor, logits: Tensor, interaction: Tensor, settings: Settings
+    x: Tensor | None, ext: Tensor, first: int, interaction: Tensor, settings: Settings
 ) -> Tensor:
-    """Return [x | omega z of every part], or the latter alone, from ``ext`` (tokens, [z | ...]) and the
-    logits."""
+    """Return [x | omega z of every part], or the latter alone; ``ext`` (tokens, ...) has [z | logits | ...]
+    from the column ``first`` on."""
     tokens, d_in = ext.shape[0], 0 if x is None else x.shape[1]
-    width = settings.parts * settings.rank * settings.experts
+    width = settings.parts * settings.width
+    logits, logits_first = settings.logits(ext, first)
     wide = ext.new_empty(tokens, d_in + width)
-    block_t, block_d = 16, 512
-    copies = -(-d_in // block_d)
-    chunks = width // settings.chunk
-    widen_kernel[(copies + chunks, -(-tokens // block_t))](
-        ext if x is None else x,
-        ext,
-        logits,
-        interaction,
-        wide,
-        tokens,
-        d_in,
-        ext.stride(0),
-        logits.stride(0),
-        wide.stride(0),
-        settings.scale,
-        settings.floor,
-        copies,
-        **settings.constants,
-        BLOCK_T=block_t,
-        BLOCK_D=block_d,
-        num_warps=4,
-    )
+    copies = -(-d_in // WIDEN_COLUMNS)
+    _widening(settings)(
+        (copies + width // settings.chunk, -(-tokens // WIDEN_TOKENS)),
+        (ext if x is None else x, ext, logits, interaction, wide),
+        tokens, d_in, ext.stride(0), logits.stride(0), wide.stride(0), first, logits_first,
+        settings.scale, settings.floor, copies,
+    )  # fmt: skip
     return wide

@@ -32,8 +32,10 @@ part, are summed before the softmax.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -84,19 +86,22 @@ def why_not(spec: GatedSpec, spans: Sequence[Span], d_out: int, dtype: torch.dty
 class Store:
     """One layer's matrix and the views into it. Shapes as in the picture above.
 
-    weight (d_out, d_in); down (parts * latent, d_in); router (parts * k, d_in), empty without a router;
-    interaction (parts, k, k), float32; part_of_grain (d_out / grain,), the part that writes those output
-    columns, -1 for none.
+    weight (d_out, d_in); factor (d_in, rows of the matrix), which maps x to [y | z | logits]; down (parts *
+    latent, d_in); router (parts * k, d_in), empty without a router; interaction (parts, k, k), float32;
+    part_of_grain (d_out / grain,), the part that writes those output columns, -1 for none; numbers, what
+    ``numbers_of`` says of the layer.
     """
 
     matrix: Tensor
     weight: Tensor
+    factor: Tensor
     down: Tensor
     router: Tensor
     interaction: Tensor
     part_of_grain: Tensor
     spans: tuple[Span, ...]
     spec: GatedSpec
+    numbers: str
 
     @classmethod
     def build(cls, weight: Tensor, spans: Sequence[Span], spec: GatedSpec) -> Store:
@@ -118,12 +123,14 @@ class Store:
         return cls(
             matrix=matrix,
             weight=matrix[:d_out, :d_in],
+            factor=matrix[:, :d_in].T,
             down=matrix[d_out:z_end, :d_in],
             router=matrix[z_end : z_end + parts * k, :d_in],
             interaction=torch.eye(spec.experts, device=weight.device).repeat(parts, 1, 1),
             part_of_grain=of_grain.to(weight.device),
             spans=tuple(spans),
             spec=spec,
+            numbers=numbers_of(spans, d_out, spec),
         )
 
     def place(self, down: Tensor, up: Tensor, router: Tensor | None, interaction: Tensor | None) -> None:
@@ -152,24 +159,58 @@ class Store:
         over the tensor-parallel ranks, or with ``total`` that sum. ``silu``: of a layer that ``has_halves``
         return silu of the first times the second, (tokens, d_out / 2).
         """
+        flags = ("partial " if partial else "") + ("total " if total else "") + ("silu " if silu else "")
         result: Tensor = torch.ops.cme_bench.gated_linear(
             x,
+            self.factor,
             self.matrix,
             self.interaction,
             self.part_of_grain,
-            [edge for span in self.spans for edge in span],
-            self.weight.shape[0],
-            self.spec.rank,
-            self.spec.experts,
-            self.spec.shared_latent,
-            self.spec.scale,
-            self.spec.normalizer_floor or 0.0,
-            WAYS.index(way),
-            partial,
-            total,
-            silu,
+            flags + way + " " + self.numbers,
         )
         return result
+
+
+def numbers_of(spans: Sequence[Span], d_out: int, spec: GatedSpec) -> str:
+    """Return a layer's sizes and settings as a word, for ``Form.read``."""
+    numbers = (spec.rank, spec.experts, spec.shared_latent, spec.scale, spec.normalizer_floor or 0.0)
+    return json.dumps([list(spans), d_out, *numbers], separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an operator's call is computed. ``settings`` say whether terms of a sum over ranks are in what the
+    gate sees; in ``summed`` none are."""
+
+    way: str
+    spans: tuple[Span, ...]
+    d_out: int
+    settings: Settings
+    summed: Settings
+    total: bool
+    silu: bool
+
+    @staticmethod
+    @functools.cache
+    def read(text: str) -> Form:
+        """Return what an operator was told in words: flags, a way, and ``numbers_of`` the layer.
+
+        One argument takes a microsecond less than a number each takes. It says all: compiled code keeps it,
+        and another process may run that.
+        """
+        *flags, way, numbers = text.split(" ")
+        spans, d_out, rank, experts, shared, scale, floor = json.loads(numbers)
+        parts = 1 + max(part for part, _, _ in spans)
+        adapter = (parts, rank, experts, shared, float(scale), float(floor))
+        return Form(
+            way=way,
+            spans=tuple((part, start, stop) for part, start, stop in spans),
+            d_out=d_out,
+            settings=settings_of(*adapter, "partial" in flags),
+            summed=settings_of(*adapter, False),
+            total="total" in flags,
+            silu="silu" in flags,
+        )
 
 
 WAYS = ("auto", "rows", "columns", "split", "gated")
@@ -184,45 +225,30 @@ def way_of(tokens: int, d_in: int, d_out: int, *, total: bool, silu: bool) -> st
 
 
 def _gated_linear(  # noqa: PLR0917 - an operator's schema
-    x: Tensor,
-    matrix: Tensor,
-    interaction: Tensor,
-    part_of_grain: Tensor,
-    spans: list[int],
-    d_out: int,
-    rank: int,
-    experts: int,
-    shared: bool,
-    scale: float,
-    floor: float,
-    way: int,
-    partial: bool,
-    total: bool,
-    silu: bool,
+    x: Tensor, factor: Tensor, matrix: Tensor, interaction: Tensor, part_of_grain: Tensor, form: str
 ) -> Tensor:
+    call = Form.read(form)
     x = x.contiguous()
     tokens, d_in = x.shape
-    settings = settings_of(interaction.shape[0], rank, experts, shared, scale, floor, partial)
-    name = WAYS[way]
-    if name == "auto":
-        name = way_of(tokens, d_in, d_out, total=total, silu=silu)
-    if name in {"rows", "gated"}:
-        ext = linear(x, matrix[:, :d_in])
-        if total:
-            ext, settings = summed_over_ranks(ext), replace(settings, partial=False)
+    way, d_out, settings = call.way, call.d_out, call.settings
+    if way == "auto":
+        way = way_of(tokens, d_in, d_out, total=call.total, silu=call.silu)
+    if way in {"rows", "gated"}:
+        ext = torch.mm(x, factor)
+        if call.total:
+            ext, settings = summed_over_ranks(ext), call.summed
         widened = Widened(ext, matrix, interaction, d_in, d_out, settings)
-        if silu and (name == "gated" or widened.loops_to_silu):
+        if call.silu and (way == "gated" or widened.loops_to_silu):
             return widened.silu_of_many()
-        widened = widened.with_gates() if name == "gated" else widened
-        if silu:
+        widened = widened.with_gates() if way == "gated" else widened
+        if call.silu:
             return widened.expand_add_silu()
-        whole = spans == [0, 0, d_out]
+        whole = call.spans == ((0, 0, d_out),)
         return (widened.add_of_many if whole else widened.expand_add)(part_of_grain)
-    triples = list(zip(spans[::3], spans[1::3], spans[2::3], strict=True))
-    apart = _columns if name == "columns" else _split
-    y = apart(x, matrix, interaction, d_out, settings, triples)
-    y = summed_over_ranks(y) if total else y
-    return _activated(y) if silu else y
+    apart = _columns if way == "columns" else _split
+    y = apart(x, matrix, interaction, d_out, settings, call.spans)
+    y = summed_over_ranks(y) if call.total else y
+    return _activated(y) if call.silu else y
 
 
 def _activated(y: Tensor) -> Tensor:
@@ -242,7 +268,7 @@ def _columns(  # noqa: PLR0917
     part is narrower, which pays once there are enough tokens to fill the card with each."""
     d_in = x.shape[1]
     ext = linear(x, matrix[d_out:, :d_in])
-    wide = gated_beside(x, ext, settings.logits(ext), interaction, settings)
+    wide = gated_beside(x, ext, 0, interaction, settings)
     if len(wide) < PRODUCT_PER_PART_FROM or [span[0] for span in spans] != list(range(settings.parts)):
         return linear(wide, matrix[:d_out])
     y = wide.new_empty(len(wide), d_out)
@@ -261,9 +287,8 @@ def _split(  # noqa: PLR0917
     """Return x W0 with (omega z) B added in place, part by part."""
     d_in, width = x.shape[1], settings.width
     ext = linear(x, matrix[d_out:, :d_in])
-    logits = settings.logits(ext)
     y = linear(x, matrix[:d_out, :d_in])
-    gated = gated_beside(None, ext, logits, interaction, settings)
+    gated = gated_beside(None, ext, 0, interaction, settings)
     for part, start, stop in spans:
         first = part * width
         up = matrix[start:stop, d_in + first : d_in + first + width]
@@ -273,22 +298,16 @@ def _split(  # noqa: PLR0917
 
 
 def _gated_linear_shape(  # noqa: PLR0917
-    x: Tensor,
-    matrix: Tensor,
-    interaction: Tensor,
-    part_of_grain: Tensor,
-    spans: list[int],
-    d_out: int,
-    *rest: object,
+    x: Tensor, factor: Tensor, matrix: Tensor, interaction: Tensor, part_of_grain: Tensor, form: str
 ) -> Tensor:
-    return x.new_empty(x.shape[0], d_out // 2 if rest[-1] else d_out)
+    call = Form.read(form)
+    return x.new_empty(x.shape[0], call.d_out // 2 if call.silu else call.d_out)
 
 
 _LIBRARY: Any = torch.library.Library("cme_bench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(
-    "gated_linear(Tensor x, Tensor matrix, Tensor interaction, Tensor part_of_grain, int[] spans, int d_out, "
-    "int rank, int experts, bool shared, float scale, float floor, int way, bool partial, bool total, "
-    "bool silu) -> Tensor"
+    "gated_linear(Tensor x, Tensor factor, Tensor matrix, Tensor interaction, Tensor part_of_grain, "
+    "str form) -> Tensor"
 )
 _LIBRARY.impl("gated_linear", _gated_linear, "CUDA")
 _LIBRARY._register_fake("gated_linear", _gated_linear_shape)

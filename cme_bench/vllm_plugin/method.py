@@ -213,7 +213,9 @@ class GatedLinearMethod(GatedMethod, UnquantizedLinearMethod):  # type: ignore[m
 
     def _fuse(self, layer: Any) -> None:
         from cme_bench.vllm_plugin import kernels
+        from cme_bench.vllm_plugin.trials import launches_work
 
+        launches_work(self.spec, layer.weight.dtype, layer.weight.device)
         self.store = kernels.Store.build(layer.weight.data, self.layout.spans, self.spec)
         layer.weight.data = self.store.weight
         for name in [name for name, _ in layer.named_buffers(recurse=False) if name.startswith("gated_")]:

@@ -9,6 +9,7 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from cme_bench.vllm_plugin.reference import silu_and_mul
 from cme_bench.vllm_plugin.slot_index import SlotIndex
 from cme_bench.vllm_plugin.slot_reference import Stack, by_rows
 from cme_bench.vllm_plugin.spec import GatedSpec
+
+if TYPE_CHECKING:
+    from cme_bench.vllm_plugin.kernels import Store
 
 D_IN, HALF, N_SLOTS = 512, 128, 3
 TOKENS = (40, 300, 1500, 4000)
@@ -38,6 +42,17 @@ def slots_work(room: GatedSpec, dtype: torch.dtype, device: torch.device) -> boo
 def silu_works(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
     """Tell whether the kernel that computes silu(gate) * up, too, gives what PyTorch does after the other."""
     return _works("silu(gate) * up in one kernel", _silu_agrees, replace(spec, modules=("m",)), dtype, device)
+
+
+def launches_work(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether kernels whose launches are kept give what they do when Triton launches them; if not, every
+    launch is Triton's from now on."""
+    from cme_bench.vllm_plugin import launches
+
+    works = _works("keeping launches", _launches_agree, replace(spec, modules=("m",)), dtype, device)
+    if not works:
+        launches.keep(False)
+    return works
 
 
 @functools.cache
@@ -85,6 +100,32 @@ def _slots_agree_at(
 
 
 def _silu_agrees(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    store = _halves(spec, dtype, device)
+    for tokens in TOKENS:
+        x = _random((tokens, D_IN), 4).to(device, dtype)
+        wanted = silu_and_mul(store.apply(x, "split"))
+        if not all(_alike(store.apply(x, way, silu=True), wanted) for way in ("rows", "gated")):
+            return False
+    return True
+
+
+def _launches_agree(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> bool:
+    """Compare the first launch, which is kept, and one of fewer tokens, which is as that was."""
+    from cme_bench.vllm_plugin import launches
+
+    if not launches.are_kept():
+        return True
+    store, x = _halves(spec, dtype, device), _random((16, D_IN), 4).to(device, dtype)
+    pairs = [(x[:tokens], way) for way in ("rows", "gated") for tokens in (16, 5)]
+    found = [store.apply(*pair) for pair in pairs]
+    launches.keep(False)
+    wanted = [store.apply(*pair) for pair in pairs]
+    launches.keep(True)
+    return all(map(torch.equal, found, wanted))
+
+
+def _halves(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> Store:
+    """Return a small layer of two parts with an adapter."""
     from cme_bench.vllm_plugin.kernels import Store
 
     weight = (_random((2 * HALF, D_IN), 0) * D_IN**-0.5).to(device, dtype)
@@ -96,12 +137,7 @@ def _silu_agrees(spec: GatedSpec, dtype: torch.dtype, device: torch.device) -> b
         _random((routed, D_IN), 3) if routed else None,
         None,
     )
-    for tokens in TOKENS:
-        x = _random((tokens, D_IN), 4).to(device, dtype)
-        wanted = silu_and_mul(store.apply(x, "split"))
-        if not all(_alike(store.apply(x, way, silu=True), wanted) for way in ("rows", "gated")):
-            return False
-    return True
+    return store
 
 
 def _random(shape: tuple[int, ...], seed: int) -> Tensor:

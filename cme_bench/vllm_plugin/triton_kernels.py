@@ -210,6 +210,8 @@ def widen_kernel(
     ext_stride,
     logits_stride,
     wide_stride,
+    z_first,
+    logits_first,
     scale,
     floor,
     copies,
@@ -221,8 +223,8 @@ def widen_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Compute wide = [x | omega_i z_i of every part and expert], where ``ext`` begins with z of every
-    part."""
+    """Compute wide = [x | omega_i z_i of every part and expert], where rows of ``ext`` have z of every part
+    from ``z_first`` on, and those of ``logits`` the logits from ``logits_first`` on."""
     width: tl.constexpr = RANK * EXPERTS
     latent: tl.constexpr = RANK if SHARED else RANK * EXPERTS
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -239,8 +241,8 @@ def widen_kernel(
         c = (block - copies) % (width // CHUNK) * CHUNK + tl.arange(0, CHUNK)
         row = t * ext_stride
         zc = c % RANK if SHARED else c
-        z = tl.load(ext + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0)
-        logits_at = logits + part * EXPERTS + (t * logits_stride)[:, None]
+        z = tl.load(ext + z_first + part * latent + row[:, None] + zc[None, :], mask=live[:, None], other=0.0)
+        logits_at = logits + logits_first + part * EXPERTS + (t * logits_stride)[:, None]
         m = interaction + part * EXPERTS * EXPERTS
         gates = _gates(logits_at, m, live, c, scale, floor, RANK, EXPERTS, PADDED)
         to = wide + t[:, None] * wide_stride + d_in + part * width + c[None, :]

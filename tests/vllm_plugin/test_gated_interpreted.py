@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,13 +20,21 @@ from tests.vllm_plugin.test_kernels import SHAPES, Layer
 class Interpreted(Layer):
     """The layer in float32, on the CPU."""
 
-    def apply(self, x: torch.Tensor, way: str, *, partial: bool = False, silu: bool = False) -> torch.Tensor:
-        store, spec = self.store(kind=torch.float32, device="cpu"), self.spec
-        spans = [edge for span in self.spans for edge in span]
-        numbers = (spec.rank, spec.experts, spec.shared_latent, spec.scale, spec.normalizer_floor or 0.0)
+    def apply(
+        self,
+        x: torch.Tensor,
+        way: str,
+        *,
+        partial: bool = False,
+        total: bool = False,
+        silu: bool = False,
+        inputs: slice = slice(None),
+    ) -> torch.Tensor:
+        store = self.store(inputs, kind=torch.float32, device="cpu")
+        flags = "partial " * partial + "total " * total + "silu " * silu
         return kernels._gated_linear(
-            x, store.matrix, store.interaction, store.part_of_grain, spans, len(self.weight), *numbers,
-            kernels.WAYS.index(way), partial, False, silu,
+            x, store.factor, store.matrix, store.interaction, store.part_of_grain,
+            f"{flags}{way} {store.numbers}",
         )  # fmt: skip
 
 
@@ -58,3 +67,42 @@ def test_logits_that_ranks_have_summed_are_the_ones_used(
     summed = x @ store.router.T
     monkeypatch.setattr(expansion, "summed_over_ranks", lambda term: summed)
     torch.testing.assert_close(layer.apply(x, way, partial=True), layer.exact(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["rows", "gated", "columns", "split"])
+@pytest.mark.parametrize("name", SPECS)
+def test_a_layer_that_sums_up_its_ranks_itself_interpreted(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that is computed after the sum sums up no logits again; one before it does, and the outputs."""
+    torch.manual_seed(0)
+    layer = Interpreted(SPECS[name], "halves")
+    x = torch.randn(33, layer.d_in)
+    halves = [slice(0, layer.d_in // 2), slice(layer.d_in // 2, None)]
+    logits = x @ layer.store(kind=torch.float32, device="cpu").router.T
+    terms: list[torch.Tensor] = []
+    monkeypatch.setattr(expansion, "summed_over_ranks", lambda term: logits)
+    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: terms.append(term) or term)
+    layer.apply(x[:, halves[0]], way, partial=True, total=True, inputs=halves[0])
+    monkeypatch.setattr(kernels, "summed_over_ranks", lambda term: term + terms[0])
+    if way in {"rows", "gated"}:
+        monkeypatch.setattr(expansion, "summed_over_ranks", lambda term: term * float("nan"))
+    found = layer.apply(x[:, halves[1]], way, partial=True, total=True, inputs=halves[1])
+    assert len(terms) == 1
+    torch.testing.assert_close(found, layer.exact(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_an_operator_is_told_a_layer_s_numbers_exactly(name: str) -> None:
+    layer = Interpreted(replace(SPECS[name], scale=1 / 3), "wide")
+    spec, numbers = layer.spec, layer.store(device="cpu").numbers
+    form = kernels.Form.read(f"partial silu columns {numbers}")
+    assert (form.way, form.total, form.silu, form.d_out) == ("columns", False, True, len(layer.weight))
+    assert list(form.spans) == layer.spans
+    assert form.settings.partial
+    assert not form.summed.partial
+    for settings in (form.settings, form.summed):
+        assert (settings.parts, settings.rank, settings.experts) == (2, spec.rank, spec.experts)
+        assert settings.shared is spec.shared_latent
+        assert (settings.scale, settings.floor) == (1 / 3, spec.normalizer_floor or 0.0)
+    assert kernels.Form.read(f"partial silu columns {numbers}") is form

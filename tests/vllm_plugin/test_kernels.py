@@ -185,3 +185,30 @@ def test_the_loop_over_columns_gives_the_same(name: str, ahead: int, gates: bool
             assert_close(held.silu_of_many(loop), silu_and_mul(wanted))
         else:
             assert_close(held.add_of_many(store.part_of_grain, loop), wanted)
+
+
+@pytest.mark.parametrize("way", ["rows", "columns", "split", "gated"])
+@pytest.mark.parametrize("name", SPECS)
+def test_launches_that_are_kept_give_the_same_bits(name: str, way: str) -> None:
+    from cme_bench.vllm_plugin import launches
+
+    torch.manual_seed(0)
+    layer = Layer(SPECS[name], "halves")
+    store, x = layer.store(), torch.randn(70, layer.d_in).bfloat16().cuda()
+    before = launches.are_kept()
+    for silu in (False, True):
+        for tokens in (70, 70, 1, 17, 1, 17, 65):
+            found = store.apply(x[:tokens], way, silu=silu)
+            launches.keep(False)
+            wanted = store.apply(x[:tokens], way, silu=silu)
+            launches.keep(before)
+            assert torch.equal(found, wanted)
+
+
+def test_a_trial_says_that_launches_may_be_kept_on_this_gpu() -> None:
+    from cme_bench.vllm_plugin import launches, trials
+
+    before = launches.are_kept()
+    spec = replace(SPECS["teamlora"], rank=RANK)
+    assert trials.launches_work(spec, torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
+    assert launches.are_kept() is before

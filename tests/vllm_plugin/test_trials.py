@@ -32,3 +32,20 @@ def test_kernels_that_fail_or_differ_are_left_out_with_a_warning(
     for _ in range(2):
         assert trials.slots_work(SPECS["teamlora"], torch.float32, CPU) is works
     assert [said in message for message in heard] == ([] if works else [True])
+
+
+@pytest.mark.parametrize(("agrees", "kept"), [(True, True), (False, False)])
+def test_launches_that_give_other_numbers_are_no_longer_kept(
+    agrees: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    from cme_bench.vllm_plugin import launches
+
+    monkeypatch.setattr(trials, "_launches_agree", lambda *_: agrees)
+    before = launches.are_kept()
+    launches.keep(True)
+    try:
+        assert trials.launches_work(SPECS["teamlora"], torch.float16, CPU) is agrees
+        assert launches.are_kept() is kept
+    finally:
+        launches.keep(before)
