@@ -126,7 +126,9 @@ class Store:
             factor=matrix[:, :d_in].T,
             down=matrix[d_out:z_end, :d_in],
             router=matrix[z_end : z_end + parts * k, :d_in],
-            interaction=torch.eye(spec.experts, device=weight.device).repeat(parts, 1, 1),
+            interaction=torch.eye(spec.experts, dtype=torch.float32, device=weight.device).repeat(
+                parts, 1, 1
+            ),
             part_of_grain=of_grain.to(weight.device),
             spans=tuple(spans),
             spec=spec,

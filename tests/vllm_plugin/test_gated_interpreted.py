@@ -106,3 +106,12 @@ def test_an_operator_is_told_a_layer_s_numbers_exactly(name: str) -> None:
         assert settings.shared is spec.shared_latent
         assert (settings.scale, settings.floor) == (1 / 3, spec.normalizer_floor or 0.0)
     assert kernels.Form.read(f"partial silu columns {numbers}") is form
+
+
+def test_the_interaction_is_float32_while_a_model_is_loaded_in_16_bits() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        store = Interpreted(SPECS["teamlora"], "wide").store(device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert store.interaction.dtype == torch.float32
