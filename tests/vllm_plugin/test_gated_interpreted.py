@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,34 @@ def test_an_operator_is_told_a_layer_s_numbers_exactly(name: str) -> None:
         assert settings.shared is spec.shared_latent
         assert (settings.scale, settings.floor) == (1 / 3, spec.normalizer_floor or 0.0)
     assert kernels.Form.read(f"partial silu columns {numbers}") is form
+    with pytest.raises(ValueError, match="'colums': choose one of auto, rows"):
+        kernels.Form.read(f"colums {numbers}")
+
+
+def test_compiled_code_hands_the_operator_the_layer_s_own_matrix() -> None:
+    """With any number of tokens, once compiled, and without a copy of what x is multiplied with."""
+    layer = Interpreted(SPECS["teamlora"], "halves")
+    stores = [layer.store(device="cpu") for _ in range(2)]
+    own = [(store.matrix.data_ptr(), store.matrix.T.stride()) for store in stores]
+    seen: list[tuple[int, tuple[int, tuple[int, ...]], str]] = []
+
+    def write_down(*given: Any) -> torch.Tensor:
+        x, factor, matrix, *_, form = given
+        assert factor.data_ptr() == matrix.data_ptr()
+        seen.append((len(x), (factor.data_ptr(), factor.stride()), form.split(" [", maxsplit=1)[0]))
+        return kernels._gated_linear_shape(*given).zero_()
+
+    def two_layers(x: torch.Tensor) -> torch.Tensor:
+        first = stores[0].apply(x * 2, silu=True)
+        return first.sum() + stores[1].apply(x + 1, partial=True, total=True).sum()
+
+    with torch.library._scoped_library("cme_bench", "IMPL") as library, torch.inference_mode():
+        library.impl("gated_linear", write_down, "CPU")
+        compiled = torch.compile(two_layers, fullgraph=True, dynamic=True)
+        for tokens in (3, 17):
+            compiled(torch.ones(tokens, layer.d_in).bfloat16())
+    for tokens, calls in ((3, seen[:2]), (17, seen[2:])):
+        assert calls == [(tokens, own[0], "silu auto"), (tokens, own[1], "partial total auto")]
 
 
 def test_the_interaction_is_float32_while_a_model_is_loaded_in_16_bits() -> None:
