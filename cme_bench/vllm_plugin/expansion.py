@@ -8,6 +8,7 @@ what Triton does before a launch is done once (``launches.py``).
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -138,23 +139,41 @@ def expand_blocks(tokens: int, d_out: int) -> Blocks:
     return Blocks(64, 128 if wide else 64, 4)
 
 
+EARLY_SWITCH = "CME_BENCH_VLLM_EARLY"
+"""Environment variable: 1 lets the kernels of few tokens begin before the product ahead of them has ended,
+and wait for it when they have loaded of B what they can."""
+EARLY_UP_TO = 512
+
+
+def starts_early(tokens: int) -> bool:
+    """Tell whether a step's kernels begin so; cards of before Hopper have no such launches."""
+    return tokens <= EARLY_UP_TO and _early_is_asked()
+
+
+@functools.cache
+def _early_is_asked() -> bool:
+    return os.environ.get(EARLY_SWITCH) == "1" and torch.cuda.get_device_capability()[0] >= 9
+
+
 WIDEN_TOKENS, WIDEN_COLUMNS = 16, 512
 """The tile of ``widen_kernel``."""
 
 
 @functools.cache
-def _adding(settings: Settings, grain: int, gated: bool, columns: int, blocks: Blocks) -> Launch:
+def _adding(  # noqa: PLR0917
+    settings: Settings, grain: int, gated: bool, columns: int, blocks: Blocks, early: bool
+) -> Launch:
     return Launch(
-        expand_add_kernel, blocks.warps, **settings.constants, GATED=gated, GRAIN=grain,
-        BLOCK_T=blocks.tokens, BLOCK_N=columns,
+        expand_add_kernel, blocks.warps, **settings.constants, GATED=gated, GRAIN=grain, EARLY=early,
+        BLOCK_T=blocks.tokens, BLOCK_N=columns, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 
 
 @functools.cache
-def _activating(settings: Settings, gated: bool, columns: int, blocks: Blocks) -> Launch:
+def _activating(settings: Settings, gated: bool, columns: int, blocks: Blocks, early: bool) -> Launch:
     return Launch(
-        expand_add_silu_kernel, blocks.warps, **settings.constants, GATED=gated, BLOCK_T=blocks.tokens,
-        BLOCK_N=columns,
+        expand_add_silu_kernel, blocks.warps, **settings.constants, GATED=gated, EARLY=early,
+        BLOCK_T=blocks.tokens, BLOCK_N=columns, **({"launch_pdl": True} if early else {}),
     )  # fmt: skip
 
 
@@ -205,7 +224,7 @@ class Widened:
         columns = min(blocks.columns, grain)
         z, logits, z_first, logits_first = self._where()
         out = ext.new_empty(tokens, d_out)
-        _adding(settings, grain, gated, columns, blocks)(
+        _adding(settings, grain, gated, columns, blocks, starts_early(tokens))(
             (-(-d_out // columns), -(-tokens // blocks.tokens)),
             (ext, z, logits, self.matrix, self.interaction, part_of_grain, out),
             tokens, self.d_in, d_out, stride, z.stride(0), logits.stride(0), self.matrix.stride(0),
@@ -219,7 +238,8 @@ class Widened:
         blocks = blocks or (expand_blocks(tokens, half) if self.gated is None else MANY)
         columns = min(blocks.columns, 64)  # two products and two sums a program
         grid = (-(-half // columns), -(-tokens // blocks.tokens))
-        return self._launch(_activating(self.settings, self.gated is not None, columns, blocks), grid, half)
+        gated, early = self.gated is not None, starts_early(tokens)
+        return self._launch(_activating(self.settings, gated, columns, blocks, early), grid, half)
 
     @property
     def loops_to_silu(self) -> bool:

@@ -106,11 +106,15 @@ def expand_add_kernel(
     GATED: tl.constexpr,
     GRAIN: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Compute out = y + sum_i (omega_i z_i) B_i, where rows of ``ext`` begin with y, those of ``z`` from
-    ``z_first`` on are what ``_latent`` takes, and those of ``logits`` from ``logits_first`` on the logits."""
+    ``z_first`` on are what ``_latent`` takes, and those of ``logits`` from ``logits_first`` on the logits.
+
+    EARLY: it begins before the kernel that computes those has ended, and loads of B what it can meanwhile.
+    """
     width: tl.constexpr = RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -118,13 +122,20 @@ def expand_add_kernel(
     row = t.to(tl.int64) * ext_stride
     tile = live[:, None] & (n < d_out)[None, :]
     part = tl.load(part_of_grain + tl.program_id(0) * BLOCK_N // GRAIN)
+    if EARLY:
+        at = matrix + d_in + tl.maximum(part, 0) * width + tl.arange(0, CHUNK)[:, None]
+        b_first = tl.load(at + n[None, :].to(tl.int64) * matrix_stride, mask=(n < d_out)[None, :], other=0.0)
+        tl.extra.cuda.gdc_wait()
     acc = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
     if part >= 0:
         logits_at = logits + logits_first + part * EXPERTS + (t.to(tl.int64) * logits_stride)[:, None]
         for chunk in tl.static_range(width // CHUNK):
             c = chunk * CHUNK + tl.arange(0, CHUNK)
-            b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
-            b = tl.load(b_at, mask=(n < d_out)[None, :], other=0.0)
+            if EARLY and chunk == 0:
+                b = b_first
+            else:
+                b_at = matrix + n[None, :].to(tl.int64) * matrix_stride + d_in + part * width + c[:, None]
+                b = tl.load(b_at, mask=(n < d_out)[None, :], other=0.0)
             m = interaction + part * EXPERTS * EXPERTS
             own = _latent(
                 z + z_first, t, z_stride, live, part, c, logits_at, m, scale, floor,
@@ -160,12 +171,13 @@ def expand_add_silu_kernel(
     SHARED: tl.constexpr,
     GATED: tl.constexpr,
     CHUNK: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Compute out = silu(g) * u, where [g | u] is what ``expand_add_kernel`` gives for a layer of two parts.
 
-    g and u are rounded to the model's dtype before, as that kernel would store them.
+    g and u are rounded to the model's dtype before, as that kernel would store them. EARLY: as there.
     """
     width: tl.constexpr = RANK * EXPERTS
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -173,6 +185,10 @@ def expand_add_silu_kernel(
     live = t < tokens
     row = t.to(tl.int64) * ext_stride
     tile = live[:, None] & (n < half)[None, :]
+    if EARLY:
+        at = matrix + d_in + tl.arange(0, CHUNK)[:, None]
+        b_first = tl.load(at + n[None, :].to(tl.int64) * matrix_stride, mask=(n < half)[None, :], other=0.0)
+        tl.extra.cuda.gdc_wait()
     g = tl.load(ext + row[:, None] + n[None, :], mask=tile, other=0.0).to(tl.float32)
     u = tl.load(ext + row[:, None] + half + n[None, :], mask=tile, other=0.0).to(tl.float32)
     for part in tl.static_range(2):
@@ -180,9 +196,12 @@ def expand_add_silu_kernel(
         m = interaction + part * EXPERTS * EXPERTS
         for chunk in tl.static_range(width // CHUNK):
             c = chunk * CHUNK + tl.arange(0, CHUNK)
-            b_row = (part * half + n).to(tl.int64) * matrix_stride
-            b_at = matrix + b_row[None, :] + d_in + part * width + c[:, None]
-            b = tl.load(b_at, mask=(n < half)[None, :], other=0.0)
+            if EARLY and part == 0 and chunk == 0:
+                b = b_first
+            else:
+                b_row = (part * half + n).to(tl.int64) * matrix_stride
+                b_at = matrix + b_row[None, :] + d_in + part * width + c[:, None]
+                b = tl.load(b_at, mask=(n < half)[None, :], other=0.0)
             own = _latent(
                 z + z_first, t, z_stride, live, part, c, logits_at, m, scale, floor,
                 RANK, EXPERTS, PADDED, SHARED, GATED,

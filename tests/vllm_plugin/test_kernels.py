@@ -212,3 +212,30 @@ def test_a_trial_says_that_launches_may_be_kept_on_this_gpu() -> None:
     spec = replace(SPECS["teamlora"], rank=RANK)
     assert trials.launches_work(spec, torch.bfloat16, torch.device("cuda", torch.cuda.current_device()))
     assert launches.are_kept() is before
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_kernels_that_begin_early_wait_for_the_product(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers after one another in a CUDA graph, whose inputs change between replays."""
+    from cme_bench.vllm_plugin import expansion
+
+    torch.manual_seed(0)
+    up, down = Layer(SPECS[name], "halves").store(), Layer(SPECS[name], "narrow").store()
+    inputs = torch.randn(8, 70, 256).bfloat16().cuda()
+    mixed = torch.randn(192, 512).bfloat16().cuda()
+
+    def step(x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = down.apply(up.apply(x, silu=True) @ mixed)
+        return x
+
+    wanted = [step(x) for x in inputs]
+    monkeypatch.setattr(expansion, "_early_is_asked", lambda: True)
+    assert torch.equal(step(inputs[0]), wanted[0])
+    x, graph = inputs[0].clone(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(x)
+    for given, right in zip(inputs, wanted, strict=True):
+        x.copy_(given)
+        graph.replay()
+        assert torch.equal(found, right)
