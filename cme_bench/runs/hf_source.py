@@ -12,6 +12,7 @@ from cme_bench.engines.kept_plans import KeptPlans
 from cme_bench.runs.engine_source import EngineJob, SavedSource, never, saved
 from cme_bench.runs.options import PIECES, WIDE
 from cme_bench.runs.probing import check_probe, reader_of
+from cme_bench.util.building import build_early
 from cme_bench.util.early import Early
 from cme_bench.util.notes import Note, unheard
 from cme_bench.util.phases import phase
@@ -74,7 +75,7 @@ class HFSource(SavedSource):
 
     def begin(self) -> None:
         """Begin to load the weights and to try the base, and to build the kernels that a GPU needs."""
-        self._early = self._early or Early(self._tried)
+        self._early = self._early or build_early(self._tried)
         if self._builds is None and self.model.device.type == "cuda":
             self._builds = Early(self._build)
 

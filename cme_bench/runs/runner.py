@@ -40,6 +40,7 @@ from cme_bench.scoring.aggregate import TaskResult
 from cme_bench.scoring.record import Record
 from cme_bench.scoring.ties import rounds_as
 from cme_bench.tasks.build import Task
+from cme_bench.util.building import builds_end
 from cme_bench.util.collection import rarely_collected
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
 from cme_bench.util.notes import Note
@@ -54,7 +55,7 @@ def run(options: RunOptions, listener: Listener | None = None) -> list[Path]:
     """
     listener = listener or Listener()
     check_model(options)
-    with rarely_collected():
+    with builds_end(), rarely_collected():
         with phase("tasks"):
             questions = Questions(options, offline=options.offline)
         with open_engines(options, listener.note) as engines:
@@ -81,7 +82,7 @@ def ask(
         questions = (KeptQuestions() if kept is None else kept).of(options, offline=offline)
         return _run_all(questions, engines, listener or Listener(), root)
 
-    with rarely_collected():
+    with builds_end(), rarely_collected():
         return asked()
 
 

@@ -67,6 +67,7 @@ from cme_bench.training.session import Session
 from cme_bench.training.shared import Shared
 from cme_bench.training.tokens import training_encoder
 from cme_bench.training.warm import warm_up
+from cme_bench.util.building import build_early, builds_end
 from cme_bench.util.early import Early
 from cme_bench.util.errors import InterruptedRun, UsageError
 from cme_bench.util.files import write_json
@@ -94,7 +95,7 @@ def train(
     listener = listener or Listener()
     if needs_trainer(options) is None:
         Ranks.here().take_device()
-    with models_restored():
+    with builds_end(), models_restored():
         prepared = prepare(options, listener, sets=sets, early=True)
         if prepared.finished:
             listener.note(f"{options.out}: already trained")
@@ -217,7 +218,7 @@ def _load_early(
         warm_up(model, adapter, dtype)
         return model
 
-    return Early(loaded)
+    return build_early(loaded)
 
 
 def _note_plan(plan: TrainingPlan, listener: Listener) -> None:

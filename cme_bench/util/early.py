@@ -28,9 +28,13 @@ class Early(Generic[ResultT]):
         except BaseException as error:
             self._failed = error
 
+    def wait(self) -> None:
+        """Wait until the work has ended or failed."""
+        self._thread.join()
+
     def result(self) -> ResultT:
         """Wait for the work; return its result, or raise what it raised."""
-        self._thread.join()
+        self.wait()
         if self._failed is not None:
             raise self._failed
         return self._done[0]

@@ -28,7 +28,6 @@ from cme_bench.training.loss import target_loss
 from cme_bench.training.options import TrainOptions
 from cme_bench.training.packing import check_packing, pack
 from cme_bench.training.train import train
-from cme_bench.util.building import BUILDING
 from cme_bench.util.errors import UsageError
 from tests.support.tiny_llama import save_checkpoint
 
@@ -167,8 +166,7 @@ def bloom() -> PreTrainedModel:
     """A model that knows no position ids."""
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=300, hidden_size=32, n_layer=1, n_head=2, eos_token_id=271)
-    with BUILDING:  # an earlier test's model may still load in another thread, for which nothing is tied
-        return BloomForCausalLM(config)
+    return BloomForCausalLM(config)
 
 
 def test_models_that_mix_packed_examples_are_refused(

@@ -15,6 +15,7 @@ from cme_bench.training.shared import Shared, settings_key
 from cme_bench.training.sweep.rehearsal import build_kernels
 from cme_bench.training.train import frozen_base, possible
 from cme_bench.training.warm import warm_up
+from cme_bench.util.building import build_early
 from cme_bench.util.early import Early
 from cme_bench.util.errors import UsageError
 from cme_bench.util.phases import phase
@@ -50,7 +51,7 @@ def begin(
         )
         return model
 
-    return Early(loaded)
+    return build_early(loaded)
 
 
 def refuse(one: TrainOptions, first: TrainOptions) -> None:

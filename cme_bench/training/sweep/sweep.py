@@ -39,6 +39,7 @@ from cme_bench.training.sweep.processes import StateFiles, one_process
 from cme_bench.training.sweep.room import numbers_bytes
 from cme_bench.training.sweep.states import States
 from cme_bench.training.train import finish, frozen_base, name_base, only_writer, prepare
+from cme_bench.util.building import builds_end
 from cme_bench.util.collection import rarely_collected
 from cme_bench.util.early import Early
 from cme_bench.util.errors import CmeError, InterruptedRun, UsageError
@@ -74,7 +75,7 @@ def sweep(
     signal, once everything is stored, and CmeError at the end where the loss of some was not finite.
     """
     listener, shared = listener or Listener(), shared or Shared()
-    with one_process() as process, models_restored():
+    with builds_end(), one_process() as process, models_restored():
         with phase("checks"):
             base = begin(options, listener, shared) if process.count == 1 else None
         prepared = process.share(_prepared(options, listener, sets, shared))
