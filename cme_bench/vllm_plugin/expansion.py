@@ -159,21 +159,26 @@ WIDEN_TOKENS, WIDEN_COLUMNS = 16, 512
 """The tile of ``widen_kernel``."""
 
 
+def _begun(early: bool) -> dict[str, bool]:
+    """Return the constants of a kernel that begins early, or not; Triton's interpreter knows no option."""
+    return {"EARLY": early, **({"launch_pdl": True} if early else {})}
+
+
 @functools.cache
 def _adding(  # noqa: PLR0917
     settings: Settings, grain: int, gated: bool, columns: int, blocks: Blocks, early: bool
 ) -> Launch:
     return Launch(
-        expand_add_kernel, blocks.warps, **settings.constants, GATED=gated, GRAIN=grain, EARLY=early,
-        BLOCK_T=blocks.tokens, BLOCK_N=columns, **({"launch_pdl": True} if early else {}),
+        expand_add_kernel, blocks.warps, **settings.constants, **_begun(early), GATED=gated, GRAIN=grain,
+        BLOCK_T=blocks.tokens, BLOCK_N=columns,
     )  # fmt: skip
 
 
 @functools.cache
 def _activating(settings: Settings, gated: bool, columns: int, blocks: Blocks, early: bool) -> Launch:
     return Launch(
-        expand_add_silu_kernel, blocks.warps, **settings.constants, GATED=gated, EARLY=early,
-        BLOCK_T=blocks.tokens, BLOCK_N=columns, **({"launch_pdl": True} if early else {}),
+        expand_add_silu_kernel, blocks.warps, **settings.constants, **_begun(early), GATED=gated,
+        BLOCK_T=blocks.tokens, BLOCK_N=columns,
     )  # fmt: skip
 
 

@@ -118,6 +118,15 @@ def test_questions_that_no_pack_has_memory_for_are_asked_one_by_one(
     host.packs.clear()
 
 
+def test_a_trial_is_not_counted_and_takes_nothing_from_what_was(bench: Bench) -> None:
+    engine, asked = bench.vllm(), questions()
+    bench.host.packs.clear()
+    assert len(dict(engine.generate([GenerateRequest(ids(12, 8), 6)]))) == 1
+    assert len(dict(engine.loglikelihood(asked))) == len(asked)
+    assert bench.host.packs == {None: True}
+    assert engine.stats.requests == 1 + len(asked)
+
+
 def test_what_was_started_and_never_read_is_of_no_later_question(bench: Bench) -> None:
     engine, asked = bench.vllm(), questions()
     wanted = dict(engine.loglikelihood(asked))

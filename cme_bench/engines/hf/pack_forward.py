@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
 from cme_bench.engines.hf.attention_hook import attention_of
 from cme_bench.engines.hf.batching import NoRoomError, try_compute
@@ -43,7 +44,7 @@ class PackForward:
         If a sequence fails, nothing but what was kept before is kept.
         """
         device = self._forward.device
-        places, index, target, row = pack.reads
+        places = pack.reads[0]
         kernel, kept = self._forward.tree_kernel, self.kept
         attention = SequenceAttention([PackAttention(p, kept, device, kernel=kernel) for p in pack.packs])
         with (
@@ -57,13 +58,19 @@ class PackForward:
                 to_device(places, device),
             )
         self.windows = attention.windows
-        found = read_later(logits, to_device(index, device), to_device(target, device))
+        return reads_later(logits, pack)
 
-        def wait() -> Reads:
-            logprobs, hits = found()
-            return list(zip(row.tolist(), logprobs, hits, strict=True))
 
-        return wait
+def reads_later(logits: Tensor, pack: Pack | PackSequence) -> Pending:
+    """Start reading a pack's ``logits`` [scored, vocab]; return what waits for the one copy back."""
+    _, index, target, row = pack.reads
+    found = read_later(logits, to_device(index, logits.device), to_device(target, logits.device))
+
+    def wait() -> Reads:
+        logprobs, hits = found()
+        return list(zip(row.tolist(), logprobs, hits, strict=True))
+
+    return wait
 
 
 def run_packs(

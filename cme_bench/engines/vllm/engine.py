@@ -119,9 +119,10 @@ class VLLMEngine(Engine):
 
     def _tried(self) -> str:
         """Return what is wrong with packs of a few short rows; "" if nothing."""
-        asked = trial_requests()
+        asked, counted = trial_requests(), self.stats
+        self.stats = EngineStats()  # a trial is not counted
         wanted = dict(self._served(list(enumerate(asked)), Given(()), self._questions(generated=False)))
-        self.stats = EngineStats()
+        self.stats = counted
         try:
             found = dict(by_packs(self.host, asked, EngineStats()))
         except EngineDiedError:

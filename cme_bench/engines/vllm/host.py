@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -184,6 +185,13 @@ class Host:
             return "the engine holds several adapters"
         return next(filter(None, self._llm.collective_rpc("why_no_packs")), "")
 
+    @functools.cached_property
+    def config(self) -> Any:
+        """Return the model's config, as transformers reads it."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.model, trust_remote_code=False)
+
     @property
     def step_tokens(self) -> int:
         """Return the tokens of a forward for which the running engine has left memory beside its cache."""
@@ -264,13 +272,11 @@ class Host:
         if on_cpu() or not (self.settings.alone and self.settings.takes_packs):
             return
         import torch
-        from transformers import AutoConfig
 
         from cme_bench.engines.hf.tree_kernel import Factors, build_early
 
         if (factors := Factors.of(getattr(torch, self.dtype))) is not None:
-            config = AutoConfig.from_pretrained(self.model, trust_remote_code=False)
-            build_early(config, torch.device("cuda"), factors)
+            build_early(self.config, torch.device("cuda"), factors)
 
     def _starting(self) -> contextlib.AbstractContextManager[None]:
         if not self.settings.alone:

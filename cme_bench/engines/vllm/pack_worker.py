@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from cme_bench.engines.hf.attention import AttentionCall
 from cme_bench.engines.hf.copies import to_device
-from cme_bench.engines.hf.loglikelihood import read_later
-from cme_bench.engines.hf.pack_forward import Pending, Reads
+from cme_bench.engines.hf.pack_forward import Pending, Reads, reads_later
 from cme_bench.engines.hf.tree_attention import KeptPrefix, PackAttention, SequenceAttention
 from cme_bench.engines.hf.tree_kernel import Factors
 from cme_bench.engines.packs import PackSequence
@@ -76,7 +75,7 @@ class PackWorker(ExtendedWorker):
         model, device, kept = self.get_model(), self.device, self._kept_prefix
         kernel = Factors.of(self.vllm_config.model_config.dtype)
         attention = SequenceAttention([PackAttention(p, kept, device, kernel=kernel) for p in pack.packs])
-        places, index, target, row = pack.reads
+        places = pack.reads[0]
         plainly = {"skip_compiled": True} if _skips_compiled() else {}
         with (
             kept.all_or_nothing(pack.packs),
@@ -86,14 +85,7 @@ class PackWorker(ExtendedWorker):
             hidden = model(to_device(pack.tokens, device), to_device(pack.positions, device), None)
         if not len(places):
             return list
-        logits = model.compute_logits(hidden[to_device(places, device)])
-        found = read_later(logits, to_device(index, device), to_device(target, device))
-
-        def wait() -> Reads:
-            logprobs, hits = found()
-            return list(zip(row.tolist(), logprobs, hits, strict=True))
-
-        return wait
+        return reads_later(model.compute_logits(hidden[to_device(places, device)]), pack)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ choices is a request there. A pack holds all choices of many questions.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import time
 from collections.abc import Iterator, Sequence
@@ -33,8 +34,7 @@ def by_packs(
 
     def compute(pack: PackSequence) -> Pending:
         with _timed(stats):
-            host.start_pack(pickle.dumps(pack), first=not started)
-        started.append(True)
+            host.start_pack(pickle.dumps(pack), first=next(number) == 0)
         stats.tokens_computed += pack.n_tokens
         return reads
 
@@ -42,7 +42,7 @@ def by_packs(
         with _timed(stats):
             return host.pack_reads()
 
-    started: list[bool] = []
+    number = itertools.count()
     limits = host.pack_limits = host.pack_limits or _limits(host)
     rows = plan_rows(requests)
     packs = pack_sequences(plan_packs([(row.context, row.continuation) for row in rows], limits), limits)
@@ -59,11 +59,8 @@ def _timed(stats: EngineStats) -> Iterator[None]:
 
 
 def _limits(host: Host) -> PlanLimits:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(host.model, trust_remote_code=False)
     device = torch.device("cpu" if on_cpu() else "cuda")
-    limits = plan_limits(config, device, host.step_tokens, host.parameters())
+    limits = plan_limits(host.config, device, host.step_tokens, host.parameters())
     limits.kept_tokens = host.max_length
     return limits
 
